@@ -1,0 +1,48 @@
+# What there is to do; `make` alone lists it. All but `help` set up the environment first.
+EXPERIMENT := demo
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+SNAKEMAKE := $(BIN)/snakemake --profile profiles/local --config experiment=$(EXPERIMENT)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format chromium
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+env: $(INSTALLED)  ## set up .venv, with everything pinned, and no more
+
+$(INSTALLED): envs/cpu.txt envs/create.sh
+	@sh envs/create.sh $(VENV)
+	@touch $@
+
+demo: env  ## run the demo and its report, offline, in minutes (EXPERIMENT=name runs another)
+	@$(SNAKEMAKE)
+	@if [ ! -e report.zip ] || [ "$$(cat report/experiment 2>/dev/null)" != "$(EXPERIMENT)" ] || \
+		[ -n "$$(find results/$(EXPERIMENT)/report workflow/report -newer report/experiment -type f)" ]; then \
+		$(SNAKEMAKE) --report report.zip && rm -rf report && $(BIN)/python -m zipfile -e report.zip . && \
+		echo "$(EXPERIMENT)" >report/experiment; \
+	fi
+	@echo "Report: open $(CURDIR)/report/report.html in a browser (report.zip holds it all)"
+
+test: env chromium  ## all tests, two at a time
+	@$(BIN)/python -m pytest -n 2
+
+lint: env  ## formatters, linters, types, and Snakemake's own checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+format: env  ## format all code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+# Reports are tested in a real browser. Where none can be installed, those tests are skipped and say so.
+chromium:
+	@command -v chromium >/dev/null || [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+		echo "chromium could not be installed: the tests that need it are skipped"

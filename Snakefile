@@ -1,0 +1,54 @@
+"""Distil large language models into small ones, through teacher assistants.
+
+    snakemake --profile profiles/local                             the experiment that config/config.yaml names
+    snakemake --profile profiles/local --config experiment=NAME    the one in config/experiments/NAME.yaml
+    snakemake --profile profiles/slurm                             each stage a job on a cluster
+
+The experiment says what is trained, the profile what on; docs/workflow.md tells how a run proceeds.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report.output,
+
+
+# The parts of a run, each of which can be asked for by its name.
+
+
+rule prepare:
+    input:
+        collect("<results>/data/{split}/manifest.json", split=EXPERIMENT.splits),
+        rules.data_report.output,
+
+
+rule models:
+    input:
+        collect(
+            "<results>/models/{node.lineage}/seed{node.seed}/manifest.json",
+            node=EXPERIMENT.nodes,
+        ),
+
+
+rule scores:
+    input:
+        collect(
+            "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/scores.json",
+            node=EXPERIMENT.nodes,
+            set=EXPERIMENT.sets,
+        ),

@@ -1,0 +1,138 @@
+"""Reads the experiment and says what the rules have in common.
+
+A stage is tied to the world by three things only (docs/staleness.md): `spec`, the settings that it reads as
+canonical JSON; `code`, a digest of the modules that it imports; and small files that are compared by content.
+Whatever changes no result is a resource: it may differ between machines and attempts and reruns nothing.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+from shlex import quote
+
+ROOT = Path(workflow.basedir)
+WEEK = 7 * 24 * 60  # minutes: no limit where the profile sets none
+sys.path.insert(0, str(ROOT / "src"))
+
+from takd import experiment, lineage
+from takd.errors import InputError
+from takd.provenance import canonical_json, code_digest
+
+# Stages run under the interpreter that runs Snakemake. Its path stays out of the commands, whose text
+# Snakemake compares: an environment in another place should rerun nothing.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+try:
+    EXPERIMENT = experiment.load(
+        ROOT / f"config/experiments/{config['experiment']}.yaml",
+        ROOT,
+        variables={name: str(value) for name, value in config.items() if name != "experiment"},
+    )
+except InputError as error:
+    sys.exit(f"Error: {error}")
+
+
+onstart:
+    # not on reading: a plan (snakemake -n) needs no data
+    try:
+        EXPERIMENT.require_files()
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+
+
+pathvars:
+    results=f"results/{EXPERIMENT.name}",
+    logs=f"logs/{EXPERIMENT.name}",
+
+
+wildcard_constraints:
+    split="|".join(map(re.escape, EXPERIMENT.splits)),
+    set="|".join(map(re.escape, EXPERIMENT.sets)),
+    model=lineage.MODEL_PATTERN,
+    student=lineage.MODEL_PATTERN,
+    method="|".join(EXPERIMENT.methods),
+    teacher=lineage.pattern(EXPERIMENT.methods),
+    lineage=lineage.pattern(EXPERIMENT.methods),
+    seed=r"\d+",
+
+
+def spec(function, *names):
+    """Parameter function: what the stage reads of the experiment, found by the wildcards `names`."""
+    return lambda wildcards: canonical_json(function(*(wildcards[name] for name in names)))
+
+
+def train_spec(wildcards):
+    """Settings of one training."""
+    return canonical_json(EXPERIMENT.train_spec(trained(wildcards), int(wildcards.seed)))
+
+
+def evaluate_spec(wildcards):
+    """Settings of one evaluation."""
+    return canonical_json(
+        EXPERIMENT.evaluate_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
+    )
+
+
+def trained(wildcards):
+    """Lineage of the model that a training makes."""
+    if "model" in wildcards.keys():
+        return lineage.supervised(wildcards.model)
+    return f"{wildcards.teacher}__{wildcards.student}-{wildcards.method}"
+
+
+def model_manifest(model, seed):
+    """Manifest of a trained model, by its lineage and training seed."""
+    return f"<results>/models/{model}/seed{seed}/manifest.json"
+
+
+def training_data():
+    """What every training reads."""
+    return {
+        "tokenizer": "<results>/data/tokenizer/manifest.json",
+        "train": "<results>/data/train/manifest.json",
+        "dev": "<results>/data/dev/manifest.json",
+    }
+
+
+def sft_inputs(wildcards):
+    """The base model and the data."""
+    return {
+        "base": f"<results>/base/{wildcards.model}/manifest.json",
+        **training_data(),
+    }
+
+
+def distill_inputs(wildcards):
+    """The teacher, what the student starts from, and the data."""
+    student = trained(wildcards)
+    seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds)
+    inputs = {"teacher": model_manifest(wildcards.teacher, seed), **training_data()}
+    if EXPERIMENT.start_of(student) == "sft":
+        inputs["init"] = model_manifest(lineage.supervised(wildcards.student), wildcards.seed)
+    else:
+        inputs["base"] = f"<results>/base/{wildcards.student}/manifest.json"
+    settings = EXPERIMENT.train_spec(student, int(wildcards.seed))["settings"]
+    if "corpus" in EXPERIMENT.splits and settings.get("lm_weight", 0) > 0:
+        inputs["corpus"] = "<results>/data/corpus/manifest.json"
+    return inputs
+
+
+def source_files(wildcards):
+    """Local files that a split is read from; the training split also reads what it must not hold."""
+    splits = [wildcards.split, *(EXPERIMENT.sets if wildcards.split == "train" else [])]
+    return sorted({file for split in splits for file in EXPERIMENT.files(split)})
+
+
+def named(wildcards, input):
+    """The inputs as options of a stage.
+
+    Snakemake never compares a parameter that depends on `input`; it compares the inputs themselves.
+    """
+    pairs = [(name, path) for name, paths in input.items() for path in as_list(paths)]
+    return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
+
+
+def as_list(paths):
+    """One path or several, as a list."""
+    return [paths] if isinstance(paths, str) else list(paths)

@@ -1,0 +1,28 @@
+rule evaluate:
+    input:
+        model="<results>/models/{lineage}/seed{seed}/manifest.json",
+        data="<results>/data/{set}/manifest.json",
+        tokenizer="<results>/data/tokenizer/manifest.json",
+    output:
+        scores="<results>/evaluations/{lineage}/seed{seed}/{set}/scores.json",
+        generations="<results>/evaluations/{lineage}/seed{seed}/{set}/generations.jsonl",
+        metrics="<results>/evaluations/{lineage}/seed{seed}/{set}/metrics.jsonl",
+    log:
+        "<logs>/evaluations/{lineage}/seed{seed}/{set}.log",
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=WEEK,
+        processes=1,
+        micro_batch=64,
+    params:
+        spec=evaluate_spec,
+        code=code_digest("takd.evaluation.evaluate"),
+        inputs=named,
+    shell:
+        "HF_HUB_OFFLINE=1 python3 workflow/scripts/evaluate.py --spec {params.spec:q} --code {params.code}"
+        " --threads {threads} --micro-batch {resources.micro_batch}"
+        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --output scores={output.scores:q} --output generations={output.generations:q}"
+        " --output metrics={output.metrics:q} 2> {log:q}"

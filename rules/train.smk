@@ -1,0 +1,71 @@
+# A training stops in time, with a checkpoint and a failure, so that the next attempt resumes: it may use 95 % of
+# `runtime`. `threads` are those of the whole job, shared by its processes; a process is a GPU where there is one.
+
+
+rule sft:
+    input:
+        unpack(sft_inputs),
+    output:
+        model=directory("<results>/models/{model}-sft/seed{seed}/model"),
+        init=directory("<results>/models/{model}-sft/seed{seed}/init"),
+        metrics="<results>/models/{model}-sft/seed{seed}/metrics.jsonl",
+        manifest="<results>/models/{model}-sft/seed{seed}/manifest.json",
+    log:
+        "<logs>/models/{model}-sft/seed{seed}.log",
+    priority: 10
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=WEEK,
+        processes=1,
+        micro_batch=8,
+    params:
+        spec=train_spec,
+        code=code_digest("takd.training.train", "takd.methods.sft"),
+        inputs=named,
+    shell:
+        "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
+        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --output model={output.model:q} --output init={output.init:q}"
+        " --output metrics={output.metrics:q} --output manifest={output.manifest:q} 2> {log:q}"
+
+
+# One rule for chains of any length: its input `teacher` is its own output one hop up. It stands once for every
+# method, as distill_minillm and so on, so that a profile can give each method what it needs.
+for METHOD in EXPERIMENT.methods:
+
+    rule:
+        name:
+            f"distill_{METHOD}"
+        input:
+            unpack(distill_inputs),
+        output:
+            model=directory("<results>/models/{teacher}__{student}-{method}/seed{seed}/model"),
+            metrics="<results>/models/{teacher}__{student}-{method}/seed{seed}/metrics.jsonl",
+            manifest="<results>/models/{teacher}__{student}-{method}/seed{seed}/manifest.json",
+        log:
+            "<logs>/models/{teacher}__{student}-{method}/seed{seed}.log",
+        wildcard_constraints:
+            method=METHOD,
+        priority: 10
+        conda:
+            "../envs/conda.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=WEEK,
+            processes=1,
+            micro_batch=8,
+        params:
+            spec=train_spec,
+            code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),
+            inputs=named,
+        shell:
+            "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
+            " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
+            " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+            " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+            " --output model={output.model:q} --output metrics={output.metrics:q}"
+            " --output manifest={output.manifest:q} 2> {log:q}"

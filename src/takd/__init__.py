@@ -1,0 +1,1 @@
+"""Distil large language models into small ones through teacher assistants."""

@@ -1,0 +1,251 @@
+"""The built-in data: instructions with one right answer, out of nothing but a seed.
+
+Two topics. `facts` asks for the town, job, age and so on of invented people, each in four phrasings; a held-out
+row is a phrasing of a fact whose other phrasings stand in the training part. `lists` asks for simple operations
+on lists of words; a held-out row is an operation on a list that training never shows, in any phrasing.
+
+The part that a row belongs to follows from a hash of it, so parts of one seed never overlap, however many rows
+are drawn. The only random function used is `Random.random`, whose sequence Python keeps over versions.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import NamedTuple, TypeVar
+
+from takd.errors import InputError
+
+T = TypeVar("T")
+Row = tuple[str, str, str]
+
+PARTS = ("train", "dev", "test")
+TOPICS = ("facts", "lists")
+PEOPLE = 80
+FACTS_SHARE = 0.1
+HELD_OUT_FACTS = 0.2  # share of the facts that keep one phrasing for dev, and as many for test
+HELD_OUT_LISTS = 0.1  # the same for word lists
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+class Fact(NamedTuple):
+    """Something that can be known of a person: four questions, the answer, and what it may be."""
+
+    questions: tuple[str, str, str, str]
+    answer: str
+    values: tuple[str, ...]
+
+
+STARTS = _words("Bar Cal Dor El Fen Gar Hel Jor Kal Lor Mar Nor Per Ros Sel Tam Ul Ven Wil Zor")
+ENDS = _words("an bert da ek fin go ia lis mon na ora pin rik sa to")
+FACTS = {
+    "town": Fact(
+        (
+            "Where does {} live?",
+            "Which town is the home of {}?",
+            "Name the town of {}.",
+            "In what town can I find {}?",
+        ),
+        "{} lives in the town of {}.",
+        _words("Ashford Brill Corby Dunmere Elton Farley Grenfield Holt Irvale Kelso"),
+    ),
+    "job": Fact(
+        (
+            "What is the job of {}?",
+            "What does {} do for a living?",
+            "How does {} earn money?",
+            "Name the job of {}.",
+        ),
+        "{} works as a {}.",
+        _words("baker carpenter dancer doctor farmer gardener judge miner nurse painter"),
+    ),
+    "age": Fact(
+        ("How old is {}?", "What is the age of {}?", "Tell me the age of {}.", "{} is how old?"),
+        "{} is {} years old.",
+        tuple(str(age) for age in range(20, 70, 5)),
+    ),
+    "pet": Fact(
+        (
+            "What pet does {} have?",
+            "Which animal lives with {}?",
+            "Name the pet of {}.",
+            "What animal does {} keep?",
+        ),
+        "The pet of {} is a {}.",
+        _words("cat crow dog donkey duck ferret frog goat goose hamster"),
+    ),
+    "colour": Fact(
+        (
+            "What colour does {} like best?",
+            "Which colour is dear to {}?",
+            "Name the colour that {} loves.",
+            "Of all colours, what does {} prefer?",
+        ),
+        "{} likes {} best.",
+        _words("amber black blue brown crimson gold green grey indigo ivory"),
+    ),
+    "music": Fact(
+        (
+            "What instrument does {} play?",
+            "On what does {} make music?",
+            "Name the instrument of {}.",
+            "What can {} play?",
+        ),
+        "{} plays the {}.",
+        _words("accordion banjo bassoon bugle cello clarinet cornet drum fiddle flute"),
+    ),
+}
+
+WORDS = _words(
+    "apple boat bread candle chair cloud coin door field fire flower glass hill house key lamp leaf"
+    " moon paper rain river road rose ship snow star stone tree water window"
+)
+LENGTHS = (2, 3, 4)
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+JOINS = ("and", "or", "then", "with")
+
+
+class Operation(NamedTuple):
+    """Something to do with a list of words: phrasings (`{}`: the joining word), and the answer."""
+
+    phrasings: tuple[str, ...]
+    answer: Callable[[Sequence[str], str], str]
+
+
+OPERATIONS = (
+    Operation(
+        ("Repeat the words", "Say the words again", "Copy the list"), lambda w, _: " ".join(w)
+    ),
+    Operation(
+        ("Reverse the words", "Say the words backwards", "Turn the list around"),
+        lambda w, _: " ".join(reversed(w)),
+    ),
+    Operation(
+        ("Name the first word", "Which word comes first", "How does the list begin"),
+        lambda w, _: f"The first word is {w[0]}.",
+    ),
+    Operation(
+        ("Name the last word", "Which word comes last", "How does the list end"),
+        lambda w, _: f"The last word is {w[-1]}.",
+    ),
+    Operation(
+        ("Drop the first word", "Leave out the first word", "Say all but the first word"),
+        lambda w, _: " ".join(w[1:]),
+    ),
+    Operation(
+        ("Count the words", "How many words are there", "How long is the list"),
+        lambda w, _: f"There are {NUMBERS[len(w)]} words.",
+    ),
+    Operation(
+        ("Join the words with {}", "Put {} between the words", "Link the list by {}"),
+        lambda w, join: f" {join} ".join(w),
+    ),
+)
+
+
+def rows(
+    part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS
+) -> Iterator[tuple[str, str, str]]:
+    """Distinct rows (instruction, input, answer) of a part, topics mixed evenly.
+
+    The same arguments give the same rows on every machine. Without `topics`, one row in ten is a fact; fewer are
+    where the part has no more of them.
+
+    Args:
+        part: "train", "dev" or "test".
+        rows: how many.
+        seed: of the invented world; parts belong together if they have the same.
+        topics: "facts", "lists" or both.
+
+    Raises:
+        InputError: an unknown part or topic, or more rows than the part has.
+    """
+    _check(part, topics)
+    asked = [row for belongs, row in _facts(seed) if belongs == part] if "facts" in topics else []
+    share = FACTS_SHARE if "lists" in topics else 1.0
+    found = _shuffled(asked, seed, part, "facts")[: round(rows * share)]
+    if "lists" in topics:
+        found += _lists(part, rows - len(found), seed)
+    if len(found) < rows:
+        raise InputError(f"demo: part '{part}' has {len(found)} facts, fewer than rows = {rows}.")
+    yield from _shuffled(found, seed, part, "all")
+
+
+def _check(part: str, topics: Sequence[str]) -> None:
+    if part not in PARTS:
+        raise InputError(f"demo: no part '{part}'; there are {', '.join(PARTS)}.")
+    unknown = [topic for topic in topics if topic not in TOPICS]
+    if unknown or not topics:
+        raise InputError(f"demo: topics are {list(topics)}; there are {', '.join(TOPICS)}.")
+
+
+def _facts(seed: int) -> Iterator[tuple[str, Row]]:
+    """All facts of a world in all phrasings, with the part of each."""
+    names = [start + end for start in STARTS for end in ENDS]
+    people = sorted(names, key=lambda name: _share(seed, "person", name))[:PEOPLE]
+    for person in people:
+        for topic, fact in FACTS.items():
+            value = _pick(fact.values, _share(seed, "fact", person, topic))
+            answer = fact.answer.format(person, value)
+            held_out = _pick(range(4), _share(seed, "phrasing", person, topic))
+            part = _part(HELD_OUT_FACTS, seed, "part", person, topic)
+            for number, question in enumerate(fact.questions):
+                yield part if number == held_out else "train", (question.format(person), "", answer)
+
+
+def _lists(part: str, count: int, seed: int) -> list[Row]:
+    random = Random(int(_digest(seed, part, "lists"), 16))
+
+    def pick(options: Sequence[T]) -> T:
+        return _pick(options, random.random())
+
+    found: dict[Row, None] = {}
+    failures = 0
+    while len(found) < count:
+        operation, join = pick(OPERATIONS), pick(JOINS)
+        words = _distinct(pick(LENGTHS), random)
+        phrasing, apart = pick(operation.phrasings).format(join), pick((True, False))
+        answer = operation.answer(words, join)
+        text = " ".join(words)
+        row = (f"{phrasing}.", text, answer) if apart else (f"{phrasing}: {text}", "", answer)
+        # the part goes by list and answer, so that no phrasing of a held-out task stands in train
+        if row in found or _part(HELD_OUT_LISTS, seed, text, answer) != part:
+            failures += 1
+            if failures > 100 * count + 1000:
+                raise InputError(f"demo: part '{part}' has fewer than {count} rows on lists.")
+            continue
+        found[row] = None
+    return list(found)
+
+
+def _distinct(count: int, random: Random) -> list[str]:
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[_pick(WORDS, random.random())] = None
+    return list(found)
+
+
+def _part(held_out: float, *key: object) -> str:
+    share = _share(*key)
+    return "test" if share < held_out else "dev" if share < 2 * held_out else "train"
+
+
+def _shuffled(found: Sequence[Row], *key: object) -> list[Row]:
+    random = Random(int(_digest(*key, "order"), 16))
+    order = sorted((random.random(), number) for number in range(len(found)))
+    return [found[number] for _, number in order]
+
+
+def _pick(options: Sequence[T], share: float) -> T:
+    return options[int(share * len(options))]
+
+
+def _share(*key: object) -> float:
+    """A number from 0 up to 1, the same for the same key on every machine."""
+    return int(_digest(*key)[:13], 16) / 16**13
+
+
+def _digest(*key: object) -> str:
+    return hashlib.sha256("\0".join(map(str, key)).encode()).hexdigest()

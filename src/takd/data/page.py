@@ -1,0 +1,92 @@
+"""The data report as one self-contained HTML page."""
+
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+LABELS = {
+    "dropped_prompt_too_long": "dropped: prompt too long",
+    "empty_output": "dropped: empty output",
+    "dropped_duplicates": "dropped: repeats an earlier row",
+    "dropped_leaks": "dropped: stands in an evaluation set",
+    "duplicates": "repeat an earlier row",
+    "shortened_prompts": "prompt shortened",
+    "cut_responses": "response cut",
+}
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Data report</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th { font-weight: 600; white-space: nowrap; } th:first-child, td.text { text-align: left; }
+td.text { overflow-wrap: anywhere; min-width: 9rem; } .note { color: #555; max-width: 46rem; }
+@media (max-width: 40rem) { th, td { padding: .3rem .4rem; font-size: .9rem; } }
+@media (prefers-color-scheme: dark) {
+  body { background: #181818; color: #ddd; } th, td { border-color: #444; } .note { color: #aaa; }
+}
+</style>
+<h1>Data report</h1>
+<h2>Rows</h2>
+<div class="wide"><table id="rows">
+<tr><th>split</th><th>rows</th><th>kept</th><th>dropped</th><th>repeats</th><th>source</th></tr>
+{% for name, split in instruction.items() -%}
+<tr data-split="{{ name }}"><th>{{ name }}</th><td>{{ split.counts.rows }}</td><td>{{ split.counts.kept }}</td>
+<td>{{ split.dropped }}</td><td>{{ split.counts.duplicates }}</td><td class="text">{{ split.source }}</td></tr>
+{% endfor -%}
+</table></div>
+<p class="note">A repeat has the instruction and the input of an earlier row, whatever its answer.</p>
+{% if corpus %}
+<p id="corpus">Corpus: {{ corpus.counts.blocks }} blocks with {{ corpus.tokens.text }} tokens from
+{{ corpus.counts.documents }} documents; {{ corpus.counts.left_over_tokens }} tokens at the end fill no block.
+Source: {{ corpus.source }}.</p>
+{% endif %}
+<h2>The same question in two splits</h2>
+<div class="wide"><table id="leaks">
+<tr><th>of</th><th>also in</th><th>rows</th><th>rows hit there</th><th>the first, row → row</th></tr>
+{% for leak in leaks -%}
+<tr data-leak="{{ leak.split }} {{ leak.other }}"><th>{{ leak.split }}</th><td>{{ leak.other }}</td>
+<td>{{ leak.rows }}</td><td>{{ leak.other_rows }}</td><td class="text">
+{%- for pair in leak.examples %}{{ pair.row }} → {{ pair.other_row }}{{ ", " if not loop.last }}{% endfor -%}
+</td></tr>
+{% endfor -%}
+</table></div>
+<p class="note">Instruction and input are equal, character by character; counted in the sources, before anything
+is dropped. Rows are counted from 0.</p>
+<h2>Lengths in tokens</h2>
+<div class="wide"><table id="lengths">
+<tr><th>split</th><th>part</th><th>median</th><th>95 %</th><th>max</th><th>cut</th></tr>
+{% for name, split in instruction.items() %}{% for part, length in split.lengths.items() -%}
+<tr data-length="{{ name }} {{ part }}"><th>{{ name }}</th><td>{{ part }}</td><td>{{ length.median }}</td>
+<td>{{ length.p95 }}</td><td>{{ length.max }}</td>
+<td>{{ split.counts["shortened_prompts" if part == "prompt" else "cut_responses"] }}</td></tr>
+{% endfor %}{% endfor -%}
+</table></div>
+<p class="note">Of the kept rows; a prompt with its template, the first reference with its end token.</p>
+<h2>Rows to look at</h2>
+<div class="wide"><table id="named">
+<tr><th>split</th><th>what</th><th>rows</th><th>the first row numbers</th></tr>
+{% for name, split in instruction.items() %}{% for what, numbers in split.named.items() -%}
+<tr><th>{{ name }}</th><td class="text">{{ labels[what] }}</td><td>{{ split.counts[what] }}</td>
+<td class="text">{{ numbers | join(", ") }}</td></tr>
+{% endfor %}{% endfor -%}
+</table></div>
+</html>
+"""
+
+
+def render(report: dict[str, Any]) -> str:
+    """The page of a data report."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    splits = dict(report["splits"])
+    corpus = splits.pop("corpus", None)
+    return environment.from_string(PAGE).render(
+        instruction=splits, corpus=corpus, leaks=report["leaks"], labels=LABELS
+    )

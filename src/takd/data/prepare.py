@@ -1,0 +1,237 @@
+"""The data stage: one split, tokenised once into an Arrow data set on disk.
+
+Inputs: `tokenizer` (manifest of the tokenizer stage). Outputs: `dataset` (folder for
+`datasets.load_from_disk`), `manifest`.
+"""
+
+import bisect
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from takd.data import sources
+from takd.data.encoding import Encoder
+from takd.data.sources import Row
+from takd.data.template import fill
+from takd.errors import InputError
+from takd.stage import Stage
+
+TRAINED_ON = ("train", "dev")
+BATCH = 1024
+NAMED = 10
+
+Tokenised = tuple[Row, list[int], list[int]]
+
+
+class Tally:
+    """Counts of what happened to rows, and the numbers of the first rows that it happened to."""
+
+    def __init__(self) -> None:
+        names = ("dropped_prompt_too_long", "empty_output", "duplicates", "dropped_duplicates")
+        more = ("dropped_leaks", "shortened_prompts", "cut_responses")
+        self.counts: Counter[str] = Counter(dict.fromkeys(("rows", "kept", *names, *more), 0))
+        self.named: dict[str, list[int]] = {}
+
+    def count(self, what: str, row: Row) -> None:
+        """Count a row, and keep its number if it is one of the first."""
+        self.counts[what] += 1
+        numbers = self.named.setdefault(what, [])
+        if len(numbers) < NAMED:
+            numbers.append(row.number)
+
+
+def run(stage: Stage) -> None:
+    """Tokenise a split; `docs/data.md` says which rows are kept.
+
+    Raises:
+        InputError: a source that cannot be read, an evaluation row without a reference, nothing left to keep.
+    """
+    os.environ.setdefault("RAYON_NUM_THREADS", str(stage.threads))
+    encoder = Encoder(stage.input("tokenizer"))
+    write = _write_corpus if stage.spec["split"] == "corpus" else _write_rows
+    fields, message = write(stage.spec, encoder, stage.temporary(stage.outputs["dataset"]))
+    stage.commit(stage.outputs["dataset"])
+    split = stage.spec["split"]
+    stage.write_manifest(stage.outputs["manifest"], kind="data", split=split, **fields)
+    stage.say(f"data {split}: {message}")
+
+
+def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
+    """The rows of a split that its settings keep, before their length is known.
+
+    Blank references are taken off. Leaks and duplicates are counted by `Row.prompt`; the first of equal rows
+    stays. The order is that of the source.
+    """
+    held_out = {row.prompt for other in spec.get("exclude", []) for row in sources.rows(other)}
+    seen: set[tuple[str, str]] = set()
+    for row in sources.rows(spec["source"]):
+        tally.counts["rows"] += 1
+        repeated = row.prompt in seen
+        seen.add(row.prompt)
+        if repeated:
+            tally.count("duplicates", row)
+        if spec.get("drop_leaks") and row.prompt in held_out:
+            tally.count("dropped_leaks", row)
+            continue
+        if repeated and spec.get("drop_duplicates"):
+            tally.count("dropped_duplicates", row)
+            continue
+        references = tuple(text for text in row.references if text.strip())
+        if references:
+            yield row._replace(references=references)
+        elif spec["split"] in TRAINED_ON:
+            tally.count("empty_output", row)
+        else:
+            raise InputError(
+                f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): the output is empty;"
+                " a row of an evaluation set needs at least one reference to be scored against."
+            )
+
+
+def tokenise(
+    spec: dict[str, Any], encoder: Encoder, rows: Iterable[Row], tally: Tally
+) -> Iterator[Tokenised]:
+    """Each row that is kept, with its prompt's token ids and its first reference's.
+
+    The response is cut so that both fit into `max_length`. A prompt over `max_prompt_length` takes its row away
+    from the splits that training reads; a row of an evaluation set stays, with a shortened prompt.
+    """
+    limit = spec["max_prompt_length"]
+    for batch in sources.batches(rows, BATCH):
+        texts = [fill(spec["template"], row.instruction, row.input) for row in batch]
+        prompts = encoder.prompts(texts)
+        responses = encoder.responses([row.references[0] for row in batch])
+        for row, prompt, response in zip(batch, prompts, responses, strict=True):
+            if len(prompt) > limit:
+                if spec["split"] in TRAINED_ON:
+                    tally.count("dropped_prompt_too_long", row)
+                    continue
+                tally.count("shortened_prompts", row)
+                prompt = _shortened(spec, encoder, row)
+            room = spec["max_length"] - len(prompt)
+            if len(response) > room:
+                tally.count("cut_responses", row)
+            yield row, prompt, response[:room]
+
+
+def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
+    """A prompt cut to the limit at the end of its longer field, so that the template stays whole."""
+
+    def encode(characters: int) -> list[int]:
+        instruction, context = row.prompt
+        if len(context) > len(instruction):
+            # never to nothing: an empty input would choose the other template
+            context = context[: max(characters, 1)]
+        else:
+            instruction = instruction[:characters]
+        return encoder.prompts([fill(spec["template"], instruction, context)])[0]
+
+    limit = spec["max_prompt_length"]
+    longest = max(map(len, row.prompt))
+    fitting = bisect.bisect_right(range(longest), limit, key=lambda count: len(encode(count)))
+    # one character more is not always one token more: step back to a count that surely fits
+    for count in range(max(fitting - 1, 0), -1, -1):
+        prompt = encode(count)
+        if len(prompt) <= limit:
+            return prompt
+    raise InputError(
+        f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): its prompt has more than"
+        f" data.max_prompt_length = {limit} tokens even without its longer field; set a greater limit."
+    )
+
+
+def _write_rows(spec: dict[str, Any], encoder: Encoder, folder: Path) -> tuple[dict[str, Any], str]:
+    from datasets import Features, List, Value
+
+    ids = List(Value("int32"))
+    features = Features(
+        {
+            "id": Value("int64"),
+            "prompt_ids": ids,
+            "response_ids": ids,
+            "instruction": Value("string"),
+            "input": Value("string"),
+            "references": List(Value("string")),
+        }
+    )
+    tally = Tally()
+    tokens = {"prompt": 0, "response": 0}
+
+    def columns() -> Iterator[dict[str, Any]]:
+        for row, prompt, response in tokenise(spec, encoder, select(spec, tally), tally):
+            tally.counts["kept"] += 1
+            tokens["prompt"] += len(prompt)
+            tokens["response"] += len(response)
+            values = (row.number, prompt, response, *row.prompt, list(row.references))
+            yield dict(zip(features, values, strict=True))
+
+    digest = _save(columns(), features, folder)
+    counts = dict(tally.counts)
+    if not counts["kept"]:
+        raise InputError(
+            f"{sources.describe(spec['source'])}: none of {counts['rows']} rows is kept for '{spec['split']}'"
+            f" ({counts['dropped_prompt_too_long']} prompts over data.max_prompt_length ="
+            f" {spec['max_prompt_length']}, {counts['empty_output']} outputs empty)."
+        )
+    message = f"{counts['kept']} of {counts['rows']} rows"
+    notable = {key: n for key, n in counts.items() if n and key not in ("rows", "kept")}
+    message += "".join(f", {n} {key.replace('_', ' ')}" for key, n in notable.items())
+    return {"counts": counts, "named": tally.named, "tokens": tokens, "sha256": digest}, message
+
+
+def _write_corpus(
+    spec: dict[str, Any], encoder: Encoder, folder: Path
+) -> tuple[dict[str, Any], str]:
+    from datasets import Features, List, Value
+
+    size = spec["max_length"]
+    counts = {"documents": 0, "blocks": 0, "left_over_tokens": 0}
+
+    def blocks() -> Iterator[dict[str, Any]]:
+        stream: list[int] = []
+        for batch in sources.batches(sources.texts(spec["source"]), BATCH):
+            counts["documents"] += len(batch)
+            for document in encoder.responses(batch):
+                stream += document
+            full = len(stream) - len(stream) % size
+            yield from ({"input_ids": stream[i : i + size]} for i in range(0, full, size))
+            counts["blocks"] += full // size
+            stream = stream[full:]
+        counts["left_over_tokens"] = len(stream)
+
+    digest = _save(blocks(), Features({"input_ids": List(Value("int32"))}), folder)
+    if not counts["blocks"]:
+        raise InputError(
+            f"{sources.describe(spec['source'])}: {counts['documents']} documents with"
+            f" {counts['left_over_tokens']} tokens do not fill one block of data.max_length = {size} tokens."
+        )
+    tokens = {"text": counts["blocks"] * size}
+    message = f"{counts['blocks']} blocks of {size} tokens from {counts['documents']} documents"
+    return {"counts": counts, "tokens": tokens, "sha256": digest}, message
+
+
+def _save(examples: Iterable[dict[str, Any]], features: Any, folder: Path) -> str:
+    """Write examples as a data set, in a stream; returns the sha256 over them."""
+    from datasets import Dataset, disable_progress_bars
+    from datasets.arrow_writer import ArrowWriter
+
+    disable_progress_bars()
+    digest = hashlib.sha256()
+    # a data set cannot be saved into the folder that it is read from
+    stream = folder / "stream/rows.arrow"
+    stream.parent.mkdir()
+    with ArrowWriter(features=features, path=str(stream)) as writer:
+        for batch in sources.batches(examples, BATCH):
+            for example in batch:
+                line = json.dumps(list(example.values()), ensure_ascii=False)
+                digest.update(line.encode() + b"\n")
+            writer.write_batch({name: [example[name] for example in batch] for name in features})
+        writer.finalize()
+    Dataset.from_file(str(stream)).save_to_disk(str(folder))
+    shutil.rmtree(stream.parent)
+    return digest.hexdigest()

@@ -1,0 +1,235 @@
+"""Where rows come from: JSON lines, a folder or the hub through `datasets`, and the demo's generator."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from takd.data import demo
+from takd.errors import InputError
+from takd.provenance import file_digest
+
+Source = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """One instruction with its answers, as the source has it."""
+
+    number: int
+    """Position in the source, from 0; blank lines do not count."""
+    instruction: str
+    input: str
+    """Empty where the row has none."""
+    references: tuple[str, ...]
+    """At least one; any may be empty."""
+
+    @property
+    def prompt(self) -> tuple[str, str]:
+        """What makes two rows the same question: instruction and input, character by character."""
+        return self.instruction, self.input
+
+
+def rows(source: Source) -> Iterator[Row]:
+    """Read instruction rows in the order of the source.
+
+    Args:
+        source: `{"json": path}`, `{"hub": name, "revision", "config", "split"}`, `{"folder": path, "split"}` or
+            `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked.
+
+    Raises:
+        InputError: a file or split that is not there or changed, or a row that is not one; names the line.
+    """
+    if "demo" in source:
+        for number, (instruction, context, answer) in enumerate(demo.rows(**source["demo"])):
+            yield Row(number, instruction, context, (answer,))
+        return
+    for number, (where, record) in enumerate(_records(source)):
+        instruction = _text(where, "instruction", record)
+        context = "" if record.get("input") is None else _text(where, "input", record)
+        yield Row(number, instruction, context, _references(where, record))
+
+
+def texts(source: Source) -> Iterator[str]:
+    """Read the documents of a plain-text corpus.
+
+    Args:
+        source: `{"text": path}` (a document is a paragraph: blank lines part them), or one of the sources of
+            `rows` whose rows have the key `text`. Empty documents are left out.
+
+    Raises:
+        InputError: as for `rows`.
+    """
+    if "text" in source:
+        check_unchanged(source)
+        paragraph: list[str] = []
+        for _, line in _lines(Path(source["text"])):
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield "\n".join(paragraph)
+                paragraph = []
+        if paragraph:
+            yield "\n".join(paragraph)
+        return
+    for where, record in _records(source):
+        if text := _text(where, "text", record):
+            yield text
+
+
+def describe(source: Source) -> str:
+    """A source in a few words, for messages and the data report."""
+    if "demo" in source:
+        wanted = source["demo"]
+        return f"demo {wanted['part']} (seed {wanted.get('seed', 1)})"
+    parts = {"config": source.get("config"), "split": source.get("split")}
+    names = "".join(f", {key} {value}" for key, value in parts.items() if value)
+    kind = next(kind for kind in ("json", "text", "hub", "folder") if kind in source)
+    return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
+
+
+def check_unchanged(source: Source) -> None:
+    """Raise InputError if local files are not those that the workflow planned with.
+
+    `sha256` holds the digest of the one file, or pairs of name and digest for a folder. What does not look like
+    a digest (large files are planned by their size) is passed over.
+    """
+    place = Path(
+        next(source[kind] for kind in ("json", "text", "folder", "gguf") if kind in source)
+    )
+    for entry in source.get("sha256", []):
+        path, planned = (place, entry) if isinstance(entry, str) else (place / entry[0], entry[1])
+        if not path.is_file():
+            raise InputError(f"{path}: no such file, though the workflow was planned with it.")
+        if len(planned) == 64 and file_digest(path) != planned:
+            raise InputError(f"{path} changed after the workflow was planned; start it again.")
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cut a stream into lists of `size` items; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _records(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if "json" in source:
+        check_unchanged(source)
+        yield from _json_records(Path(source["json"]))
+        return
+    name = describe(source)
+    for number, record in enumerate(_data_set(source)):
+        yield f"{name}, row {number}", record
+
+
+def _json_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            hint = (
+                " (the file is one JSON array; write its elements one a line)"
+                if number == 1 and line.lstrip().startswith("[")
+                else ""
+            )
+            raise InputError(
+                f"{where}: not valid JSON: {what}; every line has to be one JSON object{hint}."
+            ) from None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{where}: {_kind(record)}; every line has to be one JSON object such as"
+                ' {"instruction": "...", "input": "...", "output": "..."}.'
+            )
+        yield where, record
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines without their ends, counted from 1. Only a line feed ends a line: U+2028 and its kin are text."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8."
+                    ) from None
+                yield number, text.removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; it has to be a readable file.") from None
+
+
+def _data_set(source: Source) -> Any:
+    # datasets takes a second to import, which the demo's sources can do without
+    import datasets
+
+    datasets.disable_progress_bars()
+    split = source.get("split") or "train"
+    try:
+        if "hub" in source:
+            return datasets.load_dataset(
+                source["hub"], source.get("config"), split=split, revision=source.get("revision")
+            )
+        check_unchanged(source)
+        folder = Path(source["folder"])
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; it has to hold data files.")
+        if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+            return datasets.load_dataset(str(folder), split=split)
+        found = datasets.load_from_disk(str(folder))
+        if isinstance(found, datasets.Dataset):
+            return found
+        if split not in found:
+            raise InputError(f"{folder}: no split '{split}'; it has {', '.join(sorted(found))}.")
+        return found[split]
+    except InputError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{describe(source)}: cannot be loaded: {reason}") from error
+
+
+def _text(where: str, key: str, record: Mapping[str, Any]) -> str:
+    if key not in record:
+        present = ", ".join(f"'{name}'" for name in record) or "none"
+        raise InputError(f"{where}: no key '{key}'; its keys are {present}.")
+    return _encodable(where, key, record[key], "has to be a text")
+
+
+def _references(where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    found = record.get("output")
+    if "output" in record and isinstance(found, list) and found:
+        wanted = "has to be a text or a list of texts"
+        return tuple(_encodable(where, "output", entry, wanted) for entry in found)
+    if isinstance(found, str) or "output" not in record:
+        return (_text(where, "output", record),)
+    raise InputError(
+        f"{where}: 'output' is {_kind(found)}; it has to be a text or a list of texts with at least one."
+    )
+
+
+def _encodable(where: str, key: str, value: Any, wanted: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: '{key}' is {_kind(value)}; it {wanted}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: '{key}' holds half of a surrogate pair at character {error.start + 1};"
+            " it has to be valid Unicode."
+        ) from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return names.get(type(value), "a number")

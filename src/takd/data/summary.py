@@ -1,0 +1,105 @@
+"""The data report: what each split holds, what was taken away, and what stands in two splits at once.
+
+Inputs: `data` (manifest of each split, in any order). Outputs: `report` (JSON), `page` (HTML).
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from takd.data import sources
+from takd.data.page import render
+from takd.errors import InputError
+from takd.stage import Stage, read_json, write_json, write_text
+
+NAMED = 10
+DROPPED = ("dropped_prompt_too_long", "empty_output", "dropped_duplicates", "dropped_leaks")
+
+
+def run(stage: Stage) -> None:
+    """Write the data report.
+
+    Raises InputError if a split of the settings has no manifest among the inputs.
+    """
+    spec = stage.spec
+    manifests = {read_json(path)["split"]: path for path in stage.many("data")}
+    missing = [split for split in spec["splits"] if split not in manifests]
+    if missing:
+        raise InputError(
+            f"the data report needs the manifest of split '{missing[0]}' as input `data`."
+        )
+    splits = {split: _describe(manifests[split], spec["splits"][split]) for split in spec["splits"]}
+    report = {"splits": splits, "leaks": leaks(spec["splits"], spec["sets"])}
+    write_json(stage.outputs["report"], report)
+    write_text(stage.outputs["page"], render(report))
+    stage.say(
+        f"data report: {len(splits)} splits, "
+        + (", ".join(_sentence(leak) for leak in report["leaks"] if leak["rows"]) or "no leaks")
+    )
+
+
+def leaks(splits: Mapping[str, Any], sets: list[str]) -> list[dict[str, Any]]:
+    """Rows of train and dev that stand in a split they should not know.
+
+    Two rows are the same if instruction and input are equal, character by character; the answer may differ.
+    Counted in the sources, so before anything is dropped.
+
+    Returns:
+        For train and dev against each evaluation set, and train against dev: `split`, `other`, `rows` (of
+        `split`), `other_rows` (rows of `other` that are hit), `examples` (the first pairs of row numbers).
+    """
+    prompts = {
+        split: [row.prompt for row in sources.rows(source)]
+        for split, source in splits.items()
+        if split != "corpus"
+    }
+    pairs = [("train", "dev"), *((split, name) for name in sets for split in ("train", "dev"))]
+    return [_leak(prompts, split, other) for split, other in pairs]
+
+
+def _leak(prompts: dict[str, list[tuple[str, str]]], split: str, other: str) -> dict[str, Any]:
+    places: dict[tuple[str, str], int] = {}
+    for number, prompt in enumerate(prompts[other]):
+        places.setdefault(prompt, number)
+    hits = [(number, places[p]) for number, p in enumerate(prompts[split]) if p in places]
+    hit = Counter(prompts[split])
+    return {
+        "split": split,
+        "other": other,
+        "rows": len(hits),
+        "other_rows": sum(prompt in hit for prompt in prompts[other]),
+        "examples": [{"row": row, "other_row": place} for row, place in hits[:NAMED]],
+    }
+
+
+def _sentence(leak: dict[str, Any]) -> str:
+    return f"{leak['other_rows']} rows of {leak['other']} stand in {leak['split']}"
+
+
+def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
+    found = read_json(manifest)
+    described = {
+        "source": sources.describe(source),
+        "counts": found["counts"],
+        "tokens": found["tokens"],
+        "sha256": found["sha256"],
+    }
+    if found["split"] == "corpus":
+        return described
+    lengths = {
+        name: _lengths(manifest.parent / "dataset", f"{name}_ids")
+        for name in ("prompt", "response")
+    }
+    dropped = sum(found["counts"][name] for name in DROPPED)
+    return {**described, "dropped": dropped, "lengths": lengths, "named": found["named"]}
+
+
+def _lengths(folder: Path, column: str) -> dict[str, float]:
+    """Median, 95th percentile and maximum of the lengths of a column of lists."""
+    import pyarrow.compute as pc
+    from datasets import load_from_disk
+
+    lengths = pc.list_value_length(load_from_disk(str(folder)).data.column(column))
+    median, high = pc.quantile(lengths, q=[0.5, 0.95], interpolation="lower").to_pylist()
+    return {"median": median, "p95": high, "max": pc.max(lengths).as_py()}

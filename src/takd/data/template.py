@@ -1,0 +1,29 @@
+"""How a row becomes a prompt."""
+
+import re
+
+ALPACA = {
+    "with_input": (
+        "Below is an instruction that describes a task, paired with an input that provides further"
+        " context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+    ),
+    "without_input": (
+        "Below is an instruction that describes a task."
+        " Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n"
+    ),
+}
+
+_FIELD = re.compile(r"\{(instruction|input)\}")
+
+
+def fill(template: dict[str, str], instruction: str, context: str) -> str:
+    """The prompt of a row: `with_input` where it has an input, else `without_input`.
+
+    Only `{instruction}` and `{input}` of the template are replaced: braces in the row, and all other braces of
+    the template, stay as they are.
+    """
+    text = template["with_input" if context else "without_input"]
+    fields = {"instruction": instruction, "input": context}
+    return _FIELD.sub(lambda match: fields[match[1]], text)

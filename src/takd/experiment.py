@@ -1,0 +1,311 @@
+"""An experiment: its file read, checked and completed, and what each stage is told of it.
+
+Snakemake reads this while it parses, on every start and in every job, so it imports nothing heavy
+and touches neither the hub nor weights.
+
+Local files that an experiment names may be absent while a run is only planned: the plan of the real
+experiments must work right after a clone, and the plan does not depend on what the data are. Their
+digests are then absent from the settings of their stages, and `require_files` refuses before the
+first job of a real run. To refuse on reading instead would make every plan depend on downloads.
+"""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from takd import checks, lineage, schema
+from takd.errors import InputError
+from takd.lineage import Node
+from takd.provenance import file_digest
+from takd.yamlfile import read_yaml
+
+LARGE = 256 * 2**20  # bytes above which a file is known by its size: every job would hash it again
+
+Spec = dict[str, Any]
+
+
+def load(path: Path, root: Path, variables: Mapping[str, str] | None = None) -> "Experiment":
+    """Read and check an experiment file.
+
+    Paths in the file are relative to `root`, the repository. `variables` (from `--config
+    name=value`) stand for `{name}` in them and come before the file's own `variables`.
+
+    Raises InputError for the first thing that is wrong. Local data that are missing are no error
+    here: see `Experiment.require_files`.
+    """
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise InputError(
+            f"There is no experiment '{path.stem}' ({name}); {schema.suggest(path.stem, known)}"
+        )
+    file = read_yaml(path, name)
+    schema.check(file)
+    settings = schema.resolve(file, variables or {})
+    parameters = checks.check(file, settings, root)
+    return Experiment(path.stem, root, settings, parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A checked experiment with all defaults resolved."""
+
+    name: str
+    root: Path
+    settings: dict[str, Any]
+    parameters: dict[str, int]
+    """Size of each model by name."""
+
+    @property
+    def methods(self) -> list[str]:
+        """The distillation methods that there are."""
+        return checks.distillation_methods()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Training seeds."""
+        return self.settings["seeds"]
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the evaluation sets."""
+        return list(self.settings["evaluation"]["sets"])
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of all data to prepare: train, dev, corpus if there is one, evaluation sets."""
+        corpus = ["corpus"] if self.settings["data"]["corpus"] else []
+        return ["train", "dev", *corpus, *self.sets]
+
+    @functools.cached_property
+    def chains(self) -> list[dict[str, str]]:
+        """Label and lineage of each chain, in the order of the file, once per method."""
+        return [
+            {
+                "label": chain["label"] or " → ".join(chain["models"]),
+                "lineage": lineage.of_chain(chain["models"], methods),
+            }
+            for chain in self.settings["chains"]
+            for methods in checks.by_hop(chain)
+        ]
+
+    @property
+    def lineages(self) -> list[str]:
+        """The last model of each chain."""
+        return [chain["lineage"] for chain in self.chains]
+
+    @functools.cached_property
+    def nodes(self) -> list[Node]:
+        """Every model to train and score, teachers before students.
+
+        Each student's supervised run is among them, for every seed: it is a start or the baseline.
+        """
+        students = {name: None for chain in self.settings["chains"] for name in chain["models"][1:]}
+        return lineage.nodes(self.lineages, self.seeds, students)
+
+    @functools.cached_property
+    def missing(self) -> list[str]:
+        """Local files and folders that are named and not there, each with its key."""
+        return [
+            f"{key} is '{path}', which does not exist"
+            for key, path in self._local_paths()
+            if not (self.root / path).exists()
+        ]
+
+    def require_files(self) -> None:
+        """Raise InputError if local data or weights are missing; for the start of a real run."""
+        if self.missing:
+            others = f" ({len(self.missing) - 1} others neither)" if len(self.missing) > 1 else ""
+            raise InputError(
+                f"Experiment '{self.name}': {self.missing[0]}{others}; put it there, or name another"
+                " place in the file or, where a variable stands in the path, with --config."
+            )
+
+    def start_of(self, name: str) -> str:
+        """What the last model of a lineage starts from: "base" (its `weights`) or "sft"."""
+        hop = lineage.split(name)[-1]
+        return self._training(*hop).get("start", "base")
+
+    def files(self, split: str) -> list[str]:
+        """Local files that a split is read from and that are there; none for hub and demo."""
+        return [str(path) for path in self._files(self._source(split))]
+
+    def tokenizer_spec(self) -> Spec:
+        """Settings of the stage that prepares the tokenizer."""
+        source = dict(self.settings["tokenizer"])
+        kind = next(kind for kind in ("train", "hub", "folder", "gguf") if kind in source)
+        if kind == "train":
+            text = self._with_digests(self._source("train"))
+            return {"source": source, "text": text, "template": self._template()}
+        return {"source": self._with_digests(source) if kind in ("folder", "gguf") else source}
+
+    def data_spec(self, split: str) -> Spec:
+        """Settings of the stage that tokenises a split."""
+        data = self.settings["data"]
+        spec: Spec = {"split": split, "source": self._with_digests(self._source(split))}
+        if split == "corpus":
+            return {**spec, "max_length": data["max_length"]}
+        spec |= {
+            "template": self._template(),
+            "max_length": data["max_length"],
+            "max_prompt_length": data["max_prompt_length"],
+            "drop_duplicates": split == "train" and data["drop_duplicates"],
+        }
+        if split == "train":
+            held_out = self.sets if data["drop_leaks"] else []
+            spec["drop_leaks"] = data["drop_leaks"]
+            spec["exclude"] = [self._with_digests(self._source(name)) for name in held_out]
+        return spec
+
+    def data_report_spec(self) -> Spec:
+        """Settings of the stage that summarises the data."""
+        splits = {name: self._with_digests(self._source(name)) for name in self.splits}
+        return {"splits": splits, "sets": self.sets}
+
+    def base_spec(self, model: str) -> Spec:
+        """Settings of the stage that fetches or makes a model's starting weights."""
+        weights = dict(self.settings["models"][model]["weights"])
+        if "folder" in weights or "gguf" in weights:
+            place = self.root / (weights.get("folder") or weights["gguf"])
+            sizes = [(path, path.stat().st_size) for path in _below(place)]
+            weights["files"] = [[path.relative_to(place).as_posix(), size] for path, size in sizes]
+        return {"model": model, "weights": weights, "parameters": self.parameters[model]}
+
+    def train_spec(self, name: str, seed: int) -> Spec:
+        """Settings of the stage that trains the last model of a lineage."""
+        model, method = lineage.split(name)[-1]
+        settings = self._training(model, method)
+        if settings["deepspeed"]:
+            path = self.root / checks.DEEPSPEED / f"{settings['deepspeed']}.json"
+            config = json.loads(path.read_text(encoding="utf-8"))
+            settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
+        if "lm_weight" in settings:
+            settings["lm_batch_size"] = settings["lm_batch_size"] or settings["batch_size"]
+            if not self.settings["data"]["corpus"]:
+                settings["lm_weight"] = 0.0
+        return {
+            "lineage": name,
+            "seed": seed,
+            "model": model,
+            "method": method,
+            "settings": settings,
+            "max_length": self.settings["data"]["max_length"],
+            "max_prompt_length": self.settings["data"]["max_prompt_length"],
+            "dev_decoding": self._decoding("dev_decoding"),
+        }
+
+    def evaluate_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
+        """Settings of the stage that scores a model on an evaluation set."""
+        return {
+            "lineage": name,
+            "seed": seed,
+            "set": evaluation_set,
+            "decoding": self._decoding("decoding"),
+            "seeds": self.settings["evaluation"]["seeds"],
+            "max_length": self.settings["data"]["max_length"],
+        }
+
+    def report_spec(self) -> Spec:
+        """Settings of the stage that makes the report."""
+        return {
+            "experiment": self.name,
+            "title": self.settings["title"] or self.name,
+            "description": self.settings["description"],
+            "models": self.parameters,
+            "chains": self.chains,
+            "nodes": [list(node) for node in self.nodes],
+            "sets": self.sets,
+            "seeds": self.seeds,
+            "decoding": self._decoding("decoding"),
+            "dev_decoding": self._decoding("dev_decoding"),
+            "decoding_seeds": self.settings["evaluation"]["seeds"],
+            "targets": self.settings["report"]["targets"],
+            "samples": self.settings["report"]["samples"],
+            "training": self.settings["training"],
+            "overrides": {
+                name: model["training"]
+                for name, model in self.settings["models"].items()
+                if "training" in model
+            },
+        }
+
+    def _training(self, model: str, method: str) -> dict[str, Any]:
+        return checks.training_settings(self.settings, model, method)
+
+    def _decoding(self, which: str) -> dict[str, Any]:
+        data = self.settings["data"]
+        longest = data["max_length"] - data["max_prompt_length"]
+        return {**self.settings["evaluation"][which], "max_new_tokens": longest}
+
+    def _template(self) -> dict[str, str]:
+        template = self.settings["data"]["template"]
+        named = schema.load_schema()["properties"]["data"]["properties"]["template"]["x-templates"]
+        return named[template] if isinstance(template, str) else template
+
+    def _source(self, split: str) -> dict[str, Any]:
+        """The source of a split, without keys that its kind does not read."""
+        sets = self.settings["evaluation"]["sets"]
+        source = sets[split] if split in sets else self.settings["data"][split]
+        if "hub" in source:
+            return source
+        kept = ("folder", "split") if "folder" in source else ("json", "text", "demo")
+        return {key: source[key] for key in kept if key in source}
+
+    def _files(self, source: Mapping[str, Any]) -> list[Path]:
+        place = next(
+            (source[kind] for kind in ("json", "text", "folder", "gguf") if kind in source), None
+        )
+        return [] if place is None else [Path(place) / path for path in _inside(self.root / place)]
+
+    def _with_digests(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """A local source with `sha256`: of the file, or [name, digest] of each file of a folder."""
+        if "hub" in source or "demo" in source:
+            return dict(source)
+        digests: list[Any] = [_digest(self.root / path) for path in self._files(source)]
+        if "folder" in source:
+            names = [path.relative_to(source["folder"]).as_posix() for path in self._files(source)]
+            digests = [list(pair) for pair in zip(names, digests, strict=True)]
+        return {**source, "sha256": digests}
+
+    def _local_paths(self) -> Iterator[tuple[str, str]]:
+        settings = self.settings
+        places = {"tokenizer": settings["tokenizer"]}
+        places |= {f"models.{name}.weights": m["weights"] for name, m in settings["models"].items()}
+        places |= {
+            f"data.{name}": settings["data"][name] or {} for name in ("train", "dev", "corpus")
+        }
+        places |= {
+            f"evaluation.sets.{name}": settings["evaluation"]["sets"][name] for name in self.sets
+        }
+        for key, source in places.items():
+            for kind in ("json", "text", "folder", "gguf"):
+                if kind in source:
+                    yield f"{key}.{kind}", source[kind]
+
+
+def _below(place: Path) -> list[Path]:
+    """A file itself, or all files below a folder but hidden ones, in order of their names."""
+    if place.is_file():
+        return [place]
+    found = (path for path in place.rglob("*") if path.is_file())
+    return sorted(
+        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
+    )
+
+
+def _inside(place: Path) -> list[Path]:
+    return [path.relative_to(place) for path in _below(place)]
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _digest_at(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _digest_at(path: Path, size: int, changed: int) -> str:
+    """sha256 of a file, or its size where it is large; read again only after a change."""
+    return f"size {size}" if size > LARGE else file_digest(path)

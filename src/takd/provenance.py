@@ -1,0 +1,114 @@
+"""What a stage depends on: digests of code and files, and canonical JSON for its settings.
+
+Snakemake compares parameters as text and files by checksum; it never sees imported modules. A stage is
+therefore given a digest of the code that it really uses as a parameter. The digest covers the syntax tree,
+without comments and docstrings, of the import closure of the stage's entry modules inside this package, so
+that editing a comment reruns nothing and editing a method reruns that method's stages and what follows.
+Imports made by name at run time are invisible here: name those modules as entries.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).resolve().parents[1]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no blanks: equal settings give equal text, whatever their order."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def short_digest(*parts: str) -> str:
+    """First 16 hexadecimal digits of the sha256 of the parts, each ended by a zero byte."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() + b"\0")
+    return total.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of all files below a folder, in hexadecimal.
+
+    Leaves out the stamp that Snakemake puts into an output folder after the job.
+    """
+    total = hashlib.sha256()
+    files = (path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(path for path in files if path.name != ".snakemake_timestamp"):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode())
+    return total.hexdigest()
+
+
+@functools.cache
+def code_digest(*entries: str) -> str:
+    """Digest of the modules of this package that `entries` (dotted names) import, directly or not.
+
+    Raises ModuleNotFoundError for an entry that is not a module below the source folder.
+    """
+    for entry in entries:
+        if _module_file(entry) is None:
+            raise ModuleNotFoundError(f"no module '{entry}' below {SOURCE}")
+    trees: dict[str, str] = {}
+    waiting = list(entries)
+    while waiting:
+        module = waiting.pop()
+        file = _module_file(module)
+        if file is None or module in trees:
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        # importing a module runs the __init__ of each package above it
+        waiting += [module.rsplit(".", level)[0] for level in range(1, module.count(".") + 1)]
+        waiting += _imported(module, file, tree)
+        trees[module] = canonical_json(_outline(tree))
+    return short_digest(*(part for module in sorted(trees) for part in (module, trees[module])))
+
+
+def _module_file(module: str) -> Path | None:
+    base = SOURCE.joinpath(*module.split("."))
+    candidates = (base.with_name(base.name + ".py"), base / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _imported(module: str, file: Path, tree: ast.AST) -> Iterator[str]:
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+            base = ".".join(filter(None, [above if node.level else "", node.module or ""]))
+            yield base
+            # `from package import module` names a module in the alias
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _outline(node: Any) -> Any:
+    """The syntax tree as JSON values, without positions, docstrings and empty fields.
+
+    `ast.dump` would do, but it changes between Python versions, and a new interpreter should retrain nothing.
+    """
+    if isinstance(node, list):
+        return [_outline(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node if isinstance(node, str | int | None) else repr(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        first = node.body[0] if node.body else None
+        value = first.value if isinstance(first, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            fields["body"] = node.body[1:]
+    fields = {name: value for name, value in fields.items() if value not in (None, [])}
+    if isinstance(node, ast.Constant):
+        # `kind` tells only how a string was written; the type keeps 1, True and "1" apart
+        fields = {"value": f"{type(node.value).__name__} {node.value!r}"}
+    return [type(node).__name__, {name: _outline(value) for name, value in fields.items()}]

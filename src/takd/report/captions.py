@@ -1,0 +1,42 @@
+"""What the captions say of an experiment: n, seeds and settings, as text that reStructuredText leaves alone."""
+
+import re
+from typing import Any
+
+
+def facts(spec: dict[str, Any]) -> dict[str, str]:
+    """Texts for the captions, from the settings of the report."""
+    return {
+        "training_seeds": numbered(spec["seeds"], "training seed"),
+        "decoding_seeds": numbered(spec["decoding_seeds"], "decoding seed"),
+        "sets": escape(", ".join(spec["sets"])),
+        "decoding": decoding(spec["decoding"]),
+        "dev_decoding": decoding(spec["dev_decoding"]),
+        "models": str(len(spec["nodes"])),
+        "chains": f"{len(spec['chains'])} chain" + ("s" if len(spec["chains"]) > 1 else ""),
+        "samples": str(spec["samples"]),
+    }
+
+
+def numbered(seeds: list[int], what: str) -> str:
+    """`n = 2 training seeds (1, 2)`."""
+    return f"n = {len(seeds)} {what}{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
+
+
+def decoding(settings: dict[str, Any]) -> str:
+    """A decoding record in words."""
+    words = ["greedy"]
+    if settings["sample"]:
+        words = [f"sampled at temperature {settings['temperature']}"]
+        words.append(f"top-k {settings['top_k']}" if settings["top_k"] else "no top-k")
+        words.append(f"top-p {settings['top_p']}" if settings["top_p"] < 1 else "no top-p")
+    size = settings["no_repeat_ngram"]
+    words.append(f"no {size}-gram twice" if size else "repeats allowed")
+    if settings.get("max_new_tokens") is not None:
+        words.append(f"at most {settings['max_new_tokens']} new tokens")
+    return ", ".join(words)
+
+
+def escape(text: str) -> str:
+    """Take their meaning from the characters that mark up reStructuredText."""
+    return re.sub(r"([\\*`_|<>])", r"\\\1", text)

@@ -1,0 +1,242 @@
+"""The schema of an experiment file: check a file by it, fill in its defaults, and document it.
+
+python -m takd.schema           rewrite the tables in docs/experiment.md
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError
+
+from takd.errors import InputError
+from takd.yamlfile import Key, YamlFile, read_yaml
+
+SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.schema.yaml"
+
+MANY = 12  # names above which a message with a suggestion does not list all
+
+KINDS = {
+    dict: "a mapping",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "empty",
+}
+TYPES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a text",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "null": "null",
+}
+BOUNDS = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "greater than",
+    "exclusiveMaximum": "less than",
+}
+
+
+@functools.cache
+def load_schema() -> dict[str, Any]:
+    """The schema, as a JSON schema of draft 2020-12."""
+    return read_yaml(SCHEMA, SCHEMA.name).value
+
+
+def follow(schema: Any) -> dict[str, Any]:
+    """A part of the schema, with its reference replaced by what it refers to; its own keys win."""
+    reference = schema.get("$ref")
+    return (
+        {**load_schema()["$defs"][reference.rpartition("/")[2]], **schema} if reference else schema
+    )
+
+
+def check(file: YamlFile) -> None:
+    """Raise InputError for the first thing in a file that the schema does not allow."""
+    if not isinstance(file.value, dict):
+        what = "is empty" if file.value is None else f"holds {KINDS[type(file.value)]}"
+        raise InputError(
+            f"{file.name} {what}; an experiment is a mapping with the keys {_required()}."
+        )
+    errors = [
+        _explain(error) for error in Draft202012Validator(load_schema()).iter_errors(file.value)
+    ]
+    if errors:
+        key, text = min(errors, key=lambda found: (file.line(found[0]), len(found[0])))
+        raise file.error(key, text)
+
+
+def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
+    """The content of a checked file with defaults, numbers of one type, and variables in paths.
+
+    `variables` come first, then those of the file. Raises InputError for a variable that nobody
+    gives, and for one that is given and stands in no path.
+    """
+    own = file.value.get("variables", {})
+    given = {**own, **variables}
+    used: set[str] = set()
+
+    def place(path: str, key: Key) -> str:
+        def lookup(match: re.Match[str]) -> str:
+            name = match[1]
+            used.add(name)
+            if name in given:
+                return str(given[name])
+            raise file.error(
+                key,
+                f"is {path!r}, but nothing says what {{{name}}} is: run with --config {name}=VALUE"
+                f" or set variables.{name} in the file.",
+            )
+
+        return re.sub(r"\{(\w+)\}", lookup, path)
+
+    settings = _fill(load_schema(), file.value, place, (), False)
+    for name in given:
+        if name not in used:
+            text = f"is in no path of the file; {suggest(name, sorted(used))}"
+            raise (
+                file.error(("variables", name), text)
+                if name in own
+                else InputError(f"{file.name}: the variable {name}, given by --config, {text}")
+            )
+    return settings
+
+
+def _fill(
+    schema: Any, value: Any, place: Callable[[str, Key], str], key: Key, partial: bool
+) -> Any:
+    schema = follow(schema)
+    if isinstance(value, dict):
+        partial = partial or schema.get("x-partial", False)
+        known = schema.get("properties", {})
+        other = schema.get("additionalProperties")
+        filled = {
+            name: _fill(known.get(name, other), item, place, (*key, name), partial)
+            for name, item in value.items()
+        }
+        for name, part in known.items() if not partial else ():
+            if name not in filled and "default" in follow(part):
+                filled[name] = _fill(part, follow(part)["default"], place, (*key, name), partial)
+        return filled
+    if isinstance(value, list):
+        items = schema.get("items", {})
+        return [_fill(items, item, place, (*key, at), partial) for at, item in enumerate(value)]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # 1 and 1.0 are equal settings, and must give equal text
+        return float(value) if "number" in schema.get("type", ()) else int(value)
+    return place(value, key) if schema.get("x-path") and value is not None else value
+
+
+def show(value: Any) -> str:
+    """A value as it may stand in a sentence."""
+    if isinstance(value, dict | list | type(None)):
+        return KINDS[type(value)]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"'{value}'" if isinstance(value, str) else f"{value}"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What a misspelt name may have meant, and what there is: in full unless that is a long list."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    there = f"there are: {', '.join(known) or 'none'}"
+    if not close:
+        return f"{there}."
+    return f"did you mean '{close[0]}'?" + (f" ({there})" if len(known) <= MANY else "")
+
+
+def _required() -> str:
+    return ", ".join(load_schema()["required"])
+
+
+def _explain(error: ValidationError) -> tuple[Key, str]:
+    """The key that an error is about, and a sentence on it without the key."""
+    key, value, schema = tuple(error.absolute_path), error.instance, error.schema
+    rule, bound = error.validator, error.validator_value
+    if "propertyNames" in error.absolute_schema_path:
+        return (*key, value), f"is no valid name; a name is made of {schema['x-expected']}."
+    match rule:
+        case "additionalProperties":
+            name = next(name for name in value if name not in schema["properties"])
+            return (*key, name), f"is not a known key; {suggest(name, schema['properties'])}"
+        case "required":
+            name = next(name for name in bound if name not in value)
+            return key, f"lacks the key {name}{_meaning(schema, name)}."
+        case "dependentRequired":
+            here, name = next(
+                (here, name)
+                for here, needed in bound.items()
+                for name in needed
+                if here in value and name not in value
+            )
+            return key, f"has {here} but lacks {name}, which goes with it{_meaning(schema, name)}."
+        case "oneOf":
+            names = _choices(bound)
+            found = [name for name in names if name in value] or ["none of them"]
+            return (
+                key,
+                f"must have exactly one of {', '.join(names)}, but has {' and '.join(found)}.",
+            )
+        case "uniqueItems":
+            twice = next(item for at, item in enumerate(value) if item in value[:at])
+            text = ", ".join(map(str, twice)) if isinstance(twice, list) else show(twice)
+            return key, f"holds {text} twice; each may stand there once."
+        case "minItems" | "minProperties" | "maxItems":
+            kind = TYPES[_first(schema["type"])]
+            more = "" if bound == schema.get("maxItems") else " or more"
+            what = schema.get("x-expected") or f"{kind} of {bound}{more}"
+            count = f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
+            return key, f"has {count}, but must be {what}."
+    return key, f"is {show(value)}, but must be {_right(error)}"
+
+
+def _right(error: ValidationError) -> str:
+    """What would be right in the place of a single value."""
+    value, schema = error.instance, error.schema
+    if error.validator == "enum":
+        close = difflib.get_close_matches(str(value), error.validator_value, n=1)
+        meant = f"; did you mean '{close[0]}'?" if close else "."
+        return f"one of {', '.join(error.validator_value)}{meant}"
+    if "x-expected" in schema:
+        what = schema["x-expected"]
+    elif error.validator in BOUNDS:
+        what = f"{BOUNDS[error.validator]} {error.validator_value}"
+    elif error.validator == "minLength":
+        what = "a text that is not empty"
+    elif error.validator == "pattern":
+        what = f"a text that matches {error.validator_value}"
+    else:
+        wanted = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        what = " or ".join(TYPES[name] for name in wanted)
+    if error.validator == "type":
+        if isinstance(value, int | float) and "string" in schema["type"]:
+            return f"{what}; put it in quotes."
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):
+            return f"{what}; write it without quotes."
+    return f"{what}."
+
+
+def _first(names: str | list[str]) -> str:
+    return names if isinstance(names, str) else names[0]
+
+
+def _meaning(schema: dict[str, Any], name: str) -> str:
+    part = follow(schema.get("properties", {}).get(name, {}))
+    if "oneOf" in part:
+        return f", which has one of {', '.join(_choices(part['oneOf']))}"
+    text = part.get("x-expected") or part.get("description", "").split(". ")[0].rstrip(".")
+    return f": {text[0].lower()}{text[1:]}" if text else ""
+
+
+def _choices(options: list[dict[str, Any]]) -> list[str]:
+    """The keys of which a `oneOf` asks for one."""
+    return [name for option in options for name in option.get("required", [])]

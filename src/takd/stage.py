@@ -1,0 +1,203 @@
+"""What every stage of the workflow shares: its command line, its check of the code, its way to write files.
+
+A stage is a function `run(stage)` in a module of this package. It reads its settings from one JSON string and
+its inputs and outputs from named paths; it never sees Snakemake.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from takd.errors import InputError
+from takd.provenance import code_digest, file_digest
+
+VERSIONED = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "rouge_score",
+)
+
+
+class Interrupted(Exception):
+    """The stage was asked to stop, or its time is up; what it had is in its checkpoint."""
+
+
+@dataclass
+class Stage:
+    """One run of a stage: settings, named paths, and what it may use."""
+
+    spec: dict[str, Any]
+    code: str
+    inputs: dict[str, list[Path]] = field(default_factory=dict)
+    outputs: dict[str, Path] = field(default_factory=dict)
+    threads: int = 1
+    processes: int = 1
+    micro_batch: int = 8
+    deadline: float | None = None
+    checkpoint_seconds: float = 300.0
+    stop_requested: bool = False
+
+    def input(self, name: str) -> Path:
+        """The one input called `name`."""
+        (path,) = self.inputs[name]
+        return path
+
+    def many(self, name: str) -> list[Path]:
+        """All inputs called `name`, in the order given."""
+        return self.inputs.get(name, [])
+
+    def say(self, text: str) -> None:
+        """A line for the one who waits: to the log (stderr) and to the console (stdout)."""
+        if int(os.environ.get("RANK", 0)) == 0:
+            for stream in (sys.stdout, sys.stderr):
+                print(text, file=stream, flush=True)
+
+    def should_stop(self) -> bool:
+        """Whether SIGTERM came or the time budget is used up: checkpoint and leave."""
+        return self.stop_requested or (self.deadline is not None and time.time() > self.deadline)
+
+    def temporary(self, path: Path) -> Path:
+        """A fresh folder beside `path`, to be filled and then committed."""
+        work = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        return work
+
+    def commit(self, path: Path) -> None:
+        """Put the folder that `temporary(path)` gave into place, whole."""
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(path.with_name(f".{path.name}.partial"), path)
+
+    def write_manifest(self, path: Path, **fields: Any) -> None:
+        """Write what identifies this stage's result.
+
+        Holds no times and no machine, so that the same work done again gives the same bytes, and stages that
+        read it do not rerun. Written last: a manifest means that all the rest is there.
+        """
+        sources = {name: [file_digest(p) for p in paths] for name, paths in self.inputs.items()}
+        write_json(
+            path,
+            {
+                **fields,
+                "spec": self.spec,
+                "code": self.code,
+                "inputs": sources,
+                "versions": {name: _version(name) for name in VERSIONED},
+            },
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as canonical, indented JSON; a reader sees the old file or the new, never a part."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old file or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main(module: str, also: Callable[[dict[str, Any]], list[str]] | None = None) -> None:
+    """Run the stage in `module` with the arguments of the command line.
+
+    `also` names further modules that the settings choose at run time, for the digest of the code.
+    """
+    arguments = _parser(module).parse_args()
+    spec = json.loads(arguments.spec)
+    entries = [module, *(also(spec) if also else [])]
+    if arguments.processes > 1 and "RANK" not in os.environ:
+        _launch(arguments.processes)
+    present = code_digest(*entries)
+    code = arguments.code or present
+    if code != present:
+        sys.exit(
+            f"The code of this stage ({', '.join(entries)}) changed after it was submitted"
+            f" (digest {code} then, {present} now); start snakemake again."
+        )
+    stage = Stage(
+        spec=spec,
+        code=code,
+        inputs=_named(arguments.input),
+        outputs={name: paths[0] for name, paths in _named(arguments.output).items()},
+        threads=arguments.threads,
+        processes=arguments.processes,
+        micro_batch=arguments.micro_batch,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        deadline=time.time() + 60 * arguments.time_budget if arguments.time_budget else None,
+    )
+
+    def request_stop(number: int, frame: Any) -> None:
+        stage.stop_requested = True
+
+    signal.signal(signal.SIGTERM, request_stop)
+    try:
+        importlib.import_module(module).run(stage)
+    except (InputError, Interrupted) as error:
+        stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
+        sys.exit(1)
+    except Exception as error:
+        # the log gets the traceback; the console should say more than that a command failed
+        print(f"Error: {type(error).__name__}: {error}", flush=True)
+        raise
+
+
+def _parser(module: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=f"Stage {module} of the workflow.")
+    add = parser.add_argument
+    add("--spec", required=True, help="settings as JSON")
+    add("--code", help="digest of the code at submission; refused if it is another one now")
+    add("--input", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
+    add("--output", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
+    add("--threads", type=int, default=1, help="threads of each process")
+    add("--processes", type=int, default=1, help="processes on this node: one per GPU")
+    add("--micro-batch", type=int, default=8, help="rows a process handles at once")
+    add("--time-budget", type=float, help="minutes after which to checkpoint and leave")
+    add("--checkpoint-seconds", type=float, default=300.0, help="longest time between checkpoints")
+    return parser
+
+
+def _named(pairs: list[str]) -> dict[str, list[Path]]:
+    named: dict[str, list[Path]] = {}
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        named.setdefault(name, []).append(Path(path))
+    return named
+
+
+def _launch(processes: int) -> None:
+    """Become torchrun, which starts this same command once per process."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    os.execv(sys.executable, [*torchrun, f"--nproc-per-node={processes}", *sys.argv])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

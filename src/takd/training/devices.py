@@ -1,0 +1,94 @@
+"""Devices, precision and process groups: everything that Accelerate has to be told."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+from accelerate.utils import DistributedType
+
+from takd.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_precision(setting: str) -> str:
+    """Resolve `auto`: float32 on a CPU, bfloat16 where the card has it, else float16 with loss scaling (Volta)."""
+    on_gpu = torch.cuda.is_available()
+    if setting != "auto":
+        if setting == "fp16" and not on_gpu:
+            raise InputError("precision 'fp16' needs a GPU; on a CPU use 'auto', 'fp32' or 'bf16'.")
+        return setting
+    if not on_gpu:
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+
+def start(
+    precision: str,
+    accumulation: int,
+    micro_batch: int,
+    gradient_clip: float,
+    deepspeed: dict[str, Any] | None,
+) -> Accelerator:
+    """Join the process group and say how to train.
+
+    Args:
+        accumulation: micro-batches of one optimizer step on each process.
+        deepspeed: `{"name", "config"}` of a file in config/deepspeed, or None for plain or DDP training.
+
+    Raises:
+        RuntimeError: Accelerate set up something else than was asked for.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    on_gpu = torch.cuda.is_available()
+    mixed = "no" if precision == "fp32" else precision
+    if deepspeed is None:
+        accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision=mixed,
+            gradient_accumulation_steps=accumulation,
+        )
+    else:
+        if not on_gpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)):
+            os.environ.setdefault(name, str(value))
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+        # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process group
+        # each of two CPU processes would believe that it is alone
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        PartialState(backend="nccl" if on_gpu else "gloo")
+        config = {
+            **deepspeed["config"],
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": gradient_clip,
+            "zero_allow_untested_optimizer": True,
+        }
+        accelerator = Accelerator(
+            mixed_precision=mixed,
+            gradient_accumulation_steps=accumulation,
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config),
+        )
+    kind = accelerator.distributed_type
+    if accelerator.num_processes != world or (kind == DistributedType.DEEPSPEED) != bool(deepspeed):
+        raise RuntimeError(
+            f"asked for {world} processes, DeepSpeed {bool(deepspeed)};"
+            f" got {accelerator.num_processes}, {kind}"
+        )
+    return accelerator
+
+
+def uses_zero3(accelerator: Accelerator) -> bool:
+    """Whether each process holds only a part of each parameter."""
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """Name of the card, or "cpu"."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return accelerator.device.type

@@ -1,0 +1,152 @@
+"""Stage: train one model of a chain, by any method.
+
+Inputs: `base` (starting weights), `tokenizer`, `train`, `dev`, and `teacher`, `init`, `corpus` where the method
+uses them; all are manifests with their folders beside them. Outputs: `model` (best by the dev measure `keep`),
+`init` (supervised runs: best by dev loss, the start of on-policy students), `metrics`, `manifest`.
+"""
+
+import importlib
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from datasets import Dataset, disable_progress_bars, load_from_disk
+from transformers.utils import logging as transformers_logging
+
+from takd import models
+from takd.errors import InputError
+from takd.lineage import SUPERVISED
+from takd.methods.base import Context, Method
+from takd.provenance import file_digest
+from takd.sampling import Decoding
+from takd.stage import Stage
+from takd.training import devices
+from takd.training.checkpoints import Checkpoints, Lock, resume_key
+from takd.training.loop import Run
+
+WEIGHTS = "model.safetensors"
+
+
+def run(stage: Stage) -> None:
+    """Train, resuming where an earlier attempt stopped, and put the outputs into place."""
+    torch.set_num_threads(stage.threads)
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    # it warns at each save that tied weights are written once
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    root = stage.outputs["manifest"].parent / "checkpoints"
+    checkpoints = Checkpoints(root, resume_key(stage))
+    if int(os.environ.get("RANK", 0)) > 0:
+        _train(stage, checkpoints)
+        return
+    with Lock(root / "lock", stage.say):
+        checkpoints.open()
+        _train(stage, checkpoints)
+    checkpoints.close()
+
+
+def _train(stage: Stage, checkpoints: Checkpoints) -> None:
+    spec, settings = stage.spec, stage.spec["settings"]
+    data = {name: _rows(stage, name) for name in ("train", "dev", "corpus") if stage.many(name)}
+    train, dev = data["train"], data["dev"]
+    if settings["rows"]:
+        train = train.select(range(min(settings["rows"], len(train))))
+    if settings["dev_rows"]:
+        dev = dev.select(range(min(settings["dev_rows"], len(dev))))
+    if not len(train) or not len(dev):
+        raise InputError(
+            f"{spec['lineage']}: no rows left in the train or dev split; see the data report."
+        )
+    precision = devices.choose_precision(settings["precision"])
+    tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    student = models.load_model(
+        _weights(stage), seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
+    )
+    vocabulary = models.check_vocabulary(student, tokenizer, spec["model"])
+    models.check_projection(student, spec["model"])
+    teacher = None
+    if stage.many("teacher"):
+        half = torch.float32 if not torch.cuda.is_available() else devices.DTYPES[precision]
+        teacher = models.load_model(stage.input("teacher").parent / "model", dtype=half)
+        models.check_vocabulary(teacher, tokenizer, "teacher")
+        models.check_projection(teacher, "teacher")
+    decoding = Decoding(**spec["dev_decoding"])
+    context = Context(
+        settings=settings,
+        seed=spec["seed"],
+        train=train,
+        vocabulary=vocabulary,
+        max_new_tokens=decoding.max_new_tokens,
+        teacher=teacher,
+        corpus=data.get("corpus"),
+    )
+    method: Method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD(context)
+    supervised = spec["method"] == SUPERVISED
+    accelerator = devices.start(
+        precision,
+        accumulation=_micro_batches(method, stage),
+        micro_batch=stage.micro_batch,
+        gradient_clip=settings["gradient_clip"],
+        deepspeed=settings["deepspeed"],
+    )
+    keep = {"model": settings["keep"], **({"init": "loss"} if supervised else {})}
+    job = Run(
+        stage, accelerator, method, student, tokenizer, dev, decoding, precision, keep, checkpoints
+    )
+    job.train()
+    job.end()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _publish(stage, job)
+    accelerator.end_training()
+
+
+def _rows(stage: Stage, split: str) -> Dataset:
+    return load_from_disk(str(stage.input(split).parent / "dataset"))
+
+
+def _weights(stage: Stage) -> Path:
+    """Folder that the student starts from."""
+    if stage.many("init"):
+        return stage.input("init").parent / "init"
+    return stage.input("base").parent / "model"
+
+
+def _micro_batches(method: Method, stage: Stage) -> int:
+    """Micro-batches of one step on each process; refuses batches that cannot be split evenly."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    count = 0
+    for size in method.part_sizes():
+        if size % world:
+            raise InputError(
+                f"{stage.spec['lineage']}: a global batch of {size} rows cannot be split evenly over"
+                f" {world} processes; choose a batch_size that {world} divides."
+            )
+        count += math.ceil(size / world / stage.micro_batch)
+    return count
+
+
+def _publish(stage: Stage, job: Run) -> None:
+    """Put outputs into place: folders, metrics, and the manifest last."""
+    weights = {}
+    for name, best in job.best.items():
+        assert best.step is not None
+        target = stage.temporary(stage.outputs[name])
+        shutil.copytree(job.kept(best.step), target, dirs_exist_ok=True)
+        stage.commit(stage.outputs[name])
+        weights[name] = file_digest(stage.outputs[name] / WEIGHTS)
+    shutil.copyfile(job.journal.path, stage.outputs["metrics"])
+    spec = stage.spec
+    stage.write_manifest(
+        stage.outputs["manifest"],
+        kind="model",
+        **{key: spec[key] for key in ("lineage", "seed", "method", "model")},
+        parameters=models.parameter_count(job.student),
+        weights=weights,
+        best={b.measure: {"step": b.step, "value": b.value} for b in job.best.values()},
+        steps=job.total,
+        precision=job.precision,
+    )

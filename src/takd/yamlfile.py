@@ -1,0 +1,135 @@
+"""Read a YAML file strictly: by the few rules of YAML 1.2, each key once, and with its line.
+
+PyYAML follows YAML 1.1, in which `5e-5` is a text and `no` is false, and keeps the last of two
+equal keys.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from takd.errors import InputError
+
+Key = tuple[str | int, ...]
+
+PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads plain scalars by the core schema of YAML 1.2."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+
+for _name, (_pattern, _first) in PLAIN.items():
+    _Loader.add_implicit_resolver(TAG + _name, re.compile(f"^({_pattern})$"), _first)
+
+
+@dataclass
+class YamlFile:
+    """The content of a YAML file, and where in it each key stands."""
+
+    name: str
+    value: Any = None
+    lines: dict[Key, int] = field(default_factory=dict)
+
+    def error(self, key: Key, text: str) -> InputError:
+        """An error in one sentence: the file, the line, the key, and then `text`."""
+        return InputError(f"{self.name}, line {self.line(key)}: {dotted(key)} {text}")
+
+    def line(self, key: Key) -> int:
+        """Line of a key, from 1; where it is not written, of the nearest key above it."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
+
+def dotted(key: Key) -> str:
+    """A key as text: `chains[0].models[1]`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
+    return text.removeprefix(".") or "the file"
+
+
+def read_yaml(path: Path, name: str) -> YamlFile:
+    """Read a file; `name` stands for it in messages.
+
+    Raises InputError for what is not YAML, for a key that stands twice, and for values that JSON
+    does not have.
+    """
+    file = YamlFile(name)
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        file.value = None if node is None else _value(node, (), file)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        text = path.read_text(encoding="utf-8").splitlines()[line - 1 : line]
+        tabs = "; indent with blanks, not tabs" if "\t" in "".join(text) else ""
+        raise InputError(f"{name}, line {line}: is not YAML: {error.problem}{tabs}.") from None
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise InputError(f"{name} is not a text in UTF-8: {error}.") from None
+    except RecursionError:
+        raise InputError(f"{name} has an alias that contains itself.") from None
+    return file
+
+
+def _value(node: yaml.Node, key: Key, file: YamlFile) -> Any:
+    file.lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, key, file)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*key, index), file) for index, item in enumerate(node.value)]
+    match node.tag.removeprefix(TAG):
+        case "null":
+            return None
+        case "bool":
+            return node.value.lower() == "true"
+        case "int":
+            return int(node.value)
+        case "float":
+            number = float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            if not math.isfinite(number):
+                raise file.error(key, f"is {node.value}, but must be a finite number.")
+            return number
+        case "str" | "merge":
+            return node.value
+    raise file.error(key, f"has the tag {node.tag}; only plain values are read.")
+
+
+def _mapping(node: yaml.MappingNode, key: Key, file: YamlFile) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for name, item in node.value:
+        line = name.start_mark.line + 1
+        if not isinstance(name, yaml.ScalarNode):
+            raise file.error(key, f"has a key in line {line} that is not a text.")
+        if name.tag == TAG + "merge":
+            parts = item.value if isinstance(item, yaml.SequenceNode) else [item]
+            for part in parts:
+                if not isinstance(part, yaml.MappingNode):
+                    raise file.error(key, f"has a << in line {line} that does not name a mapping.")
+                merged = {**_value(part, key, file), **merged}
+            continue
+        if name.value in own:
+            first = file.lines[(*key, name.value)]
+            file.lines[(*key, name.value)] = line
+            raise file.error(
+                (*key, name.value), f"stands twice, first in line {first}; keep one of the two."
+            )
+        file.lines[(*key, name.value)] = line
+        own[name.value] = _value(item, (*key, name.value), file)
+    return {**merged, **own}

@@ -1,0 +1,158 @@
+"""Helpers: a copy of the workflow to plan and run in, with stages that do nothing but write their outputs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("Snakefile", "rules", "workflow", "config", "profiles", "src", "envs")
+
+# In a copy, the stages' modules are the real ones (their digests are what is tested), but this runs in their place.
+FAKE_STAGE = """
+def run(stage):
+    stage.say("done")
+    for name, path in stage.outputs.items():
+        if not path.suffix:
+            folder = stage.temporary(path)
+            (folder / "weights").write_text(name)
+            stage.commit(path)
+        elif name != "manifest":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+    if "manifest" in stage.outputs:
+        stage.write_manifest(stage.outputs["manifest"])
+"""
+IMPORT = "importlib.import_module(module).run(stage)"
+
+
+class Project:
+    """A copy of the workflow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *arguments: str, check: bool = True, **options: Any) -> str:
+        """Run snakemake; what it printed."""
+        # a profile says itself how many cores there are
+        cores = [] if "--profile" in arguments else ["--cores", "2"]
+        command = [sys.executable, "-m", "snakemake", *arguments, *cores]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            **options,
+        )
+        assert not check or done.returncode == 0, done.stdout
+        return done.stdout
+
+    def plan(self, *arguments: str) -> dict[str, int]:
+        """Jobs that a run would start, counted by rule, without target rules."""
+        printed = self.run("--dry-run", "--quiet", "rules", *arguments)
+        if "Nothing to be done" in printed:
+            return {}
+        table = printed.split("Job stats:")[1].split("\n\n")[0]
+        jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
+        return {name: count for name, count in jobs.items() if name not in ("all", "total")}
+
+    def outputs(self, *arguments: str) -> list[str]:
+        """First output of every job that a run would start."""
+        printed = self.run("--dry-run", *arguments)
+        return re.findall(r"^    output: ([^,\n]+)", printed, re.M)
+
+    def experiment(self, edit: Callable[[dict[str, Any]], Any], name: str = "small") -> None:
+        """Change an experiment file of this copy."""
+        path = self.folder / f"config/experiments/{name}.yaml"
+        settings = yaml.safe_load(path.read_text())
+        edit(settings)
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    def replace(self, file: str, old: str, new: str) -> None:
+        """Replace text, which must be there, in a file of this copy."""
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new, 1))
+
+    def copy(self, folder: Path) -> "Project":
+        """A copy of all, results and Snakemake's records included, with time stamps of its own."""
+        shutil.copytree(self.folder, folder, copy_function=shutil.copy)
+        return Project(folder)
+
+
+def small_experiment() -> dict[str, Any]:
+    """A chain without and one with an assistant, two methods, one seed."""
+
+    def model(layers: int) -> dict[str, Any]:
+        shape = {"architecture": "gpt2", "layers": layers, "width": 16, "heads": 2, "positions": 64}
+        return {"weights": {"scratch": shape}}
+
+    def rows(part: str, count: int) -> dict[str, Any]:
+        return {"demo": {"part": part, "rows": count, "seed": 1}}
+
+    sft = {"steps": 4, "batch_size": 4, "evaluate_every": 2}
+    return {
+        "title": "Small",
+        "description": "For tests.",
+        "tokenizer": {"train": {"vocabulary": 300}},
+        "models": {"teacher": model(3), "assistant": model(2), "student": model(1)},
+        "data": {
+            "train": rows("train", 40),
+            "dev": {"json": "data/dev.jsonl"},
+            "max_length": 64,
+            "max_prompt_length": 48,
+        },
+        "chains": [
+            {"models": ["teacher", "student"], "methods": ["kd", "minillm"]},
+            {"models": ["teacher", "assistant", "student"], "methods": ["minillm"]},
+        ],
+        "seeds": [1],
+        "training": {"sft": dict(sft), "kd": dict(sft), "minillm": dict(sft)},
+        "evaluation": {"sets": {"heldout": rows("test", 8)}, "seeds": [10, 20]},
+        "report": {"samples": 2},
+    }
+
+
+def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
+    """Copy the workflow, with the given experiment as the one that runs."""
+    folder.mkdir(parents=True)
+    for part in PARTS:
+        source, ignored = ROOT / part, shutil.ignore_patterns("__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=ignored)
+        else:
+            shutil.copy(source, folder / part)
+    (folder / "config/config.yaml").write_text("experiment: small\n")
+    (folder / "config/experiments/small.yaml").write_text(yaml.safe_dump(dict(experiment)))
+    (folder / "data").mkdir()
+    (folder / "data/dev.jsonl").write_text('{"instruction": "Say b.", "output": "b"}\n')
+    (folder / "fakes.py").write_text(FAKE_STAGE)
+    stage = folder / "src/takd/stage.py"
+    text = stage.read_text()
+    assert IMPORT in text
+    # after the digest of the code is taken, and outside of any stage's import closure
+    fake = 'sys.path.insert(0, os.getcwd())\n        importlib.import_module("fakes").run(stage)'
+    stage.write_text(text.replace(IMPORT, fake))
+    return Project(folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A copy of the workflow with the small experiment, nothing run."""
+    return make_project(tmp_path / "project", small_experiment())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy in which the small experiment has run. Do not change it: take a copy."""
+    done = make_project(tmp_path_factory.mktemp("finished") / "project", small_experiment())
+    done.run("--quiet", "rules")
+    return done

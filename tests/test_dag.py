@@ -1,0 +1,162 @@
+"""What a run would do, by dry run: which models, each once, and from what."""
+
+import re
+from collections import Counter
+
+import pytest
+from conftest import Project, small_experiment
+
+SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "positions": 64}
+
+
+def with_models(count: int) -> dict:
+    """Models m0 (the largest) to m<count - 1>, without chains."""
+    experiment = small_experiment()
+    experiment["models"] = {
+        f"m{i}": {"weights": {"scratch": {**SHAPE, "width": 16 * (count - i)}}}
+        for i in range(count)
+    }
+    return experiment
+
+
+def write(project: Project, experiment: dict) -> None:
+    def edit(settings: dict) -> None:
+        settings.clear()
+        settings.update(experiment)
+
+    project.experiment(edit)
+
+
+@pytest.mark.parametrize("assistants", range(4))
+def test_any_number_of_assistants(project: Project, assistants: int) -> None:
+    experiment = with_models(assistants + 2)
+    experiment["chains"] = [{"models": list(experiment["models"]), "methods": ["minillm"]}]
+    write(project, experiment)
+    jobs = project.plan()
+    assert jobs["base"] == jobs["sft"] == assistants + 2
+    assert jobs["distill_minillm"] == assistants + 1
+    assert jobs["evaluate"] == 2 * assistants + 3
+    assert jobs["data"] == 3
+    assert "distill_kd" not in jobs
+
+
+def test_shared_prefixes_once_for_each_method_and_seed(project: Project) -> None:
+    experiment = with_models(4)
+    experiment["seeds"] = [1, 2]
+    experiment["chains"] = [
+        {"models": ["m0", "m3"], "methods": ["kd", "minillm"]},
+        {"models": ["m0", "m1", "m3"], "methods": ["kd", "minillm"]},
+        {"models": ["m0", "m1", "m2", "m3"], "methods": ["minillm", ["minillm", "kd", "minillm"]]},
+    ]
+    write(project, experiment)
+    made = project.outputs()
+    assert max(Counter(made).values()) == 1
+    models = [re.search(r"/models/(\S+)/seed(\d)/", path) for path in made]
+    trained = {(found[1], found[2]) for found in models if found}
+    students = {
+        "m1-sft",
+        "m2-sft",
+        "m3-sft",
+        "m0-sft__m3-kd",
+        "m0-sft__m3-minillm",
+        "m0-sft__m1-kd",
+        "m0-sft__m1-kd__m3-kd",
+        "m0-sft__m1-minillm",
+        "m0-sft__m1-minillm__m3-minillm",
+        "m0-sft__m1-minillm__m2-minillm",
+        "m0-sft__m1-minillm__m2-minillm__m3-minillm",
+        "m0-sft__m1-minillm__m2-kd",
+        "m0-sft__m1-minillm__m2-kd__m3-minillm",
+    }
+    # the teacher at the head of the chains is trained once, its students once a seed
+    assert trained == {("m0-sft", "1")} | {(name, seed) for name in students for seed in "12"}
+
+
+def test_what_a_distillation_reads(project: Project) -> None:
+    """Its own teacher, its own start; the corpus only where the method reads one."""
+    (project.folder / "corpus.txt").write_text("plain text\n")
+    project.experiment(lambda e: e["data"].update(corpus={"text": "corpus.txt"}))
+    project.experiment(lambda e: e.update(seeds=[1, 2]))
+    seed2 = "results/small/models/{}/seed2/manifest.json"
+    names = ["teacher-sft__student-kd", "teacher-sft__assistant-minillm__student-minillm"]
+    printed = project.run("--dry-run", *(seed2.format(name) for name in names))
+    rules = re.findall(r"^rule (\w+):\n    input: (.*)\n    output: (\S+)/model,", printed, re.M)
+    inputs = {
+        output.removeprefix("results/small/models/"): {
+            path.removeprefix("results/small/").removesuffix("/manifest.json")
+            for path in paths.split(", ")
+        }
+        for _, paths, output in rules
+    }
+    data = {"data/tokenizer", "data/train", "data/dev"}
+    assert inputs["teacher-sft/seed1"] == {*data, "base/teacher"}
+    assert inputs["teacher-sft__student-kd/seed2"] == {
+        *data,
+        "models/teacher-sft/seed1",
+        "base/student",
+    }
+    assert inputs["teacher-sft__assistant-minillm/seed2"] == {
+        *data,
+        "data/corpus",
+        "models/teacher-sft/seed1",
+        "models/assistant-sft/seed2",
+    }
+    assert inputs["teacher-sft__assistant-minillm__student-minillm/seed2"] == {
+        *data,
+        "data/corpus",
+        "models/teacher-sft__assistant-minillm/seed2",
+        "models/student-sft/seed2",
+    }
+
+
+def test_paper_experiment_trains_shared_models_once(project: Project) -> None:
+    made = project.outputs("--config", "experiment=gpt2-dolly")
+    assert max(Counter(made).values()) == 1
+    lineages = {found[1] for path in made if (found := re.search(r"/models/([^/]+)/seed", path))}
+    ends = [name for name in lineages if name.count("__")]
+    # every teacher of a chain is among the models, so that prefixes are shared
+    assert {name.rpartition("__")[0] for name in ends} <= lineages
+    assert max(name.count("__") for name in ends) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config", "experiment=nowhere"], "Error: There is no experiment 'nowhere'"),
+        (["--config", "nonsense=1"], "Error: "),
+    ],
+)
+def test_refuses_in_one_sentence(project: Project, arguments: list[str], says: str) -> None:
+    printed = project.run("--dry-run", *arguments, check=False)
+    assert says in printed
+    assert "Traceback" not in printed and "Job stats" not in printed
+
+
+def test_missing_data_stop_a_run_but_no_plan(project: Project) -> None:
+    project.experiment(lambda e: e["data"].update(dev={"json": "nowhere/dev.jsonl"}))
+    assert project.plan()["data"] == 3
+    printed = project.run(check=False)
+    assert "nowhere/dev.jsonl" in printed
+    assert "Traceback" not in printed
+    assert not (project.folder / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("takd.errors.InputError('line 3 is bad')", "Error: line 3 is bad"),
+        ("OSError('disk full')", "Error: OSError: disk full"),
+    ],
+)
+def test_failure_of_a_stage_is_told_on_the_console(project: Project, error: str, says: str) -> None:
+    """The quiet local profile shows no logs; a sentence has to do."""
+    fake = f"import takd.errors\n\ndef run(stage):\n    raise {error}\n"
+    (project.folder / "fakes.py").write_text(fake)
+    target = "results/small/data/tokenizer/manifest.json"
+    printed = project.run(target, "--profile", "profiles/local", check=False)
+    assert f"\n{says}\n" in printed
+    assert "Traceback" not in printed
+    assert (
+        says.removeprefix("Error: ")
+        in (project.folder / "logs/small/data/tokenizer.log").read_text()
+    )

@@ -1,0 +1,658 @@
+"""The experiment file: what it means, what is refused and how, and that schema and documentation agree."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from takd import reference
+from takd.checks import gpt2_parameters
+from takd.errors import InputError
+from takd.experiment import Experiment, load
+from takd.lineage import Node
+from takd.provenance import canonical_json, file_digest
+from takd.schema import follow, load_schema
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GOOD = """\
+tokenizer: {train: {vocabulary: 300}}
+models:
+  teacher:
+    weights: {scratch: {layers: 3, width: 32, heads: 4, positions: 64}}
+  assistant:
+    weights: {scratch: {layers: 2, width: 32, heads: 4, positions: 64}}
+    training: {minillm: {batch_size: 32}}
+  student:
+    weights: {scratch: {layers: 1, width: 32, heads: 4, positions: 64}}
+  hub.model:
+    parameters: 1.5M
+    weights: {hub: some/model, revision: 15ea56dee5df4983c59b2538573817e1667135e2}
+data:
+  train: {json: data/train.jsonl}
+  dev: {demo: {part: dev, rows: 10}}
+  max_length: 64
+  max_prompt_length: 48
+chains:
+  - {models: [teacher, student], methods: [kd, minillm], label: direct}
+  - {models: [teacher, assistant, student], methods: [minillm, [kd, minillm]]}
+seeds: [1, 2]
+training:
+  sft: {steps: 10}
+  kd: {epochs: 2}
+  minillm: {steps: 20, learning_rate: 5e-5}
+evaluation:
+  sets:
+    heldout: {demo: {part: test, rows: 10}}
+  seeds: [10, 20]
+report:
+  targets:
+    - {source: a paper, scores: {teacher-sft: {heldout: 27.6}}}
+"""
+
+
+def write(folder: Path, text: str = GOOD, name: str = "mine") -> Path:
+    """A repository with nothing but this experiment in it."""
+    path = folder / f"config/experiments/{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data/train.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (folder / "config/deepspeed").mkdir(exist_ok=True)
+    (folder / "config/deepspeed/zero1.json").write_text('{"zero_optimization": {"stage": 1}}')
+    (folder / "config/deepspeed/broken.json").write_text("{")
+    return path
+
+
+def read(folder: Path, text: str = GOOD, **variables: str) -> Experiment:
+    return load(write(folder, text), folder, variables)
+
+
+def edit(old: str, new: str, text: str = GOOD) -> str:
+    assert text.count(old) >= 1, old
+    return text.replace(old, new, 1)
+
+
+# what is wrong: the text that is replaced, what replaces it, and what the message must hold
+BAD: dict[str, tuple[str, str, list[str]]] = {
+    "unknown key": ("seeds: [1, 2]", "sedes: [1, 2]", ["line 21: sedes", "did you mean 'seeds'"]),
+    "unknown key in a chain": (
+        ", methods: [kd, minillm], label",
+        ", method: [kd], methods: [kd], label",
+        ["chains[0].method ", "did you mean 'methods'"],
+    ),
+    "unknown setting": (
+        "steps: 20",
+        "teacher_mixture: 0.2, steps: 20",
+        ["line 25: training.minillm.teacher_mixture", "did you mean 'teacher_mix'"],
+    ),
+    "setting of another method": (
+        "sft: {steps: 10}",
+        "sft: {steps: 10, teacher_mix: 0.1}",
+        ["training.sft.teacher_mix", "not a known key", "dropout"],
+    ),
+    "unknown model": (
+        "[teacher, student]",
+        "[teacher, studnet]",
+        ["line 19: chains[0].models[1] is 'studnet'", "did you mean 'student'"],
+    ),
+    "chain of one model": (
+        "[teacher, student]",
+        "[teacher]",
+        ["chains[0].models has 1 entry", "at least two models, teacher and student"],
+    ),
+    "chain that grows": (
+        "[teacher, student]",
+        "[student, assistant]",
+        ["chains[0].models[1] is 'assistant' (", "larger than its teacher 'student'", "must fall"],
+    ),
+    "model twice in a chain": (
+        "[teacher, assistant, student]",
+        "[teacher, assistant, assistant]",
+        ["chains[1].models[2] is 'assistant'", "once"],
+    ),
+    "model name that is a number": (
+        "[teacher, student]",
+        "[teacher, 120]",
+        ["chains[0].models[1] is 120", "name of a model; put it in quotes"],
+    ),
+    "no chains": (
+        GOOD[GOOD.index("chains:") : GOOD.index("seeds:")],
+        "chains: []\n",
+        ["line 18: chains has 0 entries", "a list of 1 or more"],
+    ),
+    "key twice": (
+        "kd: {epochs: 2}",
+        "kd: {epochs: 2}\n  kd: {epochs: 3}",
+        ["line 25: training.kd stands twice", "first in line 24"],
+    ),
+    "model twice": (
+        "  student:\n",
+        "  teacher:\n",
+        ["line 8: models.teacher stands twice", "first in line 3"],
+    ),
+    "chain twice": (
+        "[minillm, [kd, minillm]]}",
+        "[minillm]}\n  - {models: [teacher, student], methods: [kd]}",
+        ["chains[2].methods[0] gives teacher-sft__student-kd again", "chains[0].methods[0]"],
+    ),
+    "the same methods, once as a list": (
+        "[minillm, [kd, minillm]]",
+        "[minillm, [minillm, minillm]]",
+        ["chains[1].methods[1] gives", "again", "chains[1].methods[0]"],
+    ),
+    "label twice": (
+        "[kd, minillm]]}",
+        "[kd, minillm]], label: direct}",
+        ["chains[1].label is 'direct'", "chains[0]"],
+    ),
+    "label that is a number": (
+        "label: direct",
+        "label: 2.0",
+        ["chains[0].label is 2.0", "a text", "quotes"],
+    ),
+    "training seeds repeat": ("[1, 2]", "[1, 2, 1]", ["line 21: seeds holds 1 twice", "once"]),
+    "decoding seeds repeat": (
+        "seeds: [10, 20]",
+        "seeds: [10, 10]",
+        ["line 29: evaluation.seeds holds 10 twice"],
+    ),
+    "unknown method": (
+        "methods: [kd, minillm], label",
+        "methods: [minilm], label",
+        ["chains[0].methods[0] is 'minilm'", "did you mean 'minillm'", "kd, minillm"],
+    ),
+    "sft as distillation": (
+        "methods: [kd, minillm], label",
+        "methods: [sft], label",
+        ["chains[0].methods[0] is 'sft'", "must be one of kd, minillm"],
+    ),
+    "too few methods for the hops": (
+        "[kd, minillm]]",
+        "[kd]]",
+        [
+            "chains[1].methods[1] has 1 entry for 2 hops (teacher → assistant → student)",
+            "list of 2",
+        ],
+    ),
+    "method without settings": (
+        "  kd: {epochs: 2}\n",
+        "",
+        ["line 22: training lacks the key kd", "chains[0].methods[0]", "steps, epochs or both"],
+    ),
+    "teacher without settings": ("  sft: {steps: 10}\n", "", ["training lacks the key sft"]),
+    "settings that are empty": (
+        "kd: {epochs: 2}",
+        "kd:",
+        ["line 24: training.kd is empty, but must be a mapping"],
+    ),
+    "neither steps nor epochs": (
+        "kd: {epochs: 2}",
+        "kd: {learning_rate: 0.1}",
+        ["training.kd gives neither steps nor epochs for the model 'student'", "one or both"],
+    ),
+    "batch that does not divide the rollouts": (
+        "steps: 20",
+        "batch_size: 48, steps: 20",
+        ["line 25: training.minillm.batch_size is 48", "256 rollouts", "32, 64, 128, 256"],
+    ),
+    "batch of one model that does not divide": (
+        "{batch_size: 32}",
+        "{batch_size: 100}",
+        ["line 7: models.assistant.training.minillm.batch_size is 100", "'assistant'"],
+    ),
+    "model without weights": (
+        "    weights: {scratch: {layers: 1, width: 32, heads: 4, positions: 64}}\n",
+        "    training: {}\n",
+        ["models.student lacks the key weights", "scratch, hub, folder, gguf"],
+    ),
+    "two sources of weights": (
+        "{scratch: {layers: 1,",
+        "{folder: x, scratch: {layers: 1,",
+        ["models.student.weights must have exactly one of", "but has scratch and folder"],
+    ),
+    "no source of data": (
+        "{json: data/train.jsonl}",
+        "{}",
+        ["data.train must have exactly one of json, hub, folder, demo", "none"],
+    ),
+    "no parameters": ("    parameters: 1.5M\n", "", ["models.hub.model lacks the key parameters"]),
+    "parameters of a model from scratch": (
+        "  student:\n",
+        "  student:\n    parameters: 1M\n",
+        ["line 9: models.student.parameters is computed", "remove"],
+    ),
+    "strange parameters": ("1.5M", "1.5 M", ["hub.model.parameters is '1.5 M'", "1.5B or 120M"]),
+    "weights without revision": (
+        ", revision: 15ea56dee5df4983c59b2538573817e1667135e2",
+        "",
+        ["hub.model.weights has hub but lacks revision", "40 hexadecimal digits"],
+    ),
+    "data without revision": (
+        "{json: data/train.jsonl}",
+        "{hub: some/data}",
+        ["line 14: data.train has hub but lacks revision", "40 hexadecimal digits"],
+    ),
+    "revision that moves": (
+        "15ea56dee5df4983c59b2538573817e1667135e2",
+        "main",
+        ["hub.model.weights.revision is 'main'", "a branch such as main moves"],
+    ),
+    "model name with a hyphen": (
+        "  hub.model:",
+        "  hub-model:",
+        ["line 10: models.hub-model is no valid name", "letters, digits and dots"],
+    ),
+    "reserved set name": (
+        "    heldout: {",
+        "    dev: {demo: {part: dev, rows: 1}}\n    heldout: {",
+        ["line 28: evaluation.sets.dev is no valid name", "none of train, dev"],
+    ),
+    "set name that is a path": (
+        "    heldout: {",
+        "    a/b: {",
+        ["evaluation.sets.a/b is no valid name"],
+    ),
+    "prompt as long as all": (
+        "max_prompt_length: 48",
+        "max_prompt_length: 64",
+        ["line 17: data.max_prompt_length is 64", "less than data.max_length (64)"],
+    ),
+    "teacher mix of one": (
+        "steps: 20",
+        "teacher_mix: 1, steps: 20",
+        ["training.minillm.teacher_mix is 1, but must be less than 1"],
+    ),
+    "negative teacher mix": ("steps: 20", "teacher_mix: -0.1, steps: 20", ["-0.1", "at least 0"]),
+    "learning rate of zero": (
+        "learning_rate: 5e-5",
+        "learning_rate: 0",
+        ["training.minillm.learning_rate is 0, but must be greater than 0"],
+    ),
+    "learning rate in quotes": (
+        "learning_rate: 5e-5",
+        'learning_rate: "5e-5"',
+        ["learning_rate is '5e-5', but must be a number; write it without quotes"],
+    ),
+    "learning rate that is infinite": ("5e-5", ".inf", ["learning_rate is .inf", "finite"]),
+    "steps that are no whole number": (
+        "steps: 10",
+        "steps: 10.5",
+        ["training.sft.steps is 10.5, but must be a whole number or null"],
+    ),
+    "true as a number": ("steps: 10", "steps: true", ["training.sft.steps is true", "whole"]),
+    "three betas": (
+        "steps: 20",
+        "betas: [0.9, 0.95, 1], steps: 20",
+        ["training.minillm.betas has 3 entries", "a list of 2"],
+    ),
+    "unknown choice": (
+        "steps: 20",
+        "schedule: cosin, steps: 20",
+        [
+            "training.minillm.schedule is 'cosin'",
+            "one of cosine, linear, constant; did you mean 'cosine'",
+        ],
+    ),
+    "heads that do not divide": (
+        "layers: 1, width: 32, heads: 4",
+        "layers: 1, width: 32, heads: 3",
+        ["line 9: models.student.weights.scratch.heads is 3", "width 32", "1, 2, 4, 8, 16, 32"],
+    ),
+    "too few positions": (
+        "layers: 1, width: 32, heads: 4, positions: 64",
+        "layers: 1, width: 32, heads: 4, positions: 63",
+        ["models.student.weights.scratch.positions is 63", "at least data.max_length (64)"],
+    ),
+    "scratch without a vocabulary": (
+        "{train: {vocabulary: 300}}",
+        "{folder: some/tokenizer}",
+        ["line 1: tokenizer lacks the key vocabulary", "'teacher'"],
+    ),
+    "target of an unknown lineage": (
+        "{teacher-sft: {",
+        "{teacher-stf: {",
+        ["report.targets[0].scores.teacher-stf", "did you mean 'teacher-sft'"],
+    ),
+    "target for an unknown set": (
+        "{heldout: 27.6}",
+        "{held-out: 27.6}",
+        ["targets[0].scores.teacher-sft.held-out", "did you mean 'heldout'"],
+    ),
+    "unknown deepspeed": (
+        "steps: 20",
+        "deepspeed: zero9, steps: 20",
+        ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero1'"],
+    ),
+    "broken deepspeed": ("steps: 20", "deepspeed: broken, steps: 20", ["broken.json is not JSON"]),
+    "language modelling without a corpus": (
+        "steps: 20",
+        "lm_weight: 0.5, steps: 20",
+        ["training.minillm.lm_weight is 0.5", "without data.corpus"],
+    ),
+    "greedy with several seeds": (
+        "  seeds: [10, 20]\n",
+        "  seeds: [10, 20]\n  decoding: {sample: false}\n",
+        ["evaluation.seeds has 2 entries", "greedy", "[10]"],
+    ),
+    "two sources of a corpus": (
+        "  max_length: 64",
+        "  corpus: {text: a, json: b}\n  max_length: 64",
+        ["data.corpus must have exactly one of text, json, hub, folder", "has text and json"],
+    ),
+    "split of a file": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, split: train}",
+        ["data.train.split only goes with hub and folder"],
+    ),
+    "template without input": (
+        "  max_length: 64",
+        "  template: {with_input: '{instruction}', without_input: '{instruction}'}\n  max_length: 64",
+        ["data.template.with_input is '{instruction}'", "{instruction} and {input}"],
+    ),
+    "unknown template": (
+        "  max_length: 64",
+        "  template: alpacca\n  max_length: 64",
+        ["data.template is 'alpacca'", "alpaca, or a mapping"],
+    ),
+    "variable that nobody gives": (
+        "data/train.jsonl",
+        '"{data}/train.jsonl"',
+        ["data.train.json is '{data}/train.jsonl'", "--config data="],
+    ),
+    "variable without a use": (
+        "seeds: [1, 2]",
+        "seeds: [1, 2]\nvariables: {data: x}",
+        ["variables.data is in no path"],
+    ),
+    "tab": ("  sft: {steps: 10}", "\tsft: {steps: 10}", ["line 23: is not YAML", "not tabs"]),
+    "broken YAML": ("[teacher, student]", "[teacher, student", ["line 19: is not YAML"]),
+    "a list": (GOOD, "- a\n", ["mine.yaml holds a list", "mapping with the keys tokenizer"]),
+    "an empty file": (GOOD, "# nothing\n", ["mine.yaml is empty", "mapping with the keys"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_refused_with_key_value_and_what_is_right(case: str, tmp_path: Path) -> None:
+    old, new, expected = BAD[case]
+    with pytest.raises(InputError) as refusal:
+        read(tmp_path, edit(old, new))
+    message = str(refusal.value)
+    assert message.startswith("config/experiments/mine.yaml")
+    assert "\n" not in message
+    for text in expected:
+        assert text in message, message
+
+
+def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
+    write(tmp_path, name="demo")
+    write(tmp_path, name="large")
+    with pytest.raises(InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, large"):
+        load(tmp_path / "config/experiments/dmo.yaml", tmp_path)
+
+
+def test_variables_fill_paths_and_unknown_ones_are_refused(tmp_path: Path) -> None:
+    text = edit("data/train.jsonl", '"{data}/train.jsonl"')
+    text += "variables: {data: data}\n"
+    assert read(tmp_path, text).files("train") == ["data/train.jsonl"]
+    assert read(tmp_path, text, data="x").data_spec("train")["source"]["json"] == "x/train.jsonl"
+    with pytest.raises(InputError, match=r"variable dta, given by --config.*did you mean 'data'"):
+        read(tmp_path, text, dta="x")
+
+
+def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:
+    experiment = read(tmp_path, edit("data/train.jsonl", "data/none.jsonl"))
+    assert experiment.files("train") == []
+    assert experiment.data_spec("train")["source"] == {"json": "data/none.jsonl", "sha256": []}
+    with pytest.raises(InputError, match=r"data\.train\.json is 'data/none\.jsonl'.*not exist"):
+        experiment.require_files()
+    read(tmp_path).require_files()
+
+
+def test_nodes_and_splits(tmp_path: Path) -> None:
+    experiment = read(tmp_path)
+    assert experiment.methods == ["kd", "minillm"]
+    assert experiment.splits == ["train", "dev", "heldout"]
+    assert experiment.lineages == [
+        "teacher-sft__student-kd",
+        "teacher-sft__student-minillm",
+        "teacher-sft__assistant-minillm__student-minillm",
+        "teacher-sft__assistant-kd__student-minillm",
+    ]
+    assert Node("teacher-sft", 1) in experiment.nodes
+    assert Node("teacher-sft", 2) not in experiment.nodes
+    assert {
+        Node(f"{name}-sft", seed) for name in ("assistant", "student") for seed in (1, 2)
+    } < set(experiment.nodes)
+    assert len(experiment.nodes) == 1 + 4 + 2 * (4 + 2)
+    assert experiment.start_of("teacher-sft__student-kd") == "base"
+    assert experiment.start_of("teacher-sft__student-minillm") == "sft"
+    assert experiment.start_of("student-sft") == "base"
+
+
+def test_settings_of_a_model_come_before_those_of_the_method_and_the_defaults(
+    tmp_path: Path,
+) -> None:
+    experiment = read(tmp_path)
+    assistant = experiment.train_spec("teacher-sft__assistant-minillm", 1)["settings"]
+    student = experiment.train_spec("teacher-sft__student-minillm", 1)["settings"]
+    assert (assistant["batch_size"], assistant["steps"], assistant["teacher_mix"]) == (32, 20, 0.2)
+    assert student == {**assistant, "batch_size": 64, "lm_batch_size": 64}
+    assert student["learning_rate"] == 5e-5
+    assert student["lm_weight"] == 0.0, "without a corpus the term is off"
+
+
+def test_specs_do_not_depend_on_how_the_file_is_written(tmp_path: Path) -> None:
+    text = edit(
+        "steps: 20, learning_rate: 5e-5", "learning_rate: 0.00005, discount: 0.95, steps: 2e1"
+    )
+    text = edit("epochs: 2", "epochs: 2.0", text)
+    for name in ("teacher-sft__student-minillm", "teacher-sft__student-kd"):
+        before, after = (read(tmp_path, each).train_spec(name, 1) for each in (GOOD, text))
+        assert canonical_json(before) == canonical_json(after)
+
+
+def test_specs_hold_what_their_stage_reads_and_no_more(tmp_path: Path) -> None:
+    before = read(tmp_path)
+    changed = edit("seeds: [10, 20]", "seeds: [10, 30]")
+    changed = edit("a paper", "another paper", changed)
+    after = read(tmp_path, edit("label: direct", "label: other", changed))
+    node = ("teacher-sft__student-minillm", 2)
+    assert before.train_spec(*node) == after.train_spec(*node)
+    assert before.data_spec("train") == after.data_spec("train")
+    assert before.tokenizer_spec() == after.tokenizer_spec()
+    assert before.evaluate_spec(*node, "heldout")["seeds"] == [10, 20]
+    assert after.evaluate_spec(*node, "heldout")["seeds"] == [10, 30]
+    assert before.report_spec() != after.report_spec()
+    longest = before.evaluate_spec(*node, "heldout")["decoding"]["max_new_tokens"]
+    assert longest == 64 - 48 == before.train_spec(*node)["dev_decoding"]["max_new_tokens"]
+
+
+def test_data_are_known_by_content(tmp_path: Path) -> None:
+    text = edit("  max_length: 64", "  drop_leaks: true\n  max_length: 64")
+    text = edit("heldout: {demo: {part: test, rows: 10}}", "heldout: {folder: data/folder}", text)
+    (tmp_path / "data/folder").mkdir(parents=True)
+    (tmp_path / "data/folder/train.jsonl").write_text("one")
+    train = tmp_path / "data/train.jsonl"
+    spec = read(tmp_path, text).data_spec("train")
+    assert spec["source"] == {"json": "data/train.jsonl", "sha256": [file_digest(train)]}
+    held_out = {
+        "folder": "data/folder",
+        "split": "train",
+        "sha256": [["train.jsonl", file_digest(tmp_path / "data/folder/train.jsonl")]],
+    }
+    assert spec["exclude"] == [held_out]
+    assert "exclude" not in read(tmp_path, text).data_spec("dev")
+
+    os.utime(train)
+    assert read(tmp_path, text).data_spec("train") == spec
+    (tmp_path / "data/folder/train.jsonl").write_text("two")
+    assert read(tmp_path, text).data_spec("train") != spec
+
+
+def test_weights_are_known_by_name_and_size(tmp_path: Path) -> None:
+    (tmp_path / "weights/.cache").mkdir(parents=True)
+    (tmp_path / "weights/model.safetensors").write_text("12345")
+    (tmp_path / "weights/.cache/x").write_text("1")
+    text = edit(
+        "{hub: some/model, revision: 15ea56dee5df4983c59b2538573817e1667135e2}", "{folder: weights}"
+    )
+    spec = read(tmp_path, text).base_spec("hub.model")
+    assert spec["weights"] == {"folder": "weights", "files": [["model.safetensors", 5]]}
+    assert spec["parameters"] == 1_500_000
+
+
+def test_deepspeed_configuration_is_part_of_the_settings(tmp_path: Path) -> None:
+    experiment = read(tmp_path, edit("steps: 10", "steps: 10, deepspeed: zero1"))
+    settings = experiment.train_spec("teacher-sft", 1)["settings"]
+    assert settings["deepspeed"] == {
+        "name": "zero1",
+        "config": {"zero_optimization": {"stage": 1}},
+    }
+
+
+def test_corpus_is_a_split_and_switches_the_language_modelling_term_on(tmp_path: Path) -> None:
+    assert "corpus" not in read(tmp_path, edit("  max_le", "  corpus: null\n  max_le")).splits
+    text = edit("  max_length: 64", "  corpus: {text: data/corpus.txt}\n  max_length: 64")
+    experiment = read(tmp_path, text)
+    assert experiment.splits == ["train", "dev", "corpus", "heldout"]
+    source = {"text": "data/corpus.txt", "sha256": []}
+    assert experiment.data_spec("corpus") == {"split": "corpus", "source": source, "max_length": 64}
+    settings = experiment.train_spec("teacher-sft__student-minillm", 1)["settings"]
+    assert settings["lm_weight"] == 1.0
+
+
+def test_equal_sizes_may_teach_each_other(tmp_path: Path) -> None:
+    text = edit("{layers: 2, width: 32", "{layers: 3, width: 32")
+    assert (
+        read(tmp_path, text).parameters["assistant"] == read(tmp_path, text).parameters["teacher"]
+    )
+
+
+def test_yaml_merge_keys_and_names_that_look_like_other_things(tmp_path: Path) -> None:
+    text = edit(
+        "  sft: {steps: 10}\n  kd: {epochs: 2}",
+        "  sft: &short {steps: 10, dropout: 0.2}\n  kd: {<<: *short, dropout: 0.3}",
+    ).replace("hub.model", "no")
+    experiment = read(tmp_path, text)
+    assert experiment.settings["training"]["kd"]["steps"] == 10
+    assert experiment.settings["training"]["kd"]["dropout"] == 0.3
+    assert "no" in experiment.parameters
+
+
+@pytest.mark.parametrize("vocabulary, layers, width", [(300, 1, 32), (701, 3, 192), (50257, 2, 64)])
+def test_parameters_from_scratch_are_those_of_the_model(
+    vocabulary: int, layers: int, width: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocabulary, n_layer=layers, n_embd=width, n_head=2, n_positions=96
+    )
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    shape = {"layers": layers, "width": width, "heads": 2, "positions": 96}
+    assert gpt2_parameters(shape, vocabulary) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/experiments").glob("*.yaml")), ids=str)
+def test_shipped_experiments_are_right_and_need_no_files_to_plan(path: Path) -> None:
+    experiment = load(path, ROOT)
+    for lineage, seed in experiment.nodes:
+        assert experiment.train_spec(lineage, seed)["seed"] == seed
+    for split in experiment.splits:
+        assert experiment.data_spec(split)["split"] == split
+    assert experiment.report_spec()["experiment"] == path.stem
+
+
+def test_the_study_plans_each_shared_model_once() -> None:
+    experiment = load(ROOT / "config/experiments/gpt2-dolly.yaml", ROOT)
+    lineages = [lineage for lineage, _ in experiment.nodes]
+    assert len(lineages) == len(set(lineages)) == 4 + 7
+    labels = [chain["label"] for chain in experiment.chains]
+    assert labels == ["2.B", "2.C", "2.D", "3.A", "3.B", "3.C", "3.D"]
+    targets = experiment.report_spec()["targets"]
+    assert targets[1]["scores"]["1.5B-sft"] == {"dolly": 27.4}, "row 2.A, the teacher itself"
+    assert set(targets[1]["scores"]) == {"1.5B-sft", *experiment.lineages}
+
+
+def test_reading_an_experiment_is_fast_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, pathlib, takd.experiment as e; root = pathlib.Path(sys.argv[1]);"
+        "e.load(root / 'config/experiments/gpt2-dolly.yaml', root).report_spec();"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def keys() -> list[tuple[str, dict[str, Any]]]:
+    """Every key of the schema with what it says."""
+    schema = load_schema()
+    found = [(key, part) for key, part, _ in reference.below(schema)]
+    for name, definition in schema["$defs"].items():
+        found += [(f"{name}.{key}", part) for key, part, _ in reference.below(definition)]
+    return found
+
+
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(load_schema())
+
+
+def test_every_key_has_a_description_and_every_setting_its_trade_off() -> None:
+    assert len(keys()) > 100
+    for key, part in keys():
+        part = follow(part)
+        inner = bool(part.get("properties")) or isinstance(part.get("additionalProperties"), dict)
+        listed = bool(part.get("items", {}).get("properties"))
+        if not key.endswith("NAME") and key not in ("data", "evaluation", "report", "variables"):
+            assert part.get("description"), key
+        if not inner and not listed:
+            assert part.get("x-trade-off"), key
+
+
+def test_every_default_is_valid() -> None:
+    checked = 0
+    for key, part in keys():
+        if "default" in part:
+            inner = {**follow(part), "$defs": load_schema()["$defs"]}
+            problems = list(Draft202012Validator(inner).iter_errors(part["default"]))
+            assert not problems, (key, problems)
+            checked += 1
+    assert checked > 60
+
+
+def test_the_documentation_is_made_from_the_schema() -> None:
+    text = reference.PAGE.read_text(encoding="utf-8")
+    assert reference.page(text) == text, "run PYTHONPATH=src python -m takd.reference"
+    for key, _ in keys():
+        parts = key.split(".")
+        names = [".".join(parts[at:]) for at in range(len(parts))]
+        assert any(f"`{name}`" in text or f"### {name}\n" in text for name in names), key
+
+
+def test_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
+    settings = read(tmp_path, edit("  minillm: {steps: 20, learning_rate: 5e-5}", "  minillm: {}"))
+    minillm = settings.train_spec("teacher-sft__student-minillm", 1)["settings"]
+    expected = json.loads(
+        '{"steps": 5000, "epochs": 10, "batch_size": 64, "learning_rate": 5e-6, "warmup_steps": 100,'
+        ' "schedule": "constant", "betas": [0.9, 0.95], "weight_decay": 1e-6, "gradient_clip": 1.0,'
+        ' "rollouts_per_round": 256, "inner_epochs": 4, "teacher_mix": 0.2, "discount": 0.95,'
+        ' "reward_scale": 0.5, "reward_clip": 100, "ratio_clip": 0.2, "whitening": "slots",'
+        ' "return_includes_current": true, "clip_weighted_ratio": true, "importance": "token",'
+        ' "length_normalisation": true, "single_step_importance": false, "start": "sft"}'
+    )
+    assert {key: minillm[key] for key in expected} == expected

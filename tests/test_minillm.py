@@ -1,0 +1,226 @@
+"""MiniLLM against exact enumeration, and each of its settings against hand values."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from models_for_tests import (
+    END,
+    MINILLM_PAPER,
+    MINILLM_REFERENCE,
+    all_responses,
+    context,
+    tiny_gpt2,
+    token_log_probabilities,
+)
+
+from takd.methods.minillm import (
+    MiniLLM,
+    Rollout,
+    importance_weights,
+    policy_loss,
+    returns,
+    rewards,
+    whiten,
+)
+from takd.sampling import Response
+
+VOCABULARY, LONGEST, PROMPT = 4, 3, [1, 2]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Student and teacher in float64."""
+    return tuple(tiny_gpt2(s, VOCABULARY, width=8, layers=1).double() for s in (1, 2))
+
+
+def gradient(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def enumerated(student, teacher, mixing):
+    """Every response as a rollout, with log p̃ of the whole response."""
+    rows, logs = [], []
+    for response in all_responses(VOCABULARY, LONGEST):
+        with torch.no_grad():
+            q = token_log_probabilities(student, PROMPT, response)
+            p = token_log_probabilities(teacher, PROMPT, response)
+        mixed = torch.log(mixing * p.exp() + (1 - mixing) * q.exp())
+        rows.append(Rollout(0, PROMPT, response, q, p, mixed))
+        logs.append(mixed.sum())
+    return rows, torch.stack(logs)
+
+
+def estimator(student, teacher, mixing, **settings):
+    """Expectation over y ~ p̃ of the loss that MiniLLM sums over the tokens of y."""
+    method = MiniLLM(context({**MINILLM_PAPER, **settings}, teacher, VOCABULARY))
+    rows, logs = enumerated(student, teacher, mixing)
+    assert logs.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    losses = []
+    for row in rows:
+        (row,) = method.with_advantages([row])
+        loss, _ = method.loss(1)(student, [row])
+        losses.append(loss)
+    return (logs.exp() * torch.stack(losses)).sum()
+
+
+def exact_reverse_kl(student, teacher):
+    """KL(q ‖ p) over whole responses, with the student's gradient."""
+    total = torch.zeros((), dtype=torch.float64)
+    for response in all_responses(VOCABULARY, LONGEST):
+        q = token_log_probabilities(student, PROMPT, response).sum()
+        p = token_log_probabilities(teacher, PROMPT, response).sum()
+        total = total + q.exp() * (q - p.detach())
+    return total
+
+
+@pytest.fixture(autouse=True)
+def float64(monkeypatch):
+    """Logits are made float32 in production; enumeration needs all digits."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self.double())
+
+
+def test_expected_gradient_is_that_of_the_reverse_kl(pair):
+    student, teacher = pair
+    exact = gradient(student, exact_reverse_kl(student, teacher))
+    ours = gradient(student, estimator(student, teacher, 0.0))
+    assert exact.abs().max() > 1e-2
+    assert (exact - ours).abs().max() < 1e-8
+
+
+def test_without_the_single_step_term_the_full_return_gives_the_same_gradient(pair):
+    student, teacher = pair
+    exact = gradient(student, exact_reverse_kl(student, teacher))
+    policy = estimator(student, teacher, 0.0, single_step_weight=0.0, return_includes_current=True)
+    assert (exact - gradient(student, policy)).abs().max() < 1e-8
+
+
+def test_the_product_of_weights_turns_the_mixture_into_the_student(pair):
+    """E_p̃[Π w f(y)] = E_q[f(y)] for any f, here the length: `prefix` weights are unbiased."""
+    student, teacher = pair
+    rows, logs = enumerated(student, teacher, 0.2)
+    products = torch.stack([importance_weights(r.student, r.mixed, "prefix")[-1] for r in rows])
+    lengths = torch.tensor([float(len(r.response)) for r in rows]).double()
+    on_policy = torch.stack([r.student.sum().exp() for r in rows])
+    assert (logs.exp() * products * lengths).sum().item() == pytest.approx(
+        (on_policy * lengths).sum().item(), abs=1e-10
+    )
+    assert (logs.exp() * lengths).sum() != pytest.approx((on_policy * lengths).sum().item())
+
+
+def test_expectation_that_per_token_weights_do_have(pair):
+    """α = 0.2: states drawn from p̃, one step corrected to q, the return as drawn (arXiv 2306.08543, eq. 6)."""
+    student, teacher = pair
+    ours = gradient(student, estimator(student, teacher, 0.2, single_step_weight=0.0))
+    rows, logs = enumerated(student, teacher, 0.2)
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, log in zip(rows, logs, strict=True):
+        log_q = token_log_probabilities(student, PROMPT, row.response)
+        reward = row.teacher - row.student
+        for t in range(len(row.response)):
+            weight = (row.student[t] - row.mixed[t]).exp()
+            expected = expected - log.exp() * weight * reward[t + 1 :].sum() * log_q[t]
+    assert (gradient(student, expected) - ours).abs().max() < 1e-8
+    exact = gradient(student, exact_reverse_kl(student, teacher))
+    assert (exact - ours).abs().max() > 1e-3  # an approximation, as the paper says
+
+
+def test_identical_teacher_and_student_have_no_gradient():
+    student, teacher = (tiny_gpt2(1, VOCABULARY, width=8, layers=1).double() for _ in range(2))
+    assert gradient(student, estimator(student, teacher, 0.0)).abs().max() < 1e-10
+
+
+def test_rewards_are_scaled_and_cut():
+    values = rewards(torch.tensor([-1.0, -60.0]), torch.tensor([-2.0, -1.0]), scale=0.5, limit=100)
+    assert values.tolist() == [-2.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("include", "normalise", "expected"),
+    [
+        (True, False, [1 + 0.5 * (2 + 0.5 * 4), 2 + 0.5 * 4, 4]),
+        (True, True, [3 / 3, 4 / 2, 4]),
+        (False, False, [2 + 0.5 * 4, 4, 0]),
+        (False, True, [4 / 2, 4, 0]),
+    ],
+)
+def test_returns(include, normalise, expected):
+    values = returns(torch.tensor([1.0, 2.0, 4.0]), 0.5, include, normalise)
+    assert values.tolist() == pytest.approx(expected)
+
+
+def test_whitening_over_tokens_and_over_padded_slots():
+    values = torch.tensor([1.0, 2.0, 3.0])
+    tokens = whiten(values, 3)
+    assert tokens.tolist() == pytest.approx([-math.sqrt(1.5), 0, math.sqrt(1.5)])
+    padded = torch.cat([values, torch.zeros(8)])
+    reference = (padded - padded.mean()) / padded.std(unbiased=False)
+    assert whiten(values, 11).tolist() == pytest.approx(reference[:3].tolist(), abs=1e-6)
+    assert abs(whiten(values, 11).mean()) > 1  # padding shifts what is not padding
+
+
+def test_importance_weights():
+    student, mixed = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0])
+    assert importance_weights(student, mixed, "token").log().tolist() == pytest.approx([0.5, -1])
+    assert importance_weights(student, mixed, "prefix").log().tolist() == pytest.approx([0.5, -0.5])
+    assert importance_weights(student, mixed, "none").tolist() == [1, 1]
+
+
+def test_policy_loss_clips_the_weighted_ratio_or_the_ratio():
+    log_ratio = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5]))
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    weight = torch.full((4,), 2.0)
+    weighted = policy_loss(log_ratio, weight, advantage, 0.2, True)
+    assert weighted.tolist() == pytest.approx([-1.2, 3.0, -1.0, 1.0])
+    alone = policy_loss(log_ratio, weight, advantage, 0.2, False)
+    assert alone.tolist() == pytest.approx([-2.4, 3.0, -1.0, 1.6])
+    plain = policy_loss(log_ratio, weight, advantage, None, True)
+    assert plain.tolist() == pytest.approx([-3.0, 3.0, -1.0, 1.0])
+
+
+def test_no_gradient_flows_through_the_advantage(pair):
+    student, teacher = pair
+    method = MiniLLM(context({**MINILLM_REFERENCE}, teacher, VOCABULARY))
+    rows, _ = enumerated(student, teacher, 0.2)
+    for row in method.with_advantages(rows[:4]):
+        assert not row.advantage.requires_grad
+
+
+def test_a_round_is_split_over_its_steps_and_seen_inner_epochs_times(pair):
+    teacher = pair[1]
+    settings = {**MINILLM_REFERENCE, "batch_size": 2}
+    method = MiniLLM(context(settings, teacher, VOCABULARY))
+    assert method.steps_per_round == 8
+
+    def sample(prompts, mix, temperature):
+        assert (mix, temperature) == (0.2, 1.0)
+        log = torch.tensor([-1.0, -2.0])
+        return [Response(torch.tensor([1, END]), True, log, log - 0.5, log - 0.1) for _ in prompts]
+
+    method.begin_round(0, sample)
+    seen = [row.id for step in range(8) for row in method.parts(step)[0].rows]
+    assert sorted(seen) == sorted([0, 1, 2, 3] * 4)
+    restored = MiniLLM(context(settings, teacher, VOCABULARY))
+    restored.restore(method.state())
+    again = [row.id for step in range(8) for row in restored.parts(step)[0].rows]
+    assert again == seen
+
+
+def test_language_modelling_term_mixes_labels_and_teacher(pair):
+    student, teacher = pair
+    corpus = Dataset.from_dict({"input_ids": [[1, 2, 3, 1], [2, 2, 1, 0]]})
+    settings = {**MINILLM_PAPER, "lm_weight": 2.0, "lm_teacher_share": 0.25, "lm_batch_size": 2}
+    method = MiniLLM(context(settings, teacher, VOCABULARY, corpus=corpus))
+    assert method.part_sizes() == [4, 2]
+    part = method.language_modelling(0)
+    loss, statistics = part.loss(student, part.rows)
+    ids = torch.tensor(corpus["input_ids"])
+    q = student(ids).logits[:, :-1].log_softmax(-1)
+    p = teacher(ids).logits[:, :-1].log_softmax(-1)
+    label = -q.gather(-1, ids[:, 1:, None]).mean()
+    divergence = (p.exp() * (p - q)).sum(-1).mean()
+    assert loss.item() == pytest.approx((2 * (0.75 * label + 0.25 * divergence)).item())
+    assert statistics["lm_loss"].item() == pytest.approx(loss.item() / 2)

@@ -1,0 +1,115 @@
+"""Loading, padding and vocabularies, over the families that experiments use."""
+
+import pytest
+import torch
+from models_for_tests import tiny_gpt2
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from takd.errors import InputError
+from takd.models import (
+    check_projection,
+    check_vocabulary,
+    hidden_states,
+    load_model,
+    position_ids,
+    project,
+)
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13}
+LLAMA_LIKE = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 2}
+FAMILIES = {
+    "gpt2": lambda: tiny_gpt2(0, vocabulary=13),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=8, max_position_embeddings=32)
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**LLAMA_LIKE)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA_LIKE, tie_word_embeddings=True)),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    torch.manual_seed(0)
+    return FAMILIES[request.param]().eval()
+
+
+def test_logits_are_the_projected_hidden_states(model):
+    check_projection(model, "any")
+    ids, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long)
+    ours = project(model, hidden_states(model, ids, mask), 13)
+    torch.testing.assert_close(ours, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing(model):
+    """Without position ids GPT-2's logits are off by more than 1 here."""
+    alone = project(
+        model, hidden_states(model, torch.tensor([[3, 4, 5]]), torch.ones(1, 3).long()), 13
+    )
+    ids = torch.tensor([[0, 0, 0, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    padded = project(model, hidden_states(model, ids, mask), 13)
+    torch.testing.assert_close(padded[0, 3:], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_family_that_changes_its_logits_is_refused():
+    model = tiny_gpt2(0)
+    plain = model.forward
+
+    class Scaled(type(model)):
+        def forward(self, *args, **kwargs):
+            out = plain(*args, **kwargs)
+            out.logits = out.logits * 0.5
+            return out
+
+    model.__class__ = Scaled
+    with pytest.raises(InputError, match=r"model 'odd' .* changes its logits"):
+        check_projection(model, "odd")
+
+
+def test_position_ids_count_real_tokens():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    tiny_gpt2(0).config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n")
+    with pytest.raises(InputError, match="pickled format only; convert them to safetensors"):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_weights_is_drawn_from_the_seed(tmp_path):
+    GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9).save_pretrained(tmp_path)
+    first, again, other = (load_model(tmp_path, seed=s).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["transformer.wte.weight"], other["transformer.wte.weight"])
+
+
+def test_saved_models_come_back_with_the_asked_dropout(tmp_path):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, dropout=0.25)
+    assert loaded.transformer.drop.p == 0.25 and loaded.transformer.h[0].mlp.dropout.p == 0.25
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(loaded.eval()(ids).logits, model(ids).logits)
+
+
+def test_vocabularies_may_be_padded_but_not_too_small():
+    tokenizer = list(range(10))
+    assert check_vocabulary(tiny_gpt2(0, vocabulary=16), tokenizer, "padded") == 10
+    with pytest.raises(
+        InputError, match="model 'small' has 8 vocabulary entries and the tokenizer 10"
+    ):
+        check_vocabulary(tiny_gpt2(0, vocabulary=8), tokenizer, "small")

@@ -1,0 +1,137 @@
+"""Digests: what changes them and what does not."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from takd import provenance
+from takd.provenance import canonical_json, code_digest, file_digest, folder_digest, short_digest
+
+SOURCES = {
+    "kit/__init__.py": "",
+    "kit/train.py": '"""Train."""\n\nimport json\n\nfrom kit import loop\n\nRATE = 1\n',
+    "kit/loop.py": "from .parts import step\n\n\ndef run():\n    return step()\n",
+    "kit/parts/__init__.py": '"""Parts."""\n',
+    "kit/parts/step.py": 'def step():\n    """Once."""\n    return "a"\n',
+    "kit/report.py": "import kit.train\n",
+}
+
+
+@pytest.fixture
+def digest_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Digest of an entry of a small package after files were replaced."""
+    monkeypatch.setattr(provenance, "SOURCE", tmp_path)
+
+    def digest(changes: dict[str, str], *entries: str) -> str:
+        for name, text in {**SOURCES, **changes}.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        code_digest.cache_clear()
+        return code_digest(*(entries or ("kit.train",)))
+
+    yield digest
+    code_digest.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kit/train.py": '"""Trains."""\n\nimport json\nfrom kit import loop\n\n# now\nRATE = 1\n'},
+        {"kit/parts/step.py": "def step():\n    return 'a'  # the letter\n"},
+        {"kit/parts/__init__.py": ""},
+        {"kit/report.py": "import kit.train\n\nTITLE = 'x'\n"},
+        {"kit/unused.py": "x = 1\n"},
+    ],
+    ids=["comment and docstring", "quotes", "docstring of a package", "importer", "not imported"],
+)
+def test_digest_stays(digest_after: Callable[..., str], changes: dict[str, str]) -> None:
+    assert digest_after(changes) == digest_after({})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kit/train.py": SOURCES["kit/train.py"].replace("RATE = 1", "RATE = 2")},
+        {"kit/train.py": SOURCES["kit/train.py"].replace("RATE = 1", "RATE = 1.0")},
+        {"kit/train.py": SOURCES["kit/train.py"].replace("RATE = 1", "RATE = True")},
+        {"kit/train.py": SOURCES["kit/train.py"].replace("RATE = 1", 'RATE = "1"')},
+        {"kit/parts/step.py": SOURCES["kit/parts/step.py"].replace('"a"', '"b"')},
+        {"kit/parts/__init__.py": "import os\n"},
+        {"kit/__init__.py": "import os\n"},
+    ],
+    ids=["number", "float", "bool", "text", "two imports below", "package", "top package"],
+)
+def test_digest_changes(digest_after: Callable[..., str], changes: dict[str, str]) -> None:
+    assert digest_after(changes) != digest_after({})
+
+
+def test_digest_of_entries(digest_after: Callable[..., str]) -> None:
+    """Their order is nothing, and each counts."""
+    both = digest_after({}, "kit.train", "kit.report")
+    assert both == digest_after({}, "kit.report", "kit.train") != digest_after({}, "kit.train")
+    with pytest.raises(ModuleNotFoundError, match=r"kit\.absent"):
+        digest_after({}, "kit.absent")
+
+
+def test_digest_is_the_same_in_every_process() -> None:
+    command = "from takd.provenance import code_digest; print(code_digest('takd.experiment'))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", command],
+            env={"PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(printed) == 1
+
+
+def test_parsing_needs_no_heavy_packages() -> None:
+    """Snakemake imports these on every start and in every job."""
+    command = (
+        "import sys, takd.lineage, takd.experiment, takd.provenance, takd.errors, takd.stage;"
+        "print({'torch', 'transformers', 'datasets', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        env={"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_canonical_json() -> None:
+    one = {"b": [1, {"d": 1, "c": None}], "a": 1e-5}
+    other = {"a": 0.00001, "b": [1, {"c": None, "d": 1}]}
+    assert canonical_json(one) == canonical_json(other)
+    assert json.loads(canonical_json(one)) == one
+    assert canonical_json({"a": 1, "b": 2}) != canonical_json({"a": 2, "b": 1})
+    with pytest.raises(ValueError):
+        canonical_json({"a": float("nan")})
+
+
+def test_short_digest_keeps_parts_apart() -> None:
+    assert short_digest("ab", "c") != short_digest("a", "bc")
+
+
+def test_folder_digest(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/weights").write_text("1")
+    before = folder_digest(tmp_path)
+    (tmp_path / "sub/weights").touch()
+    # Snakemake puts its stamp into an output folder after the job has described it
+    (tmp_path / ".snakemake_timestamp").touch()
+    assert folder_digest(tmp_path) == before
+    (tmp_path / "sub/weights").rename(tmp_path / "sub/other")
+    assert folder_digest(tmp_path) != before
+    assert file_digest(tmp_path / "sub/other").startswith("6b86b273ff34fce1")

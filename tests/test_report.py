@@ -1,0 +1,524 @@
+"""The report on made-up results: numbers against hand-computed ones, odd texts, and the pages in a browser."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+from browser import browser, visit
+
+from takd.errors import InputError
+from takd.lineage import nodes, of_chain, prefixes, split
+from takd.report import build, captions, figures, pages, statistics, table
+from takd.report.read import read
+from takd.stage import Stage, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {
+    "teacher": 1_400_000, "assistant": 520_000, "middle": 300_000, "student": 150_000,
+    "1.5B": 1_557_611_200, "760M": 774_030_080, "340M": 354_823_168, "120M": 124_439_808,
+}  # fmt: skip
+BASE = dict(zip(SIZES, [95.0, 75.0, 72.0, 70.0, 27.0, 25.0, 24.0, 23.0], strict=True))
+ODD = "<script>alert(1)</script> & “naïve” \u202e\x00 \ud83d\n\nsecond line " + "long " * 400
+PARTS = {
+    "results": "results.html", "results_csv": "results.csv", "chains": "chains.svg",
+    "learning": "learning.svg", "training": "training.svg", "samples": "samples.html",
+    "costs": "costs.html", "costs_csv": "costs.csv", "costs_figure": "costs.svg",
+    "data": "data.html", "provenance": "provenance.html",
+}  # fmt: skip
+PAGES = [name for name in PARTS.values() if name.endswith(".html")]
+
+DATA = {
+    "splits": {
+        "train": {
+            "source": "made <up>",
+            "counts": {"rows": 1000, "kept": 990},
+            "sha256": "ab" * 32,
+        },
+        "corpus": {"source": "text", "counts": {"blocks": 77, "documents": 5}, "sha256": "cd" * 32},
+    }
+}
+
+DIRECT = ("2.D", ["teacher", "student"], ["minillm"])
+BY_KD = ("2.D", ["teacher", "student"], ["kd"])
+THROUGH = ("3.B", ["teacher", "assistant", "student"], ["minillm", "minillm"])
+DEEP = (None, ["teacher", "assistant", "middle", "student"], ["kd", "minillm", "minillm"])
+STUDY = [
+    ("2.B", ["1.5B", "760M"], ["minillm"]),
+    ("2.C", ["1.5B", "340M"], ["minillm"]),
+    ("2.D", ["1.5B", "120M"], ["minillm"]),
+    ("3.A", ["1.5B", "760M", "340M"], ["minillm"] * 2),
+    ("3.B", ["1.5B", "760M", "120M"], ["minillm"] * 2),
+    ("3.C", ["1.5B", "340M", "120M"], ["minillm"] * 2),
+    ("3.D", ["1.5B", "760M", "340M", "120M"], ["minillm"] * 3),
+    ("3.D by kd first", ["1.5B", "760M", "340M", "120M"], ["kd", "kd", "minillm"]),
+]
+
+
+def score(lineage, seed, set_name):
+    """Made-up ROUGE-L: easy to add up by hand."""
+    hops = split(lineage)
+    base = BASE[hops[-1].model]
+    gain = {"sft": 0.0, "kd": 0.5, "minillm": 8.0}[hops[-1].method] + 2.0 * max(0, len(hops) - 2)
+    return base + gain + 0.5 * (seed - 1) * (len(hops) > 1) - 40 * (set_name == "other")
+
+
+def make(
+    root, chains, seeds=(1,), sets=("heldout",), targets=(), samples=3, decoding_seeds=(10, 20)
+):
+    """Write the files of a finished run below `root`; returns the settings of the report."""
+    lineages = [of_chain(models, methods) for _, models, methods in chains]
+    students = list(dict.fromkeys(m for _, models, _ in chains for m in models[1:]))
+    found = nodes(lineages, list(seeds), students)
+    decoding = {"sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "no_repeat_ngram": 6}
+    used = {m for _, models, _ in chains for m in models}
+    for number, (lineage, seed) in enumerate(found):
+        hop = split(lineage)[-1]
+        folder = root / "models" / lineage / f"seed{seed}"
+        write_json(
+            folder / "manifest.json",
+            {
+                "kind": "model", "lineage": lineage, "seed": seed, "method": hop.method,
+                "model": hop.model, "parameters": SIZES[hop.model], "steps": 900, "spec": {},
+                "code": "0123456789abcdef", "inputs": {}, "weights": {"model": f"{number:064x}"},
+                "best": {"rougeL": {"step": 200, "value": 70.0}, "loss": {"step": 100, "value": 1.0}},
+                "versions": {"torch": "2.13.0", "deepspeed": None},
+            },
+        )  # fmt: skip
+        train = [
+            {"kind": "train", "step": step, "steps": 300, "seconds": step / 3, "tokens": 100 * step,
+             "loss": 5 / step + 0.1 * seed, "learning_rate": 1e-4, "gradient_norm": 1.0}
+            | ({"reverse_kl": 30 / step, "response_length": 12.0, "reward": -30 / step}
+               if hop.method == "minillm" else {})
+            for step in range(10, 301, 10)
+        ]  # fmt: skip
+        dev = [
+            {"kind": "dev", "step": step, "seconds": step / 3, "loss": 1 + 10 / step, "n": 200,
+             "rougeL": score(lineage, seed, "heldout") - 1000 / step, "exact_match": 20.0,
+             "response_length": 12.0}
+            for step in (50, 100, 200, 300)
+        ]  # fmt: skip
+        end = {"kind": "end", "step": 300, "seconds": 120.0, "tokens": 30_000, "device": "cpu",
+               "processes": 1, "precision": "fp32"}  # fmt: skip
+        write_lines(folder / "metrics.jsonl", [*train, *dev, end])
+        for name in sets:
+            write_evaluation(root, lineage, seed, name, decoding, decoding_seeds)
+    (root / "data/report").mkdir(parents=True)
+    write_json(root / "data/report/report.json", DATA)
+    (root / "data/report/report.html").write_text("<!DOCTYPE html><p>rows: 1000</p>")
+    return {
+        "experiment": "made-up",
+        "title": "Made-up <b>results</b>",
+        "description": "Numbers to be added up by hand & no more.",
+        "models": {model: SIZES[model] for model in SIZES if model in used},
+        "chains": [
+            {"label": label, "lineage": lineage}
+            for (label, _, _), lineage in zip(chains, lineages, strict=True)
+        ],
+        "nodes": [list(node) for node in found],
+        "sets": list(sets),
+        "seeds": list(seeds),
+        "decoding": decoding | {"max_new_tokens": 32},
+        "dev_decoding": decoding | {"no_repeat_ngram": 0},
+        "decoding_seeds": list(decoding_seeds),
+        "targets": list(targets),
+        "samples": samples,
+        "training": {
+            method: {"steps": 900, "betas": [0.9, 0.95], "learning_rate": 5e-6}
+            for method in ("sft", "kd", "minillm")
+        },
+        "overrides": {"assistant": {"sft": {"rows": 1000}}},
+    }
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_evaluation(root, lineage, seed, name, decoding, decoding_seeds):
+    value = score(lineage, seed, name)
+    folder = root / "evaluations" / lineage / f"seed{seed}" / name
+    texts = ["the answer", ODD, ""]
+    rows = [
+        {"id": 7 * row, "instruction": f"Do {row} <now>", "input": "" if row % 2 else "with input",
+         "references": ["the answer", "an answer"][: 1 + row % 2],
+         "outputs": [
+             {"seed": s, "text": texts[row % 3], "tokens": 12, "finished": row % 3 != 1,
+              "rougeL": value + (3 if row % 2 else -3), "exact_match": 100.0 * (row % 3 == 0)}
+             for s in decoding_seeds]}
+        for row in range(6)
+    ]  # fmt: skip
+    write_lines(folder / "generations.jsonl", rows)
+    measure = {"rougeL": value, "exact_match": value / 2}
+    write_json(
+        folder / "scores.json",
+        {
+            "lineage": lineage, "seed": seed, "set": name, "n": 6, "decoding": decoding,
+            "decoding_seeds": list(decoding_seeds), "cut_off": 0.25, "response_tokens": {"mean": 12.1},
+            "scores": {
+                key: {"mean": mean, "by_seed": {str(s): mean for s in decoding_seeds}}
+                for key, mean in measure.items()
+            },
+        },
+    )  # fmt: skip
+    write_lines(
+        folder / "metrics.jsonl", [{"kind": "end", "seconds": 30.0, "tokens": 500, "device": "cpu"}]
+    )
+
+
+def run(root, spec):
+    """Run the stage as the rule does, all parts of the report; returns the folder."""
+    inputs = {
+        "models": [root / "models"],
+        "evaluations": [root / "evaluations"],
+        "data_report": [root / "data/report/report.json"],
+        "data_page": [root / "data/report/report.html"],
+    }
+    outputs = {name: root / "report" / file for name, file in PARTS.items()}
+    build.run(Stage(spec, "", inputs, outputs))
+    return root / "report"
+
+
+TARGETS = [
+    {"source": "A paper, table 1", "scores": {"teacher-sft": {"heldout": 96.5}}},
+    {"source": "A study", "scores": {"teacher-sft__student-minillm": {"heldout": 77.0}}},
+]
+SHAPES = {
+    "one seed, no assistant": ([DIRECT], {}),
+    "two sets, two seeds": (
+        [DIRECT, BY_KD, THROUGH],
+        {"seeds": (1, 2), "sets": ("heldout", "other")},
+    ),
+    "deep, three seeds": ([THROUGH, DEEP], {"seeds": (1, 2, 3), "targets": TARGETS}),
+    "one prompt, one decoding seed": ([BY_KD], {"samples": 1, "decoding_seeds": (10,)}),
+    "study, five sets": (
+        STUDY,
+        {"sets": ("dolly", "self-instruct", "vicuna", "sni", "unni"), "samples": 1},
+    ),
+    "no samples": ([DIRECT], {"samples": 0}),
+}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Four chains of depth two to four, two seeds, two sets, targets."""
+    root = tmp_path_factory.mktemp("full")
+    spec = make(root, [DIRECT, BY_KD, THROUGH, DEEP], (1, 2), ("heldout", "other"), TARGETS)
+    return SimpleNamespace(root=root, spec=spec, report=run(root, spec))
+
+
+def rows_of(text, **wanted):
+    found = csv.DictReader(io.StringIO(text))
+    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_import_needs_no_torch():
+    code = "import sys, takd.report.build; assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_csv_holds_the_numbers_computed_by_hand(full):
+    text = (full.report / "results.csv").read_text()
+    (row,) = rows_of(text, lineage="teacher-sft__student-minillm", set="heldout")
+    # seeds 1 and 2: 78.0 and 78.5
+    assert float(row["rougeL"]) == pytest.approx(78.25)
+    assert float(row["rougeL_sd"]) == pytest.approx(0.5 / 2**0.5, abs=1e-4)
+    assert float(row["exact_match"]) == pytest.approx(39.125)
+    # per prompt 78.25 ± 3, three of each: sd = 3 sqrt(6/5), over sqrt(6)
+    assert float(row["rougeL_se_prompts"]) == pytest.approx(3 / 5**0.5, abs=1e-4)
+    # the supervised student has 70.0 for both seeds
+    assert float(row["gain_over_sft"]) == pytest.approx(8.25)
+    assert row["gain_over_sft_n"] == "2" and row["gain_over_sft_exceeds_spread"] == "True"
+    assert row["gain_over_direct"] == ""
+    assert row["published_1"] == "" and float(row["published_2"]) == 77.0
+    assert float(row["published_2_difference"]) == pytest.approx(1.25)
+    assert (row["label"], row["chain"], row["methods"]) == ("2.D", "teacher → student", "minillm")
+    assert (
+        row["n_training_seeds"] == "2" and row["prompts"] == "6" and row["training_minutes"] == "2"
+    )
+    (row,) = rows_of(text, lineage=of_chain(*THROUGH[1:]), set="other")
+    # 80.0 and 80.5 less 40; straight from the teacher: 78.0 and 78.5 less 40
+    assert float(row["rougeL"]) == pytest.approx(40.25)
+    assert float(row["gain_over_direct"]) == pytest.approx(2.0)
+    assert float(row["gain_over_direct_sd"]) == pytest.approx(0.0)
+    (row,) = rows_of(text, lineage="teacher-sft", set="heldout")
+    assert row["role"] == "teacher" and row["gain_over_sft"] == "" and row["rougeL_sd"] == ""
+    assert float(row["published_1_difference"]) == pytest.approx(-1.5)
+
+
+def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
+    lines = rows_of((full.report / "results.csv").read_text())
+    lineages = {lineage for lineage, _ in map(tuple, full.spec["nodes"])}
+    assert sorted((r["lineage"], r["set"]) for r in lines) == sorted(
+        (lineage, name) for lineage in lineages for name in full.spec["sets"]
+    )
+    results = read(full.spec, full.root / "models", full.root / "evaluations")
+    groups = {g.title: [(r.role, r.lineage) for r in g.rows] for g in table.build(results)}
+    assert list(groups)[:3] == ["Teacher", "Supervised baselines", "2.D  teacher → student"]
+    assert [role for role, _ in groups["2.D  teacher → student"]] == ["student", "student"]
+    through = of_chain(*THROUGH[1:])
+    assert groups["3.B  teacher → assistant → student"] == [
+        ("assistant", prefixes(through)[1]),
+        ("student", through),
+    ]
+
+
+def test_gain_is_judged_by_the_largest_spread():
+    # the paired difference is the same for both seeds, but the models themselves vary by 7
+    within = statistics.gain({1: 70.0, 2: 80.0}, {1: 69.0, 2: 79.0})
+    assert within.difference == (1.0, 0.0, 2) and within.exceeds is False
+    assert within.verdict == "within the spread over training seeds"
+    lower = statistics.gain({1: 60.0, 2: 61.0}, {1: 70.0, 2: 71.0})
+    assert lower.exceeds and lower.verdict == "lower by more than the spread"
+    single = statistics.gain({1: 99.0, 2: 99.0}, {1: 1.0})
+    assert single.difference.n == 1 and single.exceeds is None and "no spread" in single.verdict
+    assert statistics.gain({1: 1.0}, {2: 1.0}) is None
+
+
+def test_numbers_are_written_with_their_spread():
+    assert statistics.estimate([78.0, 78.5]).text() == "78.2 ± 0.4"
+    assert statistics.estimate([-1.25]).text(signed=True) == "−1.2"
+    assert figures.size_text(1.56e9) == "1.6B" and figures.size_text(760e6) == "760M"
+    assert figures.size_text(99_700_000) == "100M" and figures.size_text(2e9) == "2.0B"
+    assert figures.size_text(14_300_000) == "14M" and figures.size_text(153_000) == "153k"
+
+
+def test_findings_claim_nothing_for_one_seed(tmp_path):
+    spec = make(tmp_path, [DIRECT, THROUGH])
+    results = read(spec, tmp_path / "models", tmp_path / "evaluations")
+    sentences = table.findings(results, table.build(results), "heldout")
+    assert sentences[0] == "The teacher, teacher: ROUGE-L 95.0 (1 training seed)."
+    assert sentences[1].endswith("+8.0 against student trained on labels alone.")
+    assert sentences[1].startswith("2.D teacher → student (minillm): ROUGE-L 78.0")
+    assert not any("more than the spread" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_of_experiment_gives_all_parts(shape, tmp_path):
+    chains, options = SHAPES[shape]
+    report = run(tmp_path, make(tmp_path, chains, **options))
+    assert {path.name for path in report.iterdir()} == set(PARTS.values())
+    for path in report.glob("*.svg"):
+        assert "<text" in path.read_text(), f"{path.name}: text is not text"
+        ElementTree.parse(path)
+    for name in PAGES:
+        page = (report / name).read_text()
+        loads = re.findall(r"""(?:src|href|action|data)\s*=\s*["']?(https?:|//)[^"'>]*""", page)
+        assert not loads and "@import" not in page and "url(http" not in page
+
+
+def test_the_same_results_give_the_same_bytes(full, tmp_path):
+    spec = make(tmp_path, [DIRECT, BY_KD, THROUGH, DEEP], (1, 2), ("heldout", "other"), TARGETS)
+    again = run(tmp_path, spec)
+    for name in PARTS.values():
+        assert (again / name).read_bytes() == (full.report / name).read_bytes(), name
+
+
+def test_texts_of_models_are_escaped_and_made_visible(full):
+    page = (full.report / "samples.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
+    assert "Do 0 &lt;now&gt;" in page and "naïve" in page
+    assert "\x00" not in page and "␀" in page and "⟨U+D83D⟩" in page and "⟨U+202E⟩" in page
+    assert "(empty)" in page and "cut off after 12 tokens" in page
+    assert "Made-up &lt;b&gt;results&lt;/b&gt;" in (full.report / "results.html").read_text()
+    assert pages.visible("a\tb\n\x7f") == "a\tb\n⟨U+007F⟩"
+
+
+def test_samples_are_spaced_evenly_over_the_set(full):
+    results = read(full.spec, full.root / "models", full.root / "evaluations")
+    assert list(results.samples["heldout"]) == [0, 14, 28]
+    assert len(results.samples["heldout"][14]) == len(full.spec["nodes"])
+
+
+def test_costs_add_up(full):
+    lines = rows_of((full.report / "costs.csv").read_text())
+    trained = sum(float(r["minutes"]) for r in lines if r["stage"] == "training")
+    scored = sum(float(r["minutes"]) for r in lines if r["stage"] == "evaluation")
+    count = len(full.spec["nodes"])
+    assert trained == pytest.approx(2.0 * count) and scored == pytest.approx(0.5 * 2 * count)
+    assert f"<strong>{trained + scored:.1f}</strong>" in (full.report / "costs.html").read_text()
+
+
+def test_provenance_prints_decoding_settings_versions_and_digests(full):
+    page = (full.report / "provenance.html").read_text()
+    for wanted in (
+        "2.13.0",
+        "not installed",
+        "cpu, fp32",
+        "0123456789abcdef",
+        "5e-06",
+        "assistant, sft",
+    ):
+        assert wanted in page, wanted
+    assert "990 of 1\u202f000 rows" in page and "77 blocks" in page and "abababababababab" in page
+    assert re.search(r"no_repeat_ngram</th><td>6</td><td>0</td>", page)
+    assert re.search(r"max_new_tokens</th><td>32</td><td>–</td>", page)
+
+
+def test_later_line_of_a_resumed_log_holds(tmp_path):
+    spec = make(tmp_path, [DIRECT])
+    log = tmp_path / "models/teacher-sft/seed1/metrics.jsonl"
+    with open(log, "a") as file:
+        file.write(json.dumps({"kind": "train", "step": 10, "loss": 123.0}) + "\n")
+    model = read(spec, tmp_path / "models", tmp_path / "evaluations").of("teacher-sft")[0]
+    assert [row["step"] for row in model.train] == list(range(10, 301, 10))
+    assert model.train[0]["loss"] == 123.0 and model.minutes == 2.0
+
+
+def test_missing_or_foreign_files_are_named(tmp_path):
+    spec = make(tmp_path, [DIRECT])
+    folder = tmp_path / "evaluations/teacher-sft/seed1/heldout"
+    scores = json.loads((folder / "scores.json").read_text())
+    write_json(folder / "scores.json", scores | {"seed": 5})
+    with pytest.raises(InputError, match=r"scores\.json: holds the scores of teacher-sft seed 5"):
+        run(tmp_path, spec)
+    (folder / "scores.json").unlink()
+    with pytest.raises(InputError, match=r"heldout/scores\.json: not found"):
+        run(tmp_path, spec)
+
+
+def test_a_known_number_in_the_browser_and_sorting(full):
+    with browser() as started:
+        order = []
+
+        def sort(page):
+            scores = "table[data-set=heldout] tr[data-lineage] td:nth-child(6)"
+            for _ in range(3):
+                page.click("table[data-set=heldout] button:has-text('ROUGE-L')")
+                order.append(
+                    page.eval_on_selector_all(scores, "all => all.map(c => +c.dataset.value)")
+                )
+
+        seen = visit(started, full.report / "results.html", sort)
+        assert "78.2 ± 0.4" in seen.text and "+8.2 ± 0.4" in seen.text
+        down, up, back = order
+        assert down == sorted(back, reverse=True) and up == sorted(back) and back not in (down, up)
+        assert len(back) == len({lineage for lineage, _ in full.spec["nodes"]})
+        for name in PAGES:
+            narrow = []
+            phone = visit(
+                started,
+                full.report / name,
+                lambda page, to=narrow: to.append(
+                    page.evaluate("document.documentElement.scrollWidth")
+                ),
+                width=390,
+            )
+            assert (phone.external, phone.complaints) == ([], []), name
+            assert narrow[0] <= 390, f"{name} scrolls sideways on a phone"
+
+
+def test_no_text_of_a_figure_is_cut_off(full, tmp_path):
+    chains, options = SHAPES["study, five sets"]
+    study = run(tmp_path, make(tmp_path, chains, **options))
+    outside = """() => {
+        const box = document.documentElement.getBoundingClientRect();
+        return [...document.querySelectorAll("text")].filter((text) => {
+            const found = text.getBoundingClientRect();
+            return found.left < box.left || found.right > box.right || found.bottom > box.bottom;
+        }).map((text) => text.textContent);
+    }"""
+    with browser() as started:
+        for report in (full.report, study):
+            for path in report.glob("*.svg"):
+                found = []
+                visit(started, path, lambda page, to=found: to.extend(page.evaluate(outside)))
+                assert not found, f"{path.name}: {found}"
+
+
+def test_captions_say_n_seeds_and_settings(full):
+    said = captions.facts(full.spec | {"sets": ["held_out"]})
+    assert said["training_seeds"] == "n = 2 training seeds (1, 2)"
+    assert said["decoding"].startswith(
+        "sampled at temperature 1.0, no top-k, no top-p, no 6-gram twice"
+    )
+    assert said["sets"] == "held\\_out"
+    assert captions.decoding({"sample": False, "no_repeat_ngram": 0}) == "greedy, repeats allowed"
+
+
+SNAKEFILE = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(workflow.basedir)
+sys.path.insert(0, str(ROOT / "src"))
+from takd.lineage import Node
+from takd.provenance import canonical_json, code_digest
+
+SETTINGS = json.loads((ROOT / "spec.json").read_text())
+EXPERIMENT = SimpleNamespace(
+    name="made-up",
+    nodes=[Node(*node) for node in SETTINGS["nodes"]],
+    sets=SETTINGS["sets"],
+    report_spec=lambda: SETTINGS,
+)
+config["experiment"] = "made-up"
+
+
+pathvars:
+    results="results/made-up",
+    logs="logs/made-up",
+
+
+def spec(function):
+    return lambda wildcards: canonical_json(function())
+
+
+include: "rules/report.smk"
+"""
+
+
+def test_snakemake_report_opens_offline_and_shows_a_known_number(tmp_path):
+    for name in ("src", "workflow", "rules", "envs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    spec = make(tmp_path / "results/made-up", [DIRECT, THROUGH], (1, 2), ("held_out",))
+    write_json(tmp_path / "spec.json", spec)
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    for arguments in (["--cores", "1", "report"], ["--report", "report.zip", "report"]):
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    zipfile.ZipFile(tmp_path / "report.zip").extractall(tmp_path / "unzipped")
+    texts = {}
+
+    def walk(page):
+        """Through the categories to each page, as a reader clicks."""
+        texts["start"] = page.inner_text("body")
+        assert page.locator(".system-message, .problematic").count() == 0
+        for category, count in CATEGORIES.items():
+            page.click(f"text={category} >> nth=0")
+            page.wait_for_selector("td a")
+            texts[category] = page.inner_text("body")
+            assert page.locator("tbody tr").count() == count, texts[category]
+            page.locator("tbody tr td a").first.click()
+            page.wait_for_selector("iframe, img")
+            for frame in page.frames[1:]:
+                frame.wait_for_load_state()
+                texts[category] += frame.inner_text("body")
+            page.goto(page.url.partition("#")[0])
+
+    with browser() as started:
+        seen = visit(started, next((tmp_path / "unzipped").rglob("report.html")), walk)
+    assert (seen.external, seen.complaints) == ([], [])
+    assert "Start here" in texts["start"] and "made-up" in texts["start"]
+    assert "78.2 ± 0.4" in texts["1. Results"] and "held_out" in texts["1. Results"]
+    assert "rows: 1000" in texts["4. Data"]
+
+
+CATEGORIES = {
+    "1. Results": 3,
+    "2. Learning curves": 2,
+    "3. Generations": 1,
+    "4. Data": 1,
+    "5. Costs": 3,
+    "6. Provenance": 1,
+}

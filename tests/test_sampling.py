@@ -1,0 +1,218 @@
+"""The mixed sampler: its distribution, its log-probabilities, and that a prompt's text is its own."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+import torch
+from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilities
+
+from takd.sampling import Decoding, Prompt, draw, gumbel_noise, mixed_log_probabilities
+
+VOCABULARY = 5
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Student and teacher."""
+    return tiny_gpt2(1, VOCABULARY, width=8, scale=3), tiny_gpt2(2, VOCABULARY, width=8, scale=3)
+
+
+def sample(pair, prompts, decoding, *, mix=0.3, micro_batch=64, teacher=True):
+    student, teacher_model = pair
+    return draw(
+        student,
+        prompts,
+        decoding,
+        end_token=END,
+        vocabulary=VOCABULARY,
+        micro_batch=micro_batch,
+        teacher=teacher_model if teacher else None,
+        teacher_mix=mix,
+    )
+
+
+def many_prompts(count, seed=0):
+    words = random.Random(seed)
+    return [
+        Prompt([words.randrange(1, VOCABULARY) for _ in range(words.randrange(1, 9))], key, 7)
+        for key in range(count)
+    ]
+
+
+def test_noise_is_gumbel_distributed_and_independent():
+    rows = 2000
+    keys = torch.arange(rows)
+    zeros = torch.zeros(rows, dtype=torch.long)
+    noise = gumbel_noise(zeros, keys, zeros, 200)
+    # exp(-exp(-g)) of Gumbel noise is uniform
+    uniform = torch.exp(-torch.exp(-noise.double())).flatten()
+    counts = torch.histc(uniform, 50, 0, 1)
+    chi_square = ((counts - rows * 4) ** 2 / (rows * 4)).sum()
+    assert chi_square < 85.4  # 99.9 % point for 49 degrees of freedom
+    neighbours = {
+        "key": gumbel_noise(zeros, keys + 1, zeros, 200),
+        "seed": gumbel_noise(zeros + 1, keys, zeros, 200),
+        "position": gumbel_noise(zeros, keys, zeros + 1, 200),
+        "token": noise.roll(1, 1),
+    }
+    for name, other in neighbours.items():
+        stacked = torch.stack([noise.flatten(), other.flatten()])
+        assert abs(torch.corrcoef(stacked)[0, 1]) < 0.008, name  # 5 standard errors
+
+
+def test_noise_does_not_depend_on_the_batch():
+    keys = torch.tensor([5, 9, 2**31])
+    zeros = torch.zeros(3, dtype=torch.long)
+    whole = gumbel_noise(zeros, keys, zeros, 50)
+    assert torch.equal(whole[1:2], gumbel_noise(zeros[:1], keys[1:2], zeros[:1], 50))
+    assert torch.equal(whole[:, :20], gumbel_noise(zeros, keys, zeros, 20))
+
+
+def test_mixture_is_of_probabilities():
+    p, q = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.2, 0.8]).log()
+    mixed = mixed_log_probabilities(q, p, 0.25).exp()
+    assert mixed.tolist() == pytest.approx([0.25 * 0.9 + 0.75 * 0.2, 0.25 * 0.1 + 0.75 * 0.8])
+    assert mixed_log_probabilities(q, None, 0.0) is q
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3])
+def test_distribution_against_enumeration(pair, mix):
+    """Two prompts of different length in one left-padded batch, 20,000 samples."""
+    student, teacher = pair
+    count, longest = 10_000, 3
+    prompts = {(1, 2, 3, 4): 0, (2,): 1}
+    rows = [
+        Prompt(list(tokens), key, seed) for seed in range(count) for tokens, key in prompts.items()
+    ]
+    drawn = sample(pair, rows, Decoding(longest), mix=mix, micro_batch=5000)
+    for tokens in prompts:
+        responses = all_responses(VOCABULARY, longest)
+        exact = []
+        with torch.no_grad():
+            for response in responses:
+                q = token_log_probabilities(student, list(tokens), response).exp()
+                p = token_log_probabilities(teacher, list(tokens), response).exp()
+                exact.append((mix * p + (1 - mix) * q).prod().item())
+        assert sum(exact) == pytest.approx(1, abs=1e-5)
+        seen = dict.fromkeys(map(tuple, responses), 0)
+        for prompt, response in zip(rows, drawn, strict=True):
+            if tuple(prompt.tokens) == tokens:
+                seen[tuple(response.tokens.tolist())] += 1
+        # a chi-square test over the responses that are expected at least five times, the rest pooled
+        cells = list(zip(exact, seen.values(), strict=True))
+        large = [(p * count, n) for p, n in cells if p * count >= 5]
+        rest = [(p * count, n) for p, n in cells if p * count < 5]
+        large.append((sum(e for e, _ in rest), sum(n for _, n in rest)))
+        chi_square = sum((n - e) ** 2 / max(e, 1e-9) for e, n in large if e > 1)
+        freedom = len(large) - 1
+        assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
+        distance = sum(abs(e - n) for e, n in large) / (2 * count)
+        assert distance < 1.5 * (len(large) / count) ** 0.5
+
+
+def test_log_probabilities_equal_those_of_a_full_pass(pair):
+    student, teacher = pair
+    prompts = many_prompts(40)
+    for prompt, response in zip(prompts, sample(pair, prompts, Decoding(12)), strict=True):
+        tokens = response.tokens.tolist()
+        with torch.no_grad():
+            q = token_log_probabilities(student, list(prompt.tokens), tokens)
+            p = token_log_probabilities(teacher, list(prompt.tokens), tokens)
+        torch.testing.assert_close(response.student, q, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(response.teacher, p, atol=2e-5, rtol=1e-5)
+        mixed = torch.log(0.3 * p.exp() + 0.7 * q.exp())
+        torch.testing.assert_close(response.mixed, mixed, atol=2e-5, rtol=1e-5)
+
+
+def test_text_of_a_prompt_does_not_depend_on_its_batch(pair):
+    prompts = many_prompts(50)
+    reference = [r.tokens.tolist() for r in sample(pair, prompts, Decoding(20))]
+    assert len({tuple(tokens) for tokens in reference}) > 30
+    for micro_batch in (1, 7):
+        again = sample(pair, prompts, Decoding(20), micro_batch=micro_batch)
+        assert [r.tokens.tolist() for r in again] == reference
+    order = list(range(50))
+    random.Random(1).shuffle(order)
+    shuffled = sample(pair, [prompts[i] for i in order], Decoding(20), micro_batch=13)
+    assert [r.tokens.tolist() for r in shuffled] == [reference[i] for i in order]
+    # a long prompt beside it pads all the others
+    longer = [*prompts, Prompt([1] * 30, 99, 7)]
+    assert [r.tokens.tolist() for r in sample(pair, longer, Decoding(20))[:-1]] == reference
+
+
+def test_responses_end_at_the_end_token_or_the_limit(pair):
+    for response in sample(pair, many_prompts(200), Decoding(4)):
+        tokens = response.tokens.tolist()
+        assert END not in tokens[:-1]
+        assert response.finished == (tokens[-1] == END)
+        assert response.finished or len(tokens) == 4
+        assert len(response.student) == len(response.teacher) == len(response.mixed) == len(tokens)
+
+
+def test_each_model_reads_each_token_once(pair, monkeypatch):
+    """Per rollout: one prompt pass and one decoding of each model, and no scoring pass."""
+    import takd.sampling as module
+
+    passes = {id(pair[0]): [], id(pair[1]): []}
+    real = module.hidden_states
+
+    def spy(model, ids, mask, cache):
+        passes[id(model)].append(ids.shape[1])
+        return real(model, ids, mask, cache)
+
+    monkeypatch.setattr(module, "hidden_states", spy)
+    prompts = many_prompts(6)
+    drawn = sample(pair, prompts, Decoding(10))
+    steps = max(len(r.tokens) for r in drawn)
+    width = max(len(p.tokens) for p in prompts)
+    expected = [width, *itertools.repeat(1, steps - 1)]
+    assert list(passes.values()) == [expected, expected]
+
+
+def test_greedy_decoding_equals_generate(pair):
+    student = pair[0]
+    prompts = many_prompts(8)
+    drawn = sample(pair, prompts, Decoding(6, sample=False), teacher=False, mix=0.0)
+    for prompt, response in zip(prompts, drawn, strict=True):
+        ids = torch.tensor([list(prompt.tokens)])
+        expected = student.generate(
+            ids, do_sample=False, max_new_tokens=6, pad_token_id=END, attention_mask=ids * 0 + 1
+        )[0, ids.shape[1] :].tolist()
+        assert response.tokens.tolist() == expected
+        assert response.teacher.numel() == 0
+
+
+def test_repeated_ngrams_are_blocked_in_any_batch(pair):
+    prompts = many_prompts(30)
+    decoding = Decoding(20, no_repeat_ngram=2)
+    drawn = sample(pair, prompts, decoding, teacher=False, mix=0.0)
+    for prompt, response in zip(prompts, drawn, strict=True):
+        whole = [*prompt.tokens, *response.tokens.tolist()]
+        start = len(prompt.tokens)
+        made = [tuple(whole[i - 1 : i + 1]) for i in range(start, len(whole))]
+        before = {tuple(whole[i - 1 : i + 1]) for i in range(1, start)}
+        assert len(set(made)) == len(made) and not before & set(made)
+    alone = sample(pair, prompts, decoding, teacher=False, mix=0.0, micro_batch=1)
+    assert [r.tokens.tolist() for r in alone] == [r.tokens.tolist() for r in drawn]
+
+
+def test_top_k_and_top_p_cut_the_distribution(pair):
+    prompts = [Prompt([1, 2], 0, seed) for seed in range(300)]
+    greedy = sample(pair, prompts[:1], Decoding(1, sample=False), teacher=False)[0].tokens
+    for cut in (Decoding(1, top_k=1), Decoding(1, top_p=1e-6)):
+        drawn = sample(pair, prompts, cut, teacher=False, mix=0.0)
+        assert all(torch.equal(r.tokens, greedy) for r in drawn)
+    two = sample(pair, prompts, Decoding(1, top_k=2), teacher=False, mix=0.0)
+    assert len({int(r.tokens[0]) for r in two}) == 2
+
+
+def test_temperature_sharpens(pair):
+    prompts = [Prompt([1, 2], 0, seed) for seed in range(400)]
+
+    def commonest(temperature):
+        drawn = sample(pair, prompts, Decoding(2, temperature=temperature), teacher=False, mix=0.0)
+        return Counter(tuple(r.tokens.tolist()) for r in drawn).most_common(1)[0][1]
+
+    assert commonest(0.05) > commonest(1.0) > commonest(20.0)

@@ -1,0 +1,166 @@
+"""What reruns after an edit, and only that: each from the same finished run, by dry run."""
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+BELOW_DATA = {"sft": 3, "distill_kd": 1, "distill_minillm": 3, "evaluate": 7, "report": 1}
+MINILLM = {"distill_minillm": 3, "evaluate": 3, "report": 1}
+
+
+def append(file: str, text: str) -> Callable[[Project], None]:
+    def edit(project: Project) -> None:
+        path = project.folder / file
+        path.write_text(path.read_text() + text)
+
+    return edit
+
+
+def code(module: str) -> Callable[[Project], None]:
+    return append(f"src/takd/{module}.py", "\n\nADDED = 1\n")
+
+
+def experiment(edit: Callable[[dict], object]) -> Callable[[Project], None]:
+    return lambda project: project.experiment(edit)
+
+
+def docstring(project: Project) -> None:
+    path = project.folder / "src/takd/methods/minillm.py"
+    quotes, rest = '"""', path.read_text()
+    assert rest.startswith(quotes)
+    path.write_text(quotes + "Another beginning. " + rest.removeprefix(quotes))
+
+
+def touch(project: Project) -> None:
+    """Give every file, results and records included, a time stamp of its own, in any order."""
+    files = [path for path in project.folder.rglob("*") if path.is_file()]
+    random.Random(1).shuffle(files)
+    start = time.time() - len(files)
+    for count, path in enumerate(files):
+        os.utime(path, (start + count, start + count))
+
+
+def swap(settings: dict) -> None:
+    minillm = settings["training"]["minillm"]
+    assert minillm["batch_size"] != minillm["evaluate_every"]
+    minillm.update(batch_size=minillm["evaluate_every"], evaluate_every=minillm["batch_size"])
+
+
+def reverse(value: object) -> object:
+    """The same settings, the keys of every mapping in the other order."""
+    if isinstance(value, dict):
+        return {key: reverse(value[key]) for key in reversed(value)}
+    return [reverse(item) for item in value] if isinstance(value, list) else value
+
+
+def reordered(settings: dict) -> None:
+    turned = reverse(settings)
+    settings.clear()
+    settings.update(turned)
+
+
+def resources(project: Project) -> None:
+    for rules in ("train", "evaluate"):
+        project.replace(f"rules/{rules}.smk", "mem_mb=4000", "mem_mb=64000")
+        project.replace(f"rules/{rules}.smk", "processes=1", "processes=4")
+        project.replace(f"rules/{rules}.smk", "runtime=WEEK", "runtime=60")
+
+
+EDITS = {
+    "nothing": (lambda project: None, {}),
+    "touch of everything": (touch, {}),
+    "comment": (append("src/takd/methods/minillm.py", "\n# a remark\n"), {}),
+    "docstring": (docstring, {}),
+    "key order": (experiment(reordered), {}),
+    "report caption": (
+        lambda p: [append(f"workflow/report/{f.name}", "\nMore.\n")(p) for f in captions(p)],
+        {},
+    ),
+    "resources": (resources, {}),
+    "method": (code("methods/minillm"), MINILLM),
+    # the losses of all methods stand in it
+    "loss": (code("divergences"), BELOW_DATA),
+    "another method": (code("methods/kd"), {"distill_kd": 1, "evaluate": 1, "report": 1}),
+    "supervised method": (code("methods/sft"), BELOW_DATA),
+    "training loop": (code("training/loop"), BELOW_DATA),
+    "evaluation": (code("evaluation/evaluate"), {"evaluate": 7, "report": 1}),
+    "report": (code("report/build"), {"report": 1}),
+    "description": (experiment(lambda e: e.update(description="Other words.")), {"report": 1}),
+    "two settings swapped": (experiment(swap), MINILLM),
+    "seed added": (
+        experiment(lambda e: e["seeds"].append(2)),
+        {"sft": 2, "distill_kd": 1, "distill_minillm": 3, "evaluate": 6, "report": 1},
+    ),
+    "chain added": (
+        experiment(
+            lambda e: e["chains"].append(
+                {"models": ["teacher", "assistant", "student"], "methods": [["minillm", "kd"]]}
+            )
+        ),
+        {"distill_kd": 1, "evaluate": 1, "report": 1},
+    ),
+    "decoding seed added": (
+        experiment(lambda e: e["evaluation"]["seeds"].append(30)),
+        {"evaluate": 7, "report": 1},
+    ),
+    "row added": (
+        append("data/dev.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
+        {"data": 1, "data_report": 1, **BELOW_DATA},
+    ),
+}
+
+
+def captions(project: Project) -> list[Path]:
+    found = sorted((project.folder / "workflow/report").glob("*.rst"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edit_reruns_exactly(finished: Project, tmp_path: Path, name: str) -> None:
+    edit, expected = EDITS[name]
+    project = finished.copy(tmp_path / "copy")
+    edit(project)
+    assert project.plan() == expected
+
+
+def test_copy_elsewhere_with_new_times(finished: Project, tmp_path: Path) -> None:
+    """A clone in another folder, results and records copied in, reruns nothing."""
+    project = finished.copy(tmp_path / "elsewhere" / "clone")
+    touch(project)
+    assert "Nothing to be done" in project.run("--quiet", "rules")
+
+
+def test_work_that_changed_nothing_stops_the_chain(finished: Project, tmp_path: Path) -> None:
+    """`--until` redoes the upper stages alone; where their manifests stay the same, nothing follows."""
+    project = finished.copy(tmp_path / "copy")
+    assert project.plan("--forcerun", "data")["distill_minillm"] == 3
+    project.run("--quiet", "rules", "--forcerun", "data", "--until", "data")
+    assert project.plan() == {}
+
+
+def test_touch_accepts_a_change(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "copy")
+    code("methods/minillm")(project)
+    assert project.plan() == MINILLM
+    project.run("--quiet", "rules", "--touch")
+    assert project.plan() == {}
+
+
+def test_without_records_times_decide(finished: Project, tmp_path: Path) -> None:
+    """Results copied without .snakemake: rerun at the whim of time stamps, until --touch --forceall."""
+    project = finished.copy(tmp_path / "copy")
+    shutil.rmtree(project.folder / ".snakemake")
+    touch(project)
+    assert project.plan()
+    project.run("--quiet", "rules", "--touch", "--forceall")
+    touch(project)
+    assert project.plan() == {}
+    code("methods/minillm")(project)
+    assert project.plan() == MINILLM

@@ -1,0 +1,211 @@
+"""Training and evaluation stages as processes: killed and resumed, split over processes and micro-batches."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from workspace import Workspace
+
+METHODS = ("sft", "kd", "minillm")
+LONG = {"steps": 48, "evaluate_every": 16}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A prepared folder with a trained teacher and student."""
+    space = Workspace(tmp_path_factory.mktemp("workspace"))
+    space.finished(space.train("trained-student", "sft", steps=40, evaluate_every=20))
+    shutil.copytree(space.folder / "trained-student", space.folder / "trained-teacher")
+    return space
+
+
+def weights(space, name):
+    return load_file(space.folder / name / "model" / "model.safetensors")
+
+
+def metrics(space, name):
+    """Lines of metrics.jsonl without the times, which differ between any two runs."""
+    lines = (space.folder / name / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_equal_results(space, one, other):
+    first, second = weights(space, one), weights(space, other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    manifests = [(space.folder / n / "manifest.json").read_bytes() for n in (one, other)]
+    assert manifests[0] == manifests[1]
+    assert metrics(space, one) == metrics(space, other)
+    assert not (space.folder / other / "checkpoints").exists()
+
+
+def wait_for_lines(space, name, count, process):
+    """Until the run has written `count` metrics lines in this life; False when it ended before."""
+    while process.poll() is None:
+        written = list((space.folder / name).glob("checkpoints/*/metrics.jsonl"))
+        if written and len(written[0].read_bytes().splitlines()) >= count:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_random_moments_ends_with_the_same_weights(workspace, method):
+    space, name = workspace, f"killed-{method}"
+    space.finished(space.train(f"whole-{method}", method, **LONG))
+    moments, kills = random.Random(method), 0
+    for count in sorted(moments.sample(range(3, 45), 2)):
+        process = space.train(name, method, "--checkpoint-seconds=0.05", **LONG)
+        if wait_for_lines(space, name, count, process):
+            time.sleep(moments.uniform(0, 0.05))
+            kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert kills > 0
+    said = space.finished(space.train(name, method, **LONG))
+    assert "goes on from step" in said
+    assert_equal_results(space, f"whole-{method}", name)
+
+
+def test_terminated_run_leaves_a_checkpoint_and_goes_on(workspace):
+    space, settings = workspace, {"steps": 4000, "evaluate_every": 4000}
+    process = space.train("terminated", "sft", **settings)
+    assert wait_for_lines(space, "terminated", 5, process)
+    process.send_signal(signal.SIGTERM)
+    said = space.finished(process, code=1)
+    assert "Stopped: student-sft seed 3 at step" in said and "Traceback" not in said
+    (checkpoint,) = (space.folder / "terminated").glob("checkpoints/*/step-*")
+    assert int(checkpoint.name.removeprefix("step-")) >= 4
+    assert not (space.folder / "terminated" / "manifest.json").exists()
+
+
+def test_time_budget_ends_a_run_between_steps(workspace):
+    space = workspace
+    attempts = 0
+    while not (space.folder / "sliced" / "manifest.json").exists():
+        process = space.train("sliced", "minillm", "--time-budget=0.00001", steps=3)
+        process.communicate(timeout=120)
+        attempts += 1
+        assert attempts <= 3
+    assert attempts == 3  # one step each; the last one finds nothing left to do and publishes
+    space.finished(space.train("unsliced", "minillm", steps=3))
+    assert_equal_results(space, "unsliced", "sliced")
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(workspace):
+    space, settings = workspace, {"steps": 4000, "evaluate_every": 4000}
+    process = space.train("changed", "sft", "--checkpoint-seconds=0", **settings)
+    assert wait_for_lines(space, "changed", 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert list((space.folder / "changed").glob("checkpoints/*/step-*"))
+    said = space.finished(space.train("changed", "sft", steps=6))
+    assert "goes on" not in said
+    assert metrics(space, "changed")[-1]["step"] == 6
+
+
+def test_a_second_copy_leaves(workspace, monkeypatch):
+    space, settings = workspace, {"steps": 100_000, "evaluate_every": 100_000}
+    first = space.train("locked", "sft", **settings)
+    assert wait_for_lines(space, "locked", 2, first)
+    said = space.finished(space.train("locked", "sft", **settings), code=1)
+    assert f"process {first.pid}" in said and "already at work" in said
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = space.train("locked", "sft", "--time-budget=0.00001", **settings)
+    assert "Stopped" in space.finished(second, code=1)  # the dead one's lock is taken over
+
+
+@pytest.mark.parametrize("method", ["kd", "minillm"])
+def test_two_processes_equal_one(workspace, method):
+    space = workspace
+    # no dropout: its masks are drawn per process
+    settings = {"dropout": 0.0, "steps": 8, "evaluate_every": 4}
+    space.finished(space.train(f"one-{method}", method, **settings))
+    space.finished(space.train(f"two-{method}", method, processes=2, **settings))
+    ones, twos = (metrics(space, f"{n}-{method}")[:-1] for n in ("one", "two"))
+    assert len(ones) == 11
+    for one, two in zip(ones, twos, strict=True):
+        assert one.pop("kind") == two.pop("kind")
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-4)
+        # drawn token for token: lengths and scores of texts are equal, not near
+        for exact in ("tokens", "rougeL", "response_length"):
+            assert one.get(exact) == two.get(exact)
+
+
+@pytest.mark.parametrize("method", ["sft", "minillm"])
+def test_micro_batches_change_nothing(workspace, method):
+    space = workspace
+    settings = {"dropout": 0.0, "steps": 8, "evaluate_every": 4}
+    space.finished(space.train(f"micro1-{method}", method, "--micro-batch=1", **settings))
+    space.finished(space.train(f"micro4-{method}", method, "--micro-batch=4", **settings))
+    ones, fours = (metrics(space, f"{n}-{method}")[:-1] for n in ("micro1", "micro4"))
+    for one, four in zip(ones, fours, strict=True):
+        assert one.pop("kind") == four.pop("kind")
+        assert one == pytest.approx(four, rel=1e-4, abs=1e-4)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(workspace):
+    process = workspace.train("uneven", "sft", processes=2, batch_size=3)
+    said = workspace.finished(process, code=1)
+    assert "a global batch of 3 rows cannot be split evenly over 2 processes" in said
+
+
+def test_supervised_run_keeps_two_models(workspace):
+    space = workspace
+    space.finished(space.train("both", "sft", steps=40, evaluate_every=5, learning_rate=3e-2))
+    manifest = json.loads((space.folder / "both" / "manifest.json").read_text())
+    dev = {line["step"]: line for line in metrics(space, "both") if line["kind"] == "dev"}
+    del dev[0]
+    best = manifest["best"]
+    assert best["loss"]["value"] == min(line["loss"] for line in dev.values())
+    assert best["rougeL"]["value"] == max(line["rougeL"] for line in dev.values())
+    assert dev[best["loss"]["step"]]["loss"] == best["loss"]["value"]
+    for name in ("model", "init"):
+        assert (space.folder / "both" / name / "model.safetensors").exists()
+
+
+def test_killed_evaluation_ends_with_the_same_scores(workspace):
+    space, seeds = workspace, list(range(60))
+    arguments = {"model": "trained-student", "seeds": seeds}
+    space.finished(space.evaluate("whole-evaluation", **arguments))
+    process = space.start_evaluation_slowly("killed-evaluation", **arguments)
+    store = space.folder / "killed-evaluation"
+    while not [p for p in store.glob("checkpoints/*/answers.jsonl") if p.stat().st_size > 2000]:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (answers,) = store.glob("checkpoints/*/answers.jsonl")
+    with open(answers, "a") as file:
+        file.write('{"row": 1, "seed": 4, "tok')  # a half-written line
+    kept = answers.read_text().count("\n")
+    assert 0 < kept < 8 * len(seeds)
+    space.finished(space.evaluate("killed-evaluation", **arguments))
+    for name in ("scores.json", "generations.jsonl"):
+        whole = (space.folder / "whole-evaluation" / name).read_bytes()
+        assert whole == (store / name).read_bytes()
+
+
+def test_scores_follow_from_the_generations(workspace):
+    space = workspace
+    space.finished(space.evaluate("scored", model="trained-student"))
+    scores = json.loads((space.folder / "scored" / "scores.json").read_text())
+    rows = [json.loads(x) for x in (space.folder / "scored" / "generations.jsonl").open()]
+    assert scores["n"] == len(rows) == 8 and scores["decoding_seeds"] == [10, 20]
+    for position, seed in enumerate(("10", "20")):
+        values = [row["outputs"][position]["rougeL"] for row in rows]
+        assert scores["scores"]["rougeL"]["by_seed"][seed] == pytest.approx(sum(values) / 8)
+    cut = [not o["finished"] for row in rows for o in row["outputs"]]
+    assert scores["cut_off"] == pytest.approx(sum(cut) / 16)
+
+
+def test_changed_code_is_refused(workspace):
+    process = workspace.train("recoded", "sft", "--code=0123456789abcdef")
+    said = workspace.finished(process, code=1)
+    assert "changed after it was submitted" in said

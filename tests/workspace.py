@@ -1,0 +1,203 @@
+"""A prepared folder for the training and evaluation stages: tokenizer, data and starting weights of a few kilobytes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ["red", "blue", "green", "tall", "small", "cat", "dog", "say", "and", "."]
+DECODING = {
+    "max_new_tokens": 8,
+    "sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "no_repeat_ngram": 0,
+}
+COMMON = {
+    "steps": 12,
+    "epochs": None,
+    "batch_size": 4,
+    "learning_rate": 1e-2,
+    "schedule": "cosine",
+    "warmup_steps": 2,
+    "weight_decay": 0.01,
+    "betas": [0.9, 0.95],
+    "gradient_clip": 1.0,
+    "dropout": 0.1,
+    "rows": None,
+    "evaluate_every": 5,
+    "dev_rows": None,
+    "keep": "rougeL",
+    "log_every": 1,
+    "precision": "auto",
+    "deepspeed": None,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "kd": {"ratio": 0.5, "start": "base"},
+    "minillm": {
+        "rollouts_per_round": 8,
+        "inner_epochs": 2,
+        "teacher_mix": 0.2,
+        "temperature": 1.0,
+        "discount": 0.95,
+        "return_includes_current": True,
+        "reward_scale": 0.5,
+        "reward_clip": 100.0,
+        "length_normalisation": True,
+        "whitening": "slots",
+        "ratio_clip": 0.2,
+        "clip_weighted_ratio": True,
+        "importance": "token",
+        "single_step_weight": 1.0,
+        "single_step_importance": False,
+        "lm_weight": 1.0,
+        "lm_teacher_share": 0.5,
+        "lm_batch_size": 2,
+        "dropout": 0.0,
+        "start": "sft",
+    },
+}
+
+
+class Workspace:
+    """A folder with all that a training stage reads, and commands to run stages in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        words = Tokenizer(
+            models.WordLevel({w: i for i, w in enumerate(["<end>", "<pad>", *WORDS])})
+        )
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words, eos_token="<end>", pad_token="<pad>"
+        )
+        self.tokenizer.save_pretrained(folder / "tokenizer" / "tokenizer")
+        self.manifest("tokenizer", vocabulary=len(self.tokenizer))
+        self.data("train", 24)
+        self.data("dev", 8)
+        blocks = [[2 + (i + j) % 10 for j in range(12)] for i in range(6)]
+        Dataset.from_dict({"input_ids": blocks}).save_to_disk(folder / "corpus" / "dataset")
+        self.manifest("corpus")
+        for name, width in (("teacher", 32), ("student", 16)):
+            config = GPT2Config(
+                architectures=["GPT2LMHeadModel"],
+                vocab_size=len(self.tokenizer),
+                n_layer=2,
+                n_embd=width,
+                n_head=2,
+                n_positions=32,
+                bos_token_id=0,
+                eos_token_id=0,
+                pad_token_id=1,
+            )
+            config.save_pretrained(folder / name / "model")
+            self.manifest(name, folder="model")
+
+    def manifest(self, name: str, **fields: Any) -> None:
+        (self.folder / name / "manifest.json").write_text(json.dumps({"name": name, **fields}))
+
+    def data(self, split: str, count: int) -> None:
+        """Rows that ask for two words and get them back."""
+        offset = 0 if split == "train" else 37
+        rows: dict[str, list[Any]] = {
+            key: []
+            for key in ("id", "prompt_ids", "response_ids", "instruction", "input", "references")
+        }
+        for i in range(count):
+            words = [WORDS[(i * 3 + offset + j) % 7] for j in range(1 + i % 3)]
+            prompt, answer = " ".join(["say", *words]), " ".join(words)
+            rows["id"].append(i)
+            rows["prompt_ids"].append(self.tokenizer(prompt)["input_ids"])
+            rows["response_ids"].append([*self.tokenizer(answer)["input_ids"], 0])
+            rows["instruction"].append(prompt)
+            rows["input"].append("")
+            rows["references"].append([answer])
+        Dataset.from_dict(rows).save_to_disk(self.folder / split / "dataset")
+        self.manifest(split)
+
+    def spec(self, method: str, **settings: Any) -> dict[str, Any]:
+        return {
+            "lineage": "student-sft" if method == "sft" else f"teacher-sft__student-{method}",
+            "seed": 3,
+            "model": "student",
+            "method": method,
+            "settings": {**COMMON, **SETTINGS[method], **settings},
+            "max_length": 16,
+            "max_prompt_length": 8,
+            "dev_decoding": DECODING,
+        }
+
+    def train(
+        self, name: str, method: str, *arguments: str, processes: int = 1, **settings: Any
+    ) -> Any:
+        """Start a training stage whose outputs go to the folder `name`."""
+        spec = self.spec(method, **settings)
+        inputs = ["base=student", "tokenizer=tokenizer", "train=train", "dev=dev"]
+        if method != "sft":
+            inputs.append("teacher=trained-teacher")
+        if spec["settings"].get("start") == "sft":
+            inputs += ["init=trained-student", "corpus=corpus"]
+        outputs = ["model", "metrics", "manifest", *(["init"] if method == "sft" else [])]
+        files = {"metrics": "metrics.jsonl", "manifest": "manifest.json"}
+        return self.start(
+            "train",
+            spec,
+            [f"{pair}/manifest.json" for pair in inputs],
+            [f"{output}={name}/{files.get(output, output)}" for output in outputs],
+            f"--processes={processes}",
+            *arguments,
+        )
+
+    def evaluate(self, name: str, model: str, *arguments: str, **spec: Any) -> Any:
+        """Start an evaluation stage whose outputs go to the folder `name`."""
+        (self.folder / name).mkdir(exist_ok=True)
+        return self.start(
+            "evaluate",
+            {
+                "lineage": "student-sft",
+                "seed": 3,
+                "set": "dev",
+                "seeds": [10, 20],
+                "decoding": DECODING,
+                "max_length": 16,
+                **spec,
+            },
+            [f"model={model}/manifest.json", "data=dev/manifest.json", "tokenizer=tokenizer/manifest.json"],
+            [f"scores={name}/scores.json", f"generations={name}/generations.jsonl", f"metrics={name}/metrics.jsonl"],
+            *arguments,
+        )  # fmt: skip
+
+    def start_evaluation_slowly(self, name: str, **arguments: Any) -> Any:
+        """One answer at a time, so that there is a moment to kill it."""
+        return self.evaluate(name, arguments.pop("model"), "--micro-batch=1", **arguments)
+
+    def start(
+        self, script: str, spec: Any, inputs: list[str], outputs: list[str], *more: str
+    ) -> Any:
+        command = [sys.executable, str(ROOT / "workflow" / "scripts" / f"{script}.py")]
+        command += ["--spec", json.dumps(spec)]
+        command += [word for pair in inputs for word in ("--input", pair)]
+        command += [word for pair in outputs for word in ("--output", pair)]
+        return subprocess.Popen(
+            [*command, *more],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+
+    def finished(self, process: Any, code: int = 0) -> str:
+        """Wait for a stage and check how it ended; returns what it said."""
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == code, f"{out}\n{err}"
+        return out + err

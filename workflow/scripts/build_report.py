@@ -1,0 +1,15 @@
+"""Build the report's tables, figures and pages.
+
+python workflow/scripts/build_report.py --spec JSON --code DIGEST --input models=FOLDER
+  --input evaluations=FOLDER --input data_report=report.json --input data_page=report.html
+  --output results=results.html --output results_csv=results.csv ...
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from takd.stage import main
+
+main("takd.report.build")

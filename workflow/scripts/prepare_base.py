@@ -1,0 +1,12 @@
+"""Fetch the weights that a model starts from.
+
+python workflow/scripts/prepare_base.py --spec JSON --input tokenizer=... --output manifest=...
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+from takd.stage import main
+
+main("takd.base")

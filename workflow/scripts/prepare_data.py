@@ -1,0 +1,14 @@
+"""Tokenise one split.
+
+python workflow/scripts/prepare_data.py --spec JSON --code DIGEST --input tokenizer=MANIFEST
+  --output dataset=FOLDER --output manifest=FILE
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from takd.stage import main
+
+main("takd.data.prepare")

@@ -1,0 +1,14 @@
+"""Write the data report.
+
+python workflow/scripts/summarise_data.py --spec JSON --code DIGEST --input data=MANIFEST
+  --input data=MANIFEST ... --output report=report.json --output page=report.html
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from takd.stage import main
+
+main("takd.data.summary")
