@@ -6,6 +6,7 @@ rule tokenizer:
         manifest="<results>/data/tokenizer/manifest.json",
     log:
         "<logs>/data/tokenizer.log",
+    priority: 30  # all waits for these; the longest training should not start last
     localrule: True  # may download, which compute nodes often cannot
     conda:
         "../envs/conda.yaml"

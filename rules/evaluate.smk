@@ -15,7 +15,7 @@ rule evaluate:
         mem_mb=4000,
         runtime=WEEK,
         processes=1,
-        micro_batch=64,
+        micro_batch=256,
     params:
         spec=evaluate_spec,
         code=code_digest("takd.evaluation.evaluate"),

@@ -19,7 +19,7 @@ rule sft:
         mem_mb=4000,
         runtime=WEEK,
         processes=1,
-        micro_batch=8,
+        micro_batch=64,
     params:
         spec=train_spec,
         code=code_digest("takd.training.train", "takd.methods.sft"),
@@ -31,6 +31,18 @@ rule sft:
         " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
         " --output model={output.model:q} --output init={output.init:q}"
         " --output metrics={output.metrics:q} --output manifest={output.manifest:q} 2> {log:q}"
+
+
+# The head of a chain is trained for all seeds once, is the largest model, and all else waits for it: it starts first, and
+# a profile can give it more.
+use rule sft as teacher with:
+    wildcard_constraints:
+        model="|".join(map(re.escape, EXPERIMENT.heads)),
+        seed=str(EXPERIMENT.seeds[0]),
+    priority: 20
+
+
+ruleorder: teacher > sft
 
 
 # One rule for chains of any length: its input `teacher` is its own output one hop up. It stands once for every
@@ -57,7 +69,7 @@ for METHOD in EXPERIMENT.methods:
             mem_mb=4000,
             runtime=WEEK,
             processes=1,
-            micro_batch=8,
+            micro_batch=64,
         params:
             spec=train_spec,
             code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),

@@ -1,5 +1,6 @@
 """Helpers: a copy of the workflow to plan and run in, with stages that do nothing but write their outputs."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+
+# two workers share two cores, and threads that wait for each other cost fifty times what they gain
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "workflow", "config", "profiles", "src", "envs")

@@ -144,7 +144,12 @@ def test_no_default_profile() -> None:
 
 def test_slurm_profile_names_every_training_rule() -> None:
     settings = profile("slurm")
-    rules = ["sft", *(f"distill_{method}" for method in distillation_methods()), "evaluate"]
+    rules = [
+        "teacher",
+        "sft",
+        *(f"distill_{method}" for method in distillation_methods()),
+        "evaluate",
+    ]
     for rule in rules:
         given = {value.split("=")[0] for value in settings["set-resources"]}
         keys = ("gres", "processes", "micro_batch", "mem_mb", "runtime")

@@ -1,6 +1,7 @@
 """The mixed sampler: its distribution, its log-probabilities, and that a prompt's text is its own."""
 
 import itertools
+import math
 import random
 from collections import Counter
 
@@ -60,6 +61,30 @@ def test_noise_is_gumbel_distributed_and_independent():
     for name, other in neighbours.items():
         stacked = torch.stack([noise.flatten(), other.flatten()])
         assert abs(torch.corrcoef(stacked)[0, 1]) < 0.008, name  # 5 standard errors
+
+
+def test_noise_is_the_hash_that_it_says():
+    """Against the same arithmetic on Python's integers, so that no device or version changes a text unseen."""
+    word = 2**32
+
+    def mix(x):
+        x ^= x >> 16
+        x = x * 0x85EBCA6B % word
+        x ^= x >> 13
+        x = x * 0xC2B2AE35 % word
+        return x ^ (x >> 16)
+
+    seed, key, position = 3, 2**31 + 5, 17
+    first, second = 0x243F6A88, 0x13198A2E
+    for part in (seed, key, position):
+        first = mix(((first ^ part) + 0x9E3779B9) % word)
+        second = mix((second + part) * 0x27D4EB2F % word)
+    expected = []
+    for token in range(1, 8):
+        bits = mix(((mix(token) ^ first) + second) % word) % 2**31
+        expected.append(-math.log(-math.log1p(-(bits + 0.5) * 2**-31)))
+    ours = gumbel_noise(*(torch.tensor([x]) for x in (seed, key, position)), 7)[0]
+    assert ours.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_noise_does_not_depend_on_the_batch():

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
-BELOW_DATA = {"sft": 3, "distill_kd": 1, "distill_minillm": 3, "evaluate": 7, "report": 1}
+BELOW_DATA = {
+    "teacher": 1,
+    "sft": 2,
+    "distill_kd": 1,
+    "distill_minillm": 3,
+    "evaluate": 7,
+    "report": 1,
+}
 MINILLM = {"distill_minillm": 3, "evaluate": 3, "report": 1}
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from workspace import Workspace
+from workspace import ROOT, Workspace
 
 METHODS = ("sft", "kd", "minillm")
 LONG = {"steps": 48, "evaluate_every": 16}
@@ -209,3 +209,23 @@ def test_changed_code_is_refused(workspace):
     process = workspace.train("recoded", "sft", "--code=0123456789abcdef")
     said = workspace.finished(process, code=1)
     assert "changed after it was submitted" in said
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles: needs a C++ compiler")
+@pytest.mark.parametrize(("stage", "processes"), [("zero2", 2), ("zero3", 2)])
+def test_deepspeed_equals_plain_training_and_resumes(workspace, stage, processes):
+    """fp32 on the CPU: sharding moves numbers around and changes none."""
+    space = workspace
+    config = json.loads((ROOT / f"config/deepspeed/{stage}.json").read_text())
+    settings = {"dropout": 0.0, "steps": 10, "evaluate_every": 5}
+    sharded = {**settings, "deepspeed": {"name": stage, "config": config}}
+    name = f"plain-for-{stage}"
+    space.finished(space.train(name, "minillm", **settings))
+    first = space.train(stage, "minillm", "--time-budget=0.00001", processes=processes, **sharded)
+    assert "Stopped" in space.finished(first, code=1)
+    said = space.finished(space.train(stage, "minillm", processes=processes, **sharded))
+    assert "goes on from step 1" in said
+    for one, two in zip(metrics(space, name)[:-1], metrics(space, stage)[:-1], strict=True):
+        one.pop("gradient_norm", None), two.pop("gradient_norm", None)
+        assert one.pop("kind") == two.pop("kind")
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-3)

@@ -97,6 +97,11 @@ class Experiment:
         """The last model of each chain."""
         return [chain["lineage"] for chain in self.chains]
 
+    @property
+    def heads(self) -> list[str]:
+        """Models at the head of a chain, which are trained with the first seed and taught by none."""
+        return list(dict.fromkeys(chain["models"][0] for chain in self.settings["chains"]))
+
     @functools.cached_property
     def nodes(self) -> list[Node]:
         """Every model to train and score, teachers before students.

@@ -4,6 +4,11 @@ import os
 from typing import Any
 
 import torch
+
+if not torch.cuda.is_available():
+    # read when accelerate imports DeepSpeed, which else warns on the console that it found no card
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedType
 
@@ -50,8 +55,6 @@ def start(
             gradient_accumulation_steps=accumulation,
         )
     else:
-        if not on_gpu:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)):
             os.environ.setdefault(name, str(value))
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

@@ -6,6 +6,7 @@ weights of one that was not.
 """
 
 import contextlib
+import copy
 import math
 import os
 import shutil
@@ -41,6 +42,7 @@ class LossModule(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.config = model.config  # DeepSpeed's "auto" values are read off it
 
     def forward(self, loss: LossFunction, rows: Sequence[Any]) -> Any:
         return loss(self.model, rows)
@@ -89,16 +91,17 @@ class Run:
         bounds = [math.ceil(s["epochs"] * self.method.steps_per_epoch())] if s["epochs"] else []
         self.total = max(1, min([*bounds, *([s["steps"]] if s["steps"] else [])]))
         self.best = {name: Best(measure) for name, measure in self.keep.items()}
+        # ZeRO-3 leaves each process a part of each parameter: what samples is a whole copy beside it
+        self.copy = copy.deepcopy(self.student) if uses_zero3(self.accelerator) else None
         module = LossModule(self.student)
         optimizer = torch.optim.AdamW(
             module.parameters(),
             lr=s["learning_rate"],
             betas=tuple(s["betas"]),
             weight_decay=s["weight_decay"],
+            fused=s["deepspeed"] is None,
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
-        # the parameters live on: what is sampled from is what is trained
-        self.student = self.accelerator.unwrap_model(self.module).model
         if self.method.context.teacher is not None:
             self.method.context.teacher.to(self.accelerator.device).eval().requires_grad_(False)
         self.journal = Journal(self.checkpoints.folder / "metrics.jsonl", self.main)
@@ -202,13 +205,23 @@ class Run:
     def whole_student(self) -> Iterator[PreTrainedModel]:
         """The student in evaluation mode, with all its parameters at hand."""
         self.module.eval()
-        gathered: Any = contextlib.nullcontext()
-        if uses_zero3(self.accelerator):
-            import deepspeed
+        student = self.student if self.copy is None else self.refreshed(self.copy)
+        with self.accelerator.autocast(), torch.no_grad():
+            yield student.eval()
 
-            gathered = deepspeed.zero.GatheredParameters(list(self.student.parameters()))
-        with gathered, self.accelerator.autocast(), torch.no_grad():
-            yield self.student
+    @torch.no_grad()
+    def refreshed(self, whole: PreTrainedModel) -> PreTrainedModel:
+        """The copy with the student's parameters of now.
+
+        Processes draw responses of different lengths, so they must not have to gather a layer together.
+        """
+        import deepspeed
+
+        whole.to(self.accelerator.device)
+        for mine, parameter in zip(whole.parameters(), self.student.parameters(), strict=True):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                mine.copy_(parameter)
+        return whole
 
     def sample(
         self, prompts: Sequence[Prompt], teacher_mix: float, temperature: float
@@ -298,11 +311,10 @@ class Run:
 
     def export(self, folder: Path) -> None:
         """Write the student as a Hugging Face folder with its tokenizer."""
-        state = self.accelerator.get_state_dict(self.module)
-        if self.main:
-            weights = {key.removeprefix("model."): value for key, value in state.items()}
-            self.student.save_pretrained(folder, state_dict=weights)
-            self.tokenizer.save_pretrained(folder)
+        with self.whole_student() as student:
+            if self.main:
+                student.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
 
     def save(self, step: int) -> None:
