@@ -70,6 +70,7 @@ is dropped. Rows are counted from 0.</p>
 {% endfor %}{% endfor -%}
 </table></div>
 <p class="note">Of the kept rows; a prompt with its template, the first reference with its end token.</p>
+{% if instruction.values() | selectattr("named") | list -%}
 <h2>Rows to look at</h2>
 <div class="wide"><table id="named">
 <tr><th>split</th><th>what</th><th>rows</th><th>the first row numbers</th></tr>
@@ -78,6 +79,7 @@ is dropped. Rows are counted from 0.</p>
 <td class="text">{{ numbers | join(", ") }}</td></tr>
 {% endfor %}{% endfor -%}
 </table></div>
+{% endif -%}
 </html>
 """
 
