@@ -197,3 +197,8 @@ def response_tokens(rows: Sequence[Example]) -> int:
 def logits_of(model: PreTrainedModel, vocabulary: int) -> Callable[[Tensor], Tensor]:
     """Function from hidden states to float32 logits."""
     return lambda hidden: project(model, hidden, vocabulary)
+
+
+def teacher_logits_of(model: PreTrainedModel, vocabulary: int) -> Callable[[Tensor], Tensor]:
+    """The same of a model that is not trained."""
+    return torch.no_grad()(logits_of(model, vocabulary))

@@ -6,7 +6,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from takd.divergences import cross_entropy, forward_kl, in_chunks
-from takd.methods.base import Example, LossFunction, ResponseBatch, Statistics, logits_of
+from takd.methods.base import (
+    Example,
+    LossFunction,
+    ResponseBatch,
+    Statistics,
+    logits_of,
+    teacher_logits_of,
+)
 
 
 def label_loss(vocabulary: int, tokens: int) -> LossFunction:
@@ -32,7 +39,8 @@ def label_and_teacher_loss(
 
     def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
         batch = ResponseBatch.of(rows, student.device)
-        student_logits, teacher_logits = (logits_of(m, vocabulary) for m in (student, teacher))
+        student_logits = logits_of(student, vocabulary)
+        teacher_logits = teacher_logits_of(teacher, vocabulary)
 
         def tokenwise(student_h: Tensor, teacher_h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
             logits = student_logits(student_h)

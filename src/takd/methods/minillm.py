@@ -34,6 +34,7 @@ from takd.methods.base import (
     logits_of,
     permutation,
     response_tokens,
+    teacher_logits_of,
 )
 from takd.methods.losses import label_and_teacher_loss
 from takd.sampling import Prompt
@@ -206,7 +207,7 @@ class MiniLLM(Method):
         def loss(student: PreTrainedModel, rows: Sequence[Rollout]) -> tuple[Tensor, Statistics]:
             batch = ResponseBatch.of(rows, student.device)
             student_logits = logits_of(student, vocabulary)
-            teacher_logits = logits_of(self.teacher, vocabulary)
+            teacher_logits = teacher_logits_of(self.teacher, vocabulary)
 
             def tokenwise(
                 student_h: Tensor, teacher_h: Tensor, target: Tensor

@@ -1,0 +1,143 @@
+"""What methods share: batches as pure functions of the step, losses over labels and teacher."""
+
+from collections import Counter
+
+import pytest
+import torch
+from models_for_tests import END, context, tiny_gpt2
+
+from takd.methods.base import Example, ResponseBatch, batch_indices, permutation
+from takd.methods.kd import Kd
+from takd.methods.losses import label_and_teacher_loss, label_loss
+from takd.methods.sft import Sft
+from takd.training.loop import learning_rate
+
+VOCABULARY = 11
+ROWS = [
+    Example(0, [1, 2, 3], [4, 5, END]),
+    Example(1, [7], [8, END]),
+    Example(2, [2, 2], [END]),
+]
+TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Student and teacher."""
+    return tiny_gpt2(1, VOCABULARY), tiny_gpt2(2, VOCABULARY, width=32)
+
+
+def log_probabilities(model, row, vocabulary=VOCABULARY):
+    """(response tokens, vocabulary) by one unpadded pass."""
+    ids = torch.tensor([[*row.prompt, *row.response]])
+    logits = model(ids).logits[0, len(row.prompt) - 1 : -1, :vocabulary]
+    return logits.log_softmax(-1)
+
+
+def test_every_row_once_an_epoch_in_an_order_of_its_own():
+    steps = [batch_indices(10, 4, step, 3) for step in range(5)]
+    whole = [index for step in steps for index in step]
+    assert Counter(whole[:10]) == Counter(whole[10:]) == Counter(range(10))
+    assert whole[:10] != whole[10:]
+    assert batch_indices(10, 4, 3, 3) == steps[3]  # needs no step before it
+    assert batch_indices(10, 4, 3, 4) != steps[3]
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert Counter(batch_indices(3, 7, 0, 1)) in (
+        {0: 2, 1: 2, 2: 3},
+        {0: 2, 1: 3, 2: 2},
+        {0: 3, 1: 2, 2: 2},
+    )
+
+
+def test_permutations_follow_their_whole_key():
+    keys = [(1,), (2,), (1, 0), (0, 1), (1, 2), (2, 1)]
+    seen = {tuple(permutation(50, *key).tolist()) for key in keys}
+    assert len(seen) == len(keys)
+    assert torch.equal(permutation(50, 1, 2), permutation(50, 1, 2))
+
+
+def test_positions_that_predict_responses():
+    batch = ResponseBatch.of(ROWS, torch.device("cpu"))
+    assert batch.ids_bt.shape == (3, 6)
+    assert batch.mask_bt.sum(1).tolist() == [6, 3, 3]
+    assert batch.targets_n.tolist() == [4, 5, END, 8, END, END]
+    predicted_from = batch.ids_bt[batch.rows_n, batch.columns_n].tolist()
+    assert predicted_from == [3, 4, 5, 7, 8, 2]
+
+
+def test_label_loss_is_the_mean_over_response_tokens(pair):
+    student = pair[0]
+    expected = torch.cat(
+        [-log_probabilities(student, row)[range(len(row.response)), row.response] for row in ROWS]
+    )
+    loss, _ = label_loss(VOCABULARY, TOKENS)(student, ROWS)
+    assert expected.numel() == TOKENS
+    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_kd_mixes_labels_and_forward_kl(pair, ratio):
+    student, teacher = pair
+    expected = 0.0
+    for row in ROWS:
+        q, p = log_probabilities(student, row), log_probabilities(teacher, row)
+        label = -q[range(len(row.response)), row.response].sum()
+        divergence = (p.exp() * (p - q)).sum()
+        expected += ((1 - ratio) * label + ratio * divergence).item()
+    loss, statistics = label_and_teacher_loss(teacher, ratio, VOCABULARY, TOKENS)(student, ROWS)
+    assert loss.item() == pytest.approx(expected / TOKENS, rel=1e-4)
+    assert set(statistics) == {"label_loss", "forward_kl"}
+
+
+def test_kd_from_itself_has_no_gradient():
+    student, teacher = tiny_gpt2(1, VOCABULARY), tiny_gpt2(1, VOCABULARY)
+    loss, _ = label_and_teacher_loss(teacher, 1.0, VOCABULARY, TOKENS)(student, ROWS)
+    loss.backward()
+    assert loss.abs() < 1e-6
+    assert max(p.grad.abs().max() for p in student.parameters()) < 1e-4
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_padded_vocabulary_is_cut(pair):
+    """Two models of one tokenizer whose embeddings are padded to 16 and 13 entries."""
+    student, teacher = tiny_gpt2(1, 16), tiny_gpt2(2, 13)
+    loss, _ = label_and_teacher_loss(teacher, 1.0, VOCABULARY, TOKENS)(student, ROWS)
+    expected = 0.0
+    for row in ROWS:
+        q, p = log_probabilities(student, row), log_probabilities(teacher, row)
+        expected += (p.exp() * (p - q)).sum().item()
+    assert loss.item() == pytest.approx(expected / TOKENS, rel=1e-4)
+
+
+def test_methods_train_on_labelled_rows(pair):
+    student, teacher = pair
+    settings = {"batch_size": 4, "ratio": 0.5}
+    parts = [m(context(settings, teacher, VOCABULARY)).parts(0) for m in (Sft, Kd)]
+    for (part,) in parts:
+        assert sorted(row.id for row in part.rows) == [0, 1, 2, 3]
+    sft, kd = (part.loss(student, part.rows)[0].item() for (part,) in parts)
+    assert sft != kd
+
+
+def test_shares_of_micro_batches_add_up_to_the_batch(pair):
+    student, teacher = pair
+    loss = label_and_teacher_loss(teacher, 0.5, VOCABULARY, TOKENS)
+    whole = loss(student, ROWS)[0].item()
+    parts = sum(loss(student, [row])[0].item() for row in ROWS)
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_learning_rate(schedule, expected):
+    settings = {"learning_rate": 1.0, "warmup_steps": 2, "schedule": schedule}
+    rates = [learning_rate(settings, step, 6) for step in range(6)]
+    assert rates == pytest.approx(expected, abs=1e-5)

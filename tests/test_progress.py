@@ -1,0 +1,44 @@
+"""The training log over restarts, and what a run tells without a terminal."""
+
+import json
+
+from takd.training.progress import Journal, Progress
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = Journal(path, active=True)
+    first.restart()
+    first.tokens = 100
+    first.write("train", 1, loss=2.0)
+    size = first.size()
+    first.tokens = 250
+    first.write("train", 2, loss=1.0)
+    second = Journal(path, active=True)
+    second.resume(size, seconds=1000.0, tokens=100)
+    second.write("train", 2, loss=1.5)
+    assert [(line["step"], line["loss"]) for line in lines(path)] == [(1, 2.0), (2, 1.5)]
+    assert lines(path)[1]["tokens"] == 100
+    assert 1000 <= lines(path)[1]["seconds"] < 1010
+
+
+def test_processes_other_than_the_first_write_nothing(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl", active=False)
+    journal.restart()
+    journal.write("train", 1)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_plain_lines_without_a_terminal(capsys):
+    progress = Progress("student-sft seed 1", total=3, done=1, active=True)
+    progress.step(2, {"loss": 1.23456})
+    progress.step(3, {"loss": 1.0})
+    progress.close()
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("student-sft seed 1: step 2/3, loss 1.235, ")
+    assert told[-1].startswith("student-sft seed 1: step 3/3, loss 1, ")
+    assert "\r" not in "".join(told)
