@@ -2,19 +2,6 @@
 
 import re
 
-ALPACA = {
-    "with_input": (
-        "Below is an instruction that describes a task, paired with an input that provides further"
-        " context. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-    ),
-    "without_input": (
-        "Below is an instruction that describes a task."
-        " Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Response:\n"
-    ),
-}
-
 _FIELD = re.compile(r"\{(instruction|input)\}")
 
 
