@@ -48,6 +48,10 @@ pathvars:
 
 wildcard_constraints:
     split="|".join(map(re.escape, EXPERIMENT.splits)),
+    read="train|corpus|generations",
+    kind="top_k|hidden",
+    part=r"\d+",
+    parts=r"\d+",
     set="|".join(map(re.escape, EXPERIMENT.sets)),
     model=lineage.MODEL_PATTERN,
     student=lineage.MODEL_PATTERN,
@@ -72,6 +76,33 @@ def evaluate_spec(wildcards):
     return canonical_json(
         EXPERIMENT.evaluate_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
     )
+
+
+def generate_spec(wildcards):
+    """Settings of one part of a teacher's responses."""
+    numbers = (int(wildcards[name]) for name in ("seed", "part", "parts"))
+    return canonical_json(EXPERIMENT.generate_spec(wildcards.teacher, *numbers))
+
+
+def generations_spec(wildcards):
+    """Settings of a teacher's responses."""
+    return canonical_json(EXPERIMENT.generations_spec(wildcards.teacher, int(wildcards.seed)))
+
+
+def outputs_spec(wildcards):
+    """Settings of what a teacher says of given tokens."""
+    return canonical_json(
+        EXPERIMENT.outputs_spec(
+            wildcards.teacher, int(wildcards.seed), wildcards.read, wildcards.kind
+        )
+    )
+
+
+def read_by_teacher(wildcards):
+    """The data that a teacher speaks of: a split, or its own responses."""
+    if wildcards.read == "generations":
+        return "<results>/teachers/{teacher}/seed{seed}/generations/manifest.json"
+    return "<results>/data/{read}/manifest.json"
 
 
 def trained(wildcards):
@@ -104,7 +135,7 @@ def sft_inputs(wildcards):
 
 
 def distill_inputs(wildcards):
-    """The teacher, what the student starts from, and the data."""
+    """The teacher, what the student starts from, the data, and what the teacher wrote down of them."""
     student = trained(wildcards)
     seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds)
     inputs = {"teacher": model_manifest(wildcards.teacher, seed), **training_data()}
@@ -115,6 +146,8 @@ def distill_inputs(wildcards):
     settings = EXPERIMENT.train_spec(student, int(wildcards.seed))["settings"]
     if "corpus" in EXPERIMENT.splits and settings.get("lm_weight", 0) > 0:
         inputs["corpus"] = "<results>/data/corpus/manifest.json"
+    for name, place in EXPERIMENT.writings(student).items():
+        inputs[name] = f"<results>/teachers/{wildcards.teacher}/seed{seed}/{place}/manifest.json"
     return inputs
 
 

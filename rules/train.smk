@@ -20,6 +20,8 @@ rule sft:
         runtime=WEEK,
         processes=1,
         micro_batch=64,
+        gradient_checkpointing=0,
+        compile=0,
     params:
         spec=train_spec,
         code=code_digest("takd.training.train", "takd.methods.sft"),
@@ -28,6 +30,7 @@ rule sft:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
         " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
         " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
         " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
         " --output model={output.model:q} --output init={output.init:q}"
         " --output metrics={output.metrics:q} --output manifest={output.manifest:q} 2> {log:q}"
@@ -70,6 +73,8 @@ for METHOD in EXPERIMENT.methods:
             runtime=WEEK,
             processes=1,
             micro_batch=64,
+            gradient_checkpointing=0,
+            compile=0,
         params:
             spec=train_spec,
             code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),
@@ -78,6 +83,7 @@ for METHOD in EXPERIMENT.methods:
             "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
             " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
             " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+            " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
             " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
             " --output model={output.model:q} --output metrics={output.metrics:q}"
             " --output manifest={output.manifest:q} 2> {log:q}"

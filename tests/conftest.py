@@ -125,6 +125,23 @@ def small_experiment() -> dict[str, Any]:
     }
 
 
+def writing_experiment() -> dict[str, Any]:
+    """A teacher whose responses two students learn from, and whose likeliest tokens two others do."""
+    experiment = small_experiment()
+    sft = experiment["training"]["sft"]
+    experiment["training"] = {
+        "sft": sft,
+        "seqkd": dict(sft),
+        "kd": {**sft, "teacher_outputs": "top_k"},
+    }
+    experiment["chains"] = [
+        {"models": ["teacher", name], "methods": ["seqkd", "kd"]}
+        for name in ("assistant", "student")
+    ]
+    experiment["teacher_writes"] = {"shards": 2, "top_k": 8, "seed": 5}
+    return experiment
+
+
 def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
     """Copy the workflow, with the given experiment as the one that runs."""
     folder.mkdir(parents=True)
@@ -158,5 +175,13 @@ def project(tmp_path: Path) -> Project:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which the small experiment has run. Do not change it: take a copy."""
     done = make_project(tmp_path_factory.mktemp("finished") / "project", small_experiment())
+    done.run("--quiet", "rules")
+    return done
+
+
+@pytest.fixture(scope="session")
+def finished_writing(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same with a teacher that writes things down for its students."""
+    done = make_project(tmp_path_factory.mktemp("writing") / "project", writing_experiment())
     done.run("--quiet", "rules")
     return done

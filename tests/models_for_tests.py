@@ -30,6 +30,7 @@ MINILLM_PAPER = {
     "lm_weight": 0.0,
     "lm_teacher_share": 0.5,
     "lm_batch_size": None,
+    "lm_teacher_outputs": "live",
 }
 MINILLM_REFERENCE = {
     **MINILLM_PAPER,
@@ -108,3 +109,9 @@ def token_log_probabilities(model: Any, prompt: list[int], response: list[int]) 
     ids = torch.tensor([[*prompt, *response]])
     logits = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     return logits.gather(-1, ids[0, len(prompt) :, None])[:, 0]
+
+
+def teacher_hidden(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
+    """Last hidden states that predict each response token, (length, hidden size)."""
+    ids = torch.tensor([[*prompt, *response]])
+    return model.base_model(ids).last_hidden_state[0, len(prompt) - 1 : -1]

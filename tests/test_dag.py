@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 import pytest
-from conftest import Project, small_experiment
+from conftest import Project, small_experiment, writing_experiment
 
 SHAPE = {"architecture": "gpt2", "layers": 1, "heads": 2, "positions": 64}
 
@@ -73,22 +73,55 @@ def test_shared_prefixes_once_for_each_method_and_seed(project: Project) -> None
     assert trained == {("m0-sft", "1")} | {(name, seed) for name in students for seed in "12"}
 
 
+WRITING = ("generate", "generations", "teacher_outputs")
+
+
+def written(jobs: dict[str, int]) -> tuple[int, ...]:
+    """Jobs of each rule that lets a teacher write something down."""
+    return tuple(jobs.get(rule, 0) for rule in WRITING)
+
+
+def test_a_teacher_writes_only_what_is_asked_for(project: Project) -> None:
+    assert written(project.plan()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_a_teacher_writes_is_made_once_for_its_students(project: Project, shards: int) -> None:
+    experiment = writing_experiment()
+    experiment["teacher_writes"]["shards"] = shards
+    experiment["seeds"] = [1, 2]
+    write(project, experiment)
+    jobs = project.plan()
+    assert (jobs["distill_seqkd"], jobs["distill_kd"]) == (4, 4)
+    assert written(jobs) == (shards, 1, 1)
+    # an assistant is another model for each seed, and writes for its own students
+    chain = {"models": ["teacher", "assistant", "student"], "methods": [["seqkd", "seqkd"]]}
+    experiment["chains"].append(chain)
+    write(project, experiment)
+    assert written(project.plan()) == (3 * shards, 3, 1)
+
+
+def reads(project: Project, *names: str) -> dict[str, set[str]]:
+    """What each job reads that trains one of the models, or a model above it, or that writes something for it."""
+    targets = [f"results/small/models/{name}/manifest.json" for name in names]
+    printed = project.run("--dry-run", *targets)
+    rules = re.findall(r"^rule \w+:\n    input: (.*)\n    output: (\S+)/[\w.]+,", printed, re.M)
+    return {
+        output.removeprefix("results/small/").removeprefix("models/"): {
+            path.removeprefix("results/small/").removesuffix("/manifest.json")
+            for path in paths.split(", ")
+        }
+        for paths, output in rules
+    }
+
+
 def test_what_a_distillation_reads(project: Project) -> None:
     """Its own teacher, its own start; the corpus only where the method reads one."""
     (project.folder / "corpus.txt").write_text("plain text\n")
     project.experiment(lambda e: e["data"].update(corpus={"text": "corpus.txt"}))
     project.experiment(lambda e: e.update(seeds=[1, 2]))
-    seed2 = "results/small/models/{}/seed2/manifest.json"
     names = ["teacher-sft__student-kd", "teacher-sft__assistant-minillm__student-minillm"]
-    printed = project.run("--dry-run", *(seed2.format(name) for name in names))
-    rules = re.findall(r"^rule (\w+):\n    input: (.*)\n    output: (\S+)/model,", printed, re.M)
-    inputs = {
-        output.removeprefix("results/small/models/"): {
-            path.removeprefix("results/small/").removesuffix("/manifest.json")
-            for path in paths.split(", ")
-        }
-        for _, paths, output in rules
-    }
+    inputs = reads(project, *(f"{name}/seed2" for name in names))
     data = {"data/tokenizer", "data/train", "data/dev"}
     assert inputs["teacher-sft/seed1"] == {*data, "base/teacher"}
     assert inputs["teacher-sft__student-kd/seed2"] == {
@@ -108,6 +141,39 @@ def test_what_a_distillation_reads(project: Project) -> None:
         "models/teacher-sft__assistant-minillm/seed2",
         "models/student-sft/seed2",
     }
+
+
+def test_what_is_read_of_what_a_teacher_wrote(project: Project) -> None:
+    """Its responses in the place of the labels, what it says of them, and what it says of the corpus."""
+    (project.folder / "corpus.txt").write_text("plain text\n")
+
+    def edit(experiment: dict) -> None:
+        experiment["data"]["corpus"] = {"text": "corpus.txt"}
+        experiment["training"]["kd"].update(responses="teacher", teacher_outputs="top_k")
+        experiment["training"]["minillm"].update(lm_teacher_outputs="hidden")
+        experiment["teacher_writes"] = {"top_k": 8}
+
+    project.experiment(edit)
+    inputs = reads(project, *(f"teacher-sft__student-{name}/seed1" for name in ("kd", "minillm")))
+    place, data = "teachers/teacher-sft/seed1", {"data/tokenizer", "data/dev"}
+    writes = {"data/tokenizer", "models/teacher-sft/seed1"}
+    assert inputs["teacher-sft__student-kd/seed1"] == {
+        *data,
+        "base/student",
+        "models/teacher-sft/seed1",
+        f"{place}/generations",
+        f"{place}/outputs/generations/top_k",
+    }
+    assert inputs[f"{place}/outputs/generations/top_k"] == {*writes, f"{place}/generations"}
+    assert inputs["teacher-sft__student-minillm/seed1"] == {
+        *data,
+        "data/train",
+        "data/corpus",
+        "models/student-sft/seed1",
+        "models/teacher-sft/seed1",
+        f"{place}/outputs/corpus/hidden",
+    }
+    assert inputs[f"{place}/outputs/corpus/hidden"] == {*writes, "data/corpus"}
 
 
 def test_paper_experiment_trains_shared_models_once(project: Project) -> None:

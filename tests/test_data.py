@@ -1,10 +1,14 @@
 """From rows to token ids: sources, template, tokenizer, the stages that prepare data, and the data report."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import datasets
+import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -12,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from takd import schema
 from takd.data import prepare, sources, summary, tokenizer
 from takd.data.encoding import Encoder
+from takd.data.page import render
 from takd.data.template import fill
 from takd.errors import InputError
 from takd.provenance import SOURCE, file_digest, folder_digest
@@ -52,7 +57,10 @@ def run_tokenizer(folder, spec):
 def run_prepare(folder, manifest, split, source, **settings):
     """Run the data stage; the data set and its manifest."""
     spec = {"split": split, "source": source, "template": SHORT} | {"drop_duplicates": False}
-    spec |= {"max_length": 64, "max_prompt_length": 48, **settings}
+    spec |= {"max_length": 64, "max_prompt_length": 48}
+    if split == "corpus":
+        spec = {"split": split, "source": source, "block_length": 64, "blocks": None}
+    spec |= settings
     place = folder / "data" / split
     outputs = {"dataset": place / "dataset", "manifest": place / "manifest.json"}
     prepare.run(Stage(spec=spec, code="-", inputs={"tokenizer": [manifest]}, outputs=outputs))
@@ -187,6 +195,74 @@ def test_plain_text_is_parted_at_blank_lines(tmp_path):
     assert list(sources.texts(source)) == ["a\n\nb", "c"]
     with pytest.raises(InputError, match="line 1: no key 'text'"):
         list(sources.texts(write(tmp_path / "t.jsonl", [row()])))
+
+
+def test_a_folder_of_text_files_is_read_in_order_of_names(tmp_path):
+    for name, text in (
+        ("b.txt", "three\n\nfour"),
+        ("a.txt", "one\ntwo"),
+        ("c/a.txt", "five"),
+        ("notes.md", "no text of the corpus"),
+        (".hidden/a.txt", "nor this"),
+    ):
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    # the end of a file ends its paragraph
+    source = {"text": str(tmp_path / "texts")}
+    assert list(sources.texts(source)) == ["one\ntwo", "three", "four", "five"]
+    digests = [["b.txt", file_digest(tmp_path / "texts/b.txt")]]
+    (tmp_path / "texts/b.txt").write_text("changed")
+    with pytest.raises(InputError, match=r"b\.txt changed after the workflow was planned"):
+        list(sources.texts({**source, "sha256": digests}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: no \.txt files in this folder"):
+        list(sources.texts({"text": str(tmp_path / "empty")}))
+
+
+@pytest.fixture
+def corpora(tmp_path, monkeypatch):
+    """Corpora as data files, and the arguments of every `load_dataset`, which does what it always does."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    table = Dataset.from_list([{"text": "one"}, {"text": ""}, {"text": "two"}])
+    table.to_parquet(str(tmp_path / "parquet/train.parquet"))
+    table.to_json(str(tmp_path / "json/train.jsonl"))
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/train.txt").write_text("one\ntwo\n")
+    calls, load = [], datasets.load_dataset
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: calls.append(k) or load(*a, **k))
+    return tmp_path, calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [("hub", "parquet"), ("folder", "parquet"), ("folder", "json")]
+)
+def test_a_corpus_is_streamed_without_a_copy(corpora, kind, form):
+    folder, calls = corpora
+    source = {kind: str(folder / form), "split": "train"}
+    assert list(sources.texts(source)) == ["one", "two"]
+    assert [call["streaming"] for call in calls] == [True]
+    assert not list(folder.rglob("*.arrow"))
+    with pytest.raises(InputError, match=r"cannot be loaded: .*dev"):
+        list(sources.texts({**source, "split": "dev"}))
+    with pytest.raises(InputError, match="no key 'instruction'"):
+        list(sources.rows(source))
+    assert list(folder.rglob("*.arrow")), "instruction rows are read more than once"
+
+
+def test_a_folder_of_text_files_is_not_taken_for_one_of_lines(corpora):
+    with pytest.raises(InputError, match=r"plain: holds plain text; .* the key text"):
+        list(sources.texts({"folder": str(corpora[0] / "plain")}))
+
+
+def test_a_broken_file_in_a_stream_is_one_sentence(corpora):
+    folder, _ = corpora
+    with open(folder / "json/train.jsonl", "a") as file:
+        file.write('{"text": "thr')
+    with pytest.raises(
+        InputError, match=r"json, split train: breaks off .* have to be whole"
+    ) as no:
+        list(sources.texts({"folder": str(folder / "json"), "split": "train"}))
+    assert "\n" not in str(no.value)
 
 
 # template
@@ -464,18 +540,142 @@ def test_many_rows_keep_the_order_of_the_source(words, tmp_path):
     assert data["instruction"][:] == [record["instruction"] for record in records]
 
 
+TEXTS = ["kino tour", "ba de fino", "gour " * 30, "me"]
+
+
 def test_a_corpus_becomes_blocks_of_one_length(words, tmp_path):
-    texts = ["kino tour", "ba de fino", "gour " * 30, "me"]
-    source = write(tmp_path / "c.jsonl", [{"text": text} for text in texts])
-    data, manifest = run_prepare(tmp_path, words, "corpus", source, max_length=16)
-    stream = [token for ids in Encoder(words).responses(texts) for token in ids]
+    source = write(tmp_path / "c.jsonl", [{"text": text} for text in TEXTS])
+    data, manifest = run_prepare(tmp_path, words, "corpus", source, block_length=16)
+    stream = [token for ids in Encoder(words).responses(TEXTS) for token in ids]
     blocks = len(stream) // 16
     assert blocks > 2
     assert data["input_ids"][:] == [stream[i * 16 : i * 16 + 16] for i in range(blocks)]
     left = len(stream) - 16 * blocks
     assert manifest["counts"] == {"documents": 4, "blocks": blocks, "left_over_tokens": left}
-    with pytest.raises(InputError, match="do not fill one block"):
-        run_prepare(tmp_path, words, "corpus", source, max_length=512)
+    with pytest.raises(InputError, match="do not fill one block of 512 tokens"):
+        run_prepare(tmp_path, words, "corpus", source, block_length=512)
+
+
+def test_a_corpus_takes_no_more_blocks_than_wanted(words, tmp_path, capsys):
+    source = write(tmp_path / "c.jsonl", [{"text": text} for text in TEXTS])
+    everything, _ = run_prepare(tmp_path, words, "corpus", source, block_length=8)
+    total = len(everything)
+    for wanted in range(1, total + 1):
+        data, manifest = run_prepare(
+            tmp_path, words, "corpus", source, block_length=8, blocks=wanted
+        )
+        assert data["input_ids"][:] == everything["input_ids"][:wanted]
+        assert manifest["counts"]["blocks"] == wanted
+        assert manifest["tokens"] == {"text": 8 * wanted}
+    capsys.readouterr()
+    data, manifest = run_prepare(tmp_path, words, "corpus", source, block_length=8, blocks=999)
+    assert len(data) == total
+    assert manifest["counts"]["left_over_tokens"] > 0
+    assert "documents, all that there are of the 999 wanted" in capsys.readouterr().out
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Puts a stream of documents in the place of the hub's data set; counts what is taken from it."""
+    taken = []
+
+    def serve(documents):
+        def stream():
+            for document in documents:
+                taken.append(document)
+                yield {"text": document, "url": "somewhere"}
+
+        def load(name, config, *, split, revision, streaming):
+            assert (name, split, streaming) == ("some/corpus", "train", True)
+            return stream()
+
+        monkeypatch.setattr("datasets.load_dataset", load)
+        return {"hub": "some/corpus", "revision": "1" * 40, "config": None, "split": "train"}
+
+    return serve, taken
+
+
+def test_a_stream_is_read_only_until_the_blocks_are_full(words, tmp_path, monkeypatch, hub):
+    serve, taken = hub
+    monkeypatch.setattr(prepare, "PORTION", 1)
+    source = serve(f"kino {i}" for i in itertools.count() if i < 10_000 or pytest.fail("goes on"))
+    data, manifest = run_prepare(tmp_path, words, "corpus", source, block_length=16, blocks=30)
+    stream = [token for ids in Encoder(words).responses(taken) for token in ids]
+    assert data["input_ids"][:] == [stream[i : i + 16] for i in range(0, 30 * 16, 16)]
+    # the last document that was taken is the one that fills the last block
+    before = sum(map(len, Encoder(words).responses(taken[:-1])))
+    assert before < 30 * 16 <= len(stream)
+    assert manifest["counts"] == {"documents": len(taken), "blocks": 30, "left_over_tokens": 0}
+
+
+def test_documents_are_tokenised_in_portions_that_change_nothing(words, tmp_path, monkeypatch, hub):
+    serve, taken = hub
+    texts = [f"{word} " * (1 + i % 7) for i, word in enumerate(WORDS * 8)]
+    portions, encode = [], Encoder.responses
+    monkeypatch.setattr(
+        Encoder, "responses", lambda self, texts: portions.append(texts) or encode(self, texts)
+    )
+    found = []
+    for size in (1, 100, 2**20):
+        portions.clear(), taken.clear()
+        monkeypatch.setattr(prepare, "PORTION", size)
+        _, manifest = run_prepare(
+            tmp_path, words, "corpus", serve(texts), block_length=16, blocks=20
+        )
+        assert all(sum(map(len, portion[:-1])) < size for portion in portions)
+        found.append((manifest["sha256"], manifest["counts"]))
+        # of what was taken, no more than a portion is for nothing
+        unused = taken[manifest["counts"]["documents"] :]
+        assert sum(map(len, unused)) <= size
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_stream_that_breaks_off_leaves_nothing_and_is_read_again(words, tmp_path, hub):
+    serve, _ = hub
+    place = tmp_path / "data/corpus"
+
+    def broken():
+        yield from TEXTS
+        raise ConnectionError("Server Disconnected\nmore of it")
+
+    with pytest.raises(InputError) as refusal:
+        run_prepare(tmp_path, words, "corpus", serve(broken()), block_length=8)
+    assert str(refusal.value) == (
+        "hub some/corpus, split train: breaks off after 4 rows (ConnectionError: Server Disconnected);"
+        " start again, to read all of it."
+    )
+    assert list(place.iterdir()) == []
+    _, manifest = run_prepare(tmp_path, words, "corpus", serve(TEXTS), block_length=8)
+    whole = run_prepare(tmp_path / "other", words, "corpus", serve(TEXTS), block_length=8)[1]
+    assert manifest == whole
+    # what was whole before is not touched by a later attempt
+    with pytest.raises(InputError):
+        run_prepare(tmp_path, words, "corpus", serve(broken()), block_length=8)
+    assert read_json(place / "manifest.json") == whole
+    assert sorted(path.name for path in place.iterdir()) == ["dataset", "manifest.json"]
+
+
+def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_path):
+    """Arrow's pool holds what was read into memory; mapped files are not in it."""
+    from takd.training import train
+
+    (tmp_path / "c.txt").write_text("kino tour ba de fino\n" * 40_000)
+    source = {"text": str(tmp_path / "c.txt")}
+    data, _ = run_prepare(tmp_path, words, "corpus", source, block_length=64)
+    size = 4 * 64 * len(data)
+    assert size > 2**20
+    manifest = tmp_path / "data/corpus/manifest.json"
+    stage = Stage(spec={}, code="-", inputs={"corpus": [manifest]})
+    before = pyarrow.total_allocated_bytes()
+    corpus = train._rows(stage, "corpus")
+    assert [Path(file["filename"]).parent for file in corpus.cache_files] == [
+        manifest.parent / "dataset"
+    ]
+    batch = corpus[[len(corpus) - 1, 0, 7]]["input_ids"]
+    assert [len(block) for block in batch] == [64] * 3
+    assert pyarrow.total_allocated_bytes() - before < size / 10
+    held = load_from_disk(str(manifest.parent / "dataset"), keep_in_memory=True)
+    assert pyarrow.total_allocated_bytes() - before >= size and len(held) == len(corpus)
 
 
 def test_an_error_reaches_the_console_as_one_sentence(words, tmp_path):
@@ -578,7 +778,16 @@ def test_the_page_of_the_data_report_stands_alone(report):
     leak = page.split('data-leak="train test"')[1].split("</tr>")[0]
     assert "<td>3</td><td>2</td>" in leak and "0 → 1, 2 → 1, 3 → 3" in leak
     blocks = data["splits"]["corpus"]["counts"]["blocks"]
-    assert f"Corpus: {blocks} blocks with {64 * blocks} tokens from" in " ".join(page.split())
+    text = " ".join(page.split())
+    left = data["splits"]["corpus"]["counts"]["left_over_tokens"]
+    assert (
+        f"Corpus: {blocks} blocks with {64 * blocks} tokens from 1 documents; {left} tokens" in text
+    )
+    data["splits"]["corpus"]["wanted"] = blocks
+    text = " ".join(render(data).split())
+    assert (
+        "from 1 documents; these are all that was wanted, and the rest was not read. Source" in text
+    )
 
 
 def test_a_report_needs_every_split(tmp_path):

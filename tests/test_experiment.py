@@ -78,6 +78,14 @@ def edit(old: str, new: str, text: str = GOOD) -> str:
     return text.replace(old, new, 1)
 
 
+def taught_by(method: str, settings: str) -> tuple[str, str]:
+    """The text that has to be replaced for a further method in the first chain, and what replaces it."""
+    old = GOOD[GOOD.index("chains:") : GOOD.index("evaluation:")]
+    new = edit("[kd, minillm], label", f"[kd, minillm, {method}], label", old)
+    more = f"  {method}: {{steps: 2, {settings}}}"
+    return old, edit("  kd: {epochs: 2}", f"  kd: {{epochs: 2}}\n{more}", new)
+
+
 # what is wrong: the text that is replaced, what replaces it, and what the message must hold
 BAD: dict[str, tuple[str, str, list[str]]] = {
     "unknown key": ("seeds: [1, 2]", "sedes: [1, 2]", ["line 21: sedes", "did you mean 'seeds'"]),
@@ -170,7 +178,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "sft as distillation": (
         "methods: [kd, minillm], label",
         "methods: [sft], label",
-        ["chains[0].methods[0] is 'sft'", "must be one of kd, minillm"],
+        ["chains[0].methods[0] is 'sft'", "must be one of kd, seqkd, gkd, distillm, abkd, minillm"],
     ),
     "too few methods for the hops": (
         "[kd, minillm]]",
@@ -195,6 +203,26 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "kd: {epochs: 2}",
         "kd: {learning_rate: 0.1}",
         ["training.kd gives neither steps nor epochs for the model 'student'", "one or both"],
+    ),
+    "setting of another regime": (
+        *taught_by("gkd", "sampling: adaptive, on_policy_share: 0.9"),
+        ["training.gkd.on_policy_share has no effect where sampling is adaptive", "it is mixed;"],
+    ),
+    "temperature of what is not drawn": (
+        *taught_by("abkd", "temperature: 0.9"),
+        ["training.abkd.temperature has no effect where sampling is fixed", "mixed or adaptive"],
+    ),
+    "buffer smaller than a batch": (
+        *taught_by("distillm", "batch_size: 64, capacity: 63"),
+        ["training.distillm.capacity is 63, but must be at least the batch_size (64)"],
+    ),
+    "no divergence": (
+        *taught_by("abkd", "alpha: 0, beta: 0"),
+        ["training.abkd.alpha is 0 as beta is; one of the two must be greater than 0"],
+    ),
+    "skew of one": (
+        *taught_by("distillm", "skew: 1"),
+        ["training.distillm.skew is 1, but must be less than 1"],
     ),
     "batch that does not divide the rollouts": (
         "steps: 20",
@@ -329,6 +357,21 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "deepspeed: zero9, steps: 20",
         ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero1'"],
     ),
+    "lora on random weights": (
+        "steps: 10",
+        "steps: 10, lora: {}",
+        ["training.sft.lora is set", "starts from random weights", "start from sft"],
+    ),
+    "lora of too high a rank": (
+        "steps: 20",
+        "lora: {rank: 99}, steps: 20",
+        ["training.minillm.lora.rank is 99, but must be at most the width of the model, "],
+    ),
+    "lora with a layer's name by itself": (
+        "steps: 20",
+        "lora: {targets: c_attn}, steps: 20",
+        ["training.minillm.lora.targets is 'c_attn', but must be a list or null"],
+    ),
     "broken deepspeed": ("steps: 20", "deepspeed: broken, steps: 20", ["broken.json is not JSON"]),
     "language modelling without a corpus": (
         "steps: 20",
@@ -344,6 +387,31 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "  max_length: 64",
         "  corpus: {text: a, json: b}\n  max_length: 64",
         ["data.corpus must have exactly one of text, json, hub, folder", "has text and json"],
+    ),
+    "blocks that no model reads": (
+        "  max_length: 64",
+        "  corpus: {text: a, block_length: 65}\n  max_length: 64",
+        ["data.corpus.block_length is 65, but must be at most data.max_length (64)"],
+    ),
+    "no block of a corpus": (
+        "  max_length: 64",
+        "  corpus: {text: a, blocks: 0}\n  max_length: 64",
+        ["data.corpus.blocks is 0, but must be at least 1"],
+    ),
+    "shards of responses that nobody asks for": (
+        "seeds: [1, 2]",
+        "seeds: [1, 2]\nteacher_writes: {shards: 2}",
+        ["line 22: teacher_writes.shards is 2", "no method of a chain has responses: teacher"],
+    ),
+    "likeliest tokens that nobody asks for": (
+        "seeds: [1, 2]",
+        "seeds: [1, 2]\nteacher_writes: {top_k: 2}",
+        ["teacher_writes.top_k is 2", "lm_teacher_outputs: top_k or teacher_outputs: top_k"],
+    ),
+    "more likeliest tokens than tokens": (
+        "training:\n  sft: {steps: 10}\n  kd: {epochs: 2}",
+        "teacher_writes: {top_k: 300}\ntraining:\n  sft: {steps: 10}\n  kd: {epochs: 2, teacher_outputs: top_k}",
+        ["teacher_writes.top_k is 300, but must be less than the 300 tokens of the tokenizer"],
     ),
     "split of a file": (
         "{json: data/train.jsonl}",
@@ -416,7 +484,7 @@ def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:
 
 def test_nodes_and_splits(tmp_path: Path) -> None:
     experiment = read(tmp_path)
-    assert experiment.methods == ["kd", "minillm"]
+    assert experiment.methods == ["kd", "seqkd", "gkd", "distillm", "abkd", "minillm"]
     assert experiment.splits == ["train", "dev", "heldout"]
     assert experiment.lineages == [
         "teacher-sft__student-kd",
@@ -445,6 +513,37 @@ def test_settings_of_a_model_come_before_those_of_the_method_and_the_defaults(
     assert student == {**assistant, "batch_size": 64, "lm_batch_size": 64}
     assert student["learning_rate"] == 5e-5
     assert student["lm_weight"] == 0.0, "without a corpus the term is off"
+
+
+def test_adapters_of_a_model_are_its_own_with_all_defaults(tmp_path: Path) -> None:
+    """And not a mixture with those for all models."""
+    shape = "    weights: {scratch: {layers: 1, width: 32, heads: 4, positions: 64}}\n"
+    own = f"{shape}    training: {{minillm: {{lora: {{rank: 2}}}}}}\n"
+    text = edit(shape, own, edit("steps: 20", "lora: {alpha: 5}, steps: 20"))
+    experiment = read(tmp_path, text)
+    found = [
+        experiment.train_spec(f"teacher-sft__{model}-minillm", 1)["settings"]["lora"]
+        for model in ("assistant", "student")
+    ]
+    rest = {"dropout": 0.0, "targets": None}
+    assert found == [{"rank": 16, "alpha": 5.0, **rest}, {"rank": 2, "alpha": 32.0, **rest}]
+    assert experiment.train_spec("student-sft", 1)["settings"]["lora"] is None
+
+
+def test_settings_of_a_regime_stand_beside_it(tmp_path: Path) -> None:
+    """A model that takes its responses from elsewhere need not undo what the others are told."""
+    text = edit(*taught_by("gkd", "on_policy_share: 0.9"))
+    shape = "    weights: {scratch: {layers: 1, width: 32, heads: 4, positions: 64}}\n"
+
+    def student(own: str) -> dict[str, Any]:
+        whole = edit(shape, f"{shape}    training: {{gkd: {{{own}}}}}\n", text)
+        return read(tmp_path, whole).train_spec("teacher-sft__student-gkd", 1)["settings"]
+
+    assert student("sampling: fixed")["sampling"] == "fixed"
+    assert student("sampling: adaptive, capacity: 200")["capacity"] == 200
+    assert student("on_policy_share: 0.1")["on_policy_share"] == 0.1
+    with pytest.raises(InputError, match=r"models\.student\.training\.gkd\.capacity has no effect"):
+        student("capacity: 200")
 
 
 def test_specs_do_not_depend_on_how_the_file_is_written(tmp_path: Path) -> None:
@@ -522,9 +621,76 @@ def test_corpus_is_a_split_and_switches_the_language_modelling_term_on(tmp_path:
     experiment = read(tmp_path, text)
     assert experiment.splits == ["train", "dev", "corpus", "heldout"]
     source = {"text": "data/corpus.txt", "sha256": []}
-    assert experiment.data_spec("corpus") == {"split": "corpus", "source": source, "max_length": 64}
+    expected = {"split": "corpus", "source": source, "block_length": 64, "blocks": None}
+    assert experiment.data_spec("corpus") == expected
     settings = experiment.train_spec("teacher-sft__student-minillm", 1)["settings"]
     assert settings["lm_weight"] == 1.0
+
+
+def test_what_a_student_reads_of_what_its_teacher_wrote(tmp_path: Path) -> None:
+    def writings(kd: str, minillm: str = "", corpus: str = "") -> list[dict[str, str]]:
+        text = edit("  kd: {epochs: 2}", f"  kd: {{epochs: 2, {kd}}}")
+        text = edit("  minillm: {steps: 20", f"  minillm: {{{minillm}steps: 20", text)
+        experiment = read(tmp_path, edit("  max_length", f"{corpus}  max_length", text))
+        names = ("teacher-sft__student-kd", "teacher-sft__student-minillm")
+        return [experiment.writings(name) for name in names]
+
+    text, corpus = "responses: teacher", "  corpus: {text: data/corpus.txt}\n"
+    assert writings("") == [{}, {}]
+    assert writings(text) == [{"train": "generations"}, {}]
+    assert writings("teacher_outputs: hidden")[0] == {"outputs": "outputs/train/hidden"}
+    both = {"train": "generations", "outputs": "outputs/generations/top_k"}
+    assert writings(f"{text}, teacher_outputs: top_k")[0] == both
+    assert writings("", "lm_teacher_outputs: top_k, ", corpus)[1] == {
+        "corpus_outputs": "outputs/corpus/top_k"
+    }
+    assert writings("", "lm_teacher_outputs: top_k, lm_weight: 0, ", corpus)[1] == {}
+
+
+def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> None:
+    def specs(settings: str) -> tuple[dict, ...]:
+        text = edit(
+            "  kd: {epochs: 2}", "  kd: {epochs: 2, responses: teacher, teacher_outputs: top_k}"
+        )
+        text = edit("seeds: [1, 2]", f"seeds: [1, 2]\nteacher_writes: {settings}", text)
+        experiment, teacher = read(tmp_path, text), ("teacher-sft", 1)
+        outputs = [experiment.outputs_spec(*teacher, "train", kind) for kind in ("top_k", "hidden")]
+        return experiment.generations_spec(*teacher), *outputs
+
+    one = specs("{}")
+    assert one[0]["decoding"] == {"temperature": 1.0, "max_new_tokens": 16}
+    assert specs("{shards: 7}") == one
+    assert [a == b for a, b in zip(one, specs("{seed: 2}"), strict=True)] == [False, True, True]
+    assert [a == b for a, b in zip(one, specs("{top_k: 9}"), strict=True)] == [True, False, True]
+
+
+def test_blocks_of_a_corpus_are_settings_of_its_stage_and_not_of_its_source(tmp_path: Path) -> None:
+    revision = "15ea56dee5df4983c59b2538573817e1667135e2"
+    corpus = f"hub: some/corpus, revision: {revision}, blocks: 1000, block_length: 32"
+    experiment = read(tmp_path, edit("  max_length", f"  corpus: {{{corpus}}}\n  max_length"))
+    source = {"hub": "some/corpus", "revision": revision, "config": None, "split": "train"}
+    expected = {"split": "corpus", "source": source, "block_length": 32, "blocks": 1000}
+    assert experiment.data_spec("corpus") == expected
+    assert experiment.data_report_spec()["splits"]["corpus"] == source
+    # a default that is written out changes nothing
+    plain, written = (
+        read(tmp_path, edit("  max_length", f"  corpus: {{text: a{more}}}\n  max_length"))
+        for more in ("", ", block_length: 64, blocks: null")
+    )
+    assert plain.data_spec("corpus") == written.data_spec("corpus")
+
+
+def test_a_corpus_of_several_text_files_is_known_by_those_that_are_read(tmp_path: Path) -> None:
+    text = edit("  max_length: 64", "  corpus: {text: data/texts}\n  max_length: 64")
+    (tmp_path / "data/texts/more").mkdir(parents=True)
+    for name in ("b.txt", "a.txt", "more/c.txt", "notes.md", ".a.txt"):
+        (tmp_path / "data/texts" / name).write_text(name)
+    experiment = read(tmp_path, text)
+    names = ["a.txt", "b.txt", "more/c.txt"]
+    assert experiment.files("corpus") == [f"data/texts/{name}" for name in names]
+    digests = [[name, file_digest(tmp_path / "data/texts" / name)] for name in names]
+    source = {"text": "data/texts", "sha256": digests}
+    assert experiment.data_spec("corpus")["source"] == source
 
 
 def test_equal_sizes_may_teach_each_other(tmp_path: Path) -> None:
@@ -580,6 +746,23 @@ def test_the_study_plans_each_shared_model_once() -> None:
     targets = experiment.report_spec()["targets"]
     assert targets[1]["scores"]["1.5B-sft"] == {"dolly": 27.4}, "row 2.A, the teacher itself"
     assert set(targets[1]["scores"]) == {"1.5B-sft", *experiment.lineages}
+
+
+def test_an_ablation_differs_from_the_whole_method_in_one_setting() -> None:
+    experiment = load(ROOT / "config/experiments/minillm-ablations.yaml", ROOT)
+    whole, *others = experiment.lineages
+    expected = [("length_normalisation", False), ("teacher_mix", 0.0), ("single_step_weight", 0.0)]
+    settings = experiment.train_spec(whole, 10)["settings"]
+    for name, (key, value) in zip(others, expected, strict=True):
+        assert settings[key] != value
+        assert experiment.train_spec(name, 10)["settings"] == {**settings, key: value}
+        model, other = (lineage.split("__")[1].rsplit("-", 1)[0] for lineage in (whole, name))
+        starts = [experiment.train_spec(f"{each}-sft", 10) for each in (model, other)]
+        assert starts[0]["settings"] == starts[1]["settings"]
+        bases = [experiment.base_spec(each) for each in (model, other)]
+        assert bases[0]["weights"] == bases[1]["weights"]
+    (targets,) = experiment.report_spec()["targets"]
+    assert list(targets["scores"]) == experiment.lineages
 
 
 def test_reading_an_experiment_is_fast_and_imports_nothing_heavy() -> None:
@@ -656,3 +839,30 @@ def test_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
         ' "length_normalisation": true, "single_step_importance": false, "start": "sft"}'
     )
     assert {key: minillm[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("kd", {"responses": "labels", "divergence": "forward_kl", "ratio": 0.5, "start": "base"}),
+        ("seqkd", {"responses": "teacher", "start": "base"}),
+        # as in TRL, whose paper recommends no values but tries them
+        ("gkd", {"sampling": "mixed", "on_policy_share": 0.5, "beta": 0.5, "start": "sft"}),
+        # the authors' scripts/gpt2/distillm/train_0.1B_1.5B.sh and arguments.py
+        (
+            "distillm",
+            {"divergence": "skewed_forward_kl", "skew": 0.1, "sampling": "adaptive", "ratio": 1.0}
+            | {"initial_share": 0.0, "share_step": 0.1, "loss_rise": 0.1, "capacity": 1000}
+            | {"weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 0, "start": "sft"},
+        ),
+        ("abkd", {"alpha": 0.2, "beta": 0.7, "sampling": "fixed", "ratio": 1.0, "start": "sft"}),
+    ],
+)
+def test_defaults_are_those_of_their_authors(
+    method: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    text = edit("[kd, minillm], label", f"[{method}, minillm], label")
+    if method != "kd":
+        text = edit("  kd:", f"  {method}: {{epochs: 2}}\n  kd:", text)
+    settings = read(tmp_path, text).train_spec(f"teacher-sft__student-{method}", 1)["settings"]
+    assert {key: settings[key] for key in expected} == expected

@@ -4,19 +4,23 @@ from collections import Counter
 
 import pytest
 import torch
-from models_for_tests import END, context, tiny_gpt2
+from models_for_tests import END, MINILLM_REFERENCE, context, tiny_gpt2
 
-from takd.methods.base import Example, ResponseBatch, batch_indices, permutation
-from takd.methods.kd import Kd
-from takd.methods.losses import label_and_teacher_loss, label_loss
+from takd.layout import Layout
+from takd.methods.base import Example, batch_indices, laid_out, permutation
+from takd.methods.kd import DIVERGENCES, Kd
+from takd.methods.losses import label_and_divergence_loss, label_loss
+from takd.methods.minillm import MiniLLM
 from takd.methods.sft import Sft
+from takd.methods.teachers import LiveTeacher
+from takd.sampling import Decoding, draw
 from takd.training.loop import learning_rate
 
 VOCABULARY = 11
 ROWS = [
-    Example(0, [1, 2, 3], [4, 5, END]),
-    Example(1, [7], [8, END]),
-    Example(2, [2, 2], [END]),
+    Example(0, 0, [1, 2, 3], [4, 5, END]),
+    Example(1, 1, [7], [8, END]),
+    Example(2, 2, [2, 2], [END]),
 ]
 TOKENS = 6
 
@@ -59,12 +63,17 @@ def test_permutations_follow_their_whole_key():
 
 
 def test_positions_that_predict_responses():
-    batch = ResponseBatch.of(ROWS, torch.device("cpu"))
+    batch = laid_out(ROWS, torch.device("cpu"))
     assert batch.ids_bt.shape == (3, 6)
-    assert batch.mask_bt.sum(1).tolist() == [6, 3, 3]
     assert batch.targets_n.tolist() == [4, 5, END, 8, END, END]
     predicted_from = batch.ids_bt[batch.rows_n, batch.columns_n].tolist()
     assert predicted_from == [3, 4, 5, 7, 8, 2]
+    assert Layout.of([([], [7, 8, 9])], torch.device("cpu")).targets_n.tolist() == [8, 9]
+
+
+def teacher_loss(teacher, ratio=1.0, vocabulary=VOCABULARY, divergence="forward_kl"):
+    view = LiveTeacher(teacher, vocabulary)
+    return label_and_divergence_loss(view, DIVERGENCES[divergence], ratio, vocabulary, TOKENS)
 
 
 def test_label_loss_is_the_mean_over_response_tokens(pair):
@@ -86,24 +95,37 @@ def test_kd_mixes_labels_and_forward_kl(pair, ratio):
         label = -q[range(len(row.response)), row.response].sum()
         divergence = (p.exp() * (p - q)).sum()
         expected += ((1 - ratio) * label + ratio * divergence).item()
-    loss, statistics = label_and_teacher_loss(teacher, ratio, VOCABULARY, TOKENS)(student, ROWS)
+    loss, statistics = teacher_loss(teacher, ratio)(student, ROWS)
     assert loss.item() == pytest.approx(expected / TOKENS, rel=1e-4)
-    assert set(statistics) == {"label_loss", "forward_kl"}
+    assert set(statistics) == {"label_loss", "divergence"}
 
 
 def test_kd_from_itself_has_no_gradient():
     student, teacher = tiny_gpt2(1, VOCABULARY), tiny_gpt2(1, VOCABULARY)
-    loss, _ = label_and_teacher_loss(teacher, 1.0, VOCABULARY, TOKENS)(student, ROWS)
+    loss, _ = teacher_loss(teacher)(student, ROWS)
     loss.backward()
     assert loss.abs() < 1e-6
     assert max(p.grad.abs().max() for p in student.parameters()) < 1e-4
     assert all(p.grad is None for p in teacher.parameters())
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_kd_takes_any_of_its_divergences(pair, divergence):
+    student, teacher = pair
+    expected = sum(
+        DIVERGENCES[divergence](
+            log_probabilities(student, row), log_probabilities(teacher, row)
+        ).sum()
+        for row in ROWS
+    )
+    loss, _ = teacher_loss(teacher, divergence=divergence)(student, ROWS)
+    assert loss.item() == pytest.approx(expected.item() / TOKENS, rel=1e-4)
+
+
 def test_a_padded_vocabulary_is_cut(pair):
     """Two models of one tokenizer whose embeddings are padded to 16 and 13 entries."""
     student, teacher = tiny_gpt2(1, 16), tiny_gpt2(2, 13)
-    loss, _ = label_and_teacher_loss(teacher, 1.0, VOCABULARY, TOKENS)(student, ROWS)
+    loss, _ = teacher_loss(teacher)(student, ROWS)
     expected = 0.0
     for row in ROWS:
         q, p = log_probabilities(student, row), log_probabilities(teacher, row)
@@ -113,7 +135,12 @@ def test_a_padded_vocabulary_is_cut(pair):
 
 def test_methods_train_on_labelled_rows(pair):
     student, teacher = pair
-    settings = {"batch_size": 4, "ratio": 0.5}
+    settings = {
+        "batch_size": 4,
+        "ratio": 0.5,
+        "divergence": "forward_kl",
+        "teacher_outputs": "live",
+    }
     parts = [m(context(settings, teacher, VOCABULARY)).parts(0) for m in (Sft, Kd)]
     for (part,) in parts:
         assert sorted(row.id for row in part.rows) == [0, 1, 2, 3]
@@ -123,10 +150,38 @@ def test_methods_train_on_labelled_rows(pair):
 
 def test_shares_of_micro_batches_add_up_to_the_batch(pair):
     student, teacher = pair
-    loss = label_and_teacher_loss(teacher, 0.5, VOCABULARY, TOKENS)
+    loss = teacher_loss(teacher, 0.5)
     whole = loss(student, ROWS)[0].item()
     parts = sum(loss(student, [row])[0].item() for row in ROWS)
     assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_round_of_minillm_runs_the_teacher_once(monkeypatch):
+    """One decoding of each model, and in the inner epochs the student alone."""
+    student, teacher = tiny_gpt2(1, VOCABULARY, width=8), tiny_gpt2(2, VOCABULARY, width=8)
+    counts = {"student": 0, "teacher": 0}
+    for name, model in (("student", student), ("teacher", teacher)):
+
+        def spy(*args, name=name, real=model.base_model.forward, **kwargs):
+            counts[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(model.base_model, "forward", spy)
+    method = MiniLLM(context({**MINILLM_REFERENCE, "batch_size": 2}, teacher, VOCABULARY))
+
+    def sample(prompts, temperature, mix):
+        more = {"end_token": END, "vocabulary": VOCABULARY, "micro_batch": 8}
+        return draw(student, prompts, Decoding(3), **more, teacher=teacher, teacher_mix=mix)
+
+    method.prepare(0, sample)
+    drawing = dict(counts)
+    longest = max(len(row.response) for row in method.rollouts)
+    assert drawing == {"student": longest, "teacher": longest}
+    for step in range(method.steps_per_round):
+        method.prepare(step, sample)
+        for part in method.parts(step):
+            part.loss(student, part.rows)[0].backward()
+    assert counts == {"student": longest + 8, "teacher": longest}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from models_for_tests import (
     MINILLM_REFERENCE,
     all_responses,
     context,
+    teacher_hidden,
     tiny_gpt2,
     token_log_probabilities,
 )
@@ -48,8 +49,9 @@ def enumerated(student, teacher, mixing):
         with torch.no_grad():
             q = token_log_probabilities(student, PROMPT, response)
             p = token_log_probabilities(teacher, PROMPT, response)
+            hidden = teacher_hidden(teacher, PROMPT, response)
         mixed = torch.log(mixing * p.exp() + (1 - mixing) * q.exp())
-        rows.append(Rollout(0, PROMPT, response, q, p, mixed))
+        rows.append(Rollout(0, 0, PROMPT, response, q, p, mixed, hidden))
         logs.append(mixed.sum())
     return rows, torch.stack(logs)
 
@@ -148,8 +150,11 @@ def test_rewards_are_scaled_and_cut():
     ],
 )
 def test_returns(include, normalise, expected):
-    values = returns(torch.tensor([1.0, 2.0, 4.0]), 0.5, include, normalise)
-    assert values.tolist() == pytest.approx(expected)
+    padded = torch.tensor([[1.0, 2.0, 4.0, 0.0], [3.0, 1.0, 2.0, 5.0]])
+    values = returns(padded, torch.tensor([3, 4]), 0.5, include, normalise)
+    assert values[0, :3].tolist() == pytest.approx(expected)
+    alone = returns(padded[1:], torch.tensor([4]), 0.5, include, normalise)
+    assert values[1].tolist() == pytest.approx(alone[0].tolist())
 
 
 def test_whitening_over_tokens_and_over_padded_slots():
@@ -195,18 +200,34 @@ def test_a_round_is_split_over_its_steps_and_seen_inner_epochs_times(pair):
     method = MiniLLM(context(settings, teacher, VOCABULARY))
     assert method.steps_per_round == 8
 
-    def sample(prompts, mix, temperature):
-        assert (mix, temperature) == (0.2, 1.0)
-        log = torch.tensor([-1.0, -2.0])
-        return [Response(torch.tensor([1, END]), True, log, log - 0.5, log - 0.1) for _ in prompts]
+    rounds = []
 
-    method.begin_round(0, sample)
-    seen = [row.id for step in range(8) for row in method.parts(step)[0].rows]
+    def sample(prompts, temperature, mix):
+        assert (mix, temperature) == (0.2, 1.0)
+        rounds.append([prompt.seed for prompt in prompts])
+        log, hidden = torch.tensor([-1.0, -2.0]), torch.randn(2, 8)
+        response = (torch.tensor([1, END]), True, log, log - 0.5, log - 0.1, hidden)
+        return [Response(*response) for _ in prompts]
+
+    seen = []
+    for step in range(8):
+        method.prepare(step, sample)
+        seen += [row.id for row in method.parts(step)[0].rows]
+    assert len(rounds) == 1
     assert sorted(seen) == sorted([0, 1, 2, 3] * 4)
     restored = MiniLLM(context(settings, teacher, VOCABULARY))
     restored.restore(method.state())
-    again = [row.id for step in range(8) for row in restored.parts(step)[0].rows]
-    assert again == seen
+    again = [row for step in range(8) for row in restored.parts(step)[0].rows]
+    assert [row.id for row in again] == seen
+    by_id = {row.id: row for row in method.rollouts}
+    for row in again:
+        assert (row.prompt, row.response) == (by_id[row.id].prompt, by_id[row.id].response)
+        assert torch.equal(row.teacher_hidden, by_id[row.id].teacher_hidden)
+        assert torch.equal(row.mixed, by_id[row.id].mixed)
+    restored.prepare(7, sample)
+    assert len(rounds) == 1
+    restored.prepare(8, sample)
+    assert len(rounds) == 2 and not set(rounds[0]) & set(rounds[1])
 
 
 def test_language_modelling_term_mixes_labels_and_teacher(pair):

@@ -16,12 +16,12 @@ from transformers import (
 )
 
 from takd.errors import InputError
+from takd.kvcache import RaggedCache, check_decoding
 from takd.models import (
     check_projection,
     check_vocabulary,
     hidden_states,
     load_model,
-    position_ids,
     project,
 )
 
@@ -46,21 +46,55 @@ def model(request):
 
 def test_logits_are_the_projected_hidden_states(model):
     check_projection(model, "any")
-    ids, mask = torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long)
-    ours = project(model, hidden_states(model, ids, mask), 13)
+    ids = torch.tensor([[3, 4, 5]])
+    ours = project(model, hidden_states(model, ids), 13)
     torch.testing.assert_close(ours, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_padding_on_the_left_changes_nothing(model):
-    """Without position ids GPT-2's logits are off by more than 1 here."""
-    alone = project(
-        model, hidden_states(model, torch.tensor([[3, 4, 5]]), torch.ones(1, 3).long()), 13
-    )
-    ids = torch.tensor([[0, 0, 0, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
-    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    padded = project(model, hidden_states(model, ids, mask), 13)
-    torch.testing.assert_close(padded[0, 3:], alone[0], atol=1e-4, rtol=1e-4)
+def test_padding_on_the_right_changes_nothing(model):
+    alone = hidden_states(model, torch.tensor([[3, 4, 5]]))
+    padded = hidden_states(model, torch.tensor([[3, 4, 5, 0, 0, 0], [6, 7, 8, 9, 10, 11]]))
+    torch.testing.assert_close(padded[0, :3], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_of_different_lengths_decode_as_if_alone(model):
+    """Also after a row was freed and read anew, and after others were dropped."""
+    check_decoding(model, "any")
+    texts = [[3, 4, 5, 6, 7, 8, 9], [6, 7, 8, 9, 10, 11, 12, 2, 1], [5, 4, 3, 2, 1, 6, 7]]
+    alone = [hidden_states(model, torch.tensor([text]))[0] for text in texts]
+    cache = RaggedCache(model, 3)
+    first = cache.read([texts[0][:2], texts[1][:5]], [0, 2])
+    torch.testing.assert_close(first, torch.stack([alone[0][1], alone[1][4]]), atol=1e-4, rtol=1e-4)
+    for step in range(2):
+        hidden = cache.step(torch.tensor([texts[0][2 + step], 0, texts[1][5 + step]]))
+        torch.testing.assert_close(hidden[0], alone[0][2 + step], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(hidden[2], alone[1][5 + step], atol=1e-4, rtol=1e-4)
+    cache.free([0])
+    cache.read([texts[2][:3]], [0])
+    assert cache.lengths == [3, 0, 7]
+    hidden = cache.step(torch.tensor([texts[2][3], 0, texts[1][7]]))
+    torch.testing.assert_close(hidden[0], alone[2][3], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(hidden[2], alone[1][7], atol=1e-4, rtol=1e-4)
+    cache.keep([0])
+    hidden = cache.step(torch.tensor([texts[2][4]]))
+    torch.testing.assert_close(hidden[0], alone[2][4], atol=1e-4, rtol=1e-4)
+
+
+def test_a_family_that_decodes_otherwise_is_refused():
+    model = tiny_gpt2(0)
+    body = model.base_model
+    plain = body.forward
+
+    def forgetful(*args, position_ids=None, **kwargs):
+        return plain(
+            *args, position_ids=None if position_ids is None else position_ids * 0, **kwargs
+        )
+
+    body.forward = forgetful
+    with pytest.raises(InputError, match=r"model 'odd' .* token by token"):
+        check_decoding(model, "odd")
 
 
 def test_a_family_that_changes_its_logits_is_refused():
@@ -76,11 +110,6 @@ def test_a_family_that_changes_its_logits_is_refused():
     model.__class__ = Scaled
     with pytest.raises(InputError, match=r"model 'odd' .* changes its logits"):
         check_projection(model, "odd")
-
-
-def test_position_ids_count_real_tokens():
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
 
 
 def test_pickled_weights_are_not_read(tmp_path):
@@ -104,6 +133,16 @@ def test_saved_models_come_back_with_the_asked_dropout(tmp_path):
     assert loaded.transformer.drop.p == 0.25 and loaded.transformer.h[0].mlp.dropout.p == 0.25
     ids = torch.tensor([[1, 2, 3]])
     torch.testing.assert_close(loaded.eval()(ids).logits, model(ids).logits)
+
+
+def test_activations_of_many_kernels_are_replaced_by_equal_ones(tmp_path):
+    model = tiny_gpt2(0)
+    assert model.config.activation_function == "gelu_new"
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path).eval()
+    assert loaded.config.activation_function == "gelu_pytorch_tanh"
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
 
 
 def test_vocabularies_may_be_padded_but_not_too_small():

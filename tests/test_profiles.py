@@ -115,11 +115,14 @@ def test_time_budget_ends_before_the_job(finished: Project, tmp_path: Path) -> N
         "results/small/models/teacher-sft__student-minillm/seed1/manifest.json",
         *("--force", "--dry-run", "--printshellcmds"),
         *("--set-resources", "distill_minillm:runtime=600", "distill_minillm:processes=4"),
+        "distill_minillm:gradient_checkpointing=1",
         *("--set-threads", "distill_minillm=6"),
     )
     command = next(line for line in printed.splitlines() if "train.py" in line)
     words = shlex.split(command.strip())
     assert words[words.index("--processes") + 1] == "4"
+    assert words[words.index("--gradient-checkpointing") + 1] == "1"
+    assert words[words.index("--compile") + 1] == "0"
     sums = re.findall(r"--(time-budget|threads) \$\(\((.*?)\)\) --", command)
     budget, threads = (eval(text.replace("/", "//")) for _, text in reversed(sums))
     assert budget == 570
@@ -148,7 +151,7 @@ def test_slurm_profile_names_every_training_rule() -> None:
         "teacher",
         "sft",
         *(f"distill_{method}" for method in distillation_methods()),
-        "evaluate",
+        *("evaluate", "generate", "teacher_outputs"),
     ]
     for rule in rules:
         given = {value.split("=")[0] for value in settings["set-resources"]}

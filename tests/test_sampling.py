@@ -1,15 +1,16 @@
 """The mixed sampler: its distribution, its log-probabilities, and that a prompt's text is its own."""
 
-import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilities
 
-from takd.sampling import Decoding, Prompt, draw, gumbel_noise, mixed_log_probabilities
+from takd.noise import gumbel_noise
+from takd.sampling import Decoding, Prompt, draw, mixed_log_probabilities
 
 VOCABULARY = 5
 
@@ -20,13 +21,13 @@ def pair():
     return tiny_gpt2(1, VOCABULARY, width=8, scale=3), tiny_gpt2(2, VOCABULARY, width=8, scale=3)
 
 
-def sample(pair, prompts, decoding, *, mix=0.3, micro_batch=64, teacher=True):
+def sample(pair, prompts, decoding, *, mix=0.3, micro_batch=64, teacher=True, end=END):
     student, teacher_model = pair
     return draw(
         student,
         prompts,
         decoding,
-        end_token=END,
+        end_token=end,
         vocabulary=VOCABULARY,
         micro_batch=micro_batch,
         teacher=teacher_model if teacher else None,
@@ -176,24 +177,83 @@ def test_responses_end_at_the_end_token_or_the_limit(pair):
         assert len(response.student) == len(response.teacher) == len(response.mixed) == len(tokens)
 
 
+def spy_on_passes(monkeypatch, models):
+    """(model, shape of the tokens) of every pass through a model's body."""
+    passes = []
+    for name, model in models.items():
+        body = model.base_model
+
+        def spy(*args, name=name, real=body.forward, **kwargs):
+            ids = args[0] if args else kwargs["input_ids"]
+            passes.append((name, tuple(ids.shape)))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(body, "forward", spy)
+    return passes
+
+
 def test_each_model_reads_each_token_once(pair, monkeypatch):
     """Per rollout: one prompt pass and one decoding of each model, and no scoring pass."""
-    import takd.sampling as module
-
-    passes = {id(pair[0]): [], id(pair[1]): []}
-    real = module.hidden_states
-
-    def spy(model, ids, mask, cache):
-        passes[id(model)].append(ids.shape[1])
-        return real(model, ids, mask, cache)
-
-    monkeypatch.setattr(module, "hidden_states", spy)
+    passes = spy_on_passes(monkeypatch, {"student": pair[0], "teacher": pair[1]})
     prompts = many_prompts(6)
     drawn = sample(pair, prompts, Decoding(10))
     steps = max(len(r.tokens) for r in drawn)
     width = max(len(p.tokens) for p in prompts)
-    expected = [width, *itertools.repeat(1, steps - 1)]
-    assert list(passes.values()) == [expected, expected]
+    for name in ("student", "teacher"):
+        shapes = [shape for model, shape in passes if model == name]
+        assert shapes[0] == (6, width)
+        assert [columns for _, columns in shapes[1:]] == [1] * (steps - 1)
+
+
+def test_a_teacher_that_does_not_mix_reads_each_text_once(pair, monkeypatch):
+    passes = spy_on_passes(monkeypatch, {"teacher": pair[1]})
+    prompts = many_prompts(6)
+    drawn = sample(pair, prompts, Decoding(10), mix=0.0)
+    longest = max(len(p.tokens) + len(r.tokens) for p, r in zip(prompts, drawn, strict=True))
+    assert passes == [("teacher", (6, longest))]
+    alone = sample(pair, prompts, Decoding(10), mix=0.0, teacher=False)
+    for prompt, response, other in zip(prompts, drawn, alone, strict=True):
+        assert torch.equal(response.tokens, other.tokens)
+        p = token_log_probabilities(pair[1], list(prompt.tokens), response.tokens.tolist())
+        torch.testing.assert_close(response.teacher, p, atol=2e-5, rtol=1e-5)
+        assert torch.equal(response.mixed, response.student)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3])
+def test_hidden_states_of_the_teacher_give_its_distributions(pair, mix):
+    teacher = pair[1]
+    prompts = many_prompts(20)
+    for prompt, response in zip(prompts, sample(pair, prompts, Decoding(12), mix=mix), strict=True):
+        ids = torch.tensor([[*prompt.tokens, *response.tokens.tolist()]])
+        with torch.no_grad():
+            expected = teacher(ids).logits[0, len(prompt.tokens) - 1 : -1]
+        ours = teacher.lm_head(response.teacher_hidden)
+        torch.testing.assert_close(ours, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_finished_rows_make_room_for_others(pair, monkeypatch):
+    """40 prompts in 8 places: fewer passes than groups of 8 would take, which wait for their longest."""
+    prompts = [
+        Prompt(p.tokens, p.key, p.seed, limit=1 + 23 * (p.key % 8 == 0)) for p in many_prompts(40)
+    ]
+    passes = spy_on_passes(monkeypatch, {"student": pair[0]})
+    drawn = sample(
+        pair, prompts, Decoding(24), teacher=False, mix=0.0, micro_batch=8, end=VOCABULARY
+    )
+    assert [len(r.tokens) for r in drawn] == [p.limit for p in prompts]
+    assert sum(columns == 1 for _, (_, columns) in passes) < 2.5 * 24
+    assert all(rows <= 8 for _, (rows, _) in passes)
+    assert sum(rows for _, (rows, columns) in passes if columns > 1) <= 40
+
+
+def test_equal_prompts_are_read_once(pair, monkeypatch):
+    passes = spy_on_passes(monkeypatch, {"student": pair[0]})
+    prompts = [Prompt(p.tokens, p.key, seed) for p in many_prompts(4) for seed in (1, 2, 3)]
+    drawn = sample(pair, prompts, Decoding(6), teacher=False, mix=0.0)
+    different = len({tuple(p.tokens) for p in prompts})
+    assert passes[0][1][0] == different < 12
+    alone = [sample(pair, [p], Decoding(6), teacher=False, mix=0.0)[0] for p in prompts]
+    assert [r.tokens.tolist() for r in drawn] == [r.tokens.tolist() for r in alone]
 
 
 def test_greedy_decoding_equals_generate(pair):
@@ -219,6 +279,21 @@ def test_repeated_ngrams_are_blocked_in_any_batch(pair):
         made = [tuple(whole[i - 1 : i + 1]) for i in range(start, len(whole))]
         before = {tuple(whole[i - 1 : i + 1]) for i in range(1, start)}
         assert len(set(made)) == len(made) and not before & set(made)
+    greedy = sample(pair, prompts, replace(decoding, sample=False), teacher=False, mix=0.0)
+    for prompt, response in zip(prompts, greedy, strict=True):
+        ids = torch.tensor([list(prompt.tokens)])
+        expected = (
+            pair[0]
+            .generate(
+                *(ids,),
+                do_sample=False,
+                max_new_tokens=20,
+                no_repeat_ngram_size=2,
+                pad_token_id=END,
+            )[0, ids.shape[1] :]
+            .tolist()
+        )
+        assert response.tokens.tolist() == expected
     alone = sample(pair, prompts, decoding, teacher=False, mix=0.0, micro_batch=1)
     assert [r.tokens.tolist() for r in alone] == [r.tokens.tolist() for r in drawn]
 

@@ -77,6 +77,7 @@ def resources(project: Project) -> None:
         project.replace(f"rules/{rules}.smk", "mem_mb=4000", "mem_mb=64000")
         project.replace(f"rules/{rules}.smk", "processes=1", "processes=4")
         project.replace(f"rules/{rules}.smk", "runtime=WEEK", "runtime=60")
+    project.replace("rules/train.smk", "gradient_checkpointing=0", "gradient_checkpointing=1")
 
 
 EDITS = {
@@ -135,6 +136,53 @@ def test_edit_reruns_exactly(finished: Project, tmp_path: Path, name: str) -> No
     project = finished.copy(tmp_path / "copy")
     edit(project)
     assert project.plan() == expected
+
+
+SEQKD = {"distill_seqkd": 2, "evaluate": 2, "report": 1}
+KD = {"distill_kd": 2, "evaluate": 2, "report": 1}
+WRITING_EDITS = {
+    "likeliest tokens": (
+        experiment(lambda e: e["teacher_writes"].update(top_k=9)),
+        {"teacher_outputs": 1, **KD},
+    ),
+    "seed of the responses": (
+        experiment(lambda e: e["teacher_writes"].update(seed=6)),
+        {"generate": 2, "generations": 1, **SEQKD},
+    ),
+    "another kind of outputs": (
+        experiment(lambda e: [e["training"]["kd"].update(teacher_outputs="hidden"), e["teacher_writes"].pop("top_k")]),
+        {"teacher_outputs": 1, **KD},
+    ),
+    "code of the outputs": (code("generation/outputs"), {"teacher_outputs": 1, **KD}),
+    "code of the responses": (
+        code("generation/generate"),
+        {"generate": 2, "generations": 1, **SEQKD},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITING_EDITS)
+def test_edit_of_what_a_teacher_writes_reruns_exactly(
+    finished_writing: Project, tmp_path: Path, name: str
+) -> None:
+    edit, expected = WRITING_EDITS[name]
+    project = finished_writing.copy(tmp_path / "copy")
+    assert project.plan() == {}
+    edit(project)
+    assert project.plan() == expected
+
+
+def test_another_number_of_shards_keeps_the_students(
+    finished_writing: Project, tmp_path: Path
+) -> None:
+    """The joined responses are the same, so those who do them first need nothing more."""
+    project = finished_writing.copy(tmp_path / "copy")
+    project.experiment(lambda e: e["teacher_writes"].update(shards=3))
+    # Snakemake cannot know what comes out
+    assert project.plan() == {"generate": 3, "generations": 1, **SEQKD}
+    assert project.plan("--until", "generations") == {"generate": 3, "generations": 1}
+    project.run("--quiet", "rules", "--until", "generations")
+    assert project.plan() == {}
 
 
 def test_copy_elsewhere_with_new_times(finished: Project, tmp_path: Path) -> None:

@@ -8,11 +8,17 @@ import time
 
 import pytest
 import torch
+from datasets import load_from_disk
 from safetensors.torch import load_file
 from workspace import ROOT, Workspace
 
+from takd.methods.base import examples, response_tokens
+from takd.methods.losses import label_loss
+from takd.models import load_model
+
 METHODS = ("sft", "kd", "minillm")
 LONG = {"steps": 48, "evaluate_every": 16}
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "targets": None}
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +60,81 @@ def wait_for_lines(space, name, count, process):
     return False
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_at_random_moments_ends_with_the_same_weights(workspace, method):
-    space, name = workspace, f"killed-{method}"
-    space.finished(space.train(f"whole-{method}", method, **LONG))
-    moments, kills = random.Random(method), 0
+@pytest.mark.parametrize(
+    ("case", "method", "lora"), [*((m, m, None) for m in METHODS), ("lora", "kd", LORA)]
+)
+def test_killed_at_random_moments_ends_with_the_same_weights(workspace, case, method, lora):
+    space, name, settings = workspace, f"killed-{case}", {**LONG, "lora": lora}
+    space.finished(space.train(f"whole-{case}", method, **settings))
+    moments, kills = random.Random(case), 0
     for count in sorted(moments.sample(range(3, 45), 2)):
-        process = space.train(name, method, "--checkpoint-seconds=0.05", **LONG)
+        process = space.train(name, method, "--checkpoint-seconds=0.05", **settings)
         if wait_for_lines(space, name, count, process):
             time.sleep(moments.uniform(0, 0.05))
             kills += process.poll() is None
             process.send_signal(signal.SIGKILL)
         process.communicate()
     assert kills > 0
-    said = space.finished(space.train(name, method, **LONG))
+    said = space.finished(space.train(name, method, **settings))
     assert "goes on from step" in said
-    assert_equal_results(space, f"whole-{method}", name)
+    assert_equal_results(space, f"whole-{case}", name)
+
+
+def test_lora_goes_on_from_adapters_alone_and_ends_with_the_same_plain_model(workspace):
+    """In slices of one step, some of which recompute activations: neither changes a bit."""
+    space, settings = workspace, {"steps": 3, "evaluate_every": 1, "lora": LORA}
+    for attempt in range(3):
+        more = ("--time-budget=0.00001", f"--gradient-checkpointing={attempt % 2}")
+        process = space.train("sliced-lora", "minillm", *more, **settings)
+        said = space.finished(process, code=int(attempt < 2))
+        if attempt < 2:
+            (checkpoint,) = (space.folder / "sliced-lora").glob(
+                f"checkpoints/*/step-*{attempt + 1}"
+            )
+            names = load_file(checkpoint / "model.safetensors").keys()
+            assert names and all(".lora_" in name for name in names)
+        if attempt:
+            assert f"goes on from step {attempt}" in said
+    space.finished(space.train("unsliced-lora", "minillm", **settings))
+    assert_equal_results(space, "unsliced-lora", "sliced-lora")
+    start = load_file(space.folder / "trained-student" / "init" / "model.safetensors")
+    end = weights(space, "sliced-lora")
+    assert start.keys() == end.keys()
+    changed = {key.split(".")[-2] for key in end if not torch.equal(start[key], end[key])}
+    assert changed == {"c_attn", "c_fc", "c_proj"}
+    manifest = json.loads((space.folder / "sliced-lora" / "manifest.json").read_text())
+    assert manifest["parameters"] == sum(tensor.numel() for tensor in end.values())
+
+
+def test_lora_exports_the_model_that_was_measured(workspace):
+    """An adapted teacher, written as a plain model, has the dev loss that its training saw."""
+    space = workspace
+    settings = {"steps": 12, "evaluate_every": 4, "keep": "loss", "lora": LORA}
+    space.finished(space.train("adapted", "sft", **settings))
+    manifest = json.loads((space.folder / "adapted" / "manifest.json").read_text())
+    dev = [line["loss"] for line in metrics(space, "adapted") if line["kind"] == "dev"]
+    assert min(dev[1:]) < dev[0] - 0.01
+    model = load_model(space.folder / "adapted" / "model").eval()
+    data = load_from_disk(space.folder / "dev" / "dataset")
+    rows = examples(data, range(len(data)))
+    with torch.no_grad():
+        loss = label_loss(len(space.tokenizer), response_tokens(rows))(model, rows)[0]
+    assert loss.item() == pytest.approx(manifest["best"]["loss"]["value"], abs=2e-6)
+
+
+def test_lora_that_does_not_fit_is_refused_before_training(workspace):
+    space = workspace
+    process = space.train("misfit", "sft", lora={**LORA, "targets": ["query"]})
+    said = space.finished(process, code=1)
+    assert "Error: lora.targets has 'query', which is no linear layer of model 'student'" in said
+    assert "Traceback" not in said and "step 0" not in said
+
+
+def test_gradient_checkpointing_changes_nothing(workspace):
+    space, settings = workspace, {"steps": 6, "evaluate_every": 3}
+    space.finished(space.train("plain-memory", "sft", **settings))
+    space.finished(space.train("less-memory", "sft", "--gradient-checkpointing=1", **settings))
+    assert_equal_results(space, "plain-memory", "less-memory")
 
 
 def test_terminated_run_leaves_a_checkpoint_and_goes_on(workspace):

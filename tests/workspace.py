@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,37 @@ COMMON = {
     "log_every": 1,
     "precision": "auto",
     "deepspeed": None,
+    "lora": None,
+}
+REGIME = {
+    "responses": "labels",
+    "ratio": 1.0,
+    "temperature": 1.0,
+    "on_policy_share": 0.5,
+    "initial_share": 0.5,
+    "share_step": 0.1,
+    "loss_rise": 0.0,
+    "capacity": 8,
+    "start": "sft",
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {},
-    "kd": {"ratio": 0.5, "start": "base"},
+    "kd": {
+        "ratio": 0.5,
+        "start": "base",
+        "responses": "labels",
+        "divergence": "forward_kl",
+        "teacher_outputs": "live",
+    },
+    "seqkd": {"responses": "teacher", "start": "base"},
+    "gkd": {**REGIME, "sampling": "mixed", "beta": 0.5},
+    "distillm": {
+        **REGIME,
+        "sampling": "adaptive",
+        "divergence": "skewed_forward_kl",
+        "skew": 0.1,
+    },
+    "abkd": {**REGIME, "sampling": "fixed", "alpha": 0.2, "beta": 0.7},
     "minillm": {
         "rollouts_per_round": 8,
         "inner_epochs": 2,
@@ -62,6 +90,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lm_weight": 1.0,
         "lm_teacher_share": 0.5,
         "lm_batch_size": 2,
+        "lm_teacher_outputs": "live",
         "dropout": 0.0,
         "start": "sft",
     },
@@ -137,21 +166,30 @@ class Workspace:
         }
 
     def train(
-        self, name: str, method: str, *arguments: str, processes: int = 1, **settings: Any
+        self,
+        name: str,
+        method: str,
+        *arguments: str,
+        processes: int = 1,
+        inputs: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> Any:
-        """Start a training stage whose outputs go to the folder `name`."""
+        """Start a training stage whose outputs go to the folder `name`; `inputs` are further or other ones."""
         spec = self.spec(method, **settings)
-        inputs = ["base=student", "tokenizer=tokenizer", "train=train", "dev=dev"]
+        read = {"base": "student", "tokenizer": "tokenizer", "train": "train", "dev": "dev"}
         if method != "sft":
-            inputs.append("teacher=trained-teacher")
+            read["teacher"] = "trained-teacher"
         if spec["settings"].get("start") == "sft":
-            inputs += ["init=trained-student", "corpus=corpus"]
+            read["init"] = "trained-student"
+        if spec["settings"].get("lm_weight"):
+            read["corpus"] = "corpus"
+        read |= inputs or {}
         outputs = ["model", "metrics", "manifest", *(["init"] if method == "sft" else [])]
         files = {"metrics": "metrics.jsonl", "manifest": "manifest.json"}
         return self.start(
             "train",
             spec,
-            [f"{pair}/manifest.json" for pair in inputs],
+            [f"{key}={folder}/manifest.json" for key, folder in read.items()],
             [f"{output}={name}/{files.get(output, output)}" for output in outputs],
             f"--processes={processes}",
             *arguments,

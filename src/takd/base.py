@@ -96,7 +96,6 @@ def _from_scratch(shape: dict[str, Any], tokenizer: dict[str, Any], target: Path
         n_embd=shape["width"],
         n_head=shape["heads"],
         n_positions=shape["positions"],
-        activation_function="gelu_pytorch_tanh",  # the function of gelu_new, in one kernel
         bos_token_id=tokenizer["end"],
         eos_token_id=tokenizer["end"],
         pad_token_id=tokenizer["pad"],

@@ -1,7 +1,7 @@
 """What an experiment file must obey beyond its schema: rules between keys, names that exist."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,13 @@ from takd.schema import load_schema, show, suggest
 from takd.yamlfile import Key, YamlFile, dotted
 
 DEEPSPEED = "config/deepspeed"
+WRITTEN = ("responses", "teacher_outputs", "lm_teacher_outputs")
+# settings that only some ways of sampling read
+REGIMES = {
+    "temperature": ("mixed", "adaptive"),
+    "on_policy_share": ("mixed",),
+    **dict.fromkeys(("initial_share", "share_step", "loss_rise", "capacity"), ("adaptive",)),
+}
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -48,6 +55,7 @@ def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int
     parameters = _check_models(file, settings)
     _check_chains(file, settings, parameters)
     _check_training(file, settings, root)
+    _check_teacher_writes(file, settings)
     _check_evaluation(file, settings)
     return parameters
 
@@ -73,11 +81,17 @@ def _check_data(file: YamlFile, settings: dict[str, Any]) -> None:
             f"is {prompt}, but must be less than data.max_length ({longest}), which leaves room for"
             " a response.",
         )
+    corpus = settings["data"]["corpus"]
+    if corpus and (corpus["block_length"] or 0) > longest:
+        raise file.error(
+            ("data", "corpus", "block_length"),
+            f"is {corpus['block_length']}, but must be at most data.max_length ({longest}), the"
+            " longest text that the models read.",
+        )
 
 
 def _check_models(file: YamlFile, settings: dict[str, Any]) -> dict[str, int]:
-    tokenizer = settings["tokenizer"]
-    vocabulary = tokenizer.get("train", tokenizer).get("vocabulary")
+    vocabulary = _vocabulary(settings)
     parameters = {}
     for name, model in settings["models"].items():
         key: Key = ("models", name)
@@ -112,6 +126,12 @@ def _check_models(file: YamlFile, settings: dict[str, Any]) -> dict[str, int]:
             )
         parameters[name] = gpt2_parameters(shape, vocabulary)
     return parameters
+
+
+def _vocabulary(settings: dict[str, Any]) -> int | None:
+    """Number of tokens, where the file says it."""
+    tokenizer = settings["tokenizer"]
+    return tokenizer.get("train", tokenizer).get("vocabulary")
 
 
 def _check_chains(file: YamlFile, settings: dict[str, Any], parameters: dict[str, int]) -> None:
@@ -222,8 +242,14 @@ def _check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> Non
                 f" rollouts_per_round of the model '{model}'; it must be one of"
                 f" {_divisors(rollouts)}.",
             )
+        if "sampling" in resolved:
+            shared = resolved["sampling"] == settings["training"][method]["sampling"]
+            _check_regime(file, resolved, where, shared)
         if resolved["deepspeed"] is not None:
             _check_deepspeed(file, where("deepspeed"), resolved["deepspeed"], root)
+        shape = settings["models"][model]["weights"].get("scratch")
+        if resolved["lora"] and shape:
+            _check_lora(file, where("lora"), resolved, shape["width"])
         for name in resolved if not settings["data"]["corpus"] else ():
             if name.startswith("lm_") and where(name) in file.lines and resolved[name]:
                 raise file.error(
@@ -231,6 +257,53 @@ def _check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> Non
                     f"is {show(resolved[name])}, but has no effect without data.corpus; name a"
                     " corpus or remove the key.",
                 )
+
+
+def _check_teacher_writes(file: YamlFile, settings: dict[str, Any]) -> None:
+    trained = [training_settings(settings, *pair) for pair in _trained(settings)]
+    asked = {value for resolved in trained for value in resolved.items() if value[0] in WRITTEN}
+    text = {("responses", "teacher")}
+    likeliest = {("teacher_outputs", "top_k"), ("lm_teacher_outputs", "top_k")}
+    needs = {"temperature": text, "seed": text, "shards": text, "top_k": likeliest}
+    for name, needed in needs.items():
+        key: Key = ("teacher_writes", name)
+        if key in file.lines and not asked & needed:
+            ways = " or ".join(f"{setting}: {value}" for setting, value in sorted(needed))
+            raise file.error(
+                key,
+                f"is {settings['teacher_writes'][name]}, but has no effect, as no method of a chain"
+                f" has {ways}; set that or remove the key.",
+            )
+    vocabulary, top_k = _vocabulary(settings), settings["teacher_writes"]["top_k"]
+    if asked & likeliest and vocabulary is not None and top_k >= vocabulary:
+        raise file.error(
+            ("teacher_writes", "top_k"),
+            f"is {top_k}, but must be less than the {vocabulary} tokens of the tokenizer; with hidden"
+            " instead of top_k, whole distributions are kept.",
+        )
+
+
+def _check_regime(
+    file: YamlFile, resolved: dict[str, Any], where: Callable[[str], Key], shared: bool
+) -> None:
+    """Where a method's responses come from; `shared` is whether all models take them from there."""
+    sampling, capacity = resolved["sampling"], resolved["capacity"]
+    if sampling == "adaptive" and capacity < resolved["batch_size"]:
+        raise file.error(
+            where("capacity"),
+            f"is {capacity}, but must be at least the batch_size ({resolved['batch_size']}), which is"
+            " taken out of the buffer.",
+        )
+    for name, regimes in REGIMES.items():
+        key = where(name)
+        if key in file.lines and sampling not in regimes and (shared or key[0] == "models"):
+            raise file.error(
+                key,
+                f"has no effect where sampling is {sampling}, only where it is"
+                f" {' or '.join(regimes)}; set {dotted(where('sampling'))}, or remove the key.",
+            )
+    if resolved.get("alpha") == resolved.get("beta") == 0:
+        raise file.error(where("alpha"), "is 0 as beta is; one of the two must be greater than 0.")
 
 
 def _trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -241,6 +314,21 @@ def _trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for methods in by_hop(chain):
             pairs.update((pair, None) for pair in zip(chain["models"][1:], methods, strict=True))
     yield from pairs
+
+
+def _check_lora(file: YamlFile, key: Key, resolved: dict[str, Any], width: int) -> None:
+    """Of a model from scratch; what the layers of other models are is known when they are there."""
+    if resolved.get("start", "base") == "base":
+        raise file.error(
+            key,
+            "is set, but the model starts from random weights, which LoRA would leave as they are;"
+            " remove the key or start from sft.",
+        )
+    if resolved["lora"]["rank"] > width:
+        raise file.error(
+            (*key, "rank"),
+            f"is {resolved['lora']['rank']}, but must be at most the width of the model, {width}.",
+        )
 
 
 def _check_deepspeed(file: YamlFile, key: Key, name: str, root: Path) -> None:

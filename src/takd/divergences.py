@@ -1,55 +1,113 @@
-"""Divergences between a student q and a teacher p, per token, from logits.
+"""Divergences between a student q and a teacher p, per token.
 
-All take logits of shape (n, vocabulary) in float32 and give (n,) in nats. Entries that both models rule out
-(-inf logits) contribute nothing. `in_chunks` keeps the vocabulary-sized tensors of one chunk of tokens alone in
-memory and computes them again in the backward pass.
+All take log-probabilities of shape (n, choices) and give (n,) in nats. Choices are the tokens of a vocabulary, or
+some of its tokens and the tail (`coarsen`). What both models rule out (-inf) contributes nothing, and gradients are
+as finite as the values.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+LEAST = 1e-37  # a probability that is as good as none, and whose logarithm is finite in float32
 
 
-def _expectation(weights_nv: Tensor, values_nv: Tensor) -> Tensor:
-    """Σ_v w v with 0 · (±inf or nan) = 0, (n,); the gradient is as finite as the value."""
-    present = weights_nv > 0
-    return (weights_nv * values_nv.masked_fill(~present, 0.0)).sum(-1)
+def expectation(weights_nv: Tensor, values_nv: Tensor) -> Tensor:
+    """Σ_v w v with 0 · (±inf or nan) = 0, (n,)."""
+    sums_n = (weights_nv * values_nv).sum(-1)
+    if sums_n.isfinite().all():
+        return sums_n
+    # a mask takes as long as all the rest, and nearly always nothing is ruled out
+    return (weights_nv * values_nv.masked_fill(weights_nv <= 0, 0.0)).sum(-1)
 
 
 def forward_kl(student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
     """KL(p ‖ q) = Σ p (log p - log q): makes the student cover the teacher (Hinton et al., arXiv 1503.02531)."""
-    student_nv, teacher_nv = student_nv.log_softmax(-1), teacher_nv.log_softmax(-1)
-    return _expectation(teacher_nv.exp(), teacher_nv - student_nv)
+    return expectation(teacher_nv.exp(), teacher_nv - student_nv)
 
 
 def reverse_kl(student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
     """KL(q ‖ p) = Σ q (log q - log p): makes the student avoid what the teacher rules out (arXiv 2306.08543, eq. 1)."""
-    student_nv, teacher_nv = student_nv.log_softmax(-1), teacher_nv.log_softmax(-1)
-    return _expectation(student_nv.exp(), student_nv - teacher_nv)
+    return expectation(student_nv.exp(), student_nv - teacher_nv)
 
 
-def cross_entropy(student_nv: Tensor, target_n: Tensor) -> Tensor:
-    """-log q(target), (n,)."""
-    return torch.nn.functional.cross_entropy(student_nv, target_n, reduction="none")
+def mixture(first_nv: Tensor, second_nv: Tensor, share: float) -> Tensor:
+    """Log-probabilities of share · first + (1 - share) · second, 0 < share < 1, (n, choices).
 
-
-def in_chunks(
-    function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor, chunk: int = 2048
-) -> tuple[Tensor, ...]:
-    """Apply a function of tokens to chunks along the first dimension and join the results.
-
-    Args:
-        function: takes tensors of shape (m, ...) and gives a tuple of tensors (m,). What it computes inside is
-            thrown away and computed again in the backward pass.
-        tensors: (n, ...) each.
-        chunk: tokens at a time.
+    Where both are none, so is the mixture but for a finite logarithm, whose gradient is 0.
     """
-    if tensors[0].shape[0] <= chunk:  # nothing to save by computing twice
-        return function(*tensors)
-    parts = [
-        checkpoint(function, *pieces, use_reentrant=False)
-        for pieces in zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
-    ]
-    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+    # half the time of logaddexp, whose gradient is not finite there
+    return (share * first_nv.exp() + (1 - share) * second_nv.exp()).clamp(min=LEAST).log()
+
+
+def jensen_shannon(student_nv: Tensor, teacher_nv: Tensor, beta: float = 0.5) -> Tensor:
+    """β KL(p ‖ m) + (1 - β) KL(q ‖ m) with m = β p + (1 - β) q (GKD, arXiv 2306.13649, eq. 1).
+
+    β = 1/2 is the Jensen-Shannon divergence. Divided by β it goes to KL(p ‖ q) as β goes to 0, divided by 1 - β to
+    KL(q ‖ p) as β goes to 1; β = 0 and β = 1 give these limits.
+    """
+    if beta == 0:
+        return forward_kl(student_nv, teacher_nv)
+    if beta == 1:
+        return reverse_kl(student_nv, teacher_nv)
+    mixed_nv = mixture(teacher_nv, student_nv, beta)
+    return beta * forward_kl(mixed_nv, teacher_nv) + (1 - beta) * reverse_kl(student_nv, mixed_nv)
+
+
+def total_variation(student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
+    """½ Σ |p - q|, between 0 and 1 (f-distillation, arXiv 2307.15190, section 3)."""
+    return 0.5 * (teacher_nv.exp() - student_nv.exp()).abs().sum(-1)
+
+
+def skewed_forward_kl(student_nv: Tensor, teacher_nv: Tensor, skew: float) -> Tensor:
+    """KL(p ‖ λ p + (1 - λ) q), at most -log λ (DistiLLM, arXiv 2402.03898, section 3.1); λ = 0 is KL(p ‖ q)."""
+    if skew == 0:
+        return forward_kl(student_nv, teacher_nv)
+    return forward_kl(mixture(teacher_nv, student_nv, skew), teacher_nv)
+
+
+def skewed_reverse_kl(student_nv: Tensor, teacher_nv: Tensor, skew: float) -> Tensor:
+    """KL(q ‖ (1 - λ) p + λ q), at most -log λ (DistiLLM, arXiv 2402.03898, section 3.1); λ = 0 is KL(q ‖ p)."""
+    if skew == 0:
+        return reverse_kl(student_nv, teacher_nv)
+    return reverse_kl(student_nv, mixture(student_nv, teacher_nv, skew))
+
+
+def alpha_beta(student_nv: Tensor, teacher_nv: Tensor, alpha: float, beta: float) -> Tensor:
+    """α–β divergence (ABKD, arXiv 2505.04560, definition 4.1), α, β ≥ 0 and α + β > 0.
+
+        D = -1/(αβ) Σ [ p^α q^β - α/(α+β) p^(α+β) - β/(α+β) q^(α+β) ]
+
+    (1, 0) is KL(p ‖ q) and (0, 1) is KL(q ‖ p), by continuity; α = β = 1 is half the squared distance, α = β = ½ four
+    times the squared Hellinger distance. A larger α looks where p is large, a larger β where q is.
+    """
+    if alpha == 0:
+        # the limit; with β = 1 the last two terms cancel in the sum
+        powers = (beta * student_nv).exp()
+        log_part = expectation(powers, beta * (student_nv - teacher_nv))
+        return (log_part - powers.sum(-1) + (beta * teacher_nv).exp().sum(-1)) / beta**2
+    if beta == 0:
+        powers = (alpha * teacher_nv).exp()
+        log_part = expectation(powers, alpha * (teacher_nv - student_nv))
+        return (log_part - powers.sum(-1) + (alpha * student_nv).exp().sum(-1)) / alpha**2
+    both = alpha + beta
+    return (
+        alpha / both * (both * teacher_nv).exp()
+        + beta / both * (both * student_nv).exp()
+        - (alpha * teacher_nv + beta * student_nv).exp()
+    ).sum(-1) / (alpha * beta)
+
+
+def coarsen(log_nv: Tensor, tokens_nk: Tensor) -> Tensor:
+    """Log-probabilities of k tokens and of all others together, (n, k + 1).
+
+    A divergence of two distributions that are coarsened alike is at most that of the whole ones (KL,
+    Jensen-Shannon, total variation), and equal where the tail is empty.
+    """
+    named_nk = log_nv.gather(-1, tokens_nk)
+    return torch.cat([named_nk, log_tail(named_nk)], -1)
+
+
+def log_tail(named_nk: Tensor) -> Tensor:
+    """Log of the mass that some log-probabilities leave over, (n, 1)."""
+    # rounding may leave less than nothing
+    return (1.0 - named_nk.exp().sum(-1, keepdim=True)).clamp(min=LEAST).log()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from takd import checks, lineage, schema
+from takd.data.sources import files_below
 from takd.errors import InputError
 from takd.lineage import Node
 from takd.provenance import file_digest
@@ -68,6 +69,11 @@ class Experiment:
     def seeds(self) -> list[int]:
         """Training seeds."""
         return self.settings["seeds"]
+
+    @property
+    def shards(self) -> int:
+        """Parts of a teacher's generations that are made side by side."""
+        return self.settings["teacher_writes"]["shards"]
 
     @property
     def sets(self) -> list[str]:
@@ -152,7 +158,8 @@ class Experiment:
         data = self.settings["data"]
         spec: Spec = {"split": split, "source": self._with_digests(self._source(split))}
         if split == "corpus":
-            return {**spec, "max_length": data["max_length"]}
+            length = data["corpus"]["block_length"] or data["max_length"]
+            return {**spec, "block_length": length, "blocks": data["corpus"]["blocks"]}
         spec |= {
             "template": self._template(),
             "max_length": data["max_length"],
@@ -175,7 +182,7 @@ class Experiment:
         weights = dict(self.settings["models"][model]["weights"])
         if "folder" in weights or "gguf" in weights:
             place = self.root / (weights.get("folder") or weights["gguf"])
-            sizes = [(path, path.stat().st_size) for path in _below(place)]
+            sizes = [(path, path.stat().st_size) for path in files_below(place)]
             weights["files"] = [[path.relative_to(place).as_posix(), size] for path, size in sizes]
         return {"model": model, "weights": weights, "parameters": self.parameters[model]}
 
@@ -201,6 +208,41 @@ class Experiment:
             "max_prompt_length": self.settings["data"]["max_prompt_length"],
             "dev_decoding": self._decoding("dev_decoding"),
         }
+
+    def writings(self, name: str) -> dict[str, str]:
+        """What a student reads that its teacher wrote down, by input: its place in the teacher's folder.
+
+        `generations` are the teacher's responses to the training prompts, `outputs/<split>/<kind>` what it says of
+        the tokens of a split or of its generations.
+        """
+        settings = self.train_spec(name, self.seeds[0])["settings"]
+        answers = settings.get("responses") == "teacher"
+        found = {"train": "generations"} if answers else {}
+        if (kind := settings.get("teacher_outputs", "live")) != "live":
+            found["outputs"] = f"outputs/{'generations' if answers else 'train'}/{kind}"
+        kind = settings.get("lm_teacher_outputs", "live")
+        if kind != "live" and settings["lm_weight"] > 0:
+            found["corpus_outputs"] = f"outputs/corpus/{kind}"
+        return found
+
+    def generations_spec(self, name: str, seed: int) -> Spec:
+        """Settings of the stage that joins a teacher's responses; the number of parts is none of them."""
+        settings = self.settings["teacher_writes"]
+        decoding = {
+            "temperature": settings["temperature"],
+            "max_new_tokens": self._longest_response,
+        }
+        return {"lineage": name, "seed": seed, "noise": settings["seed"], "decoding": decoding}
+
+    def generate_spec(self, name: str, seed: int, part: int, parts: int) -> Spec:
+        """Settings of the stage that lets a teacher answer one part of the training prompts."""
+        return {**self.generations_spec(name, seed), "part": part, "parts": parts}
+
+    def outputs_spec(self, name: str, seed: int, split: str, kind: str) -> Spec:
+        """Settings of the stage that writes down what a teacher says of the tokens of a split."""
+        spec = {"lineage": name, "seed": seed, "split": split, "kind": kind}
+        top_k = self.settings["teacher_writes"]["top_k"]
+        return {**spec, "top_k": top_k} if kind == "top_k" else spec
 
     def evaluate_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
         """Settings of the stage that scores a model on an evaluation set."""
@@ -240,10 +282,14 @@ class Experiment:
     def _training(self, model: str, method: str) -> dict[str, Any]:
         return checks.training_settings(self.settings, model, method)
 
-    def _decoding(self, which: str) -> dict[str, Any]:
+    @property
+    def _longest_response(self) -> int:
         data = self.settings["data"]
-        longest = data["max_length"] - data["max_prompt_length"]
-        return {**self.settings["evaluation"][which], "max_new_tokens": longest}
+        return data["max_length"] - data["max_prompt_length"]
+
+    def _decoding(self, which: str) -> dict[str, Any]:
+        settings = self.settings["evaluation"][which]
+        return {**settings, "max_new_tokens": self._longest_response}
 
     def _template(self) -> dict[str, str]:
         template = self.settings["data"]["template"]
@@ -254,24 +300,27 @@ class Experiment:
         """The source of a split, without keys that its kind does not read."""
         sets = self.settings["evaluation"]["sets"]
         source = sets[split] if split in sets else self.settings["data"][split]
+        kept = ["folder", "split"] if "folder" in source else ["json", "text", "demo"]
         if "hub" in source:
-            return source
-        kept = ("folder", "split") if "folder" in source else ("json", "text", "demo")
+            kept = ["hub", "revision", "config", "split"]
         return {key: source[key] for key in kept if key in source}
 
     def _files(self, source: Mapping[str, Any]) -> list[Path]:
-        place = next(
-            (source[kind] for kind in ("json", "text", "folder", "gguf") if kind in source), None
-        )
-        return [] if place is None else [Path(place) / path for path in _inside(self.root / place)]
+        kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
+        if kind is None:
+            return []
+        place = self.root / source[kind]
+        below = files_below(place, ".txt" if kind == "text" else "")
+        return [Path(source[kind]) / path.relative_to(place) for path in below]
 
     def _with_digests(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """A local source with `sha256`: of the file, or [name, digest] of each file of a folder."""
         if "hub" in source or "demo" in source:
             return dict(source)
         digests: list[Any] = [_digest(self.root / path) for path in self._files(source)]
-        if "folder" in source:
-            names = [path.relative_to(source["folder"]).as_posix() for path in self._files(source)]
+        folder = source.get("folder") or source.get("text")
+        if folder and (self.root / folder).is_dir():
+            names = [path.relative_to(folder).as_posix() for path in self._files(source)]
             digests = [list(pair) for pair in zip(names, digests, strict=True)]
         return {**source, "sha256": digests}
 
@@ -289,20 +338,6 @@ class Experiment:
             for kind in ("json", "text", "folder", "gguf"):
                 if kind in source:
                     yield f"{key}.{kind}", source[kind]
-
-
-def _below(place: Path) -> list[Path]:
-    """A file itself, or all files below a folder but hidden ones, in order of their names."""
-    if place.is_file():
-        return [place]
-    found = (path for path in place.rglob("*") if path.is_file())
-    return sorted(
-        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
-    )
-
-
-def _inside(place: Path) -> list[Path]:
-    return [path.relative_to(place) for path in _below(place)]
 
 
 def _digest(path: Path) -> str:

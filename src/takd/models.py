@@ -4,6 +4,7 @@ A model is a folder in Hugging Face format. A folder without weights is a model 
 gives the shape and the training seed draws the weights.
 """
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,8 @@ DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
     *("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"),
 )
+# the same functions in one kernel instead of eight
+FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -48,6 +51,9 @@ def load_model(
     for key in DROPOUT_KEYS:
         if hasattr(config, key):
             setattr(config, key, 0.0 if key == "layerdrop" else dropout)
+    for key in ("activation_function", "hidden_act"):
+        if (name := getattr(config, key, None)) in FUSED_ACTIVATIONS:
+            setattr(config, key, FUSED_ACTIVATIONS[name])
     if any(folder.glob("*.safetensors")):
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -96,9 +102,8 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
     was_training = model.training
     model.eval()
     ids = torch.arange(4, device=model.device)[None]
-    mask = torch.ones_like(ids)
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    ours = project(model, hidden_states(model, ids, mask), logits.shape[-1])
+    logits = model(input_ids=ids).logits.float()
+    ours = project(model, hidden_states(model, ids), logits.shape[-1])
     model.train(was_training)
     if not torch.allclose(ours, logits, atol=1e-2, rtol=1e-2):
         raise InputError(
@@ -108,35 +113,37 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def position_ids(attention_mask_bt: Tensor) -> Tensor:
-    """Positions counted over real tokens alone, (batch, length): padding on either side shifts nothing."""
-    return (attention_mask_bt.cumsum(-1) - 1).clamp(min=0)
-
-
-def _takes(module: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(module.forward).parameters
+@functools.cache
+def _takes(body: Any, argument: str) -> bool:
+    return argument in inspect.signature(body.forward).parameters
 
 
 def hidden_states(
     model: PreTrainedModel,
-    input_ids_bt: Tensor,
-    attention_mask_bt: Tensor,
+    ids_bt: Tensor,
+    *,
+    mask: Tensor | None = None,
+    positions_bt: Tensor | None = None,
     cache: Any = None,
 ) -> Tensor:
-    """Last hidden states, (batch, new tokens, hidden size).
+    """Last hidden states, (batch, length, hidden size).
+
+    Padding belongs on the right: causal attention never sees it there, positions count from 0 as always, and no
+    mask is needed.
 
     Args:
-        input_ids_bt: the new tokens.
-        attention_mask_bt: 1 for real tokens, over cached and new tokens.
+        ids_bt: tokens, (batch, length).
+        mask: (batch, 1, length, cached and new tokens), True where a token may look. None: causal.
+        positions_bt: None counts from 0, or from where the cache ends.
         cache: a `transformers` cache, which is extended; None decodes nothing step by step.
     """
     body = model.base_model
     arguments: dict[str, Any] = {}
-    if _takes(body, "position_ids"):
-        arguments["position_ids"] = position_ids(attention_mask_bt)[:, -input_ids_bt.shape[1] :]
+    if positions_bt is not None and _takes(cast(Any, type(body)), "position_ids"):
+        arguments["position_ids"] = positions_bt
     return body(
-        input_ids=input_ids_bt,
-        attention_mask=attention_mask_bt,
+        input_ids=ids_bt,
+        attention_mask=mask,
         past_key_values=cache,
         use_cache=cache is not None,
         **arguments,
@@ -155,3 +162,46 @@ def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def checkpoint_activations(model: PreTrainedModel, name: str) -> None:
+    """Keep no activations within a block while training; the backward pass computes them once more.
+
+    Raises:
+        InputError: a family that cannot.
+    """
+    try:
+        # the reentrant kind asks for a gradient at a block's input, which frozen embeddings do not give
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise InputError(
+            f"model '{name}' ({model.config.model_type}) has no gradient checkpointing; leave it off in"
+            " the profile and choose a smaller micro_batch."
+        ) from None
+
+
+def compile_training(model: PreTrainedModel, device: torch.device) -> None:
+    """Let training passes of the body run through torch.compile; evaluation and decoding stay as they are.
+
+    Raises:
+        InputError: nothing can be compiled on this machine.
+    """
+    body = model.base_model
+    plain = body.forward
+    # dropout draws the same numbers compiled or not
+    how: dict[str, Any] = {"dynamic": True, "options": {"fallback_random": True}}
+    try:
+        torch.compile(torch.neg, **how)(torch.ones(2, device=device))
+    except Exception as error:  # whatever the compilers behind it raise
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            "compile needs a C++ compiler and Python's headers on this machine (apt-get install g++ python3-dev);"
+            f" leave it off in the profile without them ({type(error).__name__}: {reason})."
+        ) from None
+    compiled = torch.compile(plain, **how)
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if body.training else plain)(*args, **kwargs)
+
+    body.forward = forward

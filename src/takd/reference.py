@@ -57,19 +57,18 @@ def _section(name: str, part: dict[str, Any]) -> str:
 
 
 def _methods(methods: dict[str, Any]) -> Iterator[str]:
-    keys = [part["properties"] for part in methods.values()]
+    keys = [{key: child for key, child, _ in below(part)} for part in methods.values()]
     shared = [key for key in keys[0] if all(key in own for own in keys)]
-    head = ["key", "type", *(f"default of {name}" for name in methods), "what", "trade-off"]
     rows = [
         [
             f"`{key}`",
             _type(keys[0][key]),
-            *(_default(own[key], False) for own in keys),
+            _defaults({name: own[key] for name, own in zip(methods, keys, strict=True)}),
             *_words(keys[0][key]),
         ]
         for key in shared
     ]
-    yield _titled("methods", {"description": "Keys that all methods have."}, _table(head, rows))
+    yield _titled("methods", {"description": "Keys that all methods have."}, _table(HEAD, rows))
     for name, part in methods.items():
         own = {key: value for key, value in part["properties"].items() if key not in shared}
         if own:
@@ -111,6 +110,14 @@ def _default(part: dict[str, Any], required: bool) -> str:
     if required:
         return "required"
     return f"`{json.dumps(part['default'])}`" if "default" in part else ""
+
+
+def _defaults(parts: dict[str, dict[str, Any]]) -> str:
+    """The default of the first method, and of those that have another."""
+    first, *others = ((name, _default(part, False)) for name, part in parts.items())
+    return ", ".join(
+        [first[1], *(f"{name} {value}" for name, value in others if value != first[1])]
+    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -9,24 +9,19 @@ p̃ = α p + (1 - α) q, teacher p, student q.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import FloatTensor, LongTensor, Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    PreTrainedModel,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
-from takd.models import hidden_states, project
-
-CACHED_WORDS = 2**16
+from takd.kvcache import RaggedCache
+from takd.layout import Layout
+from takd.models import project
+from takd.noise import gumbel_noise
 
 
 @dataclass(frozen=True)
@@ -41,10 +36,8 @@ class Decoding:
     no_repeat_ngram: int = 0
 
     def warpers(self) -> LogitsProcessorList:
-        """What cuts the distribution, in the order of `transformers.generate`."""
+        """What cuts the tail off a distribution, in the order of `transformers.generate`."""
         warpers = LogitsProcessorList()
-        if self.no_repeat_ngram:
-            warpers.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram))
         if self.sample and self.top_k:
             warpers.append(TopKLogitsWarper(self.top_k))
         if self.sample and self.top_p < 1:
@@ -54,11 +47,16 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its noise is keyed by."""
+    """A prompt and what its noise is keyed by.
+
+    Attributes:
+        limit: most tokens of its response, where that is fewer than the decoding's `max_new_tokens`.
+    """
 
     tokens: Sequence[int]
     key: int
     seed: int
+    limit: int | None = None
 
 
 @dataclass
@@ -71,6 +69,8 @@ class Response:
         student: log q of each token, (length,), float32, at the decoding's temperature.
         teacher: log p of each token; empty without a teacher.
         mixed: log p̃ of each token, the distribution that it was drawn from.
+        teacher_hidden: the teacher's last hidden states that predict each token, (length, hidden size), from which
+            its whole distributions are one matrix product away; empty without a teacher.
     """
 
     tokens: Tensor
@@ -78,46 +78,7 @@ class Response:
     student: Tensor
     teacher: Tensor
     mixed: Tensor
-
-
-def _int32(words: Tensor) -> Tensor:
-    """Words of 32 bits as signed integers of the same bits, whose products wrap around."""
-    words = words & 0xFFFFFFFF
-    return (words - ((words & 0x80000000) << 1)).int()
-
-
-def _mix_(x: Tensor) -> Tensor:
-    """Scatter every bit of 32-bit words, in place: the finaliser of MurmurHash3, a bijection."""
-    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
-    x.mul_(0x85EBCA6B - 2**32)
-    x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF))
-    x.mul_(0xC2B2AE35 - 2**32)
-    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
-
-
-def gumbel_noise(seeds_b: Tensor, keys_b: Tensor, positions_b: Tensor, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise that is a pure function of its keys, (batch, vocabulary), float32.
-
-    Args:
-        seeds_b, keys_b, positions_b: (batch,) int64, of which the lower 32 bits count.
-    """
-    first_b, second_b = (_int32(torch.full_like(seeds_b, c)) for c in (0x243F6A88, 0x13198A2E))
-    for words_b in map(_int32, (seeds_b, keys_b, positions_b)):
-        first_b = _mix_((first_b ^ words_b) + (0x9E3779B9 - 2**32))
-        second_b = _mix_((second_b + words_b) * 0x27D4EB2F)
-    device = seeds_b.device
-    tokens_v = _mix_(torch.arange(1, vocabulary + 1, dtype=torch.int32, device=device))
-    noise_bv = torch.empty(len(seeds_b), vocabulary, device=device)
-    # a CPU is ten times as fast on pieces that stay in its cache
-    rows = max(1, CACHED_WORDS // vocabulary) if device.type == "cpu" else len(seeds_b)
-    for start in range(0, len(seeds_b), rows):
-        piece = slice(start, start + rows)
-        words = (tokens_v ^ first_b[piece, None]).add_(second_b[piece, None])
-        _mix_(words).bitwise_and_(0x7FFFFFFF)
-        # v in (0, 1) and E = -log(1 - v): float32 is finest near 0, where the winners of the race are
-        minus_v = noise_bv[piece].copy_(words).add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
-        minus_v.log1p_().neg_().log_().neg_()
-    return noise_bv
+    teacher_hidden: Tensor
 
 
 def mixed_log_probabilities(student: Tensor, teacher: Tensor | None, teacher_mix: float) -> Tensor:
@@ -141,111 +102,243 @@ def draw(
 ) -> list[Response]:
     """One response for each prompt, in the order of the prompts.
 
-    Each model reads a prompt once and then one token a step; log-probabilities come out of that decoding, so
-    that nothing has to be scored again.
+    Each model reads a prompt once and then one token a step; log-probabilities and the teacher's hidden states come
+    out of that decoding, so that nothing has to be scored again. A teacher that does not mix is no part of the
+    decoding: it reads each text once when all are there.
 
     Args:
         student, teacher: models in evaluation mode on one device.
         micro_batch: rows that are decoded together; it changes no text.
         teacher_mix: α, the teacher's share of the distribution that is sampled.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
-    responses: dict[int, Response] = {}
+    if not prompts:
+        return []
+    # equal prompts side by side, so that they are read once; equal lengths too, so that little is padded
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].tokens))
+    mixing = teacher is not None and teacher_mix > 0
+    decoder = _Decoder(
+        [student, cast(PreTrainedModel, teacher)] if mixing else [student],
+        decoding,
+        end_token,
+        vocabulary,
+        teacher_mix,
+        min(micro_batch, len(prompts)),
+    )
+    found = dict(decoder.run(deque((i, prompts[i]) for i in order)))
+    responses = [found[i] for i in range(len(prompts))]
+    if teacher is not None and not mixing:
+        _read(teacher, prompts, responses, decoding.temperature, vocabulary, micro_batch)
+    return responses
+
+
+def _read(
+    teacher: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    temperature: float,
+    vocabulary: int,
+    micro_batch: int,
+) -> None:
+    """Fill in what a teacher that took no part in the drawing says of the responses."""
+    texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
     for start in range(0, len(order), micro_batch):
-        chunk = order[start : start + micro_batch]
-        models = [student] if teacher is None else [student, teacher]
-        batch = _Batch(models, [prompts[i] for i in chunk], decoding, end_token, vocabulary)
-        responses.update(zip(chunk, batch.run(teacher_mix), strict=True))
-    return [responses[i] for i in range(len(prompts))]
+        chosen = order[start : start + micro_batch]
+        layout = Layout.of([texts[i] for i in chosen], teacher.device)
+        hidden_nh = layout.hidden(teacher)
+        hidden = hidden_nh.cpu().split([len(texts[i][1]) for i in chosen])
+        for index, hidden_th in zip(chosen, hidden, strict=True):
+            targets = responses[index].tokens.to(teacher.device)
+            logits = project(teacher, hidden_th.to(teacher.device), vocabulary) / temperature
+            log_t = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+            responses[index].teacher, responses[index].teacher_hidden = log_t.cpu(), hidden_th
 
 
-class _Batch:
-    """Rows that are decoded together; those that are finished leave."""
+@dataclass
+class _Row:
+    """A place in the batch: what is drawn there now."""
+
+    index: int
+    limit: int
+    repeats: "_Repeats | None"
+    drawn: int = 0
+
+
+@dataclass
+class _Repeats:
+    """Which tokens would repeat an n-gram of a text that grows."""
+
+    size: int
+    tokens: list[int]
+    followers: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        text, self.tokens = self.tokens, []
+        for token in text:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        if len(self.tokens) >= self.size - 1:
+            self.followers.setdefault(self._last(), []).append(token)
+        self.tokens.append(token)
+
+    def banned(self) -> list[int]:
+        return self.followers.get(self._last(), []) if len(self.tokens) >= self.size - 1 else []
+
+    def _last(self) -> tuple[int, ...]:
+        return tuple(self.tokens[len(self.tokens) - self.size + 1 :])
+
+
+class _Decoder:
+    """Rows that are decoded together; one that is finished makes room for the next prompt."""
 
     def __init__(
         self,
         models: list[PreTrainedModel],
-        prompts: list[Prompt],
         decoding: Decoding,
         end_token: int,
         vocabulary: int,
+        teacher_mix: float,
+        rows: int,
     ) -> None:
-        self.models, self.decoding = models, decoding
+        self.models, self.decoding, self.teacher_mix = models, decoding, teacher_mix
         self.end_token, self.vocabulary = end_token, vocabulary
-        device = models[0].device
-        width = max(len(prompt.tokens) for prompt in prompts)
-        padded = [[end_token] * (width - len(p.tokens)) + list(p.tokens) for p in prompts]
-        real = [[0] * (width - len(p.tokens)) + [1] * len(p.tokens) for p in prompts]
-        self.ids_bt = torch.tensor(padded, device=device)
-        self.mask_bt = torch.tensor(real, device=device)
-        self.seeds_b = torch.tensor([p.seed for p in prompts], device=device)
-        self.keys_b = torch.tensor([p.key for p in prompts], device=device)
-        self.caches: list[Any] = [DynamicCache(config=model.config) for model in models]
-        self.width = width
-
-    def run(self, teacher_mix: float) -> list[Response]:
-        device, rows = self.ids_bt.device, self.ids_bt.shape[0]
-        steps = self.decoding.max_new_tokens
-        warpers = self.decoding.warpers()
-        tokens_bt = torch.zeros(rows, steps, dtype=torch.long, device=device)
+        self.warpers = decoding.warpers()
+        self.rows: list[_Row | None] = [None] * rows
+        self.caches = [RaggedCache(model, rows) for model in models]
+        device, steps = models[0].device, decoding.max_new_tokens
+        self.seeds_b, self.keys_b, self.drawn_b = (
+            torch.zeros(rows, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self.tokens_bt = torch.zeros(rows, steps, dtype=torch.long, device=device)
         # student, teacher, mixed
-        scores_kbt = torch.zeros(3, rows, steps, device=device)
-        lengths_b = torch.full((rows,), steps, device=device)
-        finished_b = torch.zeros(rows, dtype=torch.bool, device=device)
-        here_b = torch.arange(rows, device=device)  # row of each line that is still in the batch
-        going_b = torch.ones_like(here_b, dtype=torch.bool)
-        new_bt = self.ids_bt
-        for step in range(steps):
-            logs = [
-                (project(model, hidden_states(model, new_bt, self.mask_bt, cache)[:, -1], self.vocabulary)
-                 / self.decoding.temperature).log_softmax(-1)
-                for model, cache in zip(self.models, self.caches, strict=True)
-            ]  # fmt: skip
-            mixed_bv = mixed_log_probabilities(logs[0], logs[-1], teacher_mix)
-            if warpers:
-                mixed_bv = warpers(
-                    cast(LongTensor, self.ids_bt), cast(FloatTensor, mixed_bv)
-                ).log_softmax(-1)
-            noisy_bv = mixed_bv
-            if self.decoding.sample:
-                positions_b = torch.full_like(self.keys_b, step)
-                noise_bv = gumbel_noise(self.seeds_b, self.keys_b, positions_b, self.vocabulary)
-                noisy_bv = mixed_bv + noise_bv
-            next_b = noisy_bv.argmax(-1)
-            tokens_bt[here_b, step] = next_b
-            for index, log_bv in enumerate((logs[0], logs[-1], mixed_bv)):
-                scores_kbt[index, here_b, step] = log_bv.gather(-1, next_b[:, None])[:, 0]
-            ended_b = going_b & (next_b == self.end_token)
-            lengths_b[here_b[ended_b]] = step + 1
-            finished_b[here_b[ended_b]] = True
-            going_b = going_b & ~ended_b
-            left = int(going_b.sum())
-            if left == 0:
-                break
-            self.ids_bt = torch.cat([self.ids_bt, next_b[:, None]], 1)
-            self.mask_bt = torch.cat([self.mask_bt, torch.ones_like(next_b)[:, None]], 1)
-            # copying the caches costs about as much as a step: wait until it pays
-            if left <= 0.75 * len(here_b):
-                here_b, going_b = here_b[going_b], self._keep(going_b)
-            new_bt = self.ids_bt[:, -1:]
-        lengths = lengths_b.tolist()
-        tokens_bt, scores_kbt = tokens_bt.cpu(), scores_kbt.cpu()
-        with_teacher = len(self.models) > 1
-        return [
-            Response(
-                tokens=tokens_bt[row, :length],
-                finished=bool(finished_b[row]),
-                student=scores_kbt[0, row, :length],
-                teacher=scores_kbt[1, row, : length if with_teacher else 0],
-                mixed=scores_kbt[2, row, :length],
-            )
-            for row, length in enumerate(lengths)
-        ]
+        self.scores_kbt = torch.zeros(3, rows, steps, device=device)
+        # of each model, the last hidden state of each row; of the teacher, those of all its tokens
+        self.hidden: list[Tensor] = []
+        self.teacher_bth = torch.zeros(0, device=device)
 
-    def _keep(self, going_b: Tensor) -> Tensor:
-        """Drop the other rows; returns the mask of those that remain."""
+    def run(self, queue: deque[tuple[int, Prompt]]) -> Iterator[tuple[int, Response]]:
+        """Responses with the indices of their prompts, as they are finished."""
+        while queue or any(self.rows):
+            free = [place for place, row in enumerate(self.rows) if row is None]
+            # reading one prompt costs about as much as a step of all rows: wait until some can be read together
+            if queue and (len(free) >= max(1, len(self.rows) // 8) or not any(self.rows)):
+                self.admit(free, queue)
+            next_b = self.sample()
+            yield from self.retire(next_b.tolist())
+            if not any(self.rows):
+                continue
+            # copying the caches costs about as much as a step too
+            taken = [place for place, row in enumerate(self.rows) if row is not None]
+            if not queue and len(taken) <= 0.75 * len(self.rows):
+                self.keep(taken)
+                next_b = next_b[taken]
+            self.hidden = [cache.step(next_b) for cache in self.caches]
+
+    def admit(self, free: list[int], queue: deque[tuple[int, Prompt]]) -> None:
+        """Read the next prompts into free places."""
+        places = free[: len(queue)]
+        admitted = [queue.popleft() for _ in places]
+        prompts = [prompt for _, prompt in admitted]
+        hidden = [cache.read([p.tokens for p in prompts], places) for cache in self.caches]
+        if not self.hidden:
+            rows, steps = self.tokens_bt.shape
+            self.hidden = [h.new_zeros(rows, h.shape[1]) for h in hidden]
+            if len(hidden) > 1:
+                self.teacher_bth = hidden[1].new_zeros(rows, steps, hidden[1].shape[1])
+        for held, new in zip(self.hidden, hidden, strict=True):
+            held[places] = new
+        size = self.decoding.no_repeat_ngram
+        for place, (index, prompt) in zip(places, admitted, strict=True):
+            limit = self.decoding.max_new_tokens
+            repeats = _Repeats(size, list(prompt.tokens)) if size else None
+            self.rows[place] = _Row(index, min(limit, prompt.limit or limit), repeats)
+        device = self.drawn_b.device
+        self.seeds_b[places] = torch.tensor([p.seed for p in prompts], device=device)
+        self.keys_b[places] = torch.tensor([p.key for p in prompts], device=device)
+        self.drawn_b[places] = 0
+
+    def sample(self) -> Tensor:
+        """The next token of every row, (rows,)."""
+        logs = [
+            (project(model, hidden_bh, self.vocabulary) / self.decoding.temperature).log_softmax(-1)
+            for model, hidden_bh in zip(self.models, self.hidden, strict=True)
+        ]
+        mixed_bv = mixed_log_probabilities(logs[0], logs[-1], self.teacher_mix)
+        if self.decoding.no_repeat_ngram or self.warpers:
+            mixed_bv = self.cut(mixed_bv)
+        noisy_bv = mixed_bv
+        if self.decoding.sample:
+            noise_bv = gumbel_noise(self.seeds_b, self.keys_b, self.drawn_b, self.vocabulary)
+            noisy_bv = noise_bv.add_(mixed_bv)
+        next_b = noisy_bv.argmax(-1)
+        # a free row's last place is overwritten before it is read
+        here = (
+            torch.arange(len(self.rows), device=next_b.device),
+            self.drawn_b.clamp(max=self.tokens_bt.shape[1] - 1),
+        )
+        self.tokens_bt[here] = next_b
+        for scores_bt, log_bv in zip(self.scores_kbt, (logs[0], logs[-1], mixed_bv), strict=True):
+            scores_bt[here] = log_bv.gather(-1, next_b[:, None])[:, 0]
+        if len(self.hidden) > 1:
+            self.teacher_bth[here] = self.hidden[1]
+        self.drawn_b += 1
+        return next_b
+
+    def cut(self, mixed_bv: Tensor) -> Tensor:
+        """The distribution without what the decoding rules out."""
+        mixed_bv = mixed_bv.clone()
+        for place, row in enumerate(self.rows):
+            if row is not None and row.repeats is not None and (banned := row.repeats.banned()):
+                mixed_bv[place, banned] = -math.inf
+        # what cuts the tail does not look at the tokens before
+        before = cast(LongTensor, self.tokens_bt[:, :0])
+        return self.warpers(before, cast(FloatTensor, mixed_bv)).log_softmax(-1)
+
+    def retire(self, next_tokens: list[int]) -> Iterator[tuple[int, Response]]:
+        """Responses that are finished with these tokens; their places are free then."""
+        ended: list[tuple[int, _Row]] = []
+        for place, (row, token) in enumerate(zip(self.rows, next_tokens, strict=True)):
+            if row is None:
+                continue
+            row.drawn += 1
+            if row.repeats is not None:
+                row.repeats.add(token)
+            if token == self.end_token or row.drawn == row.limit:
+                ended.append((place, row))
+        if not ended:
+            return
+        places = [place for place, _ in ended]
+        longest = max(row.drawn for _, row in ended)
+        tokens_bt = self.tokens_bt[places, :longest].cpu()
+        scores_kbt = self.scores_kbt[:, places, :longest].cpu()
+        with_teacher = len(self.models) > 1
+        for line, (place, row) in enumerate(ended):
+            length = row.drawn
+            yield (
+                row.index,
+                Response(
+                    tokens=tokens_bt[line, :length].clone(),
+                    finished=next_tokens[place] == self.end_token,
+                    student=scores_kbt[0, line, :length].clone(),
+                    teacher=scores_kbt[1, line, : length if with_teacher else 0].clone(),
+                    mixed=scores_kbt[2, line, :length].clone(),
+                    teacher_hidden=self.teacher_bth[place, :length].cpu().clone()
+                    if with_teacher
+                    else self.teacher_bth.cpu(),
+                ),
+            )
+            self.rows[place] = None
         for cache in self.caches:
-            cache.batch_select_indices(going_b.nonzero()[:, 0])
-        self.ids_bt, self.mask_bt = self.ids_bt[going_b], self.mask_bt[going_b]
-        self.seeds_b, self.keys_b = self.seeds_b[going_b], self.keys_b[going_b]
-        return torch.ones(len(self.ids_bt), dtype=torch.bool, device=going_b.device)
+            cache.free(places)
+
+    def keep(self, places: list[int]) -> None:
+        """Drop all places but these."""
+        for cache in self.caches:
+            cache.keep(places)
+        self.rows = [self.rows[place] for place in places]
+        self.seeds_b, self.keys_b, self.drawn_b, self.tokens_bt, self.teacher_bth = (
+            held[places] if len(held) else held
+            for held in (self.seeds_b, self.keys_b, self.drawn_b, self.tokens_bt, self.teacher_bth)
+        )
+        self.scores_kbt = self.scores_kbt[:, places]

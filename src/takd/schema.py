@@ -115,7 +115,7 @@ def _fill(
 ) -> Any:
     schema = follow(schema)
     if isinstance(value, dict):
-        partial = partial or schema.get("x-partial", False)
+        partial = schema.get("x-partial", partial)
         known = schema.get("properties", {})
         other = schema.get("additionalProperties")
         filled = {

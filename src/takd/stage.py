@@ -21,11 +21,14 @@ from typing import Any
 from takd.errors import InputError
 from takd.provenance import code_digest, file_digest
 
+PIECE = "piece"  # name of inputs that are pieces of the result
+
 VERSIONED = (
     "torch",
     "transformers",
     "accelerate",
     "deepspeed",
+    "peft",
     "datasets",
     "tokenizers",
     "rouge_score",
@@ -47,6 +50,8 @@ class Stage:
     threads: int = 1
     processes: int = 1
     micro_batch: int = 8
+    gradient_checkpointing: bool = False
+    compile: bool = False
     deadline: float | None = None
     checkpoint_seconds: float = 300.0
     stop_requested: bool = False
@@ -86,9 +91,14 @@ class Stage:
         """Write what identifies this stage's result.
 
         Holds no times and no machine, so that the same work done again gives the same bytes, and stages that
-        read it do not rerun. Written last: a manifest means that all the rest is there.
+        read it do not rerun. Written last: a manifest means that all the rest is there. Pieces of the result are
+        left out of its inputs, so that as many or as few of them give the same manifest, too.
         """
-        sources = {name: [file_digest(p) for p in paths] for name, paths in self.inputs.items()}
+        sources = {
+            name: [file_digest(path) for path in paths]
+            for name, paths in self.inputs.items()
+            if name != PIECE
+        }
         write_json(
             path,
             {
@@ -148,6 +158,8 @@ def main(module: str, also: Callable[[dict[str, Any]], list[str]] | None = None)
         threads=arguments.threads,
         processes=arguments.processes,
         micro_batch=arguments.micro_batch,
+        gradient_checkpointing=bool(arguments.gradient_checkpointing),
+        compile=bool(arguments.compile),
         checkpoint_seconds=arguments.checkpoint_seconds,
         deadline=time.time() + 60 * arguments.time_budget if arguments.time_budget else None,
     )
@@ -177,6 +189,9 @@ def _parser(module: str) -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, help="threads of each process")
     add("--processes", type=int, default=1, help="processes on this node: one per GPU")
     add("--micro-batch", type=int, default=8, help="rows a process handles at once")
+    switch: dict[str, Any] = {"type": int, "choices": (0, 1), "default": 0}
+    add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
+    add("--compile", **switch, help="1: training passes through torch.compile")
     add("--time-budget", type=float, help="minutes after which to checkpoint and leave")
     add("--checkpoint-seconds", type=float, default=300.0, help="longest time between checkpoints")
     return parser

@@ -45,7 +45,9 @@ td.text { overflow-wrap: anywhere; min-width: 9rem; } .note { color: #555; max-w
 <p class="note">A repeat has the instruction and the input of an earlier row, whatever its answer.</p>
 {% if corpus %}
 <p id="corpus">Corpus: {{ corpus.counts.blocks }} blocks with {{ corpus.tokens.text }} tokens from
-{{ corpus.counts.documents }} documents; {{ corpus.counts.left_over_tokens }} tokens at the end fill no block.
+{{ corpus.counts.documents }} documents; {% if corpus.counts.blocks == corpus.wanted -%}
+these are all that was wanted, and the rest was not read
+{%- else %}{{ corpus.counts.left_over_tokens }} tokens at the end fill no block{% endif %}.
 Source: {{ corpus.source }}.</p>
 {% endif %}
 <h2>The same question in two splits</h2>

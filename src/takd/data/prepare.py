@@ -5,24 +5,24 @@ Inputs: `tokenizer` (manifest of the tokenizer stage). Outputs: `dataset` (folde
 """
 
 import bisect
-import hashlib
-import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from takd.data import sources
 from takd.data.encoding import Encoder
+from takd.data.saved import BATCH, row_features, save
 from takd.data.sources import Row
 from takd.data.template import fill
 from takd.errors import InputError
 from takd.stage import Stage
 
 TRAINED_ON = ("train", "dev")
-BATCH = 1024
+PORTION = 2**20  # characters of a corpus that are tokenised at once: a document may be a whole book
 NAMED = 10
 
 Tokenised = tuple[Row, list[int], list[int]]
@@ -54,7 +54,13 @@ def run(stage: Stage) -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", str(stage.threads))
     encoder = Encoder(stage.input("tokenizer"))
     write = _write_corpus if stage.spec["split"] == "corpus" else _write_rows
-    fields, message = write(stage.spec, encoder, stage.temporary(stage.outputs["dataset"]))
+    folder = stage.temporary(stage.outputs["dataset"])
+    try:
+        fields, message = write(stage.spec, encoder, folder)
+    except BaseException:
+        # a part of a corpus may be large, and nothing goes on from it
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     stage.commit(stage.outputs["dataset"])
     split = stage.spec["split"]
     stage.write_manifest(stage.outputs["manifest"], kind="data", split=split, **fields)
@@ -146,19 +152,7 @@ def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
 
 
 def _write_rows(spec: dict[str, Any], encoder: Encoder, folder: Path) -> tuple[dict[str, Any], str]:
-    from datasets import Features, List, Value
-
-    ids = List(Value("int32"))
-    features = Features(
-        {
-            "id": Value("int64"),
-            "prompt_ids": ids,
-            "response_ids": ids,
-            "instruction": Value("string"),
-            "input": Value("string"),
-            "references": List(Value("string")),
-        }
-    )
+    features = row_features()
     tally = Tally()
     tokens = {"prompt": 0, "response": 0}
 
@@ -170,7 +164,7 @@ def _write_rows(spec: dict[str, Any], encoder: Encoder, folder: Path) -> tuple[d
             values = (row.number, prompt, response, *row.prompt, list(row.references))
             yield dict(zip(features, values, strict=True))
 
-    digest = _save(columns(), features, folder)
+    digest = save(columns(), features, folder)
     counts = dict(tally.counts)
     if not counts["kept"]:
         raise InputError(
@@ -189,49 +183,47 @@ def _write_corpus(
 ) -> tuple[dict[str, Any], str]:
     from datasets import Features, List, Value
 
-    size = spec["max_length"]
+    size, wanted = spec["block_length"], spec["blocks"]
     counts = {"documents": 0, "blocks": 0, "left_over_tokens": 0}
 
     def blocks() -> Iterator[dict[str, Any]]:
         stream: list[int] = []
-        for batch in sources.batches(sources.texts(spec["source"]), BATCH):
-            counts["documents"] += len(batch)
-            for document in encoder.responses(batch):
+        for portion in _portions(sources.texts(spec["source"])):
+            for document in encoder.responses(portion):
+                counts["documents"] += 1
                 stream += document
-            full = len(stream) - len(stream) % size
-            yield from ({"input_ids": stream[i : i + size]} for i in range(0, full, size))
-            counts["blocks"] += full // size
-            stream = stream[full:]
+                full = len(stream) - len(stream) % size
+                for start in range(0, full, size):
+                    counts["blocks"] += 1
+                    yield {"input_ids": stream[start : start + size]}
+                stream = stream[full:]
         counts["left_over_tokens"] = len(stream)
 
-    digest = _save(blocks(), Features({"input_ids": List(Value("int32"))}), folder)
+    # islice leaves the rest of the source unread
+    features = Features({"input_ids": List(Value("int32"))})
+    digest = save(islice(blocks(), wanted), features, folder)
     if not counts["blocks"]:
         raise InputError(
             f"{sources.describe(spec['source'])}: {counts['documents']} documents with"
-            f" {counts['left_over_tokens']} tokens do not fill one block of data.max_length = {size} tokens."
+            f" {counts['left_over_tokens']} tokens do not fill one block of {size} tokens; set a smaller"
+            " data.corpus.block_length."
         )
     tokens = {"text": counts["blocks"] * size}
     message = f"{counts['blocks']} blocks of {size} tokens from {counts['documents']} documents"
+    if wanted and counts["blocks"] < wanted:
+        message += f", all that there are of the {wanted} wanted"
     return {"counts": counts, "tokens": tokens, "sha256": digest}, message
 
 
-def _save(examples: Iterable[dict[str, Any]], features: Any, folder: Path) -> str:
-    """Write examples as a data set, in a stream; returns the sha256 over them."""
-    from datasets import Dataset, disable_progress_bars
-    from datasets.arrow_writer import ArrowWriter
-
-    disable_progress_bars()
-    digest = hashlib.sha256()
-    # a data set cannot be saved into the folder that it is read from
-    stream = folder / "stream/rows.arrow"
-    stream.parent.mkdir()
-    with ArrowWriter(features=features, path=str(stream)) as writer:
-        for batch in sources.batches(examples, BATCH):
-            for example in batch:
-                line = json.dumps(list(example.values()), ensure_ascii=False)
-                digest.update(line.encode() + b"\n")
-            writer.write_batch({name: [example[name] for example in batch] for name in features})
-        writer.finalize()
-    Dataset.from_file(str(stream)).save_to_disk(str(folder))
-    shutil.rmtree(stream.parent)
-    return digest.hexdigest()
+def _portions(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Cut a stream of documents into lists of about `PORTION` characters."""
+    portion: list[str] = []
+    size = 0
+    for document in documents:
+        portion.append(document)
+        size += len(document)
+        if size >= PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion

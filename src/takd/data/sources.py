@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -55,25 +55,23 @@ def texts(source: Source) -> Iterator[str]:
     """Read the documents of a plain-text corpus.
 
     Args:
-        source: `{"text": path}` (a document is a paragraph: blank lines part them), or one of the sources of
-            `rows` whose rows have the key `text`. Empty documents are left out.
+        source: `{"text": path}`, a file or a folder of .txt files (a document is a paragraph: blank lines and
+            the end of a file part them), or one of the sources of `rows` whose rows have the key `text`. Empty
+            documents are left out. Nothing is read, or fetched from the hub, before it is asked for.
 
     Raises:
-        InputError: as for `rows`.
+        InputError: as for `rows`, and for a stream that breaks off.
     """
     if "text" in source:
         check_unchanged(source)
-        paragraph: list[str] = []
-        for _, line in _lines(Path(source["text"])):
-            if line.strip():
-                paragraph.append(line)
-            elif paragraph:
-                yield "\n".join(paragraph)
-                paragraph = []
-        if paragraph:
-            yield "\n".join(paragraph)
+        place = Path(source["text"])
+        files = files_below(place, ".txt") if place.is_dir() else [place]
+        if not files:
+            raise InputError(f"{place}: no .txt files in this folder; it has to hold the corpus.")
+        for file in files:
+            yield from _paragraphs(file)
         return
-    for where, record in _records(source):
+    for where, record in _records(source, streaming=True):
         if text := _text(where, "text", record):
             yield text
 
@@ -87,6 +85,16 @@ def describe(source: Source) -> str:
     names = "".join(f", {key} {value}" for key, value in parts.items() if value)
     kind = next(kind for kind in ("json", "text", "hub", "folder") if kind in source)
     return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
+
+
+def files_below(place: Path, ending: str = "") -> list[Path]:
+    """A file itself, or all files below a folder with this ending but hidden ones, in order of their names."""
+    if place.is_file():
+        return [place]
+    found = (path for path in place.rglob(f"*{ending}") if path.is_file())
+    return sorted(
+        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
+    )
 
 
 def check_unchanged(source: Source) -> None:
@@ -113,13 +121,29 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _records(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _records(source: Source, streaming: bool = False) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if "json" in source:
         check_unchanged(source)
         yield from _json_records(Path(source["json"]))
         return
     name = describe(source)
-    for number, record in enumerate(_data_set(source)):
+    found = iter(_data_set(source, streaming))
+    for number in count():
+        try:
+            record = next(found)
+        except StopIteration:
+            return
+        except Exception as error:
+            # connections, decompressors and parsers: what they raise has no base of its own
+            wanted = (
+                "start again, to read all of it"
+                if "hub" in source
+                else "its files have to be whole"
+            )
+            what = f"{type(error).__name__}: {_first_line(error)}"
+            raise InputError(
+                f"{name}: breaks off after {number} rows ({what}); {wanted}."
+            ) from error
         yield f"{name}, row {number}", record
 
 
@@ -164,7 +188,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path}: {error.strerror}; it has to be a readable file.") from None
 
 
-def _data_set(source: Source) -> Any:
+def _paragraphs(path: Path) -> Iterator[str]:
+    paragraph: list[str] = []
+    for _, line in _lines(path):
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield "\n".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield "\n".join(paragraph)
+
+
+def _data_set(source: Source, streaming: bool) -> Any:
+    """Rows of the hub or a folder: a data set, or a stream of which no copy is made on disk."""
     # datasets takes a second to import, which the demo's sources can do without
     import datasets
 
@@ -173,14 +210,24 @@ def _data_set(source: Source) -> Any:
     try:
         if "hub" in source:
             return datasets.load_dataset(
-                source["hub"], source.get("config"), split=split, revision=source.get("revision")
+                source["hub"],
+                source.get("config"),
+                split=split,
+                revision=source.get("revision"),
+                streaming=streaming,
             )
         check_unchanged(source)
         folder = Path(source["folder"])
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; it has to hold data files.")
         if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
-            return datasets.load_dataset(str(folder), split=split)
+            found = datasets.load_dataset(str(folder), split=split, streaming=streaming)
+            if streaming and found.info.builder_name == "text":
+                # datasets would make a document of each line
+                raise InputError(
+                    f"{folder}: holds plain text; a folder of .txt files is a corpus with the key text."
+                )
+            return found
         found = datasets.load_from_disk(str(folder))
         if isinstance(found, datasets.Dataset):
             return found
@@ -190,8 +237,11 @@ def _data_set(source: Source) -> Any:
     except InputError:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{describe(source)}: cannot be loaded: {reason}") from error
+        raise InputError(f"{describe(source)}: cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _text(where: str, key: str, record: Mapping[str, Any]) -> str:

@@ -86,7 +86,7 @@ def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
         "sha256": found["sha256"],
     }
     if found["split"] == "corpus":
-        return described
+        return {**described, "wanted": found["spec"]["blocks"]}
     lengths = {
         name: _lengths(manifest.parent / "dataset", f"{name}_ids")
         for name in ("prompt", "response")

@@ -4,6 +4,8 @@ A method sees neither devices nor processes nor checkpoints; the loop sees no di
 pure functions of (seed, step), so that neither the number of processes nor a restart changes them.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,22 +15,30 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.models import hidden_states, project
+from takd.layout import Layout
+from takd.methods.teachers import StoredOutputs
 from takd.sampling import Prompt, Response
 
 # Sums over tokens, already divided by the global count: they add up over micro-batches and processes.
 Statistics = dict[str, Tensor]
 # (student, rows of one micro-batch) -> loss, statistics
 LossFunction = Callable[[PreTrainedModel, Sequence[Any]], tuple[Tensor, Statistics]]
-# prompts, teacher's share -> one response each, on the CPU, the same on every process
-Sampler = Callable[[Sequence[Prompt], float, float], list[Response]]
+# (prompts, temperature, teacher's share α; None: the teacher is not asked) -> one response each, on the CPU, the
+# same on every process
+Sampler = Callable[[Sequence[Prompt], float, float | None], list[Response]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and a response, as token ids."""
+    """A prompt and a response, as token ids.
+
+    Attributes:
+        id: number of the row in its source, which keys the noise of its prompt.
+        index: its place in the prepared data set, where stored teacher outputs are found; -1 for none.
+    """
 
     id: int
+    index: int
     prompt: Sequence[int]
     response: Sequence[int]
 
@@ -53,6 +63,7 @@ class Context:
         train: columns `prompt_ids`, `response_ids`, `id`.
         corpus: column `input_ids` of fixed-length blocks, or None.
         teacher: in evaluation mode, or None.
+        stored: outputs of the teacher that a stage wrote down, for "train" and "corpus".
         vocabulary: entries to which both models' logits are cut.
         max_new_tokens: longest response that may be drawn.
     """
@@ -64,15 +75,19 @@ class Context:
     max_new_tokens: int
     teacher: PreTrainedModel | None = None
     corpus: Dataset | None = None
+    stored: dict[str, StoredOutputs] = field(default_factory=dict)
 
 
 @dataclass
 class Method:
-    """Base of all methods: supervised data in batches, no rounds."""
+    """Base of all methods."""
 
     context: Context
-    # optimizer steps between two calls of begin_round; None: the method has no rounds
-    steps_per_round: int | None = field(default=None, init=False)
+
+    @staticmethod
+    def asks_teacher(settings: dict[str, Any]) -> bool:
+        """Whether the teacher itself is needed; else what a stage wrote down is all."""
+        return True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,12 +102,21 @@ class Method:
         """Optimizer steps in one pass over the training rows."""
         return len(self.context.train) / self.settings["batch_size"]
 
+    def total_steps(self) -> int:
+        """Optimizer steps of the run: by `steps` or by `epochs`, whichever is shorter."""
+        steps, epochs = self.settings["steps"], self.settings["epochs"]
+        bounds = [math.ceil(epochs * self.steps_per_epoch())] if epochs else []
+        return max(1, min([*bounds, *([steps] if steps else [])]))
+
     def part_sizes(self) -> list[int]:
         """Rows of each part of a step's global batch."""
         return [self.settings["batch_size"]]
 
-    def begin_round(self, index: int, sample: Sampler) -> None:
-        """Prepare the steps of a round."""
+    def prepare(self, step: int, sample: Sampler) -> None:
+        """Before a step: draw what it needs, if it has to be drawn."""
+
+    def observe(self, step: int, dev_loss: float) -> None:
+        """After an evaluation on dev."""
 
     def parts(self, step: int) -> list[Part]:
         """The global batch of a step, counted from 0."""
@@ -109,9 +133,13 @@ class Method:
 class LabelledRows(Method):
     """A method that trains on labelled rows, in shuffled passes, with one loss."""
 
-    def parts(self, step: int) -> list[Part]:
+    def rows(self, step: int) -> list[Example]:
+        """Labelled rows of the batch of a step."""
         train, size = self.context.train, self.settings["batch_size"]
-        rows = examples(train, batch_indices(len(train), size, step, self.context.seed))
+        return examples(train, batch_indices(len(train), size, step, self.context.seed))
+
+    def parts(self, step: int) -> list[Part]:
+        rows = self.rows(step)
         return [Part(rows, self.loss(response_tokens(rows)))]
 
     def loss(self, tokens: int) -> LossFunction:
@@ -119,13 +147,20 @@ class LabelledRows(Method):
         raise NotImplementedError
 
 
-def permutation(count: int, *key: int) -> Tensor:
-    """A permutation of range(count) that is a pure function of its key, (count,)."""
-    words = torch.tensor(key, dtype=torch.int64)
+def generator(*key: int) -> torch.Generator:
+    """A random generator that is a pure function of its key."""
     mixed = 0
-    for word in words.tolist():
+    for word in key:
         mixed = (mixed * 6364136223846793005 + word + 1442695040888963407) % 2**63
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+    return torch.Generator().manual_seed(mixed)
+
+
+@functools.lru_cache(
+    maxsize=8
+)  # that of a large corpus takes seconds, and is asked for at each step
+def permutation(count: int, *key: int) -> Tensor:
+    """A permutation of range(count) that is a pure function of its key, (count,); not to be written to."""
+    return torch.randperm(count, generator=generator(*key))
 
 
 def batch_indices(count: int, size: int, step: int, *key: int) -> list[int]:
@@ -143,50 +178,21 @@ def batch_indices(count: int, size: int, step: int, *key: int) -> list[int]:
 def examples(dataset: Dataset, indices: Sequence[int]) -> list[Example]:
     """Rows of a prepared data set."""
     rows = dataset[list(indices)]
-    columns = zip(rows["id"], rows["prompt_ids"], rows["response_ids"], strict=True)
+    columns = zip(rows["id"], indices, rows["prompt_ids"], rows["response_ids"], strict=True)
     return [Example(*row) for row in columns]
 
 
-@dataclass
-class ResponseBatch:
-    """Rows padded on the right to the longest, and where their response tokens are predicted.
+def prompts_of(rows: Sequence[Example], seed: int, draw: int) -> list[Prompt]:
+    """The rows' prompts; one that comes again in another draw, or twice in this one, gets other noise."""
+    return [
+        Prompt(row.prompt, row.id, (seed * 1_000_003 + draw) * 8191 + line)
+        for line, row in enumerate(rows)
+    ]
 
-    Attributes:
-        ids_bt, mask_bt: (batch, length).
-        rows_n, columns_n: positions whose next token is a response token.
-        targets_n: those next tokens.
-    """
 
-    ids_bt: Tensor
-    mask_bt: Tensor
-    rows_n: Tensor
-    columns_n: Tensor
-    targets_n: Tensor
-
-    @classmethod
-    def of(cls, rows: Sequence[Example], device: torch.device) -> "ResponseBatch":
-        """Lay out examples; an empty prompt gives its first response token no prediction."""
-        width = max(len(row) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        where: list[tuple[int, int]] = []
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor([*row.prompt, *row.response])
-            mask[index, : len(row)] = 1
-            first = max(len(row.prompt), 1)
-            where += [(index, column - 1) for column in range(first, len(row))]
-        rows_n, columns_n = torch.tensor(where, dtype=torch.long).reshape(-1, 2).unbind(-1)
-        targets_n = ids[rows_n, columns_n + 1]
-        return cls(*(t.to(device) for t in (ids, mask, rows_n, columns_n, targets_n)))
-
-    def hidden(self, model: PreTrainedModel) -> Tensor:
-        """Hidden states that predict the response tokens, (n, hidden size)."""
-        return hidden_states(model, self.ids_bt, self.mask_bt)[self.rows_n, self.columns_n]
-
-    @torch.no_grad()
-    def teacher_hidden(self, model: PreTrainedModel) -> Tensor:
-        """The same from a model that is not trained."""
-        return self.hidden(model)
+def laid_out(rows: Sequence[Example], device: torch.device) -> Layout:
+    """Rows as one batch."""
+    return Layout.of([(row.prompt, row.response) for row in rows], device)
 
 
 def response_tokens(rows: Sequence[Example]) -> int:
@@ -194,11 +200,23 @@ def response_tokens(rows: Sequence[Example]) -> int:
     return sum(len(row.response) for row in rows)
 
 
-def logits_of(model: PreTrainedModel, vocabulary: int) -> Callable[[Tensor], Tensor]:
-    """Function from hidden states to float32 logits."""
-    return lambda hidden: project(model, hidden, vocabulary)
+def packed(rows: Sequence[Example], prefix: str = "") -> dict[str, Tensor]:
+    """Rows as tensors whose names begin with `prefix`, for a checkpoint."""
+    sizes = [[row.id, row.index, len(row.prompt), len(row.response)] for row in rows]
+    return {
+        f"{prefix}rows": torch.tensor(sizes, dtype=torch.long).reshape(-1, 4),
+        f"{prefix}prompts": torch.tensor([t for row in rows for t in row.prompt], dtype=torch.long),
+        f"{prefix}responses": torch.tensor(
+            [t for row in rows for t in row.response], dtype=torch.long
+        ),
+    }
 
 
-def teacher_logits_of(model: PreTrainedModel, vocabulary: int) -> Callable[[Tensor], Tensor]:
-    """The same of a model that is not trained."""
-    return torch.no_grad()(logits_of(model, vocabulary))
+def unpacked(state: dict[str, Tensor], prefix: str = "") -> list[Example]:
+    """The rows that `packed` made tensors of."""
+    ids, indices, *sizes = state[f"{prefix}rows"].unbind(-1)
+    texts = [
+        [part.tolist() for part in state[f"{prefix}{name}"].split(size.tolist())]
+        for name, size in zip(("prompts", "responses"), sizes, strict=True)
+    ]
+    return [Example(*row) for row in zip(ids.tolist(), indices.tolist(), *texts, strict=True)]

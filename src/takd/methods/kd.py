@@ -1,19 +1,36 @@
 """Word-level knowledge distillation on the labelled rows (Hinton et al., arXiv 1503.02531; Sanh et al., 1910.01108).
 
-L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ KL(p ‖ q) ] with λ = `ratio`, over the N response tokens of the global
-batch; p and q are conditioned on the reference response.
+L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ D(p, q) ] with λ = `ratio`, over the N response tokens of the global batch;
+p and q are conditioned on the reference response. D is the forward KL unless told otherwise.
 """
 
+from typing import Any
+
+from takd import divergences
 from takd.methods.base import LabelledRows, LossFunction
-from takd.methods.losses import label_and_teacher_loss
+from takd.methods.losses import Divergence, label_and_divergence_loss
+from takd.methods.teachers import teacher_view
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": divergences.forward_kl,
+    "reverse_kl": divergences.reverse_kl,
+    "jensen_shannon": divergences.jensen_shannon,
+    "total_variation": divergences.total_variation,
+}
 
 
 class Kd(LabelledRows):
     """Labelled rows with the teacher's distribution beside the labels."""
 
+    @staticmethod
+    def asks_teacher(settings: dict[str, Any]) -> bool:
+        return settings["teacher_outputs"] != "top_k"
+
     def loss(self, tokens: int) -> LossFunction:
-        ratio = self.settings["ratio"]
-        return label_and_teacher_loss(self.teacher, ratio, self.context.vocabulary, tokens)
+        s, c = self.settings, self.context
+        view = teacher_view(s["teacher_outputs"], c.teacher, c.vocabulary, c.stored.get("train"))
+        divergence = DIVERGENCES[s["divergence"]]
+        return label_and_divergence_loss(view, divergence, s["ratio"], c.vocabulary, tokens)
 
 
 METHOD = Kd

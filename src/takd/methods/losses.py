@@ -1,58 +1,55 @@
-"""Losses that several methods share: labels, and labels beside the teacher's distribution."""
+"""The loss that most methods share: labels and a divergence from the teacher, mixed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.divergences import cross_entropy, forward_kl, in_chunks
-from takd.methods.base import (
-    Example,
-    LossFunction,
-    ResponseBatch,
-    Statistics,
-    logits_of,
-    teacher_logits_of,
-)
+from takd.methods.base import Example, LossFunction, Statistics, laid_out
+from takd.methods.teachers import TeacherView
+from takd.tokenloss import sum_over_tokens
+
+# log-probabilities of student and teacher, (n, choices) each -> (n,)
+Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def label_loss(vocabulary: int, tokens: int) -> LossFunction:
     """Sum of -log q(y_t) over a micro-batch's response tokens, divided by `tokens`."""
 
+    def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
+        return -_log_likelihood(logits_mv.log_softmax(-1), columns["target"]), {}
+
     def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
-        batch = ResponseBatch.of(rows, student.device)
-        logits = logits_of(student, vocabulary)
-        (loss_n,) = in_chunks(
-            lambda hidden, targets: (cross_entropy(logits(hidden), targets),),
-            batch.hidden(student),
-            batch.targets_n,
-        )
-        return loss_n.sum() / tokens, {}
+        layout = laid_out(rows, student.device)
+        columns = {"target": layout.targets_n}
+        total, _ = sum_over_tokens(of_tokens, student, layout.hidden(student), columns, vocabulary)
+        return total / tokens, {}
 
     return loss
 
 
-def label_and_teacher_loss(
-    teacher: PreTrainedModel, ratio: float, vocabulary: int, tokens: int
+def label_and_divergence_loss(
+    teacher: TeacherView, divergence: Divergence, ratio: float, vocabulary: int, tokens: int
 ) -> LossFunction:
-    """Σ_t (1 - ratio) (-log q(y_t)) + ratio KL(p ‖ q) over a micro-batch, divided by `tokens`."""
+    """Σ_t (1 - ratio) (-log q(y_t)) + ratio D(p, q) over a micro-batch, divided by `tokens`."""
+
+    def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
+        log_q_mv = logits_mv.log_softmax(-1)
+        label_m = -_log_likelihood(log_q_mv, columns["target"])
+        divergence_m = divergence(*teacher.pair(log_q_mv, columns))
+        mixed_m = (1 - ratio) * label_m + ratio * divergence_m
+        return mixed_m, {"label_loss": label_m, "divergence": divergence_m}
 
     def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
-        batch = ResponseBatch.of(rows, student.device)
-        student_logits = logits_of(student, vocabulary)
-        teacher_logits = teacher_logits_of(teacher, vocabulary)
-
-        def tokenwise(student_h: Tensor, teacher_h: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-            logits = student_logits(student_h)
-            return cross_entropy(logits, target), forward_kl(logits, teacher_logits(teacher_h))
-
-        label_n, divergence_n = in_chunks(
-            tokenwise, batch.hidden(student), batch.teacher_hidden(teacher), batch.targets_n
+        layout = laid_out(rows, student.device)
+        columns = {"target": layout.targets_n, **teacher.columns(rows, layout)}
+        total, sums = sum_over_tokens(
+            of_tokens, student, layout.hidden(student), columns, vocabulary
         )
-        label, divergence = label_n.sum() / tokens, divergence_n.sum() / tokens
-        return (1 - ratio) * label + ratio * divergence, {
-            "label_loss": label.detach(),
-            "forward_kl": divergence.detach(),
-        }
+        return total / tokens, {name: value / tokens for name, value in sums.items()}
 
     return loss
+
+
+def _log_likelihood(log_nv: Tensor, targets_n: Tensor) -> Tensor:
+    return log_nv.gather(-1, targets_n[:, None])[:, 0]

@@ -13,41 +13,54 @@ the settings' defaults follow the code; docs/methods.md says which value gives t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from takd.divergences import cross_entropy, in_chunks, reverse_kl
+from takd.divergences import forward_kl, reverse_kl
 from takd.methods.base import (
     Example,
     LossFunction,
     Method,
     Part,
-    ResponseBatch,
     Sampler,
     Statistics,
     batch_indices,
     examples,
-    logits_of,
+    laid_out,
+    packed,
     permutation,
+    prompts_of,
     response_tokens,
-    teacher_logits_of,
+    unpacked,
 )
-from takd.methods.losses import label_and_teacher_loss
-from takd.sampling import Prompt
+from takd.methods.losses import label_and_divergence_loss
+from takd.methods.teachers import KeptTeacher, teacher_view
+from takd.tokenloss import sum_over_tokens
 
 
 @dataclass(frozen=True)
 class Rollout(Example):
-    """A drawn response with log q, log p and log p̃ of its tokens when it was drawn, (length,) each."""
+    """A drawn response with what its drawing told of each token.
+
+    Attributes:
+        student, teacher, mixed: log q, log p and log p̃ of the tokens, (length,) each.
+        teacher_hidden: the teacher's last hidden states that predict them, (length, hidden size).
+        advantage: (length,).
+    """
 
     student: Tensor
     teacher: Tensor
     mixed: Tensor
+    teacher_hidden: Tensor
     advantage: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+KEPT = ("student", "teacher", "mixed", "teacher_hidden")
 
 
 def rewards(student_t: Tensor, teacher_t: Tensor, scale: float, limit: float) -> Tensor:
@@ -56,30 +69,28 @@ def rewards(student_t: Tensor, teacher_t: Tensor, scale: float, limit: float) ->
 
 
 def returns(
-    rewards_t: Tensor, discount: float, include_current: bool, length_normalisation: bool
+    rewards_bt: Tensor,
+    lengths_b: Tensor,
+    discount: float,
+    include_current: bool,
+    length_normalisation: bool,
 ) -> Tensor:
-    """R_t = Σ_k γ^(k-t) r_k for one response, (length,).
+    """R_t = Σ_k γ^(k-t) r_k of each response, (batch, length).
 
     Args:
+        rewards_bt: padded with zeros on the right.
         include_current: sum from k = t (the authors' code); else from k = t + 1 with discounts starting at 1,
             which is the paper's R_{t+1}, since the single-step term covers t.
         length_normalisation: divide by the number of tokens summed (at least 1).
     """
-    length = rewards_t.shape[0]
-    result_t = torch.zeros_like(rewards_t)
-    total = rewards_t.new_zeros(())
-    for t in reversed(range(length)):
-        if include_current:
-            total = rewards_t[t] + discount * total
-            result_t[t] = total
-        else:
-            result_t[t] = total
-            total = rewards_t[t] + discount * total
+    first = 0 if include_current else 1
+    at_t = torch.arange(rewards_bt.shape[1])
+    later_tk = at_t[None, :] - at_t[:, None] - first
+    weights_tk = torch.where(later_tk >= 0, discount ** later_tk.clamp(min=0), 0.0)
+    result_bt = rewards_bt @ weights_tk.to(rewards_bt.dtype).T
     if length_normalisation:
-        first = 0 if include_current else 1
-        left_t = torch.arange(length, 0, -1, dtype=result_t.dtype) - first
-        result_t = result_t / left_t.clamp(min=1)
-    return result_t
+        result_bt = result_bt / (lengths_b[:, None] - at_t - first).clamp(min=1)
+    return result_bt
 
 
 def whiten(values_n: Tensor, slots: int) -> Tensor:
@@ -145,29 +156,31 @@ class MiniLLM(Method):
 
     def steps_per_epoch(self) -> float:
         rounds = len(self.context.train) / self.settings["rollouts_per_round"]
-        return rounds * (self.steps_per_round or 1)
+        return rounds * self.steps_per_round
 
     def part_sizes(self) -> list[int]:
         size = self.settings["batch_size"]
         return [size, *([self.settings["lm_batch_size"] or size] if self.reads_corpus else [])]
 
-    def begin_round(self, index: int, sample: Sampler) -> None:
+    def prepare(self, step: int, sample: Sampler) -> None:
+        """Draw the responses of a round before its first step."""
+        index = step // self.steps_per_round
+        if index == self.round:
+            return
         train, seed, s = self.context.train, self.context.seed, self.settings
         rows = examples(train, batch_indices(len(train), s["rollouts_per_round"], index, seed))
-        # a prompt that comes again in a later round, or twice in this one, gets other noise
-        prompts = [
-            Prompt(row.prompt, row.id, (seed * 1_000_003 + index) * 8191 + line)
-            for line, row in enumerate(rows)
-        ]
-        drawn = sample(prompts, s["teacher_mix"], s["temperature"])
+        drawn = sample(prompts_of(rows, seed, index), s["temperature"], s["teacher_mix"])
         self.round = index
         self.rollouts = [
-            Rollout(row.id, row.prompt, response.tokens.tolist(), response.student, response.teacher, response.mixed)
-            for row, response in zip(rows, drawn, strict=True)
-        ]  # fmt: skip
+            Rollout(
+                *(row.id, row.index, row.prompt, r.tokens.tolist()),
+                *(r.student, r.teacher, r.mixed, r.teacher_hidden),
+            )
+            for row, r in zip(rows, drawn, strict=True)
+        ]
 
     def parts(self, step: int) -> list[Part]:
-        assert self.steps_per_round and step // self.steps_per_round == self.round
+        assert step // self.steps_per_round == self.round
         size = self.settings["batch_size"]
         inner, offset = divmod(step % self.steps_per_round, self.steps_per_epoch_of_round)
         order = permutation(len(self.rollouts), self.context.seed, self.round, inner).tolist()
@@ -181,72 +194,76 @@ class MiniLLM(Method):
     def with_advantages(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Returns of a global batch, whitened over it."""
         s = self.settings
-        returns_ = [
-            returns(
-                rewards(row.student, row.teacher, s["reward_scale"], s["reward_clip"]),
-                s["discount"],
-                s["return_includes_current"],
-                s["length_normalisation"],
-            )
-            for row in rollouts
-        ]
-        flat_n = torch.cat(returns_)
+        lengths = [len(row.response) for row in rollouts]
+        rewards_bt = pad_sequence(
+            [
+                rewards(row.student, row.teacher, s["reward_scale"], s["reward_clip"])
+                for row in rollouts
+            ],
+            batch_first=True,
+        )
+        returns_bt = returns(
+            rewards_bt,
+            torch.tensor(lengths),
+            s["discount"],
+            s["return_includes_current"],
+            s["length_normalisation"],
+        )
+        flat_n = torch.cat([row_t[:n] for row_t, n in zip(returns_bt, lengths, strict=True)])
         if s["whitening"] != "none":
             padded = len(rollouts) * self.context.max_new_tokens
             flat_n = whiten(flat_n, padded if s["whitening"] == "slots" else flat_n.numel())
-        pieces = flat_n.split([len(r) for r in returns_])
+        pieces = flat_n.split(lengths)
         return [
-            Rollout(r.id, r.prompt, r.response, r.student, r.teacher, r.mixed, advantage)
-            for r, advantage in zip(rollouts, pieces, strict=True)
+            replace(row, advantage=advantage)
+            for row, advantage in zip(rollouts, pieces, strict=True)
         ]
 
     def loss(self, tokens: int) -> LossFunction:
         """Policy and single-step loss of a micro-batch as its share of the mean over `tokens`."""
         s, vocabulary = self.settings, self.context.vocabulary
+        teacher = KeptTeacher(self.teacher, vocabulary, s["temperature"])
 
-        def loss(student: PreTrainedModel, rows: Sequence[Rollout]) -> tuple[Tensor, Statistics]:
-            batch = ResponseBatch.of(rows, student.device)
-            student_logits = logits_of(student, vocabulary)
-            teacher_logits = teacher_logits_of(self.teacher, vocabulary)
-
-            def tokenwise(
-                student_h: Tensor, teacher_h: Tensor, target: Tensor
-            ) -> tuple[Tensor, ...]:
-                q_nv = student_logits(student_h) / s["temperature"]
-                p_nv = teacher_logits(teacher_h) / s["temperature"]
-                return -cross_entropy(q_nv, target), reverse_kl(q_nv, p_nv)
-
-            log_q_n, divergence_n = in_chunks(
-                tokenwise,
-                batch.hidden(student),
-                batch.teacher_hidden(self.teacher),
-                batch.targets_n,
-            )
-
-            def column(values: list[Tensor]) -> Tensor:
-                return torch.cat(values).to(student.device)
-
-            drawn_n = column([row.student for row in rows])
-            weight_n = column(
-                [importance_weights(row.student, row.mixed, s["importance"]) for row in rows]
-            )
-            policy_n = policy_loss(
-                log_q_n - drawn_n,
-                weight_n,
-                column([row.advantage for row in rows]),
+        def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
+            log_q_mv = (logits_mv / s["temperature"]).log_softmax(-1)
+            log_q_m = log_q_mv.gather(-1, columns["target"][:, None])[:, 0]
+            log_ratio_m, weight_m = log_q_m - columns["drawn"], columns["weight"]
+            policy_m = policy_loss(
+                log_ratio_m,
+                weight_m,
+                columns["advantage"],
                 s["ratio_clip"],
                 s["clip_weighted_ratio"],
             )
-            single_n = divergence_n * weight_n if s["single_step_importance"] else divergence_n
-            policy, single = policy_n.sum() / tokens, single_n.sum() / tokens
-            reward_n = column([row.teacher for row in rows]) - drawn_n
-            return policy + s["single_step_weight"] * single, {
-                "policy_loss": policy.detach(),
-                "single_step_kl": divergence_n.detach().sum() / tokens,
-                "reward": reward_n.sum() / tokens,
-                "importance_weight": weight_n.sum() / tokens,
-                "ratio": (log_q_n - drawn_n).detach().exp().sum() / tokens,
+            loss_m, statistics = policy_m, {"policy_loss": policy_m, "ratio": log_ratio_m.exp()}
+            if s["single_step_weight"]:
+                divergence_m = reverse_kl(*teacher.pair(log_q_mv, columns))
+                statistics["single_step_kl"] = divergence_m
+                single_m = divergence_m * weight_m if s["single_step_importance"] else divergence_m
+                loss_m = policy_m + s["single_step_weight"] * single_m
+            return loss_m, statistics
+
+        def loss(student: PreTrainedModel, rows: Sequence[Rollout]) -> tuple[Tensor, Statistics]:
+            layout = laid_out(rows, student.device)
+            weights = [importance_weights(r.student, r.mixed, s["importance"]) for r in rows]
+            columns = {
+                "drawn": torch.cat([row.student for row in rows]),
+                "weight": torch.cat(weights),
+                "advantage": torch.cat([row.advantage for row in rows]),
+                "reward": torch.cat([row.teacher - row.student for row in rows]),
             }
+            columns = {name: column.to(student.device) for name, column in columns.items()}
+            columns["target"] = layout.targets_n
+            if s["single_step_weight"]:
+                columns |= teacher.columns(rows, layout)
+            total, sums = sum_over_tokens(
+                of_tokens, student, layout.hidden(student), columns, vocabulary
+            )
+            sums |= {
+                "reward": columns["reward"].sum(),
+                "importance_weight": columns["weight"].sum(),
+            }
+            return total / tokens, {name: value / tokens for name, value in sums.items()}
 
         return loss
 
@@ -255,11 +272,15 @@ class MiniLLM(Method):
         s, corpus = self.settings, self.context.corpus
         assert corpus is not None
         size = s["lm_batch_size"] or s["batch_size"]
-        chosen = corpus[batch_indices(len(corpus), size, step, self.context.seed, 1)]["input_ids"]
-        rows = [Example(-1, [], block) for block in chosen]
-        tokens = sum(len(block) - 1 for block in chosen)
-        share = s["lm_teacher_share"]
-        plain = label_and_teacher_loss(self.teacher, share, self.context.vocabulary, tokens)
+        indices = batch_indices(len(corpus), size, step, self.context.seed, 1)
+        blocks = corpus[indices]["input_ids"]
+        rows = [Example(-1, i, [], block) for i, block in zip(indices, blocks, strict=True)]
+        tokens = sum(len(block) - 1 for block in blocks)
+        vocabulary, stored = self.context.vocabulary, self.context.stored.get("corpus")
+        view = teacher_view(s["lm_teacher_outputs"], self.teacher, vocabulary, stored)
+        plain = label_and_divergence_loss(
+            view, forward_kl, s["lm_teacher_share"], vocabulary, tokens
+        )
 
         def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
             value, _ = plain(student, rows)
@@ -270,24 +291,22 @@ class MiniLLM(Method):
     def state(self) -> dict[str, Tensor]:
         """The round's rollouts: the weights that drew them are gone in the middle of a round."""
         state = {"round": torch.tensor([self.round])}
-        for line, row in enumerate(self.rollouts):
-            state[f"{line}.id"] = torch.tensor([row.id])
-            state[f"{line}.prompt"] = torch.tensor(row.prompt)
-            state[f"{line}.response"] = torch.tensor(row.response)
-            state[f"{line}.log"] = torch.stack([row.student, row.teacher, row.mixed])
+        if self.rollouts:
+            rows = self.rollouts
+            kept = {name: torch.cat([getattr(row, name) for row in rows]) for name in KEPT}
+            state |= {**packed(rows), **kept}
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.round = int(state["round"])
-        count = sum(name.endswith(".id") for name in state)
+        if "rows" not in state:
+            return
+        rows = unpacked(state)
+        lengths = [len(row.response) for row in rows]
+        kept = zip(*(state[name].split(lengths) for name in KEPT), strict=True)
         self.rollouts = [
-            Rollout(
-                int(state[f"{line}.id"]),
-                state[f"{line}.prompt"].tolist(),
-                state[f"{line}.response"].tolist(),
-                *(row.clone() for row in state[f"{line}.log"]),
-            )
-            for line in range(count)
+            Rollout(row.id, row.index, row.prompt, row.response, *(t.clone() for t in tensors))
+            for row, tensors in zip(rows, kept, strict=True)
         ]
 
 

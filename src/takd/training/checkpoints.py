@@ -4,13 +4,14 @@ Everything lives in `checkpoints/<key>/` beside the declared outputs, undeclared
 and inputs, so that work on other settings is never resumed.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -67,6 +68,17 @@ class Checkpoints:
     def close(self) -> None:
         """The stage's outputs are in place: nothing here is needed any more."""
         shutil.rmtree(self.root)
+
+
+@contextlib.contextmanager
+def resumable(stage: Stage, output: Path) -> Iterator[Path]:
+    """A folder beside an output for what the next attempt goes on from; gone when the stage is done."""
+    root = output.parent / "checkpoints"
+    checkpoints = Checkpoints(root, resume_key(stage))
+    with Lock(root / "lock", stage.say):
+        checkpoints.open()
+        yield checkpoints.folder
+    checkpoints.close()
 
 
 class Lock:

@@ -82,11 +82,8 @@ class Progress:
             self._last = now
             rate = (now - self._began) / max(done - self._first, 1)
             left = rate * (self.total - done)
-            print(
-                f"{self.title}: step {done}/{self.total}, {text}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            parts = [f"step {done}/{self.total}", *([text] if text else []), f"{left:.0f} s left"]
+            print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

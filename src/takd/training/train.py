@@ -1,8 +1,9 @@
 """Stage: train one model of a chain, by any method.
 
-Inputs: `base` (starting weights), `tokenizer`, `train`, `dev`, and `teacher`, `init`, `corpus` where the method
-uses them; all are manifests with their folders beside them. Outputs: `model` (best by the dev measure `keep`),
-`init` (supervised runs: best by dev loss, the start of on-policy students), `metrics`, `manifest`.
+Inputs: `base` (starting weights), `tokenizer`, `train`, `dev`, and `teacher`, `init`, `corpus`, `outputs` and
+`corpus_outputs` (what the teacher says of `train` and `corpus`) where the method uses them; all are manifests with
+their folders beside them. Outputs: `model` (best by the dev measure `keep`), `init` (supervised runs: best by dev
+loss, the start of on-policy students), `metrics`, `manifest`.
 """
 
 import importlib
@@ -17,9 +18,12 @@ from datasets import Dataset, disable_progress_bars, load_from_disk
 from transformers.utils import logging as transformers_logging
 
 from takd import models
+from takd.adapters import add_lora
 from takd.errors import InputError
+from takd.kvcache import check_decoding
 from takd.lineage import SUPERVISED
 from takd.methods.base import Context, Method
+from takd.methods.teachers import StoredOutputs
 from takd.provenance import file_digest
 from takd.sampling import Decoding
 from takd.stage import Stage
@@ -67,12 +71,23 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     )
     vocabulary = models.check_vocabulary(student, tokenizer, spec["model"])
     models.check_projection(student, spec["model"])
+    check_decoding(student, spec["model"])
+    parameters = models.parameter_count(student)
+    if settings["lora"]:
+        dtype = devices.DTYPES[precision]
+        add_lora(
+            student, settings["lora"], name=spec["model"], seed=spec["seed"], frozen_dtype=dtype
+        )
+    if stage.gradient_checkpointing:
+        models.checkpoint_activations(student, spec["model"])
+    kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
-    if stage.many("teacher"):
+    if stage.many("teacher") and kind.asks_teacher(settings):
         half = torch.float32 if not torch.cuda.is_available() else devices.DTYPES[precision]
         teacher = models.load_model(stage.input("teacher").parent / "model", dtype=half)
         models.check_vocabulary(teacher, tokenizer, "teacher")
         models.check_projection(teacher, "teacher")
+        check_decoding(teacher, "teacher")
     decoding = Decoding(**spec["dev_decoding"])
     context = Context(
         settings=settings,
@@ -82,8 +97,13 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         max_new_tokens=decoding.max_new_tokens,
         teacher=teacher,
         corpus=data.get("corpus"),
+        stored={
+            split: StoredOutputs(stage.input(name).parent / "outputs.safetensors")
+            for split, name in (("train", "outputs"), ("corpus", "corpus_outputs"))
+            if stage.many(name)
+        },
     )
-    method: Method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD(context)
+    method = kind(context)
     supervised = spec["method"] == SUPERVISED
     accelerator = devices.start(
         precision,
@@ -100,7 +120,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     job.end()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _publish(stage, job)
+        _publish(stage, job, parameters)
     accelerator.end_training()
 
 
@@ -129,13 +149,13 @@ def _micro_batches(method: Method, stage: Stage) -> int:
     return count
 
 
-def _publish(stage: Stage, job: Run) -> None:
+def _publish(stage: Stage, job: Run, parameters: int) -> None:
     """Put outputs into place: folders, metrics, and the manifest last."""
     weights = {}
-    for name, best in job.best.items():
+    for name, best in job.keeper.best.items():
         assert best.step is not None
         target = stage.temporary(stage.outputs[name])
-        shutil.copytree(job.kept(best.step), target, dirs_exist_ok=True)
+        shutil.copytree(job.keeper.kept(best.step), target, dirs_exist_ok=True)
         stage.commit(stage.outputs[name])
         weights[name] = file_digest(stage.outputs[name] / WEIGHTS)
     shutil.copyfile(job.journal.path, stage.outputs["metrics"])
@@ -144,9 +164,9 @@ def _publish(stage: Stage, job: Run) -> None:
         stage.outputs["manifest"],
         kind="model",
         **{key: spec[key] for key in ("lineage", "seed", "method", "model")},
-        parameters=models.parameter_count(job.student),
+        parameters=parameters,
         weights=weights,
-        best={b.measure: {"step": b.step, "value": b.value} for b in job.best.values()},
+        best={b.measure: {"step": b.step, "value": b.value} for b in job.keeper.best.values()},
         steps=job.total,
         precision=job.precision,
     )

@@ -1,0 +1,92 @@
+# What a teacher writes down once for all its students. Only what a student reads is ever asked for.
+
+
+# What a prompt is answered depends on the prompt alone: the parts are work for several GPUs, and no more.
+rule generate:
+    input:
+        teacher="<results>/models/{teacher}/seed{seed}/manifest.json",
+        prompts="<results>/data/train/manifest.json",
+        tokenizer="<results>/data/tokenizer/manifest.json",
+    output:
+        answers="<results>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}/answers.jsonl",
+        manifest="<results>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}/manifest.json",
+    log:
+        "<logs>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}.log",
+    priority: 15  # after the heads of chains, before the students, some of which wait for this
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=WEEK,
+        processes=1,
+        micro_batch=256,
+    params:
+        spec=generate_spec,
+        code=code_digest("takd.generation.generate"),
+        inputs=named,
+    shell:
+        "HF_HUB_OFFLINE=1 python3 workflow/scripts/generate.py --spec {params.spec:q} --code {params.code}"
+        " --threads {threads} --micro-batch {resources.micro_batch}"
+        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --output answers={output.answers:q} --output manifest={output.manifest:q} 2> {log:q}"
+
+
+rule generations:
+    input:
+        piece=collect(
+            "<results>/teachers/{{teacher}}/seed{{seed}}/generations/part{part}of{parts}/manifest.json",
+            part=range(1, EXPERIMENT.shards + 1),
+            parts=EXPERIMENT.shards,
+        ),
+        teacher="<results>/models/{teacher}/seed{seed}/manifest.json",
+        prompts="<results>/data/train/manifest.json",
+        tokenizer="<results>/data/tokenizer/manifest.json",
+    output:
+        dataset=directory("<results>/teachers/{teacher}/seed{seed}/generations/dataset"),
+        manifest="<results>/teachers/{teacher}/seed{seed}/generations/manifest.json",
+    log:
+        "<logs>/teachers/{teacher}/seed{seed}/generations.log",
+    priority: 15
+    localrule: True
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        spec=generations_spec,
+        code=code_digest("takd.generation.join"),
+        inputs=named,
+    shell:
+        "HF_HUB_OFFLINE=1 python3 workflow/scripts/join_generations.py --spec {params.spec:q}"
+        " --code {params.code} {params.inputs}"
+        " --output dataset={output.dataset:q} --output manifest={output.manifest:q} 2> {log:q}"
+
+
+rule teacher_outputs:
+    input:
+        teacher="<results>/models/{teacher}/seed{seed}/manifest.json",
+        data=read_by_teacher,
+        tokenizer="<results>/data/tokenizer/manifest.json",
+    output:
+        outputs="<results>/teachers/{teacher}/seed{seed}/outputs/{read}/{kind}/outputs.safetensors",
+        manifest="<results>/teachers/{teacher}/seed{seed}/outputs/{read}/{kind}/manifest.json",
+    log:
+        "<logs>/teachers/{teacher}/seed{seed}/outputs/{read}/{kind}.log",
+    priority: 15
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=WEEK,
+        processes=1,
+        micro_batch=64,
+    params:
+        spec=outputs_spec,
+        code=code_digest("takd.generation.outputs"),
+        inputs=named,
+    shell:
+        "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_outputs.py --spec {params.spec:q}"
+        " --code {params.code} --threads {threads} --micro-batch {resources.micro_batch}"
+        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --output outputs={output.outputs:q} --output manifest={output.manifest:q} 2> {log:q}"

@@ -1,0 +1,48 @@
+"""Stage: let a teacher answer one part of the training prompts.
+
+Inputs: `teacher`, `prompts`, `tokenizer` (manifests). Outputs: `answers` (one line a prompt: its row, its tokens,
+whether the end token was drawn), `manifest`. Answers are written down as they come, and a killed run goes on from
+them. What a prompt gets as its answer depends on nothing but the prompt, so neither does it on the number of parts.
+"""
+
+import json
+
+from datasets import load_from_disk
+
+from takd import inference, models
+from takd.evaluation.answers import answer, prompts_of
+from takd.provenance import file_digest
+from takd.sampling import Decoding
+from takd.stage import Stage, write_text
+from takd.training.checkpoints import resumable
+
+
+def run(stage: Stage) -> None:
+    """Decode what is left of the part's rows, which are every `parts`-th of the split."""
+    inference.settle(stage.threads)
+    spec = stage.spec
+    dataset = load_from_disk(str(stage.input("prompts").parent / "dataset"))
+    title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"
+    with resumable(stage, stage.outputs["manifest"]) as folder:
+        answers = answer(
+            stage,
+            title,
+            stage.input("teacher").parent / "model",
+            models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer"),
+            prompts_of(
+                dataset, range(spec["part"] - 1, len(dataset), spec["parts"]), [spec["noise"]]
+            ),
+            Decoding(**spec["decoding"]),
+            folder / "answers.jsonl",
+        )
+        lines = [
+            json.dumps({"row": row, **found}) + "\n" for (row, _), found in sorted(answers.items())
+        ]
+        write_text(stage.outputs["answers"], "".join(lines))
+        stage.write_manifest(
+            stage.outputs["manifest"],
+            kind="answers",
+            rows=len(answers),
+            sha256=file_digest(stage.outputs["answers"]),
+        )
+    stage.say(f"{title}: {len(answers)} responses")

@@ -1,0 +1,89 @@
+"""Stage: make a data set of what a teacher answered to the training prompts.
+
+Inputs: `piece` (manifests of the parts), `prompts`, `tokenizer`, and `teacher`, which is only named. Outputs:
+`dataset` (the columns of a prepared split, and row by row its prompts), `manifest`.
+
+A response that was cut at its greatest length stays as it is, without an end token, as a reference that is too long
+does: what is there is the beginning of what the teacher would have said. (The authors' code puts an end token there.)
+"""
+
+import heapq
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from takd import models
+from takd.data.saved import row_features, save
+from takd.errors import InputError
+from takd.stage import PIECE, Stage
+
+
+def run(stage: Stage) -> None:
+    """Put the parts' answers in the place of the references.
+
+    Raises:
+        InputError: the parts do not hold one answer to each prompt.
+    """
+    spec = stage.spec
+    prompts = load_from_disk(str(stage.input("prompts").parent / "dataset"))
+    tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    files = [path.parent / "answers.jsonl" for path in stage.many(PIECE)]
+    # each part is in the order of the split
+    answers = heapq.merge(*map(_lines, files), key=lambda answer: answer["row"])
+    counts = {"rows": len(prompts), "cut_responses": 0}
+    tokens = {"prompt": 0, "response": 0}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row, answer in _pairs(prompts, answers, stage.outputs["dataset"].parent):
+            counts["cut_responses"] += not answer["finished"]
+            tokens["prompt"] += len(row["prompt_ids"])
+            tokens["response"] += len(answer["tokens"])
+            yield answered(row, answer["tokens"], tokenizer)
+
+    digest = save(rows(), row_features(), stage.temporary(stage.outputs["dataset"]))
+    stage.commit(stage.outputs["dataset"])
+    stage.write_manifest(
+        stage.outputs["manifest"], kind="generations", counts=counts, tokens=tokens, sha256=digest
+    )
+    stage.say(
+        f"{spec['lineage']} seed {spec['seed']} wrote {counts['rows']} responses of"
+        f" {tokens['response'] / max(counts['rows'], 1):.0f} tokens on average,"
+        f" {counts['cut_responses']} cut at {spec['decoding']['max_new_tokens']}"
+    )
+
+
+def answered(
+    row: dict[str, Any], tokens: list[int], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """A row of a prepared split with other tokens as its response, and their text as its one reference."""
+    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    return {**row, "response_ids": tokens, "references": [text]}
+
+
+def _pairs(
+    prompts: Dataset, answers: Iterator[dict[str, Any]], folder: Path
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rows with their answers."""
+    for index, row in enumerate(prompts):
+        answer = next(answers, {"row": None})
+        if answer["row"] != index:
+            raise InputError(
+                f"{folder}: row {index} of {len(prompts)} has no answer in the parts; remove this folder"
+                " and start snakemake again."
+            )
+        yield row, answer
+    if (more := next(answers, None)) is not None:
+        raise InputError(
+            f"{folder}: the parts hold an answer to row {more['row']}, but there are {len(prompts)}"
+            " prompts; remove this folder and start snakemake again."
+        )
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

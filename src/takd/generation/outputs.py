@@ -1,0 +1,166 @@
+"""Stage: write down what a teacher says of the tokens of a data set, once for all its students.
+
+Inputs: `teacher`, `data`, `tokenizer` (manifests). Outputs: `outputs` (what `takd.methods.teachers.StoredOutputs`
+reads: the response tokens of one row after the other, in the order of the data set), `manifest`.
+
+Kind `hidden` keeps the last hidden states, from which whole distributions are one matrix product away; kind `top_k`
+the log-probabilities of the likeliest tokens. The file is filled portion by portion, and a killed run goes on with
+the portion that it was at.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute
+import torch
+from datasets import Dataset, load_from_disk
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from takd import inference, models
+from takd.errors import InputError
+from takd.generation.tensorfile import TensorFile
+from takd.layout import Layout
+from takd.models import project
+from takd.provenance import file_digest
+from takd.stage import Interrupted, Stage, write_text
+from takd.tokenloss import chunk_size
+from takd.training.checkpoints import resumable
+from takd.training.progress import Progress
+
+PORTION = 2**15  # tokens that are in the memory at once, and the most that are lost
+
+# prompt and response
+Text = tuple[Sequence[int], Sequence[int]]
+
+
+def run(stage: Stage) -> None:
+    """Fill the file, or what is left of it, and put it into place.
+
+    Raises:
+        InputError: more tokens are to be kept than there are.
+        Interrupted: asked to stop or out of time.
+    """
+    inference.settle(stage.threads)
+    spec = stage.spec
+    dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
+    title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
+    with resumable(stage, stage.outputs["manifest"]) as folder:
+        tokens = _fill(stage, title, dataset, folder)
+        digest = file_digest(folder / "outputs.safetensors")
+        os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
+        stage.write_manifest(
+            stage.outputs["manifest"],
+            kind="teacher_outputs",
+            rows=len(dataset),
+            tokens=tokens,
+            sha256=digest,
+        )
+    size = stage.outputs["outputs"].stat().st_size
+    stage.say(f"{title}: {tokens} tokens, {spec['kind']}, {size / 2**20:.0f} MB")
+
+
+def offsets(dataset: Dataset) -> Tensor:
+    """The token at which each row begins, and the end, (rows + 1,): as many tokens as `Layout` predicts."""
+    lengths = {
+        name: torch.tensor(pyarrow.compute.list_value_length(dataset.data.column(name)).to_pylist())
+        for name in dataset.column_names
+        if name.endswith("_ids")
+    }
+    if "input_ids" in lengths:
+        counts = (lengths["input_ids"] - 1).clamp(min=0)  # nothing predicts the first
+    else:
+        unpredicted = (lengths["prompt_ids"] == 0).long()
+        counts = (lengths["response_ids"] - unpredicted).clamp(min=0)
+    return torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+
+
+def likeliest(
+    model: PreTrainedModel, hidden_nh: Tensor, vocabulary: int, count: int
+) -> dict[str, Tensor]:
+    """The `count` likeliest next tokens and their log-probabilities, (n, count) each, from hidden states."""
+    pieces = hidden_nh.split(chunk_size(vocabulary, hidden_nh.device))
+    found = [project(model, piece, vocabulary).log_softmax(-1).topk(count) for piece in pieces]
+    return {
+        "tokens": torch.cat([top.indices for top in found]).int(),
+        "log_probabilities": torch.cat([top.values for top in found]),
+    }
+
+
+def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
+    """Write the file `outputs.safetensors` into the folder; returns the number of tokens."""
+    spec, kind = stage.spec, stage.spec["kind"]
+    tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    model, vocabulary = inference.load(
+        stage.input("teacher").parent / "model", tokenizer, spec["lineage"]
+    )
+    if kind == "top_k" and spec["top_k"] >= vocabulary:
+        raise InputError(
+            f"teacher_writes.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
+            " choose a smaller number, or teacher_outputs: hidden, which keeps whole distributions."
+        )
+    starts = offsets(dataset)
+    total = int(starts[-1])
+    width = model.get_output_embeddings().weight.shape[1]
+    tensors: dict[str, Any] = {"offsets": (torch.int64, tuple(starts.shape))}
+    if kind == "hidden":
+        tensors["hidden"] = (model.dtype, (total, width))
+    else:
+        tensors["tokens"] = (torch.int32, (total, spec["top_k"]))
+        tensors["log_probabilities"] = (torch.float32, (total, spec["top_k"]))
+    file = TensorFile(folder / "outputs.safetensors", tensors)
+    record = folder / "rows"
+    if not (file.begun() and record.exists()):
+        file.begin()
+        file.write(0, {"offsets": starts})
+        write_text(record, "0")
+    done = int(record.read_text(encoding="utf-8"))
+    progress = Progress(title, len(dataset), done, active=True)
+    for first, after in _portions(starts.tolist(), done):
+        file.write(int(starts[first]), _portion(stage, model, vocabulary, dataset, first, after))
+        write_text(record, str(after))
+        progress.step(after, {})
+        if stage.should_stop() and after < len(dataset):
+            raise Interrupted(f"{title}: {after} of {len(dataset)} rows are kept.")
+    progress.close()
+    return total
+
+
+def _portions(starts: Sequence[int], done: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the rows that are left, of about `PORTION` tokens each."""
+    first = done
+    for row in range(done, len(starts) - 1):
+        if starts[row + 1] - starts[first] >= PORTION or row == len(starts) - 2:
+            yield first, row + 1
+            first = row + 1
+
+
+@torch.no_grad()
+def _portion(
+    stage: Stage, model: PreTrainedModel, vocabulary: int, dataset: Dataset, first: int, after: int
+) -> dict[str, Tensor]:
+    """Outputs of a range of rows, joined, (tokens, ...) each."""
+    texts = _texts(dataset, first, after)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
+    found: dict[int, dict[str, Tensor]] = {}
+    for start in range(0, len(order), stage.micro_batch):
+        chosen = order[start : start + stage.micro_batch]
+        layout = Layout.of([texts[i] for i in chosen], model.device)
+        hidden_nh = layout.hidden(model).to(model.dtype)
+        values = {"hidden": hidden_nh}
+        if stage.spec["kind"] == "top_k":
+            values = likeliest(model, hidden_nh, vocabulary, stage.spec["top_k"])
+        counts = layout.rows_n.bincount(minlength=len(chosen)).tolist()
+        pieces = {name: value.cpu().split(counts) for name, value in values.items()}
+        for place, i in enumerate(chosen):
+            found[i] = {name: split[place] for name, split in pieces.items()}
+    return {name: torch.cat([found[i][name] for i in range(len(texts))]) for name in found[0]}
+
+
+def _texts(dataset: Dataset, first: int, after: int) -> list[Text]:
+    rows = dataset[first:after]
+    if "input_ids" in rows:
+        return [([], block) for block in rows["input_ids"]]
+    return list(zip(rows["prompt_ids"], rows["response_ids"], strict=True))

@@ -1,0 +1,165 @@
+"""Keys and values of rows of different lengths that are decoded together."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from takd.errors import InputError
+from takd.models import hidden_states
+
+GROWTH = 64  # columns
+READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}  # tokens
+
+
+class RaggedCache(Cache):
+    """Each row's keys and values from column 0 on; a new token is written where its own row ends.
+
+    Rows need no padding on the left, a row that is finished makes room for another prompt at once, and a step
+    copies nothing but the new token's keys and values.
+
+    Attributes:
+        lengths: tokens in each row; 0 for a row that is free.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+        super().__init__(layers=[])
+        self.model = model
+        self.lengths = [0] * rows
+        # the same on the device, and which rows are taken
+        self._lengths_b = torch.zeros(rows, dtype=torch.long, device=model.device)
+        self._taken_b = torch.zeros_like(self._lengths_b)
+        self._rows_b = torch.arange(rows, device=model.device)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def read(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
+        """Read whole prompts into free rows; gives their last hidden states, (prompts, hidden size).
+
+        Padding stands on the right, where causal attention never sees it, so that no mask is needed. A prompt
+        that stands there several times is read once.
+        """
+        device = self.model.device
+        different = sorted({tuple(prompt) for prompt in prompts}, key=len)
+        places = {prompt: place for place, prompt in enumerate(different)}
+        source = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
+        target = torch.tensor(rows, device=device)
+        hidden = []
+        most = READ_AT_ONCE.get(device.type, READ_AT_ONCE["cuda"])
+        for start, end in _pieces([len(prompt) for prompt in different], most):
+            piece = different[start:end]
+            width = len(piece[-1])
+            ids = [[*prompt, *prompt[-1:] * (width - len(prompt))] for prompt in piece]
+            read = DynamicCache()
+            hidden_bth = hidden_states(self.model, torch.tensor(ids, device=device), cache=read)
+            lasts = torch.tensor([len(prompt) - 1 for prompt in piece], device=device)
+            hidden.append(hidden_bth[torch.arange(len(piece), device=device), lasts])
+            layers: list[Any] = read.layers
+            self._make_room(width, layers)
+            here = (source >= start) & (source < end)
+            for layer, keys, values in zip(layers, self._keys, self._values, strict=True):
+                keys[target[here], :, :width] = layer.keys[source[here] - start]
+                values[target[here], :, :width] = layer.values[source[here] - start]
+        for row, prompt in zip(rows, prompts, strict=True):
+            self.lengths[row] = len(prompt)
+        self._lengths_b[target] = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self._taken_b[target] = 1
+        return torch.cat(hidden)[source]
+
+    def step(self, tokens_b: Tensor) -> Tensor:
+        """One more token in every row that is taken; gives hidden states, (rows, hidden size)."""
+        self._make_room(max(self.lengths) + 1)
+        columns = torch.arange(max(self.lengths) + 1, device=tokens_b.device)
+        hidden = hidden_states(
+            self.model,
+            tokens_b[:, None],
+            mask=(columns <= self._lengths_b[:, None])[:, None, None],
+            positions_bt=self._lengths_b[:, None],
+            cache=self,
+        )
+        self.lengths = [length + 1 if length else 0 for length in self.lengths]
+        self._lengths_b += self._taken_b
+        return hidden[:, 0]
+
+    def free(self, rows: Sequence[int]) -> None:
+        """Forget what rows hold."""
+        target = torch.tensor(rows, device=self._lengths_b.device)
+        for row in rows:
+            self.lengths[row] = 0
+        self._lengths_b[target], self._taken_b[target] = 0, 0
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these."""
+        source = torch.tensor(rows, device=self._lengths_b.device)
+        self.lengths = [self.lengths[row] for row in rows]
+        self._lengths_b, self._taken_b = self._lengths_b[source], self._taken_b[source]
+        self._rows_b = self._rows_b[: len(rows)]
+        columns = max(self.lengths) + GROWTH
+        for held in (self._keys, self._values):
+            for layer, tensor in enumerate(held):
+                held[layer] = tensor[:, :, :columns][source]
+
+    def _make_room(self, columns: int, like: Sequence[Any] = ()) -> None:
+        if not self._keys:
+            for layer in like:
+                for held, tensor in ((self._keys, layer.keys), (self._values, layer.values)):
+                    _, heads, _, size = tensor.shape
+                    held.append(tensor.new_zeros(len(self.lengths), heads, columns + GROWTH, size))
+        missing = columns - self._keys[0].shape[2]
+        if missing > 0:
+            for held in (self._keys, self._values):
+                for index, tensor in enumerate(held):
+                    rows, heads, _, size = tensor.shape
+                    more = tensor.new_zeros(rows, heads, missing + GROWTH, size)
+                    held[index] = torch.cat([tensor, more], 2)
+
+    # what a model's attention asks of its cache
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one token a row; gives all keys and values up to the longest row's."""
+        columns = max(self.lengths) + 1
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        keys[self._rows_b, :, self._lengths_b] = key_states[:, :, 0]
+        values[self._rows_b, :, self._lengths_b] = value_states[:, :, 0]
+        return keys[:, :, :columns], values[:, :, :columns]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens in the longest row."""
+        return max(self.lengths)
+
+
+def _pieces(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Spans of sorted lengths that together take at most so many tokens with their padding."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or (end + 1 - start) * lengths[end] > most:
+            yield start, end
+            start = end
+
+
+@torch.no_grad()
+def check_decoding(model: PreTrainedModel, name: str) -> None:
+    """Make sure that a model decodes token by token what it computes at once.
+
+    Raises:
+        InputError: a family whose attention asks more of its cache than keys and values.
+    """
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(2, 8, device=model.device)
+    at_once = hidden_states(model, ids[None])[0, -1]
+    cache = RaggedCache(model, 2)
+    cache.read([ids[:3].tolist(), ids[:5].tolist()], [0, 1])
+    for step in range(3):
+        hidden = cache.step(torch.stack([ids[3 + step], ids[5]]))
+    model.train(was_training)
+    if not torch.allclose(hidden[0].float(), at_once.float(), atol=2e-2, rtol=2e-2):
+        raise InputError(
+            f"model '{name}' ({model.config.model_type}) computes other hidden states token by token than at"
+            " once, so that its samples could not be trusted; use a family such as gpt2, opt, llama, mistral"
+            " or qwen2."
+        )

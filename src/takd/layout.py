@@ -1,0 +1,46 @@
+"""How texts of different lengths lie in one batch, and where their responses are predicted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from takd.models import hidden_states
+
+
+@dataclass
+class Layout:
+    """Texts padded on the right to the longest, and where their response tokens are predicted.
+
+    Attributes:
+        ids_bt: (batch, length).
+        rows_n, columns_n: positions whose next token is a response token, text by text.
+        targets_n: those next tokens.
+    """
+
+    ids_bt: Tensor
+    rows_n: Tensor
+    columns_n: Tensor
+    targets_n: Tensor
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
+    ) -> "Layout":
+        """Lay out prompts and responses; an empty prompt gives its first response token no prediction."""
+        width = max(len(prompt) + len(response) for prompt, response in texts)
+        ids = torch.zeros(len(texts), width, dtype=torch.long)
+        where: list[tuple[int, int]] = []
+        for index, (prompt, response) in enumerate(texts):
+            end = len(prompt) + len(response)
+            ids[index, :end] = torch.tensor([*prompt, *response])
+            where += [(index, column - 1) for column in range(max(len(prompt), 1), end)]
+        rows_n, columns_n = torch.tensor(where, dtype=torch.long).reshape(-1, 2).unbind(-1)
+        targets_n = ids[rows_n, columns_n + 1]
+        return cls(*(t.to(device) for t in (ids, rows_n, columns_n, targets_n)))
+
+    def hidden(self, model: PreTrainedModel) -> Tensor:
+        """Hidden states that predict the response tokens, (n, hidden size)."""
+        return hidden_states(model, self.ids_bt)[self.rows_n, self.columns_n]

@@ -1,0 +1,24 @@
+"""DistiLLM (Ko et al., arXiv 2402.03898): a skewed KL on data, and ever more on old responses of the student.
+
+L = (1/N) Σ_t KL(p ‖ λ p + (1 - λ) q), or KL(q ‖ (1 - λ) p + λ q), with λ = `skew` (section 3.1); the responses come
+from the adaptive off-policy regime (section 3.2), see `takd.methods.regimes`.
+"""
+
+from functools import partial
+
+from takd.divergences import skewed_forward_kl, skewed_reverse_kl
+from takd.methods.losses import Divergence
+from takd.methods.regimes import StudentRows
+
+DIVERGENCES = {"skewed_forward_kl": skewed_forward_kl, "skewed_reverse_kl": skewed_reverse_kl}
+
+
+class DistiLLM(StudentRows):
+    """Skewed forward or reverse KL."""
+
+    @property
+    def divergence(self) -> Divergence:
+        return partial(DIVERGENCES[self.settings["divergence"]], skew=self.settings["skew"])
+
+
+METHOD = DistiLLM

@@ -1,0 +1,45 @@
+"""How good a student is on the dev rows: its loss on the references, and the scores of what it writes."""
+
+from collections.abc import Sequence
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from takd.evaluation.measures import exact_match, rouge_l
+from takd.methods.base import examples, response_tokens
+from takd.methods.losses import label_loss
+from takd.sampling import Prompt, Response
+from takd.training.student import Student
+
+
+def dev_loss(student: Student, dev: Dataset, vocabulary: int, micro_batch: int) -> float:
+    """Mean of -log q over all response tokens of the dev rows; every process reads its share."""
+    accelerator = student.accelerator
+    rows = examples(dev, range(len(dev)))
+    loss = label_loss(vocabulary, response_tokens(rows))
+    mine = sorted(rows[accelerator.process_index :: accelerator.num_processes], key=len)
+    total = torch.zeros((), device=accelerator.device)
+    with student.whole() as model:
+        for start in range(0, len(mine), micro_batch):
+            total += loss(model, mine[start : start + micro_batch])[0]
+    return round(accelerator.reduce(total, "sum").item(), 6)
+
+
+def dev_prompts(dev: Dataset, seed: int) -> list[Prompt]:
+    """The prompts of the dev rows, with the same noise at every evaluation."""
+    return [Prompt(row.prompt, row.id, seed) for row in examples(dev, range(len(dev)))]
+
+
+def dev_scores(
+    responses: Sequence[Response], dev: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Means over the dev rows of the measures on one drawn response each."""
+    texts = tokenizer.batch_decode([r.tokens.tolist() for r in responses], skip_special_tokens=True)
+    pairs = list(zip(texts, dev["references"], strict=True))
+    count = len(pairs)
+    return {
+        "rougeL": round(sum(rouge_l(*pair) for pair in pairs) / count, 4),
+        "exact_match": round(sum(exact_match(*pair) for pair in pairs) / count, 4),
+        "response_length": round(sum(len(r.tokens) for r in responses) / count, 4),
+    }

@@ -1,0 +1,93 @@
+"""The model in training, and the two ways to use it: behind a loss with gradients, and whole, to draw text from."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from takd.adapters import plain_weights
+from takd.methods.base import LossFunction
+from takd.models import compile_training
+from takd.training.devices import uses_zero3
+
+
+class LossModule(nn.Module):
+    """The student with a loss on top: DDP and DeepSpeed must see every pass through their own forward."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config  # DeepSpeed's "auto" values are read off it
+
+    def forward(self, loss: LossFunction, rows: Sequence[Any]) -> Any:
+        return loss(self.model, rows)
+
+
+@dataclass
+class Student:
+    """A model with its optimizer, on its device.
+
+    Attributes:
+        model: not yet on its device when it comes; parameters without gradient stay as they are.
+        settings: those of the method.
+        compiled: whether training passes run through torch.compile.
+        module: the model behind its losses, as DDP or DeepSpeed wraps it; every training pass goes through it.
+    """
+
+    accelerator: Accelerator
+    model: PreTrainedModel
+    settings: dict[str, Any]
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        s = self.settings
+        # ZeRO-3 leaves each process a part of each parameter: what samples is a whole copy beside it
+        self._copy = copy.deepcopy(self.model) if uses_zero3(self.accelerator) else None
+        if self.compiled:
+            compile_training(self.model, self.accelerator.device)
+        module = LossModule(self.model)
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            lr=s["learning_rate"],
+            betas=tuple(s["betas"]),
+            weight_decay=s["weight_decay"],
+            fused=s["deepspeed"] is None,
+        )
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """The model in evaluation mode, with all its parameters at hand."""
+        self.module.eval()
+        model = self.model if self._copy is None else self._refreshed(self._copy)
+        with self.accelerator.autocast(), torch.no_grad():
+            yield model.eval()
+
+    @torch.no_grad()
+    def _refreshed(self, whole: PreTrainedModel) -> PreTrainedModel:
+        """The copy with the parameters of now.
+
+        Processes draw responses of different lengths, so they must not have to gather a layer together.
+        """
+        import deepspeed
+
+        whole.to(self.accelerator.device)
+        for mine, parameter in zip(whole.parameters(), self.model.parameters(), strict=True):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                mine.copy_(parameter)
+        return whole
+
+    def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the model as a plain Hugging Face folder, adapters merged, with its tokenizer."""
+        with self.whole() as model:
+            if self.accelerator.is_main_process:
+                model.save_pretrained(folder, state_dict=plain_weights(model))
+                tokenizer.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,496 @@
+"""Methods that may learn from responses of the student: their losses, and where a step's responses come from."""
+
+import functools
+import importlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+from models_for_tests import END, context, tiny_gpt2
+from safetensors.torch import load_file, save_file
+from workspace import Workspace
+
+from takd.methods.abkd import Abkd
+from takd.methods.base import Example, batch_indices, packed, prompts_of, unpacked
+from takd.methods.distillm import DistiLLM
+from takd.methods.gkd import Gkd
+from takd.methods.seqkd import SeqKd
+from takd.sampling import Decoding, Response, draw
+from takd.stage import Interrupted, Stage
+from takd.training import train as training
+
+VOCABULARY = 11
+SETTINGS = {
+    "batch_size": 4,
+    "steps": 1000,
+    "epochs": None,
+    "sampling": "mixed",
+    "temperature": 0.7,
+    "on_policy_share": 0.5,
+    "initial_share": 0.0,
+    "share_step": 0.1,
+    "loss_rise": 0.25,
+    "capacity": 10,
+    "ratio": 1.0,
+}
+METHODS = {
+    "gkd": (Gkd, {"beta": 0.3}),
+    "distillm": (DistiLLM, {"divergence": "skewed_forward_kl", "skew": 0.1}),
+    "distillm, reverse": (DistiLLM, {"divergence": "skewed_reverse_kl", "skew": 0.1}),
+    "abkd": (Abkd, {"alpha": 0.2, "beta": 0.7}),
+}
+
+
+def kl(p, q):
+    return (p * (p / q).log()).sum()
+
+
+# of a teacher's and a student's probabilities at one token, written down independently
+PLAIN = {
+    "gkd": lambda p, q: 0.3 * kl(p, 0.3 * p + 0.7 * q) + 0.7 * kl(q, 0.3 * p + 0.7 * q),
+    "distillm": lambda p, q: kl(p, 0.1 * p + 0.9 * q),
+    "distillm, reverse": lambda p, q: kl(q, 0.9 * p + 0.1 * q),
+    "abkd": lambda p, q: -(p**0.2 * q**0.7 - 2 / 9 * p**0.9 - 7 / 9 * q**0.9).sum() / (0.2 * 0.7),
+}
+every = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Student and teacher."""
+    return tiny_gpt2(1, VOCABULARY), tiny_gpt2(2, VOCABULARY, width=32)
+
+
+def make(name="gkd", teacher=None, seed=5, **settings):
+    kind, own = METHODS[name]
+    teacher = teacher or any_teacher()
+    return kind(context({**SETTINGS, **own, **settings}, teacher, VOCABULARY, seed=seed))
+
+
+@functools.cache
+def any_teacher():
+    return tiny_gpt2(2, VOCABULARY)
+
+
+class Student:
+    """Answers every prompt with tokens that tell which noise it had, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, prompts, temperature, teacher_mix):
+        assert teacher_mix is None, "the teacher has no part in the drawing"
+        self.asked.append((temperature, list(prompts)))
+        none = torch.zeros(0)
+        texts = [[1 + p.seed % 10, 1 + p.key % 10, END][p.key % 2 :] for p in prompts]
+        return [Response(torch.tensor(text), True, none, none, none, none) for text in texts]
+
+
+def never(prompts, temperature, teacher_mix):
+    raise AssertionError("nothing is to be drawn")
+
+
+def drawing(student):
+    """Responses of a real model, and nothing else."""
+
+    def sample(prompts, temperature, teacher_mix):
+        decoding = Decoding(6, temperature=temperature)
+        options = {"end_token": END, "vocabulary": VOCABULARY, "micro_batch": 8}
+        return draw(student, prompts, decoding, **options)
+
+    return sample
+
+
+def rows_of(method, step, sample):
+    method.prepare(step, sample)
+    (part,) = method.parts(step)
+    return part.rows
+
+
+def labelled(step, seed=5):
+    """Ids of the training rows of a step; the made-up rows are numbered by place."""
+    return batch_indices(4, 4, step, seed)
+
+
+def probabilities(model, row):
+    """(response tokens, vocabulary) by one unpadded pass."""
+    ids = torch.tensor([[*row.prompt, *row.response]])
+    return model(ids).logits[0, len(row.prompt) - 1 : -1].softmax(-1)
+
+
+def plain_loss(name, pair, rows, ratio):
+    total, tokens = 0.0, 0
+    for row in rows:
+        student, teacher = (probabilities(model, row) for model in pair)
+        for q, p, label in zip(student, teacher, row.response, strict=True):
+            total += ratio * PLAIN[name](p, q).item() - (1 - ratio) * q[label].log().item()
+            tokens += 1
+    return total / tokens
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("ratio", [1.0, 0.3])
+def test_loss_on_labelled_rows(name, ratio, pair):
+    method = make(name, pair[1], sampling="fixed", ratio=ratio)
+    method.prepare(0, never)
+    (part,) = method.parts(0)
+    loss, statistics = part.loss(pair[0], part.rows)
+    assert loss.item() == pytest.approx(plain_loss(name, pair, part.rows, ratio), rel=1e-4)
+    divergence = plain_loss(name, pair, part.rows, 1.0)
+    assert statistics["divergence"].item() == pytest.approx(divergence, rel=1e-4)
+
+
+@every
+def test_loss_on_responses_of_the_student_is_the_divergence_alone(name, pair):
+    """They are no labels, whatever the ratio."""
+    method = make(name, pair[1], on_policy_share=1.0, ratio=0.3)
+    method.prepare(0, drawing(pair[0]))
+    (part,) = method.parts(0)
+    loss, _ = part.loss(pair[0], part.rows)
+    assert sorted(row.id for row in part.rows) == [0, 1, 2, 3]
+    assert loss.item() == pytest.approx(plain_loss(name, pair, part.rows, 1.0), rel=1e-4)
+
+
+@every
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(name):
+    student, teacher = tiny_gpt2(1, VOCABULARY), tiny_gpt2(1, VOCABULARY)
+    method = make(name, teacher, on_policy_share=1.0)
+    method.prepare(0, drawing(student))
+    (part,) = method.parts(0)
+    loss, _ = part.loss(student, part.rows)
+    loss.backward()
+    assert loss.abs() < 1e-5
+    assert max(p.grad.abs().max() for p in student.parameters()) < 1e-4
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_sequence_level_distillation_takes_the_rows_as_labels(pair):
+    """The teacher's responses stand where labels do; the teacher itself is not needed."""
+    method = SeqKd(context({"batch_size": 4}, None, VOCABULARY))
+    (part,) = method.parts(0)
+    loss, _ = part.loss(pair[0], part.rows)
+    assert sorted(row.id for row in part.rows) == [0, 1, 2, 3]
+    assert loss.item() == pytest.approx(plain_loss("gkd", pair, part.rows, 0.0), rel=1e-4)
+
+
+def test_modules_are_found_by_the_names_of_their_methods():
+    found = {
+        name: importlib.import_module(f"takd.methods.{name}").METHOD
+        for name in METHODS
+        if "," not in name
+    }
+    assert found == {"gkd": Gkd, "distillm": DistiLLM, "abkd": Abkd}
+    assert importlib.import_module("takd.methods.seqkd").METHOD is SeqKd
+
+
+def test_shares_are_logged_as_means_over_the_batch(pair):
+    """Sums over micro-batches of any size."""
+    for share, drawn in ((0.0, 0.0), (1.0, 1.0)):
+        method = make("gkd", pair[1], on_policy_share=share)
+        rows = rows_of(method, 0, drawing(pair[0]))
+        (part,) = method.parts(0)
+        pieces = [part.loss(pair[0], piece)[1] for piece in (rows[:1], rows[1:])]
+        for name, expected in (("student_share", share), ("student_responses", drawn)):
+            assert sum(piece[name].item() for piece in pieces) == pytest.approx(expected)
+
+
+# -- fixed and mixed -------------------------------------------------------------------------------
+
+
+def test_fixed_takes_the_labelled_rows():
+    method = make(sampling="fixed", on_policy_share=1.0, initial_share=1.0)
+    for step in range(5):
+        rows = rows_of(method, step, never)
+        assert [row.id for row in rows] == labelled(step)
+        assert [row.index for row in rows] == labelled(step)
+
+
+def test_mixed_lets_the_student_answer_the_prompts_of_the_step():
+    method, student = make(on_policy_share=1.0), Student()
+    fixed = make(sampling="fixed")
+    for step in range(3):
+        rows, data = rows_of(method, step, student), rows_of(fixed, step, never)
+        temperature, prompts = student.asked[-1]
+        assert temperature == 0.7
+        assert [p.tokens for p in prompts] == [row.prompt for row in rows]
+        assert [row.prompt for row in rows] == [row.prompt for row in data]
+        assert [row.id for row in rows] == [p.key for p in prompts] == labelled(step)
+        answers = [[1 + p.seed % 10, 1 + p.key % 10, END][p.key % 2 :] for p in prompts]
+        assert [row.response for row in rows] == answers
+        # stored outputs are of the data's responses
+        assert {row.index for row in rows} == {-1}
+    assert len(student.asked) == 3
+    assert not method.buffer, "a checkpoint need not hold what is never read again"
+
+
+def test_a_prompt_gets_other_noise_whenever_it_is_drawn():
+    method, student = make(on_policy_share=1.0), Student()
+    for step in range(50):
+        rows_of(method, step, student)
+    seeds = [prompt.seed for _, prompts in student.asked for prompt in prompts]
+    assert len(set(seeds)) == len(seeds) == 200
+    twice = prompts_of([Example(3, -1, [1], [2])] * 2, 5, 0)
+    assert twice[0].seed != twice[1].seed
+
+
+def test_mixed_draws_in_a_share_of_the_steps():
+    count, share = 4000, 0.3
+    method = make(on_policy_share=share)
+    drawn = torch.tensor([float(method.source(step) == "student") for step in range(count)])
+    deviation = (share * (1 - share) / count) ** 0.5
+    assert abs(drawn.mean() - share) < 4 * deviation
+    # one step says nothing of the next
+    both = (drawn[1:] * drawn[:-1]).mean()
+    assert abs(both - share**2) < 4 * (share**2 / count) ** 0.5
+    again, other = make(on_policy_share=share), make(on_policy_share=share, seed=6)
+    same = [float(again.source(step) == "student") for step in reversed(range(count))]
+    assert same[::-1] == drawn.tolist()
+    assert [float(other.source(step) == "student") for step in range(count)] != drawn.tolist()
+    nothing = make(on_policy_share=0.0)
+    assert {nothing.source(step) for step in range(200)} == {"data"}
+    always = make(on_policy_share=1.0)
+    assert {always.source(step) for step in range(200)} == {"student"}
+
+
+def test_mixed_takes_the_labelled_rows_in_the_other_steps():
+    method, student = make(), Student()
+    sources = Counter()
+    for step in range(40):
+        rows = rows_of(method, step, student)
+        sources[method.source(step)] += 1
+        if method.source(step) == "data":
+            assert [row.index for row in rows] == labelled(step)
+        else:
+            assert {row.index for row in rows} == {-1}
+    assert sources["student"] == len(student.asked) > 5
+    assert sources["data"] > 5
+
+
+def test_responses_are_those_of_the_student_of_now(pair):
+    student = tiny_gpt2(3, VOCABULARY)
+    method = make(on_policy_share=1.0)
+    for step in range(3):
+        rows = rows_of(method, step, drawing(student))
+        data = make(sampling="fixed")
+        prompts = prompts_of(rows_of(data, step, never), 5, step)
+        now, before = (
+            [r.tokens.tolist() for r in drawing(model)(prompts, 0.7, None)]
+            for model in (student, tiny_gpt2(3, VOCABULARY))
+        )
+        assert [row.response for row in rows] == now
+        assert (now == before) == (step == 0)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(torch.randn_like(parameter))
+
+
+def test_a_step_is_prepared_once():
+    method, student = make(on_policy_share=1.0), Student()
+    rows = rows_of(method, 0, student)
+    assert rows_of(method, 0, never) == rows
+    with pytest.raises(AssertionError):
+        method.parts(1)
+
+
+# -- adaptive --------------------------------------------------------------------------------------
+
+
+def test_the_share_grows_where_the_dev_loss_has_risen_enough_since_it_grew_last():
+    method = make("distillm", sampling="adaptive")
+    # loss_rise is 0.25; a loss that falls moves nothing, not even the mark
+    seen = [
+        *[(0, 2.0, 0.0), (10, 2.125, 0.0), (20, 2.25, 0.1), (30, 2.375, 0.1), (40, 1.0, 0.1)],
+        *[(50, 2.25, 0.1), (60, 2.5, 0.2), (70, float("nan"), 0.2), (80, 3.0, 0.3)],
+    ]
+    for step, loss, share in seen:
+        method.observe(step, loss)
+        assert method.student_share() == pytest.approx(share), step
+    for step in range(90, 200):
+        method.observe(step, float(step))
+    assert method.student_share() == 1.0
+
+
+def test_adaptive_begins_with_data_alone():
+    method = make(sampling="adaptive")
+    method.observe(0, 2.0)
+    assert {method.source(step) for step in range(300)} == {"data"}
+    method.observe(300, 3.0)
+    sources = Counter(method.source(step) for step in range(300, 2300))
+    assert 140 < sources["student"] < 260  # a tenth
+
+
+def test_new_responses_are_drawn_until_the_buffer_is_full_and_then_ever_less():
+    method, student = make(sampling="adaptive", initial_share=1.0), Student()
+    fresh, said = [], []
+    for step in range(1000):
+        rows = rows_of(method, step, student)
+        drawn = len(student.asked) > len(fresh)
+        if drawn:
+            fresh.append(step)
+            said += rows
+        else:
+            # distinct places of what the student said last, never of the data
+            assert all(any(row is kept for kept in said[-10:]) for row in rows)
+            assert len({id(row) for row in rows}) == 4
+        assert list(method.buffer) == said[-10:]
+    # 1 - t/T: three quarters of the first half and one of the second, with room for 4 deviations
+    early = sum(step < 500 for step in fresh)
+    assert abs(early - 375) < 4 * 500**0.5 * 0.41
+    assert abs(len(fresh) - early - 125) < 4 * 500**0.5 * 0.41
+
+
+def test_nothing_is_taken_out_of_a_buffer_that_is_not_full():
+    """Even late in a run, when almost nothing is drawn any more."""
+    for seed in range(20):
+        method, student = (
+            make(sampling="adaptive", initial_share=1.0, steps=5, seed=seed),
+            Student(),
+        )
+        for step in range(5):
+            rows_of(method, step, student)
+            # the third draw fills the ten places
+            assert len(student.asked) == step + 1 or step > 2
+
+
+def test_replayed_rows_vary_from_step_to_step():
+    method, student = make(sampling="adaptive", initial_share=1.0, steps=10**9), Student()
+    for step in range(3):
+        rows_of(method, step, student)
+    replays = [
+        tuple(id(row) for row in rows_of(method, step, never)) for step in range(10**9 - 50, 10**9)
+    ]
+    assert len(set(replays)) > 40
+    assert len({place for replay in replays for place in replay}) == 10
+
+
+def test_the_student_takes_its_share_of_the_steps():
+    method, student = make(sampling="adaptive", initial_share=0.4), Student()
+    taken = sum(
+        {row.index for row in rows_of(method, step, student)} == {-1} for step in range(1000)
+    )
+    assert abs(taken - 400) < 4 * (1000 * 0.4 * 0.6) ** 0.5
+    # and 1 - t/T of them draws, on average over the run a half
+    assert abs(len(student.asked) - 200) < 4 * (1000 * 0.2 * 0.8) ** 0.5
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampling", "stop"),
+    [("fixed", 20), ("mixed", 20), ("adaptive", 1), ("adaptive", 20), ("adaptive", 41)],
+)
+def test_a_restored_method_goes_on_as_if_it_had_never_stopped(sampling, stop, tmp_path):
+    settings = {"sampling": sampling, "initial_share": 0.6, "steps": 60}
+
+    def run(method, steps):
+        student, taken = Student(), []
+        for step in steps:
+            taken.append(rows_of(method, step, student))
+            method.observe(step + 1, 2.0 + 0.1 * step)
+        return taken, len(student.asked)
+
+    whole = make(**settings)
+    whole.observe(0, 2.0)
+    expected, _ = run(whole, range(60))
+    first = make(**settings)
+    first.observe(0, 2.0)
+    run(first, range(stop))
+    save_file(first.state(), tmp_path / "method.safetensors")
+    second = make(**settings)
+    second.restore(load_file(tmp_path / "method.safetensors"))
+    # the step that the checkpoint was written after is still there
+    assert rows_of(second, stop - 1, never) == rows_of(first, stop - 1, never)
+    taken, _ = run(second, range(stop, 60))
+    assert taken == expected[stop:]
+    assert second.student_share() == whole.student_share()
+    assert list(second.buffer) == list(whole.buffer)
+    if sampling == "adaptive":
+        assert second.student_share() > 0.6
+
+
+def test_rows_survive_a_checkpoint():
+    rows = [Example(7, -1, [1, 2], [3]), Example(8, 4, [], [5, 6, END]), Example(9, 0, [1], [])]
+    assert unpacked(packed(rows)) == rows
+    assert unpacked({**packed(rows, "a."), **packed([], "b.")}, "a.") == rows
+    assert unpacked(packed([])) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"),
+    [(7, None, 7), (None, 2.5, 4), (7, 2.5, 4), (3, 2.5, 3), (None, 0.01, 1)],
+)
+def test_the_shorter_of_steps_and_epochs_ends_a_run(steps, epochs, expected):
+    """Four rows in batches of 3."""
+    assert make(steps=steps, epochs=epochs, batch_size=3).total_steps() == expected
+
+
+# -- whole runs ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Interruptible(Stage):
+    """A stage that is asked to stop after some steps."""
+
+    steps_left: float = math.inf
+
+    def should_stop(self):
+        self.steps_left -= 1
+        return self.steps_left <= 0
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A prepared folder with a teacher and a start."""
+    space = Workspace(tmp_path_factory.mktemp("workspace"))
+    for name, part, seed in (("trained-teacher", "model", 1), ("trained-student", "init", 2)):
+        tiny_gpt2(seed, len(space.tokenizer)).save_pretrained(space.folder / name / part)
+        space.manifest(name)
+    return space
+
+
+def train(space, name, method, stops=(), **settings):
+    """Train in this process, in as many attempts as there are stops; weights, log, and what was said."""
+    spec = space.spec(method, steps=16, evaluate_every=4, dropout=0.0, **settings)
+    inputs = {"base": "student", "teacher": "trained-teacher", "init": "trained-student"}
+    inputs |= {data: data for data in ("tokenizer", "train", "dev")}
+    folder = space.folder / name
+    outputs = {"model": "model", "metrics": "metrics.jsonl", "manifest": "manifest.json"}
+    arguments = {
+        "inputs": {key: [space.folder / f"{of}/manifest.json"] for key, of in inputs.items()},
+        "outputs": {key: folder / file for key, file in outputs.items()},
+    }
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            training.run(Interruptible(spec, "code", **arguments, steps_left=stop))
+    training.run(Interruptible(spec, "code", **arguments))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return load_file(folder / "model" / "model.safetensors"), lines
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("seqkd", {}),
+        ("gkd", {}),
+        ("distillm", {"initial_share": 0.7, "capacity": 8}),
+        ("abkd", {}),
+    ],
+)
+def test_a_run_in_pieces_ends_like_one_in_a_piece(method, settings, workspace):
+    whole, lines = train(workspace, f"whole-{method}", method, **settings)
+    pieces, in_pieces = train(workspace, f"pieces-{method}", method, (1, 5, 3), **settings)
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    assert lines == in_pieces
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert len(steps) == 16
+    assert sum(line["loss"] for line in steps[-4:]) < sum(line["loss"] for line in steps[:4])
+    if method in ("gkd", "distillm"):
+        assert 0 < sum(line["student_responses"] for line in steps) < 16
