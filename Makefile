@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local --config experiment=$(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format chromium
+.PHONY: help env demo test lint format bench chromium
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,23 @@ format: env  ## format all code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules
+
+BENCHMARKS := minillm_round trl_step decoding kd_step loss_memory training_step compile
+TRL := benchmarks/packages/trl-1.16.0 benchmarks/packages/trl-1.14.2
+
+bench: env $(TRL)  ## all benchmarks, their numbers into docs/performance.md: most of an hour on two quiet cores
+	@failed=; for name in $(BENCHMARKS); do \
+		echo "== $$name"; \
+		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed="$$failed $$name"; \
+	done; \
+	[ -z "$$failed" ] || { echo "These did not end:$$failed" >&2; exit 1; }
+	@$(BIN)/python benchmarks/table.py $(BENCHMARKS:%=benchmarks/results/%.json)
+
+benchmarks/packages/trl-1.16.0: benchmarks/requirements.txt
+benchmarks/packages/trl-1.14.2: benchmarks/requirements-minillm.txt
+$(TRL): | $(INSTALLED)
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --upgrade --target $@ --requirement $<
+	@touch $@
 
 # Reports are tested in a real browser. Where none can be installed, those tests are skipped and say so.
 chromium:

@@ -1,0 +1,257 @@
+"""A MiniLLM round, takd against the reference's schedule: the same prompts, response lengths and optimizer steps.
+
+    python benchmarks/minillm_round.py [--quick] [--json FILE] [--shapes gpt2 demo] [--figure FILE.svg]
+
+A round draws 16 teacher-mixed responses and trains on them for 4 inner epochs in batches of 4, as one GPU of the
+reference does (`reference_schedule.py` lists its passes). Random models never end a response, so both sides get the
+lengths: those of Dolly's rows, and all at the maximum. `--figure` draws where takd's round spends its time.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from harness import Report, command_line, compare, progress, start
+from lengths import dolly_lengths
+from models import VOCABULARY, gpt2, random_prompts
+from reference_schedule import Settings, reference_optimizer, reference_round
+from steps import optimizer_step
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel
+
+from takd import kvcache, sampling
+from takd.methods import minillm
+from takd.methods.base import Context
+from takd.sampling import Decoding, Prompt, Response, draw
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Layers and width of student and teacher, and the slots of the reference's padding."""
+
+    student: tuple[int, int]
+    teacher: tuple[int, int]
+    vocabulary: int
+    slots: int
+
+
+SHAPES = {
+    "gpt2": Shape((12, 768), (24, 1024), VOCABULARY, 256),
+    "demo": Shape((2, 64), (3, 192), 700, 64),
+}
+QUICK = {
+    "gpt2": Shape((2, 128), (4, 128), 512, 32),
+    "demo": Shape((2, 64), (3, 192), 128, 32),
+}
+ROUND = {"batch_size": 4, "rollouts_per_round": 16, "inner_epochs": 4}
+# the reference's objective, takd's defaults
+OBJECTIVE: dict[str, Any] = {
+    "teacher_mix": 0.2,
+    "temperature": 1.0,
+    "discount": 0.95,
+    "return_includes_current": True,
+    "reward_scale": 0.5,
+    "reward_clip": 100.0,
+    "length_normalisation": True,
+    "whitening": "slots",
+    "ratio_clip": 0.2,
+    "clip_weighted_ratio": True,
+    "importance": "token",
+    "single_step_weight": 1.0,
+    "single_step_importance": False,
+    "lm_weight": 0.0,
+    "lm_teacher_share": 0.5,
+    "lm_batch_size": None,
+    "lm_teacher_outputs": "live",
+    "gradient_clip": 1.0,
+}
+
+
+class Takd:
+    """takd's rounds, one after the other."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        prompts: list[list[int]],
+        lengths: list[int],
+        shape: Shape,
+    ) -> None:
+        count = len(prompts)
+        rows = {"id": range(count), "prompt_ids": prompts, "response_ids": [[0]] * count}
+        context = Context(
+            settings={**OBJECTIVE, **ROUND},
+            seed=1,
+            train=Dataset.from_dict(rows),
+            vocabulary=shape.vocabulary,
+            max_new_tokens=shape.slots,
+            teacher=teacher,
+        )
+        self.method = minillm.MiniLLM(context)
+        self.student, self.teacher, self.lengths, self.shape = student, teacher, lengths, shape
+        self.optimizer: Optimizer = AdamW(student.parameters(), lr=5e-6, fused=True)
+        self.step = 0
+
+    def __call__(self) -> None:
+        """One round."""
+        for _ in range(self.method.steps_per_round):
+            self.method.prepare(self.step, self.sample)
+            self.student.train()
+            optimizer_step(self.method, self.student, self.optimizer, self.step, 64)
+            self.step += 1
+
+    def sample(
+        self, prompts: list[Prompt], temperature: float, teacher_mix: float | None
+    ) -> list[Response]:
+        self.student.eval()
+        return draw(
+            self.student,
+            [replace(prompt, limit=self.lengths[prompt.key]) for prompt in prompts],
+            Decoding(self.shape.slots, temperature=temperature),
+            end_token=self.shape.vocabulary,  # none: responses have the lengths that they are given
+            vocabulary=self.shape.vocabulary,
+            micro_batch=64,
+            teacher=self.teacher,
+            teacher_mix=teacher_mix or 0.0,
+        )
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="picture of takd's round")
+    arguments = parser.parse_args()
+    device = start(arguments)
+    report = Report(__doc__, arguments, device)
+    parts: dict[str, dict[str, float]] = {}
+    for name in arguments.shapes:
+        shape = (QUICK if arguments.quick else SHAPES)[name]
+        for kind in ("Dolly's lengths", "all at the maximum"):
+            case = f"{name} shapes, {kind}"
+            progress(case)
+            theirs, ours = contenders(shape, kind, device)
+            report.add(
+                case, compare({"reference's schedule": theirs, "takd": ours}, arguments.repeats)
+            )
+            parts[case] = spent(ours)
+    report.finish()
+    for case, seconds in parts.items():
+        whole = sum(seconds.values())
+        shares = ", ".join(f"{part} {100 * s / whole:.0f} %" for part, s in seconds.items())
+        print(f"{case}: {shares}")
+    if arguments.figure:
+        figure(parts, arguments.figure)
+
+
+def contenders(shape: Shape, kind: str, device: torch.device) -> tuple[Callable[[], None], Takd]:
+    """Both sides with models of their own that start equal."""
+    count, slots = ROUND["rollouts_per_round"], shape.slots
+    if kind.startswith("all"):
+        prompt_lengths, lengths = [slots] * count, [slots] * count
+    else:
+        prompt_lengths, lengths = map(list, zip(*dolly_lengths(count, slots), strict=True))
+    tokens = random_prompts(count, slots, slots, vocabulary=shape.vocabulary)
+    prompts = [row[:length] for row, length in zip(tokens, prompt_lengths, strict=True)]
+
+    def models(fused: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
+        more: dict[str, Any] = {"vocabulary": shape.vocabulary, "device": device, "fused": fused}
+        student = gpt2(*shape.student, seed=1, **more)
+        return student, gpt2(*shape.teacher, seed=2, **more).requires_grad_(False)
+
+    student, teacher = models(fused=False)
+    settings = Settings(
+        end_token=shape.vocabulary - 1,
+        prompt_slots=slots,
+        response_slots=slots,
+        chunk_size=count,
+        batch_size=ROUND["batch_size"],
+        inner_epochs=ROUND["inner_epochs"],
+    )
+    optimizer = reference_optimizer(student, settings)
+
+    def theirs() -> None:
+        reference_round(student, teacher, prompts, lengths, settings=settings, optimizer=optimizer)
+
+    return theirs, Takd(*models(fused=True), prompts, lengths, shape)
+
+
+# Where a round's time goes -----------------------------------------------------------------------
+
+
+def spent(ours: Takd) -> dict[str, float]:
+    """Seconds of one more round, by what they were spent on."""
+    seconds: dict[str, float] = {}
+    with (
+        timed(kvcache.RaggedCache, "read", "read prompts", seconds),
+        timed(kvcache.RaggedCache, "step", "decode: bodies", seconds),
+        timed(sampling._Decoder, "sample", "decode: vocabulary", seconds),
+        timed(minillm, "sum_over_tokens", "loss, with its gradients", seconds),
+        timed(minillm, "laid_out", "other", seconds),
+        timed(torch.Tensor, "backward", "student backward", seconds),
+        timed(ours.student.base_model, "forward", "student forward", seconds, while_training=True),
+        timed(ours.optimizer, "step", "optimizer", seconds),
+    ):
+        before = time.perf_counter()
+        ours()
+        whole = time.perf_counter() - before
+    seconds["other"] = whole - sum(s for part, s in seconds.items() if part != "other")
+    return seconds
+
+
+@contextmanager
+def timed(
+    owner: Any, name: str, part: str, seconds: dict[str, float], while_training: bool = False
+) -> Iterator[None]:
+    """Add the time of a function to a part."""
+    real = getattr(owner, name)
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        before = time.perf_counter()
+        found = real(*args, **kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if not while_training or owner.training:
+            seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - before
+        return found
+
+    setattr(owner, name, measured)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+def figure(parts: dict[str, dict[str, float]], path: Path) -> None:
+    """A stacked bar for each case."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(8, 0.7 * len(parts) + 1.3), layout="constrained")
+    axes = picture.subplots()
+    names = list(dict.fromkeys(part for seconds in parts.values() for part in seconds))
+    left = [0.0] * len(parts)
+    for part, colour in zip(
+        names, matplotlib.colormaps["viridis"].resampled(len(names)).colors, strict=True
+    ):
+        widths = [100 * s.get(part, 0.0) / sum(s.values()) for s in parts.values()]
+        axes.barh(list(parts), widths, left=left, color=colour, edgecolor="white", label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of a round's time, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4, frameon=False, fontsize=8)
+    picture.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

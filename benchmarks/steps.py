@@ -1,0 +1,96 @@
+"""Optimizer steps as takd's training loop takes them, on one device, without a stage around them."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lengths import dolly_lengths
+from models import VOCABULARY, random_texts
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedModel
+
+from takd.methods.base import Method
+from takd.training.devices import seed_generators
+
+
+def labelled_rows(
+    lengths: Sequence[tuple[int, int]], *, vocabulary: int = VOCABULARY, seed: int = 0
+) -> Dataset:
+    """Rows of random tokens as the data stage prepares them, in memory.
+
+    Args:
+        lengths: tokens of prompt and response of each row.
+    """
+    prompts, responses = (
+        random_texts(column, seed=seed + i, vocabulary=vocabulary)
+        for i, column in enumerate(zip(*lengths, strict=True))
+    )
+    ids = list(range(len(lengths)))
+    return Dataset.from_dict({"id": ids, "prompt_ids": prompts, "response_ids": responses})
+
+
+def dolly_rows(count: int, longest: int, *, vocabulary: int = VOCABULARY) -> Dataset:
+    """Rows as long as those of Dolly; `longest` as in `dolly_lengths`."""
+    return labelled_rows(dolly_lengths(count, longest), vocabulary=vocabulary)
+
+
+def settings(batch_size: int, **more: Any) -> dict[str, Any]:
+    """Settings that all methods have, and those of one."""
+    common = {"batch_size": batch_size, "gradient_clip": 1.0, "steps": 1_000_000, "epochs": None}
+    return common | more
+
+
+def adamw(student: PreTrainedModel) -> Optimizer:
+    """The loop's optimizer, at a learning rate that changes little in a few steps."""
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    return AdamW(trained, lr=5e-6, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+
+
+def optimizer_step(
+    method: Method,
+    student: PreTrainedModel,
+    optimizer: Optimizer,
+    step: int,
+    micro_batch: int,
+    autocast: torch.dtype | None = None,
+) -> dict[str, float]:
+    """What `takd.training.loop.Run.optimize` does: the global batch of a step, its loss, gradient and update.
+
+    A method that draws has to be prepared for the step before.
+
+    Args:
+        autocast: type of the products, as mixed precision has it; None for that of the parameters.
+
+    Returns:
+        Loss, statistics, and the norm of the gradient.
+    """
+    if not student.training:
+        student.train()
+    seed_generators(step)
+    sums: dict[str, Tensor] = {}
+    for part in method.parts(step):
+        rows = sorted(part.rows, key=len)
+        for first in range(0, len(rows), micro_batch):
+            with mixed_precision(student.device, autocast):
+                loss, statistics = part.loss(student, rows[first : first + micro_batch])
+            loss.backward()
+            for name, value in {"loss": loss.detach(), **statistics}.items():
+                sums[name] = sums[name] + value if name in sums else value
+    clip = method.settings["gradient_clip"]
+    norm = float(torch.nn.utils.clip_grad_norm_(student.parameters(), clip))
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    means = torch.stack(list(sums.values())).tolist()
+    return {**dict(zip(sums, means, strict=True)), "gradient_norm": norm}
+
+
+def mixed_precision(
+    device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[Any]:
+    """Products in another type, or nothing."""
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
