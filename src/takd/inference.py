@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from takd import models
-from takd.training.devices import DTYPES, choose_precision
+from takd.kvcache import check_decoding
+from takd.training.devices import DTYPES, choose_precision, own
 
 
 def settle(threads: int) -> None:
@@ -19,21 +20,17 @@ def settle(threads: int) -> None:
     logging.disable_progress_bar()
 
 
-def device() -> torch.device:
-    """The card, or else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load(
     folder: Path, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> tuple[PreTrainedModel, int]:
     """Read a model onto the device at hand, in the numbers that suit it, and its vocabulary.
 
     Raises:
-        InputError: as `models.check_vocabulary` and `models.check_projection`.
+        InputError: as `models.check_vocabulary`, `models.check_projection` and `check_decoding`.
     """
     model = models.load_model(folder, dtype=DTYPES[choose_precision("auto")])
     vocabulary = models.check_vocabulary(model, tokenizer, name)
-    nn.Module.to(model, device())
+    nn.Module.to(model, own())
     models.check_projection(model, name)
+    check_decoding(model, name)
     return model.eval(), vocabulary

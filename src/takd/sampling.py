@@ -22,6 +22,7 @@ from takd.kvcache import RaggedCache
 from takd.layout import Layout
 from takd.models import project
 from takd.noise import gumbel_noise
+from takd.tokenloss import chunk_size
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,12 @@ class Response:
         tokens: drawn tokens, (length,), with the end token if it was drawn.
         finished: whether the end token was drawn.
         student: log q of each token, (length,), float32, at the decoding's temperature.
-        teacher: log p of each token; empty without a teacher.
+        teacher: log p of each token.
         mixed: log p̃ of each token, the distribution that it was drawn from.
         teacher_hidden: the teacher's last hidden states that predict each token, (length, hidden size), from which
-            its whole distributions are one matrix product away; empty without a teacher.
+            its whole distributions are one matrix product away.
+
+    All but the tokens is empty without a teacher: who draws from the student alone scores nothing.
     """
 
     tokens: Tensor
@@ -123,6 +126,7 @@ def draw(
         vocabulary,
         teacher_mix,
         min(micro_batch, len(prompts)),
+        scored=teacher is not None,
     )
     found = dict(decoder.run(deque((i, prompts[i]) for i in order)))
     responses = [found[i] for i in range(len(prompts))]
@@ -146,12 +150,20 @@ def _read(
         chosen = order[start : start + micro_batch]
         layout = Layout.of([texts[i] for i in chosen], teacher.device)
         hidden_nh = layout.hidden(teacher)
-        hidden = hidden_nh.cpu().split([len(texts[i][1]) for i in chosen])
-        for index, hidden_th in zip(chosen, hidden, strict=True):
-            targets = responses[index].tokens.to(teacher.device)
-            logits = project(teacher, hidden_th.to(teacher.device), vocabulary) / temperature
-            log_t = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-            responses[index].teacher, responses[index].teacher_hidden = log_t.cpu(), hidden_th
+        size = chunk_size(vocabulary, teacher.device)
+        pieces = zip(hidden_nh.split(size), layout.targets_n.split(size), strict=True)
+        log_n = torch.cat(
+            [
+                (project(teacher, piece_mh, vocabulary) / temperature)
+                .log_softmax(-1)
+                .gather(-1, targets_m[:, None])[:, 0]
+                for piece_mh, targets_m in pieces
+            ]
+        )
+        lengths = [len(texts[i][1]) for i in chosen]
+        parts = zip(chosen, log_n.cpu().split(lengths), hidden_nh.cpu().split(lengths), strict=True)
+        for index, log_t, hidden_th in parts:
+            responses[index].teacher, responses[index].teacher_hidden = log_t, hidden_th
 
 
 @dataclass
@@ -200,7 +212,9 @@ class _Decoder:
         vocabulary: int,
         teacher_mix: float,
         rows: int,
+        scored: bool,
     ) -> None:
+        self.scored = scored
         self.models, self.decoding, self.teacher_mix = models, decoding, teacher_mix
         self.end_token, self.vocabulary = end_token, vocabulary
         self.warpers = decoding.warpers()
@@ -261,7 +275,7 @@ class _Decoder:
     def sample(self) -> Tensor:
         """The next token of every row, (rows,)."""
         logs = [
-            (project(model, hidden_bh, self.vocabulary) / self.decoding.temperature).log_softmax(-1)
+            self.scaled(project(model, hidden_bh, self.vocabulary))
             for model, hidden_bh in zip(self.models, self.hidden, strict=True)
         ]
         mixed_bv = mixed_log_probabilities(logs[0], logs[-1], self.teacher_mix)
@@ -273,17 +287,24 @@ class _Decoder:
             noisy_bv = noise_bv.add_(mixed_bv)
         next_b = noisy_bv.argmax(-1)
         # a free row's last place is overwritten before it is read
-        here = (
-            torch.arange(len(self.rows), device=next_b.device),
-            self.drawn_b.clamp(max=self.tokens_bt.shape[1] - 1),
-        )
+        last = self.tokens_bt.shape[1] - 1
+        here = torch.arange(len(self.rows), device=next_b.device), self.drawn_b.clamp(max=last)
         self.tokens_bt[here] = next_b
-        for scores_bt, log_bv in zip(self.scores_kbt, (logs[0], logs[-1], mixed_bv), strict=True):
-            scores_bt[here] = log_bv.gather(-1, next_b[:, None])[:, 0]
+        if self.scored:
+            for scores_bt, log_bv in zip(
+                self.scores_kbt, (logs[0], logs[-1], mixed_bv), strict=True
+            ):
+                scores_bt[here] = log_bv.gather(-1, next_b[:, None])[:, 0]
         if len(self.hidden) > 1:
             self.teacher_bth[here] = self.hidden[1]
         self.drawn_b += 1
         return next_b
+
+    def scaled(self, logits_bv: Tensor) -> Tensor:
+        """Log-probabilities where they are wanted; else logits, of which the same token wins."""
+        if self.decoding.temperature != 1:
+            logits_bv = logits_bv / self.decoding.temperature
+        return logits_bv.log_softmax(-1) if self.scored else logits_bv
 
     def cut(self, mixed_bv: Tensor) -> Tensor:
         """The distribution without what the decoding rules out."""
@@ -293,7 +314,8 @@ class _Decoder:
                 mixed_bv[place, banned] = -math.inf
         # what cuts the tail does not look at the tokens before
         before = cast(LongTensor, self.tokens_bt[:, :0])
-        return self.warpers(before, cast(FloatTensor, mixed_bv)).log_softmax(-1)
+        cut_bv = self.warpers(before, cast(FloatTensor, mixed_bv))
+        return cut_bv.log_softmax(-1) if self.scored else cut_bv
 
     def retire(self, next_tokens: list[int]) -> Iterator[tuple[int, Response]]:
         """Responses that are finished with these tokens; their places are free then."""
@@ -320,9 +342,9 @@ class _Decoder:
                 Response(
                     tokens=tokens_bt[line, :length].clone(),
                     finished=next_tokens[place] == self.end_token,
-                    student=scores_kbt[0, line, :length].clone(),
+                    student=scores_kbt[0, line, : length if self.scored else 0].clone(),
                     teacher=scores_kbt[1, line, : length if with_teacher else 0].clone(),
-                    mixed=scores_kbt[2, line, :length].clone(),
+                    mixed=scores_kbt[2, line, : length if self.scored else 0].clone(),
                     teacher_hidden=self.teacher_bth[place, :length].cpu().clone()
                     if with_teacher
                     else self.teacher_bth.cpu(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from takd.models import project
+from takd.models import project, vocabulary_product
 
 # (logits (m, vocabulary), columns of the same tokens) -> loss of each token (m,), statistics of each token (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -102,7 +102,7 @@ class _Fused(torch.autograd.Function):
         total = torch.zeros((), device=hidden_nh.device)
         for start in range(0, hidden_nh.shape[0], size):
             piece_mh = hidden_nh[start : start + size].to(dtype)
-            logits_mv = (piece_mh @ head_vh.T).float()
+            logits_mv = vocabulary_product(piece_mh, head_vh).float()
             with torch.enable_grad() if learns else torch.no_grad():
                 logits_mv.requires_grad_(learns)
                 value_m, values = loss(logits_mv, _pieces(columns, start, size))

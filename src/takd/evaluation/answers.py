@@ -9,7 +9,6 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from takd import inference
-from takd.kvcache import check_decoding
 from takd.sampling import Decoding, Prompt, draw
 from takd.stage import Interrupted, Stage
 from takd.training.progress import Progress
@@ -58,7 +57,6 @@ def answer(
     left.sort(key=lambda pair: len(pair[1].tokens))
     name = stage.spec["lineage"]
     loaded, vocabulary = inference.load(model, tokenizer, name)
-    check_decoding(loaded, name)
     progress = Progress(title, len(prompts), len(answers), active=True)
     size = stage.micro_batch * DRAWN_TOGETHER
     with open(store, "a", encoding="utf-8") as file:

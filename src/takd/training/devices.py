@@ -17,6 +17,13 @@ from takd.errors import InputError
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def own() -> torch.device:
+    """This process's card, or else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def choose_precision(setting: str) -> str:
     """Resolve `auto`: float32 on a CPU, bfloat16 where the card has it, else float16 with loss scaling (Volta)."""
     on_gpu = torch.cuda.is_available()
