@@ -3,9 +3,10 @@
     python benchmarks/minillm_round.py [--quick] [--json FILE] [--shapes gpt2 demo] [--figure FILE.svg]
 
 A round draws 16 teacher-mixed responses and trains on them for 4 inner epochs in batches of 4, as one GPU of the
-reference does (`reference_schedule.py` lists its passes); with GPT-2's shapes on a CPU, where one takes a quarter of an
-hour, it is half a round, 8 responses, once and without warm-up. Random models never end a response, so both sides get
-the lengths: those of Dolly's rows, and all at the maximum. `--figure` draws where takd's round spends its time.
+reference does (`reference_schedule.py` lists its passes). With GPT-2's shapes on a CPU, where a round takes a quarter
+of an hour, it is a quarter of one: one batch of 4 responses, once and without warm-up. Random models never end a
+response, so both sides get the lengths: those of Dolly's rows, and all at the maximum. `--figure` draws where takd's
+round spends its time.
 """
 
 import time
@@ -45,7 +46,7 @@ class Shape:
 
 SHAPES = {
     "gpt2": Shape((12, 768), (24, 1024), VOCABULARY, 256),
-    "gpt2 on a CPU": Shape((12, 768), (24, 1024), VOCABULARY, 256, rollouts=8, turns=1),
+    "gpt2 on a CPU": Shape((12, 768), (24, 1024), VOCABULARY, 256, rollouts=4, turns=1),
     "demo": Shape((2, 64), (3, 192), 700, 64),
 }
 QUICK = {
@@ -142,9 +143,15 @@ def main() -> None:
             case = f"{name} shapes, {kind}"
             progress(case)
             theirs, ours = contenders(shape, kind, device)
-            pair = {"reference's schedule": theirs, "takd": ours}
+            found: dict[str, float] = {}
+
+            def takd(ours: Takd = ours, found: dict[str, float] = found) -> None:
+                found.clear()
+                found.update(spent(ours))
+
+            pair = {"reference's schedule": theirs, "takd": takd}
             report.add(case, compare(pair, shape.turns, warm_up=shape.turns > 1))
-            parts[case] = spent(ours)
+            parts[case] = found
             whole = sum(parts[case].values())
             shares = (f"{part} {100 * took / whole:.0f} %" for part, took in parts[case].items())
             report.note(f"takd, {case}: {', '.join(shares)}.")
@@ -189,7 +196,7 @@ def contenders(shape: Shape, kind: str, device: torch.device) -> tuple[Callable[
 
 
 def spent(ours: Takd) -> dict[str, float]:
-    """Seconds of one more round, by what they were spent on."""
+    """Take a round; its seconds, by what they were spent on."""
     seconds: dict[str, float] = {}
     with (
         timed(kvcache.RaggedCache, "read", "read prompts", seconds),

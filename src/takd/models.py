@@ -28,7 +28,7 @@ DROPOUT_KEYS = (
 # the same functions in one kernel instead of eight
 FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
-VOCABULARY_BLOCK = 1024
+VOCABULARY_BLOCK = 2048
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -164,6 +164,11 @@ def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
     else:
         logits = head(hidden)[..., :vocabulary]
     return logits.float()
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by a temperature; 1 costs no pass over the vocabulary."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def vocabulary_product(hidden: Tensor, weight_vh: Tensor) -> Tensor:

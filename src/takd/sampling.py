@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, TopKLogitsWarper,
 
 from takd.kvcache import RaggedCache
 from takd.layout import Layout
-from takd.models import project
+from takd.models import project, tempered
 from takd.noise import gumbel_noise
 from takd.tokenloss import chunk_size
 
@@ -154,7 +154,7 @@ def _read(
         pieces = zip(hidden_nh.split(size), layout.targets_n.split(size), strict=True)
         log_n = torch.cat(
             [
-                (project(teacher, piece_mh, vocabulary) / temperature)
+                tempered(project(teacher, piece_mh, vocabulary), temperature)
                 .log_softmax(-1)
                 .gather(-1, targets_m[:, None])[:, 0]
                 for piece_mh, targets_m in pieces
@@ -302,8 +302,7 @@ class _Decoder:
 
     def scaled(self, logits_bv: Tensor) -> Tensor:
         """Log-probabilities where they are wanted; else logits, of which the same token wins."""
-        if self.decoding.temperature != 1:
-            logits_bv = logits_bv / self.decoding.temperature
+        logits_bv = tempered(logits_bv, self.decoding.temperature)
         return logits_bv.log_softmax(-1) if self.scored else logits_bv
 
     def cut(self, mixed_bv: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from takd.methods.base import (
 )
 from takd.methods.losses import label_and_divergence_loss
 from takd.methods.teachers import KeptTeacher, teacher_view
+from takd.models import tempered
 from takd.tokenloss import sum_over_tokens
 
 
@@ -225,7 +226,7 @@ class MiniLLM(Method):
         teacher = KeptTeacher(self.teacher, vocabulary, s["temperature"])
 
         def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
-            log_q_mv = (logits_mv / s["temperature"]).log_softmax(-1)
+            log_q_mv = tempered(logits_mv, s["temperature"]).log_softmax(-1)
             log_q_m = log_q_mv.gather(-1, columns["target"][:, None])[:, 0]
             log_ratio_m, weight_m = log_q_m - columns["drawn"], columns["weight"]
             policy_m = policy_loss(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from takd.divergences import coarsen, log_tail
 from takd.layout import Layout
-from takd.models import project
+from takd.models import project, tempered
 
 
 class TeacherView(Protocol):
@@ -45,7 +45,9 @@ class LiveTeacher:
 
     @torch.no_grad()
     def _log(self, hidden_nh: Tensor) -> Tensor:
-        return (project(self.model, hidden_nh, self.vocabulary) / self.temperature).log_softmax(-1)
+        return tempered(
+            project(self.model, hidden_nh, self.vocabulary), self.temperature
+        ).log_softmax(-1)
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return student_nv, self._log(columns["teacher_hidden"])
