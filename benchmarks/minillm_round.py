@@ -4,9 +4,9 @@
 
 A round draws 16 teacher-mixed responses and trains on them for 4 inner epochs in batches of 4, as one GPU of the
 reference does (`reference_schedule.py` lists its passes). With GPT-2's shapes on a CPU, where a round takes a quarter
-of an hour, it is a quarter of one: one batch of 4 responses, once and without warm-up. Random models never end a
-response, so both sides get the lengths: those of Dolly's rows, and all at the maximum. `--figure` draws where takd's
-round spends its time.
+of an hour, it is one batch of 4 responses, and beside it a whole round of models of a quarter of the depth; both once
+and without warm-up. Random models never end a response, so both sides get the lengths: those of Dolly's rows, and all
+at the maximum. `--figure` draws where takd's round spends its time.
 """
 
 import time
@@ -43,16 +43,24 @@ class Shape:
     rollouts: int = 16
     turns: int = 5
 
+    def __str__(self) -> str:
+        (layers, width), (teacher_layers, teacher_width) = self.student, self.teacher
+        shapes = f"{layers}×{width} from {teacher_layers}×{teacher_width}"
+        return f"{shapes}, vocabulary {self.vocabulary}, {self.rollouts} responses"
+
 
 SHAPES = {
     "gpt2": Shape((12, 768), (24, 1024), VOCABULARY, 256),
+    "shallow": Shape((3, 768), (6, 1024), VOCABULARY, 256, turns=1),
     "gpt2 on a CPU": Shape((12, 768), (24, 1024), VOCABULARY, 256, rollouts=4, turns=1),
     "demo": Shape((2, 64), (3, 192), 700, 64),
 }
 QUICK = {
     "gpt2": Shape((2, 128), (4, 128), 512, 32, turns=2),
+    "shallow": Shape((1, 128), (2, 128), 512, 32, turns=2),
     "demo": Shape((2, 64), (3, 192), 128, 32, turns=2),
 }
+LENGTHS = ("Dolly's lengths", "all at the maximum")
 ROUND = {"batch_size": 4, "inner_epochs": 4}
 # the reference's objective, takd's defaults
 OBJECTIVE: dict[str, Any] = {
@@ -130,6 +138,7 @@ class Takd:
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=QUICK, default=list(QUICK))
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
     parser.add_argument("--figure", type=Path, metavar="FILE", help="picture of takd's round")
     arguments = parser.parse_args()
     device = start(arguments)
@@ -139,8 +148,8 @@ def main() -> None:
         shapes = QUICK if arguments.quick else SHAPES
         on_cpu = f"{name} on a CPU"
         shape = shapes[on_cpu if device.type == "cpu" and on_cpu in shapes else name]
-        for kind in ("Dolly's lengths", "all at the maximum"):
-            case = f"{name} shapes, {kind}"
+        for kind in arguments.lengths:
+            case = f"{shape}, {kind}"
             progress(case)
             theirs, ours = contenders(shape, kind, device)
             found: dict[str, float] = {}
