@@ -268,7 +268,7 @@ def figure(parts: dict[str, dict[str, float]], path: Path) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of a round's time, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=4, frameon=False, fontsize=8)
+    picture.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     picture.savefig(path)
 
 
