@@ -44,7 +44,7 @@ format: env  ## format all code
 BENCHMARKS := minillm_round trl_step decoding kd_step loss_memory training_step compile
 TRL := benchmarks/packages/trl-1.16.0 benchmarks/packages/trl-1.14.2
 
-bench: env $(TRL)  ## all benchmarks, their numbers into docs/performance.md: most of an hour on two quiet cores
+bench: env $(TRL)  ## all benchmarks, their numbers into docs/performance.md: well over an hour on two quiet cores
 	@failed=; for name in $(BENCHMARKS); do \
 		echo "== $$name"; \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || failed="$$failed $$name"; \

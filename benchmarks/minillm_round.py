@@ -22,7 +22,7 @@ from harness import Report, command_line, compare, progress, start
 from lengths import dolly_lengths
 from models import VOCABULARY, gpt2, random_prompts
 from reference_schedule import Settings, reference_optimizer, reference_round
-from steps import optimizer_step
+from steps import MINILLM, optimizer_step
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
@@ -62,27 +62,6 @@ QUICK = {
 }
 LENGTHS = ("Dolly's lengths", "all at the maximum")
 ROUND = {"batch_size": 4, "inner_epochs": 4}
-# the reference's objective, takd's defaults
-OBJECTIVE: dict[str, Any] = {
-    "teacher_mix": 0.2,
-    "temperature": 1.0,
-    "discount": 0.95,
-    "return_includes_current": True,
-    "reward_scale": 0.5,
-    "reward_clip": 100.0,
-    "length_normalisation": True,
-    "whitening": "slots",
-    "ratio_clip": 0.2,
-    "clip_weighted_ratio": True,
-    "importance": "token",
-    "single_step_weight": 1.0,
-    "single_step_importance": False,
-    "lm_weight": 0.0,
-    "lm_teacher_share": 0.5,
-    "lm_batch_size": None,
-    "lm_teacher_outputs": "live",
-    "gradient_clip": 1.0,
-}
 
 
 class Takd:
@@ -99,7 +78,7 @@ class Takd:
         count = len(prompts)
         rows = {"id": range(count), "prompt_ids": prompts, "response_ids": [[0]] * count}
         context = Context(
-            settings={**OBJECTIVE, **ROUND, "rollouts_per_round": count},
+            settings={**MINILLM, **ROUND, "rollouts_per_round": count},
             seed=1,
             train=Dataset.from_dict(rows),
             vocabulary=shape.vocabulary,

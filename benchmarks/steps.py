@@ -16,6 +16,28 @@ from transformers import PreTrainedModel
 from takd.methods.base import Method
 from takd.training.devices import seed_generators
 
+# MiniLLM's objective as in the authors' code, takd's defaults
+MINILLM: dict[str, Any] = {
+    "teacher_mix": 0.2,
+    "temperature": 1.0,
+    "discount": 0.95,
+    "return_includes_current": True,
+    "reward_scale": 0.5,
+    "reward_clip": 100.0,
+    "length_normalisation": True,
+    "whitening": "slots",
+    "ratio_clip": 0.2,
+    "clip_weighted_ratio": True,
+    "importance": "token",
+    "single_step_weight": 1.0,
+    "single_step_importance": False,
+    "lm_weight": 0.0,
+    "lm_teacher_share": 0.5,
+    "lm_batch_size": None,
+    "lm_teacher_outputs": "live",
+    "gradient_clip": 1.0,
+}
+
 
 def labelled_rows(
     lengths: Sequence[tuple[int, int]], *, vocabulary: int = VOCABULARY, seed: int = 0

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from harness import Supervisor
 from models import gpt2, random_prompts
+from steps import MINILLM, optimizer_step
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -46,26 +47,15 @@ OURS: dict[str, dict[str, Any]] = {
     "jsd": {**ON_POLICY, "beta": 0.5},
     # one update, no mixing, and the paper's equations, as in TRL
     "minillm": {
+        **MINILLM,
         "rollouts_per_round": 16,
         "inner_epochs": 1,
         "teacher_mix": 0.0,
-        "temperature": 1.0,
         "discount": 1.0,
         "return_includes_current": False,
         "reward_scale": 1.0,
         "reward_clip": 1e9,
-        "length_normalisation": True,
         "whitening": "none",
-        "ratio_clip": 0.2,
-        "clip_weighted_ratio": True,
-        "importance": "token",
-        "single_step_weight": 1.0,
-        "single_step_importance": False,
-        "lm_weight": 0.0,
-        "lm_teacher_share": 0.5,
-        "lm_batch_size": None,
-        "lm_teacher_outputs": "live",
-        "gradient_clip": 1.0,
         "steps": 1_000_000,
         "epochs": None,
     },
@@ -111,8 +101,6 @@ def ours_step(
     supervisor: Supervisor,
 ) -> Callable[[], None]:
     """takd's step."""
-    from steps import optimizer_step
-
     from takd.methods.base import Context
     from takd.methods.gkd import Gkd
     from takd.methods.minillm import MiniLLM
