@@ -1,5 +1,6 @@
 """The profiles: what the Slurm one would submit, through the real executor, and what both must hold."""
 
+import ast
 import base64
 import json
 import os
@@ -254,19 +255,25 @@ def test_one_place_for_all_that_depends_on_the_cluster(tmp_path: Path) -> None:
     assert "sft=8" in settings["set-threads"]
 
 
-@pytest.mark.parametrize(
-    ("name", "training", "evaluation"),
-    [
-        ("slurm", "sft:gres=gpu:4", "evaluate:gres=gpu:1"),
-        (
-            "slurm-h100",
-            "sft:slurm_extra='--gpus-per-node=4'",
-            "evaluate:slurm_extra='--gpus-per-node=1'",
-        ),
-    ],
-)
-def test_a_cluster_with_one_model_of_gpu(
-    name: str, training: str, evaluation: str, tmp_path: Path
-) -> None:
-    settings = changed(name, tmp_path, gpu='""')
-    assert {training, evaluation} <= set(settings["set-resources"])
+@pytest.mark.parametrize("name", SLURM_PROFILES)
+def test_a_cluster_without_accounts_but_with_partitions(name: str, tmp_path: Path) -> None:
+    settings = changed(name, tmp_path, account='""', partition="gpu")
+    given = dict(value.split("=") for value in settings["default-resources"])
+    assert given == {"slurm_partition": "gpu", "runtime": "60", "mem_mb": "4000"}
+
+
+@pytest.mark.parametrize("name", SLURM_PROFILES)
+@pytest.mark.parametrize("gpu", ["", "v100", "h100"])
+@pytest.mark.parametrize("more", ["", "--exclude=a1,a2 --switches=1"])
+def test_gpus_and_options(name: str, gpu: str, more: str, tmp_path: Path) -> None:
+    settings = changed(name, tmp_path, gpu=f'"{gpu}"', options=f'"{more}"')
+    given = dict(value.split("=", 1) for value in settings["set-resources"])
+    for rule, count in (("distill_minillm", 4), ("evaluate", 1)):
+        wanted = f"{gpu}:{count}" if gpu else str(count)
+        extra = ast.literal_eval(given[f"{rule}:slurm_extra"]).split()
+        if name == "slurm":
+            assert given[f"{rule}:gres"] == f"gpu:{wanted}"
+            assert extra == more.split()
+        else:
+            assert f"{rule}:gres" not in given
+            assert extra == [f"--gpus-per-node={wanted}", *more.split()]
