@@ -51,7 +51,7 @@ _takd_enter() {
         return 1
     fi
     # the modules first: an environment does not see a pyarrow that is loaded after it
-    if [[ -n ${VIRTUAL_ENV:-} ]]; then deactivate; fi
+    if [[ $(type -t deactivate) == function ]]; then deactivate; fi
     read -ra modules <<<"${TAKD_MODULES:-StdEnv/2023 gcc arrow python/3.11}"
     module load "${modules[@]}" || return
     if [[ ! -e $folder/complete || $here/alliance.txt -nt $folder/complete ]]; then

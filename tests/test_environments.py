@@ -261,7 +261,8 @@ class Cluster:
             python -c 'import takd; print(takd.__file__)'
             python -m pip freeze
         """
-        env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        left_out = re.compile("PIP_|PYTHONPATH$|VIRTUAL_ENV$|SCRATCH$|TAKD_MODULES$")
+        env = {name: value for name, value in os.environ.items() if not left_out.match(name)}
         env |= {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(self.folder),
@@ -270,8 +271,6 @@ class Cluster:
             "PIP_INDEX_URL": self.index.as_uri(),
             **variables,
         }
-        env.pop("PYTHONPATH", None)
-        env.pop("VIRTUAL_ENV", None)
         return subprocess.run(["bash", "-c", script], text=True, capture_output=True, env=env)
 
 
@@ -299,11 +298,14 @@ def test_alliance_takes_wheels_of_the_cluster_and_fetches_what_it_lacks(cluster:
         f"yte=={pins['yte']}",
         f"torch=={listed('alliance.txt')['torch']}.99+computecanada",
     } <= {line.split(" @ ")[0] for line in done.stdout.splitlines()}
-    # at the next login it is entered, and nothing is installed
-    again = cluster.source(PIP_FIND_LINKS="", TAKD_MODULES="StdEnv/2023 arrow/25.0.0")
+    # at the next login, or in a shell of tmux, it is entered, and nothing is installed
+    again = cluster.source(
+        PIP_FIND_LINKS="", VIRTUAL_ENV=str(folder), TAKD_MODULES="StdEnv/2023 arrow/25.0.0"
+    )
     assert again.returncode == 0, again.stderr
     assert "module load StdEnv/2023 arrow/25.0.0" in again.stdout
     assert "Making" not in again.stdout
+    assert "command not found" not in again.stderr
 
 
 def test_alliance_says_what_neither_has(cluster: Cluster) -> None:

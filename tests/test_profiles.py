@@ -233,6 +233,8 @@ def test_slurm_profiles_differ_in_their_first_block_only() -> None:
     assert [list(block) for block in variables] == [list(variables[0])] * len(variables)
     differing = {key for key in variables[0] if len({block[key] for block in variables}) > 1}
     assert differing == {"gpu", "request", "cores", "memory", "node_memory", "micro_batch"}
+    explained = (ROOT / "profiles/README.md").read_text()
+    assert [key for key in variables[0] if not re.search(rf"[*`\s]{key}[*`,]", explained)] == []
 
 
 def changed(name: str, folder: Path, **variables: str) -> dict:
