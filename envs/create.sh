@@ -53,7 +53,7 @@ pip install "$torch" || {
     [ -n "$build" ] || exit 1
     fail "Is PyTorch's index ${build#+} in PIP_EXTRA_INDEX_URL? Without it pip does not find $torch: envs/README.md"
 }
-if [ "$target" = cuda ] && ! "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+if [ "$target" = cuda ] && ! "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
     fail "$venv has a build of $torch without CUDA: take PyTorch's index for the CPU out of PIP_EXTRA_INDEX_URL, remove $venv and try again"
 fi
 echo "Installing the other packages"
