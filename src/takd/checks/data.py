@@ -1,0 +1,35 @@
+"""Rules between the keys of `data`, `tokenizer` and the evaluation sets' sources."""
+
+from typing import Any
+
+from takd.yamlfile import Key, YamlFile
+
+
+def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
+    data, sets = file.value["data"], file.value["evaluation"]["sets"]
+    sources: dict[Key, Any] = {
+        ("data", name): data.get(name) for name in ("train", "dev", "corpus")
+    }
+    sources |= {("evaluation", "sets", name): source for name, source in sets.items()}
+    for key, source in sources.items():
+        if source and "split" in source and not ("hub" in source or "folder" in source):
+            raise file.error((*key, "split"), "only goes with hub and folder; remove it.")
+    if "train" in settings["tokenizer"] and "vocabulary" in settings["tokenizer"]:
+        raise file.error(
+            ("tokenizer", "vocabulary"),
+            "only goes with hub, folder and gguf; train has its own, remove it.",
+        )
+    longest, prompt = settings["data"]["max_length"], settings["data"]["max_prompt_length"]
+    if prompt >= longest:
+        raise file.error(
+            ("data", "max_prompt_length"),
+            f"is {prompt}, but must be less than data.max_length ({longest}), which leaves room for"
+            " a response.",
+        )
+    corpus = settings["data"]["corpus"]
+    if corpus and (corpus["block_length"] or 0) > longest:
+        raise file.error(
+            ("data", "corpus", "block_length"),
+            f"is {corpus['block_length']}, but must be at most data.max_length ({longest}), the"
+            " longest text that the models read.",
+        )
