@@ -25,6 +25,7 @@ def check_models(file: YamlFile, settings: dict[str, Any]) -> dict[str, int]:
     for name, model in settings["models"].items():
         key: Key = ("models", name)
         shape = model["weights"].get("scratch")
+        _check_kept(file, (*key, "weights"), model["weights"])
         if shape is None:
             if "parameters" not in model:
                 raise file.error(key, "lacks the key parameters: its size, such as 1.5B or 120M.")
@@ -55,6 +56,23 @@ def check_models(file: YamlFile, settings: dict[str, Any]) -> dict[str, int]:
             )
         parameters[name] = gpt2_parameters(shape, vocabulary)
     return parameters
+
+
+def _check_kept(file: YamlFile, key: Key, weights: dict[str, Any]) -> None:
+    """Layers that are kept of a model; how many there are is known when the weights are."""
+    kept = weights.get("keep_layers")
+    if kept is None:
+        return
+    if "scratch" in weights:
+        raise file.error(
+            (*key, "keep_layers"),
+            "only goes with hub, folder and gguf; set scratch.layers instead.",
+        )
+    if isinstance(kept, list) and kept != sorted(kept):
+        raise file.error(
+            (*key, "keep_layers"),
+            f"is {kept}, but must rise, since layers stay in their order: {sorted(kept)}.",
+        )
 
 
 def _count(size: float | str) -> int:
