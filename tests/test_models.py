@@ -27,14 +27,25 @@ from takd.models import (
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 2}
+GROUPED = {**LLAMA_LIKE, "num_key_value_heads": 1}
+OPT = {**SMALL, "ffn_dim": 24, "max_position_embeddings": 32}
+WINDOW = {"sliding_window": 3}
 FAMILIES = {
     "gpt2": lambda: tiny_gpt2(0, vocabulary=13),
-    "opt": lambda: OPTForCausalLM(
-        OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=8, max_position_embeddings=32)
+    "opt": lambda: OPTForCausalLM(OPTConfig(**OPT)),
+    # as in opt-350m: narrower embeddings, norms after the blocks
+    "opt-projected": lambda: OPTForCausalLM(
+        OPTConfig(**OPT, word_embed_proj_dim=8, do_layer_norm_before=False)
     ),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**LLAMA_LIKE)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA_LIKE, tie_word_embeddings=True)),
+    "llama-grouped": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED)),
+    "mistral-window": lambda: MistralForCausalLM(MistralConfig(**GROUPED, **WINDOW)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED, tie_word_embeddings=True)),
+    "qwen2-untied": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)),
+    "qwen2-window": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**GROUPED, **WINDOW, use_sliding_window=True, max_window_layers=1)
+    ),
 }
 
 

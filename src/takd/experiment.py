@@ -184,7 +184,10 @@ class Experiment:
             place = self.root / (weights.get("folder") or weights["gguf"])
             sizes = [(path, path.stat().st_size) for path in files_below(place)]
             weights["files"] = [[path.relative_to(place).as_posix(), size] for path, size in sizes]
-        return {"model": model, "weights": weights, "parameters": self.parameters[model]}
+        spec = {"model": model, "weights": weights, "parameters": self.parameters[model]}
+        if "scratch" in weights:
+            return spec  # whose positions are checked when the file is read
+        return {**spec, "max_length": self.settings["data"]["max_length"]}
 
     def train_spec(self, name: str, seed: int) -> Spec:
         """Settings of the stage that trains the last model of a lineage."""

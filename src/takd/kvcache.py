@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from takd.errors import InputError
-from takd.models import hidden_states
+from takd.models import decoding_mask, hidden_states
 
 GROWTH = 64  # columns
 READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}  # tokens
@@ -71,11 +71,10 @@ class RaggedCache(Cache):
     def step(self, tokens_b: Tensor) -> Tensor:
         """One more token in every row that is taken; gives hidden states, (rows, hidden size)."""
         self._make_room(max(self.lengths) + 1)
-        columns = torch.arange(max(self.lengths) + 1, device=tokens_b.device)
         hidden = hidden_states(
             self.model,
             tokens_b[:, None],
-            mask=(columns <= self._lengths_b[:, None])[:, None, None],
+            mask=decoding_mask(self.model, self._lengths_b, max(self.lengths) + 1),
             positions_bt=self._lengths_b[:, None],
             cache=self,
         )
