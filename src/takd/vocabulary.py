@@ -14,7 +14,7 @@ from takd.errors import InputError
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
 # beside them, what `AutoTokenizer` reads
 ALSO = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# words, numbers, blanks, code, other scripts: where tokenizers of one vocabulary differ in merges or in splitting
+# words, numbers, blanks, code, other scripts: where tokenizers of one vocabulary differ in how they split text
 TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs.",
     "  def f(x):\n\treturn x ** 2  # naïve\n\n\n",
@@ -79,12 +79,20 @@ def first_difference(own: Any, ours: Any) -> str | None:
             continue
         words = [f"is {token!r}" if token is not None else "is missing" for token in (there, here)]
         return f"token {number} {words[0]} there and {words[1]} here"
-    for text in TEXTS:
-        pieces = [
-            tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False).input_ids)
-            for tokenizer in (own, ours)
-        ]
-        for at, (there, here) in enumerate(zip_longest(*pieces), start=1):
-            if there != here:
-                return f"token {at} of the text {text!r} is {there!r} there and {here!r} here"
+    # the text of each token, as far as merges make one of it, and some that show how text is split
+    special = {*own.added_tokens_decoder, *ours.added_tokens_decoder}
+    texts = [*TEXTS, *(own.decode([number]) for number in sorted(theirs.keys() - special))]
+    read = [tokenizer(texts, add_special_tokens=False).input_ids for tokenizer in (own, ours)]
+    for text, *ids in zip(texts, *read, strict=True):
+        if ids[0] != ids[1]:
+            pieces = [
+                tokenizer.convert_ids_to_tokens(i)
+                for tokenizer, i in zip((own, ours), ids, strict=True)
+            ]
+            at, (there, here) = next(
+                (at, pair)
+                for at, pair in enumerate(zip_longest(*pieces), start=1)
+                if pair[0] != pair[1]
+            )
+            return f"token {at} of the text {text!r} is {there!r} there and {here!r} here"
     return None
