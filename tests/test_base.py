@@ -270,6 +270,11 @@ def test_gguf_is_dequantised(prepare, tmp_path):
     assert manifest["parameters"] == count
     loaded = load_model(tmp_path / "model")
     torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
+    manifest = prepare({"gguf": str(tmp_path / "m.gguf"), "keep_layers": [0]}, parameters=count)
+    assert manifest["layers"] == [0] and set(manifest["files"]) == {
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_a_smaller_model_is_made_of_some_layers(prepare, tmp_path):

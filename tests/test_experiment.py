@@ -260,6 +260,11 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         f'{{url: "http://host/rows.jsonl", sha256: "{"0" * 64}"}}',
         ["data.train.url is 'http://host/rows.jsonl'", "begins with https:// or file:///"],
     ),
+    "address with a password": (
+        "{json: data/train.jsonl}",
+        f'{{url: "https://me:secret@host/rows.jsonl", sha256: "{"0" * 64}"}}',
+        ["data.train.url is", "without a name or password"],
+    ),
     "file of a hub data set with a split": (
         "{json: data/train.jsonl}",
         f"{{hub: some/data, revision: {REVISION}, file: raw.jsonl, split: train}}",
