@@ -250,10 +250,8 @@ def block_activations(shape: Shape, precision: str, dropout: bool = False) -> fl
     """
     number, width = BYTES[precision], shape.width
     norms = 4 * width * (4 if shape.gated else 2)
-    if precision == "fp32":
-        inputs = 2
-    else:
-        inputs = (1 if shape.family == "gpt2" else 3) + (2 if shape.gated else 1)
+    copies = (1 if shape.family == "gpt2" else 3) + (2 if shape.gated else 1)
+    inputs = 2 if precision == "fp32" else copies
     inner = 4 if shape.gated else 1 if shape.family == "opt" else 2
     kept = inputs * width + 2 * shape.queries + 2 * shape.keys + inner * shape.inner
     masks = 2 * width if dropout else 0

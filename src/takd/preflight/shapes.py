@@ -123,7 +123,7 @@ def of_config(config: dict[str, Any]) -> Shape:
     heads = get("num_attention_heads", "n_head", default=12)
     size = get("head_dim", default=width // heads)
     groups = get("num_key_value_heads", default=heads)
-    gated = family in GATED or "intermediate_size" in config and "rms_norm_eps" in config
+    gated = family in GATED or {"intermediate_size", "rms_norm_eps"} <= set(config)
     inner = get("intermediate_size", "ffn_dim", "n_inner", default=4 * width)
     learned = 0 if gated else get("n_positions", "max_position_embeddings", default=1024)
     queries, keys = heads * size, groups * size
@@ -164,8 +164,8 @@ def of_scratch(shape: dict[str, Any], vocabulary: int) -> Shape:
 def estimated(parameters: int, vocabulary: int = GPT2_VOCABULARY, positions: int = 1024) -> Shape:
     """A GPT-2 of about so many parameters: of the widths in steps of 64, the one that comes nearest.
 
-    GPT-2's own sizes are met: 12, 24, 36 and 48 blocks of width 768, 1024, 1280 and 1600. Models beyond them are wider and
-    not deeper.
+    GPT-2's own sizes are met: 12, 24, 36 and 48 blocks of width 768, 1024, 1280 and 1600. Models beyond them are wider
+    and not deeper.
     """
     best: Shape | None = None
     for width in range(64, 32 * 1024, 64):

@@ -1,4 +1,4 @@
-"""How much a stage computes: tokens and floating-point operations, from shapes and counts, pass by pass as the code runs.
+"""How much a stage computes: tokens and floating-point operations, from shapes and counts, pass by pass.
 
 Of one token, a pass through the body costs two operations a weight, and attention 4 · width · context a block; backward
 costs twice that, and attention 2.5 times (its scores are computed again). The output embedding is applied to response
@@ -7,7 +7,7 @@ tokens alone. Padding is left out: batches are sorted by length. A test holds th
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from takd.preflight.footprint import DRAWN_AT_ONCE, Resources, zero
@@ -176,6 +176,7 @@ def training(
     resources: Resources,
     block_length: int = 0,
     number: int = 2,
+    drawn: float | None = None,
 ) -> Work | None:
     """Work of a training stage; None where the rows would have to be known.
 
@@ -184,6 +185,7 @@ def training(
         train, dev: whole splits.
         block_length: of the plain text, where there is one.
         number: bytes of a weight while decoding.
+        drawn: tokens of a drawn response on average; None takes them to be as long as the references.
     """
     settings, method = spec["settings"], spec["method"]
     train, dev = train.first(settings["rows"]), dev.first(settings["dev_rows"])
@@ -191,15 +193,14 @@ def training(
     if steps is None or dev.count is None:
         return None
     how = _How(student, teacher, settings, resources, number)
-    every = settings["evaluate_every"]
+    own = train if drawn is None else replace(train, response=drawn)
+    every, size = settings["evaluate_every"], settings["batch_size"]
     evaluations = 1 + steps // every + (1 if steps % every else 0)
-    work = how.evaluation(dev) * evaluations
-    size = settings["batch_size"]
+    work = how.evaluation(dev, dev.response if drawn is None else drawn) * evaluations
     if method == "minillm":
         per_round = settings["rollouts_per_round"] // size * settings["inner_epochs"]
-        work += how.rollout(train, settings["rollouts_per_round"]) * math.ceil(steps / per_round)
-        view = "kept" if settings["single_step_weight"] else "none"
-        work += how.step(train, size, view) * steps
+        work += how.rollout(own, settings["rollouts_per_round"]) * math.ceil(steps / per_round)
+        work += how.step(own, size, "kept" if settings["single_step_weight"] else "none") * steps
         if settings.get("lm_weight") and block_length:
             blocks = Rows(None, 1, block_length - 1)
             text = how.step(
@@ -207,28 +208,28 @@ def training(
             )
             work += text * steps
         return work
-    drawn = draws(settings, steps)
-    if drawn:
-        work += how.drawn(train, size, teacher=False) * drawn
     view = "none" if method in ("sft", "seqkd") else settings.get("teacher_outputs", "live")
-    return work + how.step(train, size, view) * steps
+    new, old = drawing_steps(settings, steps)
+    work += how.drawn(own, size, teacher=False) * new
+    return work + how.step(own, size, view) * (new + old) + how.step(train, size, view) * (
+        steps - new - old
+    )
 
 
-def draws(settings: Mapping[str, Any], steps: int) -> float:
-    """Steps of a training whose responses the student draws anew, as expected (`takd.methods.regimes`).
+def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float]:
+    """Steps on responses that the student draws then, and on older ones of it, as expected (`takd.methods.regimes`).
 
     With `adaptive`, φ is taken to stay where it starts: how often the dev loss will rise, nobody knows.
     """
     sampling = settings.get("sampling", "fixed")
     if sampling == "mixed":
-        return settings["on_policy_share"] * steps
-    if sampling != "adaptive":
-        return 0.0
-    share = settings["initial_share"]
+        return settings["on_policy_share"] * steps, 0.0
+    share = settings["initial_share"] if sampling == "adaptive" else 0.0
     if not share:
-        return 0.0
+        return 0.0, 0.0
     filling = min(steps, settings["capacity"] / settings["batch_size"] / share)
-    return share * filling + share * steps * (1 - filling / steps) ** 2 / 2
+    new = share * filling + share * steps * (1 - filling / steps) ** 2 / 2
+    return new, share * steps - new
 
 
 @dataclass(frozen=True)
@@ -267,10 +268,10 @@ class _How:
             work += Work(passes=count * read)
         return work
 
-    def evaluation(self, dev: Rows) -> Work:
+    def evaluation(self, dev: Rows, drawn: float) -> Work:
         """One measurement on dev: a response each, which the journal does not count, and the loss."""
         assert dev.count is not None
-        work = self.drawn(dev, dev.count, teacher=False)
+        work = self.drawn(replace(dev, response=drawn), dev.count, teacher=False)
         read = body_forward(self.student, dev.whole) + head(self.student, dev.response)
         return Work(0.0, work.passes + dev.count * read, *work.values[2:])
 
