@@ -174,7 +174,7 @@ def asking(
 
 def trained_parameters(shape: Shape, settings: Mapping[str, Any]) -> int:
     """Parameters with a gradient."""
-    lora = settings["lora"]
+    lora = settings.get("lora")
     return shape.lora(lora["rank"], lora["targets"])[0] if lora else shape.parameters
 
 
@@ -190,7 +190,7 @@ def states(
     """
     trained, number = trained_parameters(shape, settings), BYTES[precision]
     frozen = 0.0
-    if settings["lora"]:
+    if settings.get("lora"):
         adapted = shape.lora(settings["lora"]["rank"], settings["lora"]["targets"])[1]
         frozen = adapted * number + 4 * (shape.parameters - adapted)
     whole = frozen + 4 * trained
@@ -214,7 +214,7 @@ def states(
 
 def zero(settings: Mapping[str, Any]) -> tuple[int | None, Mapping[str, Any]]:
     """ZeRO's stage, None without DeepSpeed, and its settings."""
-    if not settings["deepspeed"]:
+    if not settings.get("deepspeed"):
         return None, {}
     config = settings["deepspeed"]["config"].get("zero_optimization", {})
     return int(config.get("stage", 0)), config
@@ -231,12 +231,12 @@ def gradients(shape: Shape, settings: Mapping[str, Any], precision: str, process
 
 def half_copies(shape: Shape, settings: Mapping[str, Any], precision: str) -> dict[str, float]:
     """Autocast turns float32 weights into half precision once a pass, and keeps them until its end."""
-    if precision == "fp32" or settings["deepspeed"]:
+    if precision == "fp32" or settings.get("deepspeed"):
         return {}
-    if not settings["lora"]:
+    if not settings.get("lora"):
         return {"weights in half precision": 2.0 * shape.body}
     # the adapted matrices are in half precision already
-    lora = settings["lora"]
+    lora = settings.get("lora")
     adapters, adapted = shape.lora(lora["rank"], lora["targets"])
     return {"weights in half precision": 2.0 * (shape.body - adapted + adapters)}
 
@@ -287,7 +287,7 @@ def loss(
     """Bytes of the product with the vocabulary: a chunk's tensors, and what the head needs for all of them."""
     tokens = micro_batch * texts.response
     found = {"logits of a chunk": LOGITS[_compared(spec)] * _chunk(student, tokens, device)}
-    if not spec["settings"]["lora"] and zero(spec["settings"])[0] != 3:
+    if not spec["settings"].get("lora") and zero(spec["settings"])[0] != 3:
         copies = 4 + (number if number < 4 else 0)
         found["the head's gradient and copy"] = copies * student.embedding
     hidden = 4 * student.width * 2

@@ -211,8 +211,10 @@ def training(
     view = "none" if method in ("sft", "seqkd") else settings.get("teacher_outputs", "live")
     new, old = drawing_steps(settings, steps)
     work += how.drawn(own, size, teacher=False) * new
-    return work + how.step(own, size, view) * (new + old) + how.step(train, size, view) * (
-        steps - new - old
+    return (
+        work
+        + how.step(own, size, view) * (new + old)
+        + how.step(train, size, view) * (steps - new - old)
     )
 
 
@@ -286,7 +288,7 @@ class _How:
             self.student,
             rows.whole,
             rows.response,
-            self.settings["lora"],
+            self.settings.get("lora"),
             self.resources.gradient_checkpointing,
             twice=zero(self.settings)[0] == 3,
         )
