@@ -14,11 +14,33 @@ HEADINGS = (
 
 def lines(planned: Sequence[Planned]) -> list[dict[str, Any]]:
     """A line for each stage, in the order of a run, then all of them and what is left; None where it is not known."""
-    stages = list(dict.fromkeys(each.stage for each in planned))
+    stages = list(dict.fromkeys(each.stage for each in sorted(planned, key=_place)))
     found = [_line(name, [each for each in planned if each.stage == name]) for name in stages]
     found.append(_line("all", planned))
     found.append(_line("left to do", [each for each in planned if each.job.to_do]))
     return found
+
+
+ORDER = (
+    "tokenizer",
+    "data",
+    "data_report",
+    "base",
+    "teacher",
+    "sft",
+    "generate",
+    "generations",
+    "teacher_outputs",
+)
+
+
+def _place(each: Planned) -> tuple[int, int]:
+    """Where a job stands in the table: students after their teachers, the report last."""
+    rule = each.job.rule
+    if rule in ORDER:
+        return ORDER.index(rule), 0
+    last = ("evaluate", "report")
+    return len(ORDER) + (1 + last.index(rule) if rule in last else 0), each.job.lineage.count("__")
 
 
 def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
@@ -31,6 +53,7 @@ def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
         "to_do": sum(each.job.to_do for each in planned),
         # a sum in which something is missing is a lower bound
         "whole": len(works) == len(computing),
+        "computes": bool(computing),
         "tokens": sum(each.tokens for each in works) if works else None,
         "operations": sum(each.operations for each in works) if works else None,
         "gpu_hours": sum(e.estimate.seconds for e in computing if e.estimate) / 3600
@@ -48,16 +71,20 @@ def text(planner: Planner, planned: Sequence[Planned]) -> str:
     gpu = "core" if planner.card.on_cpu else "GPU"
     table = [[heading.format(gpu=gpu) for heading in HEADINGS]]
     for line in lines(planned):
-        least = "" if line["whole"] else ">"
+        spent = [
+            _count(line["tokens"]),
+            _count(line["operations"]),
+            _hours(line["gpu_hours"]),
+            _hours(line["hours_of_longest_job"]),
+        ]
+        if not line["whole"]:
+            spent = [value if value == "?" else f">{value}" for value in spent]
         table.append(
             [
                 line["stage"],
                 str(line["jobs"]),
                 str(line["to_do"]),
-                least + _count(line["tokens"]),
-                least + _count(line["operations"]),
-                least + _hours(line["gpu_hours"]),
-                least + _hours(line["hours_of_longest_job"]),
+                *(spent if line["computes"] else [""] * len(spent)),
                 str(line["gpus"] or ""),
                 _gib(line["peak_memory"]),
                 size(line["disk"]),
