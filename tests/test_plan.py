@@ -1,7 +1,6 @@
 """The plan: what stages compute, how long they take, what of it is done."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from workspace import DECODING, Workspace
+from workspace import Workspace
 
 from takd.models import load_model
 from takd.preflight import shapes, work
@@ -36,7 +35,13 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     for split, count in (("train", 48), ("dev", 16)):  # equally long, as padding is not planned
         rows = load_from_disk(str(space.folder / split / "dataset"))
         rows = rows.select([i % len(rows) for i in range(count)])
-        rows = rows.map(lambda row, i: {"prompt_ids": [7, 2 + i % 10, 3, 4, 5, 6], "response_ids": [2, 3, 4, 5, 0]}, with_indices=True)
+        rows = rows.map(
+            lambda row, i: {
+                "prompt_ids": [7, 2 + i % 10, 3, 4, 5, 6],
+                "response_ids": [2, 3, 4, 5, 0],
+            },
+            with_indices=True,
+        )
         rows.save_to_disk(space.folder / f"{split}-equal" / "dataset")
         space.manifest(f"{split}-equal")
     for name, start in (("trained-teacher", "teacher"), ("trained-student", "student")):
@@ -58,7 +63,12 @@ def rows_of(folder: Path) -> work.Rows:
 def counted(space: Workspace, name: str, method: str, **settings: Any) -> tuple[float, Any, dict]:
     """Operations of a training stage by torch's own count, its settings, and the end of its journal."""
     spec = space.spec(method, **{"dropout": 0.0, **settings})
-    inputs = {"base": "student", "tokenizer": "tokenizer", "train": "train-equal", "dev": "dev-equal"}
+    inputs = {
+        "base": "student",
+        "tokenizer": "tokenizer",
+        "train": "train-equal",
+        "dev": "dev-equal",
+    }
     if method != "sft":
         inputs |= {"teacher": "trained-teacher", "init": "trained-student"}
     if spec["settings"].get("lm_weight"):
@@ -70,7 +80,9 @@ def counted(space: Workspace, name: str, method: str, **settings: Any) -> tuple[
         spec=spec,
         code="any",
         inputs={key: [space.folder / place / "manifest.json"] for key, place in inputs.items()},
-        outputs={key: folder / file for key, file in {**outputs, "manifest": "manifest.json"}.items()},
+        outputs={
+            key: folder / file for key, file in {**outputs, "manifest": "manifest.json"}.items()
+        },
         micro_batch=4,
     )
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
@@ -94,9 +106,7 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
     # random models draw longer responses than the labels: those that they drew
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"]
     print(found, drawn)
-    train_rows, dev_rows = (
-        rows_of(space.folder / f"{name}-equal") for name in ("train", "dev")
-    )
+    train_rows, dev_rows = (rows_of(space.folder / f"{name}-equal") for name in ("train", "dev"))
     planned = work.training(
         spec,
         student,

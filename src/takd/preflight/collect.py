@@ -1,10 +1,10 @@
 """What is read from this machine before a run: thin, and apart from what is concluded from it."""
 
 import ast
+import getpass
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -266,17 +266,17 @@ def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]
     return list(wanted)
 
 
-def hub_problem() -> str | None:
+def hub_problem(timeout: float = PATIENCE) -> str | None:
     """Why the hub cannot be reached; None where it can."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set"
     place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         request = urllib.request.Request(place, method="HEAD")
-        urllib.request.urlopen(request, timeout=PATIENCE).close()
+        urllib.request.urlopen(request, timeout=timeout).close()
     except urllib.error.HTTPError:
         return None  # it answered
-    except (urllib.error.URLError, OSError, socket.timeout) as error:
+    except OSError as error:
         return f"{place}: {getattr(error, 'reason', error)}"
     return None
 
@@ -310,15 +310,13 @@ def account_of(found: Sequence[Job]) -> str | None:
 
 def known_accounts() -> list[str] | None:
     """This user's accounts, as Slurm tells them; None where it does not, as without its database."""
-    user = os.environ.get("USER") or _user()
-    answer = ask("sacctmgr", "-n", "-s", "list", "user", user, "format=account%256")
+    answer = ask("sacctmgr", "-n", "-s", "list", "user", user(), "format=account%256")
     names = sorted({line.strip() for line in answer.said.splitlines() if line.strip()})
     return names if answer.works and names else None
 
 
-def _user() -> str:
-    import getpass
-
+def user() -> str:
+    """Who runs this; a number where nobody has a name for it."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

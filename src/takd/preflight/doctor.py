@@ -17,7 +17,8 @@ from takd.preflight.table import size
 PLACEHOLDER = "CHANGEME"
 # packages without which the stages cannot start; others of the environment only serve reports and tests
 NEEDED = ("snakemake", "torch", "transformers", "accelerate", "datasets", "tokenizers")
-VOLTA_CUDA = (12, 6)  # the newest CUDA whose builds of torch 2.11 and later have kernels for Volta
+# builds of torch against a newer CUDA than this have had no kernels for Volta since
+VOLTA_CUDA, FIRST_WITHOUT_VOLTA = (12, 6), (2, 11)
 LAST_VOLTA = "2.14"
 
 
@@ -77,9 +78,9 @@ def versions(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _release(version: str) -> list[str]:
+def _release(version: str) -> tuple[int, ...]:
     """Major and minor; the build for a CUDA behind the + is another matter."""
-    return version.partition("+")[0].split(".")[:2]
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
 
 
 def kernels(facts: Facts, card: Card) -> Iterator[Finding]:
@@ -117,7 +118,7 @@ def torch_for(torch: Torch, name: str, capability: tuple[int, int]) -> Finding:
         text = f"{built} has no kernels for {sm}, only for {', '.join(torch.archs)}: {install}."
         return Finding("error", "torch", text)
     cuda = tuple(int(part) for part in re.findall(r"\d+", torch.cuda)[:2])
-    if volta and cuda > VOLTA_CUDA and _release(torch.version) >= ["2", "11"]:
+    if volta and cuda > VOLTA_CUDA and _release(torch.version) >= FIRST_WITHOUT_VOLTA:
         return Finding("error", "torch", f"{built} has no kernels for {sm}: {install}.")
     return Finding("ok", "torch", f"{built} for {sm}; its list of kernels was not asked")
 
@@ -177,8 +178,10 @@ def slurm(facts: Facts, planned: Sequence[Planned]) -> Iterator[Finding]:
 
 def unreachable(said: str) -> Finding:
     """Slurm does not answer."""
-    reason = (said.strip().splitlines() or ["no reason given"])[-1]
-    text = f"does not answer ({reason}): start this on a login node of the cluster, or take profiles/local."
+    reason = (said.strip().splitlines() or ["it gave no reason"])[-1]
+    text = (
+        f"Slurm does not answer ({reason}): start this on a login node of the cluster, or take profiles/local."
+    )
     return Finding("error", "Slurm", text)
 
 
@@ -194,7 +197,7 @@ def account(executor: str | None, name: str | None, known: list[str] | None) -> 
     choice = f" ({', '.join(known)})" if known else ""
     if name is not None and PLACEHOLDER in name and not listed:
         text = (
-            f"the profile still says {name}: put your own{choice} into its first block, or delete the line"
+            f"the profile still says {name}: put your own account{choice} into its first block, or delete the line"
             " slurm_account where the cluster has no accounts."
         )
         yield Finding("error", "account", text)
@@ -224,8 +227,8 @@ def hub(wanted: Sequence[str], problem: str | None) -> Iterator[Finding]:
         yield Finding("ok", "hub", "nothing is to be fetched")
     elif problem:
         text = (
-            f"cannot be reached ({problem}), but {', '.join(wanted)} must be fetched: start where there is internet, set"
-            " HF_ENDPOINT to a mirror, or copy the hub's cache here (HF_HOME)."
+            f"cannot be reached ({problem}), but {', '.join(wanted)} must be fetched: start where there is internet,"
+            " set HF_ENDPOINT to a mirror, or copy the hub's cache here (HF_HOME)."
         )
         yield Finding("error", "hub", text)
     else:
@@ -239,7 +242,8 @@ def space(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Iterato
     if facts.free_cache is None:
         stays += fetched
     elif fetched > facts.free_cache:
-        text = f"{size(facts.free_cache)} are free for the hub's cache, but {size(fetched)} are to be fetched: set HF_HOME."
+        have = f"{size(facts.free_cache) or '0B'} are free for the hub's cache"
+        text = f"{have}, but {size(fetched)} are to be fetched: set HF_HOME."
         yield Finding("error", "disk", text)
     yield free_for(facts.free, stays, meanwhile)
 

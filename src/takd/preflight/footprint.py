@@ -143,12 +143,21 @@ def training(
         **loss(student, teacher, spec, texts, resources.micro_batch, number, device),
     }
     footprint.moments["training"] = moment
-    rows = resources.micro_batch * DRAWN_AT_ONCE
-    mixing = teacher if settings.get("teacher_mix") else None
-    footprint.moments["sampling"] = {
-        **half_copies(student, settings, precision),
-        **sampling(student, mixing, rows, texts, number, device),
+    rows, world = resources.micro_batch * DRAWN_AT_ONCE, resources.world
+    copies = half_copies(student, settings, precision)
+    # never more rows than a process has prompts
+    asked = min(rows, math.ceil(settings["dev_rows"] / world)) if settings["dev_rows"] else rows
+    footprint.moments["answering dev"] = {
+        **copies,
+        **sampling(student, None, asked, texts, number, device),
     }
+    if spec["method"] == "minillm":
+        asked = min(rows, math.ceil(settings["rollouts_per_round"] / world))
+        mixing = teacher if settings["teacher_mix"] else None
+        footprint.moments["drawing rollouts"] = {
+            **copies,
+            **sampling(student, mixing, asked, texts, number, device),
+        }
     return footprint
 
 
@@ -236,7 +245,7 @@ def half_copies(shape: Shape, settings: Mapping[str, Any], precision: str) -> di
     if not settings.get("lora"):
         return {"weights in half precision": 2.0 * shape.body}
     # the adapted matrices are in half precision already
-    lora = settings.get("lora")
+    lora = settings["lora"]
     adapters, adapted = shape.lora(lora["rank"], lora["targets"])
     return {"weights in half precision": 2.0 * (shape.body - adapted + adapters)}
 

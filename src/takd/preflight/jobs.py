@@ -1,7 +1,7 @@
 """The jobs of an experiment: which there are, what a profile gives them, and which are left to do.
 
-Snakemake itself is asked, so that a stale result counts as one to do, and so that the defaults of rules and what a profile
-sets need no second reading.
+Snakemake itself is asked, so that a stale result counts as one to do, and so that the defaults of rules and what a
+profile sets need no second reading.
 """
 
 import re

@@ -96,16 +96,16 @@ def measured(results: Path) -> list[Measured]:
 
 
 def rows_of(manifest: Path) -> Rows | None:
-    """The rows of a prepared split; None where it is not there."""
+    """The rows of a prepared split; None where it is not there, or is of another version of this workflow."""
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        counts, tokens = found["counts"], found["tokens"]
+        if "text" in tokens:
+            return Rows(counts["blocks"], 1, tokens["text"] / counts["blocks"] - 1)
+        kept = counts["kept"]
+        return Rows(kept, tokens["prompt"] / kept, tokens["response"] / kept)
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
         return None
-    counts, tokens = found["counts"], found["tokens"]
-    if "text" in tokens:
-        return Rows(counts["blocks"], 1, tokens["text"] / max(counts["blocks"], 1) - 1)
-    kept = counts["kept"]
-    return Rows(kept, tokens["prompt"] / kept, tokens["response"] / kept)
 
 
 def _training(manifest: Path) -> Iterator[Measured]:

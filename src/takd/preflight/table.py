@@ -143,7 +143,8 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
     hub = hub_disk(experiment, planned)
     fetched = f", {size(hub)} more in the hub's cache" if hub else ""
     found.append(
-        f"Disk: {size(stays)} for what is left to do, and up to {size(meanwhile)} of checkpoints while it runs{fetched}."
+        f"Disk: {size(stays) or '0B'} for what is left to do, and up to {size(meanwhile) or '0B'} of checkpoints"
+        f" while it runs{fetched}."
     )
     return found
 
