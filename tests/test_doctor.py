@@ -306,9 +306,7 @@ def test_a_run_with_slurm_stops_at_its_start_where_it_would_fail(
     project.replace("profiles/slurm/config.yaml", "def-CHANGEME", "rrg-mine")
     queued = f"7|rule_sft|RUNNING|{project.folder}"
     printed, submitted = submit(project, slurm, QUEUED=queued)
-    assert (
-        "Error: job 7 of an earlier run still works in this folder: wait for it" in printed
-    )
+    assert "Error: job 7 of an earlier run still works in this folder: wait for it" in printed
     assert not submitted
     (Path(slurm["SUBMITTED"]).parent / "bin/squeue").rename(tmp_path / "squeue")
     (Path(slurm["SUBMITTED"]).parent / "bin/squeue").symlink_to("/bin/false")

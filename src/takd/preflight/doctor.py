@@ -179,9 +179,7 @@ def slurm(facts: Facts, planned: Sequence[Planned]) -> Iterator[Finding]:
 def unreachable(said: str) -> Finding:
     """Slurm does not answer."""
     reason = (said.strip().splitlines() or ["it gave no reason"])[-1]
-    text = (
-        f"Slurm does not answer ({reason}): start this on a login node of the cluster, or take profiles/local."
-    )
+    text = f"Slurm does not answer ({reason}): start this on a login node of the cluster, or take profiles/local."
     return Finding("error", "Slurm", text)
 
 

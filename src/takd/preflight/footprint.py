@@ -31,7 +31,7 @@ LOGITS = {
     "forward_kl": 6.2,
     "reverse_kl": 6.2,
     "total_variation": 6.2,
-    "policy": 7.2,
+    "policy": 6.2,
     "alpha_beta": 8.2,
     "skewed_forward_kl": 10.2,
     "skewed_reverse_kl": 10.2,
@@ -344,21 +344,33 @@ def reading(shape: Shape, tokens: int, number: int) -> float:
 def sampling(
     student: Shape, teacher: Shape | None, rows: int, texts: Texts, number: int, device: str
 ) -> dict[str, float]:
-    """Bytes of decoding: caches, one more while prompts are read, and a few tensors of (rows, vocabulary)."""
-    models = [student, *([teacher] if teacher else [])]
-    columns = texts.whole + GROWTH
+    """Bytes of decoding: caches, what reading prompts takes beside them, a few tensors of (rows, vocabulary).
+
+    All prompts are read at once before there are caches; later a few at a time, a quarter of the rows at most as a rule.
+    """
+    models = {"student's": student, **({"teacher's": teacher} if teacher else {})}
+    columns = room(texts)
     prompts = min(rows * texts.prompt, max(READ_AT_ONCE[device], texts.prompt))
     found = {
-        "student's keys and values": cache(student, rows, columns, number),
-        "reading prompts": max(
-            cache(model, 1, prompts, number) + reading(model, prompts, number) for model in models
-        ),
-        "next tokens": 4.0 * rows * student.vocabulary * (6 if teacher else 4),
+        f"{name} keys and values": cache(model, rows, columns, number)
+        for name, model in models.items()
     }
+    moments = [0.0]
+    for name, model in models.items():
+        read, works = cache(model, 1, prompts, number), reading(model, prompts, number)
+        moments += [read, read + works - found[f"{name} keys and values"], (read + works) / 4]
+    found["reading prompts"] = max(moments)
+    found["next tokens"] = 4.0 * rows * student.vocabulary * (6 if teacher else 4)
     if teacher is not None:
-        found["teacher's keys and values"] = cache(teacher, rows, columns, number)
         found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
     return found
+
+
+def room(texts: Texts) -> int:
+    """Columns of a cache in the end, which has room for some more at first and grows by some at a time."""
+    first = texts.prompt + GROWTH
+    more = math.ceil(max(0, texts.whole - first) / (GROWTH + 1))
+    return first + more * (GROWTH + 1)
 
 
 def largest_micro_batch(
