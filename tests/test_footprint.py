@@ -26,6 +26,7 @@ from takd.preflight.footprint import Resources, Texts
 from takd.sampling import Decoding, Prompt, draw
 
 WIDTH, LAYERS, VOCABULARY = 128, 4, 300
+TEXTS = Texts(32, 32)
 CONFIGS: dict[str, Any] = {
     "gpt2": lambda layers, vocabulary: GPT2Config(
         n_embd=WIDTH, n_head=4, n_layer=layers, vocab_size=vocabulary, n_positions=128,
@@ -204,7 +205,7 @@ def step_peak(
     checkpointing: bool = False,
     layers: int = LAYERS,
     vocabulary: int = VOCABULARY,
-    texts: Texts = Texts(32, 32),
+    texts: Texts = TEXTS,
     rows: int = 8,
 ) -> tuple[float, float]:
     """Peak of two optimizer steps of two micro-batches each, measured and expected."""

@@ -361,7 +361,7 @@ def test_decoding_waits_for_arithmetic_for_memory_or_for_python() -> None:
 
 def test_a_finished_training_is_measured(space: Workspace, tmp_path: Path) -> None:
     """Its operations are those that torch counted, and its seconds those of its journal."""
-    found, spec, journal = counted(space, "measured", "sft", steps=24, batch_size=8)
+    found, _, journal = counted(space, "measured", "sft", steps=24, batch_size=8)
     place = tmp_path / "results/other/models/student-sft/seed3"
     shutil.copytree(space.folder / "measured", place)
     for split in ("train", "dev"):

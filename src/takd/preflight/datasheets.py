@@ -2,10 +2,10 @@
 
 From NVIDIA's data sheets: "V100 Tensor Core GPU" (2020), "T4" (2019), "Quadro RTX 6000" (2019), "RTX 6000 Ada"
 (2023), "A100 Tensor Core GPU" (2022), "A30" (2021), "A40" (2022), "A10" (2021), "L4" (2023), "L40S" (2023), "H100
-Tensor Core GPU" (2023), "H200" (2024), "GH200" (2024), "DGX B200" (2024, an eighth of it), and the white paper "Ampere
-GA102" (RTX 3090). They were written down from memory of these sheets: a wrong peak shifts the hours that a plan
-expects, and nothing else. Peaks are of dense matrices; where a sheet gives a number with sparsity, it is halved here. Compute
-capabilities are those of CUDA's programming guide.
+Tensor Core GPU" (2023), "H200" (2024), "GH200" (2024), "DGX B200" (2024, an eighth of it); and the white paper
+"Ampere GA102" (RTX 3090). They were written down from memory of these sheets: a wrong peak shifts the hours that a
+plan expects, and nothing else. Peaks are of dense matrices; where a sheet gives a number with sparsity, it is halved
+here. Compute capabilities are those of CUDA's programming guide.
 """
 
 import re

@@ -344,9 +344,9 @@ def reading(shape: Shape, tokens: int, number: int) -> float:
 def sampling(
     student: Shape, teacher: Shape | None, rows: int, texts: Texts, number: int, device: str
 ) -> dict[str, float]:
-    """Bytes of decoding: caches, what reading prompts takes beside them, a few tensors of (rows, vocabulary).
+    """Bytes of decoding: caches, what reading prompts takes beside them, tensors of (rows, vocabulary).
 
-    All prompts are read at once before there are caches; later a few at a time, a quarter of the rows at most as a rule.
+    All prompts are read at once before there are caches; later a few at a time, a quarter of the rows at most.
     """
     models = {"student's": student, **({"teacher's": teacher} if teacher else {})}
     columns = room(texts)
