@@ -22,6 +22,8 @@ from takd.preflight.work import Rows, Work
 PASSES_SHARE = 0.30
 READING_SHARE = 0.50
 BLOCK_SECONDS = 0.5e-3
+# of a core's peak while decoding: the demo's models reached 3 to 16 GFLOP/s, those of dolly-tiny 4 to 7
+CPU_DECODING_SHARE = 0.06
 # a run of a model this much smaller or larger tells little of one's speed
 SIMILAR = 4.0
 
@@ -75,14 +77,15 @@ def estimate(
 
 def assumed(planned: Work, card: Card, precision: str) -> float:
     """Seconds by the data sheet: whole texts by arithmetic; decoding by whichever of three things takes longest."""
-    peak = PASSES_SHARE * card.peak(precision)
-    decoding = max(
-        planned.decoding / peak,
+    peak = card.peak(precision)
+    passes = planned.passes / (PASSES_SHARE * peak)
+    if card.on_cpu:
+        return passes + planned.decoding / (CPU_DECODING_SHARE * peak)
+    return passes + max(
+        planned.decoding / (PASSES_SHARE * peak),
         planned.read / (READING_SHARE * 1e9 * card.bandwidth),
-        # on a CPU, the tests' models of two blocks spend a tenth of a millisecond there
-        planned.block_steps * (BLOCK_SECONDS / 5 if card.on_cpu else BLOCK_SECONDS),
+        planned.block_steps * BLOCK_SECONDS,
     )
-    return planned.passes / peak + decoding
 
 
 def measured(results: Path) -> list[Measured]:

@@ -8,7 +8,7 @@ from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
 
 HEADINGS = (
     *("stage", "jobs", "to do", "tokens", "FLOP"),
-    *("{gpu} h", "h a job", "{gpu}s a job", "GiB a {gpu}", "disk"),
+    *("{gpu} h", "h a job", "{gpu}s a job", "GiB each", "disk"),
 )
 
 
@@ -78,7 +78,7 @@ def text(planner: Planner, planned: Sequence[Planned]) -> str:
             _hours(line["hours_of_longest_job"]),
         ]
         if not line["whole"]:
-            spent = [value if value == "?" else f">{value}" for value in spent]
+            spent = [value if value == "?" else f">{value.lstrip('<')}" for value in spent]
         table.append(
             [
                 line["stage"],
@@ -113,7 +113,7 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
         )
     else:
         found.append(
-            f"Card: {card.name}, {card.gigabytes:g} GiB, {card.precision()}. 'GiB a GPU' is the peak of the stage's"
+            f"Card: {card.name}, {card.gigabytes:g} GiB, {card.precision()}. 'GiB each' is the peak on a GPU of the stage's"
             f" largest job with the longest texts allowed; {footprint.USABLE:.0%} of the card can be used."
         )
     guessed = [name for name, shape in planner.shapes.items() if shape.estimated]
@@ -156,8 +156,8 @@ def assumption(planner: Planner, others: bool) -> str:
     if card.on_cpu:
         peak = card.peak("fp32") / 1e9
         return (
-            f"{which} are assumed: {rates.PASSES_SHARE:.0%} of {peak:.0f} GFLOP/s a core; nothing of the kind was"
-            " measured here yet."
+            f"{which} are assumed: {rates.PASSES_SHARE:.0%} of {peak:.0f} GFLOP/s a core, while decoding"
+            f" {rates.CPU_DECODING_SHARE:.0%}; nothing of the kind was measured here yet."
         )
     return (
         f"{which} are assumed, as nothing of the kind was measured on {card.name} yet: {rates.PASSES_SHARE:.0%} of its"
@@ -223,6 +223,8 @@ def _scaled(value: float, step: int, units: Iterable[str]) -> str:
 def _hours(value: float | None) -> str:
     if value is None:
         return "?"
+    if value < 0.0095:
+        return "<0.01"
     return f"{value:.0f}" if value >= 99.5 else f"{value:.2g}"
 
 
