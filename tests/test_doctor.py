@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -249,6 +251,16 @@ def test_an_earlier_run_is_named_in_one_sentence() -> None:
     )
 
 
+def test_slurm_that_does_not_answer_is_one_finding_with_its_reason() -> None:
+    (finding,) = start.slurm_findings(
+        Answer(1, "squeue: x\nno controller"), "def-CHANGEME", None, "/"
+    )
+    assert finding.level == "error"
+    assert finding.text.startswith(
+        "Slurm does not answer (no controller): start this on a login node"
+    )
+
+
 def test_a_placeholder_is_refused_unless_slurm_knows_it() -> None:
     queue = Answer(0, "")
     (finding,) = start.slurm_findings(queue, "def-CHANGEME", None, "/")
@@ -308,12 +320,6 @@ def test_a_run_with_slurm_stops_at_its_start_where_it_would_fail(
     printed, submitted = submit(project, slurm, QUEUED=queued)
     assert "Error: job 7 of an earlier run still works in this folder: wait for it" in printed
     assert not submitted
-    (Path(slurm["SUBMITTED"]).parent / "bin/squeue").rename(tmp_path / "squeue")
-    (Path(slurm["SUBMITTED"]).parent / "bin/squeue").symlink_to("/bin/false")
-    printed, submitted = submit(project, slurm)
-    assert "Error: Slurm does not answer" in printed
-    assert not submitted
-    (tmp_path / "squeue").replace(Path(slurm["SUBMITTED"]).parent / "bin/squeue")
     printed, submitted = submit(project, slurm, QUEUED=queued.replace(str(project.folder), "/else"))
     assert submitted, printed
     assert (
@@ -321,27 +327,41 @@ def test_a_run_with_slurm_stops_at_its_start_where_it_would_fail(
     )  # this one is built for the CPU, and the job asks for a V100
 
 
-def test_a_local_run_and_the_processes_of_its_jobs_ask_slurm_nothing(
+def test_a_local_run_is_checked_once_and_asks_slurm_nothing(
     project: Project, slurm: dict[str, str]
 ) -> None:
-    printed = project.run(
-        "results/small/models/student-sft/seed1/manifest.json",
-        env={**slurm, "PATH": os.environ["PATH"]},
-    )
-    assert "account" not in printed
-    assert "Warning" not in printed
-
-
-def test_only_the_process_that_was_started_runs_the_checks(project: Project) -> None:
-    """Not those that Snakemake starts for each job."""
-    project.replace(
-        "src/takd/preflight/start.py",
-        "    experiment.require_files()",
-        '    print("CHECKED")\n    experiment.require_files()',
-    )
-    printed = project.run("results/small/models/student-sft/seed1/manifest.json")
+    """The processes that Snakemake starts for jobs have no hooks."""
+    first = "    experiment.require_files()"
+    project.replace("src/takd/preflight/start.py", first, f'    print("CHECKED")\n{first}')
+    (Path(slurm["SUBMITTED"]).parent / "bin/squeue").write_text("#!/bin/sh\necho ASKED >&2\n")
+    printed = project.run("results/small/models/student-sft/seed1/manifest.json", env=slurm)
     assert printed.count("CHECKED") == 1
+    assert not re.search("Warning|account|ASKED", printed)
     assert "CHECKED" not in project.run("--dry-run", "--forceall")
+
+
+def test_what_only_expects_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Workflow:
+        executor_plugin = None
+
+    monkeypatch.setattr(start, "of_dag", lambda workflow: [training(micro_batch="many")])  # type: ignore[arg-type]
+    experiment = planner(experiment="demo").experiment
+    (warning,) = start.check(experiment, Workflow())
+    assert warning.startswith("Warning: preflight: nothing can be expected (")
+
+
+def test_nothing_heavy_is_imported_to_check_a_start() -> None:
+    code = (
+        "import sys, takd.cards, takd.preflight.start;"
+        "print({'torch', 'transformers', 'datasets', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_weights_that_have_no_room_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

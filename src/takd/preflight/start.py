@@ -36,7 +36,12 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
     jobs = of_dag(workflow)
     if getattr(workflow.executor_plugin, "name", "") == "slurm":
         check_slurm([job for job in jobs if not job.local])
-    return [f"Warning: {each.subject}: {each.text}" for each in expected(experiment, jobs)]
+    try:
+        return [f"Warning: {each.subject}: {each.text}" for each in expected(experiment, jobs)]
+    except InputError:
+        raise
+    except Exception as error:  # what only expects must not be what stops a run
+        return [f"Warning: preflight: nothing can be expected ({type(error).__name__}: {error})"]
 
 
 def check_slurm(jobs: Sequence[Job]) -> None:

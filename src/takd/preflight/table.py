@@ -113,8 +113,8 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
         )
     else:
         found.append(
-            f"Card: {card.name}, {card.gigabytes:g} GiB, {card.precision()}. 'GiB each' is the peak on a GPU of the stage's"
-            f" largest job with the longest texts allowed; {footprint.USABLE:.0%} of the card can be used."
+            f"Card: {card.name}, {card.gigabytes:g} GiB, {card.precision()}. 'GiB each' is the peak on a GPU of the"
+            f" stage's largest job with the longest texts allowed; {footprint.USABLE:.0%} of the card can be used."
         )
     guessed = [name for name, shape in planner.shapes.items() if shape.estimated]
     if guessed:
