@@ -23,6 +23,6 @@ rule evaluate:
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/evaluate.py --spec {params.spec:q} --code {params.code}"
         " --threads {threads} --micro-batch {resources.micro_batch}"
-        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --runtime {resources.runtime} {params.inputs}"
         " --output scores={output.scores:q} --output generations={output.generations:q}"
         " --output metrics={output.metrics:q} 2> {log:q}"

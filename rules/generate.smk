@@ -27,7 +27,7 @@ rule generate:
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/generate.py --spec {params.spec:q} --code {params.code}"
         " --threads {threads} --micro-batch {resources.micro_batch}"
-        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --runtime {resources.runtime} {params.inputs}"
         " --output answers={output.answers:q} --output manifest={output.manifest:q} 2> {log:q}"
 
 
@@ -88,5 +88,5 @@ rule teacher_outputs:
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_outputs.py --spec {params.spec:q}"
         " --code {params.code} --threads {threads} --micro-batch {resources.micro_batch}"
-        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --runtime {resources.runtime} {params.inputs}"
         " --output outputs={output.outputs:q} --output manifest={output.manifest:q} 2> {log:q}"

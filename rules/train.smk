@@ -1,5 +1,5 @@
 # A training stops in time, with a checkpoint and a failure, so that the next attempt resumes: it may use 95 % of
-# `runtime`. `threads` are those of the whole job, shared by its processes; a process is a GPU where there is one.
+# `runtime`. `threads` are those of a node, shared by its `processes`; a process is a GPU where there is one.
 
 
 rule sft:
@@ -18,6 +18,7 @@ rule sft:
     resources:
         mem_mb=4000,
         runtime=WEEK,
+        nodes=1,
         processes=1,
         micro_batch=64,
         gradient_checkpointing=0,
@@ -29,9 +30,10 @@ rule sft:
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
         " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --nodes {resources.nodes} --processes {resources.processes}"
+        " --micro-batch {resources.micro_batch}"
         " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
-        " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+        " --runtime {resources.runtime} {params.inputs}"
         " --output model={output.model:q} --output init={output.init:q}"
         " --output metrics={output.metrics:q} --output manifest={output.manifest:q} 2> {log:q}"
 
@@ -71,6 +73,7 @@ for METHOD in EXPERIMENT.methods:
         resources:
             mem_mb=4000,
             runtime=WEEK,
+            nodes=1,
             processes=1,
             micro_batch=64,
             gradient_checkpointing=0,
@@ -82,8 +85,9 @@ for METHOD in EXPERIMENT.methods:
         shell:
             "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
             " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-            " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+            " --nodes {resources.nodes} --processes {resources.processes}"
+            " --micro-batch {resources.micro_batch}"
             " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
-            " --time-budget $(({resources.runtime} * 95 / 100)) {params.inputs}"
+            " --runtime {resources.runtime} {params.inputs}"
             " --output model={output.model:q} --output metrics={output.metrics:q}"
             " --output manifest={output.manifest:q} 2> {log:q}"

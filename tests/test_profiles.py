@@ -109,7 +109,7 @@ def test_slurm_submits_what_the_cluster_is_meant_to_give(
         assert f"{name}:runtime={call['-t']}" in told
 
 
-def test_time_budget_ends_before_the_job(finished: Project, tmp_path: Path) -> None:
+def test_a_stage_is_told_what_its_job_gets(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "copy")
     printed = project.run(
         "results/small/models/teacher-sft__student-minillm/seed1/manifest.json",
@@ -123,9 +123,10 @@ def test_time_budget_ends_before_the_job(finished: Project, tmp_path: Path) -> N
     assert words[words.index("--processes") + 1] == "4"
     assert words[words.index("--gradient-checkpointing") + 1] == "1"
     assert words[words.index("--compile") + 1] == "0"
-    sums = re.findall(r"--(time-budget|threads) \$\(\((.*?)\)\) --", command)
-    budget, threads = (eval(text.replace("/", "//")) for _, text in reversed(sums))
-    assert budget == 570
+    assert words[words.index("--runtime") + 1] == "600"
+    assert words[words.index("--nodes") + 1] == "1"
+    (text,) = re.findall(r"--threads \$\(\((.*?)\)\) --", command)
+    threads = eval(text.replace("/", "//"))
     assert threads == 1  # --cores 2 scales the threads down to two, and a process has at least one
 
 

@@ -84,7 +84,7 @@ def test_lora_goes_on_from_adapters_alone_and_ends_with_the_same_plain_model(wor
     """In slices of one step, some of which recompute activations: neither changes a bit."""
     space, settings = workspace, {"steps": 3, "evaluate_every": 1, "lora": LORA}
     for attempt in range(3):
-        more = ("--time-budget=0.00001", f"--gradient-checkpointing={attempt % 2}")
+        more = ("--runtime=0.00001", f"--gradient-checkpointing={attempt % 2}")
         process = space.train("sliced-lora", "minillm", *more, **settings)
         said = space.finished(process, code=int(attempt < 2))
         if attempt < 2:
@@ -153,7 +153,7 @@ def test_time_budget_ends_a_run_between_steps(workspace):
     space = workspace
     attempts = 0
     while not (space.folder / "sliced" / "manifest.json").exists():
-        process = space.train("sliced", "minillm", "--time-budget=0.00001", steps=3)
+        process = space.train("sliced", "minillm", "--runtime=0.00001", steps=3)
         process.communicate(timeout=120)
         attempts += 1
         assert attempts <= 3
@@ -182,7 +182,7 @@ def test_a_second_copy_leaves(workspace, monkeypatch):
     assert f"process {first.pid}" in said and "already at work" in said
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    second = space.train("locked", "sft", "--time-budget=0.00001", **settings)
+    second = space.train("locked", "sft", "--runtime=0.00001", **settings)
     assert "Stopped" in space.finished(second, code=1)  # the dead one's lock is taken over
 
 
@@ -286,7 +286,7 @@ def test_deepspeed_equals_plain_training_and_resumes(workspace, stage, processes
     sharded = {**settings, "deepspeed": {"name": stage, "config": config}}
     name = f"plain-for-{stage}"
     space.finished(space.train(name, "minillm", **settings))
-    first = space.train(stage, "minillm", "--time-budget=0.00001", processes=processes, **sharded)
+    first = space.train(stage, "minillm", "--runtime=0.00001", processes=processes, **sharded)
     assert "Stopped" in space.finished(first, code=1)
     said = space.finished(space.train(stage, "minillm", processes=processes, **sharded))
     assert "goes on from step 1" in said

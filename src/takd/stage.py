@@ -19,9 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
+from takd.launch import launch
+from takd.lease import lease
 from takd.provenance import code_digest, file_digest
 
 PIECE = "piece"  # name of inputs that are pieces of the result
+USED_OF_RUNTIME = 0.95  # the rest is for a last step, a checkpoint, and starting up
+CHECKPOINT_SECONDS = 600.0
+BEGAN = "TAKD_BEGAN"  # when the job's first process started, for those that it starts
 
 VERSIONED = (
     "torch",
@@ -53,7 +58,7 @@ class Stage:
     gradient_checkpointing: bool = False
     compile: bool = False
     deadline: float | None = None
-    checkpoint_seconds: float = 300.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     stop_requested: bool = False
 
     def input(self, name: str) -> Path:
@@ -133,16 +138,20 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def main(module: str, also: Callable[[dict[str, Any]], list[str]] | None = None) -> None:
+def main(
+    module: str,
+    also: Callable[[dict[str, Any]], list[str]] | None = None,
+    gpus: bool = False,
+) -> None:
     """Run the stage in `module` with the arguments of the command line.
 
-    `also` names further modules that the settings choose at run time, for the digest of the code.
+    `also` names further modules that the settings choose at run time, for the digest of the code; `gpus` are used by
+    stages that ask or train a model.
     """
+    began = time.time()
     arguments = _parser(module).parse_args()
     spec = json.loads(arguments.spec)
     entries = [module, *(also(spec) if also else [])]
-    if arguments.processes > 1 and "RANK" not in os.environ:
-        _launch(arguments.processes)
     present = code_digest(*entries)
     code = arguments.code or present
     if code != present:
@@ -161,7 +170,7 @@ def main(module: str, also: Callable[[dict[str, Any]], list[str]] | None = None)
         gradient_checkpointing=bool(arguments.gradient_checkpointing),
         compile=bool(arguments.compile),
         checkpoint_seconds=arguments.checkpoint_seconds,
-        deadline=time.time() + 60 * arguments.time_budget if arguments.time_budget else None,
+        deadline=_deadline(began, arguments.runtime),
     )
 
     def request_stop(number: int, frame: Any) -> None:
@@ -169,6 +178,9 @@ def main(module: str, also: Callable[[dict[str, Any]], list[str]] | None = None)
 
     signal.signal(signal.SIGTERM, request_stop)
     try:
+        if gpus:
+            lease(arguments.processes, stage.say)
+        launch(arguments.nodes, arguments.processes, arguments.threads)
         importlib.import_module(module).run(stage)
     except (InputError, Interrupted) as error:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
@@ -187,13 +199,19 @@ def _parser(module: str) -> argparse.ArgumentParser:
     add("--input", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
     add("--output", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
     add("--threads", type=int, default=1, help="threads of each process")
-    add("--processes", type=int, default=1, help="processes on this node: one per GPU")
+    add("--processes", type=int, default=1, help="processes on each node: one per GPU")
+    add("--nodes", type=int, default=1, help="nodes of the Slurm job to spread over")
     add("--micro-batch", type=int, default=8, help="rows a process handles at once")
     switch: dict[str, Any] = {"type": int, "choices": (0, 1), "default": 0}
     add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
     add("--compile", **switch, help="1: training passes through torch.compile")
-    add("--time-budget", type=float, help="minutes after which to checkpoint and leave")
-    add("--checkpoint-seconds", type=float, default=300.0, help="longest time between checkpoints")
+    add("--runtime", type=float, help="minutes that the job has: leaves in time, with a checkpoint")
+    add(
+        *("--checkpoint-seconds",),
+        type=float,
+        default=CHECKPOINT_SECONDS,
+        help="longest time between checkpoints; 5 %% of a training where that is less",
+    )
     return parser
 
 
@@ -205,10 +223,12 @@ def _named(pairs: list[str]) -> dict[str, list[Path]]:
     return named
 
 
-def _launch(processes: int) -> None:
-    """Become torchrun, which starts this same command once per process."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    os.execv(sys.executable, [*torchrun, f"--nproc-per-node={processes}", *sys.argv])
+def _deadline(began: float, runtime: float | None) -> float | None:
+    """When to leave: torchrun starts this program anew, which takes none of the job's time away."""
+    if not runtime:
+        return None
+    began = float(os.environ.setdefault(BEGAN, str(began)))
+    return began + 60 * runtime * USED_OF_RUNTIME
 
 
 def _version(package: str) -> str | None:

@@ -9,4 +9,4 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 from takd.stage import main
 
-main("takd.training.train", also=lambda spec: [f"takd.methods.{spec['method']}"])
+main("takd.training.train", also=lambda spec: [f"takd.methods.{spec['method']}"], gpus=True)

@@ -1,0 +1,74 @@
+"""How a stage becomes several processes: one per GPU, on one node or on several.
+
+All replace this process, so that a signal reaches what does the work, and a lock that it holds stays held.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+from takd.errors import InputError
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def launch(nodes: int, processes: int, threads: int) -> None:
+    """Start this same command once per process; returns only where one process is all.
+
+    Args:
+        nodes: of the Slurm job that this runs in; 1 needs no Slurm.
+        processes: on each node.
+        threads: of each process.
+
+    Raises:
+        InputError: several nodes, but no Slurm job of so many.
+    """
+    if "RANK" in os.environ or nodes * processes == 1:
+        return
+    if nodes == 1:
+        command = [*TORCHRUN, "--standalone", f"--nproc-per-node={processes}"]
+    else:
+        command = over_nodes(nodes, processes, threads)
+    os.execvp(command[0], [*command, *sys.argv])
+
+
+def over_nodes(nodes: int, processes: int, threads: int) -> list[str]:
+    """One torchrun on each node of this Slurm job, which meet on the first one.
+
+    Raises:
+        InputError: this is no Slurm job, or one of another number of nodes.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise InputError(
+            f"{nodes} nodes need a Slurm job: set `nodes` in the profile of a cluster, and leave it out elsewhere."
+        )
+    # Snakemake's executor takes SLURM_JOB_NODELIST out of the environment
+    names = _ask("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
+    hosts = _ask("scontrol", "show", "hostnames", names).split()
+    if len(hosts) != nodes:
+        raise InputError(
+            f"job {job} has {len(hosts)} nodes ({names}) and the training was to use {nodes}; `nodes`, `tasks` and"
+            " `mpi: srun` go together in the profile, see profiles/README.md."
+        )
+    # the address by which Slurm itself reaches the node; its name need not be known everywhere
+    found = re.search(r"NodeAddr=(\S+)", _ask("scontrol", "--oneliner", "show", "node", hosts[0]))
+    place = found[1] if found else hosts[0]
+    port = 20_000 + int(job) % 10_000
+    return [
+        *("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"),
+        *(f"--cpus-per-task={threads * processes}", "--kill-on-bad-exit=1"),
+        *(*TORCHRUN, f"--nnodes={nodes}", f"--nproc-per-node={processes}", f"--rdzv-id={job}"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint={place}:{port}"),
+    ]
+
+
+def _ask(*command: str) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise InputError(
+            f"`{' '.join(command)}` failed in a Slurm job of several nodes: {said}"
+        ) from None
