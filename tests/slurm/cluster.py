@@ -159,7 +159,9 @@ class Cluster:
         for node in NODES:
             self.start_node(node)
         self.call("scancel", "--user", getpass.getuser())
-        self.call("scontrol", "update", f"nodename={','.join(NODES)}", "state=resume")
+        for node, state in self._states().items():
+            if state.startswith("down"):
+                self.call("scontrol", "update", f"nodename={node}", "state=resume")
         self.wait_until("both nodes are idle", self._idle)
 
     def start_controller(self) -> None:
@@ -330,9 +332,12 @@ class Cluster:
         # it may have ended long ago, its number given to another
         return process if process in self.processes() else None
 
+    def _states(self) -> dict[str, str]:
+        lines = self.call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %t")
+        return dict(line.split() for line in lines.splitlines())
+
     def _idle(self) -> bool:
-        states = self.call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%t")
-        return states.split() == ["idle"] * len(NODES)
+        return list(self._states().values()) == ["idle"] * len(NODES)
 
 
 def environment_of(process: int) -> dict[str, str]:
