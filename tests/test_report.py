@@ -107,7 +107,7 @@ def make(
             for step in (50, 100, 200, 300)
         ]  # fmt: skip
         end = {"kind": "end", "step": 300, "seconds": 120.0, "tokens": 30_000, "device": "cpu",
-               "processes": 1, "precision": "fp32"}  # fmt: skip
+               "processes": 1, "precision": "fp32", "skipped": 3}  # fmt: skip
         write_lines(folder / "metrics.jsonl", [*train, *dev, end])
         for name in sets:
             write_evaluation(root, lineage, seed, name, decoding, decoding_seeds)
@@ -344,6 +344,8 @@ def test_costs_add_up(full):
     trained = sum(float(r["minutes"]) for r in lines if r["stage"] == "training")
     scored = sum(float(r["minutes"]) for r in lines if r["stage"] == "evaluation")
     count = len(full.spec["nodes"])
+    skipped = [int(r["skipped"]) for r in lines if r["stage"] == "training"]
+    assert sum(skipped) == 3 * count
     assert trained == pytest.approx(2.0 * count) and scored == pytest.approx(0.5 * 2 * count)
     assert f"<strong>{trained + scored:.1f}</strong>" in (full.report / "costs.html").read_text()
 

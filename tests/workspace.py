@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -172,9 +173,13 @@ class Workspace:
         *arguments: str,
         processes: int = 1,
         inputs: Mapping[str, str] | None = None,
+        limit_file_kb: int | None = None,
         **settings: Any,
     ) -> Any:
-        """Start a training stage whose outputs go to the folder `name`; `inputs` are further or other ones."""
+        """Start a training stage whose outputs go to the folder `name`; `inputs` are further or other ones.
+
+        `limit_file_kb` is how large a file it may write.
+        """
         spec = self.spec(method, **settings)
         read = {"base": "student", "tokenizer": "tokenizer", "train": "train", "dev": "dev"}
         if method != "sft":
@@ -193,6 +198,7 @@ class Workspace:
             [f"{output}={name}/{files.get(output, output)}" for output in outputs],
             f"--processes={processes}",
             *arguments,
+            limit_file_kb=limit_file_kb,
         )
 
     def evaluate(self, name: str, model: str, *arguments: str, **spec: Any) -> Any:
@@ -219,12 +225,23 @@ class Workspace:
         return self.evaluate(name, arguments.pop("model"), "--micro-batch=1", **arguments)
 
     def start(
-        self, script: str, spec: Any, inputs: list[str], outputs: list[str], *more: str
+        self,
+        script: str,
+        spec: Any,
+        inputs: list[str],
+        outputs: list[str],
+        *more: str,
+        limit_file_kb: int | None = None,
     ) -> Any:
         command = [sys.executable, str(ROOT / "workflow" / "scripts" / f"{script}.py")]
         command += ["--spec", json.dumps(spec)]
         command += [word for pair in inputs for word in ("--input", pair)]
         command += [word for pair in outputs for word in ("--output", pair)]
+
+        def limit() -> None:
+            bytes_ = (limit_file_kb or 0) * 1024
+            resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
+
         return subprocess.Popen(
             [*command, *more],
             cwd=self.folder,
@@ -232,6 +249,7 @@ class Workspace:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            preexec_fn=limit if limit_file_kb else None,
         )
 
     def finished(self, process: Any, code: int = 0) -> str:

@@ -35,8 +35,7 @@ def _evaluate(stage: Stage, folder: Path) -> None:
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     journal = Journal(folder / "metrics.jsonl", active=True)
-    if journal.size() == 0:
-        journal.restart()
+    journal.restart()
     answers = answer(
         stage,
         f"{spec['lineage']} seed {spec['seed']} on {spec['set']}",

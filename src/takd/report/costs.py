@@ -10,7 +10,11 @@ from takd.report.table import chain_text, methods_text, write_csv
 
 @dataclass(frozen=True)
 class Cost:
-    """All runs of one lineage together, over its training seeds."""
+    """All runs of one lineage together, over its training seeds.
+
+    Attributes:
+        skipped: steps whose gradient was not finite, and which changed nothing.
+    """
 
     lineage: str
     method: str
@@ -18,6 +22,7 @@ class Cost:
     training_minutes: float
     evaluation_minutes: float
     steps: int
+    skipped: int
     tokens: int
     evaluation_tokens: int
     device: str
@@ -60,6 +65,7 @@ def by_lineage(results: Results) -> list[Cost]:
                 training_minutes=sum(model.minutes for model in models),
                 evaluation_minutes=sum(each.minutes for each in scored),
                 steps=sum(model.manifest["steps"] for model in models),
+                skipped=sum(int(model.end.get("skipped", 0)) for model in models),
                 tokens=sum(int(model.end.get("tokens", 0)) for model in models),
                 evaluation_tokens=sum(int(each.end.get("tokens", 0)) for each in scored),
                 device=", ".join(sorted({device_text(model.end) for model in models})),
@@ -116,6 +122,7 @@ def to_csv(costs: list[Cost]) -> str:
                     "minutes": minutes,
                     "tokens": tokens,
                     "steps": cost.steps if stage == "training" else None,
+                    "skipped": cost.skipped if stage == "training" else None,
                     "device": cost.device if stage == "training" else None,
                 }
             )

@@ -12,8 +12,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from takd.errors import InputError
 from takd.provenance import canonical_json, file_digest, short_digest
@@ -21,6 +23,8 @@ from takd.stage import Stage
 
 KEPT_CHECKPOINTS = 2
 HEARTBEAT_SECONDS = 5.0
+SHARE_OF_RUN = 0.05  # of a training that may be lost
+SHARE_OF_TIME = 0.02  # that checkpoints may take
 
 
 def resume_key(stage: Stage) -> str:
@@ -57,8 +61,7 @@ class Checkpoints:
         partial = self.partial(step)
         for path in partial.rglob("*"):
             if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
+                flush(path)
         final = self.folder / f"step-{step:09d}"
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -68,6 +71,44 @@ class Checkpoints:
     def close(self) -> None:
         """The stage's outputs are in place: nothing here is needed any more."""
         shutil.rmtree(self.root)
+
+
+def flush(path: Path) -> None:
+    """Have a file on the disk, and not on its way there."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+@dataclass
+class Pace:
+    """When a checkpoint is due.
+
+    After 5 % of the training or `longest`, whichever is less, so that no more is lost with a node; but where that is
+    a matter of seconds, not so often that training waits for checkpoints more than 2 % of the time.
+
+    Attributes:
+        longest: seconds.
+        cost: seconds that training waited for the last checkpoint.
+    """
+
+    longest: float
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._saved = time.monotonic()
+
+    def saved(self, cost: float) -> None:
+        """A checkpoint was made just now."""
+        self.cost, self._saved = cost, time.monotonic()
+
+    def interval(self, seconds: float, done: int, total: int) -> float:
+        """Seconds between two checkpoints of a training whose first `done` steps took `seconds`."""
+        share = SHARE_OF_RUN * seconds / max(done, 1) * total
+        return min(self.longest, max(share, self.cost / SHARE_OF_TIME))
+
+    def due(self, seconds: float, done: int, total: int) -> bool:
+        """Whether it is time."""
+        return time.monotonic() - self._saved >= self.interval(seconds, done, total)
 
 
 @contextlib.contextmanager
@@ -115,18 +156,14 @@ class Lock:
     def _create(self) -> bool:
         try:
             with open(self.path, "x", encoding="utf-8") as file:
-                json.dump({"host": socket.gethostname(), "process": os.getpid()}, file)
+                owner = {"host": socket.gethostname(), "process": os.getpid()}
+                json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID")}, file)
         except FileExistsError:
             return False
         return True
 
     def _wait_for_owner_to_be_gone(self) -> None:
-        try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
-            seen = self.path.stat().st_mtime
-        except (FileNotFoundError, json.JSONDecodeError):
-            # just removed, or its writer died between creating and filling it
-            owner, seen = {}, None
+        owner, seen = self._read()
         if owner.get("host") == socket.gethostname() and not _alive(owner["process"]):
             return
         patience = 6 * HEARTBEAT_SECONDS
@@ -134,15 +171,27 @@ class Lock:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_SECONDS / 5)
-            try:
-                now = self.path.stat().st_mtime
-            except FileNotFoundError:
+            _, now = self._read()
+            if now is None:
                 return
             if seen is not None and now != seen:
+                job = f" (Slurm job {owner['job']})" if owner.get("job") else ""
                 raise InputError(
-                    f"process {owner.get('process')} on {owner.get('host')} is already at work in"
+                    f"process {owner.get('process')} on {owner.get('host')}{job} is already at work in"
                     f" {self.path.parent}; wait for it, or end it (scancel), and start again."
                 )
+
+    def _read(self) -> tuple[dict[str, Any], float | None]:
+        """Who holds the lock, and its last heartbeat; None if nobody does."""
+        try:
+            # opened, since a network file system may answer for an open file only what is true now
+            with open(self.path, encoding="utf-8") as file:
+                seen = os.fstat(file.fileno()).st_mtime
+                return json.load(file), seen
+        except FileNotFoundError:
+            return {}, None
+        except json.JSONDecodeError:
+            return {}, seen  # its writer died between creating and filling it
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

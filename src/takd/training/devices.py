@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from takd.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BFLOAT16 = (8, 0)  # compute capability from which a card has it
 
 
 def own() -> torch.device:
@@ -33,7 +34,18 @@ def choose_precision(setting: str) -> str:
         return setting
     if not on_gpu:
         return "fp32"
-    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    return "bf16" if torch.cuda.get_device_capability() >= BFLOAT16 else "fp16"
+
+
+def describe(precision: str) -> str:
+    """In what numbers a training computes, on what, and why not in others."""
+    if not torch.cuda.is_available():
+        return f"{precision} on the CPU"
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if precision != "fp16":
+        return f"{precision} on {name}"
+    why = "" if capability >= BFLOAT16 else ", which has no bfloat16"
+    return f"fp16 with dynamic loss scaling on {name}{why}"
 
 
 def start(

@@ -1,19 +1,27 @@
 """What a run keeps: the weights that were best on dev, and checkpoints to go on from."""
 
+import math
 import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from takd.errors import InputError
 from takd.methods.base import Method
 from takd.stage import read_json, write_json
-from takd.training.checkpoints import Checkpoints
+from takd.training.checkpoints import Checkpoints, flush
 from takd.training.progress import Journal
 from takd.training.student import Student
+
+Tensors = dict[str, dict[str, Tensor]]  # by file and name
 
 
 @dataclass
@@ -25,6 +33,8 @@ class Best:
     value: float | None = None
 
     def improves(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
         if self.value is None:
             return True
         return value < self.value if self.measure == "loss" else value > self.value
@@ -33,6 +43,9 @@ class Best:
 @dataclass
 class Keeper:
     """Writes and reads what one run keeps, in the folder of its checkpoints.
+
+    A checkpoint is copied to main memory while training waits, and written while it goes on. DeepSpeed writes its
+    own, each process its part, and training waits.
 
     Attributes:
         best: names of outputs ("model", "init") and the dev measure that picks their weights.
@@ -47,12 +60,9 @@ class Keeper:
 
     def __post_init__(self) -> None:
         self.accelerator = self.student.accelerator
-        # weights that do not train are those of the start again; DeepSpeed writes its checkpoints itself
-        self.partial = self.accelerator.distributed_type != DistributedType.DEEPSPEED and any(
-            not parameter.requires_grad for parameter in self.student.model.parameters()
-        )
-        if self.partial:
-            self.accelerator.register_save_state_pre_hook(_drop_frozen)
+        self.sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def kept(self, step: int) -> Path:
         """Folder of the weights that were best at a step."""
@@ -66,34 +76,70 @@ class Keeper:
         if any(best.step == step for best in self.best.values()):
             self.student.export(self.kept(step), self.tokenizer)
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint; kept weights that no checkpoint names are dropped."""
-        partial = self.checkpoints.partial(step)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            partial.mkdir(exist_ok=True)
-            state = self.method.state()
-            if state:
-                save_file(state, partial / "method.safetensors")
-            write_json(
-                partial / "progress.json",
-                {
-                    "step": step,
-                    "seconds": self.journal.seconds,
-                    "tokens": self.journal.tokens,
-                    "metrics_bytes": self.journal.size(),
-                    "best": {name: [b.step, b.value] for name, b in self.best.items()},
-                },
-            )
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.checkpoints.commit(step)
-            self._drop_unnamed()
+    def save(self, step: int) -> float:
+        """Make a checkpoint; returns the seconds that training waited for it.
 
-    def _drop_unnamed(self) -> None:
-        """Remove kept weights that no checkpoint refers to."""
+        Raises:
+            InputError: this one or the one before could not be written.
+        """
+        began = time.monotonic()
+        self.finish()
+        if self.sharded:
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self.checkpoints.partial(step).mkdir(exist_ok=True)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(self.checkpoints.partial(step)))
+            self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            tensors: Tensors = {} if self.sharded else self.student.state()
+            tensors["method"] = self.method.state()
+            scaler = self.accelerator.scaler
+            progress = {
+                "step": step,
+                "best": {name: [b.step, b.value] for name, b in self.best.items()},
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "journal": self.journal.state(),
+            }
+            self._writing = self._writer.submit(self._write, step, tensors, progress)
+        if self.sharded:
+            self.finish()
+        waited = time.monotonic() - began
+        self.journal.checkpoints += 1
+        self.journal.checkpoint_seconds += waited
+        return waited
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        if self._writing is None:
+            return
+        try:
+            self._writing.result()
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"a checkpoint could not be written to {self.checkpoints.folder} ({error}); make room there, and start"
+                " again: what came before it is whole."
+            ) from error
+        finally:
+            self._writing = None
+
+    def _write(self, step: int, tensors: Tensors, progress: dict[str, Any]) -> None:
+        partial = self.checkpoints.partial(step)
+        partial.mkdir(exist_ok=True)
+        for name, values in tensors.items():
+            if values:
+                save_file(values, partial / f"{name}.safetensors")
+        write_json(partial / "progress.json", progress)
+        flush(self.journal.path)  # as long as the checkpoint says
+        self.checkpoints.commit(step)
+        self._drop_unnamed(step)
+
+    def _drop_unnamed(self, step: int) -> None:
+        """Remove kept weights that no checkpoint refers to, but for those that were kept since."""
         named = {
             self.kept(best[0]).name
             for checkpoint in self.checkpoints.all()
@@ -101,28 +147,34 @@ class Keeper:
             if best[0] is not None
         }
         for folder in self.checkpoints.folder.glob("kept-*"):
-            if folder.name not in named:
+            if folder.name not in named and folder.name <= self.kept(step).name:
                 shutil.rmtree(folder)
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns the number of steps that are done."""
-        if not (found := self.checkpoints.all()):
+        newest = [path.name for path in self.checkpoints.all()[-1:]]
+        # on a network file system, processes may see different ones
+        (name,) = broadcast_object_list([*newest, None][:1])
+        if name is None:
             self.journal.restart()
             return 0
-        progress = read_json(found[-1] / "progress.json")
-        self.accelerator.load_state(str(found[-1]), **({"strict": False} if self.partial else {}))
-        method = found[-1] / "method.safetensors"
-        if method.exists():
-            self.method.restore(load_file(method))
-        for name, (step, value) in progress["best"].items():
-            self.best[name].step, self.best[name].value = step, value
-        self.journal.resume(progress["metrics_bytes"], progress["seconds"], progress["tokens"])
+        folder = self.checkpoints.folder / name
+        progress = read_json(folder / "progress.json")
+        if self.sharded:
+            self.accelerator.load_state(str(folder))
+        else:
+            parts = ("model", "optimizer")
+            self.student.restore({part: _tensors(folder, part) for part in parts})
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(progress["scaler"])
+        if method := _tensors(folder, "method"):
+            self.method.restore(method)
+        for output, (step, value) in progress["best"].items():
+            self.best[output].step, self.best[output].value = step, value
+        self.journal.resume(progress["journal"])
         return progress["step"]
 
 
-def _drop_frozen(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
-    """Take parameters that do not train out of a checkpoint."""
-    for model, state in zip(models, weights, strict=True):
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if not parameter.requires_grad:
-                del state[name]
+def _tensors(folder: Path, part: str) -> dict[str, Tensor]:
+    path = folder / f"{part}.safetensors"
+    return load_file(path) if path.exists() else {}

@@ -19,12 +19,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from takd.errors import InputError
 from takd.methods.base import Method, Part
 from takd.sampling import Decoding, Prompt, Response, draw
 from takd.stage import Interrupted, Stage
-from takd.training.checkpoints import Checkpoints
+from takd.training.checkpoints import Checkpoints, Pace
 from takd.training.dev import dev_loss, dev_prompts, dev_scores
-from takd.training.devices import device_name, seed_generators
+from takd.training.devices import DTYPES, describe, device_name, seed_generators
 from takd.training.keeping import Best, Keeper
 from takd.training.progress import Journal, Progress
 from takd.training.student import Student
@@ -58,7 +59,9 @@ class Run:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.total = self.method.total_steps()
-        self.student = Student(self.accelerator, self.model, s, self.stage.compile)
+        on_gpu = self.accelerator.device.type == "cuda"
+        dtype = DTYPES[self.precision if on_gpu else "fp32"]
+        self.student = Student(self.accelerator, self.model, s, self.stage.compile, dtype)
         if self.method.context.teacher is not None:
             self.method.context.teacher.to(self.accelerator.device).eval().requires_grad_(False)
         self.journal = Journal(self.checkpoints.folder / "metrics.jsonl", self.main)
@@ -71,6 +74,7 @@ class Run:
             {name: Best(measure) for name, measure in self.keep.items()},
         )
         self.seed = self.method.context.seed
+        self.title = f"{self.stage.spec['lineage']} seed {self.seed}"
         self.end_token: int = self.tokenizer.eos_token_id
 
     def train(self) -> None:
@@ -78,43 +82,72 @@ class Run:
 
         Raises:
             Interrupted: asked to stop or out of time; a checkpoint has been written.
+            InputError: no finite gradient for many steps in a row; a checkpoint has been written. Or none could be.
         """
         step = self.keeper.resume()
-        name = self.stage.spec["lineage"]
-        if step:
-            self.stage.say(f"{name} seed {self.seed}: goes on from step {step}")
-        progress = Progress(f"{name} seed {self.seed}", self.total, step, self.main)
-        saved, skipped = time.monotonic(), 0
+        self.introduce(step)
+        progress = Progress(self.title, self.total, step, self.main)
+        pace, in_a_row = Pace(self.stage.checkpoint_seconds), 0
         if step == 0:
             self.evaluate(0)
         while step < self.total:
             self.method.prepare(step, self.sample)
             values = self.optimize(step)
             step += 1
-            progress.step(step, {"loss": values["loss"], "lr": values["learning_rate"]})
-            skipped = 0 if math.isfinite(values["gradient_norm"]) else skipped + 1
-            if skipped > SKIPPED_IN_A_ROW:
-                raise FloatingPointError(
-                    f"{name}: no finite gradient for {skipped} steps up to step {step};"
-                    " lower the learning rate, or use precision 'fp32' or 'bf16'."
-                )
-            if step % self.settings["log_every"] == 0 or step == self.total:
-                self.journal.write("train", step, steps=self.total, **values)
-            due = step % self.settings["evaluate_every"] == 0 or step == self.total
-            if due:
+            in_a_row = 0 if math.isfinite(values["gradient_norm"]) else in_a_row + 1
+            if in_a_row:
+                self.skipped(step)
+            shown = {"loss": values["loss"], "lr": values["learning_rate"]}
+            skipped = {"skipped": self.journal.skipped} if self.journal.skipped else {}
+            progress.step(step, {**shown, **skipped})
+            last = step == self.total
+            if step % self.settings["log_every"] == 0 or last:
+                self.journal.write("train", step, steps=self.total, **values, **skipped)
+            if step % self.settings["evaluate_every"] == 0 or last:
                 self.evaluate(step)
-            stop = self.agree(self.stage.should_stop())
-            late = self.agree(time.monotonic() - saved > self.stage.checkpoint_seconds)
-            if due or stop or late:
-                self.keeper.save(step)
-                saved = time.monotonic()
-            if stop and step < self.total:
+            diverged = in_a_row == SKIPPED_IN_A_ROW
+            stop, due = self.agree(
+                self.stage.should_stop(), pace.due(self.journal.seconds, step, self.total)
+            )
+            if due or stop or diverged or last:
+                pace.saved(self.keeper.save(step))
+            if (stop or diverged) and not last:
                 progress.close()
-                raise Interrupted(
-                    f"{name} seed {self.seed} at step {step} of {self.total}, as asked or because"
-                    " its time is up; the next run goes on from there."
-                )
+                self.keeper.finish()
+                self.leave(step, values["learning_rate"], diverged)
         progress.close()
+        self.keeper.finish()
+
+    def introduce(self, step: int) -> None:
+        """Say what begins, or goes on, and on what."""
+        count = f"{self.world} process{'es' if self.world > 1 else ''}"
+        how = describe(self.precision)
+        self.stage.say(
+            f"{self.title}: goes on from step {step} of {self.total}, {how}, {count}"
+            if step
+            else f"{self.title}: {self.total} steps, {how}, {count}"
+        )
+
+    def skipped(self, step: int) -> None:
+        """Count a step whose gradient was not finite; the optimizer left it out, and the weights are those before."""
+        self.journal.skipped += 1
+        if self.main and self.journal.skipped in (1, 10, 100, 1000):
+            self.stage.say(
+                f"{self.title}: step {step} skipped, its gradient is not finite ({self.journal.skipped} so far)"
+            )
+
+    def leave(self, step: int, rate: float, diverged: bool) -> None:
+        """Raise what says why a run ends before its last step."""
+        if diverged:
+            raise InputError(
+                f"{self.title}: no finite gradient in {SKIPPED_IN_A_ROW} steps in a row, up to step {step} of"
+                f" {self.total}; lower the learning rate (now {rate:g}), or use precision 'fp32' or 'bf16' in place of"
+                f" '{self.precision}'. The weights of before are in the checkpoint, from which the same settings go on."
+            )
+        raise Interrupted(
+            f"{self.title} at step {step} of {self.total}, as asked or because its time is up; the next run goes on"
+            " from there."
+        )
 
     def optimize(self, step: int) -> dict[str, float]:
         """One optimizer step on the global batch; returns means over it."""
@@ -156,12 +189,12 @@ class Run:
             for start in range(0, len(mine), self.stage.micro_batch):
                 yield part, mine[start : start + self.stage.micro_batch]
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any process says so: all must leave the loop at the same step."""
+    def agree(self, *flags: bool) -> list[bool]:
+        """Whether any process says so, of each flag: all must leave the loop at the same step."""
         if self.world == 1:
-            return flag
-        flags = torch.tensor([int(flag)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flags, "sum").item())
+            return list(flags)
+        counts = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
+        return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
 
     def sample(
         self, prompts: Sequence[Prompt], temperature: float, teacher_mix: float | None
@@ -210,7 +243,7 @@ class Run:
         self.journal.write("dev", step, steps=self.total, n=len(self.dev), **values)
         if self.main:
             self.stage.say(
-                f"{self.stage.spec['lineage']} seed {self.seed}: step {step}/{self.total}"
+                f"{self.title}: step {step}/{self.total}"
                 f"  dev ROUGE-L {values['rougeL']:.1f}  dev loss {values['loss']:.3f}"
                 f"  ({self.journal.seconds:.0f} s, of which {time.monotonic() - began:.0f} s dev)"
             )
@@ -227,6 +260,9 @@ class Run:
             processes=self.world,
             precision=self.precision,
             host_cpus=os.cpu_count(),
+            skipped=self.journal.skipped,
+            checkpoints=self.journal.checkpoints,
+            checkpoint_seconds=round(self.journal.checkpoint_seconds, 3),
         )
 
 

@@ -1,20 +1,30 @@
 """What a run tells while it goes: a bar in a terminal, plain lines elsewhere, and metrics.jsonl."""
 
 import json
+import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+COUNTED = ("tokens", "skipped", "checkpoints", "checkpoint_seconds")
+
 
 class Journal:
-    """metrics.jsonl: one JSON object a line, with seconds and tokens counted over all restarts."""
+    """metrics.jsonl: one JSON object a line, with seconds and tokens counted over all restarts.
+
+    Attributes:
+        skipped: steps without a finite gradient, whose update was left out.
+        checkpoints: how many were made, and `checkpoint_seconds` that training waited for them.
+    """
 
     def __init__(self, path: Path, active: bool) -> None:
         self.path, self.active = path, active
-        self.tokens = 0
+        self.tokens = self.skipped = self.checkpoints = 0
+        self.checkpoint_seconds = 0.0
         self._seconds_before = 0.0
         self._started = time.monotonic()
 
@@ -23,33 +33,40 @@ class Journal:
         """Time spent so far, in this process and those before it."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def resume(self, size: int, seconds: float, tokens: int) -> None:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold for the counts to go on."""
+        counted = {name: getattr(self, name) for name in COUNTED}
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return {**counted, "seconds": self.seconds, "metrics_bytes": size}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
         """Go on after a checkpoint: forget the lines written after it."""
-        self._seconds_before, self._started, self.tokens = seconds, time.monotonic(), tokens
+        self._seconds_before, self._started = state["seconds"], time.monotonic()
+        for name in COUNTED:
+            setattr(self, name, state[name])
         if self.active:
             with open(self.path, "ab") as file:
-                file.truncate(size)
+                file.truncate(state["metrics_bytes"])
 
     def restart(self) -> None:
         """Begin anew: there is no checkpoint to go on from."""
         if self.active:
             self.path.write_bytes(b"")
 
-    def size(self) -> int:
-        """Bytes written, for a checkpoint."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line."""
-        line = {
+        """Append one line; a number that is not finite becomes null, which JSON has."""
+        line: dict[str, Any] = {
             "kind": kind,
             "step": step,
             "seconds": round(self.seconds, 3),
             "tokens": self.tokens,
         }
+        for name, value in values.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            line[name] = value if finite else None
         if self.active:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, **values}) + "\n")
+                file.write(json.dumps(line) + "\n")
 
 
 class Progress:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from takd.adapters import plain_weights
@@ -38,6 +38,7 @@ class Student:
         model: not yet on its device when it comes; parameters without gradient stay as they are.
         settings: those of the method.
         compiled: whether training passes run through torch.compile.
+        dtype: of the numbers that text is drawn with.
         module: the model behind its losses, as DDP or DeepSpeed wraps it; every training pass goes through it.
     """
 
@@ -45,11 +46,15 @@ class Student:
     model: PreTrainedModel
     settings: dict[str, Any]
     compiled: bool = False
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         s = self.settings
         # ZeRO-3 leaves each process a part of each parameter: what samples is a whole copy beside it
-        self._copy = copy.deepcopy(self.model) if uses_zero3(self.accelerator) else None
+        self._copy: PreTrainedModel | None = None
+        if uses_zero3(self.accelerator):
+            self._copy = copy.deepcopy(self.model)
+            nn.Module.to(self._copy, self.dtype)
         if self.compiled:
             compile_training(self.model, self.accelerator.device)
         module = LossModule(self.model)
@@ -84,6 +89,32 @@ class Student:
                 mine.copy_(parameter)
         return whole
 
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Copies on the CPU of all that training changes: `model` by name, `optimizer` by parameter and quantity."""
+        parameters = self.model.named_parameters()
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            "model": {name: _copied(p) for name, p in parameters if p.requires_grad},
+            "optimizer": {
+                f"{index}.{name}": _copied(value)
+                for index, state in moments.items()
+                for name, value in state.items()
+            },
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take back what `state` gave."""
+        parameters = dict(self.model.named_parameters())
+        for name, value in state["model"].items():
+            parameters[name].copy_(value)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state["optimizer"].items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model as a plain Hugging Face folder, adapters merged, with its tokenizer."""
         with self.whole() as model:
@@ -91,3 +122,7 @@ class Student:
                 model.save_pretrained(folder, state_dict=plain_weights(model))
                 tokenizer.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -155,7 +155,10 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
     """Put outputs into place: folders, metrics, and the manifest last."""
     weights = {}
     for name, best in job.keeper.best.items():
-        assert best.step is not None
+        if best.step is None:
+            raise InputError(
+                f"{job.title}: {best.measure} on dev was never a finite number; lower the learning rate."
+            )
         target = stage.temporary(stage.outputs[name])
         shutil.copytree(job.keeper.kept(best.step), target, dirs_exist_ok=True)
         stage.commit(stage.outputs[name])
