@@ -33,7 +33,7 @@ def training_experiment() -> dict[str, Any]:
     teacher = experiment["models"]["teacher"]
     teacher["weights"]["scratch"].update(width=128, heads=4)
     teacher["training"]["sft"].update(
-        steps=150, batch_size=16, evaluate_every=15, log_every=1, rows=None
+        steps=300, batch_size=16, evaluate_every=100, log_every=1, rows=None
     )
     experiment["data"]["dev"]["demo"]["rows"] = 4
     return experiment

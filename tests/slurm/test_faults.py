@@ -15,7 +15,7 @@ URGENT = ("--partition=urgent", f"--nodes={len(NODES)}", f"--gres={GRES}", "--ou
 ASKS = "Checking the status of"  # what --verbose prints when Slurm is asked for jobs
 
 
-def ends_as_undisturbed(project: SlurmProject, undisturbed: SlurmProject, total: int = 150) -> None:
+def ends_as_undisturbed(project: SlurmProject, undisturbed: SlurmProject, total: int = 300) -> None:
     """The training is whole: its weights, and each of its steps told once."""
     assert project.weights() == undisturbed.weights()
     assert project.steps() == undisturbed.steps() == list(range(1, total + 1))
@@ -134,12 +134,12 @@ def test_memory_limit(
     cluster: Cluster, start: Start, project: SlurmProject, undisturbed: SlurmProject
 ) -> None:
     """A job that needs more memory than it has is ended, and gets more in the next attempt."""
-    project.replace(PROFILE, "memory: 64000", "memory: 300")
+    project.replace(PROFILE, "memory: 64000", "memory: 400")
     run = start(project, TARGET)
-    run.succeed()
+    assert "exceeded memory limit" in run.succeed()
     assert run.states()[0] == "FAILED" and run.states()[-1] == "COMPLETED"
     given = [int(job["Mem"]) for job in run.jobs()]
-    assert given == [300 * (attempt + 1) for attempt in range(len(given))]
+    assert given == [400 * (attempt + 1) for attempt in range(len(given))]
     ends_as_undisturbed(project, undisturbed)
 
 
