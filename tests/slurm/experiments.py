@@ -28,12 +28,12 @@ def demo_experiment() -> dict[str, Any]:
 
 
 def training_experiment() -> dict[str, Any]:
-    """The same, where training the teacher takes some ten seconds, with a checkpoint every other second."""
+    """The same with two small models, where training the teacher takes some seconds, with many checkpoints."""
     experiment = demo_experiment()
+    experiment["chains"] = experiment["chains"][:1]
+    del experiment["models"]["assistant"]
     teacher = experiment["models"]["teacher"]
-    teacher["weights"]["scratch"].update(width=128, heads=4)
-    teacher["training"]["sft"].update(
-        steps=300, batch_size=16, evaluate_every=100, log_every=1, rows=None
-    )
+    teacher["weights"]["scratch"].update(width=64, heads=2)
+    teacher["training"]["sft"].update(steps=300, batch_size=16, evaluate_every=100, log_every=1)
     experiment["data"]["dev"]["demo"]["rows"] = 4
     return experiment

@@ -46,7 +46,8 @@ class SlurmProject(Project):
                 here = Path(f"/proc/{process}/cwd").resolve()
             except OSError:  # it has ended
                 continue
-            if here == self.folder and words[1:2] == [b"workflow/scripts/train.py"]:
+            # torchrun starts it with -u
+            if here == self.folder and b"workflow/scripts/train.py" in words[1:3]:
                 found.append(process)
         return found
 
