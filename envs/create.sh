@@ -1,13 +1,21 @@
 #!/bin/sh
-# Create or update the virtual environment: envs/create.sh .venv
+# Create or update the virtual environment: envs/create.sh .venv [cpu|cuda|volta]
+# All packages and versions are those of cpu.txt; the target says only which build of torch is wanted.
 set -eu
 venv=$1
+target=${2:-cpu}
 requirements=$(dirname "$0")/cpu.txt
 
 fail() {
     echo "$1" >&2
     exit 1
 }
+
+case $target in
+    cpu | cuda) build= ;;  # any build will do for cpu; cuda is checked below
+    volta) build=+cu126 ;; # the last builds with kernels for compute capability 7.0
+    *) fail "There is no target $target: envs/create.sh $venv cpu, cuda or volta" ;;
+esac
 
 python=
 for name in python3.11 python3.12 python3.13 python3.14 python3; do
@@ -33,11 +41,22 @@ if ! "$venv/bin/python" -c '' 2>/dev/null; then
     echo "Creating $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
 fi
-pip="$venv/bin/python -m pip --disable-pip-version-check --quiet"
+
+pip() {
+    "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"
+}
+
 # by itself: some packages build against it, and where the index has a smaller build it is taken
-torch=$(grep '^torch==' "$requirements")
+torch=$(grep '^torch==' "$requirements")$build
 echo "Installing $torch and its dependencies, the larger part of the download"
-$pip install "$torch"
+pip install "$torch" || {
+    [ -n "$build" ] || exit 1
+    fail "Is PyTorch's index ${build#+} in PIP_EXTRA_INDEX_URL? Without it pip does not find $torch: envs/README.md"
+}
+if [ "$target" = cuda ] && ! "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    fail "$venv has a build of $torch without CUDA: take PyTorch's index for the CPU out of PIP_EXTRA_INDEX_URL, remove $venv and try again"
+fi
 echo "Installing the other packages"
-$pip install --requirement "$requirements"
-$pip install --no-deps --editable "$(dirname "$0")/.."
+pip install --requirement "$requirements"
+# an image has the packages only: takd.def
+[ ! -e "$(dirname "$0")/../pyproject.toml" ] || pip install --no-deps --editable "$(dirname "$0")/.."

@@ -126,13 +126,13 @@ def test_stages_side_by_side_get_different_gpus(machine):
 def test_gpus_that_are_given_are_kept_to(machine):
     chosen = holder(machine, 1, CUDA_VISIBLE_DEVICES="7,5")
     assert chosen.stdout.readline() == "7\n"
-    scheduled = holder(machine, 1, CUDA_VISIBLE_DEVICES="7", SLURM_JOB_ID="3")
-    assert (
-        scheduled.stdout.readline() == "7\n"
-    )  # though another holds it: Slurm has numbers of its own
     hidden = holder(machine, 1, CUDA_VISIBLE_DEVICES="")
     assert hidden.stdout.readline() == "\n"
-    for process in (chosen, scheduled, hidden):
+    # a whole workflow within one Slurm job; another job's card of the same number is another card
+    job = {"CUDA_VISIBLE_DEVICES": "7,5", "SLURM_JOB_ID": "3"}
+    inside = [holder(machine, 1, **job), holder(machine, 1, **job)]
+    assert {process.stdout.readline() for process in inside} == {"7\n", "5\n"}
+    for process in (chosen, hidden, *inside):
         process.communicate("")
 
 

@@ -1,8 +1,8 @@
-"""Which GPUs of a machine a stage may use, where no scheduler says so.
+"""Which GPUs a stage takes where several may run side by side.
 
-Slurm gives a job its GPUs. On a machine without it, stages that Snakemake runs side by side would all take the
-first one. Here a stage holds a lock for each GPU that it uses; the system frees it when the process ends, however
-that ends.
+Slurm gives a job its GPUs. On a machine without it, or within one job that runs a whole workflow, stages that Snakemake
+runs side by side would all take the first one. So a stage holds a lock for each GPU that it uses; the system frees it
+when the process ends, however that ends.
 """
 
 import fcntl
@@ -18,19 +18,20 @@ SECONDS_BETWEEN_TRIES = 0.5
 
 
 def lease(count: int, say: Callable[[str], None]) -> None:
-    """Take `count` GPUs of this machine for this process and those that it becomes or starts, by CUDA_VISIBLE_DEVICES.
+    """Take `count` GPUs for this process and those that it becomes or starts, by CUDA_VISIBLE_DEVICES.
 
-    Waits while too few are free. Does nothing without GPUs, under a scheduler, and in processes of torchrun, whose
-    parent holds the lease.
+    Waits while too few are free. Does nothing without GPUs, and in processes of torchrun, whose parent holds the lease.
     """
-    if "RANK" in os.environ or "SLURM_JOB_ID" in os.environ:
+    if "RANK" in os.environ:
         return
     cards = visible()
     if not cards:
         return
     # more than there are is the stage's own error to report, with what it was asked for
     count = min(count, len(cards))
-    folder = Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}"
+    # each Slurm job may count its GPUs from 0, and they are its own
+    job = os.environ.get("SLURM_JOB_ID", "no-job")
+    folder = Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}-{job}"
     folder.mkdir(mode=0o700, exist_ok=True)
     waited = False
     while len(held := _take(cards, count, folder)) < count:
@@ -63,7 +64,9 @@ def _take(cards: list[str], count: int, folder: Path) -> dict[str, int]:
     for card in cards:
         if len(held) == count:
             break
-        file = os.open(folder / card, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(
+            folder / card.replace("/", "_"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held[card] = file

@@ -178,7 +178,7 @@ def main(
 
     signal.signal(signal.SIGTERM, request_stop)
     try:
-        if gpus:
+        if gpus and arguments.nodes == 1:
             lease(arguments.processes, stage.say)
         launch(arguments.nodes, arguments.processes, arguments.threads)
         importlib.import_module(module).run(stage)

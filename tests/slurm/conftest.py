@@ -58,7 +58,7 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> S
         if not done.exists():
             project = make_slurm_project(folder, training_experiment())
             # threads that share cores wait for each other
-            project.replace(PROFILE, "  teacher: ?4 * gpus", "  teacher: 1")
+            project.replace(PROFILE, "  teacher: ?cores * gpus", "  teacher: 1")
             run = Run(cluster, project, TARGET)
             try:
                 run.succeed()

@@ -195,7 +195,7 @@ def make_slurm_project(folder: Path, experiment: Mapping[str, Any]) -> SlurmProj
     (folder / "config/config.yaml").write_text("experiment: small\n")
     (folder / "config/experiments/small.yaml").write_text(yaml.safe_dump(dict(experiment)))
     project = SlurmProject(folder.resolve())
-    project.replace(PROFILE, "  slurm_account: ?account\n", "")
+    project.replace(PROFILE, "account: def-CHANGEME", 'account: ""')
     # there is no GPU, and four processes would share two cores
     project.replace(PROFILE, "processes: ?gpus", "processes: 1")
     return project

@@ -136,12 +136,12 @@ def test_memory_limit(
     cluster: Cluster, start: Start, project: SlurmProject, undisturbed: SlurmProject
 ) -> None:
     """A job that needs more memory than it has is ended, and gets more in the next attempt."""
-    project.replace(PROFILE, "memory: 64000", "memory: 400")
+    project.replace(PROFILE, "memory: 16000", "memory: 125"  # of each of four GPUs)
     run = start(project, TARGET)
     assert "exceeded memory limit" in run.succeed()
     assert run.states()[0] == "FAILED" and run.states()[-1] == "COMPLETED"
     given = [int(job["Mem"]) for job in run.jobs()]
-    assert given == [400 * (attempt + 1) for attempt in range(len(given))]
+    assert given == [500, 750, 1000, 1250][: len(given)]
     ends_as_undisturbed(project, undisturbed)
 
 

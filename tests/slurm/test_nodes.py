@@ -10,8 +10,7 @@ from slurm.runs import PROFILE, SECONDS, TARGET, TRAINED, SlurmProject
 
 def test_two_nodes_train_together(cluster: Cluster, start: Start, project: SlurmProject) -> None:
     """Each has its process, and they agree on one model."""
-    several = "processes: 1\n    nodes: 2\n    mpi: srun\n    tasks: 2\n    tasks_per_gpu: 0"
-    project.replace(PROFILE, "processes: 1", several)
+    project.replace(PROFILE, "nodes: 1", "nodes: 2")
 
     def shorten(experiment: dict[str, Any]) -> None:
         experiment["models"]["teacher"]["training"]["sft"].update(steps=40, evaluate_every=20)
