@@ -136,7 +136,7 @@ def test_memory_limit(
     cluster: Cluster, start: Start, project: SlurmProject, undisturbed: SlurmProject
 ) -> None:
     """A job that needs more memory than it has is ended, and gets more in the next attempt."""
-    project.replace(PROFILE, "memory: 16000", "memory: 125"  # of each of four GPUs)
+    project.replace(PROFILE, "memory: 16000", "memory: 125")  # for each of four GPUs
     run = start(project, TARGET)
     assert "exceeded memory limit" in run.succeed()
     assert run.states()[0] == "FAILED" and run.states()[-1] == "COMPLETED"
