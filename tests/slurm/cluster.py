@@ -28,54 +28,7 @@ NODES = ("node1", "node2")
 GPUS = 4
 GRES = "gpu:v100l:4"
 SECONDS = 30.0  # until a daemon that does not answer is an error
-# In slurm.conf, the values that a test meets:
-# config_overrides      nodes may claim cores that this machine has not
-# cred_expire=5         a job that is queued again waits for so long, else for two minutes
-# OverMemoryKill        the memory limit, without cgroups
-# MinJobAge             squeue tells the end of a job for so long
-# KillWait              between SIGTERM and SIGKILL
-# PriorityTier          a job in `urgent` takes the place of one in `main`, which is queued again
-CONFIGURATION = """\
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={folder}/run/munge.socket,cred_expire=5
-CredType=cred/munge
-SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/%n.pid
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool/%n
-SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SwitchType=switch/none
-MpiDefault=none
-MailProg=/bin/true
-ReturnToService=2
-SlurmdParameters=config_overrides
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=256
-GresTypes=gpu
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
-MinJobAge=3600
-JobRequeue=1
-KillWait=5
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
-AccountingStorageType=accounting_storage/none
-{nodes}
-PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=7-00:00:00 DefaultTime=00:10:00 State=UP
-PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=7-00:00:00 DefaultTime=00:10:00 State=UP
-"""
+TEMPLATE = Path(__file__).with_name("slurm.conf")
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 SocketsPerBoard=2 CoresPerSocket=16"
     f" ThreadsPerCore=1 RealMemory=190000 Gres={GRES} State=UNKNOWN"
@@ -252,15 +205,23 @@ class Cluster:
             time.sleep(0.1)
 
     def __enter__(self) -> "Cluster":
+        # stops the cluster when its standard input is closed: also by the end of this process, whatever ends it
+        self._guard = subprocess.Popen(
+            [sys.executable, __file__, "guard", self.folder],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
             self.start()
         except BaseException:
-            self.stop()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stop()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait(timeout=2 * SECONDS)
 
     def _write(self) -> None:
         for name in ("run", "log", "state", "spool", "bin"):
@@ -284,7 +245,7 @@ class Cluster:
             for name, port in zip(NODES, ports[1:], strict=True)
         ]
         self.configuration.write_text(
-            CONFIGURATION.format(
+            TEMPLATE.read_text().format(
                 folder=self.folder,
                 host=host,
                 user=getpass.getuser(),
@@ -391,10 +352,12 @@ def _usage(cluster: Cluster) -> Iterator[str]:
 
 def main() -> None:
     """Start or stop a cluster from the command line."""
-    if len(sys.argv) != 3 or sys.argv[1] not in ("up", "down"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("up", "down", "guard"):
         sys.exit(f"Usage: python {sys.argv[0]} up|down DIR")
     cluster = Cluster(Path(sys.argv[2]))
-    if sys.argv[1] == "down":
+    if sys.argv[1] == "guard":
+        sys.stdin.read()
+    if sys.argv[1] != "up":
         cluster.stop()
         return
     if reason := missing():

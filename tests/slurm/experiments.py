@@ -5,6 +5,8 @@ from typing import Any
 import yaml
 from conftest import ROOT
 
+STEPS = 300  # of the training that is disturbed
+
 
 def demo_experiment() -> dict[str, Any]:
     """The demo as it comes, but for its numbers of rows, steps and seeds."""
@@ -34,6 +36,6 @@ def training_experiment() -> dict[str, Any]:
     del experiment["models"]["assistant"]
     teacher = experiment["models"]["teacher"]
     teacher["weights"]["scratch"].update(width=64, heads=2)
-    teacher["training"]["sft"].update(steps=300, batch_size=16, evaluate_every=100, log_every=1)
+    teacher["training"]["sft"].update(steps=STEPS, batch_size=16, evaluate_every=100, log_every=1)
     experiment["data"]["dev"]["demo"]["rows"] = 4
     return experiment

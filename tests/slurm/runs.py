@@ -19,6 +19,7 @@ import yaml
 from conftest import PARTS, ROOT, Project
 
 from slurm.cluster import Cluster
+from slurm.experiments import STEPS
 
 # for one run, with its jobs; a run that takes longer hangs
 SECONDS = 480.0
@@ -72,6 +73,11 @@ class SlurmProject(Project):
         """Steps that metrics.jsonl has, in the order in which they were written."""
         lines = (self.folder / TRAINED / "metrics.jsonl").read_text().splitlines()
         return [line["step"] for line in map(json.loads, lines) if line["kind"] == "train"]
+
+    def must_end_as(self, undisturbed: "SlurmProject") -> None:
+        """The training is whole: the same weights, byte for byte, and each step told once."""
+        assert self.weights() == undisturbed.weights()
+        assert self.steps() == undisturbed.steps() == list(range(1, STEPS + 1))
 
 
 class Run:
