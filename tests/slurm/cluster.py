@@ -137,7 +137,7 @@ class Cluster:
     def lose_node(self, node: str) -> None:
         """A node breaks down with all that runs on it, and Slurm is told, as it would find out by itself."""
         lost = set(self.processes(f"SLURMD_NODENAME={node}"))
-        lost |= {parent for process in lost if _name(parent := _parent(process)) == "slurmstepd"}
+        lost |= {parent for process in lost if _name(parent := parent_of(process)) == "slurmstepd"}
         self._end(node, signal.SIGKILL)
         for process in lost:
             _signal(process, signal.SIGKILL)
@@ -317,7 +317,8 @@ def _name(process: int) -> str:
         return ""
 
 
-def _parent(process: int) -> int:
+def parent_of(process: int) -> int:
+    """The process that started one; 0 where that is not known."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from conftest import PARTS, ROOT, Project
 
-from slurm.cluster import Cluster
+from slurm.cluster import Cluster, parent_of
 from slurm.experiments import STEPS
 
 # for one run, with its jobs; a run that takes longer hangs
@@ -187,6 +187,14 @@ def slowed(process: int, share: float = 0.05) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGCONT)
+
+
+def snakemake_of(trainer: int) -> int:
+    """The Snakemake within the job that started a stage."""
+    process = trainer
+    while b"snakemake" not in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0"):
+        process = parent_of(process)
+    return process
 
 
 def make_slurm_project(folder: Path, experiment: Mapping[str, Any]) -> SlurmProject:

@@ -2,7 +2,7 @@
 
 from slurm.cluster import Cluster
 from slurm.conftest import Start
-from slurm.runs import TARGET, SlurmProject, slowed
+from slurm.runs import SECONDS, TARGET, SlurmProject, slowed
 
 
 def test_interrupted(
@@ -20,19 +20,21 @@ def test_interrupted(
     project.must_end_as(undisturbed)
 
 
-def test_head_killed(
+def test_killed(
     cluster: Cluster, start: Start, project: SlurmProject, undisturbed: SlurmProject
 ) -> None:
-    """Snakemake is killed while its job runs, and started again: no second copy trains."""
+    """Snakemake is killed while its job runs, and started again and again: no second copy trains."""
     run = start(project, TARGET)
-    run.until_checkpoint()
+    job = run.until_checkpoint()
     (trainer,) = run.trainers()
     with slowed(trainer):
         run.kill()
-        refused = start(project, TARGET).fail()
-        assert "locked" in refused
+        assert "locked" in start(project, TARGET).fail()
+        start(project, "--unlock").succeed()
+        assert f"job {job} of an earlier run still works in this folder" in (
+            start(project, TARGET).fail()
+        )
         assert run.trainers() == [trainer] and len(run.jobs()) == 1
-    cluster.wait_until("the job ends", lambda: run.states() == ["COMPLETED"], 120)
-    start(project, "--unlock").succeed()
+    cluster.wait_until("the job ends", lambda: run.states() == ["COMPLETED"], SECONDS)
     assert "Nothing to be done" in start(project, TARGET).succeed()
     project.must_end_as(undisturbed)
