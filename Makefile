@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/installed
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local --config experiment=$(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format bench chromium
+.PHONY: help env demo test test-slurm lint format bench chromium slurm
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 env: $(INSTALLED)  ## set up .venv, with everything pinned, and no more
 
@@ -26,8 +26,11 @@ demo: env  ## run the demo and its report, offline, in minutes (EXPERIMENT=name 
 	fi
 	@echo "Report: open $(CURDIR)/report/report.html in a browser (report.zip holds it all)"
 
-test: env chromium  ## all tests, two at a time
-	@$(BIN)/python -m pytest -n 2
+test: env chromium  ## all tests but those that need a Slurm cluster, two at a time
+	@$(BIN)/python -m pytest -n 2 --ignore tests/slurm
+
+test-slurm: env slurm  ## the demo and the faults of docs/faults.md, on a Slurm cluster started for them
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -rs tests/slurm
 
 lint: env  ## formatters, linters, types, and Snakemake's own checks
 	$(BIN)/ruff check .
@@ -63,3 +66,11 @@ chromium:
 	@command -v chromium >/dev/null || [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 		echo "chromium could not be installed: the tests that need it are skipped"
+
+# The daemons are started by the tests, below a temporary folder (tests/slurm/cluster.py).
+SLURM := slurmctld slurmd slurm-client munge
+slurm:
+	@for program in slurmctld slurmd sbatch munged; do PATH="$$PATH:/usr/sbin" command -v $$program; done | wc -l | grep -qx 4 || \
+		{ [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) >/dev/null; } || \
+		echo "Slurm could not be installed: its tests are skipped. As root: apt-get install $(SLURM)"

@@ -15,13 +15,15 @@ ROOT = Path(workflow.basedir)
 WEEK = 7 * 24 * 60  # minutes: no limit where the profile sets none
 sys.path.insert(0, str(ROOT / "src"))
 
-from takd import experiment, lineage
+from takd import experiment, lineage, outage
 from takd.errors import InputError
 from takd.provenance import canonical_json, code_digest
 
 # Stages run under the interpreter that runs Snakemake. Its path stays out of the commands, whose text
 # Snakemake compares: an environment in another place should rerun nothing.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+outage.keep_jobs()
 
 try:
     EXPERIMENT = experiment.load(

@@ -1,0 +1,77 @@
+"""A cluster for the tests of this folder, runs on it, and a training that nothing disturbed."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import Cluster, missing
+from slurm.experiments import training_experiment
+from slurm.runs import PROFILE, TARGET, Run, SlurmProject, make_slurm_project
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of this session, or of this worker where there are several; stopped whatever happens."""
+    if reason := missing():
+        pytest.skip(reason)
+    # not pytest's own folder: the paths of sockets have to be short
+    with tempfile.TemporaryDirectory(prefix="takd-slurm-") as folder, Cluster(Path(folder)) as up:
+        yield up
+
+
+@pytest.fixture
+def start(cluster: Cluster) -> Iterator[Start]:
+    """Starts runs. Afterwards, what they printed is shown if the test failed, and the cluster is as before."""
+    runs: list[Run] = []
+
+    def begin(project: SlurmProject, *arguments: str) -> Run:
+        runs.append(Run(cluster, project, *arguments))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.kill()
+        print(f"=== snakemake in {run.project.folder}\n{run.output}")
+        for log in sorted((run.project.folder / "logs").rglob("*.log")):
+            print(f"--- {log}\n{log.read_text(errors='replace')}")
+    print(f"=== Slurm\n{cluster.log()}")
+    cluster.reset()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmProject:
+    """A copy in which the training has run to its end on a cluster. Do not change it."""
+    base = tmp_path_factory.getbasetemp()
+    # workers of pytest-xdist share one: the first makes it, the others wait
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / "undisturbed", base / "undisturbed.done"
+    with open(base / "undisturbed.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert done.exists() or not folder.exists(), f"the first run in {folder} did not succeed"
+        if not done.exists():
+            project = make_slurm_project(folder, training_experiment())
+            # threads that share cores wait for each other
+            project.replace(PROFILE, "  teacher: ?cores * gpus", "  teacher: 1")
+            run = Run(cluster, project, TARGET)
+            try:
+                run.succeed()
+            finally:
+                run.kill()
+            done.touch()
+    return SlurmProject(folder)
+
+
+@pytest.fixture
+def project(undisturbed: SlurmProject, tmp_path: Path) -> SlurmProject:
+    """A copy in which all is done but the training."""
+    project = undisturbed.copy(tmp_path / "project")
+    for folder in ("results/small/models", "logs"):
+        shutil.rmtree(project.folder / folder)
+    return project

@@ -1,0 +1,41 @@
+"""What is run on the cluster: the demo in seconds a stage, and a training that is long enough to be disturbed."""
+
+from typing import Any
+
+import yaml
+from conftest import ROOT
+
+STEPS = 300  # of the training that is disturbed
+
+
+def demo_experiment() -> dict[str, Any]:
+    """The demo as it comes, but for its numbers of rows, steps and seeds."""
+    experiment = yaml.safe_load((ROOT / "config/experiments/demo.yaml").read_text())
+    experiment["tokenizer"]["train"]["vocabulary"] = 400  # so many rows hold no 700
+    experiment["data"]["train"]["demo"]["rows"] = 200
+    experiment["data"]["dev"]["demo"]["rows"] = 8
+    experiment["evaluation"]["sets"]["heldout"]["demo"]["rows"] = 16
+    experiment["seeds"] = experiment["seeds"][:1]
+    experiment["report"]["samples"] = 2
+    settings = [*experiment["training"].values()]
+    for model in experiment["models"].values():
+        settings += model.get("training", {}).values()
+    for method in settings:
+        method.update(steps=4, evaluate_every=2)
+        if "batch_size" in method:
+            method["batch_size"] = 8
+        if method.get("rows"):
+            method["rows"] = 100
+    return experiment
+
+
+def training_experiment() -> dict[str, Any]:
+    """The same with two small models, where training the teacher takes some seconds, with many checkpoints."""
+    experiment = demo_experiment()
+    experiment["chains"] = experiment["chains"][:1]
+    del experiment["models"]["assistant"]
+    teacher = experiment["models"]["teacher"]
+    teacher["weights"]["scratch"].update(width=64, heads=2)
+    teacher["training"]["sft"].update(steps=STEPS, batch_size=16, evaluate_every=100, log_every=1)
+    experiment["data"]["dev"]["demo"]["rows"] = 4
+    return experiment

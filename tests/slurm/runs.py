@@ -1,0 +1,215 @@
+"""Runs of the workflow on a cluster: a copy with the real stages, and the process that submits its jobs."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from conftest import PARTS, ROOT, Project
+
+from slurm.cluster import Cluster, parent_of
+from slurm.experiments import STEPS
+
+# for one run, with its jobs; a run that takes longer hangs
+SECONDS = 480.0
+# Slurm is asked soon; the profile's own values suit days
+POLLING = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10")
+PROFILE = "profiles/slurm/config.yaml"
+# The training that is disturbed, and what is asked for.
+TRAINED = "results/small/models/teacher-sft/seed1"
+TARGET = f"{TRAINED}/manifest.json"
+LOG = "logs/small/models/teacher-sft/seed1.log"
+
+
+class SlurmProject(Project):
+    """A copy of the workflow with its real stages, and the Slurm profile as for a cluster without accounts."""
+
+    def copy(self, folder: Path) -> "SlurmProject":
+        return SlurmProject(super().copy(folder).folder)
+
+    def trainers(self, cluster: Cluster) -> list[int]:
+        """The processes that train in this folder now."""
+        found = []
+        for process in cluster.processes():
+            try:
+                words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+                here = Path(f"/proc/{process}/cwd").resolve()
+            except OSError:  # it has ended
+                continue
+            # torchrun starts it with -u
+            if here == self.folder and b"workflow/scripts/train.py" in words[1:3]:
+                found.append(process)
+        return found
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the training's checkpoints."""
+        folders = (self.folder / TRAINED / "checkpoints").glob("*/step-*")
+        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+
+    def weights(self) -> str:
+        """Digest of the trained weights, which the manifest must name."""
+        path = self.folder / TRAINED / "model/model.safetensors"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert digest in json.dumps(json.loads((self.folder / TARGET).read_text()))
+        return digest
+
+    def resumed_from(self) -> int:
+        """The step from which the last attempt went on; 0 if it began anew."""
+        found = re.search(r"goes on from step (\d+)", (self.folder / LOG).read_text())
+        return int(found[1]) if found else 0
+
+    def steps(self) -> list[int]:
+        """Steps that metrics.jsonl has, in the order in which they were written."""
+        lines = (self.folder / TRAINED / "metrics.jsonl").read_text().splitlines()
+        return [line["step"] for line in map(json.loads, lines) if line["kind"] == "train"]
+
+    def must_end_as(self, undisturbed: "SlurmProject") -> None:
+        """The training is whole: the same weights, byte for byte, and each step told once."""
+        assert self.weights() == undisturbed.weights()
+        assert self.steps() == undisturbed.steps() == list(range(1, STEPS + 1))
+
+
+class Run:
+    """A running `snakemake --profile profiles/slurm`, with all that it prints in a file."""
+
+    def __init__(self, cluster: Cluster, project: SlurmProject, *arguments: str) -> None:
+        self.cluster, self.project, self.began = cluster, project, time.monotonic()
+        self.file = project.folder / f"output-{time.monotonic_ns()}.txt"
+        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", "profiles/slurm"]
+        with open(self.file, "wb") as output:
+            self.process = subprocess.Popen(
+                [*command, *POLLING],
+                cwd=project.folder,
+                env=cluster.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches it with its children, but not pytest
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.file.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def in_time(self, seconds: float = SECONDS) -> bool:
+        """Whether it has run for no longer than that."""
+        return time.monotonic() - self.began < seconds
+
+    def jobs(self) -> list[dict[str, str]]:
+        """All jobs ever submitted from this folder, oldest first."""
+        return self.cluster.jobs(self.project.folder)
+
+    def states(self) -> list[str]:
+        """How they ended."""
+        return [job["JobState"] for job in self.jobs()]
+
+    def until_checkpoint(self) -> str:
+        """Wait until the training has a checkpoint and trains; the number of its job."""
+
+        def trains() -> bool:
+            assert self.running, f"snakemake ended before there was a checkpoint:\n{self.output}"
+            return bool(self.project.checkpoints()) and bool(self.trainers())
+
+        self.cluster.wait_until("a checkpoint", trains, SECONDS)
+        return self.jobs()[-1]["JobId"]
+
+    def trainers(self) -> list[int]:
+        """The processes that train in its folder now."""
+        return self.project.trainers(self.cluster)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: to it and its children, as a terminal does."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        """Its exit status. One that does not end in time is killed: it does not heed SIGTERM."""
+        try:
+            return self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"snakemake did not end within {seconds:.0f} s") from None
+
+    def succeed(self) -> str:
+        """Wait for its end, which must be a good one; what it printed."""
+        status = self.wait()
+        assert status == 0, f"snakemake ended with {status}:\n{self.output}"
+        return self.output
+
+    def fail(self) -> str:
+        """Wait for its end, which must be a bad one; what it printed."""
+        status = self.wait()
+        assert status != 0, f"snakemake should have failed:\n{self.output}"
+        return self.output
+
+    def kill(self) -> None:
+        """End it at once, with its children; its jobs go on."""
+        if self.running:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def slowed(process: int, share: float = 0.05) -> Iterator[None]:
+    """A process that gets only a share of its time: a training that lasts, however fast the machine is."""
+    done = threading.Event()
+
+    def pause() -> None:
+        while not done.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGSTOP)
+                done.wait(0.4 * (1 - share))
+                if share:
+                    os.kill(process, signal.SIGCONT)
+            done.wait(0.4 * share)
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
+def snakemake_of(trainer: int) -> int:
+    """The Snakemake within the job that started a stage."""
+    process = trainer
+    while b"snakemake" not in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0"):
+        process = parent_of(process)
+    return process
+
+
+def make_slurm_project(folder: Path, experiment: Mapping[str, Any]) -> SlurmProject:
+    """Copy the workflow, with the given experiment as the one that runs."""
+    folder.mkdir(parents=True)
+    for part in PARTS:
+        source, ignored = ROOT / part, shutil.ignore_patterns("__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=ignored)
+        else:
+            shutil.copy(source, folder / part)
+    (folder / "config/config.yaml").write_text("experiment: small\n")
+    (folder / "config/experiments/small.yaml").write_text(yaml.safe_dump(dict(experiment)))
+    project = SlurmProject(folder.resolve())
+    project.replace(PROFILE, "account: def-CHANGEME", 'account: ""')
+    # there is no GPU, and four processes would share two cores
+    project.replace(PROFILE, "processes: ?gpus", "processes: 1")
+    return project

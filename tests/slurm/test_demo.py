@@ -1,0 +1,99 @@
+"""The demo through the Slurm profile, from nothing to its report."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import sleep
+
+import pytest
+
+from slurm.cluster import Cluster, environment_of
+from slurm.experiments import demo_experiment
+from slurm.runs import Run, SlurmProject, make_slurm_project
+
+TRAININGS = {"teacher", "sft", "distill_kd", "distill_minillm"}
+
+
+@dataclass
+class Demo:
+    """A finished run, its jobs by rule, and what trainings saw as their GPUs, by process."""
+
+    project: SlurmProject
+    run: Run
+    jobs: dict[str, list[dict[str, str]]]
+    devices: dict[int, str | None]
+
+
+@pytest.fixture(scope="module")
+def demo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """The demo, run to its end."""
+    project = make_slurm_project(tmp_path_factory.mktemp("demo") / "demo", demo_experiment())
+    run = Run(cluster, project)
+    devices: dict[int, str | None] = {}
+    try:
+        while run.running and run.in_time():
+            for trainer in run.trainers():
+                devices[trainer] = environment_of(trainer).get("CUDA_VISIBLE_DEVICES")
+            sleep(0.2)
+        run.succeed()
+        jobs: dict[str, list[dict[str, str]]] = {}
+        for job in run.jobs():
+            rule = job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
+            jobs.setdefault(rule, []).append(job)
+        yield Demo(project, run, jobs, devices)
+    finally:
+        run.kill()
+        cluster.reset()
+
+
+def test_every_job_succeeds_at_once(demo: Demo) -> None:
+    assert set(demo.run.states()) == {"COMPLETED"}
+    report = demo.project.folder / "results/small/report"
+    assert "minillm" in (report / "results.csv").read_text()
+
+
+def test_small_stages_stay_where_snakemake_runs(demo: Demo) -> None:
+    """Only what needs a GPU is a job of its own."""
+    assert set(demo.jobs) == {*TRAININGS, "evaluate"}
+    counts = {rule: len(jobs) for rule, jobs in demo.jobs.items()}
+    assert counts == {"teacher": 1, "sft": 2, "distill_kd": 1, "distill_minillm": 3, "evaluate": 7}
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (
+            TRAININGS,
+            {"gpus": "gpu:v100l:4", "cores": "16", "memory": "64000", "time": "10:00:00"},
+        ),
+        (
+            {"evaluate"},
+            {"gpus": "gpu:v100l:1", "cores": "4", "memory": "16000", "time": "05:00:00"},
+        ),
+    ],
+)
+def test_a_job_gets_what_the_profile_says(
+    demo: Demo, rules: set[str], expected: dict[str, str]
+) -> None:
+    """As Slurm tells it, not as Snakemake asked for it."""
+    for rule in rules:
+        for job in demo.jobs[rule]:
+            given = {
+                "gpus": job["JOB_GRES"],
+                "cores": job["NumCPUs"],
+                "memory": job["Mem"],
+                "time": job["TimeLimit"],
+            }
+            assert given == expected, rule
+            assert job["NumNodes"] == "1"
+
+
+def test_a_training_sees_its_gpus(demo: Demo) -> None:
+    """Its process has them in its environment, and Slurm's own wish to have them counted."""
+    assert set(demo.devices.values()) == {"0,1,2,3"}
+    assert len(demo.devices) == 7
+
+
+def test_a_second_run_has_nothing_to_do(demo: Demo, cluster: Cluster) -> None:
+    again = Run(cluster, demo.project)
+    assert "Nothing to be done" in again.succeed()
+    assert len(again.jobs()) == sum(map(len, demo.jobs.values()))
