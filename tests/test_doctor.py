@@ -52,7 +52,7 @@ def test_a_card_without_kernels_is_refused_with_what_to_install() -> None:
     with pytest.raises(
         InputError,
         match=r"^torch 2\.13\.0\+cu130 has no kernels for Tesla V100-SXM2-32GB \(sm_70\), only for sm_75, .*"
-        r"install a build against CUDA 12\.6 \(envs/volta\).* up to torch 2\.14\.$",
+        r"install a build against CUDA 12\.6 \(make env TARGET=volta\).* up to torch 2\.14\.$",
     ):
         check_kernels((7, 0), CU128, "Tesla V100-SXM2-32GB", "2.13.0+cu130")
     with pytest.raises(InputError, match="newer torch, built for sm_120"):

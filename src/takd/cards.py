@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from takd.errors import InputError
 
-VOLTA = "envs/volta"
+VOLTA = "make env TARGET=volta"
 
 
 def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:

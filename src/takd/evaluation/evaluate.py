@@ -19,7 +19,7 @@ from takd.evaluation.measures import MEASURES
 from takd.sampling import Decoding
 from takd.stage import Stage, write_json, write_text
 from takd.training.checkpoints import resumable
-from takd.training.devices import own
+from takd.training.devices import device_name, own
 from takd.training.progress import Journal
 
 
@@ -50,7 +50,7 @@ def _evaluate(stage: Stage, folder: Path) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     write_text(stage.outputs["generations"], lines)
     scores = _scores(rows, spec["seeds"])
-    journal.write("end", len(answers), device=own().type, processes=1)
+    journal.write("end", len(answers), device=device_name(own()), processes=1)
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     # last: what the report and its readers wait for
     write_json(

@@ -195,8 +195,8 @@ def account(executor: str | None, name: str | None, known: list[str] | None) -> 
     choice = f" ({', '.join(known)})" if known else ""
     if name is not None and PLACEHOLDER in name and not listed:
         text = (
-            f"the profile still says {name}: put your own account{choice} into its first block, or delete the line"
-            " slurm_account where the cluster has no accounts."
+            f"the profile still says {name}: put your own account{choice} into its first block, or"
+            ' account: "" where the cluster has no accounts.'
         )
         yield Finding("error", "account", text)
     elif name is None:

@@ -195,7 +195,7 @@ def states(
     Plain and DDP: weights in float32 (autocast computes in half precision), two moments of AdamW, and DDP's buckets,
     which hold every gradient once more. DeepSpeed: weights in the precision of the computation, of which ZeRO-3 keeps a
     part; master weights and moments in float32, divided over the processes from ZeRO-1 on; beside ZeRO-3 a whole copy
-    in float32 that samples.
+    in that precision that samples.
     """
     trained, number = trained_parameters(shape, settings), BYTES[precision]
     frozen = 0.0
@@ -217,7 +217,7 @@ def states(
     if "offload_optimizer" not in offload:
         found["master weights and moments"] = 12.0 * trained / (processes if stage else 1)
     if stage == 3:
-        found["the copy that samples"] = whole
+        found["the copy that samples"] = weights
     return found
 
 

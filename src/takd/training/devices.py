@@ -128,8 +128,6 @@ def seed_generators(seed: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def device_name(accelerator: Accelerator) -> str:
+def device_name(device: torch.device) -> str:
     """Name of the card, or "cpu"."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return accelerator.device.type
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

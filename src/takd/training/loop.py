@@ -256,7 +256,7 @@ class Run:
         self.journal.write(
             "end",
             self.total,
-            device=device_name(self.accelerator),
+            device=device_name(self.accelerator.device),
             processes=self.world,
             precision=self.precision,
             host_cpus=os.cpu_count(),
