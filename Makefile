@@ -2,7 +2,8 @@
 EXPERIMENT := demo
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/installed
+TARGET := cpu
+INSTALLED := $(VENV)/installed-$(TARGET)
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local --config experiment=$(EXPERIMENT)
 
 .DEFAULT_GOAL := help
@@ -11,10 +12,10 @@ SNAKEMAKE := $(BIN)/snakemake --profile profiles/local --config experiment=$(EXP
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
-env: $(INSTALLED)  ## set up .venv, with everything pinned, and no more
+env: $(INSTALLED)  ## set up .venv, with everything pinned, and no more (TARGET=cuda or volta for GPUs)
 
 $(INSTALLED): envs/cpu.txt envs/create.sh
-	@sh envs/create.sh $(VENV)
+	@sh envs/create.sh $(VENV) $(TARGET)
 	@touch $@
 
 demo: env  ## run the demo and its report, offline, in minutes (EXPERIMENT=name runs another)
@@ -44,7 +45,7 @@ format: env  ## format all code
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules
 
-BENCHMARKS := minillm_round trl_step decoding kd_step loss_memory training_step compile
+BENCHMARKS := minillm_round trl_step decoding kd_step loss_memory training_step compile checkpointing
 TRL := benchmarks/packages/trl-1.16.0 benchmarks/packages/trl-1.14.2
 
 bench: env $(TRL)  ## all benchmarks, their numbers into docs/performance.md: well over an hour on two quiet cores

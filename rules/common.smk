@@ -36,9 +36,13 @@ except InputError as error:
 
 
 onstart:
-    # not on reading: a plan (snakemake -n) needs no data
+    # not on reading: a plan (snakemake -n) needs neither data nor Slurm. Snakemake starts the processes of jobs, here
+    # and on a cluster, with --no-hooks: this runs once, before the first job.
+    from takd.preflight import start
+
     try:
-        EXPERIMENT.require_files()
+        for warning in start.check(EXPERIMENT, workflow):
+            print(warning, file=sys.stderr)
     except InputError as error:
         sys.exit(f"Error: {error}")
 

@@ -77,7 +77,8 @@ rule base:
         manifest="<results>/base/{model}/manifest.json",
     log:
         "<logs>/base/{model}.log",
-    localrule: True
+    priority: 25  # before any training: it refuses weights and tokenizers that do not fit
+    localrule: True  # may download
     conda:
         "../envs/conda.yaml"
     resources:

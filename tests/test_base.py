@@ -2,12 +2,17 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from models_for_tests import tiny_gpt2
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from takd import base
+from takd import base, vocabulary
 from takd.errors import InputError
 from takd.models import load_model
 from takd.stage import Stage
@@ -15,15 +20,29 @@ from takd.stage import Stage
 SHAPE = {"architecture": "gpt2", "layers": 2, "width": 8, "heads": 2, "positions": 16}
 
 
+WORDS = ["<end>", "a", "b", "c", "d", "ab", "cd", " "]
+
+
+def save_tokenizer(folder, words=WORDS, merges=(("a", "b"), ("c", "d")), added=()):
+    """A BPE of a few tokens, as a folder; `added` are special tokens beyond them."""
+    vocabulary = {word: number for number, word in enumerate(words)}
+    plain = Tokenizer(BPE(vocab=vocabulary, merges=list(merges), unk_token="<end>"))
+    fast = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>")
+    fast.add_special_tokens({"additional_special_tokens": list(added)})
+    fast.save_pretrained(folder)
+
+
 @pytest.fixture
 def prepare(tmp_path):
     """Run the stage; returns its manifest."""
-    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer = tmp_path / "data/manifest.json"
+    save_tokenizer(tmp_path / "data/tokenizer")
     tokenizer.write_text(json.dumps({"vocabulary": 11, "end": 0, "pad": 1}))
 
-    def run(weights, parameters=1.0):
+    def run(weights, parameters=1.0, max_length=16):
+        spec = {"model": "m", "weights": weights, "parameters": parameters}
         stage = Stage(
-            spec={"model": "m", "weights": weights, "parameters": parameters},
+            spec=spec | {"max_length": max_length},
             code="",
             inputs={"tokenizer": [tokenizer]},
             outputs={"model": tmp_path / "model", "manifest": tmp_path / "manifest.json"},
@@ -56,13 +75,117 @@ def test_wrong_size_is_refused(prepare, tmp_path):
 def test_pickled_weights_are_refused(prepare, tmp_path):
     tiny_gpt2(0).config.save_pretrained(tmp_path / "source")
     (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"holds no model\*\.safetensors"):
+    with pytest.raises(InputError, match=r"holds no model\.safetensors .* convert its weights"):
         prepare({"folder": str(tmp_path / "source")})
 
 
-def test_hub_is_asked_for_the_pinned_revision_and_safetensors_alone(prepare, tmp_path, monkeypatch):
-    import huggingface_hub
+def in_shards(model, folder):
+    """Save a model as several files and their index."""
+    size = sum(p.nbytes for p in model.parameters())
+    model.save_pretrained(folder, max_shard_size=f"{size // 1000 // 3}KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
 
+
+def test_shards_are_linked_by_their_index_and_a_missing_one_is_named(prepare, tmp_path):
+    model = tiny_gpt2(0, width=64)
+    source = tmp_path / "source"
+    in_shards(model, source)
+    (source / "model-00009-of-00009.safetensors").write_bytes(b"of another model")
+    count = sum(p.numel() for p in model.parameters())
+    manifest = prepare({"folder": str(source)}, parameters=count)
+    assert "model-00009-of-00009.safetensors" not in manifest["files"]
+    loaded = load_model(tmp_path / "model").state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+    shard = sorted(name for name in manifest["files"] if name.startswith("model-"))[1]
+    (source / shard).unlink()
+    with pytest.raises(InputError, match=f"its source lacks {shard}; fetch or copy it again"):
+        prepare({"folder": str(source)}, parameters=count)
+
+
+def test_weights_that_are_not_all_there_are_refused(prepare, tmp_path):
+    """A model would be trained from random numbers in their place."""
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "source")
+    count = sum(p.numel() for p in model.parameters())
+    file = tmp_path / "source/model.safetensors"
+    weights = load_file(file)
+    less = {key: value for key, value in weights.items() if "h.1.mlp.c_fc" not in key}
+    save_file(less, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack transformer\.h\.1\.mlp\.c_fc\.bias, .* 1 others"):
+        prepare({"folder": str(tmp_path / "source")}, parameters=count)
+    name = "transformer.wte.weight"
+    save_file({**weights, name: weights[name][:8].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack .*transformer\.wte\.weight"):
+        prepare({"folder": str(tmp_path / "source")}, parameters=count)
+
+
+def test_texts_longer_than_the_positions_are_refused(prepare, tmp_path):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "source")
+    count = sum(p.numel() for p in model.parameters())
+    with pytest.raises(InputError, match=r"'m' has 64 positions, but data\.max_length is 65"):
+        prepare({"folder": str(tmp_path / "source")}, parameters=count, max_length=65)
+
+
+def test_a_vocabulary_may_be_padded_but_not_smaller_than_the_tokenizer(prepare, tmp_path):
+    for size in (8, 64):
+        model = tiny_gpt2(0, vocabulary=size)
+        model.save_pretrained(tmp_path / "source")
+        prepare({"folder": str(tmp_path / "source")}, sum(p.numel() for p in model.parameters()))
+    model = tiny_gpt2(0, vocabulary=7)
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(InputError, match="'m' has 7 vocabulary entries and the tokenizer 8"):
+        prepare({"folder": str(tmp_path / "source")}, sum(p.numel() for p in model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({}, None),
+        ({"added": ["<pad>", "<start>"]}, None),
+        (
+            {"words": ["<end>", "a", "b", "d", "c", "ab", "cd", " "]},
+            "token 3 is 'd' there and is 'c' here",
+        ),
+        ({"words": [*WORDS, "bc"]}, "token 8 is 'bc' there and is missing here"),
+        ({"words": WORDS[:-1]}, "token 7 is missing there and is ' ' here"),
+        ({"merges": [("a", "b")]}, r"token \d+ of the text .* is 'c' there and 'cd' here"),
+    ],
+)
+def test_a_model_of_another_tokenizer_is_refused(prepare, tmp_path, monkeypatch, other, says):
+    monkeypatch.setattr(vocabulary, "TEXTS", ("a b c d", "dab cdc"))
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "source")
+    save_tokenizer(tmp_path / "source", **other)
+    count = sum(p.numel() for p in model.parameters())
+    if says is None:
+        manifest = prepare({"folder": str(tmp_path / "source")}, parameters=count)
+        assert manifest["tokenizer"] == "equal"
+        return
+    with pytest.raises(InputError, match=f"'m' comes with another tokenizer .*: {says}"):
+        prepare({"folder": str(tmp_path / "source")}, parameters=count)
+
+
+def test_a_pad_token_of_the_experiment_is_no_other_tokenizer(prepare, tmp_path):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "source")
+    save_tokenizer(tmp_path / "source")
+    save_tokenizer(tmp_path / "data/tokenizer", added=["<pad>"])
+    count = sum(p.numel() for p in model.parameters())
+    assert prepare({"folder": str(tmp_path / "source")}, count)["tokenizer"] == "equal"
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told_and_no_obstacle(prepare, tmp_path, capsys):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "source")
+    count = sum(p.numel() for p in model.parameters())
+    assert prepare({"folder": str(tmp_path / "source")}, count)["tokenizer"] == "none"
+    (tmp_path / "source/tokenizer.json").write_text("no JSON")
+    assert prepare({"folder": str(tmp_path / "source")}, count)["tokenizer"] == "unread"
+    assert "its own tokenizer was not compared, as reading it fails" in capsys.readouterr().out
+
+
+def test_hub_is_asked_for_the_pinned_revision_and_safetensors_alone(prepare, tmp_path, monkeypatch):
     model = tiny_gpt2(0)
     model.save_pretrained(tmp_path / "snapshot")
     asked = {}
@@ -76,6 +199,16 @@ def test_hub_is_asked_for_the_pinned_revision_and_safetensors_alone(prepare, tmp
     prepare({"hub": "some/model", "revision": "abc"}, parameters=count)
     assert asked["name"] == "some/model" and asked["revision"] == "abc"
     assert not any(".bin" in p or ".py" in p for p in asked["allow_patterns"])
+    assert {"model-*-of-*.safetensors", "tokenizer.json"} <= set(asked["allow_patterns"])
+
+
+def test_why_the_hub_gives_no_weights_is_told(prepare, monkeypatch):
+    def snapshot_download(name, **options):
+        raise LocalEntryNotFoundError("no net")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=r"the model some/model cannot be fetched .* be reached"):
+        prepare({"hub": "some/model", "revision": "abc"})
 
 
 def test_scratch_is_a_configuration_that_the_seed_fills(prepare, tmp_path):
@@ -137,3 +270,24 @@ def test_gguf_is_dequantised(prepare, tmp_path):
     assert manifest["parameters"] == count
     loaded = load_model(tmp_path / "model")
     torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
+    manifest = prepare({"gguf": str(tmp_path / "m.gguf"), "keep_layers": [0]}, parameters=count)
+    assert manifest["layers"] == [0] and set(manifest["files"]) == {
+        "config.json",
+        "model.safetensors",
+    }
+
+
+def test_a_smaller_model_is_made_of_some_layers(prepare, tmp_path):
+    whole = tiny_gpt2(0, layers=4)
+    whole.save_pretrained(tmp_path / "source")
+    count = sum(p.numel() for p in tiny_gpt2(0, layers=2).parameters())
+    weights = {"folder": str(tmp_path / "source"), "keep_layers": 2}
+    manifest = prepare(weights, parameters=count)
+    assert (manifest["parameters"], manifest["layers"]) == (count, [0, 3])
+    assert set(manifest["files"]) == {"config.json", "model.safetensors"}
+    loaded = load_model(tmp_path / "model")
+    last = whole.transformer.h[3].mlp.c_fc.weight
+    assert torch.equal(loaded.transformer.h[1].mlp.c_fc.weight, last)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
+    with pytest.raises(InputError, match=r"keep_layers is 5, but the source has 4 layers"):
+        prepare({**weights, "keep_layers": 5}, parameters=count)

@@ -19,6 +19,7 @@ from takd.provenance import canonical_json, file_digest
 from takd.schema import follow, load_schema
 
 ROOT = Path(__file__).resolve().parents[1]
+REVISION = "15ea56dee5df4983c59b2538573817e1667135e2"
 
 GOOD = """\
 tokenizer: {train: {vocabulary: 300}}
@@ -247,7 +248,75 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "no source of data": (
         "{json: data/train.jsonl}",
         "{}",
-        ["data.train must have exactly one of json, hub, folder, demo", "none"],
+        ["data.train must have exactly one of json, url, hub, folder, demo", "none"],
+    ),
+    "address without digest": (
+        "{json: data/train.jsonl}",
+        '{url: "https://host/rows.jsonl"}',
+        ["line 14: data.train has url but lacks sha256", "a sha256 of 64 hexadecimal digits"],
+    ),
+    "address that is no secure one": (
+        "{json: data/train.jsonl}",
+        f'{{url: "http://host/rows.jsonl", sha256: "{"0" * 64}"}}',
+        ["data.train.url is 'http://host/rows.jsonl'", "begins with https:// or file:///"],
+    ),
+    "address with a password": (
+        "{json: data/train.jsonl}",
+        f'{{url: "https://me:secret@host/rows.jsonl", sha256: "{"0" * 64}"}}',
+        ["data.train.url is", "without a name or password"],
+    ),
+    "file of a hub data set with a split": (
+        "{json: data/train.jsonl}",
+        f"{{hub: some/data, revision: {REVISION}, file: raw.jsonl, split: train}}",
+        ["data.train.split does not go with file, which is read whole"],
+    ),
+    "file that is not JSON lines": (
+        "{json: data/train.jsonl}",
+        f"{{hub: some/data, revision: {REVISION}, file: raw.parquet}}",
+        ["data.train.file is 'raw.parquet'", "path of a .jsonl file within the data set"],
+    ),
+    "digest of a local file": (
+        "{json: data/train.jsonl}",
+        f'{{json: data/train.jsonl, sha256: "{"0" * 64}"}}',
+        ["data.train.sha256 only goes with url and with file", "remove it"],
+    ),
+    "no rows": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, rows: [10, 10]}",
+        ["data.train.rows is [10, 10], but must be the first row and a later one"],
+    ),
+    "one row": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, rows: [10]}",
+        ["data.train.rows has 1 entry", "such as [0, 1000]"],
+    ),
+    "rows of the demo": (
+        "{demo: {part: dev, rows: 10}}",
+        "{demo: {part: dev, rows: 10}, rows: [0, 5]}",
+        ["line 15: data.dev.rows does not go with demo"],
+    ),
+    "column of another name": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, columns: {prompt: question}}",
+        ["data.train.columns.prompt is not a known key", "instruction, input, output"],
+    ),
+    "layers kept of what starts from scratch": (
+        "{scratch: {layers: 1,",
+        "{keep_layers: 1, scratch: {layers: 1,",
+        [
+            "models.student.weights.keep_layers only goes with hub, folder and gguf",
+            "scratch.layers",
+        ],
+    ),
+    "layers in another order": (
+        "{hub: some/model,",
+        "{keep_layers: [0, 4, 2], hub: some/model,",
+        ["hub.model.weights.keep_layers is [0, 4, 2], but must rise", "[0, 2, 4]"],
+    ),
+    "no layers": (
+        "{hub: some/model,",
+        "{keep_layers: [], hub: some/model,",
+        ["hub.model.weights.keep_layers has 0 entries", "a number of layers, or a list of layers"],
     ),
     "no parameters": ("    parameters: 1.5M\n", "", ["models.hub.model lacks the key parameters"]),
     "parameters of a model from scratch": (
@@ -592,6 +661,22 @@ def test_data_are_known_by_content(tmp_path: Path) -> None:
     assert read(tmp_path, text).data_spec("train") == spec
     (tmp_path / "data/folder/train.jsonl").write_text("two")
     assert read(tmp_path, text).data_spec("train") != spec
+
+
+def test_what_is_fetched_is_known_by_what_pins_it(tmp_path: Path) -> None:
+    """And parts of one file differ in their rows alone."""
+    file = f"hub: some/data, revision: {REVISION}, file: raw.jsonl"
+    text = edit("{json: data/train.jsonl}", f"{{{file}, rows: [1000, null]}}")
+    text = edit("{demo: {part: dev, rows: 10}}", f"{{{file}, rows: [0, 1000]}}", text)
+    address = {"url": "https://host/rows.jsonl", "sha256": "0" * 64}
+    columns = {"instruction": "question"}
+    text = edit("{demo: {part: test, rows: 10}}", json.dumps({**address, "columns": columns}), text)
+    experiment = read(tmp_path, text)
+    pinned = {"hub": "some/data", "revision": REVISION, "file": "raw.jsonl"}
+    assert experiment.data_spec("train")["source"] == {**pinned, "rows": [1000, None]}
+    assert experiment.data_spec("dev")["source"] == {**pinned, "rows": [0, 1000]}
+    assert experiment.data_spec("heldout")["source"] == {**address, "columns": columns}
+    assert not experiment.files("train") and not experiment.missing
 
 
 def test_weights_are_known_by_name_and_size(tmp_path: Path) -> None:

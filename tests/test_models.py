@@ -4,6 +4,8 @@ import pytest
 import torch
 from models_for_tests import tiny_gpt2
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -27,14 +29,25 @@ from takd.models import (
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 2}
+GROUPED = {**LLAMA_LIKE, "num_key_value_heads": 1}
+OPT = {**SMALL, "ffn_dim": 24, "max_position_embeddings": 32}
+WINDOW = {"sliding_window": 3}
 FAMILIES = {
     "gpt2": lambda: tiny_gpt2(0, vocabulary=13),
-    "opt": lambda: OPTForCausalLM(
-        OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=8, max_position_embeddings=32)
+    "opt": lambda: OPTForCausalLM(OPTConfig(**OPT)),
+    # as in opt-350m: narrower embeddings, norms after the blocks
+    "opt-projected": lambda: OPTForCausalLM(
+        OPTConfig(**OPT, word_embed_proj_dim=8, do_layer_norm_before=False)
     ),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**LLAMA_LIKE)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA_LIKE, tie_word_embeddings=True)),
+    "llama-grouped": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED)),
+    "mistral-window": lambda: MistralForCausalLM(MistralConfig(**GROUPED, **WINDOW)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED, tie_word_embeddings=True)),
+    "qwen2-untied": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)),
+    "qwen2-window": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**GROUPED, **WINDOW, use_sliding_window=True, max_window_layers=1)
+    ),
 }
 
 
@@ -80,6 +93,49 @@ def test_rows_of_different_lengths_decode_as_if_alone(model):
     cache.keep([0])
     hidden = cache.step(torch.tensor([texts[2][4]]))
     torch.testing.assert_close(hidden[0], alone[2][4], atol=1e-4, rtol=1e-4)
+
+
+# further ones of transformers: `docs/families.md` names them
+OTHERS = {
+    "fits": {
+        "qwen3": {"head_dim": 8},
+        "smollm3": {},
+        "gemma3_text": {"head_dim": 8, **WINDOW},
+        "gpt_neox": {},
+        "phi3": {},
+        "olmo2": {},
+        "ministral": {"head_dim": 8, **WINDOW},
+    },
+    "refused": {
+        "gemma2": {"head_dim": 8, **WINDOW},
+        "granite": {"logits_scaling": 8.0},
+        "bloom": {"n_layer": 2, "n_head": 2},
+        "mamba": {},
+        "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 3},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [(name, kind == "fits") for kind in OTHERS for name in OTHERS[kind]]
+)
+def test_what_other_families_do_is_told(name, fits):
+    torch.manual_seed(0)
+    settings = OTHERS["fits" if fits else "refused"][name]
+    config = CONFIG_MAPPING[name](**{**GROUPED, "pad_token_id": 0, **settings})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    try:
+        check_projection(model, name)
+        check_decoding(model, name)
+    except InputError as error:
+        assert not fits
+        assert f"model '{name}' (" in str(error) and "use a family such as gpt2" in str(error)
+    else:
+        assert fits
 
 
 def test_a_family_that_decodes_otherwise_is_refused():

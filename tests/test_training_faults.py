@@ -150,9 +150,15 @@ def test_precision_is_what_the_card_has(monkeypatch, card, capability, precision
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
+    kernels = ["sm_70", "sm_80", "sm_90"]
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: kernels)
     assert devices.choose_precision("auto") == precision
     assert devices.describe(precision) == words
     assert devices.choose_precision("fp32") == "fp32"
+    del kernels[:-1]
+    if capability != (9, 0):  # a stage ends before it loads anything
+        with pytest.raises(InputError, match=f"has no kernels for {card}"):
+            devices.choose_precision("fp32")
 
 
 def test_precision_on_a_cpu(monkeypatch):

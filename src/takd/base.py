@@ -1,51 +1,40 @@
-"""Stage: fetch the weights that a model starts from.
+"""Stage: fetch the weights that a model starts from, and see that they are what the experiment says.
 
 Inputs: `tokenizer` (manifest). Outputs: `model` (folder in Hugging Face format), `manifest`. Weights of the hub stay
 in its cache and those of a folder where they are; `model` then holds links. A model from scratch is a `config.json`
 alone, whose weights the training seed draws. This stage may need the internet: it runs on the login node.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from takd.data.downloads import hub_error
 from takd.errors import InputError
+from takd.layers import INDEX, keep_layers
 from takd.provenance import file_digest
 from takd.stage import Stage, read_json
+from takd.vocabulary import ALSO, FILES, check_same_tokenizer, has_tokenizer
 
-FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+WHOLE = "model.safetensors"
+SHARDS = "model-*-of-*.safetensors"
 TOLERANCE = 0.25
 
 
 def run(stage: Stage) -> None:
-    """Fetch or describe the weights and check that they are what the experiment says.
+    """Fetch, make or describe the weights, and check them.
 
     Raises:
-        InputError: no safetensors in the source, or another number of parameters than declared.
+        InputError: no safetensors in the source or not all of them, another number of parameters than declared,
+            another tokenizer than the experiment's, or fewer positions than its texts are long.
     """
     name, weights = stage.spec["model"], stage.spec["weights"]
     target = stage.temporary(stage.outputs["model"])
     if "scratch" in weights:
         _from_scratch(weights["scratch"], read_json(stage.input("tokenizer")), target)
-        facts = {"parameters": stage.spec["parameters"]}
+        facts: dict[str, Any] = {"parameters": stage.spec["parameters"]}
     else:
-        if "gguf" in weights:
-            _from_gguf(Path(weights["gguf"]), target)
-        elif "hub" in weights:
-            _link(_from_hub(weights), target)
-        else:
-            _link(Path(weights["folder"]), target)
-        if not any(target.glob("*.safetensors")):
-            raise InputError(
-                f"model '{name}': its source holds no model*.safetensors; convert its weights"
-                " (save_pretrained does so), since other formats run code when they are read."
-            )
-        facts = {"parameters": _parameters(target)}
-        declared = stage.spec["parameters"]
-        if abs(facts["parameters"] / declared - 1) > TOLERANCE:
-            raise InputError(
-                f"model '{name}' is declared with {declared:.3g} parameters, but its weights have"
-                f" {facts['parameters']:.3g}; correct `parameters` or the source."
-            )
+        facts = _from_source(stage, name, weights, target)
     stage.commit(stage.outputs["model"])
     files = sorted(stage.outputs["model"].iterdir())
     stage.write_manifest(
@@ -57,19 +46,75 @@ def run(stage: Stage) -> None:
     )
 
 
-def _link(source: Path, target: Path) -> None:
+def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:
+    """Put the weights of the hub, a folder or a GGUF file into `target`; what the manifest says of them."""
+    source = (
+        _from_hub(weights) if "hub" in weights else Path(weights.get("folder") or weights["gguf"])
+    )
+    if not source.exists():
+        raise InputError(f"model '{name}': {source} does not exist.")
+    tokenizer = stage.input("tokenizer").parent / "tokenizer"
+    facts: dict[str, Any] = {"tokenizer": "none"}
+    if has_tokenizer(source):
+        unread = check_same_tokenizer(source, tokenizer, name)
+        facts["tokenizer"] = "unread" if unread else "equal"
+        if unread:
+            stage.say(f"model '{name}': its own tokenizer was not compared, as {unread}")
+    kept = weights.get("keep_layers")
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        # whole first, where only some of its layers stay
+        whole = target if kept is None else Path(folder)
+        if "gguf" in weights:
+            _from_gguf(source, whole)
+        else:
+            _link(source, whole, name)
+        if kept is not None:
+            facts["layers"] = keep_layers(whole, target, kept, name)
+    facts["parameters"] = _checked(target, tokenizer, stage.spec["max_length"], name)
+    declared = stage.spec["parameters"]
+    if abs(facts["parameters"] / declared - 1) > TOLERANCE:
+        raise InputError(
+            f"model '{name}' is declared with {declared:.3g} parameters, but its weights have"
+            f" {facts['parameters']:.3g}; correct `parameters` or the source."
+        )
+    return facts
+
+
+def _link(source: Path, target: Path, name: str) -> None:
     """Links to a model's files; the weights are too large to copy."""
-    for pattern in FILES:
-        for file in sorted(source.glob(pattern)):
-            (target / file.name).symlink_to(file.resolve())
+    files = [source / "config.json"]
+    if (source / WHOLE).is_file():
+        files.append(source / WHOLE)
+    elif (source / INDEX).is_file():
+        shards = sorted(set(read_json(source / INDEX)["weight_map"].values()))
+        files += [source / INDEX, *(source / shard for shard in shards)]
+    else:
+        raise InputError(
+            f"model '{name}': its source holds no {WHOLE} and no {INDEX}; convert its weights (save_pretrained does"
+            " so), since other formats run code when they are read."
+        )
+    for file in files:
+        if not file.is_file():
+            raise InputError(
+                f"model '{name}': its source lacks {file.name}; fetch or copy it again, all of it."
+            )
+        (target / file.name).symlink_to(file.resolve())
 
 
 def _from_hub(weights: dict[str, Any]) -> Path:
+    """The folder of a commit in the hub's cache, fetched where it is not there; safetensors and text alone."""
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(weights["hub"], revision=weights["revision"], allow_patterns=list(FILES))
-    )
+    wanted = ["config.json", WHOLE, SHARDS, INDEX, *FILES, *ALSO]
+    try:
+        folder = snapshot_download(
+            weights["hub"], revision=weights["revision"], allow_patterns=wanted
+        )
+    except (
+        Exception
+    ) as error:  # connections, answers and disks: what they raise has no base of its own
+        raise hub_error(f"the model {weights['hub']}", weights["revision"], error) from error
+    return Path(folder)
 
 
 def _from_gguf(path: Path, target: Path) -> None:
@@ -103,12 +148,33 @@ def _from_scratch(shape: dict[str, Any], tokenizer: dict[str, Any], target: Path
     config.save_pretrained(target)
 
 
-def _parameters(folder: Path) -> int:
-    """Number of parameters, without loading them."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
+    """Number of parameters, after a look at names, shapes and sizes; nothing is loaded."""
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    from takd.models import check_vocabulary, load_tokenizer, parameter_count
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        device_map="meta",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    model, found = loaded
+    wrong = sorted(str(key) for key in found["mismatched_keys"]) or sorted(found["missing_keys"])
+    if wrong:
+        raise InputError(
+            f"model '{name}': its safetensors lack {wrong[0]}, or have it in another shape, and"
+            f" {len(wrong) - 1} others that a {model.config.model_type} of its config.json has; fetch or convert it"
+            " again."
+        )
+    check_vocabulary(model, load_tokenizer(tokenizer), name)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and positions < max_length:
+        raise InputError(
+            f"model '{name}' has {positions} positions, but data.max_length is {max_length}; set at most {positions}."
+        )
+    return parameter_count(model)

@@ -184,7 +184,10 @@ class Experiment:
             place = self.root / (weights.get("folder") or weights["gguf"])
             sizes = [(path, path.stat().st_size) for path in files_below(place)]
             weights["files"] = [[path.relative_to(place).as_posix(), size] for path, size in sizes]
-        return {"model": model, "weights": weights, "parameters": self.parameters[model]}
+        spec = {"model": model, "weights": weights, "parameters": self.parameters[model]}
+        if "scratch" in weights:
+            return spec  # whose positions are checked when the file is read
+        return {**spec, "max_length": self.settings["data"]["max_length"]}
 
     def train_spec(self, name: str, seed: int) -> Spec:
         """Settings of the stage that trains the last model of a lineage."""
@@ -300,10 +303,16 @@ class Experiment:
         """The source of a split, without keys that its kind does not read."""
         sets = self.settings["evaluation"]["sets"]
         source = sets[split] if split in sets else self.settings["data"][split]
-        kept = ["folder", "split"] if "folder" in source else ["json", "text", "demo"]
-        if "hub" in source:
-            kept = ["hub", "revision", "config", "split"]
-        return {key: source[key] for key in kept if key in source}
+        kinds = {
+            "folder": ["folder", "split"],
+            "file": ["hub", "revision", "file", "sha256"],
+            "hub": ["hub", "revision", "config", "split"],
+            "url": ["url", "sha256"],
+        }
+        kept = next(
+            (keys for kind, keys in kinds.items() if kind in source), ["json", "text", "demo"]
+        )
+        return {key: source[key] for key in [*kept, "rows", "columns"] if key in source}
 
     def _files(self, source: Mapping[str, Any]) -> list[Path]:
         kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
@@ -315,7 +324,7 @@ class Experiment:
 
     def _with_digests(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """A local source with `sha256`: of the file, or [name, digest] of each file of a folder."""
-        if "hub" in source or "demo" in source:
+        if any(kind in source for kind in ("hub", "url", "demo")):
             return dict(source)
         digests: list[Any] = [_digest(self.root / path) for path in self._files(source)]
         folder = source.get("folder") or source.get("text")

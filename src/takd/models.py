@@ -124,7 +124,7 @@ def hidden_states(
     model: PreTrainedModel,
     ids_bt: Tensor,
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | dict[str, Tensor] | None = None,
     positions_bt: Tensor | None = None,
     cache: Any = None,
 ) -> Tensor:
@@ -135,7 +135,8 @@ def hidden_states(
 
     Args:
         ids_bt: tokens, (batch, length).
-        mask: (batch, 1, length, cached and new tokens), True where a token may look. None: causal.
+        mask: (batch, 1, length, cached and new tokens), True where a token may look, or one for each kind of layer.
+            None: causal, and within the windows of a family that has them.
         positions_bt: None counts from 0, or from where the cache ends.
         cache: a `transformers` cache, which is extended; None decodes nothing step by step.
     """
@@ -150,6 +151,27 @@ def hidden_states(
         use_cache=cache is not None,
         **arguments,
     ).last_hidden_state
+
+
+def decoding_mask(
+    model: PreTrainedModel, lengths_b: Tensor, columns: int
+) -> Tensor | dict[str, Tensor]:
+    """What the next token of each row may look at: a `mask` for `hidden_states`, (batch, 1, 1, columns).
+
+    A model whose mask is given builds none itself, so layers that look no further back than a window (Mistral's all,
+    some of Qwen2's) get theirs here.
+
+    Args:
+        lengths_b: tokens of each row that are cached; the next one stands in this column.
+    """
+    at = torch.arange(columns, device=lengths_b.device)
+    causal = (at <= lengths_b[:, None])[:, None, None]
+    window = getattr(model.config, "sliding_window", None)
+    kinds = getattr(model.config, "layer_types", None)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return causal
+    windowed = causal & (at > lengths_b[:, None] - window)[:, None, None]
+    return {"full_attention": causal, "sliding_attention": windowed} if kinds else windowed
 
 
 def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where rows come from: JSON lines, a folder or the hub through `datasets`, and the demo's generator."""
+"""Where rows come from: JSON lines, here or fetched, a folder or the hub through `datasets`, the demo's generator."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,20 +35,39 @@ def rows(source: Source) -> Iterator[Row]:
     """Read instruction rows in the order of the source.
 
     Args:
-        source: `{"json": path}`, `{"hub": name, "revision", "config", "split"}`, `{"folder": path, "split"}` or
-            `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked.
+        source: `{"json": path}`, `{"url": address, "sha256"}`, `{"hub": name, "revision", "config", "split"}`,
+            `{"hub": name, "revision", "file", "sha256"}`, `{"folder": path, "split"}` or
+            `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked. `rows` is the first
+            row and the one after the last; `columns` has other names of `instruction`, `input` and `output`.
 
     Raises:
-        InputError: a file or split that is not there or changed, or a row that is not one; names the line.
+        InputError: a file or split that is not there or changed, fewer rows than are asked for, or a row that is not
+            one; names the line.
     """
     if "demo" in source:
         for number, (instruction, context, answer) in enumerate(demo.rows(**source["demo"])):
             yield Row(number, instruction, context, (answer,))
         return
-    for number, (where, record) in enumerate(_records(source)):
-        instruction = _text(where, "instruction", record)
-        context = "" if record.get("input") is None else _text(where, "input", record)
-        yield Row(number, instruction, context, _references(where, record))
+    columns = source.get("columns", {})
+    names = {name: columns.get(name, name) for name in ("instruction", "input", "output")}
+    start, stop = source.get("rows", (0, None))
+    number = -1
+    for number, (where, record) in enumerate(islice(_records(source), stop)):
+        if number < start:
+            continue
+        instruction = _text(where, names["instruction"], record)
+        empty = record.get(names["input"]) is None
+        # the usual column may be absent, one that is named may not
+        if empty and (names["input"] in record or "input" not in columns):
+            context = ""
+        else:
+            context = _text(where, names["input"], record)
+        yield Row(number, instruction, context, _references(where, names["output"], record))
+    wanted = (start + 1 if start else 0) if stop is None else stop
+    if number + 1 < wanted:
+        raise InputError(
+            f"{describe(source)} has {number + 1} rows, fewer than `rows` asks for; correct its numbers."
+        )
 
 
 def texts(source: Source) -> Iterator[str]:
@@ -81,9 +100,12 @@ def describe(source: Source) -> str:
     if "demo" in source:
         wanted = source["demo"]
         return f"demo {wanted['part']} (seed {wanted.get('seed', 1)})"
-    parts = {"config": source.get("config"), "split": source.get("split")}
+    parts = {key: source.get(key) for key in ("config", "split", "file")}
+    if "rows" in source:
+        start, stop = source["rows"]
+        parts["rows"] = f"from {start}" if stop is None else f"{start} to {stop - 1}"
     names = "".join(f", {key} {value}" for key, value in parts.items() if value)
-    kind = next(kind for kind in ("json", "text", "hub", "folder") if kind in source)
+    kind = next(kind for kind in ("json", "text", "url", "hub", "folder") if kind in source)
     return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
 
 
@@ -125,6 +147,12 @@ def _records(source: Source, streaming: bool = False) -> Iterator[tuple[str, Map
     if "json" in source:
         check_unchanged(source)
         yield from _json_records(Path(source["json"]))
+        return
+    if "url" in source or "file" in source:
+        # the workflow imports this module at each start, and needs none of what reaches the net
+        from takd.data.downloads import fetch
+
+        yield from _json_records(fetch(source))
         return
     name = describe(source)
     found = iter(_data_set(source, streaming))
@@ -251,15 +279,15 @@ def _text(where: str, key: str, record: Mapping[str, Any]) -> str:
     return _encodable(where, key, record[key], "has to be a text")
 
 
-def _references(where: str, record: Mapping[str, Any]) -> tuple[str, ...]:
-    found = record.get("output")
-    if "output" in record and isinstance(found, list) and found:
+def _references(where: str, key: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    found = record.get(key)
+    if key in record and isinstance(found, list) and found:
         wanted = "has to be a text or a list of texts"
-        return tuple(_encodable(where, "output", entry, wanted) for entry in found)
-    if isinstance(found, str) or "output" not in record:
-        return (_text(where, "output", record),)
+        return tuple(_encodable(where, key, entry, wanted) for entry in found)
+    if isinstance(found, str) or key not in record:
+        return (_text(where, key, record),)
     raise InputError(
-        f"{where}: 'output' is {_kind(found)}; it has to be a text or a list of texts with at least one."
+        f"{where}: '{key}' is {_kind(found)}; it has to be a text or a list of texts with at least one."
     )
 
 

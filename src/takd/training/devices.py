@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedType
 
+from takd.cards import check_kernels
 from takd.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -26,8 +27,19 @@ def own() -> torch.device:
 
 
 def choose_precision(setting: str) -> str:
-    """Resolve `auto`: float32 on a CPU, bfloat16 where the card has it, else float16 with loss scaling (Volta)."""
+    """Resolve `auto`: float32 on a CPU, bfloat16 where the card has it, else float16 with loss scaling (Volta).
+
+    Raises:
+        InputError: float16 on a CPU, or a card for which this torch has no kernels.
+    """
     on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        check_kernels(
+            torch.cuda.get_device_capability(),
+            torch.cuda.get_arch_list(),
+            torch.cuda.get_device_name(),
+            torch.__version__,
+        )
     if setting != "auto":
         if setting == "fp16" and not on_gpu:
             raise InputError("precision 'fp16' needs a GPU; on a CPU use 'auto', 'fp32' or 'bf16'.")

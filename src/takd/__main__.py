@@ -1,0 +1,129 @@
+"""Questions about an experiment before it runs.
+
+    python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--card v100l] [--config data=FOLDER]
+    python -m takd doctor                           the same options
+
+`plan` says what it will take, `doctor` what stands in its way; docs/preflight.md explains their numbers.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from takd.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Answer; the exit code is 1 where `doctor` finds an error, or the question is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        return {"plan": plan, "doctor": doctor}[options.question](options)
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print the table of stages."""
+    from takd.preflight import table
+    from takd.preflight.collect import prepare
+
+    prepared = prepare(ROOT, **_asked(options))
+    planned = prepared.planner.plan(prepared.jobs)
+    if options.json:
+        print(json.dumps(table.as_json(prepared.planner, planned), indent=1))
+    else:
+        print(table.text(prepared.planner, planned))
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what stands in the way."""
+    from takd.preflight import doctor
+    from takd.preflight.collect import facts, prepare
+
+    prepared = prepare(ROOT, **_asked(options))
+    planned = prepared.planner.plan(prepared.jobs)
+    findings = doctor.examine(facts(prepared, planned), prepared.planner, planned)
+    if options.json:
+        print(json.dumps([finding.__dict__ for finding in findings], indent=1))
+    else:
+        print("\n".join(map(str, findings)))
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": options.experiment,
+        "profile": options.profile,
+        "card": options.card,
+        "variables": _pairs(options.config, "--config"),
+        "counts": {key: _number(key, n) for key, n in _pairs(options.rows, "--rows").items()},
+    }
+
+
+def _pairs(words: list[str], option: str) -> dict[str, str]:
+    found = dict(word.partition("=")[::2] for word in words)
+    for name, value in found.items():
+        if not value:
+            raise InputError(f"{option} {name} must be NAME=VALUE.")
+    return found
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--rows {name}={text} must end in a number of rows, such as {name}=1000.")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m takd", description=(__doc__ or "").splitlines()[0]
+    )
+    questions = parser.add_subparsers(dest="question", required=True)
+    helps = {"plan": "what an experiment will take", "doctor": "what stands in its way"}
+    for name, text in helps.items():
+        add = questions.add_parser(name, help=text, description=text).add_argument
+        add(
+            "--experiment",
+            metavar="NAME",
+            help="of config/experiments; else as in config/config.yaml",
+        )
+        add(
+            "--profile",
+            metavar="FOLDER",
+            help="Snakemake's profile; else the defaults of the rules",
+        )
+        add(
+            "--card",
+            metavar="NAME",
+            help="GPU, such as v100l; else that of the profile or of this machine",
+        )
+        add(
+            "--config",
+            nargs="+",
+            default=[],
+            metavar="NAME=VALUE",
+            help="variables of the experiment",
+        )
+        add(
+            "--rows",
+            nargs="+",
+            default=[],
+            metavar="SPLIT=COUNT",
+            help="rows of data that are not here yet",
+        )
+        add("--json", action="store_true", help="for machines")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

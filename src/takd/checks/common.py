@@ -1,0 +1,45 @@
+"""What checks of an experiment share: the methods that there are, and what a chain and its settings say."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from takd.lineage import SUPERVISED
+from takd.schema import load_schema
+
+
+def distillation_methods() -> list[str]:
+    """The methods of the schema that have a teacher."""
+    return [name for name in load_schema()["$defs"]["methods"]["properties"] if name != SUPERVISED]
+
+
+def by_hop(chain: dict[str, Any]) -> list[list[str]]:
+    """For each entry of a chain's `methods`, the method of every hop."""
+    hops = len(chain["models"]) - 1
+    return [[entry] * hops if isinstance(entry, str) else entry for entry in chain["methods"]]
+
+
+def training_settings(settings: dict[str, Any], model: str, method: str) -> dict[str, Any]:
+    """Settings of a method for a model: its own before those for all models."""
+    own = settings["models"][model].get("training", {}).get(method, {})
+    return {**settings["training"][method], **own}
+
+
+def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every model with every method that trains it, each pair once."""
+    pairs: dict[tuple[str, str], None] = {}
+    for chain in settings["chains"]:
+        pairs.update(((name, SUPERVISED), None) for name in chain["models"])
+        for methods in by_hop(chain):
+            pairs.update((pair, None) for pair in zip(chain["models"][1:], methods, strict=True))
+    yield from pairs
+
+
+def vocabulary_size(settings: dict[str, Any]) -> int | None:
+    """Number of tokens, where the file says it."""
+    tokenizer = settings["tokenizer"]
+    return tokenizer.get("train", tokenizer).get("vocabulary")
+
+
+def divisors(number: int) -> str:
+    found = [str(part) for part in range(1, number + 1) if number % part == 0]
+    return ", ".join(found)

@@ -1,0 +1,40 @@
+"""Rules of `evaluation`, and of the published numbers that `report` shows beside ours."""
+
+from typing import Any
+
+from takd import lineage
+from takd.checks.common import by_hop
+from takd.schema import suggest
+from takd.yamlfile import Key, YamlFile
+
+
+def check_evaluation(file: YamlFile, settings: dict[str, Any]) -> None:
+    evaluation = settings["evaluation"]
+    if not evaluation["decoding"]["sample"] and len(evaluation["seeds"]) > 1:
+        raise file.error(
+            ("evaluation", "seeds"),
+            f"has {len(evaluation['seeds'])} entries, but greedy decoding"
+            " (evaluation.decoding.sample is false) gives the same text for each; keep one, such as"
+            f" [{evaluation['seeds'][0]}].",
+        )
+    names: dict[str, None] = {}
+    for chain in settings["chains"]:
+        names.update((lineage.supervised(name), None) for name in chain["models"])
+        for methods in by_hop(chain):
+            names.update(
+                (name, None)
+                for name in lineage.prefixes(lineage.of_chain(chain["models"], methods))
+            )
+    for index, target in enumerate(settings["report"]["targets"]):
+        for name, scores in target["scores"].items():
+            key: Key = ("report", "targets", index, "scores", name)
+            if name not in names:
+                raise file.error(
+                    key, f"is not a lineage of this experiment; {suggest(name, names)}"
+                )
+            for evaluation_set in scores:
+                if evaluation_set not in evaluation["sets"]:
+                    raise file.error(
+                        (*key, evaluation_set),
+                        f"is not an evaluation set; {suggest(evaluation_set, evaluation['sets'])}",
+                    )

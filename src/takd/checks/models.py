@@ -1,0 +1,81 @@
+"""Rules of `models`: sizes that are declared or follow from a shape."""
+
+from typing import Any
+
+from takd.checks.common import divisors, vocabulary_size
+from takd.yamlfile import Key, YamlFile
+
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def gpt2_parameters(shape: dict[str, Any], vocabulary: int) -> int:
+    """Number of parameters of a GPT-2 whose output layer is its token embedding.
+
+    A block of width w has 4 w² weights in its attention, 8 w² in its feed-forward layers, and 13 w
+    in biases and norms.
+    """
+    width = shape["width"]
+    embeddings = (vocabulary + shape["positions"]) * width
+    return embeddings + shape["layers"] * (12 * width**2 + 13 * width) + 2 * width
+
+
+def check_models(file: YamlFile, settings: dict[str, Any]) -> dict[str, int]:
+    vocabulary = vocabulary_size(settings)
+    parameters = {}
+    for name, model in settings["models"].items():
+        key: Key = ("models", name)
+        shape = model["weights"].get("scratch")
+        _check_kept(file, (*key, "weights"), model["weights"])
+        if shape is None:
+            if "parameters" not in model:
+                raise file.error(key, "lacks the key parameters: its size, such as 1.5B or 120M.")
+            parameters[name] = _count(model["parameters"])
+            continue
+        if "parameters" in model:
+            raise file.error(
+                (*key, "parameters"), "is computed for a model from scratch; remove it."
+            )
+        if vocabulary is None:
+            raise file.error(
+                ("tokenizer",),
+                "lacks the key vocabulary: the number of its tokens, from which the size of the"
+                f" model '{name}', which starts from scratch, follows.",
+            )
+        key = (*key, "weights", "scratch")
+        if shape["width"] % shape["heads"]:
+            raise file.error(
+                (*key, "heads"),
+                f"is {shape['heads']}, which does not divide the width {shape['width']};"
+                f" it must be one of {divisors(shape['width'])}.",
+            )
+        if shape["positions"] < settings["data"]["max_length"]:
+            raise file.error(
+                (*key, "positions"),
+                f"is {shape['positions']}, but must be at least data.max_length"
+                f" ({settings['data']['max_length']}).",
+            )
+        parameters[name] = gpt2_parameters(shape, vocabulary)
+    return parameters
+
+
+def _check_kept(file: YamlFile, key: Key, weights: dict[str, Any]) -> None:
+    """Layers that are kept of a model; how many there are is known when the weights are."""
+    kept = weights.get("keep_layers")
+    if kept is None:
+        return
+    if "scratch" in weights:
+        raise file.error(
+            (*key, "keep_layers"),
+            "only goes with hub, folder and gguf; set scratch.layers instead.",
+        )
+    if isinstance(kept, list) and kept != sorted(kept):
+        raise file.error(
+            (*key, "keep_layers"),
+            f"is {kept}, but must rise, since layers stay in their order: {sorted(kept)}.",
+        )
+
+
+def _count(size: float | str) -> int:
+    if isinstance(size, str):
+        return round(float(size[:-1]) * UNITS[size[-1]])
+    return round(size)

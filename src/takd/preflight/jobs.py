@@ -1,0 +1,150 @@
+"""The jobs of an experiment: which there are, what a profile gives them, and which are left to do.
+
+Snakemake itself is asked, so that a stale result counts as one to do, and so that the defaults of rules and what a
+profile sets need no second reading.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from takd.errors import InputError
+from takd.lineage import SUPERVISED, supervised
+from takd.preflight.footprint import Resources
+
+TRAININGS = ("teacher", "sft")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow.
+
+    Attributes:
+        output: its first output, by which it is known.
+        resources: as Snakemake prints them.
+        local: whether it runs where Snakemake does.
+        to_do: whether a run would start it now.
+    """
+
+    rule: str
+    output: str
+    wildcards: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, str] = field(default_factory=dict)
+    local: bool = False
+    to_do: bool = True
+
+    @property
+    def trains(self) -> bool:
+        return self.rule in TRAININGS or self.rule.startswith("distill_")
+
+    @property
+    def computes(self) -> bool:
+        """Whether it wants a GPU."""
+        return self.trains or self.rule in ("evaluate", "generate", "teacher_outputs")
+
+    @property
+    def lineage(self) -> str:
+        """Of the model that it trains or asks."""
+        names = self.wildcards
+        if self.rule in TRAININGS:
+            return supervised(names["model"])
+        if self.trains:
+            return f"{names['teacher']}__{names['student']}-{names['method']}"
+        return names.get("lineage") or names.get("teacher", "")
+
+    @property
+    def method(self) -> str:
+        return SUPERVISED if self.rule in TRAININGS else self.rule.removeprefix("distill_")
+
+    @property
+    def given(self) -> Resources:
+        """What it gets, as far as its memory and its time depend on it."""
+        known = {name: self.resources[name] for name in NUMBERS if name in self.resources}
+        return Resources(
+            processes=int(known.get("processes", 1)),
+            nodes=int(known.get("nodes", 1)),
+            micro_batch=int(known.get("micro_batch", 8)),
+            gradient_checkpointing=known.get("gradient_checkpointing", "0") == "1",
+            runtime=float(known.get("runtime", "inf")),
+        )
+
+
+NUMBERS = ("processes", "nodes", "micro_batch", "gradient_checkpointing", "runtime")
+
+
+def of_experiment(
+    root: Path, name: str, variables: Mapping[str, str], profile: str | None
+) -> list[Job]:
+    """All jobs of an experiment, in the order in which a run would start them.
+
+    Raises:
+        InputError: Snakemake cannot plan it; in its words.
+    """
+    # side by side: each takes seconds
+    forced = _start(root, name, variables, profile, ["--forceall"])
+    if not (root / "results" / name).exists():
+        return list(parse(_finished(forced)))
+    plain = _start(root, name, variables, profile, [])
+    left = {job.output for job in parse(_finished(plain))}
+    return [replace(job, to_do=job.output in left) for job in parse(_finished(forced))]
+
+
+def _start(
+    root: Path, name: str, variables: Mapping[str, str], profile: str | None, more: list[str]
+) -> Any:
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "reason", *more]
+    command += ["--profile", profile] if profile else ["--cores", "1"]
+    command += ["--config", f"experiment={name}", *(f"{k}={v}" for k, v in variables.items())]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=root, text=True, **pipes)
+
+
+def _finished(process: Any) -> str:
+    printed, _ = process.communicate()
+    if process.returncode:
+        lines = [line.strip() for line in printed.splitlines() if line.strip()]
+        said = next((line for line in lines if line.startswith("Error: ")), None)
+        raise InputError(
+            said.removeprefix("Error: ") if said else f"snakemake cannot plan this: {lines[-1]}"
+        )
+    return printed
+
+
+def parse(printed: str) -> Iterator[Job]:
+    """The jobs that a dry run names; target rules, which make nothing, are left out."""
+    for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \w+:$)", printed, flags=re.M)[1:]:
+        head, *lines = block.splitlines()
+        fields = dict(re.findall(r"^    (\w+): (.*)$", "\n".join(lines), re.M))
+        if "output" not in fields:
+            continue
+        yield Job(
+            rule=head.split()[1].rstrip(":"),
+            output=fields["output"].split(", ")[0],
+            wildcards=_pairs(fields.get("wildcards", "")),
+            resources=_pairs(fields.get("resources", "")),
+            local=head.startswith("local"),
+        )
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`a=1, b=x:y` as a mapping; a value may hold a comma that no name follows."""
+    return dict(re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", text))
+
+
+def of_dag(workflow: Any) -> list[Job]:
+    """The jobs that a run is about to start, from within Snakemake."""
+    return [
+        Job(
+            rule=job.rule.name,
+            output=str(next(iter(job.output), "")),
+            wildcards={name: str(value) for name, value in job.wildcards_dict.items()},
+            resources={name: str(value) for name, value in job.resources.items()},
+            local=job.is_local,
+        )
+        for job in workflow.dag.needrun_jobs()
+        if job.output
+    ]

@@ -1,0 +1,251 @@
+"""What an experiment will take, before anything is submitted: jobs, tokens, operations, hours, memory, disk.
+
+python -m takd plan --experiment NAME --profile profiles/slurm
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from takd import lineage
+from takd.experiment import Experiment
+from takd.preflight import disk, footprint, rates, shapes, work
+from takd.preflight.datasheets import Card
+from takd.preflight.disk import Written
+from takd.preflight.footprint import BYTES, Footprint, Texts
+from takd.preflight.jobs import Job
+from takd.preflight.rates import Estimate, Measured
+from takd.preflight.shapes import Shape
+from takd.preflight.work import Rows, Work
+
+LARGE = 2**30  # bytes above which the lines of a file are not counted
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One job with all that is expected of it.
+
+    Attributes:
+        stage: the line of the table that it is part of.
+        work, estimate: None where the number of rows is not known yet.
+        footprint: None of a job that computes nothing on a GPU.
+    """
+
+    job: Job
+    stage: str
+    work: Work | None = None
+    estimate: Estimate | None = None
+    footprint: Footprint | None = None
+    written: Written = field(default_factory=Written)
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of the job, on all its GPUs at once."""
+        if self.estimate is None:
+            return None
+        return self.estimate.seconds / 3600 / self.job.given.world
+
+    def footprint_with(self, planner: "Planner") -> Any:
+        """Its footprint as a function of what it gets."""
+        return lambda given: planner.footprint(self.job, given)
+
+
+class Planner:
+    """Expects what each job of an experiment takes on a card.
+
+    Args:
+        counts: rows of splits that are not there yet, by split.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        card: Card,
+        runs: Sequence[Measured] = (),
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        self.experiment, self.card, self.runs = experiment, card, runs
+        self.counts = dict(counts or {})
+        names = experiment.settings["models"]
+        self.shapes = {name: shapes.of_model(experiment, name) for name in names}
+        self.rows = {split: self._rows(split) for split in experiment.splits}
+
+    @property
+    def unknown(self) -> list[str]:
+        """Splits whose number of rows nobody knows yet."""
+        return [split for split, rows in self.rows.items() if rows.count is None]
+
+    def plan(self, jobs: Iterable[Job]) -> list[Planned]:
+        """Every job with what is expected of it."""
+        return [self.planned(job) for job in jobs]
+
+    def planned(self, job: Job) -> Planned:
+        """One job with what is expected of it."""
+        stage = f"{job.rule} {self._stage(job)}".strip()
+        if not job.computes:
+            return Planned(job, stage, written=self._small(job))
+        computed = self.work(job)
+        estimate = None
+        if computed is not None:
+            kind = job.method if job.trains else job.rule
+            shape = self.asked(job)
+            precision = self.card.precision(
+                self.spec(job)["settings"]["precision"] if job.trains else "auto"
+            )
+            estimate = rates.estimate(
+                computed, kind, shape.parameters, self.card, precision, self.runs
+            )
+        return Planned(
+            job, stage, computed, estimate, self.footprint(job, job.given), self.written(job)
+        )
+
+    def asked(self, job: Job) -> Shape:
+        """Shape of the model that a job trains or asks."""
+        return self.shapes[lineage.split(job.lineage)[-1].model]
+
+    def teacher(self, job: Job) -> Shape | None:
+        """Shape of the teacher that a training loads; None where what it wrote down is enough."""
+        above = lineage.teacher_of(job.lineage)
+        settings = self.spec(job)["settings"]
+        if above is None or job.method == "seqkd" or settings.get("teacher_outputs") == "top_k":
+            return None
+        return self.shapes[lineage.split(above)[-1].model]
+
+    def spec(self, job: Job) -> dict[str, Any]:
+        """Settings of a training."""
+        return self.experiment.train_spec(job.lineage, int(job.wildcards["seed"]))
+
+    def work(self, job: Job) -> Work | None:
+        """What a job computes."""
+        shape, number = self.asked(job), BYTES[self.card.precision()]
+        if job.trains:
+            blocks = self.rows.get("corpus")
+            return work.training(
+                self.spec(job),
+                shape,
+                self.teacher(job),
+                self.rows["train"],
+                self.rows["dev"],
+                job.given,
+                round(blocks.whole) if blocks else 0,
+                number,
+            )
+        if job.rule == "evaluate":
+            seeds = len(self.experiment.settings["evaluation"]["seeds"])
+            return work.evaluation(shape, self.rows[job.wildcards["set"]], seeds, job.given, number)
+        if job.rule == "generate":
+            return work.evaluation(shape, self._part(job), 1, job.given, number)
+        return work.outputs(shape, self._read(job), job.wildcards["kind"])
+
+    def footprint(self, job: Job, given: footprint.Resources) -> Footprint:
+        """Memory of a job on one GPU, with the longest texts that its data may hold."""
+        data = self.experiment.settings["data"]
+        longest = data["max_length"] - data["max_prompt_length"]
+        texts = Texts(data["max_prompt_length"], longest)
+        shape = self.asked(job)
+        if job.trains:
+            return footprint.training(
+                shape, self.teacher(job), self.spec(job), texts, given, self.card
+            )
+        decodes = job.rule != "teacher_outputs"
+        if job.wildcards.get("read") == "corpus":
+            texts = Texts(1, round(self.rows["corpus"].whole) - 1)
+        return footprint.asking(shape, texts, given, self.card, decodes)
+
+    def written(self, job: Job) -> Written:
+        """What a job writes to disk."""
+        shape = self.asked(job)
+        if job.trains:
+            return disk.training(
+                self.spec(job), shape, self.teacher(job), self.rows["train"].response
+            )
+        if job.rule == "evaluate":
+            seeds = len(self.experiment.settings["evaluation"]["seeds"])
+            rows = self.rows[job.wildcards["set"]]
+            return disk.answers((rows.count or 0) * seeds, rows.response)
+        if job.rule == "generate":
+            rows = self._part(job)
+            return disk.answers(rows.count or 0, rows.response)
+        top_k = self.experiment.settings["teacher_writes"]["top_k"]
+        number = BYTES[self.card.precision()]
+        return disk.outputs(shape, self._read(job), job.wildcards["kind"], top_k, number)
+
+    def _stage(self, job: Job) -> str:
+        """Trainings stand in the table by model, all else by rule."""
+        return job.lineage if job.trains else ""
+
+    def _small(self, job: Job) -> Written:
+        names = job.wildcards
+        if job.rule == "data":
+            return disk.data(self.rows[names["split"]])
+        if job.rule == "generations":
+            return disk.data(self.rows["train"])
+        if job.rule == "base":
+            weights = self.experiment.settings["models"][names["model"]]["weights"]
+            return disk.base(weights, self.experiment.parameters[names["model"]])
+        return Written()
+
+    def _part(self, job: Job) -> Rows:
+        rows, parts = self.rows["train"], int(job.wildcards["parts"])
+        count = None if rows.count is None else math.ceil(rows.count / parts)
+        return Rows(count, rows.prompt, rows.response, rows.bound)
+
+    def _read(self, job: Job) -> Rows:
+        read = job.wildcards["read"]
+        return self.rows["train" if read == "generations" else read]
+
+    def _rows(self, split: str) -> Rows:
+        """Rows of a split: as prepared; else as many as its source has, as long as they may be."""
+        experiment = self.experiment
+        folder = experiment.root / "results" / experiment.name / "data" / split
+        if (found := rates.rows_of(folder / "manifest.json")) is not None:
+            return found
+        spec = experiment.data_spec(split)
+        count = self.counts.get(split)
+        if split == "corpus":
+            return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)
+        source = spec["source"]
+        if count is None and "demo" in source:
+            count = source["demo"]["rows"]
+        if count is None and "json" in source:
+            count = _lines(experiment.root / source["json"])
+        prompt = spec["max_prompt_length"]
+        return Rows(count, prompt, spec["max_length"] - prompt, bound=True)
+
+
+def _lines(path: Path) -> int | None:
+    """Lines of a file that is there and not huge."""
+    if not path.is_file() or path.stat().st_size > LARGE:
+        return None
+    with open(path, "rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def peak_disk(planned: Sequence[Planned]) -> tuple[float, float]:
+    """Bytes that stay of the jobs that are left, and the most that there may be at once beside them.
+
+    Models of one depth of their chains may train side by side; those below wait for them.
+    """
+    left = [each for each in planned if each.job.to_do]
+    by_depth: dict[int, float] = {}
+    for each in left:
+        depth = each.job.lineage.count("__") if each.job.trains else -1
+        by_depth[depth] = by_depth.get(depth, 0.0) + each.written.meanwhile
+    return sum(each.written.stays for each in left), max(by_depth.values(), default=0.0)
+
+
+def hub_disk(experiment: Experiment, planned: Sequence[Planned]) -> float:
+    """Bytes of weights that are still to be fetched from the hub, into its cache; in float32 at most."""
+    names = {
+        each.job.wildcards["model"]
+        for each in planned
+        if each.job.to_do and each.job.rule == "base"
+    }
+    repositories = {
+        experiment.settings["models"][name]["weights"]["hub"]: experiment.parameters[name]
+        for name in names
+        if "hub" in experiment.settings["models"][name]["weights"]
+    }
+    return 4.0 * sum(repositories.values())

@@ -1,0 +1,213 @@
+"""The shape of a model, from which its memory and its work follow."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from takd.experiment import Experiment
+
+# families whose block has three matrices in its feed-forward part and norms without biases
+GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")
+GPT2_VOCABULARY = 50257
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer.
+
+    Attributes:
+        family: `model_type` of its configuration.
+        width: of the hidden states.
+        keys: width of keys, and of values, of one token in one block: below `queries` with grouped queries.
+        queries: width of queries.
+        inner: width within the feed-forward part.
+        gated: whether that has three matrices.
+        vocabulary: rows of its embedding.
+        positions: rows of its embedding of positions, if it has one.
+        tied: whether the output embedding is the input's.
+        estimated: whether all this was only concluded from its number of parameters.
+    """
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    keys: int
+    queries: int
+    inner: int
+    gated: bool
+    vocabulary: int
+    positions: int
+    tied: bool
+    biases: int
+    estimated: bool = False
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of the linear layers of one block; a GPT-2 has queries, keys and values in one."""
+        width, inner = self.width, self.inner
+        if self.family == "gpt2":
+            attention = [(width, self.queries + 2 * self.keys)]
+        else:
+            attention = [(width, self.queries), (width, self.keys), (width, self.keys)]
+        up = [(width, inner)] * (2 if self.gated else 1)
+        return [*attention, (self.queries, width), *up, (inner, width)]
+
+    @property
+    def block(self) -> int:
+        """Weights of one block's matrices: what a token is multiplied with."""
+        return sum(one * other for one, other in self.matrices)
+
+    @property
+    def body(self) -> int:
+        """Weights of all blocks' matrices."""
+        return self.layers * self.block
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the input embedding; of the output embedding as well, if they are one."""
+        return self.vocabulary * self.width
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, shared ones once."""
+        norms = (1 if self.gated else 2) * self.width * (2 * self.layers + 1)
+        embeddings = self.embedding * (1 if self.tied else 2) + self.positions * self.width
+        return self.body + embeddings + norms + self.layers * self.biases
+
+    def lora(self, rank: int, targets: list[str] | None) -> tuple[int, int]:
+        """Parameters of adapters, and weights of the matrices that they stand beside."""
+        chosen = self.matrices
+        if targets is not None:
+            # names differ between families; what they name does not
+            kinds = [_matrix(target) for target in targets]
+            chosen = [m for at, m in enumerate(self.matrices) if self._kind(at) in kinds] or chosen
+        adapters = sum(rank * (one + other) for one, other in chosen)
+        return self.layers * adapters, self.layers * sum(one * other for one, other in chosen)
+
+    def _kind(self, at: int) -> str:
+        attention = ["qkv"] if self.family == "gpt2" else ["q", "k", "v"]
+        up = ["gate", "up"] if self.gated else ["up"]
+        return [*attention, "o", *up, "down"][at]
+
+
+def _matrix(target: str) -> str:
+    """What the end of a layer's name stands for."""
+    names = {
+        "qkv": ("c_attn", "qkv_proj", "query_key_value"),
+        "q": ("q_proj",),
+        "k": ("k_proj",),
+        "v": ("v_proj",),
+        "o": ("o_proj", "out_proj", "attn.c_proj"),
+        "gate": ("gate_proj",),
+        "up": ("up_proj", "c_fc", "fc1"),
+        "down": ("down_proj", "mlp.c_proj", "fc2"),
+    }
+    for kind, ends in names.items():
+        if any(target == end or target.endswith(f".{end}") for end in ends):
+            return kind
+    return target
+
+
+def of_config(config: dict[str, Any]) -> Shape:
+    """The shape that a `config.json` describes; keys that are absent have the family's usual values."""
+    family = config.get("model_type", "gpt2")
+
+    def get(*names: str, default: Any = None) -> Any:
+        return next((config[name] for name in names if config.get(name) is not None), default)
+
+    width = get("hidden_size", "n_embd", default=768)
+    layers = get("num_hidden_layers", "n_layer", default=12)
+    heads = get("num_attention_heads", "n_head", default=12)
+    size = get("head_dim", default=width // heads)
+    groups = get("num_key_value_heads", default=heads)
+    gated = family in GATED or {"intermediate_size", "rms_norm_eps"} <= set(config)
+    inner = get("intermediate_size", "ffn_dim", "n_inner", default=4 * width)
+    learned = 0 if gated else get("n_positions", "max_position_embeddings", default=1024)
+    queries, keys = heads * size, groups * size
+    biases = 0 if gated else queries + 2 * keys + width + inner + width
+    if family == "qwen2":
+        biases = queries + 2 * keys
+    return Shape(
+        family=family,
+        layers=layers,
+        width=width,
+        heads=heads,
+        keys=keys,
+        queries=queries,
+        inner=inner,
+        gated=gated,
+        vocabulary=get("vocab_size", default=GPT2_VOCABULARY),
+        # OPT's table has two rows before the first position
+        positions=learned + (2 if family == "opt" else 0),
+        tied=get("tie_word_embeddings", default=not gated),
+        biases=biases,
+    )
+
+
+def of_scratch(shape: dict[str, Any], vocabulary: int) -> Shape:
+    """The shape of a model from scratch, as the experiment gives it."""
+    return of_config(
+        {
+            "model_type": shape.get("architecture", "gpt2"),
+            "n_embd": shape["width"],
+            "n_layer": shape["layers"],
+            "n_head": shape["heads"],
+            "n_positions": shape["positions"],
+            "vocab_size": vocabulary,
+        }
+    )
+
+
+def estimated(parameters: int, vocabulary: int = GPT2_VOCABULARY, positions: int = 1024) -> Shape:
+    """A GPT-2 of about so many parameters: of the widths in steps of 64, the one that comes nearest.
+
+    GPT-2's own sizes are met: 12, 24, 36 and 48 blocks of width 768, 1024, 1280 and 1600. Models beyond them are wider
+    and not deeper.
+    """
+    best: Shape | None = None
+    for width in range(64, 32 * 1024, 64):
+        layers = min(
+            48, max(1, width // 64, 12 * min(width - 512, 768) // 256, 12 * (width - 320) // 320)
+        )
+        shape = of_config(
+            {
+                "model_type": "gpt2",
+                "n_embd": width,
+                "n_layer": layers,
+                "n_head": max(1, width // 64),
+                "n_positions": positions,
+                "vocab_size": vocabulary,
+            }
+        )
+        if best is None or _distance(shape, parameters) < _distance(best, parameters):
+            best = shape
+    assert best is not None
+    return Shape(**{**best.__dict__, "estimated": True})
+
+
+def _distance(shape: Shape, parameters: int) -> float:
+    return abs(math.log(shape.parameters / parameters))
+
+
+def of_model(experiment: Experiment, name: str) -> Shape:
+    """The shape of a model of an experiment: as stated, as its files say, or estimated from its size."""
+    weights = experiment.settings["models"][name]["weights"]
+    tokenizer = experiment.settings["tokenizer"]
+    vocabulary = tokenizer.get("train", tokenizer).get("vocabulary") or GPT2_VOCABULARY
+    if "scratch" in weights:
+        return of_scratch(weights["scratch"], vocabulary)
+    places = [experiment.root / "results" / experiment.name / "base" / name / "model"]
+    if "folder" in weights:
+        places.append(experiment.root / weights["folder"])
+    for place in places:
+        if (place / "config.json").is_file():
+            return of_config(json.loads((place / "config.json").read_text(encoding="utf-8")))
+    return estimated(experiment.parameters[name], vocabulary)
+
+
+def config_of(folder: Path) -> Shape:
+    """The shape of the model in a folder."""
+    return of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))

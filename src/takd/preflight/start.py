@@ -1,0 +1,127 @@
+"""What is checked when a run starts: in seconds, without torch, in the process of Snakemake itself.
+
+Only what surely fails stops a run. Expectations, of memory for instance, are lines that warn.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from takd.errors import InputError
+from takd.experiment import Experiment
+from takd.preflight import collect, doctor
+from takd.preflight.collect import Answer
+from takd.preflight.datasheets import CPU, Card
+from takd.preflight.doctor import Finding
+from takd.preflight.jobs import Job, of_dag
+from takd.preflight.plan import Planned, Planner, peak_disk
+
+# states of a job that works, or will
+AT_WORK = {
+    *("PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"),
+    *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"),
+}
+
+
+def check(experiment: Experiment, workflow: Any) -> list[str]:
+    """Warnings, a line each.
+
+    Args:
+        workflow: Snakemake's, about to start its jobs.
+
+    Raises:
+        InputError: the run would fail.
+    """
+    experiment.require_files()
+    jobs = of_dag(workflow)
+    if getattr(workflow.executor_plugin, "name", "") == "slurm":
+        check_slurm([job for job in jobs if not job.local])
+    try:
+        return [f"Warning: {each.subject}: {each.text}" for each in expected(experiment, jobs)]
+    except InputError:
+        raise
+    except Exception as error:  # what only expects must not be what stops a run
+        return [f"Warning: preflight: nothing can be expected ({type(error).__name__}: {error})"]
+
+
+def check_slurm(jobs: Sequence[Job]) -> None:
+    """Refuse a run that Slurm would not take, or of which an earlier one is still at work."""
+    answer = collect.ask("squeue", "-h", "-u", collect.user(), "-o", "%i|%k|%T|%Z")
+    name = collect.account_of(jobs)
+    asks = name is not None and doctor.PLACEHOLDER in name
+    for finding in slurm_findings(
+        answer, name, collect.known_accounts() if asks else None, os.getcwd()
+    ):
+        raise InputError(finding.text)
+
+
+def slurm_findings(
+    queue: Answer, account: str | None, accounts: list[str] | None, folder: str
+) -> Iterator[Finding]:
+    """What of Slurm stops a run.
+
+    Args:
+        queue: what squeue said of this user's jobs: id, comment, state and folder.
+        accounts: that Slurm names of this user; None where it was not asked or does not tell.
+    """
+    if not queue.works:
+        yield doctor.unreachable(queue.said)
+        return
+    found = [each for each in doctor.account("slurm", account, accounts) if each.level == "error"]
+    yield from found
+    if still := earlier_jobs(queue.said, folder):
+        many = len(still) > 1
+        text = (
+            f"job{'s' * many} {', '.join(still)} of an earlier run still work{'s' * (not many)} in this folder: wait"
+            f" for {'them' if many else 'it'}, or `scancel {' '.join(still)}`, then start again."
+        )
+        yield Finding("error", "Slurm", text)
+
+
+def earlier_jobs(said: str, folder: str) -> list[str]:
+    """Ids of jobs that Snakemake submitted from a folder and that are not done, as squeue prints `%i|%k|%T|%Z`."""
+    found = []
+    for line in said.splitlines():
+        if line.count("|") < 3:
+            continue
+        number, rest = line.split("|", 1)
+        comment, state, place = rest.rsplit("|", 2)
+        ours = comment.startswith("rule_") and os.path.realpath(place) == os.path.realpath(folder)
+        if ours and state.strip() in AT_WORK:
+            found.append(number.strip())
+    return found
+
+
+def expected(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
+    """Warnings on disk, memory, the build of torch, and the hub.
+
+    Raises:
+        InputError: the weights alone that the run will write are more than there is room for.
+    """
+    try:
+        card = collect.choose_card(None, jobs)
+    except InputError:  # a card that nobody described is no reason to say more
+        card = CPU
+    planner = Planner(experiment, card)
+    planned = planner.plan(jobs)
+    free = collect.free_bytes(experiment.root / "results")
+    weights = sum(each.written.stays for each in planned if each.job.trains)
+    if weights > free:
+        raise InputError(f"disk: {doctor.free_for(free, weights, 0.0).text}")
+    finding = doctor.free_for(free, *peak_disk(planned))
+    if finding.level != "ok":
+        yield finding
+    yield from _of_card(planner, planned, card)
+    wanted = collect.not_fetched(experiment, planned)
+    if wanted and (problem := collect.hub_problem(timeout=3.0)):
+        yield from doctor.hub(wanted, problem)
+
+
+def _of_card(planner: Planner, planned: Sequence[Planned], card: Card) -> Iterator[Finding]:
+    if card.on_cpu:
+        return
+    torch = collect.installed_torch()
+    found = [*doctor.memory(planner, planned)]
+    if torch is not None:
+        found.append(doctor.torch_for(torch, card.name, card.capability))
+    yield from (each for each in found if each.level != "ok")

@@ -1,0 +1,98 @@
+"""Whether a model reads the same tokens as the experiment's tokenizer, told before anything is trained.
+
+A loss that compares two models' distributions compares them token by token: token 262 has to be the same text for
+teacher and student. How far their embeddings are padded beyond the last token does not matter.
+"""
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from takd.errors import InputError
+
+# of these the source of a model needs one to have a tokenizer
+FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
+# beside them, what `AutoTokenizer` reads
+ALSO = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# words, numbers, blanks, code, other scripts: where tokenizers of one vocabulary differ in how they split text
+TEXTS = (
+    "The quick brown fox jumps over 13 lazy dogs.",
+    "  def f(x):\n\treturn x ** 2  # naïve\n\n\n",
+    "Zażółć gęślą jaźń; 日本語のテキスト; Привет; 😀",
+    "1234567890 3.14159 1,000,000 2024-01-31",
+    "I don't know--they'd've said so!!! ANTIDISESTABLISHMENTARIANISM",
+)
+
+
+def has_tokenizer(source: Path) -> bool:
+    """Whether a model's source (a folder, or a GGUF file) comes with a tokenizer."""
+    return source.is_file() or any((source / name).is_file() for name in FILES)
+
+
+def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
+    """Compare the tokenizer in a model's source with the experiment's in `folder`.
+
+    Returns:
+        None where they agree, or why the source's tokenizer cannot be read.
+
+    Raises:
+        InputError: they differ; names the first token that does.
+    """
+    from transformers import AutoTokenizer
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    ours = AutoTokenizer.from_pretrained(folder, **options)
+    if source.is_file():
+        options["gguf_file"] = source.name
+    try:
+        own = AutoTokenizer.from_pretrained(
+            source.parent if source.is_file() else source, **options
+        )
+        # transformers gives an empty tokenizer, not an error, where it does not find what it expects
+        if not own("a", add_special_tokens=False).input_ids:
+            return "it cannot encode the letter a"
+    except (
+        Exception
+    ) as error:  # each kind of tokenizer fails in its own way, for lack of a package too
+        return f"reading it fails ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+    if difference := first_difference(own, ours):
+        raise InputError(
+            f"model '{name}' comes with another tokenizer than the experiment's: {difference}; all models of an"
+            " experiment share one tokenizer, since teacher and student are compared token by token."
+        )
+    return None
+
+
+def first_difference(own: Any, ours: Any) -> str | None:
+    """The first token in which two tokenizers differ, in words; None where they agree.
+
+    A special token that only one of them adds, such as a pad token, is no difference.
+    """
+    theirs, mine = (
+        {number: token for token, number in tokenizer.get_vocab().items()}
+        for tokenizer in (own, ours)
+    )
+    for number in sorted(theirs.keys() | mine.keys()):
+        there, here = theirs.get(number), mine.get(number)
+        more = own if here is None else ours
+        if there == here or (None in (there, here) and number in more.added_tokens_decoder):
+            continue
+        words = [f"is {token!r}" if token is not None else "is missing" for token in (there, here)]
+        return f"token {number} {words[0]} there and {words[1]} here"
+    # the text of each token, as far as merges make one of it, and some that show how text is split
+    special = {*own.added_tokens_decoder, *ours.added_tokens_decoder}
+    texts = [*TEXTS, *(own.decode([number]) for number in sorted(theirs.keys() - special))]
+    read = [tokenizer(texts, add_special_tokens=False).input_ids for tokenizer in (own, ours)]
+    for text, *ids in zip(texts, *read, strict=True):
+        if ids[0] != ids[1]:
+            pieces = [
+                tokenizer.convert_ids_to_tokens(i)
+                for tokenizer, i in zip((own, ours), ids, strict=True)
+            ]
+            at, (there, here) = next(
+                (at, pair)
+                for at, pair in enumerate(zip_longest(*pieces), start=1)
+                if pair[0] != pair[1]
+            )
+            return f"token {at} of the text {text!r} is {there!r} there and {here!r} here"
+    return None
