@@ -19,12 +19,12 @@ def keep_jobs() -> None:
     ask = plugin.Executor.check_active_jobs
 
     async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
-        answers = self._status_query_calls
+        # without a job it may be asked before it is set up
+        answers = self._status_query_calls if active_jobs else None
         async for job in ask(self, active_jobs):
             yield job
-        if self._status_query_calls == answers:  # Slurm did not say a word: no job was handled
-            if active_jobs:
-                self.logger.warning("Slurm does not answer; its jobs are asked for again.")
+        if active_jobs and self._status_query_calls == answers:  # not a word: no job was handled
+            self.logger.warning("Slurm does not answer; its jobs are asked for again.")
             for job in active_jobs:
                 yield job
 

@@ -1,5 +1,7 @@
 """Jobs that end badly, and what their next attempt does. docs/faults.md says it for users."""
 
+from pathlib import Path
+
 import pytest
 
 from slurm.cluster import Cluster
@@ -39,7 +41,9 @@ def test_memory_limit(
     """A job that needs more memory than it has is ended, and gets more in the next attempt."""
     project.replace(PROFILE, "memory: 16000", "memory: 125")  # for each of four GPUs
     run = start(project, TARGET)
-    assert "exceeded memory limit" in run.succeed()
+    output = run.succeed()
+    log = run.jobs()[0]["StdOut"]
+    assert log in output and "exceeded memory limit" in Path(log).read_text()
     assert run.states()[0] == "FAILED" and run.states()[-1] == "COMPLETED"
     given = [int(job["Mem"]) for job in run.jobs()]
     assert given == [500, 750, 1000, 1250][: len(given)]
