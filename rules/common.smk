@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from takd import experiment, lineage, outage
 from takd.errors import InputError
 from takd.provenance import canonical_json, code_digest
+from takd.training.checkpoints import sweep
 
 # Stages run under the interpreter that runs Snakemake. Its path stays out of the commands, whose text
 # Snakemake compares: an environment in another place should rerun nothing.
@@ -45,6 +46,10 @@ onstart:
             print(warning, file=sys.stderr)
     except InputError as error:
         sys.exit(f"Error: {error}")
+
+
+onsuccess:
+    sweep(ROOT / "results" / EXPERIMENT.name)
 
 
 pathvars:

@@ -15,6 +15,7 @@ from workspace import ROOT, Workspace
 from takd.methods.base import examples, response_tokens
 from takd.methods.losses import label_loss
 from takd.models import load_model
+from takd.training.checkpoints import sweep
 
 METHODS = ("sft", "kd", "minillm")
 LONG = {"steps": 48, "evaluate_every": 16}
@@ -41,6 +42,18 @@ def metrics(space, name):
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
+def assert_only_what_publishing_takes(folder):
+    """Of all that made it resumable; and that takes no second place on the disk, and goes with the run."""
+    left = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
+    others = [path for path in left if not path.parent.name.startswith("kept-")]
+    assert {path.name for path in others} == {"progress.json", "metrics.jsonl"}
+    published = [(folder / name / "model.safetensors") for name in ("model", "init")]
+    inodes = {path.stat().st_ino for path in published if path.exists()}
+    assert {p.stat().st_ino for p in left if p.name == "model.safetensors"} == inodes
+    sweep(folder)
+    assert (folder / "manifest.json").exists() and not (folder / "checkpoints").exists()
+
+
 def assert_equal_results(space, one, other):
     first, second = weights(space, one), weights(space, other)
     assert first.keys() == second.keys()
@@ -48,7 +61,7 @@ def assert_equal_results(space, one, other):
     manifests = [(space.folder / n / "manifest.json").read_bytes() for n in (one, other)]
     assert manifests[0] == manifests[1]
     assert metrics(space, one) == metrics(space, other)
-    assert not (space.folder / other / "checkpoints").exists()
+    assert_only_what_publishing_takes(space.folder / other)
 
 
 def wait_for_lines(space, name, count, process):
@@ -220,6 +233,23 @@ def test_a_batch_that_cannot_be_split_is_refused(workspace):
     process = workspace.train("uneven", "sft", processes=2, batch_size=3)
     said = workspace.finished(process, code=1)
     assert "a global batch of 3 rows cannot be split evenly over 2 processes" in said
+
+
+@pytest.mark.parametrize("method", ["sft", "minillm"])
+def test_outputs_deleted_after_the_end_are_put_there_again(workspace, method):
+    """As Snakemake does when a job ends badly before its success is noted. Nothing is trained again."""
+    space, name, settings = workspace, f"noted-{method}", {"steps": 6, "evaluate_every": 3}
+    space.finished(space.train(name, method, **settings))
+    outputs = {p.name: p for p in (space.folder / name).iterdir() if p.name != "checkpoints"}
+    before = weights(space, name), metrics(space, name), outputs["manifest.json"].read_bytes()
+    for path in outputs.values():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    said = space.finished(space.train(name, method, **settings))
+    assert "goes on from step 6 of 6" in said and "dev loss" not in said
+    after = weights(space, name), metrics(space, name), outputs["manifest.json"].read_bytes()
+    assert before[1:] == after[1:]
+    assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
+    sweep(space.folder / name)
 
 
 def test_supervised_run_keeps_two_models(workspace):

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -159,6 +160,10 @@ def main(
             f"The code of this stage ({', '.join(entries)}) changed after it was submitted"
             f" (digest {code} then, {present} now); start snakemake again."
         )
+    if int(os.environ.get("RANK", 0)) == 0:
+        job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+        # a log that is empty would keep Snakemake from showing those after it
+        print(f"{module} on {socket.gethostname()}, process {os.getpid()}{job}", file=sys.stderr)
     stage = Stage(
         spec=spec,
         code=code,

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from slurm.cluster import Cluster
 from slurm.conftest import Start
 from slurm.runs import LOG, PROFILE, SECONDS, TARGET, SlurmProject, slowed, snakemake_of
@@ -50,7 +48,6 @@ def test_memory_limit(
     project.must_end_as(undisturbed)
 
 
-@pytest.mark.xfail(strict=True, reason="a finished stage removes its checkpoints at once")
 def test_cancelled_when_all_but_done(
     cluster: Cluster, start: Start, project: SlurmProject, undisturbed: SlurmProject
 ) -> None:

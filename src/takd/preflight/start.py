@@ -16,9 +16,18 @@ from takd.preflight.doctor import Finding
 from takd.preflight.jobs import Job, of_dag
 from takd.preflight.plan import Planned, Planner, peak_disk
 
-# states of a job that works, or will
+# states of a job that works, or will, or may still be writing its checkpoint
 AT_WORK = {
-    *("PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"),
+    *(
+        "PENDING",
+        "RUNNING",
+        "COMPLETING",
+        "CONFIGURING",
+        "SUSPENDED",
+        "STOPPED",
+        "SIGNALING",
+        "RESIZING",
+    ),
     *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"),
 }
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from takd.errors import InputError
 from takd.provenance import canonical_json, file_digest, short_digest
-from takd.stage import Stage
+from takd.stage import Stage, read_json
 
 KEPT_CHECKPOINTS = 2
+PROGRESS = "progress.json"  # of a checkpoint: step, counts, what is kept
 HEARTBEAT_SECONDS = 5.0
 SHARE_OF_RUN = 0.05  # of a training that may be lost
 SHARE_OF_TIME = 0.02  # that checkpoints may take
@@ -57,7 +58,7 @@ class Checkpoints:
         return self.folder / f".step-{step:09d}.partial"
 
     def commit(self, step: int) -> None:
-        """Flush a partial checkpoint to disk, give it its name, and drop all but the last two."""
+        """Flush a partial checkpoint to disk, give it its name, and drop what only older ones than two need."""
         partial = self.partial(step)
         for path in partial.rglob("*"):
             if path.is_file():
@@ -65,12 +66,50 @@ class Checkpoints:
         final = self.folder / f"step-{step:09d}"
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        for old in self.all()[:-KEPT_CHECKPOINTS]:
+        self._keep(KEPT_CHECKPOINTS)
+
+    def kept(self, step: int) -> Path:
+        """Folder of the weights that were best at a step."""
+        return self.folder / f"kept-{step:09d}"
+
+    def _keep(self, count: int) -> None:
+        """Drop all but the newest checkpoints, and kept weights that none of these names and that are not newer."""
+        for old in self.all()[:-count]:
             shutil.rmtree(old)
+        checkpoints = self.all()
+        named = {
+            self.kept(best[0]).name
+            for checkpoint in checkpoints
+            for best in read_json(checkpoint / PROGRESS)["best"].values()
+            if best[0] is not None
+        }
+        newest = int(checkpoints[-1].name.removeprefix("step-"))
+        for folder in self.folder.glob("kept-*"):
+            if folder.name not in named and folder.name <= self.kept(newest).name:
+                shutil.rmtree(folder)
 
     def close(self) -> None:
-        """The stage's outputs are in place: nothing here is needed any more."""
-        shutil.rmtree(self.root)
+        """The stage's outputs are in place: keep no more than it takes to put them there once more.
+
+        Should the job end badly before Snakemake has noted its success, they are deleted. `sweep` removes the rest.
+        """
+        self._keep(1)
+        for path in self.all()[-1].iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != PROGRESS:
+                path.unlink()
+
+
+def sweep(results: Path) -> None:
+    """Remove what finished stages below `results` have left for the case that their success is not noted.
+
+    For the end of a run that succeeded: then it is.
+    """
+    for root in results.glob("**/checkpoints"):
+        done = (root.parent / name for name in ("manifest.json", "scores.json"))
+        if any(path.exists() for path in done) and not (root / "lock").exists():
+            shutil.rmtree(root)
 
 
 def flush(path: Path) -> None:
@@ -113,13 +152,12 @@ class Pace:
 
 @contextlib.contextmanager
 def resumable(stage: Stage, output: Path) -> Iterator[Path]:
-    """A folder beside an output for what the next attempt goes on from; gone when the stage is done."""
+    """A folder beside an output for what the next attempt goes on from; `sweep` removes it."""
     root = output.parent / "checkpoints"
     checkpoints = Checkpoints(root, resume_key(stage))
     with Lock(root / "lock", stage.say):
         checkpoints.open()
         yield checkpoints.folder
-    checkpoints.close()
 
 
 class Lock:

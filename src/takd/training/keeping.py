@@ -1,7 +1,6 @@
 """What a run keeps: the weights that were best on dev, and checkpoints to go on from."""
 
 import math
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from takd.errors import InputError
 from takd.methods.base import Method
 from takd.stage import read_json, write_json
-from takd.training.checkpoints import Checkpoints, flush
+from takd.training.checkpoints import PROGRESS, Checkpoints, flush
 from takd.training.progress import Journal
 from takd.training.student import Student
 
@@ -64,17 +63,13 @@ class Keeper:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def kept(self, step: int) -> Path:
-        """Folder of the weights that were best at a step."""
-        return self.checkpoints.folder / f"kept-{step:09d}"
-
     def observe(self, step: int, values: dict[str, float]) -> None:
         """Keep the weights of now where a measure that picks a model is the best so far."""
         for best in self.best.values():
             if best.improves(values[best.measure]):
                 best.step, best.value = step, values[best.measure]
         if any(best.step == step for best in self.best.values()):
-            self.student.export(self.kept(step), self.tokenizer)
+            self.student.export(self.checkpoints.kept(step), self.tokenizer)
 
     def save(self, step: int) -> float:
         """Make a checkpoint; returns the seconds that training waited for it.
@@ -133,25 +128,12 @@ class Keeper:
         for name, values in tensors.items():
             if values:
                 save_file(values, partial / f"{name}.safetensors")
-        write_json(partial / "progress.json", progress)
+        write_json(partial / PROGRESS, progress)
         flush(self.journal.path)  # as long as the checkpoint says
         self.checkpoints.commit(step)
-        self._drop_unnamed(step)
 
-    def _drop_unnamed(self, step: int) -> None:
-        """Remove kept weights that no checkpoint refers to, but for those that were kept since."""
-        named = {
-            self.kept(best[0]).name
-            for checkpoint in self.checkpoints.all()
-            for best in read_json(checkpoint / "progress.json")["best"].values()
-            if best[0] is not None
-        }
-        for folder in self.checkpoints.folder.glob("kept-*"):
-            if folder.name not in named and folder.name <= self.kept(step).name:
-                shutil.rmtree(folder)
-
-    def resume(self) -> int:
-        """Go on from the newest checkpoint; returns the number of steps that are done."""
+    def resume(self, total: int) -> int:
+        """Go on from the newest checkpoint; returns the number of the `total` steps that are done."""
         newest = [path.name for path in self.checkpoints.all()[-1:]]
         # on a network file system, processes may see different ones
         (name,) = broadcast_object_list([*newest, None][:1])
@@ -159,8 +141,10 @@ class Keeper:
             self.journal.restart()
             return 0
         folder = self.checkpoints.folder / name
-        progress = read_json(folder / "progress.json")
-        if self.sharded:
+        progress = read_json(folder / PROGRESS)
+        if progress["step"] == total:
+            pass  # what is kept is all that is asked for, and may be all that is there
+        elif self.sharded:
             self.accelerator.load_state(str(folder))
         else:
             parts = ("model", "optimizer")

@@ -84,7 +84,7 @@ class Run:
             Interrupted: asked to stop or out of time; a checkpoint has been written.
             InputError: no finite gradient for many steps in a row; a checkpoint has been written. Or none could be.
         """
-        step = self.keeper.resume()
+        step = self.keeper.resume(self.total)
         self.introduce(step)
         progress = Progress(self.title, self.total, step, self.main)
         pace, in_a_row = Pace(self.stage.checkpoint_seconds), 0

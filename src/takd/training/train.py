@@ -160,7 +160,8 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
                 f"{job.title}: {best.measure} on dev was never a finite number; lower the learning rate."
             )
         target = stage.temporary(stage.outputs[name])
-        shutil.copytree(job.keeper.kept(best.step), target, dirs_exist_ok=True)
+        kept = job.checkpoints.kept(best.step)
+        shutil.copytree(kept, target, copy_function=_link_or_copy, dirs_exist_ok=True)
         stage.commit(stage.outputs[name])
         weights[name] = file_digest(stage.outputs[name] / WEIGHTS)
     shutil.copyfile(job.journal.path, stage.outputs["metrics"])
@@ -175,3 +176,11 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
         steps=job.total,
         precision=job.precision,
     )
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """The same file under another name: what is kept until success is noted takes no second place on the disk."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
