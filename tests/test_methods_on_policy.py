@@ -11,7 +11,7 @@ import pytest
 import torch
 from models_for_tests import END, context, tiny_gpt2
 from safetensors.torch import load_file, save_file
-from workspace import Workspace
+from workspace import TIMED, Workspace
 
 from takd.methods.abkd import Abkd
 from takd.methods.base import Example, batch_indices, packed, prompts_of, unpacked
@@ -471,7 +471,7 @@ def train(space, name, method, stops=(), **settings):
             training.run(Interruptible(spec, "code", **arguments, steps_left=stop))
     training.run(Interruptible(spec, "code", **arguments))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    lines = [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
     return load_file(folder / "model" / "model.safetensors"), lines
 
 

@@ -1,6 +1,7 @@
 """The training log over restarts, and what a run tells without a terminal."""
 
 import json
+import math
 
 from takd.training.progress import Journal, Progress
 
@@ -13,17 +14,26 @@ def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = Journal(path, active=True)
     first.restart()
-    first.tokens = 100
+    first.tokens, first.skipped = 100, 3
     first.write("train", 1, loss=2.0)
-    size = first.size()
-    first.tokens = 250
+    state = first.state()
+    first.tokens, first.skipped = 250, 4
     first.write("train", 2, loss=1.0)
     second = Journal(path, active=True)
-    second.resume(size, seconds=1000.0, tokens=100)
+    second.resume({**state, "seconds": 1000.0})
+    assert second.skipped == 3
     second.write("train", 2, loss=1.5)
     assert [(line["step"], line["loss"]) for line in lines(path)] == [(1, 2.0), (2, 1.5)]
     assert lines(path)[1]["tokens"] == 100
     assert 1000 <= lines(path)[1]["seconds"] < 1010
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+    """NaN is no JSON, though Python writes and reads it."""
+    journal = Journal(tmp_path / "metrics.jsonl", active=True)
+    journal.write("train", 1, loss=math.nan, norm=math.inf, rate=0.5)
+    (line,) = lines(journal.path)
+    assert (line["loss"], line["norm"], line["rate"]) == (None, None, 0.5)
 
 
 def test_processes_other_than_the_first_write_nothing(tmp_path):

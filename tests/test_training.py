@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from safetensors.torch import load_file
-from workspace import ROOT, Workspace
+from workspace import ROOT, TIMED, Workspace
 
 from takd.methods.base import examples, response_tokens
 from takd.methods.losses import label_loss
@@ -38,8 +38,7 @@ def weights(space, name):
 def metrics(space, name):
     """Lines of metrics.jsonl without times and what depends on them, which differ between any two runs."""
     lines = (space.folder / name / "metrics.jsonl").read_text().splitlines()
-    timed = {"seconds", "checkpoints", "checkpoint_seconds"}
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
 
 
 def assert_only_what_publishing_takes(folder):

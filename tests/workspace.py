@@ -98,6 +98,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+# in metrics.jsonl, what differs between any two runs: times, and what depends on them
+TIMED = {"seconds", "checkpoints", "checkpoint_seconds"}
+
+
 class Workspace:
     """A folder with all that a training stage reads, and commands to run stages in it."""
 

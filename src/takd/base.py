@@ -5,6 +5,7 @@ in its cache and those of a folder where they are; `model` then holds links. A m
 alone, whose weights the training seed draws. This stage may need the internet: it runs on the login node.
 """
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def run(stage: Stage) -> None:
         InputError: no safetensors in the source or not all of them, another number of parameters than declared,
             another tokenizer than the experiment's, or fewer positions than its texts are long.
     """
+    # DeepSpeed, which transformers imports, else warns on the console that it found no card
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     name, weights = stage.spec["model"], stage.spec["weights"]
     target = stage.temporary(stage.outputs["model"])
     if "scratch" in weights:
