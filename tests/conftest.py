@@ -142,8 +142,8 @@ def writing_experiment() -> dict[str, Any]:
     return experiment
 
 
-def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
-    """Copy the workflow, with the given experiment as the one that runs."""
+def copy_workflow(folder: Path, experiment: Mapping[str, Any]) -> None:
+    """Copy the workflow as it is, with the given experiment, called small, as the one that runs."""
     folder.mkdir(parents=True)
     for part in PARTS:
         source, ignored = ROOT / part, shutil.ignore_patterns("__pycache__")
@@ -153,6 +153,11 @@ def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
             shutil.copy(source, folder / part)
     (folder / "config/config.yaml").write_text("experiment: small\n")
     (folder / "config/experiments/small.yaml").write_text(yaml.safe_dump(dict(experiment)))
+
+
+def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
+    """Copy the workflow, with stages that do nothing but write their outputs."""
+    copy_workflow(folder, experiment)
     (folder / "data").mkdir()
     (folder / "data/dev.jsonl").write_text('{"instruction": "Say b.", "output": "b"}\n')
     (folder / "fakes.py").write_text(FAKE_STAGE)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from conftest import PARTS, ROOT, Project
+from conftest import Project, copy_workflow
 
 from slurm.cluster import Cluster, parent_of
 from slurm.experiments import STEPS
@@ -198,16 +196,8 @@ def snakemake_of(trainer: int) -> int:
 
 
 def make_slurm_project(folder: Path, experiment: Mapping[str, Any]) -> SlurmProject:
-    """Copy the workflow, with the given experiment as the one that runs."""
-    folder.mkdir(parents=True)
-    for part in PARTS:
-        source, ignored = ROOT / part, shutil.ignore_patterns("__pycache__")
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=ignored)
-        else:
-            shutil.copy(source, folder / part)
-    (folder / "config/config.yaml").write_text("experiment: small\n")
-    (folder / "config/experiments/small.yaml").write_text(yaml.safe_dump(dict(experiment)))
+    """Copy the workflow with its real stages, and the Slurm profile as the cluster of the tests has it."""
+    copy_workflow(folder, experiment)
     project = SlurmProject(folder.resolve())
     project.replace(PROFILE, "account: def-CHANGEME", 'account: ""')
     # there is no GPU, and four processes would share two cores
