@@ -268,6 +268,16 @@ def test_csv_holds_the_numbers_computed_by_hand(full):
     assert float(row["published_1_difference"]) == pytest.approx(-1.5)
 
 
+def test_every_difference_stands_in_a_csv(full):
+    results = read(full.spec, full.root / "models", full.root / "evaluations")
+    lines = rows_of(table.differences_csv(results), set="other", question="method")
+    (row,) = [row for row in lines if row["ours"] == of_chain(*BY_KD[1:])]
+    assert row["theirs"] == of_chain(*DIRECT[1:]) and row["n_training_seeds"] == "2"
+    # 0.5 against 8.0 above the same start, in both trainings and on all prompts
+    assert (row["difference"], row["difference_low"], row["family"]) == ("-7.5", "-7.5", "2")
+    assert float(row["p"]) == pytest.approx(2 / 32, rel=0.15) and row["verdict"] == ""
+
+
 def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
     lines = rows_of((full.report / "results.csv").read_text())
     lineages = {lineage for lineage, _ in map(tuple, full.spec["nodes"])}
@@ -304,6 +314,7 @@ def test_findings_of_one_seed_speak_of_one_training(tmp_path):
     assert (
         "; +8.0 against student trained on labels alone: no difference can be told" in sentences[1]
     )
+    assert "(95 % interval from +8.0 to +8.0, but after correction p" in sentences[1]
     # a family of one: the same on all prompts, and no word of other trainings
     assert (
         "; +2.0 against distillation straight from the teacher: higher for the one" in sentences[2]
@@ -432,7 +443,7 @@ def test_a_known_number_in_the_browser_and_sorting(full):
         order = []
 
         def sort(page):
-            scores = "table[data-set=heldout] tr[data-lineage] td:nth-child(6)"
+            scores = "table[data-set=heldout] tr[data-lineage] td:nth-child(4)"
             for _ in range(3):
                 page.click("table[data-set=heldout] button:has-text('ROUGE-L')")
                 order.append(

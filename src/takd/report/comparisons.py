@@ -94,6 +94,8 @@ class Difference(Score):
         if self.interval is None:
             return "one prompt tells of no other"
         said = f"95 % interval from {self.interval.text(signed=True)}, {p_text(self.p)}"
+        if not self.verdict and not self.interval.holds(0):
+            said = said.replace("p\u00a0", "but after correction p\u00a0")
         if self.verdict and self.over_trainings is None:
             return f"{self.verdict} for the one training made here ({said})"
         if self.verdict:

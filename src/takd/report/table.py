@@ -285,6 +285,34 @@ def _columns(key: str, score: Score | None) -> dict[str, float | None]:
     }
 
 
+def differences_csv(results: Results) -> str:
+    """Every difference that a question is about as CSV: one line a pair and evaluation set.
+
+    p values are corrected within the family, which is one question on one set.
+    """
+    found = analyse(results)
+    lines = []
+    for (name, pair), difference in found.differences.items():
+        lines.append(
+            {
+                "set": name,
+                "question": pair.question,
+                "ours": pair.ours,
+                "theirs": pair.theirs,
+                "n_training_seeds": difference.trainings,
+                "family": len(found.of(name, pair.question)),
+            }
+            | _columns("difference", difference)
+            | {
+                "p": difference.p,
+                "prompts_p": difference.p_prompts,
+                "verdict": difference.verdict,
+                "verdict_as_trained": difference.of_models,
+            }
+        )
+    return write_csv(lines) if lines else ""
+
+
 def write_csv(lines: list[dict[str, Any]]) -> str:
     """Rows as CSV; numbers with at most four decimals, nothing for None."""
     file = io.StringIO()
