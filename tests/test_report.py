@@ -153,7 +153,8 @@ def write_evaluation(root, lineage, seed, name, decoding, decoding_seeds):
          "references": ["the answer", "an answer"][: 1 + row % 2],
          "outputs": [
              {"seed": s, "text": texts[row % 3], "tokens": 12, "finished": row % 3 != 1,
-              "rougeL": value + (3 if row % 2 else -3), "exact_match": 100.0 * (row % 3 == 0)}
+              "rougeL": value + (3 if row % 2 else -3),
+              "exact_match": value / 2 + (3 if row % 2 else -3)}
              for s in decoding_seeds]}
         for row in range(6)
     ]  # fmt: skip
@@ -231,16 +232,27 @@ def test_csv_holds_the_numbers_computed_by_hand(full):
     (row,) = rows_of(text, lineage="teacher-sft__student-minillm", set="heldout")
     # seeds 1 and 2: 78.0 and 78.5
     assert float(row["rougeL"]) == pytest.approx(78.25)
-    assert float(row["rougeL_sd"]) == pytest.approx(0.5 / 2**0.5, abs=1e-4)
+    assert float(row["rougeL_se_training_seeds"]) == pytest.approx(0.25)
+    assert float(row["rougeL_se_decoding_seeds"]) == 0
     assert float(row["exact_match"]) == pytest.approx(39.125)
     # per prompt 78.25 ± 3, three of each: sd = 3 sqrt(6/5), over sqrt(6)
     assert float(row["rougeL_se_prompts"]) == pytest.approx(3 / 5**0.5, abs=1e-4)
-    # the supervised student has 70.0 for both seeds
+    # Cochran and Cox: variances 1.8 and 1/16, t of 5 and of 1 degree of freedom
+    half = (1.8 * 2.57058 + 12.7062 / 16) / (1.8 + 1 / 16) ** 0.5
+    assert float(row["rougeL_low"]) == pytest.approx(78.25 - half, abs=1e-3)
+    assert float(row["rougeL_high"]) == pytest.approx(78.25 + half, abs=1e-3)
+    assert 75 < float(row["rougeL_prompts_low"]) < 77
+    # the supervised student has 70.0 for both seeds: 8.0 and 8.5 on every prompt
     assert float(row["gain_over_sft"]) == pytest.approx(8.25)
-    assert row["gain_over_sft_n"] == "2" and row["gain_over_sft_exceeds_spread"] == "True"
+    assert float(row["gain_over_sft_low"]) == pytest.approx(8.25 - 12.7062 / 4, abs=1e-3)
+    assert float(row["gain_over_sft_prompts_low"]) == pytest.approx(8.25)
+    # of 64 ways to choose the signs of six equal differences two reach them: 1/32, times the family of seven
+    assert float(row["gain_over_sft_p"]) == pytest.approx(7 / 32, rel=0.15)
+    assert row["gain_over_sft_n"] == "2" and row["gain_over_sft_verdict"] == ""
     assert row["gain_over_direct"] == ""
     assert row["published_1"] == "" and float(row["published_2"]) == 77.0
     assert float(row["published_2_difference"]) == pytest.approx(1.25)
+    assert row["published_2_in_interval"] == "True"
     assert (row["label"], row["chain"], row["methods"]) == ("2.D", "teacher → student", "minillm")
     assert (
         row["n_training_seeds"] == "2" and row["prompts"] == "6" and row["training_minutes"] == "2"
@@ -249,10 +261,21 @@ def test_csv_holds_the_numbers_computed_by_hand(full):
     # 80.0 and 80.5 less 40; straight from the teacher: 78.0 and 78.5 less 40
     assert float(row["rougeL"]) == pytest.approx(40.25)
     assert float(row["gain_over_direct"]) == pytest.approx(2.0)
-    assert float(row["gain_over_direct_sd"]) == pytest.approx(0.0)
+    assert float(row["gain_over_direct_se_training_seeds"]) == 0
     (row,) = rows_of(text, lineage="teacher-sft", set="heldout")
-    assert row["role"] == "teacher" and row["gain_over_sft"] == "" and row["rougeL_sd"] == ""
+    assert row["role"] == "teacher" and row["gain_over_sft"] == ""
+    assert row["rougeL_se_training_seeds"] == "" and row["rougeL_low"] == row["rougeL_prompts_low"]
     assert float(row["published_1_difference"]) == pytest.approx(-1.5)
+
+
+def test_every_difference_stands_in_a_csv(full):
+    results = read(full.spec, full.root / "models", full.root / "evaluations")
+    lines = rows_of(table.differences_csv(results), set="other", question="method")
+    (row,) = [row for row in lines if row["ours"] == of_chain(*BY_KD[1:])]
+    assert row["theirs"] == of_chain(*DIRECT[1:]) and row["n_training_seeds"] == "2"
+    # 0.5 against 8.0 above the same start, in both trainings and on all prompts
+    assert (row["difference"], row["difference_low"], row["family"]) == ("-7.5", "-7.5", "2")
+    assert float(row["p"]) == pytest.approx(2 / 32, rel=0.15) and row["verdict"] == ""
 
 
 def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
@@ -272,18 +295,6 @@ def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
     ]
 
 
-def test_gain_is_judged_by_the_largest_spread():
-    # the paired difference is the same for both seeds, but the models themselves vary by 7
-    within = statistics.gain({1: 70.0, 2: 80.0}, {1: 69.0, 2: 79.0})
-    assert within.difference == (1.0, 0.0, 2) and within.exceeds is False
-    assert within.verdict == "within the spread over training seeds"
-    lower = statistics.gain({1: 60.0, 2: 61.0}, {1: 70.0, 2: 71.0})
-    assert lower.exceeds and lower.verdict == "lower by more than the spread"
-    single = statistics.gain({1: 99.0, 2: 99.0}, {1: 1.0})
-    assert single.difference.n == 1 and single.exceeds is None and "no spread" in single.verdict
-    assert statistics.gain({1: 1.0}, {2: 1.0}) is None
-
-
 def test_numbers_are_written_with_their_spread():
     assert statistics.estimate([78.0, 78.5]).text() == "78.2 ± 0.4"
     assert statistics.estimate([-1.25]).text(signed=True) == "−1.2"
@@ -292,14 +303,53 @@ def test_numbers_are_written_with_their_spread():
     assert figures.size_text(14_300_000) == "14M" and figures.size_text(153_000) == "153k"
 
 
-def test_findings_claim_nothing_for_one_seed(tmp_path):
+def test_findings_of_one_seed_speak_of_one_training(tmp_path):
     spec = make(tmp_path, [DIRECT, THROUGH])
     results = read(spec, tmp_path / "models", tmp_path / "evaluations")
     sentences = table.findings(results, table.build(results), "heldout")
-    assert sentences[0] == "The teacher, teacher: ROUGE-L 95.0 (1 training seed)."
-    assert sentences[1].endswith("+8.0 against student trained on labels alone.")
-    assert sentences[1].startswith("2.D teacher → student (minillm): ROUGE-L 78.0")
-    assert not any("more than the spread" in sentence for sentence in sentences)
+    assert sentences[0].startswith("The teacher, teacher: ROUGE-L 95.0 (9")
+    assert sentences[0].endswith(", 1 training seed.")
+    assert sentences[1].startswith("2.D teacher → student (minillm): ROUGE-L 78.0 (7")
+    # six prompts are too few to tell, corrected for three comparisons
+    assert (
+        "; +8.0 against student trained on labels alone: no difference can be told" in sentences[1]
+    )
+    assert "(95 % interval from +8.0 to +8.0, but after correction p" in sentences[1]
+    # a family of one: the same on all prompts, and no word of other trainings
+    assert (
+        "; +2.0 against distillation straight from the teacher: higher for the one" in sentences[2]
+    )
+
+
+def test_findings_hold_the_published_score_against_the_interval(full):
+    results = read(full.spec, full.root / "models", full.root / "evaluations")
+    sentences = table.findings(results, table.build(results), "heldout")
+    assert sentences[0].endswith("the interval holds the published 96.5 (A paper, table 1).")
+    targets = [{"source": "Far", "scores": {"teacher-sft": {"heldout": 50.0}}}]
+    results = read(
+        full.spec | {"targets": targets}, full.root / "models", full.root / "evaluations"
+    )
+    sentences = table.findings(results, table.build(results), "heldout")
+    assert "differs from the published 50.0 by more than our interval (Far)." in sentences[0]
+    # one method against another on the same chain
+    assert any(
+        "2.D teacher → student (kd) against 2.D teacher → student (minillm): −7.5" in sentence
+        for sentence in sentences
+    )
+
+
+def test_models_that_answered_other_prompts_are_not_compared(tmp_path):
+    spec = make(tmp_path, [DIRECT])
+    file = tmp_path / "evaluations/teacher-sft/seed1/heldout/generations.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    write_lines(file, [rows[0] | {"id": 99}, *rows[1:]])
+    with pytest.raises(
+        InputError, match=r"teacher-sft.* holds other prompts than those of student-sft"
+    ):
+        read(spec, tmp_path / "models", tmp_path / "evaluations")
+    write_lines(file, [rows[0] | {"outputs": rows[0]["outputs"][:1]}, *rows[1:]])
+    with pytest.raises(InputError, match="prompt 0: has 1 answers, expected 2"):
+        read(spec, tmp_path / "models", tmp_path / "evaluations")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -393,7 +443,7 @@ def test_a_known_number_in_the_browser_and_sorting(full):
         order = []
 
         def sort(page):
-            scores = "table[data-set=heldout] tr[data-lineage] td:nth-child(6)"
+            scores = "table[data-set=heldout] tr[data-lineage] td:nth-child(4)"
             for _ in range(3):
                 page.click("table[data-set=heldout] button:has-text('ROUGE-L')")
                 order.append(
@@ -401,7 +451,7 @@ def test_a_known_number_in_the_browser_and_sorting(full):
                 )
 
         seen = visit(started, full.report / "results.html", sort)
-        assert "78.2 ± 0.4" in seen.text and "+8.2 ± 0.4" in seen.text
+        assert "78.2\n74.3 to 82.2" in seen.text and "+8.2\n+5.1 to +11.4\n" in seen.text
         down, up, back = order
         assert down == sorted(back, reverse=True) and up == sorted(back) and back not in (down, up)
         assert len(back) == len({lineage for lineage, _ in full.spec["nodes"]})
@@ -515,7 +565,7 @@ def test_snakemake_report_opens_offline_and_shows_a_known_number(tmp_path):
         seen = visit(started, next((tmp_path / "unzipped").rglob("report.html")), walk)
     assert (seen.external, seen.complaints) == ([], [])
     assert "Start here" in texts["start"] and "made-up" in texts["start"]
-    assert "78.2 ± 0.4" in texts["1. Results"] and "held_out" in texts["1. Results"]
+    assert "74.3 to 82.2" in texts["1. Results"] and "held_out" in texts["1. Results"]
     assert "rows: 1000" in texts["4. Data"]
 
 

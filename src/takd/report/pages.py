@@ -10,11 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from takd.lineage import Node, split
+from takd.report import comparisons, table
 from takd.report import costs as cost_table
-from takd.report import table
 from takd.report.costs import Cost
 from takd.report.figures import size_text
 from takd.report.read import Results
+from takd.report.statistics import number
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONG = 500
@@ -48,12 +49,10 @@ def results_page(results: Results, groups: list[table.Group], chains_svg: str) -
         findings=table.findings(results, groups, results.spec["sets"][0]),
         cited=cited,
         shown=shown,
-        with_direct=any(
-            cell.over_direct
-            for group in groups
-            for row in group.rows
-            for cell in row.cells.values()
-        ),
+        questions=comparisons.QUESTIONS,
+        analysis=comparisons.analyse(results),
+        with_direct=any(pair.question == "direct" for pair in comparisons.pairs(results)),
+        several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
         figure=inline(chains_svg),
     )
 
@@ -172,7 +171,10 @@ def _environment() -> Environment:
         "plain": plain,
         "chain": table.chain_text,
         "label": table.chain_label,
+        "named": table.named,
         "methods": table.methods_text,
+        "number": number,
+        "p": comparisons.p_text,
         "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),
     }
     environment.globals["LONG"] = LONG

@@ -2,21 +2,25 @@
 
 The settings of the report name all models and sets, so the files are found by path and none is searched for.
 Generations can be large (ten thousand prompts a set), so they are streamed: of each file only the rows that
-the samples page shows and one number a prompt are kept.
+the samples page shows and the scores of each answer are kept.
 """
 
 import functools
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from takd.errors import InputError
 from takd.lineage import Node, split
 
 Row = dict[str, Any]
+MEASURES = ("rougeL", "exact_match")
+"""Scores of an answer that the report holds with their uncertainty."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,14 @@ class Evaluation:
     set: str
     scores: dict[str, Any]
     end: Row
-    by_prompt: dict[Any, float]
-    """ROUGE-L of each prompt id, the mean over decoding seeds."""
+    ids: list[Any]
+    by_draw: dict[str, NDArray[np.float64]]
+    """Measure -> score of each prompt and decoding seed (P, D), in the order of `ids`."""
+
+    @functools.cached_property
+    def by_prompt(self) -> dict[Any, float]:
+        """ROUGE-L of each prompt id, the mean over decoding seeds."""
+        return dict(zip(self.ids, self.by_draw["rougeL"].mean(axis=1).tolist(), strict=True))
 
     @property
     def minutes(self) -> float:
@@ -64,7 +74,7 @@ class Evaluation:
         return float(self.scores["scores"][measure]["mean"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """All that the report shows."""
 
@@ -98,6 +108,14 @@ class Results:
             for seed in self.seeds(lineage)
         }
 
+    def scores(
+        self, lineage: str, set_name: str, measure: str, seeds: list[int]
+    ) -> NDArray[np.float64]:
+        """Score of each training seed, prompt and decoding seed (R, P, D)."""
+        return np.stack(
+            [self.evaluations[Node(lineage, seed), set_name].by_draw[measure] for seed in seeds]
+        )
+
 
 def read(spec: dict[str, Any], models: Path, evaluations: Path) -> Results:
     """Read the results of all models that `spec` names.
@@ -108,30 +126,52 @@ def read(spec: dict[str, Any], models: Path, evaluations: Path) -> Results:
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
     results = Results(spec, {node: _model(node, models) for node in nodes}, {})
     for name in spec["sets"]:
-        shown: list[Any] | None = None
-        results.samples[name] = {}
+        first: Evaluation | None = None
+        shown: dict[Any, dict[Node, Row]] = {}
+        results.samples[name] = shown
         for node in nodes:
             folder = evaluations / node.lineage / f"seed{node.seed}" / name
-            scores = _json(folder / "scores.json")
-            found = (scores["lineage"], scores["seed"], scores["set"])
-            if found != (*node, name):
-                raise InputError(
-                    f"{folder / 'scores.json'}: holds the scores of {found[0]} seed {found[1]} on {found[2]},"
-                    f" expected those of {node.lineage} seed {node.seed} on {name}"
-                )
             file = folder / "generations.jsonl"
-            if shown is None:
-                shown = _spread_out([row["id"] for row in _lines(file)], spec["samples"])
-                results.samples[name] = {key: {} for key in shown}
-            by_prompt = {}
-            for row in _lines(file):
-                values = [output["rougeL"] for output in row["outputs"]]
-                by_prompt[row["id"]] = math.fsum(values) / len(values) if values else 0.0
-                if row["id"] in results.samples[name]:
-                    results.samples[name][row["id"]][node] = row
-            end = _end(list(_lines(folder / "metrics.jsonl")))
-            results.evaluations[node, name] = Evaluation(node, name, scores, end, by_prompt)
+            if first is None:
+                ids = [row["id"] for row in _lines(file)]
+                shown.update((key, {}) for key in _spread_out(ids, spec["samples"]))
+            found = _evaluation(node, name, folder, len(spec["decoding_seeds"]), shown)
+            first = first or found
+            if found.ids != first.ids:
+                raise InputError(
+                    f"{file}: holds other prompts than those of {first.node.lineage} seed"
+                    f" {first.node.seed} on {name}, so that the models cannot be compared"
+                )
+            results.evaluations[node, name] = found
     return results
+
+
+def _evaluation(
+    node: Node, name: str, folder: Path, draws: int, shown: dict[Any, dict[Node, Row]]
+) -> Evaluation:
+    """Scores of one model on one set; its rows of the prompts in `shown` are put there."""
+    scores = _json(folder / "scores.json")
+    found = (scores["lineage"], scores["seed"], scores["set"])
+    if found != (*node, name):
+        raise InputError(
+            f"{folder / 'scores.json'}: holds the scores of {found[0]} seed {found[1]} on {found[2]},"
+            f" expected those of {node.lineage} seed {node.seed} on {name}"
+        )
+    ids, values = [], []
+    for row in _lines(folder / "generations.jsonl"):
+        ids.append(row["id"])
+        values.append([[output[measure] for measure in MEASURES] for output in row["outputs"]])
+        if len(values[-1]) != draws:
+            raise InputError(
+                f"{folder / 'generations.jsonl'}, prompt {row['id']}: has {len(values[-1])} answers,"
+                f" expected {draws}, one for each decoding seed"
+            )
+        if row["id"] in shown:
+            shown[row["id"]][node] = row
+    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(MEASURES))
+    by_draw = {measure: array[:, :, place] for place, measure in enumerate(MEASURES)}
+    end = _end(list(_lines(folder / "metrics.jsonl")))
+    return Evaluation(node, name, scores, end, ids, by_draw)
 
 
 def _model(node: Node, models: Path) -> Model:

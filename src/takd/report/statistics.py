@@ -1,9 +1,38 @@
-"""Means with their spread, differences between models, and when a difference may be called one."""
+"""Uncertainty of a mean score and of a difference, over prompts and over trainings.
+
+A score y_rpd belongs to training r of R, prompt p of P and draw d of D (a decoding seed). Draws are averaged first:
+their noise is independent from prompt to prompt, so what is left of it is part of the spread over prompts. The
+estimand is the mean over all prompts of the kind that the set is a sample of, and over all draws,
+
+- of *these trained models*: `over_prompts` (percentile bootstrap) and `sign_flip` (permutation test), or
+- of *the recipe*, over all trainings it might have had: `over_trainings`, which needs R >= 2. Trainings and prompts
+  are crossed random effects.
+
+Two models are compared by the differences of their scores, prompt by prompt, draw by draw and training by training,
+so all of the functions serve a difference as well.
+
+Why not the bootstrap over trainings: of two to five trainings it is far too narrow (for R = 2 its spread is the true
+one over sqrt 2, and its quantiles are those of the normal distribution). `tests/test_statistics.py` measures how
+often the intervals hold the truth; docs/report.md says what came out.
+"""
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
+
+Array = NDArray[np.float64]
+
+LEVEL = 0.95
+RESAMPLES = 9_999
+"""Resamples of a bootstrap and of a permutation test; with one more, p values are multiples of 1/10,000."""
+SEED = 20_230_614
+CELLS = 4_000_000
+"""Numbers that a part of the resamples may hold at once."""
 
 
 class Estimate(NamedTuple):
@@ -15,8 +44,7 @@ class Estimate(NamedTuple):
 
     def text(self, signed: bool = False, digits: int = 1) -> str:
         """`78.1 ± 0.4`, or `78.1` without a spread; `signed` writes a plus or a minus before it."""
-        value = f"{self.mean:+.{digits}f}" if signed else f"{self.mean:.{digits}f}"
-        value = value.replace("-", "−")
+        value = number(self.mean, signed, digits)
         return value if self.sd is None else f"{value} ± {self.sd:.{digits}f}"
 
 
@@ -29,48 +57,156 @@ def estimate(values: Iterable[float]) -> Estimate | None:
     return Estimate(statistics.fmean(found), sd, len(found))
 
 
-class Gain(NamedTuple):
-    """How far a model is above another one, and the yardstick for it."""
+class Interval(NamedTuple):
+    """A 95 % confidence interval."""
 
-    difference: Estimate
-    spread: float | None
+    low: float
+    high: float
 
-    @property
-    def exceeds(self) -> bool | None:
-        """Whether the difference is larger than the spread; None if no spread is known."""
-        return None if self.spread is None else abs(self.difference.mean) > self.spread
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
 
-    @property
-    def verdict(self) -> str:
-        """The difference in words."""
-        if self.exceeds is None:
-            return "one training seed: no spread is known"
-        if not self.exceeds:
-            return "within the spread over training seeds"
-        return f"{'higher' if self.difference.mean > 0 else 'lower'} by more than the spread"
+    def text(self, signed: bool = False, digits: int = 1) -> str:
+        """`−0.4 to 1.2`; `signed` writes a plus or a minus before both ends."""
+        return f"{number(self.low, signed, digits)} to {number(self.high, signed, digits)}"
 
 
-def gain(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gain | None:
-    """Difference of two models, paired by training seed; None if they share no seed.
+def number(value: float, signed: bool = False, digits: int = 1) -> str:
+    """A number with a true minus; what rounds to zero has no sign unless `signed` asks for one."""
+    value = round(value, digits) + 0.0
+    return (f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}").replace("-", "−")
 
-    The spread it is held against is the largest of three standard deviations over the shared seeds: of the
-    paired differences, of this model, of the other. The paired one alone can be tiny by chance with two seeds.
+
+def standard_error(values: Array) -> float | None:
+    """Standard error of the mean of independent values (n,); None for fewer than two."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def over_prompts(scores_pk: Array) -> Array:
+    """Bootstrap confidence intervals of the means over prompts, for models as they were trained.
+
+    The percentile interval, its level widened as Hesterberg proposes (What Teachers Should Know About the Bootstrap,
+    The American Statistician 69(4), 2015, section 4.3): Phi(-sqrt(P/(P-1)) t_{P-1}) instead of 2.5 % at each end,
+    since a resample's spread lacks the factor P/(P-1) and its quantiles are not those of t.
+
+    Args:
+        scores_pk: score of each of P >= 2 prompts in each of K columns (models, or differences of models). All columns
+            share the resamples.
+
+    Returns:
+        Lower and upper ends (2, K).
     """
-    shared = [seed for seed in ours if seed in theirs]
-    difference = estimate(ours[seed] - theirs[seed] for seed in shared)
-    if difference is None:
-        return None
-    if difference.sd is None:
-        return Gain(difference, None)
-    spreads = (
-        difference.sd,
-        statistics.stdev(ours[seed] for seed in shared),
-        statistics.stdev(theirs[seed] for seed in shared),
-    )
-    return Gain(difference, max(spreads))
+    prompts = len(scores_pk)
+    means = []
+    rng = np.random.default_rng(SEED)
+    for size in _parts(prompts):
+        drawn = rng.integers(0, prompts, (size, prompts))
+        drawn += prompts * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * prompts).reshape(size, prompts)
+        means.append(counts @ scores_pk / prompts)
+    tail = ndtr(math.sqrt(prompts / (prompts - 1)) * stdtrit(prompts - 1, (1 - LEVEL) / 2))
+    return np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
 
 
-def standard_error(values: Iterable[float]) -> float | None:
-    """Standard error of the mean over prompts; None for fewer than two."""
-    found = list(values)
-    return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+def sign_flip(differences_pk: Array) -> Array:
+    """Paired permutation tests over prompts: two-sided p values of no difference between two trained models.
+
+    If neither model is better, which of the two gave which score of a prompt is chance, so the sign of each prompt's
+    difference may be flipped (Fisher's randomisation test). For differences that are not symmetric about zero it
+    still tests their mean, in large samples (Romano, JASA 85, 1990). The observed assignment counts as one of them,
+    so p is never zero (Phipson and Smyth, 2010).
+
+    Args:
+        differences_pk: difference of each of P prompts in each of K pairs. All pairs share the flips.
+
+    Returns:
+        p values (K,).
+    """
+    observed = np.abs(differences_pk.sum(axis=0))
+    # rounding must not part sums that are equal
+    reached = observed - 1e-9 * np.abs(differences_pk).sum(axis=0)
+    count = np.zeros(differences_pk.shape[1])
+    rng = np.random.default_rng(SEED)
+    for size in _parts(len(differences_pk)):
+        signs = 2.0 * rng.integers(0, 2, (size, len(differences_pk)), dtype=np.int8) - 1
+        count += (np.abs(signs @ differences_pk) >= reached).sum(axis=0)
+    return (count + 1) / (RESAMPLES + 1)
+
+
+def _parts(prompts: int) -> Iterable[int]:
+    """Sizes of the parts in which the resamples are drawn."""
+    size = max(1, CELLS // prompts)
+    return (min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size))
+
+
+class OverTrainings(NamedTuple):
+    """What several trainings tell of a recipe; each an array of the leading shape of the scores."""
+
+    low: Any
+    high: Any
+    p: Any
+    """Two-sided p value of a mean of zero; the interval holds zero just if it is above 5 %."""
+
+
+def over_trainings(scores_rp: Array) -> OverTrainings:
+    """Confidence interval of a mean over trainings and prompts, both random and crossed.
+
+    Two-way random effects, y_rp = m + a_r + b_p + e_rp. With the mean squares of trainings, prompts and residual the
+    variance of the mean is estimated without bias by (MS_R + MS_P - MS_E)/(RP): the part of the trainings is
+    v_R = MS_R/(RP), the variance over the trainings' means by R, with R - 1 degrees of freedom; the rest, of the
+    prompts, is v_P = (MS_P - MS_E)/(RP), at least 0, with P - 1. The quantile is that of Cochran and Cox (Experimental
+    Designs, 1950, section 4.14) for a sum of two variances known to different degrees: the mean of both quantiles of
+    t, weighted by v_R and v_P. Satterthwaite's degrees of freedom will not do here: they are estimated as well, and
+    are large where v_R is small by chance; of two trainings such intervals hold the truth in 87 % of cases only.
+
+    Where the residual is all that varies over prompts this is exactly the t interval over the trainings' means.
+
+    Args:
+        scores_rp: (..., R, P) with R >= 2 trainings and P >= 2 prompts, draws averaged.
+    """
+    trainings, prompts = scores_rp.shape[-2:]
+    mean = scores_rp.mean(axis=(-2, -1))
+    by_training = scores_rp.mean(axis=-1)
+    by_prompt = scores_rp.mean(axis=-2)
+    residual = scores_rp - by_training[..., :, None] - by_prompt[..., None, :]
+    residual += mean[..., None, None]
+    degrees = (trainings - 1) * (prompts - 1)
+    residual_variance = (residual**2).sum(axis=(-2, -1)) / degrees
+    var_trainings = by_training.var(axis=-1, ddof=1) / trainings
+    var_prompts = by_prompt.var(axis=-1, ddof=1) - residual_variance / trainings
+    var_prompts = np.maximum(var_prompts, 0) / prompts
+    variance = var_trainings + var_prompts
+
+    def half(log_p: Any) -> Any:
+        """Half the length of the interval that leaves out p."""
+        tail = np.exp(log_p) / 2
+        ends = var_trainings * stdtrit(trainings - 1, tail)
+        ends += var_prompts * stdtrit(prompts - 1, tail)
+        # scores that are all equal leave a mean without any doubt
+        nothing = np.zeros_like(variance)
+        return -np.divide(ends, np.sqrt(variance), out=nothing, where=variance > 0)
+
+    # the half length falls as p grows: bisection finds the p at which the interval ends at zero
+    low, high = np.full_like(variance, math.log(1e-12)), np.zeros_like(variance)
+    for _ in range(50):
+        middle = (low + high) / 2
+        longer = half(middle) > np.abs(mean)
+        low, high = np.where(longer, middle, low), np.where(longer, high, middle)
+    p = np.where(mean == 0, 1.0, np.exp((low + high) / 2))
+    length = half(np.full_like(variance, math.log(1 - LEVEL)))
+    return OverTrainings(mean - length, mean + length, p)
+
+
+def holm(p_values: Iterable[float]) -> list[float]:
+    """Holm's correction for many comparisons (Scandinavian Journal of Statistics 6, 1979): adjusted p values.
+
+    The chance that any difference of the family is called one by mistake stays below the level, whatever the
+    dependence between the tests. The k-th smallest of m is multiplied by m - k + 1, and none falls below an earlier.
+    """
+    found = list(p_values)
+    adjusted = [1.0] * len(found)
+    reached = 0.0
+    for rank, place in enumerate(sorted(range(len(found)), key=found.__getitem__)):
+        reached = max(reached, min(1.0, (len(found) - rank) * found[place]))
+        adjusted[place] = reached
+    return adjusted

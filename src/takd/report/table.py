@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from takd.lineage import SUPERVISED, Hop, join, prefixes, split, supervised
+from takd.lineage import SUPERVISED, prefixes, split
+from takd.report.comparisons import Difference, Score, analyse
 from takd.report.read import Results
-from takd.report.statistics import Estimate, Gain, estimate, gain, standard_error
+from takd.report.statistics import number
 
 
 def chain_text(lineage: str) -> str:
@@ -33,37 +34,36 @@ def chain_label(chain: Mapping[str, str]) -> str:
     return "" if label == chain_text(chain["lineage"]) else label
 
 
-def direct(lineage: str) -> str | None:
-    """Lineage of the same student, distilled by the same method straight from the head of the chain.
-
-    None for a lineage without an assistant.
-    """
-    head, *rest = split(lineage)
-    return join([head, Hop(*rest[-1])]) if len(rest) > 1 else None
-
-
 @dataclass(frozen=True)
 class Published:
-    """A published score beside ours."""
+    """A published score beside ours. It comes without a spread, so only our interval can be held against it."""
 
     source: str
     value: float
     difference: float
+    held: bool | None
+    """Whether our interval holds it; None without an interval."""
+
+    @property
+    def words(self) -> str:
+        if self.held is None:
+            return f"{number(self.difference, signed=True)} against the published {self.value:.1f}"
+        if self.held:
+            return f"the interval holds the published {self.value:.1f}"
+        return f"differs from the published {self.value:.1f} by more than our interval"
 
 
 @dataclass(frozen=True)
 class Cell:
     """One lineage on one evaluation set; scores x 100."""
 
-    rougeL: Estimate
-    exact_match: Estimate
+    rougeL: Score
+    exact_match: Score
     prompts: int
-    error: float | None
-    """Standard error over prompts of the mean ROUGE-L (each prompt averaged over all seeds)."""
     response_tokens: float
     cut_off: float
-    over_sft: Gain | None
-    over_direct: Gain | None
+    over_sft: Difference | None
+    over_direct: Difference | None
     published: list[Published]
 
 
@@ -150,57 +150,62 @@ def _row(results: Results, lineage: str, role: str, label: str) -> Row:
 
 def _cell(results: Results, lineage: str, name: str) -> Cell:
     found = [results.evaluations[model.node, name] for model in results.of(lineage)]
-    scores = results.by_seed(lineage, name, "rougeL")
-    rouge = estimate(scores.values())
-    exact = estimate(results.by_seed(lineage, name, "exact_match").values())
-    assert rouge is not None and exact is not None
-    prompts = [
-        sum(each.by_prompt[key] for each in found) / len(found) for key in found[0].by_prompt
-    ]
+    analysis = analyse(results)
+    rouge = analysis.scores[name, lineage, "rougeL"]
     return Cell(
         rougeL=rouge,
-        exact_match=exact,
-        prompts=int(found[0].scores["n"]),
-        error=standard_error(prompts),
+        exact_match=analysis.scores[name, lineage, "exact_match"],
+        prompts=len(found[0].ids),
         response_tokens=sum(e.scores["response_tokens"]["mean"] for e in found) / len(found),
         cut_off=sum(e.scores["cut_off"] for e in found) / len(found),
-        over_sft=_gain(results, lineage, supervised(split(lineage)[-1].model), name),
-        over_direct=_gain(results, lineage, direct(lineage), name),
+        over_sft=analysis.difference(name, "sft", lineage),
+        over_direct=analysis.difference(name, "direct", lineage),
         published=[
-            Published(target["source"], float(value), rouge.mean - float(value))
+            Published(
+                target["source"],
+                float(value),
+                rouge.mean - float(value),
+                None if rouge.interval is None else rouge.interval.holds(float(value)),
+            )
             for target in results.spec["targets"] or []
             if (value := target["scores"].get(lineage, {}).get(name)) is not None
         ],
     )
 
 
-def _gain(results: Results, lineage: str, other: str | None, name: str) -> Gain | None:
-    if other is None or other == lineage or other not in results.lineages:
-        return None
-    return gain(results.by_seed(lineage, name, "rougeL"), results.by_seed(other, name, "rougeL"))
-
-
 def findings(results: Results, groups: list[Group], name: str) -> list[str]:
-    """What one evaluation set says, in sentences; verdicts only where a difference exceeds the spread."""
+    """What one evaluation set says, in sentences; verdicts only where interval and test allow them."""
     sentences = []
     for row in (row for group in groups for row in group.rows):
         cell = row.cells[name]
-        score = f"ROUGE-L {cell.rougeL.text()}"
-        if row.role == "teacher":
-            seeds = _count(len(row.seeds), "training seed")
-            sentences.append(f"The teacher, {row.model}: {score} ({seeds}).")
-        elif row.role == "student":
+        if row.role not in ("teacher", "student"):
+            continue
+        title = f"The teacher, {row.model}"
+        if row.role == "student":
             title = " ".join(filter(None, [row.label, full_text(row.lineage)]))
-            parts = [f"{title}: {score} ({_count(len(row.seeds), 'training seed')})"]
-            for other, what in (
-                (cell.over_sft, f"against {row.model} trained on labels alone"),
-                (cell.over_direct, "against distillation straight from the teacher"),
-            ):
-                if other is not None:
-                    verdict = "" if other.exceeds is None else f", {other.verdict}"
-                    parts.append(f"{other.difference.text(signed=True)} {what}{verdict}")
-            sentences.append("; ".join(parts) + ".")
+        seeds = _count(len(row.seeds), "training seed")
+        parts = [f"{title}: ROUGE-L {cell.rougeL.text()}, {seeds}"]
+        for other, what in (
+            (cell.over_sft, f"against {row.model} trained on labels alone"),
+            (cell.over_direct, "against distillation straight from the teacher"),
+        ):
+            if other is not None and row.role == "student":
+                parts.append(f"{number(other.mean, signed=True)} {what}: {other.words}")
+        parts += [f"{found.words} ({found.source})" for found in cell.published]
+        sentences.append("; ".join(parts) + ".")
+    for pair, difference in analyse(results).of(name, "method"):
+        gap = number(difference.mean, signed=True)
+        sentences.append(
+            f"{named(results, pair.ours)} against {named(results, pair.theirs)}: {gap},"
+            f" {difference.words}."
+        )
     return sentences
+
+
+def named(results: Results, lineage: str) -> str:
+    """A lineage by chain and methods, with the label of its chain."""
+    labels = {chain["lineage"]: chain_label(chain) for chain in reversed(results.spec["chains"])}
+    return " ".join(filter(None, [labels.get(lineage, ""), full_text(lineage)]))
 
 
 def sources(groups: list[Group]) -> list[str]:
@@ -243,25 +248,69 @@ def _csv_line(
         "n_training_seeds": len(row.seeds),
         "decoding_seeds": " ".join(map(str, results.spec["decoding_seeds"])),
         "prompts": cell.prompts,
-        "rougeL": cell.rougeL.mean,
-        "rougeL_sd": cell.rougeL.sd,
-        "rougeL_se_prompts": cell.error,
-        "exact_match": cell.exact_match.mean,
-        "exact_match_sd": cell.exact_match.sd,
-        "response_tokens": cell.response_tokens,
-        "cut_off": cell.cut_off,
     }
+    for measure, score in (("rougeL", cell.rougeL), ("exact_match", cell.exact_match)):
+        line |= _columns(measure, score)
+    line |= {"response_tokens": cell.response_tokens, "cut_off": cell.cut_off}
     for key, found in (("gain_over_sft", cell.over_sft), ("gain_over_direct", cell.over_direct)):
-        line[key] = found and found.difference.mean
-        line[f"{key}_sd"] = found and found.difference.sd
-        line[f"{key}_n"] = found and found.difference.n
-        line[f"{key}_exceeds_spread"] = found and found.exceeds
-    for number, source in enumerate(cited, 1):
+        line |= _columns(key, found) | {
+            f"{key}_n": found and found.trainings,
+            f"{key}_p": found and found.p,
+            f"{key}_prompts_p": found and found.p_prompts,
+            f"{key}_verdict": found and found.verdict,
+            f"{key}_verdict_as_trained": found and found.of_models,
+        }
+    for place, source in enumerate(cited, 1):
         ours = next((p for p in cell.published if p.source == source), None)
-        line[f"published_{number}"] = ours and ours.value
-        line[f"published_{number}_difference"] = ours and ours.difference
-        line[f"published_{number}_source"] = ours and ours.source
+        line[f"published_{place}"] = ours and ours.value
+        line[f"published_{place}_difference"] = ours and ours.difference
+        line[f"published_{place}_in_interval"] = ours and ours.held
+        line[f"published_{place}_source"] = ours and ours.source
     return line | {"steps": row.steps, "training_minutes": row.minutes}
+
+
+def _columns(key: str, score: Score | None) -> dict[str, float | None]:
+    """A score with its 95 % intervals and its standard errors, under names that start with `key`."""
+    wide = score.interval if score else None
+    over_prompts = score.over_prompts if score else None
+    return {
+        key: score.mean if score else None,
+        f"{key}_low": wide.low if wide else None,
+        f"{key}_high": wide.high if wide else None,
+        f"{key}_prompts_low": over_prompts.low if over_prompts else None,
+        f"{key}_prompts_high": over_prompts.high if over_prompts else None,
+        f"{key}_se_prompts": score.se_prompts if score else None,
+        f"{key}_se_training_seeds": score.se_trainings if score else None,
+        f"{key}_se_decoding_seeds": score.se_draws if score else None,
+    }
+
+
+def differences_csv(results: Results) -> str:
+    """Every difference that a question is about as CSV: one line a pair and evaluation set.
+
+    p values are corrected within the family, which is one question on one set.
+    """
+    found = analyse(results)
+    lines = []
+    for (name, pair), difference in found.differences.items():
+        lines.append(
+            {
+                "set": name,
+                "question": pair.question,
+                "ours": pair.ours,
+                "theirs": pair.theirs,
+                "n_training_seeds": difference.trainings,
+                "family": len(found.of(name, pair.question)),
+            }
+            | _columns("difference", difference)
+            | {
+                "p": difference.p,
+                "prompts_p": difference.p_prompts,
+                "verdict": difference.verdict,
+                "verdict_as_trained": difference.of_models,
+            }
+        )
+    return write_csv(lines) if lines else ""
 
 
 def write_csv(lines: list[dict[str, Any]]) -> str:
