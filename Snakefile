@@ -52,5 +52,9 @@ rule scores:
             "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}",
             node=EXPERIMENT.nodes,
             set=EXPERIMENT.sets,
-            file=["scores.json", "likelihoods/likelihoods.json"],
+            file=[
+                "scores.json",
+                "likelihoods/likelihoods.json",
+                *(["judge/judge.json"] if EXPERIMENT.settings["evaluation"]["judge"] else []),
+            ],
         ),

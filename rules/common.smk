@@ -99,6 +99,13 @@ def likelihoods_inputs(wildcards):
     return inputs
 
 
+def judge_spec(wildcards):
+    """Settings of the ratings of one evaluation's answers."""
+    return canonical_json(
+        EXPERIMENT.judge_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
+    )
+
+
 def generate_spec(wildcards):
     """Settings of one part of a teacher's responses."""
     numbers = (int(wildcards[name]) for name in ("seed", "part", "parts"))

@@ -59,3 +59,30 @@ rule likelihoods:
         " --runtime {resources.runtime} {params.inputs}"
         " --output likelihoods={output.likelihoods:q} --output prompts={output.prompts:q}"
         " --output metrics={output.metrics:q} 2> {log:q}"
+
+
+if EXPERIMENT.settings["evaluation"]["judge"]:
+
+    # Where Snakemake runs: nodes of a cluster often have no way to the endpoint.
+    rule judge:
+        input:
+            generations="<results>/evaluations/{lineage}/seed{seed}/{set}/generations.jsonl",
+        output:
+            judge="<results>/evaluations/{lineage}/seed{seed}/{set}/judge/judge.json",
+            judgements="<results>/evaluations/{lineage}/seed{seed}/{set}/judge/judgements.jsonl",
+        log:
+            "<logs>/evaluations/{lineage}/seed{seed}/{set}/judge.log",
+        localrule: True
+        conda:
+            "../envs/conda.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=WEEK,
+        params:
+            spec=judge_spec,
+            code=code_digest("takd.evaluation.judge"),
+            inputs=named,
+        shell:
+            "python3 workflow/scripts/judge.py --spec {params.spec:q} --code {params.code}"
+            " --runtime {resources.runtime} {params.inputs}"
+            " --output judge={output.judge:q} --output judgements={output.judgements:q} 2> {log:q}"

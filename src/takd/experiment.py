@@ -266,6 +266,13 @@ class Experiment:
             "teachers": self._compared_with(name, seed),
         }
 
+    def judge_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
+        """Settings of the stage that lets another model rate answers; only where the experiment asks for it."""
+        evaluation = self.settings["evaluation"]
+        seeds = evaluation["judge"]["seeds"] or evaluation["seeds"][:1]
+        judge = {**evaluation["judge"], "seeds": seeds}
+        return {"lineage": name, "seed": seed, "set": evaluation_set, "judge": judge}
+
     def _compared_with(self, name: str, seed: int) -> dict[str, list[Any]]:
         """The direct and the first teacher of a model, as lineage and training seed, where it has them.
 
