@@ -153,6 +153,19 @@ def test_a_head_of_a_chain_is_read_alone(workspace):
     assert "direct" not in found and set(lines[0]) == {"id", "references"}
 
 
+def test_the_first_teacher_is_read_beside_the_direct_one(workspace, measured):
+    """Here the model itself is called the first teacher: no distance, and no error whose excess could be told."""
+    teachers = {"direct": ["teacher-sft", 3], "first": ["another-sft", 3]}
+    inputs = {"first": "model/manifest.json", "first_answers": "model-answers/answers.jsonl"}
+    workspace.finished(likelihoods(workspace, "both", teachers=teachers, **inputs))
+    found, lines = read(workspace.folder / "both")
+    assert found["direct"] == read(measured)[0]["direct"]
+    assert found["first"]["own"]["reverse_kl"] == found["first"]["teacher"]["forward_kl"] == 0
+    assert found["first"]["own"]["teacher_loss"] == found["first"]["own"]["loss"] > 0
+    assert found["first"]["exposure_bias"]["excess_accumulated_error"] is None
+    assert set(lines[0]) == {"id", "references", "direct", "first"}
+
+
 def test_several_references_are_all_read_and_cut_to_the_longest(workspace):
     space = workspace
     dev = load_from_disk(str(space.folder / "dev" / "dataset"))
