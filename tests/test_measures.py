@@ -1,12 +1,15 @@
 """Measures against hand values and the package they come from."""
 
 import math
+import random
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from takd.evaluation.measures import _bleu, distinct, exact_match, rouge_l, self_bleu, words
 from takd.evaluation.scoring import pooled, score
+
+KINDS = "running ran nationalities conditionally the a 3.5 café Ünïcode, end. (x) flies dogs' RUN"
 
 
 def test_rouge_l_by_hand():
@@ -21,6 +24,16 @@ def test_rouge_l_takes_the_best_reference_and_equals_the_package():
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     each = [scorer.score(r, text)["rougeL"].fmeasure for r in references]
     assert rouge_l(text, references) == 100 * max(each) > 100 * each[0]
+
+
+def test_rouge_l_equals_the_package_to_the_last_digit_on_made_texts():
+    """Words of all kinds: those that stems change, short ones, numbers, other alphabets, punctuation, none."""
+    draws = random.Random(7)
+    texts = [" ".join(draws.choices(KINDS.split(), k=draws.randrange(40))) for _ in range(200)]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for text, first, second in zip(texts, texts[1:], texts[2:], strict=False):
+        each = [scorer.score(r, text)["rougeL"].fmeasure for r in (first, second)]
+        assert rouge_l(text, [first, second]) == 100 * max(each)
 
 
 def test_exact_match():

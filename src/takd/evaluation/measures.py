@@ -7,18 +7,37 @@ import functools
 import statistics
 from collections.abc import Iterable, Sequence
 
+from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.util import ngrams
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
+from rouge_score.tokenizers import Tokenizer
 
 DISTINCT = (1, 2, 4)  # lengths of the n-grams: those of Li et al. and that of MiniLLM
 BLEU = 4
+STEMS = 2**16  # words whose stems are kept
+
+
+class _Stemmer:
+    """The stemmer of `rouge_score`, that stems a word once: stemming takes it 40 % of its time."""
+
+    def __init__(self) -> None:
+        self.stem = functools.lru_cache(STEMS)(PorterStemmer().stem)
+
+
+class _Tokenizer(Tokenizer):
+    def __init__(self) -> None:
+        self._stemmer = _Stemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        return tokenize(text, self._stemmer)
 
 
 @functools.cache
 def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Tokenizer())
 
 
 def rouge_l(text: str, references: Sequence[str]) -> float:
