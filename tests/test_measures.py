@@ -6,7 +6,8 @@ import random
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from takd.evaluation.measures import _bleu, distinct, exact_match, rouge_l, self_bleu, words
+from takd.evaluation.diversity import _bleu, distinct, self_bleu, words
+from takd.evaluation.measures import exact_match, rouge_l
 from takd.evaluation.scoring import pooled, score
 
 KINDS = "running ran nationalities conditionally the a 3.5 café Ünïcode, end. (x) flies dogs' RUN"

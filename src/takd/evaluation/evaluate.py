@@ -15,7 +15,7 @@ from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from takd import inference, models
-from takd.evaluation import measures
+from takd.evaluation import diversity, measures
 from takd.evaluation.answers import Answers, answer, prompts_of
 from takd.evaluation.scoring import score
 from takd.evaluation.shares import Share, shared
@@ -133,9 +133,9 @@ def _scores(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, A
 def _diversity(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     """Distinct-n over the prompts of each decoding seed, self-BLEU over the decoding seeds of each prompt."""
     found: dict[str, Any] = {}
-    for n in measures.DISTINCT:
+    for n in diversity.DISTINCT:
         by_seed = {
-            str(seed): measures.distinct((row["outputs"][position]["text"] for row in rows), n)
+            str(seed): diversity.distinct((row["outputs"][position]["text"] for row in rows), n)
             for position, seed in enumerate(seeds)
         }
         values = [value for value in by_seed.values() if value is not None]

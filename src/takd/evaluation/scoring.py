@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from takd.evaluation import measures
+from takd.evaluation import diversity, measures
 
 # pairs of words that ROUGE compares in a second, about, and what starting a process costs
 PAIRS_PER_SECOND = 2e6
@@ -13,10 +13,22 @@ START_SECONDS = 3.0
 PIECE = 32  # prompts that a process scores at a time
 
 
+def of_prompt(
+    texts: Sequence[str], references: Sequence[str]
+) -> dict[str, list[float] | float | None]:
+    """All measures of one prompt: of each answer, and of the answers together."""
+    found: dict[str, list[float] | float | None] = {
+        name: [measure(text, references) for text in texts]
+        for name, measure in measures.MEASURES.items()
+    }
+    found["self_bleu"] = diversity.self_bleu(texts)
+    return found
+
+
 def score(
     texts: Sequence[Sequence[str]], references: Sequence[Sequence[str]], threads: int
 ) -> list[dict[str, Any]]:
-    """`measures.score` of each prompt.
+    """`of_prompt` of each prompt.
 
     Args:
         texts: answers to each prompt.
@@ -31,7 +43,7 @@ def score(
     )
     workers = min(threads, int(pairs / PAIRS_PER_SECOND / START_SECONDS))
     if workers < 2:
-        return list(map(measures.score, texts, references))
+        return list(map(of_prompt, texts, references))
     return pooled(texts, references, workers)
 
 
@@ -42,4 +54,4 @@ def pooled(
     # not forked: the parent holds threads, and a GPU
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(measures.score, texts, references, chunksize=PIECE))
+        return list(pool.map(of_prompt, texts, references, chunksize=PIECE))
