@@ -49,7 +49,12 @@ rule models:
 rule scores:
     input:
         collect(
-            "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/scores.json",
+            "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}",
             node=EXPERIMENT.nodes,
             set=EXPERIMENT.sets,
+            file=[
+                "scores.json",
+                "likelihoods/likelihoods.json",
+                *(["judge/judge.json"] if EXPERIMENT.settings["evaluation"]["judge"] else []),
+            ],
         ),

@@ -89,6 +89,34 @@ def evaluate_spec(wildcards):
     )
 
 
+def likelihoods_spec(wildcards):
+    """Settings of what a model and its teachers are asked about an evaluation set."""
+    return canonical_json(
+        EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
+    )
+
+
+def likelihoods_inputs(wildcards):
+    """The teachers that a model is compared with, and their answers; one where the direct is the first."""
+    spec = EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
+    inputs, seen = {}, []
+    for role, teacher in spec["teachers"].items():
+        if teacher not in seen:
+            inputs[role] = model_manifest(*teacher)
+            inputs[f"{role}_answers"] = (
+                "<results>/evaluations/{}/seed{}/{{set}}/answers.jsonl".format(*teacher)
+            )
+        seen.append(teacher)
+    return inputs
+
+
+def judge_spec(wildcards):
+    """Settings of the ratings of one evaluation's answers."""
+    return canonical_json(
+        EXPERIMENT.judge_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
+    )
+
+
 def generate_spec(wildcards):
     """Settings of one part of a teacher's responses."""
     numbers = (int(wildcards[name]) for name in ("seed", "part", "parts"))

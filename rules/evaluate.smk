@@ -6,6 +6,7 @@ rule evaluate:
     output:
         scores="<results>/evaluations/{lineage}/seed{seed}/{set}/scores.json",
         generations="<results>/evaluations/{lineage}/seed{seed}/{set}/generations.jsonl",
+        answers="<results>/evaluations/{lineage}/seed{seed}/{set}/answers.jsonl",
         metrics="<results>/evaluations/{lineage}/seed{seed}/{set}/metrics.jsonl",
     log:
         "<logs>/evaluations/{lineage}/seed{seed}/{set}.log",
@@ -22,7 +23,66 @@ rule evaluate:
         inputs=named,
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/evaluate.py --spec {params.spec:q} --code {params.code}"
-        " --threads {threads} --micro-batch {resources.micro_batch}"
+        " --threads {threads} --processes {resources.processes} --micro-batch {resources.micro_batch}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output scores={output.scores:q} --output generations={output.generations:q}"
+        " --output answers={output.answers:q} --output metrics={output.metrics:q} 2> {log:q}"
+
+
+rule likelihoods:
+    input:
+        unpack(likelihoods_inputs),
+        model="<results>/models/{lineage}/seed{seed}/manifest.json",
+        answers="<results>/evaluations/{lineage}/seed{seed}/{set}/answers.jsonl",
+        data="<results>/data/{set}/manifest.json",
+        tokenizer="<results>/data/tokenizer/manifest.json",
+    output:
+        likelihoods="<results>/evaluations/{lineage}/seed{seed}/{set}/likelihoods/likelihoods.json",
+        prompts="<results>/evaluations/{lineage}/seed{seed}/{set}/likelihoods/prompts.jsonl",
+        metrics="<results>/evaluations/{lineage}/seed{seed}/{set}/likelihoods/metrics.jsonl",
+    log:
+        "<logs>/evaluations/{lineage}/seed{seed}/{set}/likelihoods.log",
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=WEEK,
+        processes=1,
+        micro_batch=64,
+    params:
+        spec=likelihoods_spec,
+        code=code_digest("takd.evaluation.likelihoods"),
+        inputs=named,
+    shell:
+        "HF_HUB_OFFLINE=1 python3 workflow/scripts/likelihoods.py --spec {params.spec:q} --code {params.code}"
+        " --threads {threads} --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --runtime {resources.runtime} {params.inputs}"
+        " --output likelihoods={output.likelihoods:q} --output prompts={output.prompts:q}"
         " --output metrics={output.metrics:q} 2> {log:q}"
+
+
+if EXPERIMENT.settings["evaluation"]["judge"]:
+
+    # Where Snakemake runs: nodes of a cluster often have no way to the endpoint.
+    rule judge:
+        input:
+            generations="<results>/evaluations/{lineage}/seed{seed}/{set}/generations.jsonl",
+        output:
+            judge="<results>/evaluations/{lineage}/seed{seed}/{set}/judge/judge.json",
+            judgements="<results>/evaluations/{lineage}/seed{seed}/{set}/judge/judgements.jsonl",
+        log:
+            "<logs>/evaluations/{lineage}/seed{seed}/{set}/judge.log",
+        localrule: True
+        conda:
+            "../envs/conda.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=WEEK,
+        params:
+            spec=judge_spec,
+            code=code_digest("takd.evaluation.judge"),
+            inputs=named,
+        shell:
+            "python3 workflow/scripts/judge.py --spec {params.spec:q} --code {params.code}"
+            " --runtime {resources.runtime} {params.inputs}"
+            " --output judge={output.judge:q} --output judgements={output.judgements:q} 2> {log:q}"

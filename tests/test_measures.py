@@ -1,9 +1,16 @@
 """Measures against hand values and the package they come from."""
 
+import math
+import random
+
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from takd.evaluation.diversity import _bleu, distinct, self_bleu, words
 from takd.evaluation.measures import exact_match, rouge_l
+from takd.evaluation.scoring import pooled, score
+
+KINDS = "running ran nationalities conditionally the a 3.5 café Ünïcode, end. (x) flies dogs' RUN"
 
 
 def test_rouge_l_by_hand():
@@ -20,6 +27,64 @@ def test_rouge_l_takes_the_best_reference_and_equals_the_package():
     assert rouge_l(text, references) == 100 * max(each) > 100 * each[0]
 
 
+def test_rouge_l_equals_the_package_to_the_last_digit_on_made_texts():
+    """Words of all kinds: those that stems change, short ones, numbers, other alphabets, punctuation, none."""
+    draws = random.Random(7)
+    texts = [" ".join(draws.choices(KINDS.split(), k=draws.randrange(40))) for _ in range(200)]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for text, first, second in zip(texts, texts[1:], texts[2:], strict=False):
+        each = [scorer.score(r, text)["rougeL"].fmeasure for r in (first, second)]
+        assert rouge_l(text, [first, second]) == 100 * max(each)
+
+
 def test_exact_match():
     assert exact_match(" red cat\n", ["dog", "red cat"]) == 100
     assert exact_match("red  cat", ["red cat"]) == 0
+
+
+def test_distinct_n_by_hand():
+    texts = ["the red cat", "the red dog", ""]
+    assert distinct(texts, 1) == pytest.approx(100 * 4 / 6)  # the red cat dog
+    assert distinct(texts, 2) == pytest.approx(100 * 3 / 4)  # the-red, red-cat, red-dog
+    assert distinct(texts, 4) is None
+    assert distinct(["a b", "c d"], 1) == 100
+    # n-grams do not go from one text into the next
+    assert distinct(["a b", "a b"], 2) == 50
+
+
+def test_punctuation_counts_as_words():
+    assert words("Yes, it's 3.5!") == ["Yes", ",", "it", "'", "s", "3", ".", "5", "!"]
+
+
+def test_self_bleu_of_equal_and_of_different_texts():
+    text = "one two three four five"
+    assert self_bleu([text, text, text]) == pytest.approx(100)
+    assert self_bleu([text, "six seven eight nine"]) == 0
+    assert self_bleu(["yes", "yes"]) == pytest.approx(100), "short texts can be alike, too"
+    assert self_bleu(["", ""]) == 100
+    assert self_bleu(["", "yes"]) == 0
+    assert self_bleu([text]) is None
+
+
+def test_self_bleu_by_hand():
+    # n-grams of each that the other has, of 1 to 4 words: 4 of 5, 3 of 4, 2 of 3, 1 of 2; equal lengths, no penalty
+    expected = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4)
+    assert self_bleu(["a b c d e", "a b c d f"]) == pytest.approx(100 * expected)
+    # the first: 4 of 4 of all orders, too short by one word: exp(1 - 5 / 4); the second: 4/5, 3/4, 2/3, 1/2, longer
+    pair = (math.exp(1 - 5 / 4), expected)
+    assert self_bleu(["a b c d", "a b c d e"]) == pytest.approx(100 * sum(pair) / 2)
+
+
+def test_self_bleu_takes_all_others_as_references():
+    texts = ["a b c d e f", "a b c d x y", "z z c d e f"]
+    # of the first, all words, pairs and triples stand in one of the others, and two of three quadruples
+    one = (2 / 3) ** (1 / 4)
+    assert _bleu(texts[0].split(), [t.split() for t in texts[1:]]) == pytest.approx(one, abs=1e-12)
+
+
+def test_scores_do_not_depend_on_the_number_of_processes():
+    rows = [([f"the {a} cat sat", f"a {a}"], [f"the {a} cat", "dog"]) for a in "abcdef" * 20]
+    texts, references = zip(*rows, strict=True)
+    alone = score(texts, references, threads=1)
+    assert alone[0]["rougeL"][0] == rouge_l(texts[0][0], references[0])
+    assert pooled(texts, references, 2) == alone

@@ -213,7 +213,7 @@ def test_slurm_profile_names_every_training_rule(name: str) -> None:
         "teacher",
         "sft",
         *(f"distill_{method}" for method in distillation_methods()),
-        *("evaluate", "generate", "teacher_outputs"),
+        *("evaluate", "likelihoods", "generate", "teacher_outputs"),
     ]
     for rule in rules:
         given = {value.split("=")[0] for value in settings["set-resources"]}

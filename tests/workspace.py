@@ -115,7 +115,7 @@ class Workspace:
             tokenizer_object=words, eos_token="<end>", pad_token="<pad>"
         )
         self.tokenizer.save_pretrained(folder / "tokenizer" / "tokenizer")
-        self.manifest("tokenizer", vocabulary=len(self.tokenizer))
+        self.manifest("tokenizer", vocabulary=len(self.tokenizer), begin=[], end=0)
         self.data("train", 24)
         self.data("dev", 8)
         blocks = [[2 + (i + j) % 10 for j in range(12)] for i in range(6)]
@@ -220,7 +220,10 @@ class Workspace:
                 **spec,
             },
             [f"model={model}/manifest.json", "data=dev/manifest.json", "tokenizer=tokenizer/manifest.json"],
-            [f"scores={name}/scores.json", f"generations={name}/generations.jsonl", f"metrics={name}/metrics.jsonl"],
+            [
+                f"scores={name}/scores.json", f"generations={name}/generations.jsonl",
+                f"answers={name}/answers.jsonl", f"metrics={name}/metrics.jsonl",
+            ],
             *arguments,
         )  # fmt: skip
 

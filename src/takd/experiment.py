@@ -258,6 +258,42 @@ class Experiment:
             "max_length": self.settings["data"]["max_length"],
         }
 
+    def likelihoods_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
+        """Settings of the stage that asks a model and its teachers about the texts of an evaluation set."""
+        return {
+            "lineage": name,
+            "seed": seed,
+            "set": evaluation_set,
+            "seeds": self.settings["evaluation"]["seeds"],
+            "max_length": self.settings["data"]["max_length"],
+            "teachers": self._compared_with(name, seed),
+        }
+
+    def judge_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
+        """Settings of the stage that lets another model rate answers; only where the experiment asks for it."""
+        evaluation = self.settings["evaluation"]
+        seeds = evaluation["judge"]["seeds"] or evaluation["seeds"][:1]
+        judge = {**evaluation["judge"], "seeds": seeds}
+        return {"lineage": name, "seed": seed, "set": evaluation_set, "judge": judge}
+
+    def _compared_with(self, name: str, seed: int) -> dict[str, list[Any]]:
+        """The direct and the first teacher of a model, as lineage and training seed, where it has them.
+
+        A supervised student, which none taught, is compared with the head of its chains where they have but one.
+        """
+        direct, head = lineage.teacher_of(name), lineage.prefixes(name)[0]
+        if direct:
+            names = {"direct": direct, "first": head}
+        else:
+            (model,) = (hop.model for hop in lineage.split(name))
+            chains = (chain["models"] for chain in self.settings["chains"])
+            heads = {models[0] for models in chains if model in models[1:]}
+            names = {"first": lineage.supervised(*heads)} if len(heads) == 1 else {}
+        return {
+            role: [teacher, lineage.teacher_seed(teacher, seed, self.seeds)]
+            for role, teacher in names.items()
+        }
+
     def report_spec(self) -> Spec:
         """Settings of the stage that makes the report."""
         return {

@@ -10,7 +10,7 @@ p̃ = α p + (1 - α) q, teacher p, student q.
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -102,6 +102,7 @@ def draw(
     micro_batch: int,
     teacher: PreTrainedModel | None = None,
     teacher_mix: float = 0.0,
+    finished: Callable[[int, Response], None] | None = None,
 ) -> list[Response]:
     """One response for each prompt, in the order of the prompts.
 
@@ -113,6 +114,7 @@ def draw(
         student, teacher: models in evaluation mode on one device.
         micro_batch: rows that are decoded together; it changes no text.
         teacher_mix: α, the teacher's share of the distribution that is sampled.
+        finished: told of each response, with the index of its prompt, as soon as it ends. It may raise to end all.
     """
     if not prompts:
         return []
@@ -128,7 +130,11 @@ def draw(
         min(micro_batch, len(prompts)),
         scored=teacher is not None,
     )
-    found = dict(decoder.run(deque((i, prompts[i]) for i in order)))
+    found: dict[int, Response] = {}
+    for index, response in decoder.run(deque((i, prompts[i]) for i in order)):
+        found[index] = response
+        if finished is not None:
+            finished(index, response)
     responses = [found[i] for i in range(len(prompts))]
     if teacher is not None and not mixing:
         _read(teacher, prompts, responses, decoding.temperature, vocabulary, micro_batch)

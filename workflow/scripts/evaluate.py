@@ -9,4 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 from takd.stage import main
 
-main("takd.evaluation.evaluate", gpus=True)
+# processes that score answers read this file again
+if __name__ == "__main__":
+    main("takd.evaluation.evaluate", gpus=True)

@@ -17,6 +17,12 @@ def check_evaluation(file: YamlFile, settings: dict[str, Any]) -> None:
             " (evaluation.decoding.sample is false) gives the same text for each; keep one, such as"
             f" [{evaluation['seeds'][0]}].",
         )
+    for at, seed in enumerate((evaluation["judge"] or {}).get("seeds") or []):
+        if seed not in evaluation["seeds"]:
+            raise file.error(
+                ("evaluation", "judge", "seeds", at),
+                f"is {seed}, which is not in evaluation.seeds; there are: {evaluation['seeds']}.",
+            )
     names: dict[str, None] = {}
     for chain in settings["chains"]:
         names.update((lineage.supervised(name), None) for name in chain["models"])

@@ -1,6 +1,5 @@
 """Answers of a model to many prompts, written down as they come: a run that is killed goes on from them."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from takd import inference
-from takd.sampling import Decoding, Prompt, draw
+from takd.evaluation.shares import Share, Store
+from takd.sampling import Decoding, Prompt, Response, draw
 from takd.stage import Interrupted, Stage
 from takd.training.progress import Progress
 
@@ -17,9 +17,6 @@ from takd.training.progress import Progress
 Key = tuple[int, int]
 # each with "tokens" and "finished"
 Answers = dict[Key, dict[str, Any]]
-
-# micro-batches between two writes: a row that is finished makes room for the next among them
-DRAWN_TOGETHER = 4
 
 
 def prompts_of(dataset: Dataset, rows: Iterable[int], seeds: Iterable[int]) -> dict[Key, Prompt]:
@@ -37,61 +34,69 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Mapping[Key, Prompt],
     decoding: Decoding,
-    store: Path,
+    folder: Path,
+    share: Share | None = None,
 ) -> Answers:
-    """Let a model answer prompts; those whose answer is in the store are not drawn again.
+    """Let a model answer prompts; those whose answer is in the folder are not drawn again.
+
+    An answer is written down when it ends, so that a run that is killed loses those that it was at: at most a
+    micro-batch of each process.
 
     Args:
         title: what the one who waits is told, such as the model and what it answers.
         model: folder of the model.
-        store: file of answers, one a line.
+        folder: where the answers are written down.
+        share: where several processes share the prompts; all of them return all answers.
 
     Raises:
         InputError: the model cannot be decoded by `takd.sampling`.
-        Interrupted: asked to stop or out of time; what has been answered is in the store.
+        Interrupted: asked to stop or out of time; what has been answered is in the folder.
     """
-    answers = _stored(store)
+    share = share or Share()
+    store = Store(folder, "answers", share)
+    answers = stored(store)
     left = [(key, prompt) for key, prompt in prompts.items() if key not in answers]
+    # whoever writes before all have read would change what is left for the others
+    share.wait()
     if not left:
         return answers
+    # equal lengths side by side; every process gets its share of each length
     left.sort(key=lambda pair: len(pair[1].tokens))
-    name = stage.spec["lineage"]
-    loaded, vocabulary = inference.load(model, tokenizer, name)
-    progress = Progress(title, len(prompts), len(answers), active=True)
-    size = stage.micro_batch * DRAWN_TOGETHER
-    with open(store, "a", encoding="utf-8") as file:
-        for start in range(0, len(left), size):
-            batch = left[start : start + size]
-            drawn = draw(
+    mine = share.of(left)
+    if mine:
+        loaded, vocabulary = inference.load(model, tokenizer, stage.spec["lineage"])
+        before = len(prompts) - len(left)
+        progress = Progress(title, before + len(mine), before, active=share.first)
+        done = 0
+        with store.appending():
+
+            def keep(index: int, response: Response) -> None:
+                nonlocal done
+                row, seed = mine[index][0]
+                found = {"tokens": response.tokens.tolist(), "finished": response.finished}
+                answers[row, seed] = found
+                store.add({"row": row, "seed": seed, **found})
+                done += 1
+                progress.step(before + done, {})
+                if done < len(mine) and stage.should_stop():
+                    raise Interrupted(
+                        f"{title}: {before + done} of {before + len(mine)} answers are kept."
+                    )
+
+            draw(
                 loaded,
-                [prompt for _, prompt in batch],
+                [prompt for _, prompt in mine],
                 decoding,
                 end_token=tokenizer.eos_token_id,
                 vocabulary=vocabulary,
                 micro_batch=stage.micro_batch,
+                finished=keep,
             )
-            for (key, _), response in zip(batch, drawn, strict=True):
-                found = {"tokens": response.tokens.tolist(), "finished": response.finished}
-                answers[key] = found
-                row, seed = key
-                file.write(json.dumps({"row": row, "seed": seed, **found}) + "\n")
-            file.flush()
-            progress.step(len(answers), {})
-            if stage.should_stop() and len(answers) < len(prompts):
-                raise Interrupted(f"{title}: {len(answers)} of {len(prompts)} answers are kept.")
-    progress.close()
-    return answers
+        progress.close()
+    share.wait()
+    return answers if share.count == 1 else stored(store)
 
 
-def _stored(store: Path) -> Answers:
-    """Answers of an attempt that was ended; its last line may be half written, and is cut off."""
-    answers: Answers = {}
-    if not store.exists():
-        return answers
-    whole = store.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    store.write_bytes(whole)
-    for line in whole.decode("utf-8").splitlines():
-        found = json.loads(line)
-        answers[found.pop("row"), found.pop("seed")] = found
-    return answers
+def stored(store: Store) -> Answers:
+    """Answers that are written down."""
+    return {(found.pop("row"), found.pop("seed")): found for found in store.read()}

@@ -1,11 +1,12 @@
 """Stage: let one model answer one evaluation set, with every decoding seed, and score the answers.
 
-Inputs: `model`, `data`, `tokenizer` (manifests). Outputs: `generations` (one line a prompt, all its answers),
-`scores`, `metrics`. Answers are written down as they come, and a killed run goes on from them.
+Inputs: `model`, `data`, `tokenizer` (manifests). Outputs: `generations` (one line a prompt, all its answers), `answers`
+(the same as tokens, one line an answer, for those who ask models about them), `scores`, `metrics`. Answers are written
+down as they come, and a killed run goes on from them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,11 +15,12 @@ from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from takd import inference, models
+from takd.evaluation import diversity, measures
 from takd.evaluation.answers import Answers, answer, prompts_of
-from takd.evaluation.measures import MEASURES
+from takd.evaluation.scoring import score
+from takd.evaluation.shares import Share, shared
 from takd.sampling import Decoding
 from takd.stage import Stage, write_json, write_text
-from takd.training.checkpoints import resumable
 from takd.training.devices import device_name, own
 from takd.training.progress import Journal
 
@@ -26,15 +28,15 @@ from takd.training.progress import Journal
 def run(stage: Stage) -> None:
     """Decode what is left, score, write."""
     inference.settle(stage.threads)
-    with resumable(stage, stage.outputs["scores"]) as folder:
-        _evaluate(stage, folder)
+    with shared(stage, stage.outputs["scores"]) as (folder, share):
+        _evaluate(stage, folder, share)
 
 
-def _evaluate(stage: Stage, folder: Path) -> None:
+def _evaluate(stage: Stage, folder: Path, share: Share) -> None:
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
-    journal = Journal(folder / "metrics.jsonl", active=True)
+    journal = Journal(folder / "metrics.jsonl", active=share.first)
     journal.restart()
     answers = answer(
         stage,
@@ -43,14 +45,23 @@ def _evaluate(stage: Stage, folder: Path) -> None:
         tokenizer,
         prompts_of(dataset, range(len(dataset)), spec["seeds"]),
         Decoding(**spec["decoding"]),
-        folder / "answers.jsonl",
+        folder,
+        share,
     )
+    if not share.first:
+        return
     journal.tokens = sum(len(found["tokens"]) for found in answers.values())
-    rows = list(_rows(dataset, tokenizer, answers, spec["seeds"]))
+    rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], stage.threads))
     lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     write_text(stage.outputs["generations"], lines)
+    lines = "".join(
+        json.dumps({"row": row, "seed": seed, **answers[row, seed]}) + "\n"
+        for row in range(len(dataset))
+        for seed in spec["seeds"]
+    )
+    write_text(stage.outputs["answers"], lines)
     scores = _scores(rows, spec["seeds"])
-    journal.write("end", len(answers), device=device_name(own()), processes=1)
+    journal.write("end", len(answers), device=device_name(own()), processes=share.count)
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     # last: what the report and its readers wait for
     write_json(
@@ -70,27 +81,41 @@ def _evaluate(stage: Stage, folder: Path) -> None:
 
 
 def _rows(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, answers: Answers, seeds: Sequence[int]
-) -> Any:
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Answers,
+    seeds: Sequence[int],
+    threads: int,
+) -> Iterator[dict[str, Any]]:
     """One record a prompt with its answers and their scores."""
-    for index, row in enumerate(dataset):
+    texts = [
+        tokenizer.batch_decode(
+            [answers[row, seed]["tokens"] for seed in seeds], skip_special_tokens=True
+        )
+        for row in range(len(dataset))
+    ]
+    scored = score(texts, dataset["references"], threads)
+    for index, (row, scores) in enumerate(zip(dataset, scored, strict=True)):
         outputs = []
-        for seed in seeds:
+        for position, seed in enumerate(seeds):
             found = answers[index, seed]
-            text = str(tokenizer.decode(found["tokens"], skip_special_tokens=True))
-            scores = {name: m(text, row["references"]) for name, m in MEASURES.items()}
-            count, finished = len(found["tokens"]), found["finished"]
             outputs.append(
-                {"seed": seed, "text": text, "tokens": count, "finished": finished, **scores}
+                {
+                    "seed": seed,
+                    "text": texts[index][position],
+                    "tokens": len(found["tokens"]),
+                    "finished": found["finished"],
+                    **{name: scores[name][position] for name in measures.MEASURES},
+                }
             )
         kept = {key: row[key] for key in ("id", "instruction", "input", "references")}
-        yield {**kept, "outputs": outputs}
+        yield {**kept, "self_bleu": scores["self_bleu"], "outputs": outputs}
 
 
 def _scores(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     """Means over prompts, by decoding seed and over all."""
     scores = {}
-    for name in MEASURES:
+    for name in measures.MEASURES:
         by_seed = {
             str(seed): fmean(row["outputs"][position][name] for row in rows)
             for position, seed in enumerate(seeds)
@@ -99,6 +124,22 @@ def _scores(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, A
     outputs = [output for row in rows for output in row["outputs"]]
     return {
         "scores": scores,
+        "diversity": _diversity(rows, seeds),
         "response_tokens": {"mean": fmean(output["tokens"] for output in outputs)},
         "cut_off": fmean(not output["finished"] for output in outputs),
     }
+
+
+def _diversity(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Distinct-n over the prompts of each decoding seed, self-BLEU over the decoding seeds of each prompt."""
+    found: dict[str, Any] = {}
+    for n in diversity.DISTINCT:
+        by_seed = {
+            str(seed): diversity.distinct((row["outputs"][position]["text"] for row in rows), n)
+            for position, seed in enumerate(seeds)
+        }
+        values = [value for value in by_seed.values() if value is not None]
+        found[f"distinct_{n}"] = {"mean": fmean(values) if values else None, "by_seed": by_seed}
+    alike = [row["self_bleu"] for row in rows if row["self_bleu"] is not None]
+    found["self_bleu"] = {"mean": fmean(alike) if alike else None}
+    return found

@@ -1,14 +1,37 @@
-"""Measures of generated text against its references, each between 0 and 100, higher is better."""
+"""Measures of generated text against its references, each between 0 and 100, higher is better.
+
+Trainings judge their dev answers by them. docs/measures.md has all measures side by side.
+"""
 
 import functools
 from collections.abc import Sequence
 
+from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
+from rouge_score.tokenizers import Tokenizer
+
+STEMS = 2**16  # words whose stems are kept
+
+
+class _Stemmer:
+    """The stemmer of `rouge_score`, that stems a word once: stemming takes it 40 % of its time."""
+
+    def __init__(self) -> None:
+        self.stem = functools.lru_cache(STEMS)(PorterStemmer().stem)
+
+
+class _Tokenizer(Tokenizer):
+    def __init__(self) -> None:
+        self._stemmer = _Stemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        return tokenize(text, self._stemmer)
 
 
 @functools.cache
 def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Tokenizer())
 
 
 def rouge_l(text: str, references: Sequence[str]) -> float:

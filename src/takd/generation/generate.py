@@ -33,7 +33,7 @@ def run(stage: Stage) -> None:
                 dataset, range(spec["part"] - 1, len(dataset), spec["parts"]), [spec["noise"]]
             ),
             Decoding(**spec["decoding"]),
-            folder / "answers.jsonl",
+            folder,
         )
         lines = [
             json.dumps({"row": row, **found}) + "\n" for (row, _), found in sorted(answers.items())

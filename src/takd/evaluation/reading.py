@@ -1,0 +1,143 @@
+"""What models say of given texts: likelihoods, confidences, and divergences between two of them.
+
+Nothing of the size of (tokens, vocabulary) is larger than a chunk, and what leaves is a few numbers a text. Logits are
+float32 and so is the product that makes them: two models that are near each other differ by less than half precision
+shows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from takd.divergences import forward_kl, reverse_kl
+from takd.evaluation import calibration
+from takd.layout import Layout
+from takd.models import project
+from takd.tokenloss import chunk_size
+
+DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Text:
+    """A response to the prompt of a row: the reference, or the answer with the seed, of number `index`."""
+
+    row: int
+    index: int
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.row, self.index
+
+
+# of one text: "row", "index", "tokens" (how many are predicted), and sums over them, in nats
+Record = dict[str, Any]
+
+
+@torch.no_grad()
+def likelihoods(model: PreTrainedModel, texts: Sequence[Text], *, vocabulary: int) -> list[Record]:
+    """`nll`: -Σ log q(y_t); `bins`: `calibration.packed` counts of the predictions of the likeliest next token."""
+    layout = _layout(texts, model)
+    parts: list[list[Tensor]] = []
+    for (hidden_mh,), targets_m in _chunks(layout, [model], vocabulary):
+        log_mv = logits(model, hidden_mh, vocabulary).log_softmax(-1)
+        most_m, likeliest_m = log_mv.max(-1)
+        parts.append([-_of(log_mv, targets_m), most_m.exp(), likeliest_m == targets_m])
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    found = []
+    for text, (nll, confidence, correct) in _by_text(texts, layout, columns):
+        bins = calibration.packed(calibration.count(confidence, correct > 0))
+        found.append({**_head(text, nll), "nll": _short(nll.sum()), "bins": bins})
+    return found
+
+
+@torch.no_grad()
+def comparison(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel,
+    texts: Sequence[Text],
+    *,
+    vocabulary: int,
+    steps: bool,
+) -> list[Record]:
+    """`nll` and `teacher_nll`, -Σ log q(y_t) and -Σ log p(y_t); `forward_kl` and `reverse_kl`, Σ_t KL(p ‖ q) and
+    Σ_t KL(q ‖ p) of the next token after each y_<t, exact over the vocabulary.
+
+    Args:
+        steps: `forward_kl` is the list of its terms and not their sum.
+    """
+    layout = _layout(texts, model)
+    parts: list[list[Tensor]] = []
+    for (hidden_mh, teacher_mh), targets_m in _chunks(layout, [model, teacher], vocabulary):
+        log_q_mv = logits(model, hidden_mh, vocabulary).log_softmax(-1)
+        log_p_mv = logits(teacher, teacher_mh, vocabulary).log_softmax(-1)
+        # no divergence is negative, but a sum of rounded terms may be
+        kls = [kl(log_q_mv, log_p_mv).clamp(min=0) for kl in (forward_kl, reverse_kl)]
+        parts.append([-_of(log_q_mv, targets_m), -_of(log_p_mv, targets_m), *kls])
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    found = []
+    for text, (nll, teacher_nll, forward, reverse) in _by_text(texts, layout, columns):
+        found.append(
+            {
+                **_head(text, nll),
+                "nll": _short(nll.sum()),
+                "teacher_nll": _short(teacher_nll.sum()),
+                "forward_kl": [_short(x) for x in forward] if steps else _short(forward.sum()),
+                "reverse_kl": _short(reverse.sum()),
+            }
+        )
+    return found
+
+
+def logits(model: PreTrainedModel, hidden_mh: Tensor, vocabulary: int) -> Tensor:
+    """Logits whose product is in float32 too, where the head is a plain one, (m, vocabulary)."""
+    head = model.get_output_embeddings()
+    plain = type(head) is nn.Linear and head.bias is None
+    return project(model, hidden_mh.float() if plain else hidden_mh, vocabulary)
+
+
+def _layout(texts: Sequence[Text], model: PreTrainedModel) -> Layout:
+    return Layout.of([(text.prompt, text.response) for text in texts], model.device)
+
+
+def _chunks(
+    layout: Layout, models: Sequence[PreTrainedModel], vocabulary: int
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Hidden states of each model, and the tokens that they predict, chunk by chunk."""
+    hidden = [layout.hidden(model) for model in models]
+    size = chunk_size(vocabulary, hidden[0].device)
+    for start in range(0, max(1, len(layout.targets_n)), size):
+        piece = slice(start, start + size)
+        yield [hidden_nh[piece] for hidden_nh in hidden], layout.targets_n[piece]
+
+
+def _by_text(
+    texts: Sequence[Text], layout: Layout, columns: Sequence[Tensor]
+) -> Iterator[tuple[Text, list[np.ndarray]]]:
+    """Each text with its own part of columns of (n,), in float64."""
+    counts = layout.rows_n.bincount(minlength=len(texts)).tolist()
+    parts = [column.double().cpu().split(counts) for column in columns]
+    for text, *values in zip(texts, *parts, strict=True):
+        yield text, [value.numpy() for value in values]
+
+
+def _of(log_mv: Tensor, targets_m: Tensor) -> Tensor:
+    return log_mv.gather(-1, targets_m[:, None])[:, 0]
+
+
+def _head(text: Text, values: np.ndarray) -> Record:
+    return {"row": text.row, "index": text.index, "tokens": len(values)}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
