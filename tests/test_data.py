@@ -689,8 +689,10 @@ def test_an_error_reaches_the_console_as_one_sentence(words, tmp_path):
         [*command, "--output", f"manifest={tmp_path / 'm.json'}"], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: {tmp_path / 'bad.jsonl'}, line 2: not valid JSON")
-    assert "Traceback" not in done.stderr
+    error = f"Error: {tmp_path / 'bad.jsonl'}, line 2: not valid JSON"
+    assert done.stdout.startswith(error) and done.stdout.count("\n") == 1
+    first, second = done.stderr.splitlines()  # the log says what and where before
+    assert first.startswith("takd.data.prepare on ") and second.startswith(error)
     assert not (tmp_path / "m.json").exists() and not (tmp_path / "dataset").exists()
 
 

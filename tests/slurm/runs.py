@@ -94,6 +94,7 @@ class Run:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches it with its children, but not pytest
+                preexec_fn=_heed_interrupts,
             )
 
     @property
@@ -160,6 +161,11 @@ class Run:
         if self.running:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+def _heed_interrupts() -> None:
+    """Ctrl-C is heeded even where the tests run in the background, whose shell has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

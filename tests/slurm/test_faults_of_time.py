@@ -2,7 +2,7 @@
 
 from slurm.cluster import Cluster
 from slurm.conftest import Start
-from slurm.runs import PROFILE, TARGET, SlurmProject, slowed
+from slurm.runs import PROFILE, SECONDS, TARGET, SlurmProject, slowed
 
 # A minute for the first attempt, which is less than it needs; enough for the next, on any machine.
 SHORT = "runtime: 1 if attempt == 1 else 20"
@@ -19,7 +19,7 @@ def test_time_is_up(
     # of a minute, 5 % are less than what it takes to start; of hours they are enough
     cluster.call("scontrol", "update", f"jobid={job}", "timelimit=10")
     with slowed(trainer):
-        cluster.wait_until("the training stops", lambda: trainer not in run.trainers(), 120)
+        cluster.wait_until("the training stops", lambda: trainer not in run.trainers(), SECONDS)
     output = run.succeed()
     assert "its time is up; the next run goes on from there" in output
     assert run.states()[0] == "FAILED" and run.states()[-1] == "COMPLETED"
