@@ -52,9 +52,5 @@ rule scores:
             "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}",
             node=EXPERIMENT.nodes,
             set=EXPERIMENT.sets,
-            file=[
-                "scores.json",
-                "likelihoods/likelihoods.json",
-                *(["judge/judge.json"] if EXPERIMENT.settings["evaluation"]["judge"] else []),
-            ],
+            file=MEASURED,
         ),

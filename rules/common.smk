@@ -205,6 +205,11 @@ def named(wildcards, input):
     return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
 
 
+def written(wildcards, output):
+    """The outputs as options of a stage, for a rule that has many."""
+    return " ".join(f"--output {quote(f'{name}={path}')}" for name, path in output.items())
+
+
 def as_list(paths):
     """One path or several, as a list."""
     return [paths] if isinstance(paths, str) else list(paths)

@@ -1,3 +1,11 @@
+# Of each evaluation: what it wrote, what the models say of its texts, and what a judge says if the experiment has one.
+MEASURED = [
+    *["scores.json", "generations.jsonl", "metrics.jsonl"],
+    *[f"likelihoods/{file}" for file in ("likelihoods.json", "prompts.jsonl", "metrics.jsonl")],
+    *(["judge/judge.json"] if EXPERIMENT.settings["evaluation"]["judge"] else []),
+]
+
+
 rule evaluate:
     input:
         model="<results>/models/{lineage}/seed{seed}/manifest.json",

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -17,7 +18,9 @@ from browser import browser, visit
 
 from takd.errors import InputError
 from takd.lineage import nodes, of_chain, prefixes, split
-from takd.report import build, captions, figures, pages, statistics, table
+from takd.report import build, captions, pages, table
+from takd.report.figures.style import size_text
+from takd.report.parts import PARTS
 from takd.report.read import read
 from takd.stage import Stage, write_json
 
@@ -28,13 +31,7 @@ SIZES = {
 }  # fmt: skip
 BASE = dict(zip(SIZES, [95.0, 75.0, 72.0, 70.0, 27.0, 25.0, 24.0, 23.0], strict=True))
 ODD = "<script>alert(1)</script> & “naïve” \u202e\x00 \ud83d\n\nsecond line " + "long " * 400
-PARTS = {
-    "results": "results.html", "results_csv": "results.csv", "chains": "chains.svg",
-    "learning": "learning.svg", "training": "training.svg", "samples": "samples.html",
-    "costs": "costs.html", "costs_csv": "costs.csv", "costs_figure": "costs.svg",
-    "data": "data.html", "provenance": "provenance.html",
-}  # fmt: skip
-PAGES = [name for name in PARTS.values() if name.endswith(".html")]
+PAGES = [part.file for part in PARTS.values() if part.file.endswith(".html")]
 
 DATA = {
     "splits": {
@@ -131,6 +128,7 @@ def make(
         "decoding_seeds": list(decoding_seeds),
         "targets": list(targets),
         "samples": samples,
+        "judge": None,
         "training": {
             method: {"steps": 900, "betas": [0.9, 0.95], "learning_rate": 5e-6}
             for method in ("sft", "kd", "minillm")
@@ -165,6 +163,10 @@ def write_evaluation(root, lineage, seed, name, decoding, decoding_seeds):
         {
             "lineage": lineage, "seed": seed, "set": name, "n": 6, "decoding": decoding,
             "decoding_seeds": list(decoding_seeds), "cut_off": 0.25, "response_tokens": {"mean": 12.1},
+            "diversity": {
+                **{f"distinct_{n}": {"mean": 10.0 * n, "by_seed": {}} for n in (1, 2, 4)},
+                "self_bleu": {"mean": 55.5},
+            },
             "scores": {
                 key: {"mean": mean, "by_seed": {str(s): mean for s in decoding_seeds}}
                 for key, mean in measure.items()
@@ -174,6 +176,26 @@ def write_evaluation(root, lineage, seed, name, decoding, decoding_seeds):
     write_lines(
         folder / "metrics.jsonl", [{"kind": "end", "seconds": 30.0, "tokens": 500, "device": "cpu"}]
     )
+    write_json(folder / "likelihoods/likelihoods.json", likelihoods(lineage, seed, name))
+    write_lines(folder / "likelihoods/prompts.jsonl", [{"id": 7 * row} for row in range(6)])
+    write_lines(
+        folder / "likelihoods/metrics.jsonl", [{"kind": "end", "seconds": 6.0, "tokens": 50}]
+    )
+
+
+def likelihoods(lineage, seed, name):
+    """As the stage of this name writes them: a teacher only where there is one."""
+    hops = split(lineage)
+    against = {
+        "own": {"teacher_perplexity": 3.5, "reverse_kl": 0.25 * len(hops), "forward_kl": 0.5},
+        "teacher": {"forward_kl": 0.75},
+        "exposure_bias": {"excess_accumulated_error": 12.5},
+    }
+    return {
+        "lineage": lineage, "seed": seed, "set": name, "n": 6,
+        "references": {"loss": 1.5, "perplexity": 4.4817, "calibration_error": 0.125},
+        **({role: against for role in ("direct", "first")} if len(hops) > 1 else {}),
+    }  # fmt: skip
 
 
 def run(root, spec):
@@ -184,7 +206,7 @@ def run(root, spec):
         "data_report": [root / "data/report/report.json"],
         "data_page": [root / "data/report/report.html"],
     }
-    outputs = {name: root / "report" / file for name, file in PARTS.items()}
+    outputs = {name: root / "report" / part.file for name, part in PARTS.items()}
     build.run(Stage(spec, "", inputs, outputs))
     return root / "report"
 
@@ -295,12 +317,10 @@ def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
     ]
 
 
-def test_numbers_are_written_with_their_spread():
-    assert statistics.estimate([78.0, 78.5]).text() == "78.2 ± 0.4"
-    assert statistics.estimate([-1.25]).text(signed=True) == "−1.2"
-    assert figures.size_text(1.56e9) == "1.6B" and figures.size_text(760e6) == "760M"
-    assert figures.size_text(99_700_000) == "100M" and figures.size_text(2e9) == "2.0B"
-    assert figures.size_text(14_300_000) == "14M" and figures.size_text(153_000) == "153k"
+def test_sizes_of_models_are_short():
+    assert size_text(1.56e9) == "1.6B" and size_text(760e6) == "760M"
+    assert size_text(99_700_000) == "100M" and size_text(2e9) == "2.0B"
+    assert size_text(14_300_000) == "14M" and size_text(153_000) == "153k"
 
 
 def test_findings_of_one_seed_speak_of_one_training(tmp_path):
@@ -356,7 +376,7 @@ def test_models_that_answered_other_prompts_are_not_compared(tmp_path):
 def test_every_shape_of_experiment_gives_all_parts(shape, tmp_path):
     chains, options = SHAPES[shape]
     report = run(tmp_path, make(tmp_path, chains, **options))
-    assert {path.name for path in report.iterdir()} == set(PARTS.values())
+    assert {path.name for path in report.iterdir()} == {part.file for part in PARTS.values()}
     for path in report.glob("*.svg"):
         assert "<text" in path.read_text(), f"{path.name}: text is not text"
         ElementTree.parse(path)
@@ -369,8 +389,8 @@ def test_every_shape_of_experiment_gives_all_parts(shape, tmp_path):
 def test_the_same_results_give_the_same_bytes(full, tmp_path):
     spec = make(tmp_path, [DIRECT, BY_KD, THROUGH, DEEP], (1, 2), ("heldout", "other"), TARGETS)
     again = run(tmp_path, spec)
-    for name in PARTS.values():
-        assert (again / name).read_bytes() == (full.report / name).read_bytes(), name
+    for part in PARTS.values():
+        assert (again / part.file).read_bytes() == (full.report / part.file).read_bytes(), part.file
 
 
 def test_texts_of_models_are_escaped_and_made_visible(full):
@@ -396,7 +416,7 @@ def test_costs_add_up(full):
     count = len(full.spec["nodes"])
     skipped = [int(r["skipped"]) for r in lines if r["stage"] == "training"]
     assert sum(skipped) == 3 * count
-    assert trained == pytest.approx(2.0 * count) and scored == pytest.approx(0.5 * 2 * count)
+    assert trained == pytest.approx(2.0 * count) and scored == pytest.approx(0.6 * 2 * count)
     assert f"<strong>{trained + scored:.1f}</strong>" in (full.report / "costs.html").read_text()
 
 
@@ -526,6 +546,14 @@ def spec(function):
     return lambda wildcards: canonical_json(function())
 
 
+def written(wildcards, output):
+    return " ".join(f"--output {name}={path}" for name, path in output.items())
+
+
+READ = [f"likelihoods/{name}" for name in ("likelihoods.json", "prompts.jsonl", "metrics.jsonl")]
+MEASURED = ["scores.json", "generations.jsonl", "metrics.jsonl", *READ]
+
+
 include: "rules/report.smk"
 """
 
@@ -569,11 +597,4 @@ def test_snakemake_report_opens_offline_and_shows_a_known_number(tmp_path):
     assert "rows: 1000" in texts["4. Data"]
 
 
-CATEGORIES = {
-    "1. Results": 3,
-    "2. Learning curves": 2,
-    "3. Generations": 1,
-    "4. Data": 1,
-    "5. Costs": 3,
-    "6. Provenance": 1,
-}
+CATEGORIES = Counter(part.category for part in PARTS.values())

@@ -310,6 +310,7 @@ class Experiment:
             "decoding_seeds": self.settings["evaluation"]["seeds"],
             "targets": self.settings["report"]["targets"],
             "samples": self.settings["report"]["samples"],
+            "judge": self.settings["evaluation"]["judge"],
             "training": self.settings["training"],
             "overrides": {
                 name: model["training"]

@@ -1,13 +1,15 @@
 """Build the report: tables, figures and pages out of the results of all models.
 
-Outputs, each optional: `results`, `samples`, `costs`, `provenance` (HTML pages), `results_csv`, `costs_csv`,
-`chains`, `learning`, `training`, `costs_figure` (SVG), `data` (the data report's page, handed on).
+Outputs, each optional: the names of `takd.report.parts.PARTS`.
 """
 
 from collections.abc import Callable
 
 from takd.errors import InputError
-from takd.report import costs, figures, pages, table
+from takd.report import costs, pages, table
+from takd.report.figures.chains import chains
+from takd.report.figures.costs import costs as costs_figure
+from takd.report.figures.curves import learning_curves, training_curves
 from takd.report.read import read
 from takd.stage import Stage, read_json, write_text
 
@@ -21,27 +23,29 @@ def run(stage: Stage) -> None:
     results = read(stage.spec, stage.input("models"), stage.input("evaluations"))
     groups = table.build(results)
     spent = costs.by_lineage(results)
-    chains = figures.chains(results)
-    bars = figures.costs(spent)
+    figures = {
+        "chains": chains(results),
+        "learning": learning_curves(results),
+        "training": training_curves(results),
+        "costs": costs_figure(spent),
+    }
     makers: dict[str, Callable[[], str]] = {
-        "results": lambda: pages.results_page(results, groups, chains),
+        "results": lambda: pages.results_page(results, groups, figures["chains"].svg),
         "results_csv": lambda: table.to_csv(results, groups),
-        "chains": lambda: chains,
-        "learning": lambda: figures.learning_curves(results),
-        "training": lambda: figures.training_curves(results),
+        "differences_csv": lambda: table.differences_csv(results),
         "samples": lambda: pages.samples_page(results, groups),
-        "costs": lambda: pages.costs_page(results, spent, bars),
-        "costs_csv": lambda: costs.to_csv(spent),
-        "costs_figure": lambda: bars,
+        "costs_page": lambda: pages.costs_page(results, spent, figures["costs"].svg),
         "data": lambda: stage.input("data_page").read_text(encoding="utf-8"),
         "provenance": lambda: pages.provenance_page(results, read_json(stage.input("data_report"))),
     }
+    texts = {name: drawing.svg for name, drawing in figures.items()}
+    texts |= {f"{name}_csv": drawing.csv for name, drawing in figures.items()}
     for name, path in stage.outputs.items():
-        if name not in makers:
+        if name not in makers and name not in texts:
             raise InputError(
-                f"--output {name}: no such part of the report; there are {', '.join(makers)}"
+                f"--output {name}: no such part of the report; there are {', '.join([*makers, *texts])}"
             )
-        write_text(path, makers[name]())
+        write_text(path, texts[name] if name in texts else makers[name]())
     stage.say(
         f"report: {len(results.lineages)} lineages, {len(results.nodes)} models,"
         f" {len(stage.spec['sets'])} evaluation set(s)"

@@ -1,11 +1,12 @@
 """What the models cost: minutes of training and evaluation, tokens, devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from takd.lineage import split
-from takd.report.read import Results
-from takd.report.table import chain_text, methods_text, write_csv
+from takd.report.read import Results, Row
+from takd.report.table import chain_text, methods_text
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def by_lineage(results: Results) -> list[Cost]:
                 steps=sum(model.manifest["steps"] for model in models),
                 skipped=sum(int(model.end.get("skipped", 0)) for model in models),
                 tokens=sum(int(model.end.get("tokens", 0)) for model in models),
-                evaluation_tokens=sum(int(each.end.get("tokens", 0)) for each in scored),
+                evaluation_tokens=sum(each.tokens for each in scored),
                 device=", ".join(sorted({device_text(model.end) for model in models})),
             )
         )
@@ -104,15 +105,15 @@ def device_text(end: dict[str, Any]) -> str:
     return f"{many}, {end['precision']}" if "precision" in end else many
 
 
-def to_csv(costs: list[Cost]) -> str:
-    """One line a lineage and stage."""
-    lines = []
+def lines(costs: Sequence[Cost]) -> list[Row]:
+    """The numbers, one line a lineage and stage."""
+    found: list[Row] = []
     for cost in costs:
         for stage, minutes, tokens in (
             ("training", cost.training_minutes, cost.tokens),
             ("evaluation", cost.evaluation_minutes, cost.evaluation_tokens),
         ):
-            lines.append(
+            found.append(
                 {
                     "lineage": cost.lineage,
                     "chain": cost.chain,
@@ -126,4 +127,4 @@ def to_csv(costs: list[Cost]) -> str:
                     "device": cost.device if stage == "training" else None,
                 }
             )
-    return write_csv(lines)
+    return found

@@ -13,7 +13,7 @@ from takd.lineage import Node, split
 from takd.report import comparisons, table
 from takd.report import costs as cost_table
 from takd.report.costs import Cost
-from takd.report.figures import size_text
+from takd.report.figures.style import size_text
 from takd.report.read import Results
 from takd.report.statistics import number
 

@@ -60,6 +60,11 @@ class Evaluation:
     ids: list[Any]
     by_draw: dict[str, NDArray[np.float64]]
     """Measure -> score of each prompt and decoding seed (P, D), in the order of `ids`."""
+    likelihoods: dict[str, Any] = field(default_factory=dict)
+    """What the model and its teachers say of the texts (docs/measures.md)."""
+    likelihoods_end: Row = field(default_factory=dict)
+    judge: dict[str, Any] | None = None
+    """Ratings, where the experiment has a judge."""
 
     @functools.cached_property
     def by_prompt(self) -> dict[Any, float]:
@@ -68,7 +73,13 @@ class Evaluation:
 
     @property
     def minutes(self) -> float:
-        return float(self.end.get("seconds", 0.0)) / 60
+        """Wall time of decoding, and of reading the texts, over all restarts, in minutes."""
+        return sum(float(end.get("seconds", 0.0)) for end in (self.end, self.likelihoods_end)) / 60
+
+    @property
+    def tokens(self) -> int:
+        """Tokens decoded and read."""
+        return sum(int(end.get("tokens", 0)) for end in (self.end, self.likelihoods_end))
 
     def mean(self, measure: str) -> float:
         return float(self.scores["scores"][measure]["mean"])
@@ -135,7 +146,7 @@ def read(spec: dict[str, Any], models: Path, evaluations: Path) -> Results:
             if first is None:
                 ids = [row["id"] for row in _lines(file)]
                 shown.update((key, {}) for key in _spread_out(ids, spec["samples"]))
-            found = _evaluation(node, name, folder, len(spec["decoding_seeds"]), shown)
+            found = _evaluation(node, name, folder, spec, shown)
             first = first or found
             if found.ids != first.ids:
                 raise InputError(
@@ -147,16 +158,15 @@ def read(spec: dict[str, Any], models: Path, evaluations: Path) -> Results:
 
 
 def _evaluation(
-    node: Node, name: str, folder: Path, draws: int, shown: dict[Any, dict[Node, Row]]
+    node: Node,
+    name: str,
+    folder: Path,
+    spec: dict[str, Any],
+    shown: dict[Any, dict[Node, Row]],
 ) -> Evaluation:
     """Scores of one model on one set; its rows of the prompts in `shown` are put there."""
-    scores = _json(folder / "scores.json")
-    found = (scores["lineage"], scores["seed"], scores["set"])
-    if found != (*node, name):
-        raise InputError(
-            f"{folder / 'scores.json'}: holds the scores of {found[0]} seed {found[1]} on {found[2]},"
-            f" expected those of {node.lineage} seed {node.seed} on {name}"
-        )
+    scores = _measured(folder / "scores.json", node, name)
+    draws = len(spec["decoding_seeds"])
     ids, values = [], []
     for row in _lines(folder / "generations.jsonl"):
         ids.append(row["id"])
@@ -170,8 +180,30 @@ def _evaluation(
             shown[row["id"]][node] = row
     array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(MEASURES))
     by_draw = {measure: array[:, :, place] for place, measure in enumerate(MEASURES)}
-    end = _end(list(_lines(folder / "metrics.jsonl")))
-    return Evaluation(node, name, scores, end, ids, by_draw)
+    read = folder / "likelihoods"
+    return Evaluation(
+        node,
+        name,
+        scores,
+        _end(list(_lines(folder / "metrics.jsonl"))),
+        ids,
+        by_draw,
+        likelihoods=_measured(read / "likelihoods.json", node, name),
+        likelihoods_end=_end(list(_lines(read / "metrics.jsonl"))),
+        judge=_measured(folder / "judge/judge.json", node, name) if spec["judge"] else None,
+    )
+
+
+def _measured(path: Path, node: Node, name: str) -> dict[str, Any]:
+    """A file of one evaluation, which says itself whose it is."""
+    found = _json(path)
+    said = (found["lineage"], found["seed"], found["set"])
+    if said != (*node, name):
+        raise InputError(
+            f"{path}: holds the scores of {said[0]} seed {said[1]} on {said[2]},"
+            f" expected those of {node.lineage} seed {node.seed} on {name}"
+        )
+    return dict(found)
 
 
 def _model(node: Node, models: Path) -> Model:

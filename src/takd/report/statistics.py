@@ -17,7 +17,6 @@ often the intervals hold the truth; docs/report.md says what came out.
 """
 
 import math
-import statistics
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -33,28 +32,6 @@ RESAMPLES = 9_999
 SEED = 20_230_614
 CELLS = 4_000_000
 """Numbers that a part of the resamples may hold at once."""
-
-
-class Estimate(NamedTuple):
-    """A mean over `n` training seeds and their standard deviation (n - 1 in the denominator; None for one)."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-    def text(self, signed: bool = False, digits: int = 1) -> str:
-        """`78.1 ± 0.4`, or `78.1` without a spread; `signed` writes a plus or a minus before it."""
-        value = number(self.mean, signed, digits)
-        return value if self.sd is None else f"{value} ± {self.sd:.{digits}f}"
-
-
-def estimate(values: Iterable[float]) -> Estimate | None:
-    """Mean and spread of the values; None if there are none."""
-    found = list(values)
-    if not found:
-        return None
-    sd = statistics.stdev(found) if len(found) > 1 else None
-    return Estimate(statistics.fmean(found), sd, len(found))
 
 
 class Interval(NamedTuple):

@@ -250,10 +250,10 @@ def _csv_line(
         "prompts": cell.prompts,
     }
     for measure, score in (("rougeL", cell.rougeL), ("exact_match", cell.exact_match)):
-        line |= _columns(measure, score)
+        line |= columns(measure, score)
     line |= {"response_tokens": cell.response_tokens, "cut_off": cell.cut_off}
     for key, found in (("gain_over_sft", cell.over_sft), ("gain_over_direct", cell.over_direct)):
-        line |= _columns(key, found) | {
+        line |= columns(key, found) | {
             f"{key}_n": found and found.trainings,
             f"{key}_p": found and found.p,
             f"{key}_prompts_p": found and found.p_prompts,
@@ -269,7 +269,7 @@ def _csv_line(
     return line | {"steps": row.steps, "training_minutes": row.minutes}
 
 
-def _columns(key: str, score: Score | None) -> dict[str, float | None]:
+def columns(key: str, score: Score | None) -> dict[str, float | None]:
     """A score with its 95 % intervals and its standard errors, under names that start with `key`."""
     wide = score.interval if score else None
     over_prompts = score.over_prompts if score else None
@@ -302,7 +302,7 @@ def differences_csv(results: Results) -> str:
                 "n_training_seeds": difference.trainings,
                 "family": len(found.of(name, pair.question)),
             }
-            | _columns("difference", difference)
+            | columns("difference", difference)
             | {
                 "p": difference.p,
                 "prompts_p": difference.p_prompts,

@@ -1,0 +1,105 @@
+"""What all figures share: one look a lineage, the style, and how a drawing becomes a file.
+
+The same results give the same bytes: no date, a fixed salt for the identifiers. Text stays text, so that it can
+be searched and scales. Colours are those of Okabe and Ito, and every line differs in marker or dashes too.
+"""
+
+import io
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from takd.lineage import split
+from takd.report.read import Results, Row
+from takd.report.table import write_csv
+
+# Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+SUPERVISED_COLOURS = ("#000000", "#666666", "#999999")
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "takd",
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "errorbar.capsize": 3,
+}
+
+WIDTH = 9.0
+"""Inches: two thirds of a landscape page, or the whole width of a portrait one when scaled."""
+
+
+class Look(NamedTuple):
+    """How a lineage is drawn in every figure."""
+
+    colour: str
+    marker: str
+    dashes: Any
+
+
+def looks(results: Results) -> dict[str, Look]:
+    """One look a lineage: supervised ones grey, distilled ones coloured, ends of chains first."""
+    ends = {chain["lineage"] for chain in results.spec["chains"]}
+    chosen: dict[str, Look] = {}
+    plain = coloured = 0
+    for lineage in sorted(results.lineages, key=lambda found: found not in ends):
+        if len(split(lineage)) == 1:
+            colour = SUPERVISED_COLOURS[plain % len(SUPERVISED_COLOURS)]
+            chosen[lineage] = Look(colour, MARKERS[plain % len(MARKERS)], DASHES[plain // 3 % 4])
+            plain += 1
+        else:
+            colour = COLOURS[coloured % len(COLOURS)]
+            dashes = DASHES[coloured // len(COLOURS) % len(DASHES)]
+            chosen[lineage] = Look(colour, MARKERS[coloured % len(MARKERS)], dashes)
+            coloured += 1
+    return chosen
+
+
+def size_text(parameters: float) -> str:
+    """`1.3M`, `14M`, `760M`, `1.5B`."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= unit:
+            value = parameters / unit
+            return f"{value:.0f}{name}" if value >= 9.95 else f"{value:.1f}{name}"
+    return str(int(parameters))
+
+
+class Drawing(NamedTuple):
+    """A figure as SVG, and the numbers that it shows."""
+
+    svg: str
+    numbers: list[Row]
+
+    @property
+    def csv(self) -> str:
+        """The numbers, one line for each mark of the figure."""
+        return write_csv(self.numbers)
+
+
+def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:
+    """How a lineage looks in a legend."""
+    shape = look.marker if marker else None
+    return Line2D([], [], color=look.colour, linestyle=look.dashes, marker=shape, markersize=size)
+
+
+def to_svg(figure: Figure) -> str:
+    """The file."""
+    file = io.StringIO()
+    # no metadata at all: a date would change the bytes, and its schema names are web addresses
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=nothing)
+    return file.getvalue()

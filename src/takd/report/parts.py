@@ -1,0 +1,45 @@
+"""The parts of the report: the one list that the rule, the stage and the tests go by.
+
+A part is a file in `results/<experiment>/report/` and an entry of Snakemake's report, where entries are told apart by
+their labels and sorted by them within a category. Its caption, `workflow/report/<stem>.rst`, is named like the file.
+"""
+
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """A file of the report and its place in Snakemake's."""
+
+    file: str
+    category: str
+    about: str
+    form: str
+
+    @property
+    def stem(self) -> str:
+        return self.file.partition(".")[0]
+
+
+def _figure(stem: str, category: str, about: str) -> dict[str, Part]:
+    """A figure and the numbers that it shows."""
+    return {
+        stem: Part(f"{stem}.svg", category, about, "figure"),
+        f"{stem}_csv": Part(f"{stem}.csv", category, about, "numbers (CSV)"),
+    }
+
+
+RESULTS, CURVES = "1. Results", "2. Learning curves"
+PARTS = {
+    "results": Part("results.html", RESULTS, "Findings and scores", "page"),
+    "results_csv": Part("results.csv", RESULTS, "Findings and scores", "table (CSV)"),
+    "differences_csv": Part("differences.csv", RESULTS, "Differences and tests", "table (CSV)"),
+    **_figure("chains", RESULTS, "ROUGE-L along the chains"),
+    **_figure("learning", CURVES, "Scores on dev"),
+    **_figure("training", CURVES, "What the methods log"),
+    "samples": Part("samples.html", "3. Generations", "Answers side by side", "page"),
+    "data": Part("data.html", "4. Data", "Rows, lengths, leaks", "page"),
+    "costs_page": Part("costs.html", "5. Costs", "Time and tokens", "page"),
+    **_figure("costs", "5. Costs", "Minutes of each model"),
+    "provenance": Part("provenance.html", "6. Provenance", "Settings, versions, digests", "page"),
+}
+"""Name of each part, as the stage takes it (`--output NAME=FILE`)."""
