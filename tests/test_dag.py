@@ -36,7 +36,7 @@ def test_any_number_of_assistants(project: Project, assistants: int) -> None:
     assert jobs["base"] == assistants + 2
     assert jobs["teacher"] == 1 and jobs["sft"] == assistants + 1
     assert jobs["distill_minillm"] == assistants + 1
-    assert jobs["evaluate"] == 2 * assistants + 3
+    assert jobs["evaluate"] == jobs["likelihoods"] == 2 * assistants + 3
     assert jobs["data"] == 3
     assert "distill_kd" not in jobs
 

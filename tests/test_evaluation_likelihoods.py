@@ -2,17 +2,24 @@
 
 import json
 import math
+from statistics import fmean
 
 import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
 from models_for_tests import token_log_probabilities
+from test_plan import ATTENTION
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from workspace import Workspace
 
+from takd import inference, models
 from takd.evaluation import calibration
+from takd.evaluation import likelihoods as stage_likelihoods
 from takd.evaluation.answers import answer, prompts_of
+from takd.preflight import shapes, work
+from takd.preflight.work import Rows
 from takd.sampling import Decoding
 from takd.stage import Interrupted, Stage
 
@@ -195,7 +202,6 @@ def test_two_processes_and_other_attempts_find_the_same(workspace, measured):
     assert said.count("reverse KL to teacher-sft") == 2, "said once, to console and log"
     for file in ("likelihoods.json", "prompts.jsonl"):
         assert (workspace.folder / name / file).read_bytes() == (measured / file).read_bytes()
-    assert not (workspace.folder / name / "checkpoints").exists()
 
 
 def test_answers_of_another_evaluation_are_refused(workspace):
@@ -231,3 +237,41 @@ def test_every_answer_is_kept_when_it_ends(workspace, tmp_path):
             answer(stage, "stopped", *arguments, folder)
         assert (folder / "answers.jsonl").read_text().count("\n") == kept
     assert answer(stage, "stopped", *arguments, folder) == whole
+
+
+def test_what_it_computes_is_what_is_planned(workspace, measured):
+    """Operations counted by torch, within 3 %, without what loading tries out; one text at a time: none is padded."""
+    place, out = workspace.folder, workspace.folder / "counted"
+    out.mkdir()
+    names = {"model": "model", "direct": "oracle", "data": "dev", "tokenizer": "tokenizer"}
+    inputs = {key: [place / name / "manifest.json"] for key, name in names.items()}
+    inputs["answers"] = [place / "model-answers/answers.jsonl"]
+    inputs["direct_answers"] = [place / "oracle-answers/answers.jsonl"]
+    files = {
+        "likelihoods": "likelihoods.json",
+        "prompts": "prompts.jsonl",
+        "metrics": "metrics.jsonl",
+    }
+    spec = {
+        **{"lineage": "teacher-sft__student-kd", "seed": 3, "set": "dev", "seeds": [10, 20]},
+        **{"max_length": 16, "teachers": TEACHERS},
+    }
+    outputs = {key: out / file for key, file in files.items()}
+    stage = Stage(spec=spec, code="any", inputs=inputs, outputs=outputs, micro_batch=1)
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        stage_likelihoods.run(stage)
+    tokenizer = models.load_tokenizer(place / "tokenizer/tokenizer")
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as loading:
+        for name in ("model", "oracle"):
+            inference.load(place / name / "model", tokenizer, name)
+    counted = counter.get_total_flops() - loading.get_total_flops()
+    loss = read(measured)[0]["references"]["loss"]
+    assert read(out)[0]["references"]["loss"] == pytest.approx(loss, rel=1e-5)
+    end = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    dev = load_from_disk(str(place / "dev/dataset"))
+    rows = Rows(len(dev), fmean(map(len, dev["prompt_ids"])), end["tokens"] / len(dev) / 6)
+    model, oracle = (shapes.config_of(place / name / "model") for name in ("model", "oracle"))
+    planned = work.likelihoods(model, [oracle], rows, seeds=2)
+    assert planned is not None
+    assert planned.tokens == pytest.approx(end["tokens"])
+    assert planned.operations == pytest.approx(counted, rel=0.03)

@@ -11,6 +11,7 @@ from slurm.experiments import demo_experiment
 from slurm.runs import Run, SlurmProject, make_slurm_project
 
 TRAININGS = {"teacher", "sft", "distill_kd", "distill_minillm"}
+ASKING = {"evaluate", "likelihoods"}
 
 
 @dataclass
@@ -53,9 +54,10 @@ def test_every_job_succeeds_at_once(demo: Demo) -> None:
 
 def test_small_stages_stay_where_snakemake_runs(demo: Demo) -> None:
     """Only what needs a GPU is a job of its own."""
-    assert set(demo.jobs) == {*TRAININGS, "evaluate"}
+    assert set(demo.jobs) == {*TRAININGS, *ASKING}
     counts = {rule: len(jobs) for rule, jobs in demo.jobs.items()}
-    assert counts == {"teacher": 1, "sft": 2, "distill_kd": 1, "distill_minillm": 3, "evaluate": 7}
+    trainings = {"teacher": 1, "sft": 2, "distill_kd": 1, "distill_minillm": 3}
+    assert counts == {**trainings, "evaluate": 7, "likelihoods": 7}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_small_stages_stay_where_snakemake_runs(demo: Demo) -> None:
             {"gpus": "gpu:v100l:4", "cores": "16", "memory": "64000", "time": "10:00:00"},
         ),
         (
-            {"evaluate"},
+            ASKING,
             {"gpus": "gpu:v100l:1", "cores": "4", "memory": "16000", "time": "05:00:00"},
         ),
     ],

@@ -26,7 +26,7 @@ from takd.evaluation import calibration, exposure, reading
 from takd.evaluation.reading import Record, Text
 from takd.evaluation.shares import Share, Store, shared
 from takd.stage import Interrupted, Stage, write_json, write_text
-from takd.training.devices import own
+from takd.training.devices import device_name, own
 from takd.training.progress import Journal, Progress
 
 # "references"; and of each teacher "<role>/references", "<role>/own" (the model's answers), "<role>/teacher" (its own)
@@ -62,7 +62,7 @@ def _run(stage: Stage, folder: Path, share: Share) -> None:
     lines = _prompts(dataset, records, spec["teachers"])
     write_text(stage.outputs["prompts"], "".join(json.dumps(line) + "\n" for line in lines))
     journal.tokens = sum(record["tokens"] for part in records.values() for record in part)
-    journal.write("end", len(found), device=own().type, processes=share.count)
+    journal.write("end", len(found), device=device_name(own()), processes=share.count)
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     measured = summary(records, spec["teachers"])
     # last: what its readers wait for

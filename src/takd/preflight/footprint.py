@@ -162,9 +162,18 @@ def training(
 
 
 def asking(
-    model: Shape, texts: Texts, resources: Resources, card: Card, decodes: bool = True
+    model: Shape,
+    texts: Texts,
+    resources: Resources,
+    card: Card,
+    decodes: bool = True,
+    beside: Shape | None = None,
 ) -> Footprint:
-    """A stage that asks a trained model: an evaluation, a part of a teacher's responses, its outputs."""
+    """A stage that asks a trained model: an evaluation, a part of a teacher's responses, its outputs, likelihoods.
+
+    Args:
+        beside: a teacher that reads the same texts.
+    """
     number = BYTES[card.precision()]
     device = "cpu" if card.on_cpu else "cuda"
     footprint = Footprint({} if card.on_cpu else {"PyTorch and CUDA": RUNTIME})
@@ -174,9 +183,13 @@ def asking(
         footprint.moments["sampling"] = sampling(model, None, rows, texts, number, device)
     else:
         tokens = rows * texts.response
+        both = [model, *([beside] if beside else [])]
+        if beside is not None:
+            footprint.always["the teacher's weights"] = beside.parameters * number
         footprint.moments["reading"] = {
-            "one block's activations": reading(model, rows * texts.whole, number),
-            "logits": 3 * _chunk(model, tokens, device),
+            "one block's activations": max(reading(m, rows * texts.whole, number) for m in both),
+            # of one model, its log-probabilities; of two also what their divergences are summed from
+            "logits": (3 if beside is None else 6) * _chunk(model, tokens, device),
         }
     return footprint
 

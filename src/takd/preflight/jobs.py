@@ -44,7 +44,12 @@ class Job:
     @property
     def computes(self) -> bool:
         """Whether it wants a GPU."""
-        return self.trains or self.rule in ("evaluate", "generate", "teacher_outputs")
+        return self.trains or self.rule in (
+            "evaluate",
+            "likelihoods",
+            "generate",
+            "teacher_outputs",
+        )
 
     @property
     def lineage(self) -> str:

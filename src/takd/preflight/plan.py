@@ -113,6 +113,13 @@ class Planner:
             return None
         return self.shapes[lineage.split(above)[-1].model]
 
+    def compared_with(self, job: Job) -> list[Shape]:
+        """Shapes of the teachers that a model is read beside, each teacher once."""
+        names = job.wildcards
+        spec = self.experiment.likelihoods_spec(names["lineage"], int(names["seed"]), names["set"])
+        teachers = dict.fromkeys(map(tuple, spec["teachers"].values()))
+        return [self.shapes[lineage.split(teacher)[-1].model] for teacher, _ in teachers]
+
     def spec(self, job: Job) -> dict[str, Any]:
         """Settings of a training."""
         return self.experiment.train_spec(job.lineage, int(job.wildcards["seed"]))
@@ -135,6 +142,11 @@ class Planner:
         if job.rule == "evaluate":
             seeds = len(self.experiment.settings["evaluation"]["seeds"])
             return work.evaluation(shape, self.rows[job.wildcards["set"]], seeds, job.given, number)
+        if job.rule == "likelihoods":
+            seeds = len(self.experiment.settings["evaluation"]["seeds"])
+            return work.likelihoods(
+                shape, self.compared_with(job), self.rows[job.wildcards["set"]], seeds
+            )
         if job.rule == "generate":
             return work.evaluation(shape, self._part(job), 1, job.given, number)
         return work.outputs(shape, self._read(job), job.wildcards["kind"])
@@ -149,10 +161,12 @@ class Planner:
             return footprint.training(
                 shape, self.teacher(job), self.spec(job), texts, given, self.card
             )
-        decodes = job.rule != "teacher_outputs"
+        decodes = job.rule in ("evaluate", "generate")
         if job.wildcards.get("read") == "corpus":
             texts = Texts(1, round(self.rows["corpus"].whole) - 1)
-        return footprint.asking(shape, texts, given, self.card, decodes)
+        beside = self.compared_with(job) if job.rule == "likelihoods" else []
+        largest = max(beside, key=lambda teacher: teacher.parameters, default=None)
+        return footprint.asking(shape, texts, given, self.card, decodes, largest)
 
     def written(self, job: Job) -> Written:
         """What a job writes to disk."""
@@ -165,6 +179,8 @@ class Planner:
             seeds = len(self.experiment.settings["evaluation"]["seeds"])
             rows = self.rows[job.wildcards["set"]]
             return disk.answers((rows.count or 0) * seeds, rows.response)
+        if job.rule == "likelihoods":
+            return Written()  # a line a prompt
         if job.rule == "generate":
             rows = self._part(job)
             return disk.answers(rows.count or 0, rows.response)

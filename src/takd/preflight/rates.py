@@ -6,7 +6,7 @@ tokens that it really read and drew.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Measured:
     """One run that was measured.
 
     Attributes:
-        kind: the method, or "evaluate".
+        kind: the method, "evaluate" or "likelihoods".
         parameters: of the model that was trained or asked.
         seconds: summed over its processes.
     """
@@ -95,6 +95,8 @@ def measured(results: Path) -> list[Measured]:
         found += _training(manifest)
     for scores in sorted(results.glob("*/evaluations/*/seed*/*/scores.json")):
         found += _evaluation(scores)
+    for read in sorted(results.glob("*/evaluations/*/seed*/*/likelihoods/likelihoods.json")):
+        found += _likelihoods(read)
     return found
 
 
@@ -163,6 +165,28 @@ def _evaluation(scores: Path) -> Iterator[Measured]:
     if planned and (card := _card(end["device"])):
         seconds = end["seconds"] * end["processes"]
         yield Measured(card, "evaluate", model.parameters, planned.operations, seconds)
+
+
+def _likelihoods(path: Path) -> Iterator[Measured]:
+    """A finished reading of an evaluation's texts, as many as its log counted."""
+    results = path.parents[5]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        end = _journal(path.parent / "metrics.jsonl")[-1]
+        rows = rows_of(results / "data" / path.parents[1].name / "manifest.json")
+        model = _model(results / "models" / found["lineage"], found["seed"])
+        names = dict.fromkeys(map(tuple, found["teachers"].values()))
+        teachers = [_model(results / "models" / name, seed) for name, seed in names]
+        if rows is None or not end["tokens"] or not end["seconds"]:
+            return
+        own = replace(rows, count=found["n"])
+        planned = work.likelihoods(model, teachers, own, len(found["decoding_seeds"]))
+    except (OSError, ValueError, KeyError, IndexError, InputError):
+        return
+    if planned and planned.tokens and (card := _card(end["device"])):
+        operations = planned.operations * end["tokens"] / planned.tokens
+        seconds = end["seconds"] * end["processes"]
+        yield Measured(card, "likelihoods", model.parameters, operations, seconds)
 
 
 def _card(device: str) -> str | None:

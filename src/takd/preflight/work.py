@@ -6,7 +6,7 @@ tokens alone. Padding is left out: batches are sorted by length. A test holds th
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -310,6 +310,23 @@ def evaluation(
         model, count, rows.prompt, rows.response, resources.micro_batch, 1, number, rows.count
     )
     return work + Work(tokens=count * rows.response)
+
+
+def likelihoods(model: Shape, teachers: Sequence[Shape], rows: Rows, seeds: int) -> Work | None:
+    """Work of reading a set's references, and with each teacher once more these, the model's answers and the teacher's.
+
+    One reference a prompt, and answers as long as it.
+    """
+    if rows.count is None:
+        return None
+
+    def read(shape: Shape) -> float:
+        return body_forward(shape, rows.whole) + head(shape, rows.response)
+
+    texts = 1 + 2 * seeds
+    operations = read(model) + sum(texts * (read(model) + read(teacher)) for teacher in teachers)
+    tokens = (1 + texts * len(teachers)) * rows.response
+    return Work(tokens=rows.count * tokens, passes=rows.count * operations)
 
 
 def outputs(teacher: Shape, rows: Rows, kind: str) -> Work | None:
