@@ -102,6 +102,7 @@ EDITS = {
     "supervised method": (code("methods/sft"), BELOW_DATA),
     "training loop": (code("training/loop"), BELOW_DATA),
     "evaluation": (code("evaluation/evaluate"), {"evaluate": 7, "likelihoods": 7, "report": 1}),
+    "likelihoods": (code("evaluation/likelihoods"), {"likelihoods": 7, "report": 1}),
     "report": (code("report/build"), {"report": 1}),
     "description": (experiment(lambda e: e.update(description="Other words.")), {"report": 1}),
     "two settings swapped": (experiment(swap), MINILLM),
