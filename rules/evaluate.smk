@@ -31,7 +31,8 @@ rule evaluate:
         inputs=named,
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/evaluate.py --spec {params.spec:q} --code {params.code}"
-        " --threads {threads} --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output scores={output.scores:q} --output generations={output.generations:q}"
         " --output answers={output.answers:q} --output metrics={output.metrics:q} 2> {log:q}"
@@ -63,7 +64,8 @@ rule likelihoods:
         inputs=named,
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/likelihoods.py --spec {params.spec:q} --code {params.code}"
-        " --threads {threads} --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
+        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output likelihoods={output.likelihoods:q} --output prompts={output.prompts:q}"
         " --output metrics={output.metrics:q} 2> {log:q}"

@@ -250,12 +250,16 @@ def changed(name: str, folder: Path, **variables: str) -> dict:
 
 
 def test_one_place_for_all_that_depends_on_the_cluster(tmp_path: Path) -> None:
-    settings = changed("slurm", tmp_path, account="rrg-mine", gpu="h100", gpus="2")
+    more = {"gpus": "2", "evaluation_gpus": "3"}
+    settings = changed("slurm", tmp_path, account="rrg-mine", gpu="h100", **more)
     assert "slurm_account=rrg-mine" in settings["default-resources"]
-    assert {"sft:gres=gpu:h100:2", "sft:processes=2", "evaluate:gres=gpu:h100:1"} <= set(
+    assert {"sft:gres=gpu:h100:2", "sft:processes=2", "generate:gres=gpu:h100:1"} <= set(
         settings["set-resources"]
     )
-    assert "sft=8" in settings["set-threads"]
+    for rule in ("evaluate", "likelihoods"):
+        sharing = {f"{rule}:gres=gpu:h100:3", f"{rule}:processes=3"}
+        assert sharing <= set(settings["set-resources"]) and f"{rule}=12" in settings["set-threads"]
+    assert {"sft=8", "generate=4"} <= set(settings["set-threads"])
 
 
 @pytest.mark.parametrize("name", SLURM_PROFILES)

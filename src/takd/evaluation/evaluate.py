@@ -51,7 +51,9 @@ def _evaluate(stage: Stage, folder: Path, share: Share) -> None:
     if not share.first:
         return
     journal.tokens = sum(len(found["tokens"]) for found in answers.values())
-    rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], stage.threads))
+    # the other processes have nothing left to do
+    threads = stage.threads * share.count
+    rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], threads))
     lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     write_text(stage.outputs["generations"], lines)
     lines = "".join(

@@ -307,7 +307,14 @@ def evaluation(
         return None
     count = rows.count * seeds
     work = decoded(
-        model, count, rows.prompt, rows.response, resources.micro_batch, 1, number, rows.count
+        model,
+        count,
+        rows.prompt,
+        rows.response,
+        resources.micro_batch,
+        resources.world,
+        number,
+        rows.count,
     )
     return work + Work(tokens=count * rows.response)
 
