@@ -12,10 +12,15 @@ LONGEST = 256
 # fmt: off
 PROMPT = (31, 36, 37, 38, 38, 39, 40, 41, 41, 42, 44, 45, 47, 50, 57, 68, 94, 139, 178, 212, 256)
 RESPONSE = (2, 5, 9, 13, 15, 19, 24, 28, 33, 38, 45, 52, 60, 70, 82, 95, 111, 136, 173, 255, 256)
+# The same of the 500 rows of DollyEval, on which models are scored.
+EVALUATED_PROMPT = (33, 36, 36, 37, 38, 39, 40, 40, 41, 42, 43, 44, 46, 47, 51, 62, 79, 129, 174, 213, 256)
+EVALUATED_RESPONSE = (2, 5, 12, 14, 18, 22, 27, 31, 37, 42, 49, 57, 68, 83, 97, 114, 133, 166, 205, 256, 256)
 # fmt: on
 
 
-def dolly_lengths(count: int, longest: int = LONGEST, *, seed: int = 0) -> list[tuple[int, int]]:
+def dolly_lengths(
+    count: int, longest: int = LONGEST, *, seed: int = 0, evaluated: bool = False
+) -> list[tuple[int, int]]:
     """Tokens of prompt and response of some rows, in a random order.
 
     They are quantiles themselves, evenly spaced, so that a few rows are distributed like all. Prompt and response are
@@ -23,10 +28,12 @@ def dolly_lengths(count: int, longest: int = LONGEST, *, seed: int = 0) -> list[
 
     Args:
         longest: of a prompt or of a response; all others shrink with it.
+        evaluated: whether as in DollyEval, whose responses are a seventh longer, rather than as in the training rows.
     """
     generator = torch.Generator().manual_seed(seed)
     columns = []
-    for quantiles in (PROMPT, RESPONSE):
+    both = (EVALUATED_PROMPT, EVALUATED_RESPONSE) if evaluated else (PROMPT, RESPONSE)
+    for quantiles in both:
         lengths = [
             _quantile(quantiles, (i + 0.5) / count) * longest / LONGEST for i in range(count)
         ]

@@ -470,6 +470,7 @@ def test_rows_that_training_drops_are_counted_and_named(words, tmp_path):
         "dropped_prompt_too_long": 1,
         "shortened_prompts": 0,
         "cut_responses": 0,
+        "dropped_response_length": 0,
     }
     assert manifest["named"] == {
         "dropped_leaks": [1],

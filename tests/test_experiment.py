@@ -275,10 +275,15 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         f"{{hub: some/data, revision: {REVISION}, file: raw.parquet}}",
         ["data.train.file is 'raw.parquet'", "path of a .jsonl file within the data set"],
     ),
-    "digest of a local file": (
+    "digest of a folder": (
         "{json: data/train.jsonl}",
-        f'{{json: data/train.jsonl, sha256: "{"0" * 64}"}}',
-        ["data.train.sha256 only goes with url and with file", "remove it"],
+        f'{{folder: data, sha256: "{"0" * 64}"}}',
+        ["data.train.sha256 only goes with json, url and file of a hub data set", "rows_sha256"],
+    ),
+    "lengths that nothing has": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, min_response_words: 11, max_response_words: 10}",
+        ["data.train.max_response_words is 10, but must be at least min_response_words (11)"],
     ),
     "no rows": (
         "{json: data/train.jsonl}",

@@ -2,8 +2,10 @@
 
     python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--card v100l] [--config data=FOLDER]
     python -m takd doctor                           the same options
+    python -m takd data [--experiment NAME] [--config data=FOLDER]
 
-`plan` says what it will take, `doctor` what stands in its way; docs/preflight.md explains their numbers.
+`plan` says what it will take, `doctor` what stands in its way; docs/preflight.md explains their numbers. `data` reads
+the experiment's rows and prints what pins them.
 """
 
 import argparse
@@ -16,13 +18,14 @@ from typing import Any
 from takd.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+EXPECTED = ("expect_rows", "rows_sha256")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Answer; the exit code is 1 where `doctor` finds an error, or the question is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        return {"plan": plan, "doctor": doctor}[options.question](options)
+        return {"plan": plan, "doctor": doctor, "data": data}[options.question](options)
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -60,6 +63,30 @@ def doctor(options: argparse.Namespace) -> int:
     return int(any(finding.level == "error" for finding in findings))
 
 
+def data(options: argparse.Namespace) -> int:
+    """Print `expect_rows` and `rows_sha256` of all rows that there are, as they stand in an experiment file."""
+    from takd.data.filters import Digest
+    from takd.data.sources import rows
+    from takd.preflight.collect import read_experiment
+
+    read = read_experiment(ROOT, options.experiment, _pairs(options.config, "--config"))
+    wrong = 0
+    for split in read.splits:
+        if split == "corpus":
+            continue
+        source = {k: v for k, v in read.data_spec(split)["source"].items() if k not in EXPECTED}
+        found = Digest()
+        try:
+            for row in rows(source):
+                found.add(row)
+        except InputError as error:  # the others may be there
+            print(f"{split}: {error}", file=sys.stderr)
+            wrong = 1
+        else:
+            print(f"{split}: {{expect_rows: {found.count}, rows_sha256: {found.sha256}}}")
+    return wrong
+
+
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": options.experiment,
@@ -89,7 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m takd", description=(__doc__ or "").splitlines()[0]
     )
     questions = parser.add_subparsers(dest="question", required=True)
-    helps = {"plan": "what an experiment will take", "doctor": "what stands in its way"}
+    helps = {
+        "plan": "what an experiment will take",
+        "doctor": "what stands in its way",
+        "data": "what pins the rows that it reads",
+    }
     for name, text in helps.items():
         add = questions.add_parser(name, help=text, description=text).add_argument
         add(
@@ -97,6 +128,15 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="of config/experiments; else as in config/config.yaml",
         )
+        add(
+            "--config",
+            nargs="+",
+            default=[],
+            metavar="NAME=VALUE",
+            help="variables of the experiment",
+        )
+        if name == "data":
+            continue
         add(
             "--profile",
             metavar="FOLDER",
@@ -106,13 +146,6 @@ def _parser() -> argparse.ArgumentParser:
             "--card",
             metavar="NAME",
             help="GPU, such as v100l; else that of the profile or of this machine",
-        )
-        add(
-            "--config",
-            nargs="+",
-            default=[],
-            metavar="NAME=VALUE",
-            help="variables of the experiment",
         )
         add(
             "--rows",

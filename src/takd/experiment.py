@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from takd import checks, lineage, schema
+from takd.data import filters
 from takd.data.sources import files_below
 from takd.errors import InputError
 from takd.lineage import Node
@@ -347,9 +348,11 @@ class Experiment:
             "url": ["url", "sha256"],
         }
         kept = next(
-            (keys for kind, keys in kinds.items() if kind in source), ["json", "text", "demo"]
+            (keys for kind, keys in kinds.items() if kind in source),
+            ["json", "sha256", "text", "demo"],
         )
-        return {key: source[key] for key in [*kept, "rows", "columns"] if key in source}
+        taken = [*kept, "rows", "columns", *filters.KEYS]
+        return {key: source[key] for key in taken if key in source}
 
     def _files(self, source: Mapping[str, Any]) -> list[Path]:
         kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
@@ -363,12 +366,25 @@ class Experiment:
         """A local source with `sha256`: of the file, or [name, digest] of each file of a folder."""
         if any(kind in source for kind in ("hub", "url", "demo")):
             return dict(source)
+        if "sha256" in source:
+            return {**source, "sha256": [self._named_digest(source)]}
         digests: list[Any] = [_digest(self.root / path) for path in self._files(source)]
         folder = source.get("folder") or source.get("text")
         if folder and (self.root / folder).is_dir():
             names = [path.relative_to(folder).as_posix() for path in self._files(source)]
             digests = [list(pair) for pair in zip(names, digests, strict=True)]
         return {**source, "sha256": digests}
+
+    def _named_digest(self, source: Mapping[str, Any]) -> str:
+        """The digest that the experiment gives a file. InputError if the file is there and has another."""
+        named: str = source["sha256"]
+        path = self.root / source["json"]
+        if path.is_file() and (found := _digest(path, whole=True)) != named:
+            raise InputError(
+                f"{source['json']} has the sha256 {found}, but the experiment says {named}; get the file that is meant,"
+                " or correct `sha256`."
+            )
+        return named
 
     def _local_paths(self) -> Iterator[tuple[str, str]]:
         settings = self.settings
@@ -386,12 +402,12 @@ class Experiment:
                     yield f"{key}.{kind}", source[kind]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, whole: bool = False) -> str:
     status = path.stat()
-    return _digest_at(path, status.st_size, status.st_mtime_ns)
+    return _digest_at(path, status.st_size, status.st_mtime_ns, whole)
 
 
 @functools.cache
-def _digest_at(path: Path, size: int, changed: int) -> str:
-    """sha256 of a file, or its size where it is large; read again only after a change."""
-    return f"size {size}" if size > LARGE else file_digest(path)
+def _digest_at(path: Path, size: int, changed: int, whole: bool) -> str:
+    """sha256 of a file, or its size where it is large, unless all of it is to be read; again only after a change."""
+    return file_digest(path) if whole or size <= LARGE else f"size {size}"

@@ -44,11 +44,16 @@ def _check_source(file: YamlFile, source: dict[str, Any], key: Key) -> None:
             raise file.error(
                 (*key, name), "does not go with file, which is read whole; remove it (see rows)."
             )
-    if "sha256" in source and not ("url" in source or "file" in source):
+    if "sha256" in source and not any(kind in source for kind in ("json", "url", "file")):
         raise file.error(
             (*key, "sha256"),
-            "only goes with url and with file of a hub data set; remove it (local files are known by"
-            " their content anyway).",
+            "only goes with json, url and file of a hub data set; remove it (see rows_sha256).",
+        )
+    least, most = (source.get(f"{which}_response_words") for which in ("min", "max"))
+    if least is not None and most is not None and most < least:
+        raise file.error(
+            (*key, "max_response_words"),
+            f"is {most}, but must be at least min_response_words ({least}).",
         )
     for name in ("rows", "columns"):
         if name in source and "demo" in source:

@@ -9,6 +9,7 @@ LABELS = {
     "empty_output": "dropped: empty output",
     "dropped_duplicates": "dropped: repeats an earlier row",
     "dropped_leaks": "dropped: stands in an evaluation set",
+    "dropped_response_length": "dropped: answer too short or too long",
     "duplicates": "repeat an earlier row",
     "shortened_prompts": "prompt shortened",
     "cut_responses": "response cut",

@@ -33,7 +33,7 @@ class Tally:
 
     def __init__(self) -> None:
         names = ("dropped_prompt_too_long", "empty_output", "duplicates", "dropped_duplicates")
-        more = ("dropped_leaks", "shortened_prompts", "cut_responses")
+        more = ("dropped_leaks", "shortened_prompts", "cut_responses", "dropped_response_length")
         self.counts: Counter[str] = Counter(dict.fromkeys(("rows", "kept", *names, *more), 0))
         self.named: dict[str, list[int]] = {}
 
@@ -75,7 +75,12 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
     """
     held_out = {row.prompt for other in spec.get("exclude", []) for row in sources.rows(other)}
     seen: set[tuple[str, str]] = set()
-    for row in sources.rows(spec["source"]):
+
+    def dropped(row: Row) -> None:
+        tally.counts["rows"] += 1
+        tally.count("dropped_response_length", row)
+
+    for row in sources.rows(spec["source"], dropped):
         tally.counts["rows"] += 1
         repeated = row.prompt in seen
         seen.add(row.prompt)
@@ -170,7 +175,8 @@ def _write_rows(spec: dict[str, Any], encoder: Encoder, folder: Path) -> tuple[d
         raise InputError(
             f"{sources.describe(spec['source'])}: none of {counts['rows']} rows is kept for '{spec['split']}'"
             f" ({counts['dropped_prompt_too_long']} prompts over data.max_prompt_length ="
-            f" {spec['max_prompt_length']}, {counts['empty_output']} outputs empty)."
+            f" {spec['max_prompt_length']}, {counts['empty_output']} outputs empty,"
+            f" {counts['dropped_response_length']} answers of other lengths)."
         )
     message = f"{counts['kept']} of {counts['rows']} rows"
     notable = {key: n for key, n in counts.items() if n and key not in ("rows", "kept")}

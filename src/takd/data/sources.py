@@ -1,12 +1,12 @@
 """Where rows come from: JSON lines, here or fetched, a folder or the hub through `datasets`, the demo's generator."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from takd.data import demo
+from takd.data import demo, filters
 from takd.errors import InputError
 from takd.provenance import file_digest
 
@@ -31,7 +31,7 @@ class Row(NamedTuple):
         return self.instruction, self.input
 
 
-def rows(source: Source) -> Iterator[Row]:
+def rows(source: Source, dropped: Callable[[Row], None] | None = None) -> Iterator[Row]:
     """Read instruction rows in the order of the source.
 
     Args:
@@ -39,11 +39,20 @@ def rows(source: Source) -> Iterator[Row]:
             `{"hub": name, "revision", "file", "sha256"}`, `{"folder": path, "split"}` or
             `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked. `rows` is the first
             row and the one after the last; `columns` has other names of `instruction`, `input` and `output`.
+            `min_response_words` and `max_response_words` leave rows out (`takd.data.filters`); `expect_rows` and
+            `rows_sha256` say what is left.
+        dropped: told of each row that is left out for the length of its answer.
 
     Raises:
-        InputError: a file or split that is not there or changed, fewer rows than are asked for, or a row that is not
-            one; names the line.
+        InputError: a file or split that is not there or changed, fewer rows than are asked for, other rows than are
+            expected, or a row that is not one; names the line.
     """
+    kept = filters.keep(source, _rows(source), dropped)
+    return filters.expected(source, describe(source), kept)
+
+
+def _rows(source: Source) -> Iterator[Row]:
+    """All rows, of any length."""
     if "demo" in source:
         for number, (instruction, context, answer) in enumerate(demo.rows(**source["demo"])):
             yield Row(number, instruction, context, (answer,))
@@ -99,12 +108,17 @@ def describe(source: Source) -> str:
     """A source in a few words, for messages and the data report."""
     if "demo" in source:
         wanted = source["demo"]
-        return f"demo {wanted['part']} (seed {wanted.get('seed', 1)})"
+        lengths = filters.describe(source)
+        return f"demo {wanted['part']} (seed {wanted.get('seed', 1)})" + (
+            lengths and f", {lengths}"
+        )
     parts = {key: source.get(key) for key in ("config", "split", "file")}
     if "rows" in source:
         start, stop = source["rows"]
         parts["rows"] = f"from {start}" if stop is None else f"{start} to {stop - 1}"
     names = "".join(f", {key} {value}" for key, value in parts.items() if value)
+    if lengths := filters.describe(source):
+        names += f", {lengths}"
     kind = next(kind for kind in ("json", "text", "url", "hub", "folder") if kind in source)
     return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
 

@@ -14,7 +14,13 @@ from takd.errors import InputError
 from takd.stage import Stage, read_json, write_json, write_text
 
 NAMED = 10
-DROPPED = ("dropped_prompt_too_long", "empty_output", "dropped_duplicates", "dropped_leaks")
+DROPPED = (
+    "dropped_prompt_too_long",
+    "empty_output",
+    "dropped_duplicates",
+    "dropped_leaks",
+    "dropped_response_length",
+)
 
 
 def run(stage: Stage) -> None:
@@ -91,7 +97,7 @@ def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
         name: _lengths(manifest.parent / "dataset", f"{name}_ids")
         for name in ("prompt", "response")
     }
-    dropped = sum(found["counts"][name] for name in DROPPED)
+    dropped = sum(found["counts"].get(name, 0) for name in DROPPED)
     return {**described, "dropped": dropped, "lengths": lengths, "named": found["named"]}
 
 

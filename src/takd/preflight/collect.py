@@ -105,6 +105,14 @@ class Prepared:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+def read_experiment(root: Path, name: str | None, variables: Mapping[str, str]) -> Experiment:
+    """An experiment by its name; without one, that of config/config.yaml."""
+    name = name or str(
+        read_yaml(root / "config/config.yaml", "config/config.yaml").value["experiment"]
+    )
+    return experiments.load(root / f"config/experiments/{name}.yaml", root, variables)
+
+
 def prepare(
     root: Path,
     name: str | None,
@@ -118,17 +126,13 @@ def prepare(
     Raises:
         InputError: something of it is wrong, or the card is none of those that are known.
     """
-    name = name or str(
-        read_yaml(root / "config/config.yaml", "config/config.yaml").value["experiment"]
-    )
-    path = root / f"config/experiments/{name}.yaml"
-    experiment = experiments.load(path, root, variables)
+    experiment = read_experiment(root, name, variables)
     for split in counts:
         if split not in experiment.splits:
             there = ", ".join(experiment.splits)
             raise InputError(f"--rows {split}=…: there is no such data; there are {there}.")
     settings = read_profile(root, profile) if profile else {}
-    found = jobs.of_experiment(root, name, variables, profile)
+    found = jobs.of_experiment(root, experiment.name, variables, profile)
     runs = rates.measured(root / "results")
     return Prepared(
         root,
