@@ -169,8 +169,8 @@ def _minillm(results: Results) -> list[str]:
                 by_value.setdefault(json.dumps(value), []).append(model)
         for value, whose in by_value.items():
             of = "" if len(whose) == len(models) else f" for {', '.join(whose)}"
-            found.append(f"{key} {value}{of}, not {json.dumps(paper)}")
-    return found
+            found.append(f"{key} {value}{of} (not {json.dumps(paper)})")
+    return [f"MiniLLM with {', '.join(found)}"] if found else []
 
 
 def _settings(results: Results, model: str, method: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def trained(results: Results, groups: list[Group], data_report: dict[str, Any]) 
     train = data_report["splits"]["train"]
     rows = f"{train['counts']['kept']:,}".replace(",", "\u202f")
     prompts = [
-        f"{results.evaluations[results.nodes[0], name].scores['n']} prompts of {name}"
+        f"{name} ({results.evaluations[results.nodes[0], name].scores['n']})"
         for name in spec["sets"]
     ]
     return [
@@ -81,7 +81,7 @@ def trained(results: Results, groups: list[Group], data_report: dict[str, Any]) 
         f"With each student on labels alone as its baseline, that is {counted(len(results.lineages), 'model')}"
         f" and, with training {seeds}, {counted(len(results.nodes), 'training')}, on {rows} rows of"
         f" {train['source']}.",
-        f"Each answered {listed(prompts)} with decoding seed"
+        f"Each answered the prompts of {listed(prompts)} with decoding seed"
         f"{'s' if len(spec['decoding_seeds']) > 1 else ''} {listed(spec['decoding_seeds'])}"
         f" ({captions.decoding(spec['decoding'])}).",
     ]
