@@ -34,15 +34,17 @@ def said(results: Results, title: str, data: dict = DATA) -> str:
 
 
 def rescore(root: Path, spec: dict, truth, prompts: int = 60) -> Results:
-    """Give each model scores on more prompts: `truth(lineage, seed, set)` plus the prompt's own part and noise."""
+    """Give each model scores on more prompts: `truth(lineage, seed, set)` plus the prompt’s own part and noise."""
     for lineage, seed in spec["nodes"]:
         for name in spec["sets"]:
             noise = random.Random(f"{lineage} {seed} {name}")
             folder = root / "evaluations" / lineage / f"seed{seed}" / name
             (row, *_) = map(json.loads, (folder / "generations.jsonl").read_text().splitlines())
-            rows = []
+            rows, part = [], 0.0
             for prompt in range(prompts):
-                value = truth(lineage, seed, name) + 5 * (prompt % 3) + noise.uniform(-2, 2)
+                # each draw once up and once down: means are the truth, whatever chance says
+                part = noise.uniform(-2, 2) if prompt % 2 == 0 else -part
+                value = truth(lineage, seed, name) + 5 * (prompt // 2 % 3) + part
                 outputs = [output | {"rougeL": value} for output in row["outputs"]]
                 rows.append(row | {"id": prompt, "outputs": outputs})
             write_lines(folder / "generations.jsonl", rows)
