@@ -116,6 +116,12 @@ def make(
         "title": "Made-up <b>results</b>",
         "description": "Numbers to be added up by hand & no more.",
         "models": {model: SIZES[model] for model in SIZES if model in used},
+        "weights": {
+            model: {"hub": f"made/{model}", "revision": "12ab" * 10}
+            for model in SIZES
+            if model in used
+        },
+        "tokenizer": {"hub": "made/tokenizer", "revision": "34cd" * 10},
         "chains": [
             {"label": label, "lineage": lineage}
             for (label, _, _), lineage in zip(chains, lineages, strict=True)
@@ -179,7 +185,8 @@ def write_evaluation(root, lineage, seed, name, decoding, decoding_seeds):
     write_json(folder / "likelihoods/likelihoods.json", likelihoods(lineage, seed, name))
     write_lines(folder / "likelihoods/prompts.jsonl", [{"id": 7 * row} for row in range(6)])
     write_lines(
-        folder / "likelihoods/metrics.jsonl", [{"kind": "end", "seconds": 6.0, "tokens": 50}]
+        folder / "likelihoods/metrics.jsonl",
+        [{"kind": "end", "seconds": 6.0, "tokens": 50, "device": "cpu"}],
     )
 
 

@@ -302,6 +302,8 @@ class Experiment:
             "title": self.settings["title"] or self.name,
             "description": self.settings["description"],
             "models": self.parameters,
+            "weights": {name: m["weights"] for name, m in self.settings["models"].items()},
+            "tokenizer": self.settings["tokenizer"],
             "chains": self.chains,
             "nodes": [list(node) for node in self.nodes],
             "sets": self.sets,

@@ -29,14 +29,18 @@ def run(stage: Stage) -> None:
         "training": training_curves(results),
         "costs": costs_figure(spent),
     }
+    data_report = read_json(stage.input("data_report"))
     makers: dict[str, Callable[[], str]] = {
+        "overview": lambda: pages.overview_page(
+            results, groups, data_report, figures["chains"].svg
+        ),
         "results": lambda: pages.results_page(results, groups, figures["chains"].svg),
         "results_csv": lambda: table.to_csv(results, groups),
         "differences_csv": lambda: table.differences_csv(results),
         "samples": lambda: pages.samples_page(results, groups),
         "costs_page": lambda: pages.costs_page(results, spent, figures["costs"].svg),
         "data": lambda: stage.input("data_page").read_text(encoding="utf-8"),
-        "provenance": lambda: pages.provenance_page(results, read_json(stage.input("data_report"))),
+        "provenance": lambda: pages.provenance_page(results, data_report),
     }
     texts = {name: drawing.svg for name, drawing in figures.items()}
     texts |= {f"{name}_csv": drawing.csv for name, drawing in figures.items()}

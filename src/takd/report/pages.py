@@ -10,16 +10,45 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from takd.lineage import Node, split
-from takd.report import comparisons, table
+from takd.report import (
+    comparisons,
+    definitions,
+    departures,
+    hardware,
+    measures,
+    overview,
+    repeat,
+    table,
+)
 from takd.report import costs as cost_table
 from takd.report.costs import Cost
 from takd.report.figures.style import size_text
-from takd.report.read import Results
+from takd.report.parts import PARTS, Part
+from takd.report.read import MEASURES, Results
 from takd.report.statistics import number
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONG = 500
 """Characters of a text that are shown at once; the rest unfolds."""
+
+
+def overview_page(
+    results: Results, groups: list[table.Group], data_report: dict[str, Any], chains_svg: str
+) -> str:
+    """The sentences, the figure along the chains, and where to look for more."""
+    places: dict[tuple[str, str], list[Part]] = {}
+    for part in PARTS.values():
+        if part.stem != "overview":
+            places.setdefault((part.category, part.about), []).append(part)
+    return _render(
+        "overview.html",
+        results,
+        points=overview.points(results, groups, data_report),
+        several=len(results.spec["seeds"]) > 1,
+        figure=inline(chains_svg),
+        places=dict(sorted(places.items())),
+        paper=departures.PAPER,
+    )
 
 
 def results_page(results: Results, groups: list[table.Group], chains_svg: str) -> str:
@@ -54,6 +83,8 @@ def results_page(results: Results, groups: list[table.Group], chains_svg: str) -
         with_direct=any(pair.question == "direct" for pair in comparisons.pairs(results)),
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
         figure=inline(chains_svg),
+        measures=[m for m in measures.measured(results) if m.name not in MEASURES],
+        measured=measures.mean,
     )
 
 
@@ -109,6 +140,15 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
         # one record for decoding, printed for both uses; a key that only one has shows as a dash
         decoding_keys=list(dict.fromkeys([*spec["decoding"], *spec["dev_decoding"]])),
         data_report=data_report,
+        used=hardware.used(results),
+        starts={model: hardware.start_text(found) for model, found in spec["weights"].items()},
+        tokenizer=hardware.start_text(spec["tokenizer"]),
+        whole=repeat.whole(results),
+        numbers=repeat.numbers(results),
+        digests=repeat.digests(results),
+        code=repeat.code(results),
+        identity=repeat.identity(results, data_report),
+        bibtex=repeat.bibtex(results, data_report),
     )
 
 
@@ -175,6 +215,8 @@ def _environment() -> Environment:
         "methods": table.methods_text,
         "number": number,
         "p": comparisons.p_text,
+        "definition": definitions.definition,
+        "better": definitions.better,
         "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),
     }
     environment.globals["LONG"] = LONG

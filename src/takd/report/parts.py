@@ -30,6 +30,7 @@ def _figure(stem: str, category: str, about: str) -> dict[str, Part]:
 
 RESULTS, CURVES = "1. Results", "2. Learning curves"
 PARTS = {
+    "overview": Part("overview.html", RESULTS, "Abstract and overview", "page"),
     "results": Part("results.html", RESULTS, "Findings and scores", "page"),
     "results_csv": Part("results.csv", RESULTS, "Findings and scores", "table (CSV)"),
     "differences_csv": Part("differences.csv", RESULTS, "Differences and tests", "table (CSV)"),

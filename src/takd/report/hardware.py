@@ -1,0 +1,54 @@
+"""What the stages ran on, as the closing lines of their logs say, and what the models started from."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from takd.report.read import Results, Row
+
+
+class Used(NamedTuple):
+    """All runs of one kind of stage on one kind of device."""
+
+    stage: str
+    device: str
+    processes: int
+    precision: str
+    host_cpus: str
+    runs: int
+    minutes: float
+    """Wall time, all runs together."""
+
+
+def used(results: Results) -> list[Used]:
+    """Each combination of stage, device and precision once, in the order of the stages."""
+    rows: dict[tuple[str, str, int, str, str], list[float]] = {}
+    for stage, end in _ends(results):
+        if not end:
+            continue
+        place = (
+            stage,
+            str(end.get("device", "unknown")),
+            int(end.get("processes", 1)),
+            str(end.get("precision", "")),
+            str(end.get("host_cpus", "")),
+        )
+        rows.setdefault(place, []).append(float(end.get("seconds", 0.0)) / 60)
+    return [Used(*place, len(minutes), sum(minutes)) for place, minutes in rows.items()]
+
+
+def _ends(results: Results) -> Iterator[tuple[str, Row]]:
+    yield from (("training", model.end) for model in results.models.values())
+    yield from (("decoding", each.end) for each in results.evaluations.values())
+    yield from (("reading texts", each.likelihoods_end) for each in results.evaluations.values())
+
+
+def start_text(source: dict[str, Any]) -> str:
+    """Where weights or a tokenizer come from: `hub openai-community/gpt2, revision 607a…`, in the file's own words."""
+    words = []
+    for key, value in source.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = f"({', '.join(f'{name} {each}' for name, each in value.items())})"
+        words.append(f"{key.replace('_', ' ')} {value}")
+    return ", ".join(words)

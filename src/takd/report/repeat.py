@@ -1,0 +1,157 @@
+"""How to repeat each number, and how to cite it: commands to be run as they stand, and BibTeX.
+
+Names come from the experiment's file and are hostile: values are quoted for a shell, comments keep to one line,
+BibTeX is escaped.
+"""
+
+import shlex
+from typing import Any, NamedTuple
+
+from takd.lineage import SUPERVISED, split
+from takd.provenance import canonical_json, short_digest
+from takd.report.read import Results
+from takd.report.statistics import number
+from takd.report.table import named
+
+PROFILE = "profiles/local"
+
+PAPERS = """\
+@inproceedings{gu2024minillm,
+  title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
+  author        = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
+  booktitle     = {International Conference on Learning Representations},
+  year          = {2024},
+  eprint        = {2306.08543},
+  archiveprefix = {arXiv}
+}
+
+@inproceedings{mirzadeh2020improved,
+  title         = {Improved Knowledge Distillation via Teacher Assistant},
+  author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
+                   and Matsukawa, Akihiro and Ghasemzadeh, Hassan},
+  booktitle     = {AAAI Conference on Artificial Intelligence},
+  volume        = {34},
+  number        = {4},
+  pages         = {5191--5198},
+  year          = {2020},
+  eprint        = {1902.03393},
+  archiveprefix = {arXiv}
+}
+"""
+
+
+class Block(NamedTuple):
+    """Commands under a heading."""
+
+    title: str
+    text: str
+
+
+def whole(results: Results) -> str:
+    """Commands for all of the experiment, and for its report."""
+    run = _snakemake(results)
+    commands = {
+        f"{run} -n": "which stages would run, and why",
+        run: "all of them",
+        f"{run} --report report.zip": "this report",
+    }
+    width = max(map(len, commands))
+    return "\n".join(f"{command:{width}}  # {what}" for command, what in commands.items())
+
+
+def numbers(results: Results) -> list[Block]:
+    """For each evaluation set the command for each model's scores, after a comment with the number."""
+    blocks = []
+    for name in results.spec["sets"]:
+        lines = []
+        for (node, where), evaluation in results.evaluations.items():
+            if where == name:
+                target = f"{_folder(results)}/evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
+                score = number(evaluation.mean("rougeL"), digits=2)
+                what = f"{named(results, node.lineage)}, training seed {node.seed}"
+                lines += [comment(f"{what}: ROUGE-L {score}"), _snakemake(results, target)]
+        blocks.append(Block(name, "\n".join(lines)))
+    return blocks
+
+
+def digests(results: Results) -> str:
+    """Weights of all models, as `sha256sum --check` reads them."""
+    return "\n".join(
+        f"{digest}  {_folder(results)}/models/{node.lineage}/seed{node.seed}/{name}/model.safetensors"
+        for node, model in results.models.items()
+        for name, digest in sorted(model.manifest["weights"].items())
+    )
+
+
+def code(results: Results) -> str:
+    """A command for each method that prints the digest of its code, to be held against the recorded ones."""
+    recorded: dict[str, set[str]] = {}
+    for model in results.models.values():
+        method = split(model.node.lineage)[-1].method
+        recorded.setdefault(method, set()).add(model.manifest["code"])
+    lines = []
+    for method, found in sorted(recorded.items(), key=lambda one: (one[0] != SUPERVISED, one[0])):
+        program = (
+            "from takd.provenance import code_digest as digest;"
+            f' print(digest("takd.training.train", "takd.methods.{method}"))'
+        )
+        lines += [
+            comment(f"{method}: {' or '.join(sorted(found))}"),
+            f"PYTHONPATH=src python3 -c {shlex.quote(program)}",
+        ]
+    return "\n".join(lines)
+
+
+def identity(results: Results, data_report: dict[str, Any]) -> dict[str, str]:
+    """What identifies this run: digests of its settings, its data, and all its weights."""
+    rows = {name: found["sha256"] for name, found in data_report["splits"].items()}
+    weights = {f"{n.lineage}/{n.seed}": m.manifest["weights"] for n, m in results.models.items()}
+    return {
+        "settings": short_digest(canonical_json(results.spec)),
+        "data": short_digest(canonical_json(rows)),
+        "weights": short_digest(canonical_json(weights)),
+    }
+
+
+def bibtex(results: Results, data_report: dict[str, Any]) -> str:
+    """Entries of the two papers and of this run; who ran it, and when, no file says."""
+    spec = results.spec
+    found = identity(results, data_report)
+    note = ", ".join(f"{key} {digest}" for key, digest in found.items())
+    seeds = f"training seeds {', '.join(map(str, spec['seeds']))}"
+    draws = f"decoding seeds {', '.join(map(str, spec['decoding_seeds']))}"
+    key = "".join(c for c in spec["experiment"] if c.isascii() and (c.isalnum() or c in "-."))
+    entry = (
+        f"@misc{{takd-{key}-{found['settings']},\n"
+        f"  title = {{{_tex(spec['title'])}}},\n"
+        f"  note  = {{Experiment {_tex(spec['experiment'])} of the workflow takd; digests: {note};\n"
+        f"           {seeds}; {draws}}}\n"
+        "}\n"
+    )
+    return f"{entry}\n{PAPERS}"
+
+
+def _folder(results: Results) -> str:
+    return f"results/{results.spec['experiment']}"
+
+
+def _snakemake(results: Results, *targets: str) -> str:
+    # targets first: --config takes all that follows it for settings
+    settings = f"experiment={results.spec['experiment']}"
+    words = ["snakemake", *targets, "--profile", PROFILE, "--config", settings]
+    return shlex.join(words)
+
+
+def comment(text: str) -> str:
+    """A comment of a shell, on one line whatever the text holds."""
+    return "# " + " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _tex(text: str) -> str:
+    """A text with the characters that TeX gives a meaning escaped, on one line."""
+    names = {
+        "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+        "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}",
+    }  # fmt: skip
+    one_line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return "".join(names.get(c, f"\\{c}" if c in "{}%&#_$" else c) for c in one_line)
