@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -313,10 +313,10 @@ def differences_csv(results: Results) -> str:
     return write_csv(lines) if lines else ""
 
 
-def write_csv(lines: list[dict[str, Any]]) -> str:
-    """Rows as CSV; numbers with at most four decimals, nothing for None."""
+def write_csv(lines: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
+    """Rows as CSV; numbers with at most four decimals, nothing for None. Without any row, the head with `names`."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, list(lines[0]) if lines else names, lineterminator="\n")
     writer.writeheader()
     for line in lines:
         writer.writerow({key: _plain(value) for key, value in line.items()})

@@ -5,6 +5,7 @@ be searched and scales. Colours are those of Okabe and Ito, and every line diffe
 """
 
 import io
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -83,11 +84,13 @@ class Drawing(NamedTuple):
 
     svg: str
     numbers: list[Row]
+    columns: Sequence[str] = ()
+    """Names of the numbers, for a figure that may have none to show."""
 
     @property
     def csv(self) -> str:
         """The numbers, one line for each mark of the figure."""
-        return write_csv(self.numbers)
+        return write_csv(self.numbers, self.columns)
 
 
 def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:
