@@ -95,7 +95,7 @@ def make(
         train = [
             {"kind": "train", "step": step, "steps": 300, "seconds": step / 3, "tokens": 100 * step,
              "loss": 5 / step + 0.1 * seed, "learning_rate": 1e-4, "gradient_norm": 1.0}
-            | ({"reverse_kl": 30 / step, "response_length": 12.0, "reward": -30 / step}
+            | ({"single_step_kl": 30 / step, "response_length": 12.0, "reward": -30 / step}
                if hop.method == "minillm" else {})
             for step in range(10, 301, 10)
         ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from takd.lineage import SUPERVISED, prefixes, split
 from takd.report.comparisons import Difference, Score, analyse
 from takd.report.read import Results
 from takd.report.statistics import number
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def chain_text(lineage: str) -> str:
@@ -29,8 +32,11 @@ def full_text(lineage: str) -> str:
 
 
 def chain_label(chain: Mapping[str, str]) -> str:
-    """Label that the experiment gives a chain; empty if that says only what the chain is."""
-    label = chain.get("label") or ""
+    """Label that the experiment gives a chain; empty if that says only what the chain is.
+
+    What no XML file may hold, and so no figure, is replaced.
+    """
+    label = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", chain.get("label") or "")
     return "" if label == chain_text(chain["lineage"]) else label
 
 

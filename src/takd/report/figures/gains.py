@@ -20,7 +20,8 @@ from takd.report.read import Results, Row
 from takd.report.sheet import Sheet
 from takd.report.table import columns, methods_text
 
-NOTHING = "Nothing to compare: no student was taught both through assistants and straight from the head of its chain."
+NO_ASSISTANT = "Nothing to compare: no chain of this experiment has an assistant."
+NO_DIRECT = "Nothing to compare: no student behind assistants was also taught straight from the head of its chain."
 COLUMNS = (
     *("set", "student", "assistants", "assistant_parameters", "methods", "lineage", "direct"),
     *("n_training_seeds", *columns("gain", None), "p", "verdict", "verdict_as_trained"),
@@ -35,7 +36,8 @@ def gains(results: Results) -> Drawing:
     found = analyse(results)
     pairs = [pair for pair, _ in found.of(results.spec["sets"][0], "direct")]
     if not pairs:
-        return Drawing(nothing(NOTHING), [], COLUMNS)
+        none = all(len(split(lineage)) < 3 for lineage in results.lineages)
+        return Drawing(nothing(NO_ASSISTANT if none else NO_DIRECT), [], COLUMNS)
     sizes = by_size(results)
     students = [m for m in sizes if any(split(pair.ours)[-1].model == m for pair in pairs)]
     routes = {m: _routes(pairs, m, sizes) for m in students}
@@ -73,6 +75,8 @@ def gains(results: Results) -> Drawing:
         handles = [mark(look[text]) for text in methods]
         handles += [_grey(True), _grey(False)]
         filled = "filled: above or below zero (interval, p corrected)"
+        if len(results.spec["seeds"]) == 1:
+            filled += ", as trained here"
         sheet.key(handles, [*methods, filled, "hollow: no difference can be told"])
         return Drawing(to_svg(sheet.finish()), _numbers(results, sizes), COLUMNS)
 

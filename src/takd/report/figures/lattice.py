@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from takd.lineage import split, supervised, teacher_of
 from takd.report.comparisons import analyse
 from takd.report.figures.marks import GREY, by_size, heading
+from takd.report.figures.scope import line_id
 from takd.report.figures.style import (
     COLOURS,
     DASHES,
@@ -158,13 +159,14 @@ def _level_text(results: Results, name: str, model: str, plan: Plan) -> str:
 
 
 def _box(axis: Axes, results: Results, plan: Plan, name: str, lineage: str, thick: bool) -> None:
+    place = results.spec["sets"].index(name)
     at, down = plan.across[lineage], plan.levels[split(lineage)[-1].model]
     score = analyse(results).scores[name, lineage, "rougeL"]
     labels = {chain["lineage"]: chain_label(chain) for chain in reversed(results.spec["chains"])}
     axis.add_patch(
         Rectangle(
             (at - BOX / 2, down - TALL / 2), BOX, TALL, facecolor="white", edgecolor="black" if thick else GREY,
-            linewidth=2.6 if thick else 0.8, zorder=3,
+            linewidth=2.6 if thick else 0.8, zorder=3, gid=line_id(lineage, 0, f"box{place}"),
         )
     )  # fmt: skip
     texts = [(number(score.mean), 10.5, "bold")]
@@ -172,9 +174,9 @@ def _box(axis: Axes, results: Results, plan: Plan, name: str, lineage: str, thic
         texts.append((score.interval.text(), 8, "normal"))
     if label := labels.get(lineage):
         texts.append((textwrap.shorten(label, 19, placeholder="…") or label[:18], 8, "normal"))
-    for place, (text, size, weight) in enumerate(texts):
-        shift = (place - (len(texts) - 1) / 2) * 0.185
-        style = "italic" if place == 2 else "normal"
+    for line, (text, size, weight) in enumerate(texts):
+        shift = (line - (len(texts) - 1) / 2) * 0.185
+        style = "italic" if line == 2 else "normal"
         axis.text(
             at, down + shift, text, fontsize=size, weight=weight, style=style, ha="center", va="center", zorder=4,
         )  # fmt: skip

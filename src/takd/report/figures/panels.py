@@ -31,7 +31,7 @@ class Quantity:
 def reverse_kl(model: Model) -> str:
     """Name under which a method logs the reverse KL to its teacher.
 
-    MiniLLM's is its single-step term (Gu et al., 2024, eq. 6); others call their divergence so, whichever it is.
+    MiniLLM's is its single-step term (Gu et al., 2024, section 2.2); others call their divergence so, whichever it is.
     """
     settings = model.manifest["spec"].get("settings", {})
     if settings.get("divergence") == "reverse_kl":

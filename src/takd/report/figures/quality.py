@@ -75,7 +75,7 @@ def _scale(axis: Axes, values: Sequence[float]) -> None:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axis.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_xlim(0, (max(values) or 1) * 1.12)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.margins(x=0.12)

@@ -14,7 +14,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 def line_id(lineage: str, seed: int, what: str) -> str:
-    """Identifier (`gid`) of what is drawn of one training of a lineage, by which a page finds it again."""
+    """Identifier (`gid`) of what is drawn of one training of a lineage (0: of all), by which a page finds it again."""
     return f"lineage:{lineage}:{seed}:{what}"
 
 

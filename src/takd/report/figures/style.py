@@ -24,6 +24,8 @@ SUPERVISED_COLOURS = ("#000000", "#666666", "#999999")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "takd",
+    # a dollar sign in a label is a dollar sign
+    "text.parse_math": False,
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 10,
     "axes.titlesize": 10,
