@@ -1,5 +1,6 @@
 """The page of learning curves, driven as a reader does: lines are shown and hidden in all panels."""
 
+import json
 import re
 from collections import Counter
 from types import SimpleNamespace
@@ -135,6 +136,21 @@ def test_a_quantity_that_nothing_logs_is_named_and_not_drawn(tmp_path):
     page = (report / "learning.html").read_text()
     assert "Reward: no method of this experiment logs it." in page
     assert 'data-quantity="Reward"' not in page and 'data-quantity="Loss"' in page
+
+
+def test_values_before_training_do_not_press_the_others_into_a_line(tmp_path):
+    spec = make(tmp_path, [DIRECT])
+    file = tmp_path / "models/teacher-sft/seed1/metrics.jsonl"
+    before = {"kind": "dev", "step": 0, "seconds": 0.0, "loss": 900.0, "rougeL": 75.0}
+    file.write_text(json.dumps(before) + "\n" + file.read_text())
+    found = panels.panels(read(spec, tmp_path / "models", tmp_path / "evaluations"))
+    cut = {panel.quantity.title: panel.cut for panel in found}
+    assert cut == dict.fromkeys(cut, False) | {"Loss": True}
+    ticks = re.findall(r"<text[^>]*>([\d.−]+)</text>", found[1].svg)
+    assert "900" not in ticks and any(float(tick) < 2 for tick in ticks if "−" not in tick)
+    page = (run(tmp_path, spec) / "learning.html").read_text()
+    assert page.count("lie beyond the edge") == 1
+    assert ",0,loss,900" in (tmp_path / "report/learning.csv").read_text()
 
 
 def test_names_are_escaped_and_the_same_results_give_the_same_bytes(tmp_path):

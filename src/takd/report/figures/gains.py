@@ -69,7 +69,7 @@ def gains(results: Results) -> Drawing:
                 axis.set_xticks(range(len(texts)), texts)
                 axis.set_xlim(-0.6, len(texts) - 0.4)
                 axis.grid(axis="x", visible=False)
-                axis.set_title(f"student {name_and_size(student, sizes[student])}")
+                axis.set_title(f"for {name_and_size(student, sizes[student])}")
                 if place % across == 0:
                     axis.set_ylabel("gain in ROUGE-L")
         handles = [mark(look[text]) for text in methods]

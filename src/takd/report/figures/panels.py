@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from takd.report.figures.curves import curve, ring
@@ -57,6 +59,8 @@ class Panel:
     quantity: Quantity
     svg: str
     lineages: list[str]
+    cut: bool = False
+    """Whether values of step 0 lie beyond the edge."""
 
 
 def panels(results: Results) -> list[Panel]:
@@ -79,8 +83,28 @@ def _panel(results: Results, quantity: Quantity) -> Panel:
                     shown.append(lineage)
                     if column == "rougeL":
                         ring(axis, model, look[lineage], name=names[1])
+        cut = _fit(axis)
         axis.set_title(quantity.title, weight="bold")
         axis.set_xlabel("step", labelpad=1)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         svg = to_svg(sheet.finish()) if shown else ""
-    return Panel(quantity, svg, list(dict.fromkeys(shown)))
+    return Panel(quantity, svg, list(dict.fromkeys(shown)), cut)
+
+
+def _fit(axis: Axes) -> bool:
+    """Fit the axis to what training gave; returns whether something of step 0 is beyond it.
+
+    A model with random weights has a loss and a response length that press all later values into a line.
+    """
+    points: list[tuple[float, float]] = [
+        (float(step), float(value))
+        for line in axis.get_lines()
+        for step, value in np.asarray(line.get_xydata())
+    ]
+    later = [value for step, value in points if step > 0]
+    if not later:
+        return False
+    edge = 0.05 * ((max(later) - min(later)) or 1)
+    low, high = min(later) - edge, max(later) + edge
+    axis.set_ylim(low, high)
+    return any(not low <= value <= high for _, value in points)

@@ -18,6 +18,8 @@ from takd.report.table import chain_label, chain_text, columns, full_text, metho
 
 TAG = 6
 """Most characters of a label that stands beside a point; longer ones give way to a number."""
+FAR = 12
+"""Costs that are this many times apart stand on a logarithmic axis."""
 Point = tuple[float, float, str]
 
 
@@ -26,6 +28,8 @@ def quality(results: Results) -> Drawing:
     costs = accumulate(results)
     look = looks_of_students(results)
     tags = _tags(results)
+    # both axes alike
+    log = any(min(at) > 0 and max(at) / min(at) > FAR for _, at in _panels(results, costs))
     written: list[tuple[Axes, list[Point]]] = []
     with matplotlib.rc_context(STYLE):
         sheet = Sheet(WIDTH, rows=0, height=3.2, below=0.65)
@@ -42,7 +46,7 @@ def quality(results: Results) -> Drawing:
                     hop = split(cost.lineage)[-1]
                     point(axis, at, score, look[hop], hollow=hop.method == SUPERVISED, faint=True)
                     points.append((at, score.mean, tags[cost.lineage]))
-                _scale(axis, values)
+                _scale(axis, values, log)
                 axis.set_xlabel(text)
                 if place == 0:
                     axis.set_ylabel("ROUGE-L")
@@ -69,8 +73,8 @@ def _panels(results: Results, costs: Sequence[Accumulated]) -> list[tuple[str, l
     ]
 
 
-def _scale(axis: Axes, values: Sequence[float]) -> None:
-    if min(values) > 0 and max(values) / min(values) > 12:
+def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
+    if log and min(values) > 0:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axis.xaxis.set_minor_formatter(NullFormatter())
