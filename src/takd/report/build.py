@@ -10,6 +10,10 @@ from takd.report import costs, pages, table
 from takd.report.figures.chains import chains
 from takd.report.figures.costs import costs as costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
+from takd.report.figures.gains import gains
+from takd.report.figures.lattice import lattice
+from takd.report.figures.quality import quality
+from takd.report.figures.teachers import teachers
 from takd.report.read import read
 from takd.stage import Stage, read_json, write_text
 
@@ -25,9 +29,13 @@ def run(stage: Stage) -> None:
     spent = costs.by_lineage(results)
     figures = {
         "chains": chains(results),
+        "gains": gains(results),
+        "teachers": teachers(results),
+        "lattice": lattice(results),
         "learning": learning_curves(results),
         "training": training_curves(results),
         "costs": costs_figure(spent),
+        "quality": quality(results),
     }
     data_report = read_json(stage.input("data_report"))
     makers: dict[str, Callable[[], str]] = {
@@ -37,8 +45,11 @@ def run(stage: Stage) -> None:
         "results": lambda: pages.results_page(results, groups, figures["chains"].svg),
         "results_csv": lambda: table.to_csv(results, groups),
         "differences_csv": lambda: table.differences_csv(results),
+        "learning_page": lambda: pages.learning_page(results),
         "samples": lambda: pages.samples_page(results, groups),
-        "costs_page": lambda: pages.costs_page(results, spent, figures["costs"].svg),
+        "costs_page": lambda: pages.costs_page(
+            results, spent, figures["costs"].svg, figures["quality"].svg
+        ),
         "data": lambda: stage.input("data_page").read_text(encoding="utf-8"),
         "provenance": lambda: pages.provenance_page(results, data_report),
     }

@@ -1,12 +1,15 @@
 """What the models cost: minutes of training and evaluation, tokens, devices."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from takd.lineage import split
 from takd.report.read import Results, Row
 from takd.report.table import chain_text, methods_text
+
+EVALUATION = {"evaluation, answers": "answering", "evaluation, likelihoods": "reading"}
+"""Stages of an evaluation that run models here, and how their numbers are called."""
 
 
 @dataclass(frozen=True)
@@ -15,18 +18,31 @@ class Cost:
 
     Attributes:
         skipped: steps whose gradient was not finite, and which changed nothing.
+        judged: answers that the experiment's judge rated; the endpoint's time and tokens are not known here.
     """
 
     lineage: str
     method: str
     seeds: int
     training_minutes: float
-    evaluation_minutes: float
+    answering_minutes: float
+    reading_minutes: float
     steps: int
     skipped: int
     tokens: int
-    evaluation_tokens: int
+    answering_tokens: int
+    reading_tokens: int
+    judged: int
     device: str
+
+    @property
+    def evaluation_minutes(self) -> float:
+        """Answering the prompts, and reading the texts for their likelihoods."""
+        return self.answering_minutes + self.reading_minutes
+
+    @property
+    def evaluation_tokens(self) -> int:
+        return self.answering_tokens + self.reading_tokens
 
     @property
     def chain(self) -> str:
@@ -48,8 +64,9 @@ class StageCost:
 
     stage: str
     runs: int
-    minutes: float
-    tokens: int
+    minutes: float | None
+    """None where no time is recorded."""
+    tokens: int | None
 
 
 def by_lineage(results: Results) -> list[Cost]:
@@ -64,19 +81,33 @@ def by_lineage(results: Results) -> list[Cost]:
                 method=split(lineage)[-1].method,
                 seeds=len(models),
                 training_minutes=sum(model.minutes for model in models),
-                evaluation_minutes=sum(each.minutes for each in scored),
+                answering_minutes=_minutes(each.end for each in scored),
+                reading_minutes=_minutes(each.likelihoods_end for each in scored),
                 steps=sum(model.manifest["steps"] for model in models),
                 skipped=sum(int(model.end.get("skipped", 0)) for model in models),
                 tokens=sum(int(model.end.get("tokens", 0)) for model in models),
-                evaluation_tokens=sum(each.tokens for each in scored),
+                answering_tokens=_tokens(each.end for each in scored),
+                reading_tokens=_tokens(each.likelihoods_end for each in scored),
+                judged=sum(
+                    each.judge["n"] + each.judge["unreadable"] for each in scored if each.judge
+                ),
                 device=", ".join(sorted({device_text(model.end) for model in models})),
             )
         )
     return costs
 
 
+def _minutes(ends: Iterable[Row]) -> float:
+    """Wall time of stages by their logs' last lines."""
+    return sum(float(end.get("seconds", 0.0)) for end in ends) / 60
+
+
+def _tokens(ends: Iterable[Row]) -> int:
+    return sum(int(end.get("tokens", 0)) for end in ends)
+
+
 def by_stage(costs: list[Cost], sets: int) -> list[StageCost]:
-    """The cost of training by each method, and of evaluation."""
+    """The cost of training by each method, and of the stages of evaluation."""
     stages = []
     for method in dict.fromkeys(cost.method for cost in costs):
         of_method = [cost for cost in costs if cost.method == method]
@@ -88,13 +119,15 @@ def by_stage(costs: list[Cost], sets: int) -> list[StageCost]:
                 sum(cost.tokens for cost in of_method),
             )
         )
-    evaluation = StageCost(
-        "evaluation",
-        sets * sum(cost.seeds for cost in costs),
-        sum(cost.evaluation_minutes for cost in costs),
-        sum(cost.evaluation_tokens for cost in costs),
-    )
-    return [*stages, evaluation]
+    runs = sets * sum(cost.seeds for cost in costs)
+    for stage, kind in EVALUATION.items():
+        minutes = sum(getattr(cost, f"{kind}_minutes") for cost in costs)
+        stages.append(
+            StageCost(stage, runs, minutes, sum(getattr(cost, f"{kind}_tokens") for cost in costs))
+        )
+    if any(cost.judged for cost in costs):
+        stages.append(StageCost("evaluation, judge", runs, None, None))
+    return stages
 
 
 def device_text(end: dict[str, Any]) -> str:
@@ -111,7 +144,8 @@ def lines(costs: Sequence[Cost]) -> list[Row]:
     for cost in costs:
         for stage, minutes, tokens in (
             ("training", cost.training_minutes, cost.tokens),
-            ("evaluation", cost.evaluation_minutes, cost.evaluation_tokens),
+            ("evaluation, answers", cost.answering_minutes, cost.answering_tokens),
+            ("evaluation, likelihoods", cost.reading_minutes, cost.reading_tokens),
         ):
             found.append(
                 {

@@ -1,7 +1,6 @@
 """The pages: self-contained HTML that loads nothing from anywhere, readable on paper and on a phone."""
 
 import json
-import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,13 @@ from takd.report import (
     table,
 )
 from takd.report import costs as cost_table
+from takd.report.accumulated import accumulate, unit
 from takd.report.costs import Cost
-from takd.report.figures.style import size_text
+from takd.report.figures import marks
+from takd.report.figures.curves import short_text
+from takd.report.figures.panels import panels
+from takd.report.figures.scope import scoped, stroke
+from takd.report.figures.style import looks, size_text
 from takd.report.parts import PARTS, Part
 from takd.report.read import MEASURES, Results
 from takd.report.statistics import number
@@ -104,14 +108,38 @@ def samples_page(results: Results, groups: list[table.Group]) -> str:
     )
 
 
-def costs_page(results: Results, costs: list[Cost], costs_svg: str) -> str:
-    """Minutes and tokens by stage and by lineage."""
+def learning_page(results: Results) -> str:
+    """The learning curves of all models, which can be shown and hidden."""
+    sizes = marks.by_size(results)
+    return _render(
+        "learning.html",
+        results,
+        panels=panels(results),
+        looks=looks(results),
+        models={
+            marks.name_and_size(model, sizes[model]): [
+                lineage for lineage in results.lineages if split(lineage)[-1].model == model
+            ]
+            for model in sizes
+        },
+        short_text=short_text,
+        inline=inline,
+        stroke=stroke,
+    )
+
+
+def costs_page(results: Results, costs: list[Cost], costs_svg: str, quality_svg: str) -> str:
+    """Minutes and tokens by stage and by lineage, and what each lineage costs with all that it needs."""
     return _render(
         "costs.html",
         results,
         costs=costs,
         stages=cost_table.by_stage(costs, len(results.spec["sets"])),
+        judged=sum(cost.judged for cost in costs),
+        needs={found.lineage: found for found in accumulate(results)},
+        unit=unit(results),
         figure=inline(costs_svg),
+        quality=inline(quality_svg),
     )
 
 
@@ -153,11 +181,8 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
 
 
 def inline(svg: str) -> Markup:
-    """An SVG file's drawing, to stand inside a page: scaled to the page's width."""
-    drawing = svg[svg.index("<svg") :]
-    head, _, body = drawing.partition(">")
-    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    return Markup(f"{head} class='figure'>{body}")
+    """An SVG file's drawing, to stand inside a page: scaled to the page's width, with ids that no other drawing has."""
+    return Markup(scoped(svg))
 
 
 def visible(text: str) -> str:
@@ -217,6 +242,7 @@ def _environment() -> Environment:
         "p": comparisons.p_text,
         "definition": definitions.definition,
         "better": definitions.better,
+        "hours": lambda hours: f"{hours:.1f}" if hours >= 10 else f"{hours:.2g}",
         "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),
     }
     environment.globals["LONG"] = LONG

@@ -35,12 +35,17 @@ PARTS = {
     "results_csv": Part("results.csv", RESULTS, "Findings and scores", "table (CSV)"),
     "differences_csv": Part("differences.csv", RESULTS, "Differences and tests", "table (CSV)"),
     **_figure("chains", RESULTS, "ROUGE-L along the chains"),
+    **_figure("gains", RESULTS, "Gain through assistants"),
+    **_figure("teachers", RESULTS, "Students by size of teacher"),
+    **_figure("lattice", RESULTS, "All chains as a tree"),
+    "learning_page": Part("learning.html", CURVES, "All curves, shown and hidden", "page"),
     **_figure("learning", CURVES, "Scores on dev"),
     **_figure("training", CURVES, "What the methods log"),
     "samples": Part("samples.html", "3. Generations", "Answers side by side", "page"),
     "data": Part("data.html", "4. Data", "Rows, lengths, leaks", "page"),
     "costs_page": Part("costs.html", "5. Costs", "Time and tokens", "page"),
     **_figure("costs", "5. Costs", "Minutes of each model"),
+    **_figure("quality", "5. Costs", "Quality against cost"),
     "provenance": Part("provenance.html", "6. Provenance", "Settings, versions, digests", "page"),
 }
 """Name of each part, as the stage takes it (`--output NAME=FILE`)."""

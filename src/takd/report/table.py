@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,8 @@ from takd.lineage import SUPERVISED, prefixes, split
 from takd.report.comparisons import Difference, Score, analyse
 from takd.report.read import Results
 from takd.report.statistics import number
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def chain_text(lineage: str) -> str:
@@ -29,8 +32,11 @@ def full_text(lineage: str) -> str:
 
 
 def chain_label(chain: Mapping[str, str]) -> str:
-    """Label that the experiment gives a chain; empty if that says only what the chain is."""
-    label = chain.get("label") or ""
+    """Label that the experiment gives a chain; empty if that says only what the chain is.
+
+    What no XML file may hold, and so no figure, is replaced.
+    """
+    label = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", chain.get("label") or "")
     return "" if label == chain_text(chain["lineage"]) else label
 
 
@@ -313,10 +319,10 @@ def differences_csv(results: Results) -> str:
     return write_csv(lines) if lines else ""
 
 
-def write_csv(lines: list[dict[str, Any]]) -> str:
-    """Rows as CSV; numbers with at most four decimals, nothing for None."""
+def write_csv(lines: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
+    """Rows as CSV; numbers with at most four decimals, nothing for None. Without any row, the head with `names`."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, list(lines[0]) if lines else names, lineterminator="\n")
     writer.writeheader()
     for line in lines:
         writer.writerow({key: _plain(value) for key, value in line.items()})

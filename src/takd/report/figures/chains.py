@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 
 from takd.lineage import SUPERVISED, prefixes, split, supervised
 from takd.report.comparisons import analyse
+from takd.report.figures.marks import n_text
 from takd.report.figures.style import STYLE, WIDTH, Drawing, handle, looks, size_text, to_svg
 from takd.report.read import Results, Row
 from takd.report.sheet import Sheet
@@ -49,7 +50,7 @@ def chains(results: Results) -> Drawing:
             axis.set_xlim(-0.4, len(order) - 0.6)
             axis.set_ylabel("ROUGE-L")
             axis.grid(axis="x", visible=False)
-            axis.set_title(f"{name}, {_n_text(results, name)}", fontsize=9)
+            axis.set_title(f"{name}, {n_text(results, name)}", fontsize=9)
         handles = [handle(look[end], size=6) for end in ends]
         texts = [" ".join(filter(None, [labels[end], full_text(end)])) for end in ends]
         handles.append(Line2D([], [], color="#555555", marker="_", markersize=12, linestyle="none"))
@@ -94,12 +95,3 @@ def _numbers(results: Results, ends: list[str]) -> list[Row]:
         for chain, lineage in lines
         if lineage in results.lineages
     ]
-
-
-def _n_text(results: Results, name: str) -> str:
-    prompts = results.evaluations[results.nodes[0], name].scores["n"]
-    seeds = len(results.spec["seeds"])
-    return (
-        f"{prompts} prompts × {len(results.spec['decoding_seeds'])} decoding seeds,"
-        f" {seeds} training seed{'s' if seeds > 1 else ''}"
-    )

@@ -17,7 +17,7 @@ def learning_curves(results: Results) -> Drawing:
     """ROUGE-L on dev against the step: one panel a model, one line a lineage; the kept step is ringed."""
     models = list(dict.fromkeys(split(lineage)[-1].model for lineage in results.lineages))
     of_model = {m: [x for x in results.lineages if split(x)[-1].model == m] for m in models}
-    longest = max(len(_short_text(lineage)) for lineage in results.lineages)
+    longest = max(len(short_text(lineage)) for lineage in results.lineages)
     columns = min(len(models), 3 if longest <= 32 else 2 if longest <= 52 else 1)
     most = max(map(len, of_model.values()))
     look = looks(results)
@@ -30,15 +30,15 @@ def learning_curves(results: Results) -> Drawing:
             first = first or axis
             for lineage in lineages:
                 for model in results.of(lineage):
-                    _curve(axis, model.dev, "rougeL", look[lineage])
-                    _ring(axis, model, look[lineage])
+                    curve(axis, model.dev, "rougeL", look[lineage])
+                    ring(axis, model, look[lineage])
             axis.set_title(f"{name} ({size_text(results.of(lineages[0])[0].parameters)})")
             axis.set_xlabel("step", labelpad=1)
             axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             if place % columns == 0:
                 axis.set_ylabel("ROUGE-L on dev")
             handles = [handle(look[lineage]) for lineage in lineages]
-            texts = [_short_text(lineage) for lineage in lineages]
+            texts = [short_text(lineage) for lineage in lineages]
             sheet.legend(
                 handles,
                 texts,
@@ -48,7 +48,7 @@ def learning_curves(results: Results) -> Drawing:
         return Drawing(to_svg(sheet.finish()), _numbers(results, "dev"))
 
 
-TRAINING = ("loss", "reverse_kl", "reward", "response_length")
+TRAINING = ("loss", "single_step_kl", "reverse_kl", "reward", "response_length")
 NOT_A_CURVE = {"kind", "step", "steps", "seconds", "tokens", "learning_rate", "n"}
 
 
@@ -72,7 +72,7 @@ def training_curves(results: Results) -> Drawing:
                 axis = sheet.panel(-1, place % columns, columns)
                 for lineage in lineages:
                     for model in results.of(lineage):
-                        _curve(axis, model.train, quantity, look[lineage], marker=False)
+                        curve(axis, model.train, quantity, look[lineage], marker=False)
                 axis.set_title(quantity.replace("_", " "))
                 axis.set_xlabel("step", labelpad=1)
                 axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -95,28 +95,38 @@ def _quantities(results: Results, method: str) -> list[str]:
     return first + sorted(name for name in found if name not in first)
 
 
-def _curve(axis: Axes, rows: list[Row], quantity: str, look: Look, marker: bool = True) -> None:
+def curve(
+    axis: Axes,
+    rows: list[Row],
+    quantity: str,
+    look: Look,
+    marker: bool = True,
+    name: str | None = None,
+) -> bool:
+    """Draw a number against the step, under an identifier; returns whether there was anything to draw."""
     points = [(row["step"], row[quantity]) for row in rows if row.get(quantity) is not None]
     if not points:
-        return
+        return False
     # a mark at about every tenth point tells lines apart where colour cannot
     every = max(1, len(points) // 10)
     axis.plot(
         *zip(*points, strict=True), color=look.colour, linestyle=look.dashes, alpha=0.85,
-        marker=look.marker if marker or len(points) == 1 else None, markersize=3.5, markevery=every,
+        marker=look.marker if marker or len(points) == 1 else None, markersize=3.5, markevery=every, gid=name,
     )  # fmt: skip
+    return True
 
 
-def _ring(axis: Axes, model: Model, look: Look) -> None:
+def ring(axis: Axes, model: Model, look: Look, name: str | None = None) -> None:
+    """Mark the step whose weights were kept."""
     kept = [row for row in model.dev if row["step"] == model.kept_step and "rougeL" in row]
     if kept:
         axis.plot(
             kept[0]["step"], kept[0]["rougeL"], marker="o", markersize=9, fillstyle="none",
-            markeredgewidth=1.4, color=look.colour, linestyle="none",
+            markeredgewidth=1.4, color=look.colour, linestyle="none", gid=name,
         )  # fmt: skip
 
 
-def _short_text(lineage: str) -> str:
+def short_text(lineage: str) -> str:
     """Name of a lineage in a panel that already names the student."""
     above = " → ".join(hop.model for hop in split(lineage)[:-1])
     return f"{methods_text(lineage)} from {above}" if above else methods_text(lineage)

@@ -5,6 +5,7 @@ be searched and scales. Colours are those of Okabe and Ito, and every line diffe
 """
 
 import io
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -23,6 +24,8 @@ SUPERVISED_COLOURS = ("#000000", "#666666", "#999999")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "takd",
+    # a dollar sign in a label is a dollar sign
+    "text.parse_math": False,
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 10,
     "axes.titlesize": 10,
@@ -83,11 +86,13 @@ class Drawing(NamedTuple):
 
     svg: str
     numbers: list[Row]
+    columns: Sequence[str] = ()
+    """Names of the numbers, for a figure that may have none to show."""
 
     @property
     def csv(self) -> str:
         """The numbers, one line for each mark of the figure."""
-        return write_csv(self.numbers)
+        return write_csv(self.numbers, self.columns)
 
 
 def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:

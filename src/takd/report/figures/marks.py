@@ -1,0 +1,114 @@
+"""What the figures of scores share: how students and methods look, bars, headings, a figure of nothing."""
+
+from collections.abc import Iterable
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from takd.lineage import SUPERVISED, Hop, split
+from takd.report.comparisons import Score
+from takd.report.figures.style import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    STYLE,
+    SUPERVISED_COLOURS,
+    WIDTH,
+    Look,
+    size_text,
+    to_svg,
+)
+from takd.report.read import Results
+from takd.report.sheet import Sheet
+
+GREY = "#555555"
+
+
+def n_text(results: Results, name: str) -> str:
+    """How many numbers a score on an evaluation set is the mean of."""
+    prompts = results.evaluations[results.nodes[0], name].scores["n"]
+    seeds, draws = len(results.spec["seeds"]), len(results.spec["decoding_seeds"])
+    return (
+        f"{prompts} prompt{'s' if prompts > 1 else ''}"
+        f" × {draws} decoding seed{'s' if draws > 1 else ''},"
+        f" {seeds} training seed{'s' if seeds > 1 else ''}"
+    )
+
+
+def heading(sheet: Sheet, results: Results, name: str, what: str = "") -> None:
+    """Name of an evaluation set above its panels, with n."""
+    said = f"{name}{', ' if what else ''}{what}: {n_text(results, name)}"
+    sheet.write(said, sheet.extend(0.18))
+
+
+def by_size(results: Results) -> dict[str, int]:
+    """Parameters of every trained model, the largest first."""
+    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
+
+
+def name_and_size(model: str, parameters: int) -> str:
+    """`student (150k)`; the name alone where it says the size."""
+    size = size_text(parameters)
+    return model if model == size else f"{model} ({size})"
+
+
+def looks_of_students(results: Results) -> dict[Hop, Look]:
+    """One look a student and method: colour by student, dashes by method, a marker of its own."""
+    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
+    models = list(dict.fromkeys(hop.model for hop in hops))
+    methods = list(dict.fromkeys(hop.method for hop in hops if hop.method != SUPERVISED))
+    taught = [hop for hop in hops if hop.method != SUPERVISED]
+    students = [model for model in models if any(hop.model == model for hop in taught)]
+    found = {}
+    for hop in hops:
+        if hop.model in students:
+            colour = COLOURS[students.index(hop.model) % len(COLOURS)]
+        else:
+            colour = SUPERVISED_COLOURS[models.index(hop.model) % len(SUPERVISED_COLOURS)]
+        if hop.method == SUPERVISED:
+            found[hop] = Look(
+                colour, MARKERS[models.index(hop.model) % len(MARKERS)], (0, (1, 1.5))
+            )
+        else:
+            dashes = DASHES[methods.index(hop.method) % len(DASHES)]
+            found[hop] = Look(colour, MARKERS[taught.index(hop) % len(MARKERS)], dashes)
+    return found
+
+
+def point(
+    axis: Axes, at: float, score: Score, look: Look, hollow: bool = False, faint: bool = False
+) -> None:
+    """A mean with its 95 % interval; `faint` where many stand close together."""
+    ends = score.interval
+    bar = None if ends is None else [[score.mean - ends.low], [ends.high - score.mean]]
+    drawn = axis.errorbar(
+        at, score.mean, yerr=bar, color=look.colour, marker=look.marker, markersize=6,
+        markerfacecolor="white" if hollow else look.colour, markeredgewidth=1.2,
+        linestyle="none", elinewidth=0.8 if faint else 1.2, capsize=0 if faint else 3, zorder=3,
+    )  # fmt: skip
+    for stroke in drawn.lines[2] if faint else ():
+        stroke.set_alpha(0.55)
+
+
+def mark(look: Look, hollow: bool = False, line: bool = False) -> Line2D:
+    """How a point looks in a legend."""
+    return Line2D(
+        [], [], color=look.colour, marker=look.marker, markersize=6, markeredgewidth=1.2,
+        markerfacecolor="white" if hollow else look.colour,
+        linestyle=look.dashes if line else "none",
+    )  # fmt: skip
+
+
+def nothing(text: str) -> str:
+    """A figure that says in one line why it shows nothing."""
+    with matplotlib.rc_context(STYLE):
+        sheet = Sheet(WIDTH, rows=0, height=0.5, below=0)
+        sheet.write(text, sheet.extend(0.3))
+        return to_svg(sheet.finish())
+
+
+def spread_out(count: int, width: float) -> Iterable[float]:
+    """Places beside each other around zero for what shares one place."""
+    return ((place - (count - 1) / 2) * width for place in range(count))
