@@ -97,7 +97,8 @@ def _content(page: Any, before: list[str]) -> tuple[str, str]:
     source = """(before) => {
         const content = document.querySelector("iframe, main img, #content img, img[src^='data/raw']");
         const name = content?.getAttribute("src").split("/").pop();
-        return name && !before.includes(name) && (content.tagName === "IFRAME" || content.naturalWidth > 0) ? name : null;
+        const there = content?.tagName === "IFRAME" || content?.naturalWidth > 0;
+        return there && !before.includes(name) ? name : null;
     }"""
     name = unquote(page.wait_for_function(source, arg=before).json_value())
     for frame in page.frames[1:]:

@@ -115,7 +115,9 @@
       apply();
     }
     history.scrollRestoration = "manual"; // where a reload would go was measured before all was laid out
-    target.element.scrollIntoView();
+    const go = () => target.element.scrollIntoView();
+    go();
+    requestAnimationFrame(() => requestAnimationFrame(go)); // what comes near is laid out, and may push it away
   }
 
   let waiting;

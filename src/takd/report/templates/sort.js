@@ -1,5 +1,5 @@
 // Sort a table by a click on a column's head: down, up, and back to the groups that it came in.
-// A cell's value is its data-value, else its text. Numbers stand above words, empty cells last both ways, and what is
+// A cell's value is its data-value, else its text. A word is less than any number, empty cells are last both ways, and what is
 // equal stays in the order that it came in. Heads are buttons, so keys work, and aria-sort tells the order.
 {
   const words = new Intl.Collator("en", { numeric: true });
