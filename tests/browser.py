@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -31,6 +32,80 @@ class Visit:
     text: str = ""
     external: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+
+
+# What a page is held to at every width. A drawing's text is measured as large as it is drawn.
+SMALLEST = 11
+FAULTS = """(smallest) => {
+    const faults = [];
+    const root = document.scrollingElement;
+    if (root.scrollWidth > innerWidth) faults.push(`scrolls sideways: ${root.scrollWidth} px`);
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node; (node = walker.nextNode()); ) {
+        const around = node.parentElement;
+        if (!node.data.trim() || !around.checkVisibility() || around.closest("script, style, title")) continue;
+        const drawn = around.getScreenCTM?.();
+        const size = parseFloat(getComputedStyle(around).fontSize) * (drawn ? Math.hypot(drawn.a, drawn.b) : 1);
+        if (size < smallest - 0.05) faults.push(`${size.toFixed(1)} px: ${node.data.trim().slice(0, 60)}`);
+    }
+    for (const control of document.querySelectorAll("button, a[href], summary, input, select, textarea")) {
+        const words = [control, ...(control.labels ?? [])].map((e) => e.textContent).join("");
+        if (!words.trim() && !control.ariaLabel && control.checkVisibility()) {
+            faults.push(`has no name: ${control.outerHTML.slice(0, 60)}`);
+        }
+    }
+    const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
+    for (const id of new Set(ids.filter((id, place) => ids.indexOf(id) < place))) faults.push(`id ${id} twice`);
+    return faults;
+}"""
+
+
+def faults(page: Any) -> list[str]:
+    """What no page of the report may do: scroll sideways, print too small, have controls without a name."""
+    return list(page.evaluate(FAULTS, SMALLEST))
+
+
+def open_all(page: Any, categories: list[str]) -> dict[str, str]:
+    """Click through Snakemake's report: every entry of every category, on both sides of a toggle.
+
+    Returns the text shown for each file, by its name; empty for drawings and for files to download.
+    """
+    shown: dict[str, str] = {}
+    for category in categories:
+        page.click(f"text={category} >> nth=0")
+        page.wait_for_selector("tbody td a")
+        sides = page.locator("fieldset label")
+        for side in range(max(1, sides.count())):
+            if sides.count():
+                sides.nth(side).click()
+            for row in range(page.locator("tbody tr").count()):
+                link = page.locator("tbody tr").nth(row).locator("td a").first
+                if name := link.get_attribute("download"):
+                    file = unquote(urlsplit(link.evaluate("link => link.href")).path)
+                    assert Path(file).stat().st_size > 0, file
+                    shown[name] = ""
+                else:
+                    link.click()
+                    name, text = _content(page, before=list(shown))
+                    shown[name] = text
+        page.goto(page.url.partition("#")[0])
+    return shown
+
+
+def _content(page: Any, before: list[str]) -> tuple[str, str]:
+    """Name and text of the file that a click has opened; it is another than those `before`."""
+    source = """(before) => {
+        const content = document.querySelector("iframe, main img, #content img, img[src^='data/raw']");
+        const name = content?.getAttribute("src").split("/").pop();
+        const there = content?.tagName === "IFRAME" || content?.naturalWidth > 0;
+        return there && !before.includes(name) ? name : null;
+    }"""
+    name = unquote(page.wait_for_function(source, arg=before).json_value())
+    for frame in page.frames[1:]:
+        frame.wait_for_load_state()
+        if frame.url.endswith(f"/{name}"):
+            return name, frame.inner_text("body")
+    return name, ""
 
 
 @contextmanager

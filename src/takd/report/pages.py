@@ -1,14 +1,14 @@
 """The pages: self-contained HTML that loads nothing from anywhere, readable on paper and on a phone."""
 
 import json
-import unicodedata
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from takd.lineage import Node, split
+from takd.lineage import split
 from takd.report import (
     comparisons,
     definitions,
@@ -17,6 +17,7 @@ from takd.report import (
     measures,
     overview,
     repeat,
+    samples,
     table,
 )
 from takd.report import costs as cost_table
@@ -32,8 +33,8 @@ from takd.report.read import MEASURES, Results
 from takd.report.statistics import number
 
 TEMPLATES = Path(__file__).parent / "templates"
-LONG = 500
-"""Characters of a text that are shown at once; the rest unfolds."""
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for tab and new line, marks that turn the direction of writing, lone surrogates."""
 
 
 def overview_page(
@@ -94,18 +95,7 @@ def results_page(results: Results, groups: list[table.Group], chains_svg: str) -
 
 def samples_page(results: Results, groups: list[table.Group]) -> str:
     """Some prompts of each set, with the answer of every model beside the references."""
-    labels = {row.lineage: row.label for group in groups for row in group.rows}
-    order = [row.lineage for group in groups for row in group.rows]
-    nodes = [Node(lineage, results.seeds(lineage)[0]) for lineage in order]
-    return _render(
-        "samples.html",
-        results,
-        samples=results.samples,
-        nodes=nodes,
-        labels=labels,
-        seed=results.spec["decoding_seeds"][0],
-        roles={row.lineage: row.role for group in groups for row in group.rows},
-    )
+    return _render("samples.html", results, **samples.shown(results, groups))
 
 
 def learning_page(results: Results) -> str:
@@ -187,22 +177,11 @@ def inline(svg: str) -> Markup:
 
 def visible(text: str) -> str:
     """A model's text with what no page may hold made visible: control characters, halves of surrogate pairs."""
-    return "".join(_visible(character) for character in text)
+    return HIDDEN.sub(lambda found: _visible(ord(found[0])), text)
 
 
-def _visible(character: str) -> str:
-    if character in "\n\t":
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    # Cc: other controls; Cs: lone surrogates; Cf holds the marks that turn the direction of writing
-    if (
-        unicodedata.category(character) in ("Cc", "Cs")
-        or character in "\u202a\u202b\u202c\u202d\u202e"
-    ):
-        return f"⟨U+{code:04X}⟩"
-    return character
+def _visible(code: int) -> str:
+    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
@@ -232,6 +211,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "visible": visible,
+        "folded": samples.folded,
         "size": size_text,
         "plain": plain,
         "chain": table.chain_text,
@@ -245,7 +225,6 @@ def _environment() -> Environment:
         "hours": lambda hours: f"{hours:.1f}" if hours >= 10 else f"{hours:.2g}",
         "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),
     }
-    environment.globals["LONG"] = LONG
     return environment
 
 

@@ -1,0 +1,352 @@
+"""The report in a browser: every page at the width of a desk and of a phone, and what can be clicked."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import browser, faults, open_all, visit
+from conftest import Project, copy_workflow, small_experiment
+from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run, write_lines
+
+from takd.lineage import of_chain
+from takd.report.pages import TEMPLATES
+from takd.report.parts import PARTS
+from takd.report.samples import FIRST, folded
+
+PAGES = [part.file for part in PARTS.values() if part.file.endswith(".html")]
+WIDTHS = {"desk": 1280, "phone": 390}
+CHAINS = [DIRECT, BY_KD, THROUGH, DEEP]
+TEACHER, STUDENT, VIA = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*THROUGH[1:])
+LATE = "word " * FIRST + "a zebra far behind"
+MARKUP = "2 < 3 && <b>bold</b> zebras (or [so])"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Eleven models, two seeds, two sets, published scores."""
+    root = tmp_path_factory.mktemp("report")
+    return run(root, make(root, CHAINS, (1, 2), ("heldout", "other"), TARGETS, samples=6))
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Generations of which it is known what is found in them, and how far the models lie apart."""
+    root = tmp_path_factory.mktemp("answers")
+    spec = make(root, CHAINS, (1,), ("heldout", "other"), samples=6)
+    # lineage, row -> text and ROUGE-L of both decoding seeds; all else says nothing and scores 50
+    said = {(TEACHER, 7): (MARKUP, 60.0), (STUDENT, 7): ("Zebra crossing", 20.0)}
+    said |= {(VIA, 21): (LATE, 90.0), (TEACHER, 28): ("a horse", 55.0)}
+    for folder in sorted((root / "evaluations").glob("*/seed1/*")):
+        file, lineage = folder / "generations.jsonl", folder.parts[-3]
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            known = said if folder.name == "heldout" else {}
+            text, score = known.get((lineage, row["id"]), ("nothing", 50.0))
+            for output in row["outputs"]:
+                output |= {"text": text, "rougeL": score, "exact_match": 0.0}
+        write_lines(file, rows)
+    return run(root, spec) / "samples.html"
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_quiet_and_readable(chromium, report, name, width):
+    found: list[str] = []
+    seen = visit(chromium, report / name, lambda page: found.extend(faults(page)), width)
+    assert (seen.external, seen.complaints, found) == ([], [], [])
+    assert seen.text.strip()
+
+
+def test_what_a_page_is_held_to_is_noticed(chromium, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<!DOCTYPE html><meta name="viewport" content="width=device-width"><p id="a" style="width: 500px">wide</p>'
+        '<p id="a" style="font-size: 9px">tiny</p><button></button><p hidden style="font-size: 8px">unseen</p>'
+        '<svg width="50" height="50" viewBox="0 0 100 100"><text y="20" font-size="16">drawn</text></svg>'
+        '<img src="https://example.org/image.png"><script>undefined.x</script>'
+    )
+    found: list[str] = []
+    seen = visit(chromium, page, lambda page: found.extend(faults(page)), width=390)
+    assert [fault[:20] for fault in found] == [
+        "scrolls sideways: 50",
+        "9.0 px: tiny",
+        "8.0 px: drawn",
+        "has no name: <button",
+        "id a twice",
+    ]
+    assert seen.external == ["https://example.org/image.png"]
+    assert any("undefined" in complaint for complaint in seen.complaints)
+
+
+# Rows of a table as a reader sees them: a column's values, hidden rows left out.
+COLUMN = """([table, column]) =>
+    [...document.querySelectorAll("table.sortable")[table].querySelectorAll("tbody tr:not(.group)")].map(
+        (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim())"""
+ORDERS = ["descending", "ascending", None]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_column_sorts_down_and_up_and_back(chromium, report, name):
+    def act(page: Any) -> None:
+        for table in range(page.locator("table.sortable").count()):
+            heads = page.locator("table.sortable").nth(table).locator("thead th")
+            for column in range(heads.count()):
+                at = [table, column]
+                came = page.evaluate(COLUMN, at)
+                filled = sum(value != "" for value in came)
+                for order in ORDERS:
+                    heads.nth(column).locator("button").click()
+                    assert heads.nth(column).get_attribute("aria-sort") == order
+                    values = page.evaluate(COLUMN, at)
+                    assert values[filled:] == [""] * (len(came) - filled) or order is None
+                    if order is None:
+                        assert values == came
+                    elif all(map(is_number, values[:filled])):
+                        numbers = [float(value) for value in values[:filled]]
+                        assert numbers == sorted(numbers, reverse=order == "descending")
+                    else:
+                        assert sorted(values) == sorted(came)
+
+    assert visit(chromium, report / name, act).complaints == []
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+TABLE = """<!DOCTYPE html><title>t</title><table class="sortable"><thead><tr>
+<th><button>Name</button></th><th><button>Score</button></th><th>Fixed</th></tr></thead>
+<tbody><tr class="group"><th colspan="3">One</th></tr>
+<tr><td>m10</td><td data-value="9">9.0</td><td></td></tr>
+<tr><td>m9</td><td data-value="10">10.0</td><td></td></tr>
+<tr><td>b</td><td></td><td></td></tr></tbody>
+<tbody><tr class="group"><th colspan="3">Two</th></tr>
+<tr><td>m2</td><td>−1 000.5</td><td></td></tr>
+<tr><td>a</td><td data-value="9">9.0</td><td></td></tr>
+<tr><td>A</td><td>none</td><td></td></tr></tbody></table><script>SCRIPT</script>"""
+
+
+def test_sorting_is_stable_by_keys_and_knows_numbers_empty_cells_and_groups(chromium, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(TABLE.replace("SCRIPT", (TEMPLATES / "sort.js").read_text()))
+
+    def names(page: Any) -> list[str]:
+        return page.evaluate(COLUMN, [0, 0])
+
+    def act(page: Any) -> None:
+        home = names(page)
+        groups = page.locator(".group").all_inner_texts()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        # a word is less than any number, what is equal (m10 and a) stays in order, and what is empty (b) is last
+        assert names(page) == ["m9", "m10", "a", "m2", "A", "b"]
+        page.keyboard.press("Space")
+        assert names(page) == ["A", "m2", "m10", "a", "m9", "b"]
+        assert page.evaluate("document.querySelector('table').className") == "sortable sorted"
+        assert page.evaluate("document.activeElement.textContent") == "Score"
+        # another column starts anew, and takes the mark from the first
+        page.click("text=Name")
+        assert page.eval_on_selector_all("th", "all => all.map(h => h.ariaSort)")[:2] == [
+            "descending",
+            None,
+        ]
+        assert names(page)[:3] == ["m10", "m9", "m2"]
+        page.click("text=Name")
+        assert names(page)[-3:] == ["m2", "m9", "m10"]
+        page.click("text=Name")
+        assert names(page) == home and page.locator(".group").all_inner_texts() == groups
+        assert page.evaluate("[...document.querySelectorAll('tr')].map(r => r.rowIndex)") == list(
+            range(9)
+        )
+
+    assert visit(chromium, page, act).complaints == []
+
+
+def shown(page: Any) -> list[str]:
+    """The prompts that are shown, in their order."""
+    return page.eval_on_selector_all(
+        ".prompt", "all => all.filter(p => p.checkVisibility()).map(p => p.id)"
+    )
+
+
+def search(page: Any, words: str, count: int) -> None:
+    page.evaluate(
+        "document.getElementById('count').textContent = ''"
+    )  # it may be the same as before
+    page.fill("#query", words)
+    page.wait_for_function(
+        "text => document.getElementById('count').textContent === text",
+        arg=f"{count} of 12 prompts",
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_searching_generations(chromium, answers, width):
+    def act(page: Any) -> None:
+        whole = page.inner_text(".prompt >> nth=1")
+        html = page.inner_html("[data-set=heldout]")
+        assert page.inner_text("#count") == "12 of 12 prompts"
+        search(page, "ZEBRA", 2)
+        assert shown(page) == ["heldout-7", "heldout-21"]
+        assert page.locator("mark").first.inner_text() == "zebra"
+        assert page.locator("#heldout-7 mark").all_inner_texts() == ["zebra", "Zebra"]
+        # what is found in the part that unfolds unfolds, and folds again
+        page.locator("#heldout-21").scroll_into_view_if_needed()
+        page.wait_for_selector("#heldout-21 details[open] mark")
+        search(page, "horse", 1)
+        assert page.locator("#heldout-21 details[open]").count() == 0
+        # all of the words, in any text of the prompt: here instruction, reference and two answers
+        search(page, "crossing bold do answer", 1)
+        assert shown(page) == ["heldout-7"]
+        search(page, "crossing horse", 0)
+        assert not page.is_visible("h2")
+        # what means something elsewhere is text here
+        search(page, "<b>bold</b> && (or [so])", 1)
+        marks = page.locator("#heldout-7 mark").all_inner_texts()
+        assert marks == ["&&", "<b>bold</b>", "(or", "[so])"]
+        assert page.locator(".answer .text b").count() == 0
+        search(page, ".*", 0)
+        search(page, "with input", 6)
+        assert page.inner_text("#heldout-0 .what >> nth=1").lower() == "input"
+        search(page, "  ", 12)
+        assert page.locator("mark").count() == 0
+        assert (
+            page.inner_text(".prompt >> nth=1") == whole
+            and page.inner_html("[data-set=heldout]") == html
+        )
+        assert faults(page) == []
+
+    seen = visit(chromium, answers, act, width)
+    assert (seen.external, seen.complaints) == ([], [])
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_choosing_models_set_and_order(chromium, answers, width):
+    def apart(page: Any) -> str:
+        return page.inner_text("#heldout-7 .spread")
+
+    def act(page: Any) -> None:
+        first = page.locator("#heldout-7 .answer")
+        everyone = page.locator("#choice input").count()
+        assert first.count() == everyone == 11 and apart(page) == "40"
+        # by keys alone: from the field to the order, to the models, to one of them
+        page.focus("#query")
+        for key in ("Tab", "Tab", "Tab", "Enter", "Tab", "Tab", "Enter"):
+            page.keyboard.press(key)
+        assert page.inner_text("#chosen") == f"0 of {everyone}"
+        assert not page.is_visible("#heldout-7 .answer")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Space")
+        assert page.inner_text("#chosen") == f"1 of {everyone}" and apart(page) == "–"
+        (only,) = page.locator("#heldout-7 .answer:visible").all_inner_texts()
+        assert only.startswith("teacher (sft)") and "bold" in only
+        # only what is shown is searched
+        search(page, "zebra", 1)
+        page.get_by_label("3.B teacher → assistant → student (minillm)").check()
+        assert page.inner_text("#count") == "2 of 12 prompts" and apart(page) == "10"
+        search(page, "", 12)
+        assert faults(page) == []
+        # of these two: 40 apart on row 21, 10 on row 7, 5 on row 28, and 0 on all others, which stay in order
+        page.select_option("#order", "spread")
+        assert shown(page)[:6] == [f"heldout-{row}" for row in (21, 7, 28, 0, 14, 35)]
+        page.click("text=Show all")
+        assert page.inner_text("#chosen") == "all 11"
+        assert shown(page)[:4] == [f"heldout-{row}" for row in (7, 21, 28, 0)]
+        page.select_option("#set", "other")
+        assert shown(page) == [f"other-{row}" for row in (0, 7, 14, 21, 28, 35)]
+        assert page.inner_text("#count") == "6 of 12 prompts"
+        # a link shows its prompt, whatever is chosen
+        page.evaluate("location.hash = 'heldout-28'")
+        page.wait_for_function(
+            "document.getElementById('count').textContent === '12 of 12 prompts'"
+        )
+        assert page.input_value("#set") == ""
+        page.select_option("#order", "data")
+        assert shown(page)[:6] == [f"heldout-{row}" for row in (0, 7, 14, 21, 28, 35)]
+
+    seen = visit(chromium, answers, act, width)
+    assert (seen.external, seen.complaints) == ([], [])
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_a_link_goes_to_its_prompt(chromium, answers, width):
+    page = chromium.new_page(viewport={"width": width, "height": 700})
+    page.goto(f"{answers.as_uri()}#other-14")
+    # below the tools, near the top: waited for, as what is above is laid out when it is near
+    page.wait_for_function("""() => {
+        const [tools, prompt] = ["tools", "other-14"].map((id) => document.getElementById(id).getBoundingClientRect());
+        return tools.top === 0 && prompt.top >= tools.bottom && prompt.top < tools.bottom + 60;
+    }""")
+    assert page.get_attribute("#other-14 h3 a", "href") == "#other-14"
+    page.close()
+
+
+def test_generations_without_scripts(chromium, answers):
+    page = chromium.new_context(java_script_enabled=False).new_page()
+    page.goto(answers.as_uri())
+    assert not page.is_visible("#tools")
+    assert page.locator(".prompt:visible").count() == 12
+    assert page.locator(".answer:visible").count() == 12 * 11
+    page.context.close()
+
+
+def test_a_long_text_is_parted_after_a_word():
+    for text in ("short", "word " * 300, "x" * 2000, "a" * (FIRST - 3) + "\n" + "b" * 900):
+        parts = list(folded(text))
+        assert "".join(parts) == text and len(parts) == 1 + (len(text) > FIRST + 40)
+    first, rest = folded("word " * 300)
+    assert first.endswith(" ") and rest.startswith("word") and len(first) <= FIRST
+    assert [len(part) for part in folded("x" * 2000)] == [FIRST, 2000 - FIRST]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """An experiment of three models, really run: trained, answered and scored, on the CPU."""
+    folder = tmp_path_factory.mktemp("real") / "project"
+    experiment = small_experiment()
+    experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["minillm"]}]
+    del experiment["models"]["assistant"], experiment["training"]["kd"]
+    experiment["data"]["template"] = {
+        "with_input": "{instruction}\n{input}\n",
+        "without_input": "{instruction}\n",
+    }
+    copy_workflow(folder, experiment)
+    (folder / "data").mkdir()
+    rows = [{"instruction": f"Say {letter}.", "output": letter} for letter in "bcdefghi"]
+    (folder / "data/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project = Project(folder)
+    project.run("--quiet", "rules")
+    project.run("--report", "report.zip")
+    return project
+
+
+def test_the_report_of_a_real_run(chromium, real, tmp_path):
+    zipfile.ZipFile(real.folder / "report.zip").extractall(tmp_path)
+    (start,) = tmp_path.rglob("report.html")
+    opened: dict[str, str] = {}
+    categories = sorted({part.category for part in PARTS.values()})
+    seen = visit(chromium, start, lambda page: opened.update(open_all(page, categories)))
+    assert (seen.external, seen.complaints) == ([], [])
+    assert sorted(opened) == sorted(part.file for part in PARTS.values())
+    scores = real.folder / "results/small/evaluations/teacher-sft/seed1/heldout/scores.json"
+    mean = json.loads(scores.read_text())["scores"]["rougeL"]["mean"]
+    assert f"{mean:.1f}" in opened["results.html"] and "Small" in opened["results.html"]
+    for name in PAGES:
+        for width in WIDTHS.values():
+            found: list[str] = []
+            (page,) = Path(tmp_path).rglob(name)
+            seen = visit(chromium, page, lambda page, to=found: to.extend(faults(page)), width)
+            assert (seen.external, seen.complaints, found) == ([], [], []), (name, width)
