@@ -16,9 +16,10 @@ BELOW_DATA = {
     "distill_kd": 1,
     "distill_minillm": 3,
     "evaluate": 7,
+    "card": 7,
     "report": 1,
 }
-MINILLM = {"distill_minillm": 3, "evaluate": 3, "report": 1}
+MINILLM = {"distill_minillm": 3, "evaluate": 3, "card": 3, "report": 1}
 
 
 def append(file: str, text: str) -> Callable[[Project], None]:
@@ -94,16 +95,27 @@ EDITS = {
     "method": (code("methods/minillm"), MINILLM),
     # the losses of all methods stand in it
     "loss": (code("divergences"), BELOW_DATA),
-    "another method": (code("methods/kd"), {"distill_kd": 1, "evaluate": 1, "report": 1}),
+    "another method": (
+        code("methods/kd"),
+        {"distill_kd": 1, "evaluate": 1, "card": 1, "report": 1},
+    ),
     "supervised method": (code("methods/sft"), BELOW_DATA),
     "training loop": (code("training/loop"), BELOW_DATA),
-    "evaluation": (code("evaluation/evaluate"), {"evaluate": 7, "report": 1}),
+    "evaluation": (code("evaluation/evaluate"), {"evaluate": 7, "card": 7, "report": 1}),
     "report": (code("report/build"), {"report": 1}),
-    "description": (experiment(lambda e: e.update(description="Other words.")), {"report": 1}),
+    "card": (code("report/modelcards/card"), {"card": 7}),
+    "description": (
+        experiment(lambda e: e.update(description="Other words.")),
+        {"card": 7, "report": 1},
+    ),
+    "samples": (
+        experiment(lambda e: e["report"].update(samples=3)),
+        {"report": 1},
+    ),
     "two settings swapped": (experiment(swap), MINILLM),
     "seed added": (
         experiment(lambda e: e["seeds"].append(2)),
-        {"sft": 2, "distill_kd": 1, "distill_minillm": 3, "evaluate": 6, "report": 1},
+        {"sft": 2, "distill_kd": 1, "distill_minillm": 3, "evaluate": 6, "card": 6, "report": 1},
     ),
     "chain added": (
         experiment(
@@ -111,11 +123,11 @@ EDITS = {
                 {"models": ["teacher", "assistant", "student"], "methods": [["minillm", "kd"]]}
             )
         ),
-        {"distill_kd": 1, "evaluate": 1, "report": 1},
+        {"distill_kd": 1, "evaluate": 1, "card": 1, "report": 1},
     ),
     "decoding seed added": (
         experiment(lambda e: e["evaluation"]["seeds"].append(30)),
-        {"evaluate": 7, "report": 1},
+        {"evaluate": 7, "card": 7, "report": 1},
     ),
     "row added": (
         append("data/dev.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
@@ -138,8 +150,8 @@ def test_edit_reruns_exactly(finished: Project, tmp_path: Path, name: str) -> No
     assert project.plan() == expected
 
 
-SEQKD = {"distill_seqkd": 2, "evaluate": 2, "report": 1}
-KD = {"distill_kd": 2, "evaluate": 2, "report": 1}
+SEQKD = {"distill_seqkd": 2, "evaluate": 2, "card": 2, "report": 1}
+KD = {"distill_kd": 2, "evaluate": 2, "card": 2, "report": 1}
 WRITING_EDITS = {
     "likeliest tokens": (
         experiment(lambda e: e["teacher_writes"].update(top_k=9)),

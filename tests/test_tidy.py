@@ -89,7 +89,7 @@ def test_the_reports_means_and_differences_out_of_the_parquet_file_alone(made):
 
 
 def test_both_files_have_every_mean(made):
-    spec, results, report = made
+    _, results, report = made
     table = pd.read_csv(report / "scores.csv")
     assert list(table.columns) == list(tidy.COLUMNS)
     for evaluation in results.evaluations.values():
