@@ -20,6 +20,7 @@ include: "rules/data.smk"
 include: "rules/generate.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
+include: "rules/cards.smk"
 include: "rules/report.smk"
 
 
@@ -27,6 +28,10 @@ rule all:
     default_target: True
     input:
         rules.report.output,
+        collect(
+            "<results>/models/{node.lineage}/seed{node.seed}/card.md",
+            node=EXPERIMENT.nodes,
+        ),
 
 
 # The parts of a run, each of which can be asked for by its name.
@@ -53,4 +58,12 @@ rule scores:
             node=EXPERIMENT.nodes,
             set=EXPERIMENT.sets,
             file=MEASURED,
+        ),
+
+
+rule cards:
+    input:
+        collect(
+            "<results>/models/{node.lineage}/seed{node.seed}/card.md",
+            node=EXPERIMENT.nodes,
         ),

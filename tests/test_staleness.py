@@ -10,16 +10,21 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
+
+def scored(models: int) -> dict[str, int]:
+    """Jobs that measure so many models on the one evaluation set."""
+    return dict.fromkeys(("evaluate", "likelihoods", "card"), models)
+
+
 BELOW_DATA = {
     "teacher": 1,
     "sft": 2,
     "distill_kd": 1,
     "distill_minillm": 3,
-    "evaluate": 7,
-    "likelihoods": 7,
+    **scored(7),
     "report": 1,
 }
-MINILLM = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "report": 1}
+MINILLM = {"distill_minillm": 3, **scored(3), "report": 1}
 
 
 def append(file: str, text: str) -> Callable[[Project], None]:
@@ -97,25 +102,26 @@ EDITS = {
     "loss": (code("divergences"), BELOW_DATA),
     "another method": (
         code("methods/kd"),
-        {"distill_kd": 1, "evaluate": 1, "likelihoods": 1, "report": 1},
+        {"distill_kd": 1, **scored(1), "report": 1},
     ),
     "supervised method": (code("methods/sft"), BELOW_DATA),
     "training loop": (code("training/loop"), BELOW_DATA),
-    "evaluation": (code("evaluation/evaluate"), {"evaluate": 7, "likelihoods": 7, "report": 1}),
-    "likelihoods": (code("evaluation/likelihoods"), {"likelihoods": 7, "report": 1}),
+    "evaluation": (code("evaluation/evaluate"), {**scored(7), "report": 1}),
+    "likelihoods": (code("evaluation/likelihoods"), {"likelihoods": 7, "card": 7, "report": 1}),
     "report": (code("report/build"), {"report": 1}),
-    "description": (experiment(lambda e: e.update(description="Other words.")), {"report": 1}),
+    "card": (code("report/modelcards/card"), {"card": 7}),
+    "description": (
+        experiment(lambda e: e.update(description="Other words.")),
+        {"card": 7, "report": 1},
+    ),
+    "samples": (
+        experiment(lambda e: e["report"].update(samples=3)),
+        {"report": 1},
+    ),
     "two settings swapped": (experiment(swap), MINILLM),
     "seed added": (
         experiment(lambda e: e["seeds"].append(2)),
-        {
-            "sft": 2,
-            "distill_kd": 1,
-            "distill_minillm": 3,
-            "evaluate": 6,
-            "likelihoods": 6,
-            "report": 1,
-        },
+        {"sft": 2, "distill_kd": 1, "distill_minillm": 3, **scored(6), "report": 1},
     ),
     "chain added": (
         experiment(
@@ -123,11 +129,11 @@ EDITS = {
                 {"models": ["teacher", "assistant", "student"], "methods": [["minillm", "kd"]]}
             )
         ),
-        {"distill_kd": 1, "evaluate": 1, "likelihoods": 1, "report": 1},
+        {"distill_kd": 1, **scored(1), "report": 1},
     ),
     "decoding seed added": (
         experiment(lambda e: e["evaluation"]["seeds"].append(30)),
-        {"evaluate": 7, "likelihoods": 7, "report": 1},
+        {**scored(7), "report": 1},
     ),
     "row added": (
         append("data/dev.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
@@ -150,8 +156,8 @@ def test_edit_reruns_exactly(finished: Project, tmp_path: Path, name: str) -> No
     assert project.plan() == expected
 
 
-SEQKD = {"distill_seqkd": 2, "evaluate": 2, "likelihoods": 2, "report": 1}
-KD = {"distill_kd": 2, "evaluate": 2, "likelihoods": 2, "report": 1}
+SEQKD = {"distill_seqkd": 2, **scored(2), "report": 1}
+KD = {"distill_kd": 2, **scored(2), "report": 1}
 WRITING_EDITS = {
     "likeliest tokens": (
         experiment(lambda e: e["teacher_writes"].update(top_k=9)),

@@ -4,9 +4,10 @@ Outputs, each optional: the names of `takd.report.parts.PARTS`.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from takd.errors import InputError
-from takd.report import costs, pages, table
+from takd.report import costs, pages, table, tidy
 from takd.report.figures.chains import chains
 from takd.report.figures.costs import costs as costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
@@ -46,6 +47,7 @@ def run(stage: Stage) -> None:
         "results_csv": lambda: table.to_csv(results, groups),
         "differences_csv": lambda: table.differences_csv(results),
         "learning_page": lambda: pages.learning_page(results),
+        "scores_csv": lambda: tidy.to_csv(results),
         "samples": lambda: pages.samples_page(results, groups),
         "costs_page": lambda: pages.costs_page(
             results, spent, figures["costs"].svg, figures["quality"].svg
@@ -55,12 +57,20 @@ def run(stage: Stage) -> None:
     }
     texts = {name: drawing.svg for name, drawing in figures.items()}
     texts |= {f"{name}_csv": drawing.csv for name, drawing in figures.items()}
+    # what is no text, and too long to hold
+    writers: dict[str, Callable[[Path], None]] = {
+        "scores_parquet": lambda path: tidy.write_parquet(
+            results, stage.input("evaluations"), path
+        ),
+    }
     for name, path in stage.outputs.items():
-        if name not in makers and name not in texts:
-            raise InputError(
-                f"--output {name}: no such part of the report; there are {', '.join([*makers, *texts])}"
-            )
-        write_text(path, texts[name] if name in texts else makers[name]())
+        if name in writers:
+            writers[name](path)
+        elif name in makers or name in texts:
+            write_text(path, texts[name] if name in texts else makers[name]())
+        else:
+            known = ", ".join([*makers, *texts, *writers])
+            raise InputError(f"--output {name}: no such part of the report; there are {known}")
     stage.say(
         f"report: {len(results.lineages)} lineages, {len(results.nodes)} models,"
         f" {len(stage.spec['sets'])} evaluation set(s)"

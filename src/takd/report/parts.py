@@ -34,6 +34,10 @@ PARTS = {
     "results": Part("results.html", RESULTS, "Findings and scores", "page"),
     "results_csv": Part("results.csv", RESULTS, "Findings and scores", "table (CSV)"),
     "differences_csv": Part("differences.csv", RESULTS, "Differences and tests", "table (CSV)"),
+    "scores_csv": Part("scores.csv", RESULTS, "Every measure in long form", "means (CSV)"),
+    "scores_parquet": Part(
+        "scores.parquet", RESULTS, "Every measure in long form", "means and all scores (Parquet)"
+    ),
     **_figure("chains", RESULTS, "ROUGE-L along the chains"),
     **_figure("gains", RESULTS, "Gain through assistants"),
     **_figure("teachers", RESULTS, "Students by size of teacher"),

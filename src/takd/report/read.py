@@ -157,6 +157,13 @@ def read(spec: dict[str, Any], models: Path, evaluations: Path) -> Results:
     return results
 
 
+def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+    """What was added up over the tokens of each prompt's texts, of one model on one set."""
+    return _lines(
+        evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods/prompts.jsonl"
+    )
+
+
 def _evaluation(
     node: Node,
     name: str,

@@ -1,0 +1,40 @@
+# The card goes into the model's folder, too, as README.md (docs/workflow.md): Snakemake allows no output within another
+# rule's, so that copy is not declared. A training deletes it with its folder; its log has times of its own, so the
+# card is always written anew after a training, even where the model came out the same.
+
+from takd.report.modelcards.settings import card_settings
+
+
+def card_spec(wildcards):
+    """Settings of one model card."""
+    return canonical_json(card_settings(EXPERIMENT, wildcards.lineage, int(wildcards.seed)))
+
+
+rule card:
+    input:
+        manifest="<results>/models/{lineage}/seed{seed}/manifest.json",
+        metrics="<results>/models/{lineage}/seed{seed}/metrics.jsonl",
+        evaluations=collect(
+            "<results>/evaluations/{{lineage}}/seed{{seed}}/{set}/{file}",
+            set=EXPERIMENT.sets,
+            file=MEASURED,
+        ),
+        template="src/takd/report/modelcards/card.md.jinja",
+    output:
+        card="<results>/models/{lineage}/seed{seed}/card.md",
+    log:
+        "<logs>/models/{lineage}/seed{seed}/card.log",
+    localrule: True
+    conda:
+        "../envs/conda.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        spec=card_spec,
+        code=code_digest("takd.report.modelcards.card"),
+        results=subpath(output.card, ancestor=4),
+    shell:
+        "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_card.py --spec {params.spec:q} --code {params.code}"
+        " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
+        " --output card={output.card:q} 2> {log:q}"

@@ -1,0 +1,147 @@
+"""Every number of an experiment in long form: one line a number, one column a variable (Wickham, Tidy Data, 2014).
+
+`scores.csv` has the means, `scores.parquet` the means and what they are made of. The column `statistic` says which:
+
+- `mean`: a measure of one model on one set, over all prompts; over all decoding seeds where `decoding_seed` is empty;
+- `score`: one answer, x 100 (`takd.report.read.MEASURES`): a prompt and a decoding seed;
+- `sum`: what was added up over the tokens of one prompt's texts, of all references or of all decoding seeds
+  (`likelihoods/prompts.jsonl`). Names are `references/<quantity>` and `<role>/<texts>/<quantity>`, as in that file; the
+  mean over any choice of prompts is the sum of the quantity over that of `tokens`. Where the first teacher is the
+  direct one, only `direct` is there.
+"""
+
+import csv
+import io
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from takd.lineage import split, teacher_of
+from takd.report.measures import MEASURES
+from takd.report.read import MEASURES as OF_ANSWERS
+from takd.report.read import Evaluation, Results, Row, prompts_read
+from takd.report.table import chain_text, methods_text
+
+Line = dict[str, Any]
+ABOUT = (
+    *("experiment", "set", "lineage", "chain", "methods", "method", "model", "teacher"),
+    *("parameters", "seed"),
+)
+"""What a line says of its model and set; `teacher` is a lineage, `seed` that of the training."""
+NUMBERED = ("statistic", "decoding_seed", "prompt", "measure", "value", "better")
+COLUMNS = (*ABOUT, *NUMBERED)
+BETTER = {measure.name: measure.better for measure in MEASURES}
+
+
+def to_csv(results: Results) -> str:
+    """The means of all measures, in full precision; nothing where a column does not apply."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for evaluation in results.evaluations.values():
+        about = _about(results, evaluation)
+        writer.writerows(about | line for line in _means(evaluation))
+    return file.getvalue()
+
+
+def _about(results: Results, evaluation: Evaluation) -> Line:
+    node, hop = evaluation.node, split(evaluation.node.lineage)[-1]
+    found = (
+        *(results.spec["experiment"], evaluation.set, node.lineage, chain_text(node.lineage)),
+        *(methods_text(node.lineage), hop.method, hop.model, teacher_of(node.lineage)),
+        *(results.models[node].parameters, node.seed),
+    )
+    return dict(zip(ABOUT, found, strict=True))
+
+
+def _means(evaluation: Evaluation) -> Iterator[Line]:
+    """Every measure that the model has on the set, over all decoding seeds and for each."""
+    for measure in MEASURES:
+        whole = measure.of(evaluation)
+        values = {None: whole} | dict(sorted(measure.by_seed(evaluation).items()))
+        for seed, value in values.items():
+            if value is not None and math.isfinite(value):
+                yield _number("mean", seed, None, measure.name, value)
+
+
+def _number(statistic: str, seed: int | None, prompt: int | None, name: str, value: float) -> Line:
+    better = "" if statistic == "sum" else BETTER[name]
+    return dict(zip(NUMBERED, (statistic, seed, prompt, name, value, better), strict=True))
+
+
+def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
+    """All numbers, one row group a model and set and kind, so that a reader may take few and none is held twice.
+
+    The bytes depend on the results and on the version of pyarrow, which the file names as its writer.
+
+    Args:
+        evaluations: folder above the lineages, where the sums are.
+        path: the file to write; a reader sees the old one or the new, never a part.
+    """
+    # reading a report's files should not need it
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    words = pa.dictionary(pa.int32(), pa.string())
+    kinds = {"parameters": pa.int64(), "value": pa.float64()}
+    kinds |= {name: pa.int64() for name in ("seed", "decoding_seed", "prompt")}
+    schema = pa.schema([(name, kinds.get(name, words)) for name in COLUMNS])
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for (node, name), evaluation in results.evaluations.items():
+            about = _about(results, evaluation)
+            read = prompts_read(evaluations, node, name)
+            for rows in (_means(evaluation), _scores(evaluation), _sums(read)):
+                for part in _batches(rows, 100_000):
+                    columns: Line = {key: [value] * len(part) for key, value in about.items()}
+                    columns |= {key: [line[key] for line in part] for key in NUMBERED}
+                    arrays = [_column(pa, columns[field.name], field.type) for field in schema]
+                    writer.write_table(pa.table(arrays, schema=schema))
+    os.replace(partial, path)
+
+
+def _column(pa: Any, values: list[Any], kind: Any) -> Any:
+    """Texts are few and repeat: each is stored once."""
+    if not pa.types.is_dictionary(kind):
+        return pa.array(values, kind)
+    return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+
+
+def _scores(evaluation: Evaluation) -> Iterator[Line]:
+    """Every answer: measure by measure, prompt by prompt, seed by seed."""
+    seeds = evaluation.scores["decoding_seeds"]
+    for measure in OF_ANSWERS:
+        scores_pd: np.ndarray = evaluation.by_draw[measure]
+        for prompt, of_prompt in zip(evaluation.ids, scores_pd.tolist(), strict=True):
+            for seed, value in zip(seeds, of_prompt, strict=True):
+                yield _number("score", seed, prompt, measure, value)
+
+
+def _sums(read: Iterator[Row]) -> Iterator[Line]:
+    """The sums of each prompt over its texts of a kind."""
+    for line in read:
+        for name, texts in _kinds(line):
+            quantities = (key for key in texts[0] if key not in ("reference", "seed", "bins"))
+            for quantity in quantities:
+                value = math.fsum(text[quantity] for text in texts)
+                yield _number("sum", None, line["id"], f"{name}/{quantity}", value)
+
+
+def _kinds(line: Row) -> Iterator[tuple[str, list[Row]]]:
+    """The texts of a prompt by what they are and whose."""
+    for name, found in line.items():
+        if name == "references":
+            yield name, found
+        elif name != "id":
+            yield from ((f"{name}/{kind}", texts) for kind, texts in found.items())
+
+
+def _batches(rows: Iterator[Line], size: int) -> Iterator[list[Line]]:
+    while part := list(itertools.islice(rows, size)):
+        yield part

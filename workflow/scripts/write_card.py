@@ -1,0 +1,14 @@
+"""Write the model card of one trained model, beside it and into its folder.
+
+python workflow/scripts/write_card.py --spec JSON --code DIGEST --input models=FOLDER --input evaluations=FOLDER
+  --output card=card.md
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from takd.stage import main
+
+main("takd.report.modelcards.card")
