@@ -54,6 +54,10 @@ def experiment(
         # a model whose scores stay as they are is the same model
         weights = f"{lineage} {seed} {moved}".encode().hex()[:64]
         write_json(file, read_json(file) | {"weights": {"model": weights}})
+        log = file.with_name("metrics.jsonl")
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        rows = [r | {"rougeL": r["rougeL"] + moved} if "rougeL" in r else r for r in rows]
+        test_report.write_lines(log, rows)
         made[f"{lineage}/seed{seed}"] = compare_plan.made({})
         for set_name in spec["sets"]:
             answers(folder / "evaluations" / lineage / f"seed{seed}" / set_name, moved, zlib.crc32(f"{lineage} {seed}".encode()) % 9)

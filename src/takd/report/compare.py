@@ -10,7 +10,7 @@ from takd.errors import InputError
 from takd.report import compare_settings, costs, measures, pages, table
 from takd.report.compare_read import Compared, read_all
 from takd.report.compare_scores import Comparison, Outcome, Place, compare
-from takd.report.compare_settings import Line
+from takd.report.compare_settings import TRAINED, Line
 from takd.report.costs import Cost
 from takd.report.figures.experiments import Curves, learning
 from takd.report.measures import Measure
@@ -55,6 +55,9 @@ def page(comparison: Comparison, svg: str) -> str:
     def places(name: str, lineage: str) -> list[Place]:
         return [Place(name, lineage, number) for number in range(len(experiments))]
 
+    def having(name: str, lineage: str) -> list[Place]:
+        return [p for p in places(name, lineage) if experiments[p.experiment].has(lineage, name)]
+
     origins = compare_settings.origins(experiments)
     settings = compare_settings.settings(experiments)
     spent = [{cost.lineage: cost for cost in costs.by_lineage(e.results)} for e in experiments]
@@ -69,8 +72,9 @@ def page(comparison: Comparison, svg: str) -> str:
         obstacles=_dev_obstacles(comparison),
         several=any(score.trainings > 1 for score in comparison.scores.values()),
         measured=_measured(experiments),
-        side=lambda measure, *cell: [_mean(experiments, measure, p) for p in places(*cell)],
+        side=lambda measure, *cell: [_mean(experiments, measure, p) for p in having(*cell)],
         places=places,
+        having=having,
         text=lambda lineage: table.named(_holder(experiments, lineage).results, lineage),
         spent=spent,
         trained=list(dict.fromkeys(lineage for costs in spent for lineage in costs)),
@@ -81,18 +85,15 @@ def page(comparison: Comparison, svg: str) -> str:
 
 def findings(
     comparison: Comparison, settings: Sequence[Line], origins: Sequence[Line]
-) -> list[str]:
-    """What the comparison says, in sentences: of each other experiment what differs, then what came of it."""
-    sentences = []
+) -> list[tuple[str, list[str]]]:
+    """What the comparison says of each other experiment: what differs, and what came of it on the first set."""
+    found = []
     for place, other in enumerate(comparison.experiments[1:], 1):
-        sentences.append(_differs(comparison, place, settings, origins))
+        told = [f"{other.name} and {comparison.first.name} share no model on an evaluation set."]
         if comparison.sets and comparison.against(comparison.sets[0], place):
-            sentences += _told(comparison, place, comparison.sets[0])
-        else:
-            sentences.append(
-                f"{other.name} and {comparison.first.name} have no model on the same evaluation set."
-            )
-    return sentences
+            told = _told(comparison, place, comparison.sets[0])
+        found.append((_differs(comparison, place, settings, origins), told))
+    return found
 
 
 def _differs(
@@ -105,10 +106,7 @@ def _differs(
         said = f"{pair} in no setting"
     else:
         count = f"{len(apart)} setting" + ("s" if len(apart) > 1 else "")
-        named = "; ".join(
-            f"{line.what} is {_short(line.values[place])} instead of {_short(line.values[0])}"
-            for line in apart
-        )
+        named = "; ".join(_change(line, place) for line in apart)
         said = f"{pair} in {count}" + (f": {named}" if len(apart) <= FEW else ", listed below")
     others: dict[str, list[str]] = {}
     for line in origins:
@@ -118,9 +116,16 @@ def _differs(
     return f"{said}. Besides the settings, these are not the same: {more}." if more else f"{said}."
 
 
-def _short(value: str | None) -> str:
-    if value is None:
-        return "absent"
+def _change(line: Line, place: int) -> str:
+    before, after = line.values[0], line.values[place]
+    if after is None:
+        return f"it is without {line.what}"
+    if before is None:
+        return f"it has {line.what}" + (f" = {_short(after)}" if after != TRAINED else "")
+    return f"{line.what} is {_short(after)} instead of {_short(before)}"
+
+
+def _short(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:57]}…"
 
 

@@ -100,6 +100,18 @@ class Comparison:
             if (place.set, place.experiment) == (set_name, experiment)
         }
 
+    def told(self, set_name: str, lineage: str) -> bool:
+        """Whether a lineage is told apart from that of the first experiment in any other one."""
+        return any(outcome.told for outcome in self._of(set_name, lineage))
+
+    def same(self, set_name: str, lineage: str) -> bool:
+        """Whether a lineage is the same model in all experiments that have it."""
+        outcomes = self._of(set_name, lineage)
+        return bool(outcomes) and all(outcome.same for outcome in outcomes)
+
+    def _of(self, set_name: str, lineage: str) -> list[Outcome]:
+        return [o for p, o in self.outcomes.items() if (p.set, p.lineage) == (set_name, lineage)]
+
     def tests(self, set_name: str) -> int:
         """Size of the family of tests on a set."""
         return sum(p.set == set_name and o.difference is not None for p, o in self.outcomes.items())

@@ -15,6 +15,8 @@ from takd.report.table import full_text
 NO_RESULT = ("title", "description", "report", "variables", "chains")
 """Keys of an experiment that change no result; chains are told apart by what they are, not by their place."""
 SETTING = "setting"
+TRAINED = "trained"
+"""Value of a chain that an experiment has."""
 SHOWN = 12
 """Digits of a digest that are shown."""
 
@@ -84,7 +86,7 @@ def _lines(kind: str, found: Sequence[Mapping[str, str]]) -> list[Line]:
 def _settings(experiment: Compared) -> dict[str, str]:
     values = {k: v for k, v in experiment.settings.items() if k not in NO_RESULT}
     chains = {
-        f"chain {full_text(chain['lineage'])}": "trained"
+        f"chain {full_text(chain['lineage'])}": TRAINED
         for chain in experiment.results.spec["chains"]
     }
     return flat(values) | chains
