@@ -1,8 +1,7 @@
 # Asked for by name, with the experiments to compare with: compare --config experiment=NAME with=OTHER,ANOTHER
 
 try:
-    targets = workflow.dag_settings.targets if workflow.dag_settings else ()
-    compare_plan.check(EXPERIMENT, COMPARED, MEASURED, VARIABLES, asked="compare" in targets)
+    compare_plan.check(EXPERIMENT, COMPARED, MEASURED, VARIABLES)
 except InputError as error:
     sys.exit(f"Error: {error}")
 
@@ -49,3 +48,9 @@ if COMPARED:
         shell:
             "python3 workflow/scripts/compare.py --spec {params.spec:q} --code {params.code}"
             " {params.folders} {params.outputs} 2> {log:q}"
+
+else:
+
+    rule compare:
+        input:
+            lambda wildcards: sys.exit(f"Error: {compare_plan.NOTHING_NAMED}"),

@@ -153,9 +153,7 @@ def _models(count: int) -> str:
     return f"{count} model" + ("s" if count != 1 else "")
 
 
-def _sentence(
-    comparison: Comparison, place: int, name: str, title: str, outcome: Outcome
-) -> str:
+def _sentence(comparison: Comparison, place: int, name: str, title: str, outcome: Outcome) -> str:
     assert outcome.difference is not None
     gap = number(outcome.difference.mean, signed=True)
     other = comparison.experiments[place].name

@@ -82,8 +82,7 @@ def load_all(
     everywhere = set().union(*used)
     first |= {name: value for name, value in variables.items() if name not in everywhere}
     return [
-        load(file, root, variables=given)
-        for file, given in zip(files, [first, *rest], strict=True)
+        load(file, root, variables=given) for file, given in zip(files, [first, *rest], strict=True)
     ]
 
 
@@ -132,11 +131,8 @@ def check(
     rest: Sequence[Experiment],
     measured: Sequence[str],
     variables: Mapping[str, str],
-    asked: bool,
 ) -> None:
-    """Raise InputError where a comparison cannot be made; `asked` is whether the run is to make one."""
-    if asked and not rest:
-        raise InputError(NOTHING_NAMED)
+    """Raise InputError where the comparison of an experiment with the `rest`, if any, cannot be made."""
     for each in rest:
         require_finished(each, measured, variables)
     if rest:

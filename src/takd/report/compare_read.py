@@ -52,9 +52,7 @@ class Compared:
 
 def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
     """Read all experiments; `folders` are those of their results. Raises InputError for a missing file."""
-    return [
-        _read(each, folder) for each, folder in zip(spec["experiments"], folders, strict=True)
-    ]
+    return [_read(each, folder) for each, folder in zip(spec["experiments"], folders, strict=True)]
 
 
 def _read(spec: dict[str, Any], folder: Path) -> Compared:
