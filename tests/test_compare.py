@@ -338,7 +338,10 @@ def test_in_the_browser(three: SimpleNamespace, tmp_path: Path) -> None:
     long = {"data": {"corpus": None, "template": "x" * 300}}
     study = run(
         tmp_path,
-        *(made(tmp_path, n, STUDY, s, long if s is noisy else None, sets=("dolly", "vicuna")) for n, s in zip(names, shifts, strict=True)),
+        *(
+            made(tmp_path, n, STUDY, s, long if s is noisy else None, sets=("dolly", "vicuna"))
+            for n, s in zip(names, shifts, strict=True)
+        ),
     )  # fmt: skip
     order: list[list[float]] = []
 
