@@ -3,6 +3,7 @@
     snakemake --profile profiles/local                             the experiment that config/config.yaml names
     snakemake --profile profiles/local --config experiment=NAME    the one in config/experiments/NAME.yaml
     snakemake --profile profiles/slurm                             each stage a job on a cluster
+    snakemake --profile profiles/local compare --config experiment=NAME with=OTHER     two experiments side by side
 
 The experiment says what is trained, the profile what on; docs/workflow.md tells how a run proceeds.
 """
@@ -22,6 +23,7 @@ include: "rules/train.smk"
 include: "rules/evaluate.smk"
 include: "rules/cards.smk"
 include: "rules/report.smk"
+include: "rules/compare.smk"
 
 
 rule all:

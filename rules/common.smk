@@ -15,9 +15,11 @@ ROOT = Path(workflow.basedir)
 WEEK = 7 * 24 * 60  # minutes: no limit where the profile sets none
 sys.path.insert(0, str(ROOT / "src"))
 
-from takd import experiment, lineage, outage
+from takd import lineage, outage
 from takd.errors import InputError
 from takd.provenance import canonical_json, code_digest
+from takd.report import compare_plan
+from takd.schema import RESERVED
 from takd.training.checkpoints import sweep
 
 # Stages run under the interpreter that runs Snakemake. Its path stays out of the commands, whose text
@@ -26,11 +28,10 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 
 outage.keep_jobs()
 
+VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
 try:
-    EXPERIMENT = experiment.load(
-        ROOT / f"config/experiments/{config['experiment']}.yaml",
-        ROOT,
-        variables={name: str(value) for name, value in config.items() if name != "experiment"},
+    EXPERIMENT, *COMPARED = compare_plan.load_all(
+        ROOT, config["experiment"], config.get(compare_plan.KEY), VARIABLES
     )
 except InputError as error:
     sys.exit(f"Error: {error}")

@@ -17,6 +17,8 @@ from takd.yamlfile import Key, YamlFile, read_yaml
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.schema.yaml"
 
+RESERVED = ("experiment", "with")
+"""Names of `--config` that mean something else than a variable of an experiment."""
 MANY = 12  # names above which a message with a suggestion does not list all
 
 KINDS = {
@@ -88,6 +90,11 @@ def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
         def lookup(match: re.Match[str]) -> str:
             name = match[1]
             used.add(name)
+            if name in RESERVED:
+                raise file.error(
+                    key,
+                    f"is {path!r}, but no variable can be called {name}: --config {name}=NAME means an experiment.",
+                )
             if name in given:
                 return str(given[name])
             raise file.error(

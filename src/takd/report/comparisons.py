@@ -233,6 +233,11 @@ def analyse(results: Results) -> Analysis:
     return analysis
 
 
+def family(gaps: Sequence[Array]) -> list[Difference]:
+    """Differences (R, P, D) on the same P prompts, tested as one family: their p values are corrected together."""
+    return _corrected(_differences(gaps, _over_prompts(gaps))) if gaps else []
+
+
 def _over_prompts(arrays: Sequence[Array]) -> list[Interval | None]:
     """Intervals of means (R, P, D) with common resamples of the prompts."""
     if arrays[0].shape[1] < 2:

@@ -170,6 +170,11 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
     )
 
 
+def comparison_page(first: Results, **values: Any) -> str:
+    """Several experiments side by side; `values` are those of `takd.report.compare.page`."""
+    return _render("comparison.html", first, **values)
+
+
 def inline(svg: str) -> Markup:
     """An SVG file's drawing, to stand inside a page: scaled to the page's width, with ids that no other drawing has."""
     return Markup(scoped(svg))

@@ -1,0 +1,79 @@
+"""Read the experiments of a comparison: their results, and what identifies their data and starting weights."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from takd.errors import InputError
+from takd.lineage import Node, split
+from takd.report import compare_plan
+from takd.report.read import Results, read
+from takd.stage import read_json
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One experiment of a comparison."""
+
+    name: str
+    results: Results
+    settings: dict[str, Any]
+    made: dict[str, str]
+    """`lineage/seed<k>` -> digest of the settings that its training would have by the experiment's file."""
+    data: dict[str, Manifest]
+    """Manifest of each split, and of the tokenizer."""
+    base: dict[str, Manifest]
+    """Manifest of each model's starting weights."""
+
+    @property
+    def title(self) -> str:
+        """That of the experiment, where it says more than its name."""
+        title = str(self.results.spec["title"])
+        return "" if title == self.name else title
+
+    @functools.cached_property
+    def made_otherwise(self) -> list[Node]:
+        """Models that were trained by other settings than the experiment's file has now."""
+        return [
+            node
+            for node, model in self.results.models.items()
+            if compare_plan.made(model.manifest["spec"])
+            != self.made[f"{node.lineage}/seed{node.seed}"]
+        ]
+
+    def has(self, lineage: str, set_name: str) -> bool:
+        """Whether it has scores of a lineage on an evaluation set."""
+        return lineage in self.results.lineages and set_name in self.results.spec["sets"]
+
+
+def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
+    """Read all experiments; `folders` are those of their results. Raises InputError for a missing file."""
+    return [_read(each, folder) for each, folder in zip(spec["experiments"], folders, strict=True)]
+
+
+def _read(spec: dict[str, Any], folder: Path) -> Compared:
+    results = read(spec["report"], folder / "models", folder / "evaluations")
+    corpus = ["corpus"] if spec["settings"]["data"]["corpus"] else []
+    splits = ["train", "dev", *corpus, *results.spec["sets"], "tokenizer"]
+    models = dict.fromkeys(split(lineage)[-1].model for lineage in results.lineages)
+    return Compared(
+        name=spec["name"],
+        results=results,
+        settings=spec["settings"],
+        made=spec["made"],
+        data={name: _manifest(folder / "data" / name) for name in splits},
+        base={model: _manifest(folder / "base" / model) for model in models},
+    )
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        return dict(read_json(folder / "manifest.json"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder / 'manifest.json'}: not found; run the experiment to its end first"
+        ) from None

@@ -1,0 +1,542 @@
+"""Several experiments side by side, on made results: what is told and what is not, and when it is made again."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import test_report
+from browser import browser, visit
+from conftest import Project
+from test_report import BY_KD, DIRECT, STUDY, THROUGH
+from test_staleness import touch
+
+from takd import experiment as experiments
+from takd.errors import InputError
+from takd.lineage import of_chain
+from takd.report import compare, compare_plan, compare_settings
+from takd.report.compare_read import read_all
+from takd.report.compare_scores import Comparison, Place
+from takd.report.compare_scores import compare as compare_scores
+from takd.report.statistics import holm
+from takd.stage import Stage, read_json, write_json
+
+SETTINGS: dict[str, Any] = {
+    "title": "left out",
+    "training": {"minillm": {"teacher_mix": 0.2, "steps": 900}},
+    "seeds": [1, 2],
+    "data": {"corpus": None, "template": "<script>alert(1)</script>{instruction}"},
+}
+MIXING = {"training": {"minillm": {"teacher_mix": 0.5, "steps": 900}}}
+PROMPTS = 24
+STUDENT, DEEP = of_chain(*DIRECT[1:]), of_chain(*THROUGH[1:])
+Shift = Callable[[str, int, int], float]
+
+
+def nothing(lineage: str, row: int, draw: int) -> float:
+    return 0.0
+
+
+def better(lineage: str, row: int, draw: int) -> float:
+    """The student of the assistant gains 6 points on average; all others are the same models."""
+    return 6 + 3 * ((row + draw) % 3 - 1) if lineage == DEEP else 0.0
+
+
+def noisy(lineage: str, row: int, draw: int) -> float:
+    """The student of the assistant answers otherwise, and 0.25 better on average: far less than it varies."""
+    return (4 if row % 2 else -4) + 0.25 if lineage == DEEP else 0.0
+
+
+def made(
+    root: Path,
+    name: str,
+    chains: Any = (DIRECT, THROUGH),
+    shift: Shift = nothing,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the results of an experiment, its scores moved by `shift`; returns its part of the stage's settings."""
+    folder = root / name
+    spec = test_report.make(folder, list(chains), **({"seeds": (1, 2)} | options))
+    for lineage, seed in spec["nodes"]:
+        at = f"{lineage}/seed{seed}"
+        moves = [shift(lineage, row, draw) for row in range(PROMPTS) for draw in range(2)]
+        # a model whose answers stay as they are has the same weights
+        weights = f"{zlib.crc32(f'{at} {moves if any(moves) else None}'.encode()):064x}"
+        manifest = folder / "models" / at / "manifest.json"
+        write_json(manifest, read_json(manifest) | {"weights": {"model": weights}})
+        for set_name in spec["sets"]:
+            answer(folder / "evaluations" / at / set_name, lineage, seed, shift)
+    for data in ("train", "dev", *spec["sets"], "tokenizer"):
+        facts = {"sha256": "a" * 64, "counts": {"kept": 990}, "code": "c" * 16}
+        write_json(folder / "data" / data / "manifest.json", facts)
+    for model in spec["models"]:
+        facts = {"files": {"model.safetensors": model}, "code": "d" * 16}
+        write_json(folder / "base" / model / "manifest.json", facts)
+    return {
+        "name": name,
+        "report": spec,
+        "settings": SETTINGS | (settings or {}),
+        "made": {f"{lineage}/seed{seed}": compare_plan.made({}) for lineage, seed in spec["nodes"]},
+        "content": None,
+    }
+
+
+def answer(folder: Path, lineage: str, seed: int, shift: Shift) -> None:
+    """More prompts than `make` has, enough for a test to tell a difference."""
+    scores = read_json(folder / "scores.json")
+    mean = scores["scores"]["rougeL"]["mean"] + zlib.crc32(f"{lineage} {seed}".encode()) % 9 / 10
+    rows = [
+        {"id": row, "instruction": "Do it", "input": "", "references": ["it"], "outputs": [
+            {"seed": draw_seed, "text": "it", "tokens": 2, "finished": True, "exact_match": 50.0,
+             "rougeL": mean + row % 7 - 3 + shift(lineage, row, draw)}
+            for draw, draw_seed in enumerate(scores["decoding_seeds"])]}
+        for row in range(PROMPTS)
+    ]  # fmt: skip
+    test_report.write_lines(folder / "generations.jsonl", rows)
+
+
+def edit(root: Path, change: dict[str, Any], pattern: str) -> None:
+    """Change all files of made results whose path has a pattern."""
+    found = sorted(root.glob(pattern))
+    assert found
+    for file in found:
+        write_json(file, read_json(file) | change)
+
+
+def compared(root: Path, *specs: dict[str, Any]) -> Comparison:
+    folders = [root / each["name"] for each in specs]
+    return compare_scores(read_all({"experiments": list(specs)}, folders))
+
+
+def run(root: Path, *specs: dict[str, Any]) -> Path:
+    """Run the stage as the rule does; the folder of its outputs."""
+    outputs = {name: root / "out" / part.file for name, part in compare_plan.PARTS.items()}
+    inputs = {"results": [root / each["name"] for each in specs]}
+    compare.run(Stage({"experiments": list(specs)}, "", inputs, outputs))
+    return root / "out"
+
+
+def three_experiments(root: Path) -> list[dict[str, Any]]:
+    """A first one, one with a change that matters, one with other chains and one training seed."""
+    return [
+        made(root, "before"),
+        made(root, "more-mixing", shift=better, settings=MIXING),
+        made(root, "other", [DIRECT, BY_KD], noisy, {"seeds": [1]}, seeds=(1,)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    root = tmp_path_factory.mktemp("three")
+    specs = three_experiments(root)
+    return SimpleNamespace(root=root, specs=specs, out=run(root, *specs))
+
+
+def rows(path: Path, **wanted: str) -> list[dict[str, str]]:
+    found = csv.DictReader(io.StringIO(path.read_text()))
+    return [row for row in found if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_a_difference_is_told_with_its_test(three: SimpleNamespace) -> None:
+    table = three.out / "comparison.csv"
+    (before,) = rows(table, lineage=DEEP, measure="rougeL", experiment="before")
+    (after,) = rows(table, lineage=DEEP, measure="rougeL", experiment="more-mixing")
+    assert float(after["value"]) - float(before["value"]) == pytest.approx(6, abs=1e-3)
+    # 3, 6 and 9 points by turns, averaged over two draws: a mean of 6 over prompts
+    assert after["difference"] == "6" and after["verdict"] == "higher"
+    assert float(after["difference_low"]) > 5 and float(after["p"]) < 0.001
+    assert after["difference_n_training_seeds"] == "2" and before["difference"] == ""
+    page = (three.out / "comparison.html").read_text()
+    assert "(minillm): +6.0 in more-mixing, higher (95 % interval from +5." in page
+    assert "more-mixing differs from before in 1 setting:" in page
+
+
+def test_a_difference_within_its_noise_is_not_told(tmp_path: Path) -> None:
+    specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=noisy)]
+    outcome = compared(tmp_path, *specs).outcomes[Place("heldout", DEEP, 1)]
+    assert outcome.difference is not None and outcome.difference.mean == pytest.approx(0.25)
+    assert not outcome.told and outcome.word == "not told"
+    page = (run(tmp_path, *specs) / "comparison.html").read_text()
+    assert "differs from before in no setting." in page
+    assert "1 tested without a difference that can be told, 5 the same in both" in page
+    assert "higher (95" not in page and "lower (95" not in page
+
+
+def test_equal_models_are_not_tested(three: SimpleNamespace) -> None:
+    """They would only make the family larger, and the correction harsher."""
+    comparison = compared(three.root, *three.specs)
+    assert comparison.outcomes[Place("heldout", STUDENT, 1)].same
+    assert comparison.tests("heldout") == 1
+    # equal answers of other weights are a matter for the test
+    copy = {**three.specs[0], "name": "copy"}
+    shutil.copytree(three.root / "before", three.root / "copy")
+    edit(three.root, {"weights": {"model": "f" * 64}}, f"copy/models/{STUDENT}/seed2/manifest.json")
+    found = compared(three.root, three.specs[0], copy).outcomes[Place("heldout", STUDENT, 1)]
+    assert found.difference is not None and found.difference.p == 1.0
+
+
+def test_all_tests_on_a_set_are_one_family(tmp_path: Path) -> None:
+    first, noise = made(tmp_path, "before"), made(tmp_path, "noise", shift=noisy)
+    gain = made(tmp_path, "gain", shift=better)
+    place = Place("heldout", DEEP, 1)
+    alone = [compared(tmp_path, first, each).outcomes[place].difference for each in (noise, gain)]
+    both = compared(tmp_path, first, noise, gain)
+    assert both.tests("heldout") == 2
+    together = [both.outcomes[place._replace(experiment=n)].difference for n in (1, 2)]
+    assert all(found is not None and found.p_prompts for found in (*alone, *together))
+    assert [found.p_prompts for found in together] == holm(found.p_prompts for found in alone)  # type: ignore
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
+    def by_draw(lineage: str, row: int, draw: int) -> float:
+        return 5.0 + row % 2 if draw == 0 else -100.0
+
+    first = made(tmp_path, "before", decoding_seeds=(10, 20))
+    other = made(tmp_path, "after", shift=by_draw, seeds=(2, 3), decoding_seeds=(20, 30))
+    outcomes = compared(tmp_path, first, other).against("heldout", 1)
+    found = outcomes[STUDENT].difference
+    # of both, decoding seed 20 and training seed 2
+    assert found is not None and found.trainings == 1 and found.mean == pytest.approx(5.5)
+    # the teacher at the head is trained with the first seed alone, and those differ
+    assert outcomes["teacher-sft"].reason == "the two have no training seed in common"
+    apart = made(tmp_path, "apart", decoding_seeds=(30, 40))
+    reasons = compared(tmp_path, first, apart).reasons("heldout")
+    assert list(reasons) == ["apart: the two have no decoding seed in common"]
+
+
+RECORD = {"sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "no_repeat_ngram": 6}
+REFUSED = {
+    "other data": (
+        {"sha256": "b" * 64},
+        "data/heldout/manifest.json",
+        "are not the same (sha256 aaaaaaaaaaaa in before, bbbbbbbbbbbb in after)",
+    ),
+    "other decoding": (
+        {"decoding": RECORD | {"temperature": 0.7}},
+        "evaluations/*/*/heldout/scores.json",
+        "answers are decoded in another way (temperature 1.0 and 0.7)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_pair_is_not_tested(name: str, tmp_path: Path) -> None:
+    change, pattern, reason = REFUSED[name]
+    specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=better)]
+    edit(tmp_path, change, f"after/{pattern}")
+    comparison = compared(tmp_path, *specs)
+    assert comparison.tests("heldout") == 0 and len(comparison.against("heldout", 1)) == 6
+    assert all(reason in outcome.reason for outcome in comparison.outcomes.values())
+    out = run(tmp_path, *specs)
+    assert reason in (out / "comparison.html").read_text()
+    (row,) = rows(out / "comparison.csv", lineage=DEEP, measure="rougeL", experiment="after")
+    assert reason in row["not_tested"] and row["difference"] == row["p"] == row["verdict"] == ""
+    assert float(row["value"]) > 0 and float(row["value_low"]) > 0
+
+
+def test_other_prompts_of_equal_data_are_not_paired(tmp_path: Path) -> None:
+    specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=better)]
+    for file in tmp_path.glob("after/evaluations/*/*/heldout/generations.jsonl"):
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join([*lines[1:], lines[0]]) + "\n")
+    reasons = compared(tmp_path, *specs).reasons("heldout")
+    assert list(reasons) == ["after: other prompts of heldout were answered"]
+
+
+def test_settings_that_differ_are_listed_by_key(three: SimpleNamespace) -> None:
+    found = read_all({"experiments": three.specs}, [three.root / e["name"] for e in three.specs])
+    lines = {line.what: line.values for line in compare_settings.settings(found)}
+    assert lines == {
+        "training.minillm.teacher_mix": ["0.2", "0.5", "0.2"],
+        "seeds": ["[1, 2]", "[1, 2]", "[1]"],
+        "chain teacher → assistant → student (minillm)": ["trained", "trained", None],
+        "chain teacher → student (kd)": [None, None, "trained"],
+    }
+    assert not any(line.differs for line in compare_settings.origins(found))
+
+
+CHANGES = {
+    "code": ({"code": "e" * 16}, f"models/{DEEP}/seed1/manifest.json", "code (training by minillm)"),
+    "data": ({"sha256": "b" * 64}, "data/train/manifest.json", "data (train)"),
+    "weights": ({"files": {"model.safetensors": "x"}}, "base/student/manifest.json", "starting weights (student)"),
+    "version": ({"versions": {"torch": "2.12.0"}}, "models/*/*/manifest.json", "version (torch)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_that_no_setting_names_is_seen(name: str, tmp_path: Path) -> None:
+    change, pattern, words = CHANGES[name]
+    specs = [made(tmp_path, "before"), made(tmp_path, "after")]
+    edit(tmp_path, change, f"after/{pattern}")
+    page = (run(tmp_path, *specs) / "comparison.html").read_text()
+    assert f"in no setting. Besides the settings, these are not the same: {words}." in page
+
+
+def test_models_made_by_other_settings_than_the_file_has_are_named(tmp_path: Path) -> None:
+    specs = [made(tmp_path, "before"), made(tmp_path, "after")]
+    said = "of its models were trained by other settings than its file has now"
+    assert said not in (run(tmp_path, *specs) / "comparison.html").read_text()
+    edit(tmp_path, {"spec": {"steps": 1}}, f"after/models/{DEEP}/seed2/manifest.json")
+    assert f"<strong>1 {said}</strong>" in (run(tmp_path, *specs) / "comparison.html").read_text()
+
+
+def test_what_one_alone_has_is_listed(three: SimpleNamespace, tmp_path: Path) -> None:
+    page = (three.out / "comparison.html").read_text()
+    assert "<li>Only other has: 2.D teacher → student (kd).</li>" in page
+    sets = [
+        made(tmp_path, "before", sets=("heldout",)),
+        made(tmp_path, "after", sets=("other",)),
+    ]
+    page = (run(tmp_path, *sets) / "comparison.html").read_text()
+    assert "No evaluation set has the same name" in page
+    assert "Only after was evaluated on other." in page
+
+
+def test_measures_and_costs_stand_side_by_side(three: SimpleNamespace) -> None:
+    table = three.out / "comparison.csv"
+    by_name = {row["measure"] for row in rows(table, lineage=DEEP, set="heldout")}
+    assert {"rougeL", "exact_match", "perplexity", "direct_reverse_kl", "self_bleu"} <= by_name
+    minutes = rows(table, lineage=STUDENT, measure="training_minutes")
+    # two minutes a training, one training seed in the last
+    assert [float(row["value"]) for row in minutes] == [4, 4, 2]
+    tokens = rows(table, lineage=STUDENT, measure="training_tokens")
+    assert [float(row["value"]) for row in tokens] == [60_000, 60_000, 30_000]
+    curve = rows(three.out / "comparison-curves.csv", lineage=STUDENT, experiment="other")
+    assert [row["step"] for row in curve] == ["50", "100", "200", "300"]
+    assert [row["step"] for row in curve if row["kept"] == "True"] == ["200"]
+
+
+def test_the_same_results_give_the_same_bytes(three: SimpleNamespace, tmp_path: Path) -> None:
+    again = run(tmp_path, *three_experiments(tmp_path))
+    for part in compare_plan.PARTS.values():
+        assert (again / part.file).read_bytes() == (three.out / part.file).read_bytes()
+
+
+def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
+    bad = {"data": {"corpus": None, "template": "<img src=x onerror=alert(1)>\u202e"}}
+    specs = [made(tmp_path, "before"), made(tmp_path, "after", settings=bad)]
+    page = (run(tmp_path, *specs) / "comparison.html").read_text(encoding="utf-8")
+    assert "<img" not in page and "<script>alert" not in page and "<b>results" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;⟨U+202E⟩" in page and "\u202e" not in page
+    assert not re.findall(r"""(?:src|href|action)\s*=\s*["'](https?:|//)""", page)
+
+
+def test_in_the_browser(three: SimpleNamespace, tmp_path: Path) -> None:
+    names = ("study", "study-with-a-name-that-is-rather-long", "study.3")
+    shifts: list[Shift] = [nothing, noisy, better]
+    long = {"data": {"corpus": None, "template": "x" * 300}}
+    study = run(
+        tmp_path,
+        *(
+            made(tmp_path, n, STUDY, s, long if s is noisy else None, sets=("dolly", "vicuna"))
+            for n, s in zip(names, shifts, strict=True)
+        ),
+    )  # fmt: skip
+    order: list[list[float]] = []
+
+    def sort(page: Any) -> None:
+        for _ in range(2):
+            page.click("table[data-set=heldout] button:has-text('more-mixing') >> nth=0")
+            cells = "table[data-set=heldout] tr[data-lineage] td:nth-child(3)"
+            order.append(page.eval_on_selector_all(cells, "all => all.map(c => +c.dataset.value)"))
+
+    outside = """() => {
+        const box = document.documentElement.getBoundingClientRect();
+        return [...document.querySelectorAll("text")].filter((text) => {
+            const found = text.getBoundingClientRect();
+            return found.left < box.left || found.right > box.right || found.bottom > box.bottom;
+        }).map((text) => text.textContent);
+    }"""
+    with browser() as started:
+        seen = visit(started, three.out / "comparison.html", sort)
+        assert order[0] == sorted(order[1], reverse=True) and order[0] != order[1]
+        assert "+6.0\n" in seen.text and (seen.external, seen.complaints) == ([], [])
+        for out in (three.out, study):
+            ElementTree.parse(out / "comparison-curves.svg")
+            found: list[Any] = []
+            visit(
+                started,
+                out / "comparison-curves.svg",
+                lambda page, to=found: to.extend(page.evaluate(outside)),
+            )
+            assert not found
+            visit(
+                started,
+                out / "comparison.html",
+                lambda page, to=found: to.append(
+                    page.evaluate("document.documentElement.scrollWidth")
+                ),
+                width=390,
+            )
+            assert found[0] <= 390
+
+
+def test_names_are_checked() -> None:
+    assert compare_plan.others(None, "a") == []
+    assert compare_plan.others("b, c", "a") == compare_plan.others(["b", "c"], "a") == ["b", "c"]
+    for value, said in {
+        "a": "'a' is the experiment itself",
+        "b,b": "'b' stands there twice",
+        "b,": "'' cannot be compared",
+        "../b": "'../b' cannot be compared",
+        ",".join(map(str, range(10))): "names 10 experiments; at most 9",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(said)):
+            compare_plan.others(value, "a")
+    assert compare_plan.folder(["b", "c"]) == "b+c"
+    long = [f"{'long' * 12}{n}" for n in range(3)]
+    assert len(compare_plan.folder(long)) < 120
+    assert compare_plan.folder(long) != compare_plan.folder([*long[:2], f"{'long' * 12}9"])
+
+
+def write(project: Project, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Another experiment file, beside small."""
+    shutil.copy(
+        project.folder / "config/experiments/small.yaml",
+        project.folder / f"config/experiments/{name}.yaml",
+    )
+    project.experiment(change, name)
+
+
+def test_variables_go_to_the_files_that_have_them(project: Project) -> None:
+    write(project, "asks", lambda e: e["data"].update(dev={"json": "{place}/dev.jsonl"}))
+    first, second = compare_plan.load_all(project.folder, "small", "asks", {"place": "data"})
+    assert second.settings["data"]["dev"]["json"] == "data/dev.jsonl"
+    assert "place" not in str(first.settings)
+    with pytest.raises(InputError, match=r"the variable other, given by --config, is in no path"):
+        compare_plan.load_all(project.folder, "small", "asks", {"place": "data", "other": "x"})
+    with pytest.raises(InputError, match=r"nothing says what \{place\} is"):
+        compare_plan.load_all(project.folder, "small", "asks", {})
+
+
+@pytest.mark.parametrize("name", ["with", "experiment"])
+def test_reserved_names_are_no_variables(project: Project, name: str) -> None:
+    write(project, "asks", lambda e: e["data"].update(dev={"json": f"{{{name}}}/dev.jsonl"}))
+    project.experiment(lambda e: e.update(variables={name: "data"}), "asks")
+    with pytest.raises(InputError, match=f"no variable can be called {name}"):
+        experiments.load(project.folder / "config/experiments/asks.yaml", project.folder)
+
+
+def test_experiments_without_a_common_model_are_refused(project: Project) -> None:
+    def renamed(settings: dict[str, Any]) -> None:
+        settings["models"] = {f"{k}2": v for k, v in settings["models"].items()}
+        for chain in settings["chains"]:
+            chain["models"] = [f"{model}2" for model in chain["models"]]
+
+    write(project, "apart", renamed)
+    with pytest.raises(InputError, match="'small' has no model in common with apart"):
+        compare_plan.require_shared(compare_plan.load_all(project.folder, "small", "apart", {}))
+
+
+# compare itself may not follow an option that takes several words
+WITH = ("--nolock", "compare", "--config", "with=other")
+
+
+@pytest.fixture(scope="module")
+def two(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A finished experiment, another one whose results lie there without any record, and their comparison."""
+    project = finished.copy(tmp_path_factory.mktemp("two") / "project")
+    write(project, "other", lambda e: e["training"]["minillm"].update(steps=8))
+    shutil.copytree(project.folder / "results/small", project.folder / "results/other")
+    assert project.plan(*WITH) == {"compare": 1}
+    project.run(*WITH, "--quiet")
+    assert (project.folder / "results/small/comparison/other/comparison.html").is_file()
+    return project
+
+
+def rewrite(file: str) -> Callable[[Project], None]:
+    """Another content with the old time stamps, as from a backup."""
+
+    def change(project: Project) -> None:
+        path = project.folder / file
+        times = path.stat()
+        path.write_text(json.dumps({"another": "content"}))
+        os.utime(path, (times.st_atime, times.st_mtime))
+
+    return change
+
+
+def rewrite_answers(project: Project) -> None:
+    path = project.folder / f"results/other/evaluations/{STUDENT}/seed1/heldout/generations.jsonl"
+    path.write_text('{"another": "content"}')
+
+
+ONCE = {"compare": 1}
+FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "report": 1, "compare": 1}
+EDITS: dict[str, tuple[Callable[[Project], Any], dict[str, int]]] = {
+    "nothing": (lambda project: None, {}),
+    "touch of everything": (touch, {}),
+    "scores of the other": (
+        rewrite(f"results/other/evaluations/{STUDENT}/seed1/heldout/scores.json"),
+        ONCE,
+    ),
+    "model of the other": (rewrite(f"results/other/models/{DEEP}/seed1/manifest.json"), ONCE),
+    "answers of the other": (rewrite_answers, ONCE),
+    "setting of the other": (
+        lambda p: p.experiment(lambda e: e["training"]["minillm"].update(steps=9), "other"),
+        ONCE,
+    ),
+    "setting of the first": (
+        lambda p: p.experiment(lambda e: e["training"]["minillm"].update(steps=9)),
+        FIRST,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_it_is_made_again_when_results_change(two: Project, tmp_path: Path, name: str) -> None:
+    change, expected = EDITS[name]
+    project = two.copy(tmp_path / "copy")
+    change(project)
+    assert project.plan(*WITH) == expected
+
+
+def test_an_unfinished_experiment_is_named_and_never_trained(two: Project, tmp_path: Path) -> None:
+    project = two.copy(tmp_path / "copy")
+    place = f"results/other/models/{DEEP}/seed1"
+    (project.folder / place / "manifest.json").unlink()
+    scores = project.folder / f"results/other/evaluations/{STUDENT}/seed1/heldout/scores.json"
+    scores.unlink()
+    said = project.run("--dry-run", *WITH, check=False)
+    assert (
+        f"Error: Experiment 'other' is not finished, so nothing can be compared with it: it lacks the model {DEEP} of"
+        f" training seed 1 ({place}/manifest.json), and 1 more of its results; run it first: snakemake --profile"
+        " profiles/local --config experiment=other" in said
+    )
+    assert "Traceback" not in said and "job" not in said
+    said = project.run("--dry-run", "--nolock", "compare", check=False)
+    assert "Error: compare needs the experiments to compare with: snakemake" in said
+    assert "Traceback" not in said
+
+
+def test_snakemakes_report_shows_the_comparison(two: Project, tmp_path: Path) -> None:
+    project = two.copy(tmp_path / "copy")
+    page = project.folder / "results/small/comparison/other/comparison.html"
+    page.write_text("<!DOCTYPE html><p>side by side</p>")
+    project.run(*WITH, "--report", "report.zip")
+    zipfile.ZipFile(project.folder / "report.zip").extractall(tmp_path / "unzipped")
+    texts = []
+
+    def walk(opened: Any) -> None:
+        texts.append(opened.inner_text("body"))
+        assert opened.locator(".system-message, .problematic").count() == 0
+        opened.click("text=7. Comparison >> nth=0")
+        opened.wait_for_selector("td a")
+        texts.append(opened.inner_text("body"))
+        assert opened.locator("tbody tr").count() == len(compare_plan.PARTS)
+
+    with browser() as started:
+        seen = visit(started, next((tmp_path / "unzipped").rglob("report.html")), walk)
+    assert (seen.external, seen.complaints) == ([], [])
+    assert "What differs, in settings and in scores" in texts[1]

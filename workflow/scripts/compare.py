@@ -1,0 +1,14 @@
+"""Compare an experiment with others that are finished.
+
+python workflow/scripts/compare.py --spec JSON --code DIGEST --input results=results/NAME --input results=results/OTHER
+  --output page=comparison.html --output table=comparison.csv ...
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from takd.stage import main
+
+main("takd.report.compare")
