@@ -32,11 +32,11 @@ RESULTS, CURVES = "1. Results", "2. Learning curves"
 PARTS = {
     "results": Part("results.html", RESULTS, "Findings and scores", "page"),
     "results_csv": Part("results.csv", RESULTS, "Findings and scores", "table (CSV)"),
-    "differences_csv": Part("differences.csv", RESULTS, "Differences and tests", "table (CSV)"),
+    "differences_csv": Part("differences.csv", RESULTS, "Tests of all differences", "table (CSV)"),
     **_figure("chains", RESULTS, "ROUGE-L along the chains"),
     **_figure("gains", RESULTS, "Gain through assistants"),
     **_figure("teachers", RESULTS, "Students by size of teacher"),
-    **_figure("lattice", RESULTS, "All chains as a tree"),
+    **_figure("lattice", RESULTS, "Lattice of all chains"),
     "learning_page": Part("learning.html", CURVES, "All curves, shown and hidden", "page"),
     **_figure("learning", CURVES, "Scores on dev"),
     **_figure("training", CURVES, "What the methods log"),
