@@ -33,15 +33,15 @@ PARTS = {
     "overview": Part("overview.html", RESULTS, "Abstract and overview", "page"),
     "results": Part("results.html", RESULTS, "Findings and scores", "page"),
     "results_csv": Part("results.csv", RESULTS, "Findings and scores", "table (CSV)"),
-    "differences_csv": Part("differences.csv", RESULTS, "Differences and tests", "table (CSV)"),
     "scores_csv": Part("scores.csv", RESULTS, "Every measure in long form", "means (CSV)"),
     "scores_parquet": Part(
         "scores.parquet", RESULTS, "Every measure in long form", "means and all scores (Parquet)"
     ),
+    "differences_csv": Part("differences.csv", RESULTS, "Tests of all differences", "table (CSV)"),
     **_figure("chains", RESULTS, "ROUGE-L along the chains"),
     **_figure("gains", RESULTS, "Gain through assistants"),
     **_figure("teachers", RESULTS, "Students by size of teacher"),
-    **_figure("lattice", RESULTS, "All chains as a tree"),
+    **_figure("lattice", RESULTS, "Lattice of all chains"),
     "learning_page": Part("learning.html", CURVES, "All curves, shown and hidden", "page"),
     **_figure("learning", CURVES, "Scores on dev"),
     **_figure("training", CURVES, "What the methods log"),
