@@ -139,7 +139,7 @@ def test_another_number_of_rows_is_refused_with_both(tmp_path):
     ):
         with pytest.raises(InputError) as refusal:
             numbers(source, **settings)
-        says = f"has {found} rows, but `expect_rows` of the experiment says"
+        says = f": there are {found} rows, but `expect_rows` of the experiment says"
         assert f"{says} {settings['expect_rows']}: " in str(refusal.value)
         assert str(refusal.value).startswith(f"{tmp_path}/s-ni.jsonl")
 

@@ -95,8 +95,8 @@ def expected(source: Mapping[str, Any], name: str, rows: Iterable["Row"]) -> Ite
         yield row
     if count is not None and found.count != count:
         raise InputError(
-            f"{name} has {found.count} rows, but `expect_rows` of the experiment says {count}: get the file that is"
-            " meant, or correct the number."
+            f"{name}: there are {found.count} rows, but `expect_rows` of the experiment says {count}: get the file"
+            " that is meant, or correct the number."
         )
     if digest is not None and found.sha256 != digest:
         raise InputError(
