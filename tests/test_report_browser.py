@@ -1,13 +1,10 @@
 """The report in a browser: every page at the width of a desk and of a phone, and what can be clicked."""
 
 import json
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import browser, faults, open_all, visit
-from conftest import Project, copy_workflow, small_experiment
+from browser import browser, faults, visit
 from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run, write_lines
 
 from takd.lineage import of_chain
@@ -310,43 +307,3 @@ def test_a_long_text_is_parted_after_a_word():
     first, rest = folded("word " * 300)
     assert first.endswith(" ") and rest.startswith("word") and len(first) <= FIRST
     assert [len(part) for part in folded("x" * 2000)] == [FIRST, 2000 - FIRST]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """An experiment of three models, really run: trained, answered and scored, on the CPU."""
-    folder = tmp_path_factory.mktemp("real") / "project"
-    experiment = small_experiment()
-    experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["minillm"]}]
-    del experiment["models"]["assistant"], experiment["training"]["kd"]
-    experiment["data"]["template"] = {
-        "with_input": "{instruction}\n{input}\n",
-        "without_input": "{instruction}\n",
-    }
-    copy_workflow(folder, experiment)
-    (folder / "data").mkdir()
-    rows = [{"instruction": f"Say {letter}.", "output": letter} for letter in "bcdefghi"]
-    (folder / "data/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    project = Project(folder)
-    project.run("--quiet", "rules")
-    project.run("--report", "report.zip")
-    return project
-
-
-def test_the_report_of_a_real_run(chromium, real, tmp_path):
-    zipfile.ZipFile(real.folder / "report.zip").extractall(tmp_path)
-    (start,) = tmp_path.rglob("report.html")
-    opened: dict[str, str] = {}
-    categories = sorted({part.category for part in PARTS.values()})
-    seen = visit(chromium, start, lambda page: opened.update(open_all(page, categories)))
-    assert (seen.external, seen.complaints) == ([], [])
-    assert sorted(opened) == sorted(part.file for part in PARTS.values())
-    scores = real.folder / "results/small/evaluations/teacher-sft/seed1/heldout/scores.json"
-    mean = json.loads(scores.read_text())["scores"]["rougeL"]["mean"]
-    assert f"{mean:.1f}" in opened["results.html"] and "Small" in opened["results.html"]
-    for name in PAGES:
-        for width in WIDTHS.values():
-            found: list[str] = []
-            (page,) = Path(tmp_path).rglob(name)
-            seen = visit(chromium, page, lambda page, to=found: to.extend(faults(page)), width)
-            assert (seen.external, seen.complaints, found) == ([], [], []), (name, width)

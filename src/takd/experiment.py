@@ -21,10 +21,8 @@ from takd.data import filters
 from takd.data.sources import files_below
 from takd.errors import InputError
 from takd.lineage import Node
-from takd.provenance import file_digest
+from takd.provenance import source_digest
 from takd.yamlfile import read_yaml
-
-LARGE = 256 * 2**20  # bytes above which a file is known by its size: every job would hash it again
 
 Spec = dict[str, Any]
 
@@ -370,7 +368,7 @@ class Experiment:
             return dict(source)
         if "sha256" in source:
             return {**source, "sha256": [self._named_digest(source)]}
-        digests: list[Any] = [_digest(self.root / path) for path in self._files(source)]
+        digests: list[Any] = [source_digest(self.root / path) for path in self._files(source)]
         folder = source.get("folder") or source.get("text")
         if folder and (self.root / folder).is_dir():
             names = [path.relative_to(folder).as_posix() for path in self._files(source)]
@@ -381,7 +379,7 @@ class Experiment:
         """The digest that the experiment gives a file. InputError if the file is there and has another."""
         named: str = source["sha256"]
         path = self.root / source["json"]
-        if path.is_file() and (found := _digest(path, whole=True)) != named:
+        if path.is_file() and (found := source_digest(path, whole=True)) != named:
             raise InputError(
                 f"{source['json']} has the sha256 {found}, but the experiment says {named}; get the file that is meant,"
                 " or correct `sha256`."
@@ -392,24 +390,9 @@ class Experiment:
         settings = self.settings
         places = {"tokenizer": settings["tokenizer"]}
         places |= {f"models.{name}.weights": m["weights"] for name, m in settings["models"].items()}
-        places |= {
-            f"data.{name}": settings["data"][name] or {} for name in ("train", "dev", "corpus")
-        }
-        places |= {
-            f"evaluation.sets.{name}": settings["evaluation"]["sets"][name] for name in self.sets
-        }
+        places |= {f"data.{k}": settings["data"][k] or {} for k in ("train", "dev", "corpus")}
+        places |= {f"evaluation.sets.{k}": s for k, s in settings["evaluation"]["sets"].items()}
         for key, source in places.items():
             for kind in ("json", "text", "folder", "gguf"):
                 if kind in source:
                     yield f"{key}.{kind}", source[kind]
-
-
-def _digest(path: Path, whole: bool = False) -> str:
-    status = path.stat()
-    return _digest_at(path, status.st_size, status.st_mtime_ns, whole)
-
-
-@functools.cache
-def _digest_at(path: Path, size: int, changed: int, whole: bool) -> str:
-    """sha256 of a file, or its size where it is large, unless all of it is to be read; again only after a change."""
-    return file_digest(path) if whole or size <= LARGE else f"size {size}"

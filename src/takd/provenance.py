@@ -37,6 +37,24 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+LARGE = 256 * 2**20
+"""Bytes above which a source is known by its size: every job would hash it again."""
+
+
+def source_digest(path: Path, whole: bool = False) -> str:
+    """sha256 of a file that an experiment reads, or its size where it is large and not asked for `whole`.
+
+    Read again only after a change of size or time.
+    """
+    status = path.stat()
+    return _digest_at(path, status.st_size, status.st_mtime_ns, whole)
+
+
+@functools.cache
+def _digest_at(path: Path, size: int, changed: int, whole: bool) -> str:
+    return file_digest(path) if whole or size <= LARGE else f"size {size}"
+
+
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of all files below a folder, in hexadecimal.
 

@@ -6,11 +6,12 @@ python -m takd doctor --experiment NAME --profile profiles/slurm
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from takd.cards import VOLTA, has_kernels
 from takd.preflight.collect import Facts, Torch
 from takd.preflight.datasheets import Card, asked_for
-from takd.preflight.footprint import GIB, USABLE, largest_micro_batch
+from takd.preflight.footprint import GIB, USABLE, Resources
 from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
 from takd.preflight.table import size
 
@@ -329,3 +330,23 @@ def time(planned: Sequence[Planned], attempts: int) -> Iterator[Finding]:
         yield Finding("warning", "time", text)
     if not late and any(each.hours is not None for each in planned if each.job.to_do):
         yield Finding("ok", "time", "every job whose time can be expected ends within its attempts")
+
+
+def largest_micro_batch(
+    footprint_of: Any, resources: Resources, card: Card
+) -> tuple[int, bool] | None:
+    """The largest micro-batch, and whether it needs gradient checkpointing, with which a stage fits; None: none.
+
+    Args:
+        footprint_of: the footprint with given resources.
+    """
+    for checkpointing in (resources.gradient_checkpointing, True):
+        size = resources.micro_batch
+        while size >= 1:
+            tried = Resources(
+                resources.processes, resources.nodes, size, checkpointing, resources.runtime
+            )
+            if footprint_of(tried).fits(card):
+                return size, checkpointing
+            size //= 2
+    return None

@@ -384,23 +384,3 @@ def room(texts: Texts) -> int:
     first = texts.prompt + GROWTH
     more = math.ceil(max(0, texts.whole - first) / (GROWTH + 1))
     return first + more * (GROWTH + 1)
-
-
-def largest_micro_batch(
-    footprint_of: Any, resources: Resources, card: Card
-) -> tuple[int, bool] | None:
-    """The largest micro-batch, and whether it needs gradient checkpointing, with which a stage fits; None: none.
-
-    Args:
-        footprint_of: the footprint with given resources.
-    """
-    for checkpointing in (resources.gradient_checkpointing, True):
-        size = resources.micro_batch
-        while size >= 1:
-            tried = Resources(
-                resources.processes, resources.nodes, size, checkpointing, resources.runtime
-            )
-            if footprint_of(tried).fits(card):
-                return size, checkpointing
-            size //= 2
-    return None

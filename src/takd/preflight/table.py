@@ -39,7 +39,7 @@ def _place(each: Planned) -> tuple[int, int]:
     rule = each.job.rule
     if rule in ORDER:
         return ORDER.index(rule), 0
-    last = ("evaluate", "likelihoods", "report")
+    last = ("evaluate", "likelihoods", "judge", "card", "report")
     return len(ORDER) + (1 + last.index(rule) if rule in last else 0), each.job.lineage.count("__")
 
 

@@ -1,0 +1,92 @@
+"""A small experiment really run, from the data to the report: twice the same, and its report in a browser."""
+
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from browser import browser, faults, open_all, visit
+from conftest import Project, copy_workflow, small_experiment
+
+from takd.report.parts import PARTS
+
+# one process makes the run that all of these share
+pytestmark = pytest.mark.xdist_group("end to end")
+RESULTS = Path("results/small")
+TIMED = ("training_minutes",)
+
+
+def run(folder: Path, *arguments: str) -> Project:
+    """Three models, trained, answered and scored on the CPU."""
+    experiment = small_experiment()
+    experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["minillm"]}]
+    del experiment["models"]["assistant"], experiment["training"]["kd"]
+    template = {"with_input": "{instruction}\n{input}\n", "without_input": "{instruction}\n"}
+    experiment["data"]["template"] = template
+    copy_workflow(folder, experiment)
+    (folder / "data").mkdir()
+    rows = [{"instruction": f"Say {letter}.", "output": letter} for letter in "bcdefghi"]
+    (folder / "data/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project = Project(folder)
+    project.run("--quiet", "rules", *arguments)
+    return project
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return run(tmp_path_factory.mktemp("real") / "project")
+
+
+def table(project: Project) -> list[dict[str, str]]:
+    """The table of results without what a clock says."""
+    with open(project.folder / RESULTS / "report/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+def test_the_same_experiment_gives_the_same_table(real: Project, tmp_path: Path) -> None:
+    """To the last digit; and the same weights, answers, scores and figure, byte for byte."""
+    again = run(tmp_path / "again")
+    assert len(table(real)) == 3 and table(again) == table(real)
+    found = [
+        *(real.folder / RESULTS).glob("models/**/*.safetensors"),
+        *(real.folder / RESULTS).glob("evaluations/**/*.json*"),
+        *(real.folder / RESULTS / "report" / name for name in SAME),
+    ]
+    compared = [path.relative_to(real.folder) for path in found if path.name != "metrics.jsonl"]
+    # weights of three models and of two starts; five files of each evaluation
+    assert len(compared) == 5 + 3 * 5 + len(SAME)
+    for path in compared:
+        assert (again.folder / path).read_bytes() == (real.folder / path).read_bytes(), path
+
+
+SAME = (
+    "differences.csv",
+    "scores.csv",
+    "scores.parquet",
+    "chains.svg",
+    "chains.csv",
+    "samples.html",
+)
+
+
+def test_its_report_in_a_browser(real: Project, tmp_path: Path) -> None:
+    real.run("--report", "report.zip")
+    zipfile.ZipFile(real.folder / "report.zip").extractall(tmp_path)
+    (start,) = tmp_path.rglob("report.html")
+    opened: dict[str, str] = {}
+    categories = sorted({part.category for part in PARTS.values()})
+    with browser() as chromium:
+        seen = visit(chromium, start, lambda page: opened.update(open_all(page, categories)))
+        assert (seen.external, seen.complaints) == ([], [])
+        assert sorted(opened) == sorted(part.file for part in PARTS.values())
+        scores = real.folder / RESULTS / "evaluations/teacher-sft/seed1/heldout/scores.json"
+        mean = json.loads(scores.read_text())["scores"]["rougeL"]["mean"]
+        assert f"{mean:.1f}" in opened["results.html"] and "Small" in opened["results.html"]
+        for name in (part.file for part in PARTS.values() if part.file.endswith(".html")):
+            for width in (1280, 390):
+                found: list[str] = []
+                (page,) = tmp_path.rglob(name)
+                seen = visit(chromium, page, lambda page, to=found: to.extend(faults(page)), width)
+                assert (seen.external, seen.complaints, found) == ([], [], []), (name, width)
