@@ -127,7 +127,8 @@ def markov_gpt2(chain: np.ndarray, least: float = 1e-9) -> GPT2LMHeadModel:
         body.ln_f.weight.fill_(1), body.ln_f.bias.zero_()
         hidden = body.ln_f(body.wte.weight).double()
         logits = torch.tensor(np.log(np.maximum(chain, least)))
-        model.lm_head.weight.copy_(torch.linalg.lstsq(hidden, logits).solution.T)
+        # not lstsq, whose solution on a CPU is now and then another one (torch 2.13)
+        model.lm_head.weight.copy_((torch.linalg.pinv(hidden) @ logits).T)
     return model
 
 

@@ -22,6 +22,7 @@ from takd.preflight import shapes, work
 from takd.preflight.work import Rows
 from takd.sampling import Decoding
 from takd.stage import Interrupted, Stage
+from takd.training.checkpoints import sweep
 
 TEACHERS = {"direct": ["teacher-sft", 3], "first": ["teacher-sft", 3]}
 
@@ -202,6 +203,8 @@ def test_two_processes_and_other_attempts_find_the_same(workspace, measured):
     assert said.count("reverse KL to teacher-sft") == 2, "said once, to console and log"
     for file in ("likelihoods.json", "prompts.jsonl"):
         assert (workspace.folder / name / file).read_bytes() == (measured / file).read_bytes()
+    sweep(workspace.folder)
+    assert not (workspace.folder / name / "checkpoints").exists()
 
 
 def test_answers_of_another_evaluation_are_refused(workspace):

@@ -126,5 +126,5 @@ def test_families_plan_without_hub_and_data(
     trained = sum(jobs.get(rule, 0) for rule in ("teacher", "sft", "distill_minillm", "distill_kd"))
     sets = jobs["data"] - 2
     rest = {"tokenizer": 1, "data_report": 1, "report": 1}
-    rest |= dict.fromkeys(("evaluate", "likelihoods"), trained * sets)
+    rest |= dict.fromkeys(("evaluate", "likelihoods"), trained * sets) | {"card": trained}
     assert planned == {**jobs, **rest}

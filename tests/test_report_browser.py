@@ -212,6 +212,7 @@ def test_searching_generations(chromium, answers, width):
         assert not page.is_visible("h2")
         # what means something elsewhere is text here
         search(page, "<b>bold</b> && (or [so])", 1)
+        page.wait_for_selector("#heldout-7 mark")
         marks = page.locator("#heldout-7 mark").all_inner_texts()
         assert marks == ["&&", "<b>bold</b>", "(or", "[so])"]
         assert page.locator(".answer .text b").count() == 0

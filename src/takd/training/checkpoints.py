@@ -101,13 +101,17 @@ class Checkpoints:
                 path.unlink()
 
 
+LAST_WRITTEN = ("manifest.json", "scores.json", "likelihoods.json", "judge.json")
+"""What a stage writes when all else is there."""
+
+
 def sweep(results: Path) -> None:
     """Remove what finished stages below `results` have left for the case that their success is not noted.
 
     For the end of a run that succeeded: then it is.
     """
     for root in results.glob("**/checkpoints"):
-        done = (root.parent / name for name in ("manifest.json", "scores.json"))
+        done = (root.parent / name for name in LAST_WRITTEN)
         if any(path.exists() for path in done) and not (root / "lock").exists():
             shutil.rmtree(root)
 

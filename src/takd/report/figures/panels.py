@@ -16,6 +16,7 @@ from takd.report.sheet import Sheet
 
 WIDTH, HEIGHT = 4.8, 2.6
 """Inches of a panel; so narrow that its text can be read on a phone."""
+PHONE = {"lines.linewidth": 1.3, "font.size": 10.8, "axes.titlesize": 10.8}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def panels(results: Results) -> list[Panel]:
 def _panel(results: Results, quantity: Quantity) -> Panel:
     look = looks(results)
     shown = []
-    with matplotlib.rc_context(STYLE | {"lines.linewidth": 1.3}):
+    with matplotlib.rc_context(STYLE | PHONE):
         sheet = Sheet(WIDTH, rows=1, height=HEIGHT, below=0.45, margin=0.6)
         axis = sheet.panel(0, 0, 1)
         for lineage in results.lineages:

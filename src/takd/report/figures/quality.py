@@ -129,7 +129,7 @@ def _write_tags(axis: Axes, points: Sequence[Point]) -> None:
         )  # fmt: skip
         covered.append(box)
         axis.annotate(
-            tag, (at, mean), (right * away, up * 9), textcoords="offset points", fontsize=8,
+            tag, (at, mean), (right * away, up * 9), textcoords="offset points", fontsize=9,
             ha="left" if right > 0 else "right", va="center", zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
             # a thin line leads from a tag that had to stand away
