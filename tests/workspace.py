@@ -261,6 +261,6 @@ class Workspace:
 
     def finished(self, process: Any, code: int = 0) -> str:
         """Wait for a stage and check how it ended; returns what it said."""
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == code, f"{out}\n{err}"
         return out + err
