@@ -2,13 +2,6 @@
 # rule's, so that copy is not declared. A training deletes it with its folder; its log has times of its own, so the
 # card is always written anew after a training, even where the model came out the same.
 
-from takd.report.modelcards.settings import card_settings
-
-
-def card_spec(wildcards):
-    """Settings of one model card."""
-    return canonical_json(card_settings(EXPERIMENT, wildcards.lineage, int(wildcards.seed)))
-
 
 rule card:
     input:

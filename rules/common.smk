@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from takd import lineage, outage
 from takd.errors import InputError
 from takd.provenance import canonical_json, code_digest
+from takd.report.modelcards.settings import card_settings
 from takd.report import compare_plan
 from takd.schema import RESERVED
 from takd.training.checkpoints import sweep
@@ -116,6 +117,11 @@ def judge_spec(wildcards):
     return canonical_json(
         EXPERIMENT.judge_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
     )
+
+
+def card_spec(wildcards):
+    """Settings of one model card."""
+    return canonical_json(card_settings(EXPERIMENT, wildcards.lineage, int(wildcards.seed)))
 
 
 def generate_spec(wildcards):
