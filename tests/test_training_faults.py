@@ -1,8 +1,10 @@
 """What goes wrong within a training: gradients that are not finite, a full disk, a card without a number format."""
 
+import contextlib
 import json
 import math
 import shutil
+import socket
 
 import pytest
 import torch
@@ -28,6 +30,15 @@ THREE_ROWS = {
     "dropout": 0.0,
     "dev_rows": 2,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def usual_port():
+    """The port that torch takes unless told otherwise is another training's, here as on a node with several jobs."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # it is in use already: as good
+            held.enter_context(socket.create_server(("", 29500)))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 if not torch.cuda.is_available():
     # read when accelerate imports DeepSpeed, which else warns on the console that it found no card
@@ -86,14 +87,13 @@ def start(
             gradient_accumulation_steps=accumulation,
         )
     else:
-        for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)):
-            os.environ.setdefault(name, str(value))
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29500")
+        backend = "nccl" if on_gpu else "gloo"
+        if "RANK" not in os.environ:
+            _group_of_one(backend)
         # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process group
         # each of two CPU processes would believe that it is alone
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        PartialState(backend="nccl" if on_gpu else "gloo")
+        PartialState(backend=backend)
         config = {
             **deepspeed["config"],
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -113,6 +113,14 @@ def start(
             f" got {accelerator.num_processes}, {kind}"
         )
     return accelerator
+
+
+def _group_of_one(backend: str) -> None:
+    """The process group that DeepSpeed wants even of one process, on a port that no other training of the node has."""
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    os.environ.update(MASTER_ADDR=store.host, MASTER_PORT=str(store.port))
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def uses_zero3(accelerator: Accelerator) -> bool:
