@@ -61,6 +61,20 @@ def test_the_same_experiment_gives_the_same_table(real: Project, tmp_path: Path)
         assert (again.folder / path).read_bytes() == (real.folder / path).read_bytes(), path
 
 
+def test_every_log_ends_with_the_code_that_wrote_it(real: Project) -> None:
+    logs = [*(real.folder / RESULTS).glob("**/metrics.jsonl")]
+    ends = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    assert len(ends) == 3 * 3  # of a training, its answers and its likelihoods
+    assert {end["commit"] for end in ends} == {None}  # the copied workflow is in no repository
+    models = [
+        json.loads(path.read_text())
+        for path in (real.folder / RESULTS / "models").glob("**/manifest.json")
+    ]
+    assert {end["code"] for end in ends} > {model["code"] for model in models}
+    page = (real.folder / RESULTS / "report/provenance.html").read_text()
+    assert all(f'<td class="digest">{end["code"]}</td>' in page for end in ends)
+
+
 SAME = (
     "differences.csv",
     "scores.csv",

@@ -110,6 +110,28 @@ def test_parsing_needs_no_heavy_packages() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    monkeypatch.setattr(provenance, "SOURCE", source)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.git_commit() is None
+    module = source / "module.py"
+    module.write_text("x = 1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "src"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert provenance.git_commit() == head.stdout.strip() and len(head.stdout) == 41
+    subprocess.run([*git, "tag", "v1"], check=True)
+    (tmp_path / "results.txt").write_text("not tracked")
+    assert provenance.git_commit() == head.stdout.strip()
+    module.write_text("x = 2\n")
+    assert provenance.git_commit() == f"{head.stdout.strip()}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert provenance.git_commit() is None
+
+
 def test_canonical_json() -> None:
     one = {"b": [1, {"d": 1, "c": None}], "a": 1e-5}
     other = {"a": 0.00001, "b": [1, {"c": None, "d": 1}]}

@@ -147,7 +147,7 @@ def test_one_chain_with_one_seed(tmp_path):
         "What it cannot say",
     ]
     trained = said(results, "What was trained")
-    assert "the teacher teacher (1.4M parameters) learned from labels" in trained
+    assert "the teacher (1.4M parameters) learned from labels" in trained
     assert "passed down 1 chain (1 straight from teacher to student)" in trained
     assert "3 models and, with training seed 1, 3 trainings, on 990 rows of made <up>." in trained
     assert "heldout (6) with decoding seeds 10 and 20 (sampled at temperature 1.0" in trained
@@ -377,10 +377,27 @@ def test_provenance_shows_starts_hardware_and_sources(tmp_path):
     assert f"hub made/teacher, revision {'12ab' * 10}" in page
     assert f"hub made/tokenizer, revision {'34cd' * 10}" in page
     assert "ab" * 32 in page  # the whole digest of the training rows
-    rows = re.findall(r"<tr><td>(training|decoding|reading texts)</td>(.*?)</tr>", page)
+    hardware = page.partition("<h2>Hardware</h2>")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr><td>(training|decoding|reading texts)</td>(.*?)</tr>", hardware)
     cells = {stage: re.findall(r">([^<]*)</td>", rest) for stage, rest in rows}
     assert cells["training"] == ["cpu", "1", "fp32", "–", "5", "10.0"]  # two minutes each
     assert cells["decoding"] == ["cpu", "1", "–", "–", "5", "2.5"]
+
+
+def test_provenance_shows_the_commits_and_the_code_of_all_stages(tmp_path):
+    spec = make(tmp_path, [DIRECT], (1, 2))
+    trained = next((tmp_path / "models").glob("*/seed1/metrics.jsonl"))
+    *lines, end = trained.read_text().splitlines()
+    end = json.dumps(json.loads(end) | {"commit": f"{'12' * 20}-dirty", "code": "ab" * 8})
+    trained.write_text("\n".join([*lines, end]) + "\n")
+    page = (run(tmp_path, spec) / "provenance.html").read_text()
+    code = page.partition("<h2>Code</h2>")[2].partition("</table>")[0]
+    rows = [re.findall(r">([^<]*)</td>", row) for row in code.split("<tr>")[2:]]
+    assert sorted(row for row in rows if row[0] == "training") == [
+        ["training", f"{'12' * 20}-dirty", "ab" * 8, "1"],
+        ["training", "–", "–", "4"],
+    ]
+    assert ["decoding", "–", "–", "5"] in rows
 
 
 def test_overview_names_every_other_part(tmp_path):

@@ -11,6 +11,7 @@ import ast
 import functools
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,24 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(path for path in files if path.name != ".snakemake_timestamp"):
         total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode())
     return total.hexdigest()
+
+
+def git_commit() -> str | None:
+    """The commit that the code stands at, with `-dirty` after it where tracked files differ; None without git."""
+    command = [
+        "git",
+        "-C",
+        str(SOURCE),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @functools.cache

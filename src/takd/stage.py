@@ -22,7 +22,7 @@ from typing import Any
 from takd.errors import InputError
 from takd.launch import launch
 from takd.lease import lease
-from takd.provenance import code_digest, file_digest
+from takd.provenance import code_digest, file_digest, git_commit
 
 PIECE = "piece"  # name of inputs that are pieces of the result
 USED_OF_RUNTIME = 0.95  # the rest is for a last step, a checkpoint, and starting up
@@ -61,6 +61,7 @@ class Stage:
     deadline: float | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     stop_requested: bool = False
+    git_commit: str | None = None
 
     def input(self, name: str) -> Path:
         """The one input called `name`."""
@@ -70,6 +71,10 @@ class Stage:
     def many(self, name: str) -> list[Path]:
         """All inputs called `name`, in the order given."""
         return self.inputs.get(name, [])
+
+    def origin(self) -> dict[str, str | None]:
+        """Which code this is, for the closing line of a log; manifests, which others depend on, hold no commit."""
+        return {"commit": self.git_commit, "code": self.code}
 
     def say(self, text: str) -> None:
         """A line for the one who waits: to the log (stderr) and to the console (stdout)."""
@@ -186,6 +191,7 @@ def main(
         if gpus and arguments.nodes == 1:
             lease(arguments.processes, stage.say)
         launch(arguments.nodes, arguments.processes, arguments.threads)
+        stage.git_commit = git_commit()
         importlib.import_module(module).run(stage)
     except (InputError, Interrupted) as error:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")

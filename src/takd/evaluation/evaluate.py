@@ -63,7 +63,8 @@ def _evaluate(stage: Stage, folder: Path, share: Share) -> None:
     )
     write_text(stage.outputs["answers"], lines)
     scores = _scores(rows, spec["seeds"])
-    journal.write("end", len(answers), device=device_name(own()), processes=share.count)
+    device = device_name(own())
+    journal.write("end", len(answers), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     # last: what the report and its readers wait for
     write_json(

@@ -62,7 +62,8 @@ def _run(stage: Stage, folder: Path, share: Share) -> None:
     lines = _prompts(dataset, records, spec["teachers"])
     write_text(stage.outputs["prompts"], "".join(json.dumps(line) + "\n" for line in lines))
     journal.tokens = sum(record["tokens"] for part in records.values() for record in part)
-    journal.write("end", len(found), device=device_name(own()), processes=share.count)
+    device = device_name(own())
+    journal.write("end", len(found), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     measured = summary(records, spec["teachers"])
     # last: what its readers wait for

@@ -1,5 +1,6 @@
-"""What the stages ran on, as the closing lines of their logs say, and what the models started from."""
+"""What ran on what, with which code, as the closing lines of the logs say, and what the models started from."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,6 +35,25 @@ def used(results: Results) -> list[Used]:
         )
         rows.setdefault(place, []).append(float(end.get("seconds", 0.0)) / 60)
     return [Used(*place, len(minutes), sum(minutes)) for place, minutes in rows.items()]
+
+
+class Code(NamedTuple):
+    """All runs of one kind of stage with the same code."""
+
+    stage: str
+    commit: str
+    digest: str
+    runs: int
+
+
+def codes(results: Results) -> list[Code]:
+    """Each combination of stage, commit and digest once, in the order of the stages."""
+    counts = Counter(
+        (stage, str(end.get("commit") or ""), str(end.get("code") or ""))
+        for stage, end in _ends(results)
+        if end
+    )
+    return [Code(*which, runs) for which, runs in counts.items()]
 
 
 def _ends(results: Results) -> Iterator[tuple[str, Row]]:

@@ -16,7 +16,7 @@ from takd.report.figures.style import size_text
 from takd.report.read import Results, Row
 from takd.report.table import Group
 from takd.report.verdicts import answers, best, elsewhere, of_role, published
-from takd.report.words import counted, listed, span
+from takd.report.words import counted, listed, span, titled
 
 DEVICES = 3
 """That a sentence names."""
@@ -75,7 +75,7 @@ def trained(results: Results, groups: list[Group], data_report: dict[str, Any]) 
         for name in spec["sets"]
     ]
     return [
-        f"Experiment {spec['experiment']}: the {teachers} {listed(_sized(heads, sizes))} {learned} was"
+        f"Experiment {spec['experiment']}: the {titled(teachers, _sized(heads, sizes))} {learned} was"
         f" passed down {counted(len(chains), 'chain')} ({', '.join(ways)}) to"
         f" {listed(_sized(ends, sizes))}, by {listed(methods)}.",
         f"With each student on labels alone as its baseline, that is {counted(len(results.lineages), 'model')}"

@@ -159,6 +159,7 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
         decoding_keys=list(dict.fromkeys([*spec["decoding"], *spec["dev_decoding"]])),
         data_report=data_report,
         used=hardware.used(results),
+        codes=hardware.codes(results),
         starts={model: hardware.start_text(found) for model, found in spec["weights"].items()},
         tokenizer=hardware.start_text(spec["tokenizer"]),
         whole=repeat.whole(results),

@@ -10,7 +10,7 @@ from takd.report.comparisons import QUESTIONS, Difference, Pair, analyse
 from takd.report.read import Results
 from takd.report.statistics import number
 from takd.report.table import Group, Row, named, sources
-from takd.report.words import capital, counted, listed
+from takd.report.words import capital, counted, listed, titled
 
 SHOWN = 3
 """Students of different sizes that a sentence names."""
@@ -27,7 +27,7 @@ def of_role(groups: list[Group], role: str) -> list[Row]:
 def best(results: Results, groups: list[Group], name: str) -> str:
     """The teacher's score and that of the best student of each size."""
     parts = [
-        f"the teacher {row.model} has ROUGE-L {row.cells[name].rougeL.text()}"
+        f"the {titled('teacher', [row.model])} has ROUGE-L {row.cells[name].rougeL.text()}"
         for row in of_role(groups, "teacher")
     ]
     leaders = list(_leaders(groups, name).items())

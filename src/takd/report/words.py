@@ -16,6 +16,12 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
+def titled(role: str, names: Iterable[Any]) -> str:
+    """`teacher XL`, and no `teacher teacher` where a model has the name of what it is."""
+    text = listed(names)
+    return text if text.split(" ")[0] == role else f"{role} {text}"
+
+
 def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 

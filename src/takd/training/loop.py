@@ -263,6 +263,7 @@ class Run:
             skipped=self.journal.skipped,
             checkpoints=self.journal.checkpoints,
             checkpoint_seconds=round(self.journal.checkpoint_seconds, 3),
+            **self.stage.origin(),
         )
 
 
