@@ -95,19 +95,21 @@ def code_digest(*entries: str) -> str:
     for entry in entries:
         if _module_file(entry) is None:
             raise ModuleNotFoundError(f"no module '{entry}' below {SOURCE}")
-    trees: dict[str, str] = {}
+    outlines: dict[str, str] = {}
+    seen: set[str] = set()
     waiting = list(entries)
     while waiting:
         module = waiting.pop()
-        file = _module_file(module)
-        if file is None or module in trees:
+        if module in seen:
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        # importing a module runs the __init__ of each package above it
-        waiting += [module.rsplit(".", level)[0] for level in range(1, module.count(".") + 1)]
-        waiting += _imported(module, file, tree)
-        trees[module] = canonical_json(_outline(tree))
-    return short_digest(*(part for module in sorted(trees) for part in (module, trees[module])))
+        seen.add(module)
+        if file := _module_file(module):
+            outlines[module], imported = _read(file.read_text(encoding="utf-8"))
+            package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+            waiting += (name for found in imported for name in _names(found, package))
+            # importing a module runs the __init__ of each package above it
+            waiting += [module.rsplit(".", level)[0] for level in range(1, module.count(".") + 1)]
+    return short_digest(*(part for name in sorted(outlines) for part in (name, outlines[name])))
 
 
 def _module_file(module: str) -> Path | None:
@@ -116,36 +118,62 @@ def _module_file(module: str) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _imported(module: str, file: Path, tree: ast.AST) -> Iterator[str]:
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
-            base = ".".join(filter(None, [above if node.level else "", node.module or ""]))
-            yield base
-            # `from package import module` names a module in the alias
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+Imported = ast.Import | ast.ImportFrom
+DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def _outline(node: Any) -> Any:
-    """The syntax tree as JSON values, without positions, docstrings and empty fields.
+@functools.cache
+def _read(text: str) -> tuple[str, list[Imported]]:
+    """Outline and imports of a module: many stages share it, and each asks."""
+    parts: list[str] = []
+    imported: list[Imported] = []
+    _outline(ast.parse(text), parts, imported)
+    return "".join(parts), imported
+
+
+def _names(node: Imported, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    else:
+        above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+        base = ".".join(filter(None, [above if node.level else "", node.module or ""]))
+        yield base
+        # `from package import module` names a module in the alias
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _outline(node: Any, parts: list[str], imported: list[Imported]) -> None:
+    """Add the syntax tree as text, without positions, docstrings and empty fields, and collect its imports.
 
     `ast.dump` would do, but it changes between Python versions, and a new interpreter should retrain nothing.
     """
-    if isinstance(node, list):
-        return [_outline(item) for item in node]
-    if not isinstance(node, ast.AST):
-        return node if isinstance(node, str | int | None) else repr(node)
-    fields = dict(ast.iter_fields(node))
-    if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        first = node.body[0] if node.body else None
-        value = first.value if isinstance(first, ast.Expr) else None
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            fields["body"] = node.body[1:]
-    fields = {name: value for name, value in fields.items() if value not in (None, [])}
-    if isinstance(node, ast.Constant):
-        # `kind` tells only how a string was written; the type keeps 1, True and "1" apart
-        fields = {"value": f"{type(node.value).__name__} {node.value!r}"}
-    return [type(node).__name__, {name: _outline(value) for name, value in fields.items()}]
+    if isinstance(node, ast.AST):
+        parts.append(type(node).__name__)
+        if isinstance(node, ast.Constant):
+            # `kind` tells only how a string was written; the type keeps 1, True and "1" apart
+            parts.append(f"({type(node.value).__name__} {node.value!r})")
+            return
+        if isinstance(node, Imported):
+            imported.append(node)
+        parts.append("(")
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if name == "body" and isinstance(node, DOCUMENTED):
+                value = _without_docstring(node.body)
+            if value is not None and value != []:
+                parts.append(f"{name}=")
+                _outline(value, parts, imported)
+        parts.append(")")
+    elif isinstance(node, list):
+        parts.append("[")
+        for item in node:
+            _outline(item, parts, imported)
+        parts.append("]")
+    else:
+        parts.append(f"{node!r},")
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    value = first.value if isinstance(first, ast.Expr) else None
+    return body[1:] if isinstance(value, ast.Constant) and isinstance(value.value, str) else body
