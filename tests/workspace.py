@@ -1,15 +1,12 @@
 """A prepared folder for the training and evaluation stages: tokenizer, data and starting weights of a few kilobytes."""
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from forks import Forked
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
@@ -239,25 +236,11 @@ class Workspace:
         outputs: list[str],
         *more: str,
         limit_file_kb: int | None = None,
-    ) -> Any:
-        command = [sys.executable, str(ROOT / "workflow" / "scripts" / f"{script}.py")]
-        command += ["--spec", json.dumps(spec)]
+    ) -> Forked:
+        command = [str(ROOT / "workflow" / "scripts" / f"{script}.py"), "--spec", json.dumps(spec)]
         command += [word for pair in inputs for word in ("--input", pair)]
         command += [word for pair in outputs for word in ("--output", pair)]
-
-        def limit() -> None:
-            bytes_ = (limit_file_kb or 0) * 1024
-            resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
-
-        return subprocess.Popen(
-            [*command, *more],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-            preexec_fn=limit if limit_file_kb else None,
-        )
+        return Forked([*command, *more], self.folder, limit_file_kb)
 
     def finished(self, process: Any, code: int = 0) -> str:
         """Wait for a stage and check how it ended; returns what it said."""

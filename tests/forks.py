@@ -1,0 +1,75 @@
+"""Stages in processes forked from one that has imported everything: most of a small stage's time is its imports.
+
+What a process that starts anew does differently is tested by the runs of whole workflows.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "takd.training.train",
+        "takd.evaluation.evaluate",
+        "takd.evaluation.likelihoods",
+        "takd.generation.generate",
+        "takd.generation.outputs",
+        "transformers.models.gpt2.modeling_gpt2",
+    ]
+)
+
+
+class Forked:
+    """A stage that runs, with what `subprocess.Popen` has."""
+
+    def __init__(
+        self, command: Sequence[str], folder: Path, limit_file_kb: int | None = None
+    ) -> None:
+        self._said = [Path(tempfile.mkstemp(prefix="takd-stage-")[1]) for _ in range(2)]
+        self._process = SERVER.Process(
+            target=_run, args=(command, folder, self._said, limit_file_kb)
+        )
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid or 0, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end; what was said on stdout and on stderr."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
+        out, err = (path.read_text() for path in self._said)
+        for path in self._said:
+            path.unlink()
+        return out, err
+
+
+def _run(
+    command: Sequence[str], folder: Path, said: Sequence[Path], limit_file_kb: int | None
+) -> None:
+    os.chdir(folder)
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    if limit_file_kb is not None:
+        size = limit_file_kb * 1024
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    sys.argv = list(command)
+    runpy.run_path(command[0], run_name="__main__")
