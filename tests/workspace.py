@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 from forks import Forked
+from models_for_tests import MINILLM_REFERENCE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
@@ -70,25 +71,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "abkd": {**REGIME, "sampling": "fixed", "alpha": 0.2, "beta": 0.7},
     "minillm": {
+        **MINILLM_REFERENCE,
         "rollouts_per_round": 8,
         "inner_epochs": 2,
-        "teacher_mix": 0.2,
-        "temperature": 1.0,
-        "discount": 0.95,
-        "return_includes_current": True,
-        "reward_scale": 0.5,
-        "reward_clip": 100.0,
-        "length_normalisation": True,
-        "whitening": "slots",
-        "ratio_clip": 0.2,
-        "clip_weighted_ratio": True,
-        "importance": "token",
-        "single_step_weight": 1.0,
-        "single_step_importance": False,
         "lm_weight": 1.0,
-        "lm_teacher_share": 0.5,
         "lm_batch_size": 2,
-        "lm_teacher_outputs": "live",
         "dropout": 0.0,
         "start": "sft",
     },
