@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 import test_compare
 from browser import browser, faults, visit
-from test_report import BY_KD, DIRECT, make, rows_of, run, write_lines
+from test_report import BY_KD, DATA, DIRECT, make, rows_of, run, write_lines
 
 from takd.errors import InputError
 from takd.lineage import of_chain
 from takd.provenance import file_digest
-from takd.report import accumulated, costs, hardware
+from takd.report import accumulated, costs, hardware, repeat
 from takd.report.figures.quality import quality
 from takd.report.read import read
 from takd.stage import read_json, write_json
@@ -154,6 +155,11 @@ def test_hardware_and_code_of_what_was_written_ahead(full: SimpleNamespace) -> N
     assert "what teachers wrote ahead for their students 59.6 CPU process minutes" in (
         full.report / "overview.html"
     ).read_text().replace("\n", " ")
+
+
+def test_the_number_of_parts_identifies_no_run(full: SimpleNamespace) -> None:
+    other = replace(full.results, spec=full.spec | {"written": []})
+    assert repeat.identity(other, DATA) == repeat.identity(full.results, DATA)
 
 
 def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> None:
