@@ -9,6 +9,7 @@ rule generate:
         tokenizer="<results>/data/tokenizer/manifest.json",
     output:
         answers="<results>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}/answers.jsonl",
+        metrics="<results>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}/metrics.jsonl",
         manifest="<results>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}/manifest.json",
     log:
         "<logs>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}.log",
@@ -28,7 +29,8 @@ rule generate:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/generate.py --spec {params.spec:q} --code {params.code}"
         " --threads {threads} --micro-batch {resources.micro_batch}"
         " --runtime {resources.runtime} {params.inputs}"
-        " --output answers={output.answers:q} --output manifest={output.manifest:q} 2> {log:q}"
+        " --output answers={output.answers:q} --output metrics={output.metrics:q}"
+        " --output manifest={output.manifest:q} 2> {log:q}"
 
 
 rule generations:
@@ -70,6 +72,7 @@ rule teacher_outputs:
         tokenizer="<results>/data/tokenizer/manifest.json",
     output:
         outputs="<results>/teachers/{teacher}/seed{seed}/outputs/{read}/{kind}/outputs.safetensors",
+        metrics="<results>/teachers/{teacher}/seed{seed}/outputs/{read}/{kind}/metrics.jsonl",
         manifest="<results>/teachers/{teacher}/seed{seed}/outputs/{read}/{kind}/manifest.json",
     log:
         "<logs>/teachers/{teacher}/seed{seed}/outputs/{read}/{kind}.log",
@@ -89,4 +92,5 @@ rule teacher_outputs:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_outputs.py --spec {params.spec:q}"
         " --code {params.code} --threads {threads} --micro-batch {resources.micro_batch}"
         " --runtime {resources.runtime} {params.inputs}"
-        " --output outputs={output.outputs:q} --output manifest={output.manifest:q} 2> {log:q}"
+        " --output outputs={output.outputs:q} --output metrics={output.metrics:q}"
+        " --output manifest={output.manifest:q} 2> {log:q}"

@@ -23,6 +23,14 @@ rule report:
             set=EXPERIMENT.sets,
             file=MEASURED,
         ),
+        written=collect(
+            "<results>/teachers/{writing.manifest}",
+            writing=EXPERIMENT.written,
+        ),
+        written_metrics=collect(
+            "<results>/teachers/{file}",
+            file=[file for writing in EXPERIMENT.written for file in writing.logs],
+        ),
         data="<results>/data/report/report.json",
         data_page="<results>/data/report/report.html",
         templates=sorted(f"{TEMPLATES}/{file.name}" for file in (ROOT / TEMPLATES).iterdir()),
@@ -54,5 +62,6 @@ rule report:
         # the stage finds the models below two folders: hundreds of paths would be too long for a command
         "python3 workflow/scripts/build_report.py --spec {params.spec:q} --code {params.code}"
         " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
+        " --input teachers={params.results:q}/teachers"
         " --input data_report={input.data:q} --input data_page={input.data_page:q}"
         " {params.outputs} 2> {log:q}"

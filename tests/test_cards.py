@@ -47,6 +47,7 @@ def settings(spec, lineage=LINEAGE, seed=2):
         "weights": {name: HUB for name in hops[-1:]}
         | {name: {"scratch": {"layers": 2}} for name in hops[:-1]},
         "chains": [],
+        "written": [],
         "samples": 0,
         "sources": SOURCES,
         "template": TEMPLATE,

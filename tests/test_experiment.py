@@ -16,6 +16,7 @@ from takd.errors import InputError
 from takd.experiment import Experiment, load
 from takd.lineage import Node
 from takd.provenance import canonical_json, file_digest
+from takd.report import compare_plan
 from takd.schema import follow, load_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -735,6 +736,30 @@ def test_what_a_student_reads_of_what_its_teacher_wrote(tmp_path: Path) -> None:
         "corpus_outputs": "outputs/corpus/top_k"
     }
     assert writings("", "lm_teacher_outputs: top_k, lm_weight: 0, ", corpus)[1] == {}
+
+
+def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path) -> None:
+    settings = "epochs: 2, responses: teacher, teacher_outputs: top_k"
+    text = edit("  kd: {epochs: 2}", f"  kd: {{{settings}}}")
+    experiment = read(
+        tmp_path, edit("seeds: [1, 2]", "seeds: [1, 2]\nteacher_writes: {shards: 2}", text)
+    )
+    # both training seeds have the one head of the chain as their teacher
+    assert experiment.report_spec()["written"] == [
+        ["teacher-sft", 1, "generations", 2],
+        ["teacher-sft", 1, "outputs/generations/top_k", None],
+    ]
+    answers, outputs = experiment.written
+    assert answers.manifest == "teacher-sft/seed1/generations/manifest.json"
+    assert answers.logs == [
+        f"teacher-sft/seed1/generations/part{part}of2/metrics.jsonl" for part in (1, 2)
+    ]
+    assert outputs.logs == ["teacher-sft/seed1/outputs/generations/top_k/metrics.jsonl"]
+    files = compare_plan.files(experiment, [])
+    for file in (answers.manifest, *answers.logs, outputs.manifest, *outputs.logs):
+        said = "what teacher-sft of training seed 1 wrote down for its students"
+        assert files[f"results/{experiment.name}/teachers/{file}"] == said
+    assert read(tmp_path, edit("  kd: {epochs: 2}", "  kd: {epochs: 2}")).written == []
 
 
 def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> None:

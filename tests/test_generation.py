@@ -1,6 +1,8 @@
 """What a teacher writes down once for all its students: its responses, and what it says of given tokens."""
 
 import json
+import multiprocessing
+import os
 import signal
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from workspace import Workspace
 from takd import divergences
 from takd.errors import InputError
 from takd.evaluation import answers
-from takd.generation import generate, join, outputs
+from takd.generation import clock, generate, join, outputs
 from takd.generation.tensorfile import TensorFile
 from takd.methods.base import Example, examples, laid_out
 from takd.methods.kd import DIVERGENCES, Kd
@@ -25,6 +27,7 @@ from takd.stage import PIECE, Interrupted, Stage
 from takd.training.checkpoints import sweep
 
 END, VOCABULARY, TOP_K = 0, 12, 4
+FILES = {"metrics": "metrics.jsonl", "manifest": "manifest.json"}
 SPEC = {"lineage": "teacher-sft", "seed": 3}
 WRITES = {**SPEC, "noise": 1, "decoding": {"temperature": 1.0, "max_new_tokens": 6}}
 
@@ -67,7 +70,7 @@ def generated(space, name, part, parts, spec=WRITES, **more):
         f"{name}/part{part}of{parts}",
         {**spec, "part": part, "parts": parts},
         {"teacher": ["trained-teacher"], "prompts": ["train"]},
-        {"answers": "answers.jsonl", "manifest": "manifest.json"},
+        {"answers": "answers.jsonl", **FILES},
         **more,
     )
 
@@ -92,7 +95,7 @@ def written(space, name, kind, data, spec=SPEC, **more):
         name,
         {**spec, "split": data, "kind": kind, **likeliest},
         {"teacher": ["trained-teacher"], "data": [data]},
-        {"outputs": "outputs.safetensors", "manifest": "manifest.json"},
+        {"outputs": "outputs.safetensors", **FILES},
         **more,
     )
 
@@ -169,11 +172,94 @@ def test_interrupted_generation_draws_only_what_is_left(space, monkeypatch):
     generate.run(generated(space, "stopped", 1, 1, micro_batch=2))
     assert drawn == [24, 23]
     generate.run(generated(space, "unstopped", 1, 1))
+    # a manifest knows no time
     for name in ("answers.jsonl", "manifest.json"):
         whole = space.folder / "unstopped/part1of1" / name
         assert (folder / name).read_bytes() == whole.read_bytes()
     sweep(folder)
     assert (folder / "manifest.json").exists() and not (folder / "checkpoints").exists()
+
+
+def ended(folder):
+    """The one line of a stage's log."""
+    (line,) = (folder / "metrics.jsonl").read_text().splitlines()
+    return json.loads(line)
+
+
+def test_log_of_what_a_teacher_wrote_says_how_long_on_what_and_by_which_code(space):
+    asked = generated(space, "logged", 1, 2, git_commit="abc")
+    generate.run(asked)
+    found = [json.loads(line)["tokens"] for line in asked.outputs["answers"].open()]
+    end = ended(space.folder / "logged/part1of2")
+    assert 0 < end.pop("seconds") < 60
+    said = {"kind": "end", "device": "cpu", "processes": 1, "commit": "abc", "code": "code"}
+    assert end == {**said, "step": 12, "tokens": sum(map(len, found))}
+    for data, rows in (("odd", 6), ("corpus", 6)):
+        outputs.run(written(space, f"logged-{data}", "top_k", data, git_commit="abc"))
+        end = ended(space.folder / f"logged-{data}")
+        assert 0 < end.pop("seconds") < 60
+        dataset = load_from_disk(str(space.folder / data / "dataset"))
+        columns = [dataset[name] for name in dataset.column_names if name.endswith("_ids")]
+        # whole texts, as a training counts them
+        tokens = sum(len(text) for column in columns for text in column)
+        assert end == {**said, "step": rows, "tokens": tokens}
+
+
+@pytest.mark.parametrize("stage_name", ["generate", "outputs"])
+def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
+    name = f"slow-{stage_name}"
+
+    def slowly(function):
+        def call(*args, **kwargs):
+            time.sleep(0.4)
+            return function(*args, **kwargs)
+
+        return call
+
+    def attempt(**more):
+        if stage_name == "generate":
+            generate.run(generated(space, f"{name}/parts", 1, 1, micro_batch=1, **more))
+        else:
+            outputs.run(written(space, name, "top_k", "odd", **more))
+
+    folder = space.folder / (f"{name}/parts/part1of1" if stage_name == "generate" else name)
+    monkeypatch.setattr(outputs, "PORTION", 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(answers, "draw", slowly(answers.draw))
+        patched.setattr(outputs, "_portion", slowly(outputs._portion))
+        with pytest.raises(Interrupted):
+            attempt(stop_requested=True)
+    (note,) = folder.glob(f"checkpoints/*/{clock.SPENT}")
+    before = json.loads(note.read_text())["seconds"]
+    assert before > 0.4 and not (folder / "metrics.jsonl").exists()
+    began = time.monotonic()
+    attempt()
+    first = ended(folder)
+    assert before < first["seconds"] < before + time.monotonic() - began
+    # Snakemake may delete what it could not note as done: the log has one line again, and more time
+    for file in FILES.values():
+        (folder / file).unlink()
+    attempt()
+    second = ended(folder)
+    assert second.pop("seconds") > first.pop("seconds") and second == first
+
+
+def be_killed(folder):
+    """Work until the time is noted, and leave without a last word."""
+    clock.SECONDS_BETWEEN_NOTES = 0.05
+    with clock.timed(folder):
+        while not (folder / clock.SPENT).exists():
+            time.sleep(0.01)
+        os._exit(9)
+
+
+def test_time_of_a_killed_attempt_is_counted(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=be_killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    with clock.timed(tmp_path) as journal:
+        assert journal.seconds > 0.05
 
 
 def test_killed_generation_ends_with_the_same_answers(space):
@@ -185,7 +271,8 @@ def test_killed_generation_ends_with_the_same_answers(space):
             "generate",
             {**WRITES, "part": 1, "parts": 1},
             [f"{key}/manifest.json" for key in ("teacher=trained-teacher", "prompts=long", "tokenizer=tokenizer")],
-            ["answers=killed/answers.jsonl", "manifest=killed/manifest.json"],
+            [f"{key}.jsonl" for key in ("answers=killed/answers", "metrics=killed/metrics")]
+            + ["manifest=killed/manifest.json"],
             f"--micro-batch={micro_batch}",
         )  # fmt: skip
 
@@ -206,7 +293,7 @@ def test_killed_generation_ends_with_the_same_answers(space):
         "whole",
         {**WRITES, "part": 1, "parts": 1},
         {"teacher": ["trained-teacher"], "prompts": ["long"]},
-        {"answers": "answers.jsonl", "manifest": "manifest.json"},
+        {"answers": "answers.jsonl", **FILES},
     )
     generate.run(whole)
     assert killed == [json.loads(x) for x in whole.outputs["answers"].open()]

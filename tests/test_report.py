@@ -128,6 +128,7 @@ def make(
             for (label, _, _), lineage in zip(chains, lineages, strict=True)
         ],
         "nodes": [list(node) for node in found],
+        "written": [],
         "sets": list(sets),
         "seeds": list(seeds),
         "decoding": decoding | {"max_new_tokens": 32},
@@ -211,6 +212,7 @@ def run(root, spec):
     inputs = {
         "models": [root / "models"],
         "evaluations": [root / "evaluations"],
+        "teachers": [root / "teachers"],
         "data_report": [root / "data/report/report.json"],
         "data_page": [root / "data/report/report.html"],
     }
@@ -540,6 +542,7 @@ EXPERIMENT = SimpleNamespace(
     name="made-up",
     nodes=[Node(*node) for node in SETTINGS["nodes"]],
     sets=SETTINGS["sets"],
+    written=[],
     report_spec=lambda: SETTINGS,
 )
 config["experiment"] = "made-up"

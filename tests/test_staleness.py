@@ -156,6 +156,13 @@ def test_edit_reruns_exactly(finished: Project, tmp_path: Path, name: str) -> No
     assert project.plan() == expected
 
 
+def another_time(project: Project) -> None:
+    logs = sorted(project.folder.glob("results/small/teachers/**/metrics.jsonl"))
+    assert len(logs) == 3  # of the responses in two parts, and of the outputs
+    for log in logs:
+        log.write_text('{"seconds": 1}')
+
+
 SEQKD = {"distill_seqkd": 2, **scored(2), "report": 1}
 KD = {"distill_kd": 2, **scored(2), "report": 1}
 WRITING_EDITS = {
@@ -171,6 +178,8 @@ WRITING_EDITS = {
         experiment(lambda e: [e["training"]["kd"].update(teacher_outputs="hidden"), e["teacher_writes"].pop("top_k")]),
         {"teacher_outputs": 1, **KD},
     ),
+    # times are in no manifest
+    "another time that it took": (another_time, {"report": 1}),
     "code of the outputs": (code("generation/outputs"), {"teacher_outputs": 1, **KD}),
     "code of the responses": (
         code("generation/generate"),
@@ -193,14 +202,14 @@ def test_edit_of_what_a_teacher_writes_reruns_exactly(
 def test_another_number_of_shards_keeps_the_students(
     finished_writing: Project, tmp_path: Path
 ) -> None:
-    """The joined responses are the same, so those who do them first need nothing more."""
+    """The joined responses are the same: who does them first needs nothing more than a report with their new costs."""
     project = finished_writing.copy(tmp_path / "copy")
     project.experiment(lambda e: e["teacher_writes"].update(shards=3))
     # Snakemake cannot know what comes out
     assert project.plan() == {"generate": 3, "generations": 1, **SEQKD}
     assert project.plan("--until", "generations") == {"generate": 3, "generations": 1}
     project.run("--quiet", "rules", "--until", "generations")
-    assert project.plan() == {}
+    assert project.plan() == {"report": 1}
 
 
 def test_copy_elsewhere_with_new_times(finished: Project, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd import checks, lineage, schema
+from takd import checks, lineage, schema, writings
 from takd.data import filters
 from takd.data.sources import files_below
 from takd.errors import InputError
 from takd.lineage import Node
 from takd.provenance import source_digest
+from takd.writings import Writing
 from takd.yamlfile import read_yaml
 
 Spec = dict[str, Any]
@@ -217,15 +218,12 @@ class Experiment:
         `generations` are the teacher's responses to the training prompts, `outputs/<split>/<kind>` what it says of
         the tokens of a split or of its generations.
         """
-        settings = self.train_spec(name, self.seeds[0])["settings"]
-        answers = settings.get("responses") == "teacher"
-        found = {"train": "generations"} if answers else {}
-        if (kind := settings.get("teacher_outputs", "live")) != "live":
-            found["outputs"] = f"outputs/{'generations' if answers else 'train'}/{kind}"
-        kind = settings.get("lm_teacher_outputs", "live")
-        if kind != "live" and settings["lm_weight"] > 0:
-            found["corpus_outputs"] = f"outputs/corpus/{kind}"
-        return found
+        return writings.places(self.train_spec(name, self.seeds[0])["settings"])
+
+    @functools.cached_property
+    def written(self) -> list[Writing]:
+        """What teachers write down for their students, each once."""
+        return writings.of_nodes(self.nodes, self.seeds, self.shards, self.writings)
 
     def generations_spec(self, name: str, seed: int) -> Spec:
         """Settings of the stage that joins a teacher's responses; the number of parts is none of them."""
@@ -304,6 +302,7 @@ class Experiment:
             "tokenizer": self.settings["tokenizer"],
             "chains": self.chains,
             "nodes": [list(node) for node in self.nodes],
+            "written": [list(writing) for writing in self.written],
             "sets": self.sets,
             "seeds": self.seeds,
             "decoding": self._decoding("decoding"),

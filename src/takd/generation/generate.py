@@ -1,8 +1,9 @@
 """Stage: let a teacher answer one part of the training prompts.
 
 Inputs: `teacher`, `prompts`, `tokenizer` (manifests). Outputs: `answers` (one line a prompt: its row, its tokens,
-whether the end token was drawn), `manifest`. Answers are written down as they come, and a killed run goes on from
-them. What a prompt gets as its answer depends on nothing but the prompt, so neither does it on the number of parts.
+whether the end token was drawn), `metrics`, `manifest`. Answers are written down as they come, and a killed run goes
+on from them. What a prompt gets as its answer depends on nothing but the prompt, so neither does it on the number of
+parts.
 """
 
 import json
@@ -11,10 +12,12 @@ from datasets import load_from_disk
 
 from takd import inference, models
 from takd.evaluation.answers import answer, prompts_of
+from takd.generation.clock import timed
 from takd.provenance import file_digest
 from takd.sampling import Decoding
 from takd.stage import Stage, write_text
 from takd.training.checkpoints import resumable
+from takd.training.devices import device_name, own
 
 
 def run(stage: Stage) -> None:
@@ -23,7 +26,7 @@ def run(stage: Stage) -> None:
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("prompts").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder:
+    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
         answers = answer(
             stage,
             title,
@@ -39,6 +42,10 @@ def run(stage: Stage) -> None:
             json.dumps({"row": row, **found}) + "\n" for (row, _), found in sorted(answers.items())
         ]
         write_text(stage.outputs["answers"], "".join(lines))
+        journal.tokens = sum(len(found["tokens"]) for found in answers.values())
+        device = device_name(own())
+        journal.write("end", len(answers), device=device, processes=1, **stage.origin())
+        write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
         stage.write_manifest(
             stage.outputs["manifest"],
             kind="answers",

@@ -1,7 +1,7 @@
 """Stage: write down what a teacher says of the tokens of a data set, once for all its students.
 
 Inputs: `teacher`, `data`, `tokenizer` (manifests). Outputs: `outputs` (what `takd.methods.teachers.StoredOutputs`
-reads: the response tokens of one row after the other, in the order of the data set), `manifest`.
+reads: the response tokens of one row after the other, in the order of the data set), `metrics`, `manifest`.
 
 Kind `hidden` keeps the last hidden states, from which whole distributions are one matrix product away; kind `top_k`
 the log-probabilities of the likeliest tokens. The file is filled portion by portion, and a killed run goes on with
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from takd import inference, models
 from takd.errors import InputError
+from takd.generation.clock import timed
 from takd.generation.tensorfile import TensorFile
 from takd.layout import Layout
 from takd.models import project
@@ -28,6 +29,7 @@ from takd.provenance import file_digest
 from takd.stage import Interrupted, Stage, write_text
 from takd.tokenloss import chunk_size
 from takd.training.checkpoints import resumable
+from takd.training.devices import device_name, own
 from takd.training.progress import Progress
 
 PORTION = 2**15  # tokens that are in the memory at once, and the most that are lost
@@ -47,10 +49,14 @@ def run(stage: Stage) -> None:
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder:
+    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
         tokens = _fill(stage, title, dataset, folder)
         digest = file_digest(folder / "outputs.safetensors")
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
+        journal.tokens = sum(int(counts.sum()) for counts in _lengths(dataset).values())
+        device = device_name(own())
+        journal.write("end", len(dataset), device=device, processes=1, **stage.origin())
+        write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
         stage.write_manifest(
             stage.outputs["manifest"],
             kind="teacher_outputs",
@@ -64,17 +70,22 @@ def run(stage: Stage) -> None:
 
 def offsets(dataset: Dataset) -> Tensor:
     """The token at which each row begins, and the end, (rows + 1,): as many tokens as `Layout` predicts."""
-    lengths = {
-        name: torch.tensor(pyarrow.compute.list_value_length(dataset.data.column(name)).to_pylist())
-        for name in dataset.column_names
-        if name.endswith("_ids")
-    }
+    lengths = _lengths(dataset)
     if "input_ids" in lengths:
         counts = (lengths["input_ids"] - 1).clamp(min=0)  # nothing predicts the first
     else:
         unpredicted = (lengths["prompt_ids"] == 0).long()
         counts = (lengths["response_ids"] - unpredicted).clamp(min=0)
     return torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+
+
+def _lengths(dataset: Dataset) -> dict[str, Tensor]:
+    """Tokens of each row, (rows,), by column."""
+    return {
+        name: torch.tensor(pyarrow.compute.list_value_length(dataset.data.column(name)).to_pylist())
+        for name in dataset.column_names
+        if name.endswith("_ids")
+    }
 
 
 def likeliest(

@@ -22,10 +22,11 @@ from takd.stage import Stage, read_json, write_text
 def run(stage: Stage) -> None:
     """Write the outputs that were asked for.
 
-    Inputs: `models` and `evaluations` (the folders above the lineages), `data_report` and `data_page` (the data
-    report as JSON and as a page). Raises InputError for a missing file or an unknown output.
+    Inputs: `models`, `evaluations` and `teachers` (the folders above the lineages), `data_report` and `data_page` (the
+    data report as JSON and as a page). Raises InputError for a missing file or an unknown output.
     """
-    results = read(stage.spec, stage.input("models"), stage.input("evaluations"))
+    folders = (stage.input(name) for name in ("models", "evaluations", "teachers"))
+    results = read(stage.spec, *folders)
     groups = table.build(results)
     spent = costs.by_lineage(results)
     figures = {

@@ -20,6 +20,13 @@ from takd.stage import Stage, write_text
 
 FEW = 3
 """Differing settings that a sentence names; more are counted."""
+WRITING = "writing"
+MINUTES = {
+    "training_minutes": "Training minutes",
+    f"{WRITING}_minutes": "Minutes of writing ahead",
+    "evaluation_minutes": "Evaluation minutes",
+}
+"""Of `costs.Cost`; those of writing ahead only where a teacher does it."""
 
 
 def run(stage: Stage) -> None:
@@ -60,6 +67,7 @@ def page(comparison: Comparison, svg: str) -> str:
 
     origins = compare_settings.origins(experiments)
     settings = compare_settings.settings(experiments)
+    ahead = _ahead(experiments)
     spent = [{cost.lineage: cost for cost in costs.by_lineage(e.results)} for e in experiments]
     return pages.comparison_page(
         comparison.first.results,
@@ -79,6 +87,9 @@ def page(comparison: Comparison, svg: str) -> str:
         spent=spent,
         trained=list(dict.fromkeys(lineage for costs in spent for lineage in costs)),
         totals=[_total(list(found.values())) for found in spent],
+        minutes={
+            key: title for key, title in MINUTES.items() if ahead or not key.startswith(WRITING)
+        },
         figure=pages.inline(svg),
     )
 
@@ -190,11 +201,18 @@ def _mean(experiments: Sequence[Compared], measure: Measure, place: Place) -> fl
     return measures.mean(each.results, measure, place.lineage, place.set)
 
 
+def _ahead(experiments: Sequence[Compared]) -> bool:
+    """Whether a teacher of any experiment wrote something ahead for its students."""
+    return any(each.results.written for each in experiments)
+
+
 def _total(found: Sequence[Cost]) -> dict[str, float]:
     return {
         "training_minutes": sum(cost.training_minutes for cost in found),
+        "writing_minutes": sum(cost.writing_minutes for cost in found),
         "evaluation_minutes": sum(cost.evaluation_minutes for cost in found),
         "training_tokens": sum(cost.tokens for cost in found),
+        "writing_tokens": sum(cost.writing_tokens for cost in found),
         "evaluation_tokens": sum(cost.evaluation_tokens for cost in found),
     }
 
@@ -213,6 +231,7 @@ def to_csv(comparison: Comparison) -> str:
                 for place, each in enumerate(comparison.experiments):
                     if each.has(lineage, name):
                         lines.append(_line(comparison, Place(name, lineage, place), measure))
+    ahead = _ahead(comparison.experiments)
     for lineage in comparison.shared:
         for each in comparison.experiments:
             for cost in costs.by_lineage(each.results):
@@ -220,6 +239,7 @@ def to_csv(comparison: Comparison) -> str:
                     lines += [
                         _columns("", lineage, measure, each) | {"value": float(value)} | _blank()
                         for measure, value in _total([cost]).items()
+                        if ahead or not measure.startswith(WRITING)
                     ]
     return table.write_csv(lines)
 

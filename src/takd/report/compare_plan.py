@@ -116,6 +116,11 @@ def files(experiment: Experiment, measured: Sequence[str]) -> dict[str, str]:
             found[f"{folder}/models/{place}/{file}"] = (
                 f"the model {node.lineage} of training seed {node.seed}"
             )
+    for writing in experiment.written:
+        for file in (writing.manifest, *writing.logs):
+            found[f"{folder}/teachers/{file}"] = (
+                f"what {writing.teacher} of training seed {writing.seed} wrote down for its students"
+            )
     judge = [JUDGE] if experiment.settings["evaluation"]["judge"] else []
     for node in experiment.nodes:
         for name in experiment.sets:

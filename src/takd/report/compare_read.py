@@ -56,7 +56,8 @@ def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
 
 
 def _read(spec: dict[str, Any], folder: Path) -> Compared:
-    results = read(spec["report"], folder / "models", folder / "evaluations")
+    folders = (folder / name for name in ("models", "evaluations", "teachers"))
+    results = read(spec["report"], *folders)
     corpus = ["corpus"] if spec["settings"]["data"]["corpus"] else []
     splits = ["train", "dev", *corpus, *results.spec["sets"], "tokenizer"]
     models = dict.fromkeys(split(lineage)[-1].model for lineage in results.lineages)

@@ -1,15 +1,36 @@
-"""What the models cost: minutes of training and evaluation, tokens, devices."""
+"""What the models cost: minutes of training, of writing ahead for students, and of evaluation; tokens, devices."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from takd.lineage import split
-from takd.report.read import Results, Row
+from takd.report.read import Results, Row, Written
 from takd.report.table import chain_text, methods_text
 
 EVALUATION = {"evaluation, answers": "answering", "evaluation, likelihoods": "reading"}
 """Stages of an evaluation that run models here, and how their numbers are called."""
+
+
+def writing_stage(written: Written) -> str:
+    """What the stage is called that wrote something ahead."""
+    return "teacher, answers" if written.drawn else "teacher, outputs"
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What the models of one lineage wrote ahead for their students in one stage, over their training seeds.
+
+    Attributes:
+        runs: parts are runs of their own.
+    """
+
+    stage: str
+    seeds: int
+    runs: int
+    minutes: float
+    tokens: int
+    device: str
 
 
 @dataclass(frozen=True)
@@ -19,6 +40,7 @@ class Cost:
     Attributes:
         skipped: steps whose gradient was not finite, and which changed nothing.
         judged: answers that the experiment's judge rated; the endpoint's time and tokens are not known here.
+        writes: by stage; empty where no student reads anything that was written ahead.
     """
 
     lineage: str
@@ -34,6 +56,16 @@ class Cost:
     reading_tokens: int
     judged: int
     device: str
+    writes: Sequence[Writes]
+
+    @property
+    def writing_minutes(self) -> float:
+        """Of what it wrote ahead for its students."""
+        return sum(each.minutes for each in self.writes)
+
+    @property
+    def writing_tokens(self) -> int:
+        return sum(each.tokens for each in self.writes)
 
     @property
     def evaluation_minutes(self) -> float:
@@ -91,10 +123,33 @@ def by_lineage(results: Results) -> list[Cost]:
                 judged=sum(
                     each.judge["n"] + each.judge["unreadable"] for each in scored if each.judge
                 ),
-                device=", ".join(sorted({device_text(model.end) for model in models})),
+                device=_devices(model.end for model in models),
+                writes=_writes([w for w in results.written if w.teacher.lineage == lineage]),
             )
         )
     return costs
+
+
+def _writes(written: Sequence[Written]) -> list[Writes]:
+    """What one lineage wrote ahead, by stage."""
+    by_stage: dict[str, list[Written]] = {}
+    for each in written:
+        by_stage.setdefault(writing_stage(each), []).append(each)
+    return [
+        Writes(
+            stage,
+            len({each.teacher for each in found}),
+            sum(len(each.ends) for each in found),
+            sum(each.minutes for each in found),
+            sum(each.tokens for each in found),
+            _devices(end for each in found for end in each.ends),
+        )
+        for stage, found in sorted(by_stage.items())
+    ]
+
+
+def _devices(ends: Iterable[Row]) -> str:
+    return ", ".join(sorted({device_text(end) for end in ends}))
 
 
 def _minutes(ends: Iterable[Row]) -> float:
@@ -107,7 +162,7 @@ def _tokens(ends: Iterable[Row]) -> int:
 
 
 def by_stage(costs: list[Cost], sets: int) -> list[StageCost]:
-    """The cost of training by each method, and of the stages of evaluation."""
+    """The cost of training by each method, of what teachers wrote ahead, and of the stages of evaluation."""
     stages = []
     for method in dict.fromkeys(cost.method for cost in costs):
         of_method = [cost for cost in costs if cost.method == method]
@@ -117,6 +172,17 @@ def by_stage(costs: list[Cost], sets: int) -> list[StageCost]:
                 sum(cost.seeds for cost in of_method),
                 sum(cost.training_minutes for cost in of_method),
                 sum(cost.tokens for cost in of_method),
+            )
+        )
+    writes = [each for cost in costs for each in cost.writes]
+    for stage in sorted({each.stage for each in writes}):
+        found = [each for each in writes if each.stage == stage]
+        stages.append(
+            StageCost(
+                stage,
+                sum(each.runs for each in found),
+                sum(each.minutes for each in found),
+                sum(each.tokens for each in found),
             )
         )
     runs = sets * sum(cost.seeds for cost in costs)
@@ -139,26 +205,30 @@ def device_text(end: dict[str, Any]) -> str:
 
 
 def lines(costs: Sequence[Cost]) -> list[Row]:
-    """The numbers, one line a lineage and stage."""
+    """The numbers, one line a lineage and stage; a lineage that wrote nothing ahead has no line of it."""
     found: list[Row] = []
     for cost in costs:
-        for stage, minutes, tokens in (
-            ("training", cost.training_minutes, cost.tokens),
-            ("evaluation, answers", cost.answering_minutes, cost.answering_tokens),
-            ("evaluation, likelihoods", cost.reading_minutes, cost.reading_tokens),
-        ):
-            found.append(
-                {
-                    "lineage": cost.lineage,
-                    "chain": cost.chain,
-                    "methods": cost.methods,
-                    "stage": stage,
-                    "training_seeds": cost.seeds,
-                    "minutes": minutes,
-                    "tokens": tokens,
-                    "steps": cost.steps if stage == "training" else None,
-                    "skipped": cost.skipped if stage == "training" else None,
-                    "device": cost.device if stage == "training" else None,
-                }
-            )
+        trained = {"steps": cost.steps, "skipped": cost.skipped, "device": cost.device}
+        found.append(_line(cost, "training", cost.training_minutes, cost.tokens) | trained)
+        for each in cost.writes:
+            of_it = {"training_seeds": each.seeds, "device": each.device}
+            found.append(_line(cost, each.stage, each.minutes, each.tokens) | of_it)
+        for stage, kind in EVALUATION.items():
+            minutes, tokens = (getattr(cost, f"{kind}_{what}") for what in ("minutes", "tokens"))
+            found.append(_line(cost, stage, minutes, tokens))
     return found
+
+
+def _line(cost: Cost, stage: str, minutes: float, tokens: int) -> Row:
+    return {
+        "lineage": cost.lineage,
+        "chain": cost.chain,
+        "methods": cost.methods,
+        "stage": stage,
+        "training_seeds": cost.seeds,
+        "minutes": minutes,
+        "tokens": tokens,
+        "steps": None,
+        "skipped": None,
+        "device": None,
+    }

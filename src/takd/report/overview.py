@@ -114,7 +114,7 @@ def against_teachers(results: Results, groups: list[Group]) -> list[str]:
 
 
 def cost(results: Results) -> str:
-    """Device time of training and evaluation, tokens, devices."""
+    """Device time of training, of what was written ahead, and of evaluation; tokens, devices."""
     training: dict[str, Counter[str]] = {}
     tokens = 0
     for model in results.models.values():
@@ -133,9 +133,18 @@ def cost(results: Results) -> str:
     devices = sorted({device_text(model.end) for model in results.models.values()})
     more = f" and {len(devices) - DEVICES} more" if len(devices) > DEVICES else ""
     read = sum(each.tokens for each in results.evaluations.values())
+    ahead = ""
+    if results.written:
+        writing: Counter[str] = Counter()
+        for end in (end for written in results.written for end in written.ends):
+            writing.update(_device_seconds(end))
+        told = size_text(sum(written.tokens for written in results.written))
+        ahead = (
+            f" what teachers wrote ahead for their students {_hours(writing)} and {told} tokens,"
+        )
     return (
         f"Training took {_hours(total)}{f' ({shares})' if len(training) > 1 else ''} and {size_text(tokens)} tokens,"
-        f" evaluation {_hours(evaluation)} and {size_text(read)} tokens, without queues and preparation;"
+        f"{ahead} evaluation {_hours(evaluation)} and {size_text(read)} tokens, without queues and preparation;"
         f" trained on {'; '.join(devices[:DEVICES])}{more}."
     )
 

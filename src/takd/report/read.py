@@ -1,4 +1,5 @@
-"""Read what a run left behind: every model's manifest and training log, every evaluation's scores and texts.
+"""Read what a run left behind: every model's manifest and training log, every evaluation's scores and texts, and
+the logs of what teachers wrote ahead for their students.
 
 The settings of the report name all models and sets, so the files are found by path and none is searched for.
 Generations can be large (ten thousand prompts a set), so they are streamed: of each file only the rows that
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from takd.errors import InputError
 from takd.lineage import Node, split
+from takd.provenance import file_digest
+from takd.writings import GENERATIONS, Writing
 
 Row = dict[str, Any]
 MEASURES = ("rougeL", "exact_match")
@@ -85,6 +88,35 @@ class Evaluation:
         return float(self.scores["scores"][measure]["mean"])
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a teacher wrote down ahead for its students: all parts of its answers, or its outputs on some data."""
+
+    writing: Writing
+    digest: str
+    """Of its manifest, as the manifests of the students that read it have it among their inputs."""
+    ends: list[Row]
+    """Closing lines of the parts' logs."""
+
+    @property
+    def teacher(self) -> Node:
+        return Node(self.writing.teacher, self.writing.seed)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its tokens were drawn; else they were read."""
+        return self.writing.place == GENERATIONS
+
+    @property
+    def minutes(self) -> float:
+        """Wall time of all parts together, over all restarts, in minutes."""
+        return sum(float(end.get("seconds", 0.0)) for end in self.ends) / 60
+
+    @property
+    def tokens(self) -> int:
+        return sum(int(end.get("tokens", 0)) for end in self.ends)
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """All that the report shows."""
@@ -94,6 +126,8 @@ class Results:
     evaluations: dict[tuple[Node, str], Evaluation]
     samples: dict[str, dict[Any, dict[Node, Row]]] = field(default_factory=dict)
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
+    written: list[Written] = field(default_factory=list)
+    """What teachers wrote ahead for their students."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -128,14 +162,19 @@ class Results:
         )
 
 
-def read(spec: dict[str, Any], models: Path, evaluations: Path) -> Results:
+def read(
+    spec: dict[str, Any], models: Path, evaluations: Path, teachers: Path | None = None
+) -> Results:
     """Read the results of all models that `spec` names.
 
-    `models` and `evaluations` are the folders above `<lineage>/seed<k>/`. Raises InputError if a file is missing
-    or belongs to another model.
+    `models`, `evaluations` and `teachers` (needed where `spec` names something written ahead) are the folders above
+    `<lineage>/seed<k>/`. Raises InputError if a file is missing or belongs to another model.
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
     results = Results(spec, {node: _model(node, models) for node in nodes}, {})
+    for each in spec["written"]:
+        assert teachers is not None
+        results.written.append(_written(Writing(*each), teachers))
     for name in spec["sets"]:
         first: Evaluation | None = None
         shown: dict[Any, dict[Node, Row]] = {}
@@ -227,6 +266,13 @@ def _model(node: Node, models: Path) -> Model:
         [dev[step] for step in sorted(dev)],
         _end(rows),
     )
+
+
+def _written(writing: Writing, teachers: Path) -> Written:
+    manifest = teachers / writing.manifest
+    _json(manifest)
+    ends = [_end(list(_lines(teachers / log))) for log in writing.logs]
+    return Written(writing, file_digest(manifest), ends)
 
 
 def _end(rows: list[Row]) -> Row:

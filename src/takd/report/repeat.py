@@ -106,8 +106,10 @@ def identity(results: Results, data_report: dict[str, Any]) -> dict[str, str]:
     """What identifies this run: digests of its settings, its data, and all its weights."""
     rows = {name: found["sha256"] for name, found in data_report["splits"].items()}
     weights = {f"{n.lineage}/{n.seed}": m.manifest["weights"] for n, m in results.models.items()}
+    # in how many parts a teacher wrote its answers is no setting of them
+    settings = {key: value for key, value in results.spec.items() if key != "written"}
     return {
-        "settings": short_digest(canonical_json(results.spec)),
+        "settings": short_digest(canonical_json(settings)),
         "data": short_digest(canonical_json(rows)),
         "weights": short_digest(canonical_json(weights)),
     }

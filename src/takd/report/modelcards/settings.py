@@ -21,6 +21,7 @@ def card_settings(experiment: Experiment, lineage: str, seed: int) -> dict[str, 
         "weights": {name: experiment.settings["models"][name]["weights"] for name in hops},
         # what the reader of evaluations asks for besides
         "chains": [],
+        "written": [],
         "samples": 0,
         "judge": bool(report["judge"]),
         "sources": {
