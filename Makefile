@@ -39,6 +39,7 @@ lint: env  ## formatters, linters, types, and Snakemake's own checks
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
+	@! git grep -nE '^(<{7}|>{7}) ' # left over from a merge
 
 format: env  ## format all code
 	$(BIN)/ruff check --fix .

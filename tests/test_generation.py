@@ -1,8 +1,6 @@
 """What a teacher writes down once for all its students: its responses, and what it says of given tokens."""
 
 import json
-import multiprocessing
-import os
 import signal
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from workspace import Workspace
 from takd import divergences
 from takd.errors import InputError
 from takd.evaluation import answers
-from takd.generation import clock, generate, join, outputs
+from takd.generation import generate, join, outputs
 from takd.generation.tensorfile import TensorFile
 from takd.methods.base import Example, examples, laid_out
 from takd.methods.kd import DIVERGENCES, Kd
@@ -25,6 +23,7 @@ from takd.methods.minillm import MiniLLM
 from takd.methods.teachers import LiveTeacher, StoredOutputs, StoredTeacher
 from takd.stage import PIECE, Interrupted, Stage
 from takd.training.checkpoints import sweep
+from takd.training.progress import SPENT
 
 END, VOCABULARY, TOP_K = 0, 12, 4
 FILES = {"metrics": "metrics.jsonl", "manifest": "manifest.json"}
@@ -229,7 +228,7 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
         patched.setattr(outputs, "_portion", slowly(outputs._portion))
         with pytest.raises(Interrupted):
             attempt(stop_requested=True)
-    (note,) = folder.glob(f"checkpoints/*/{clock.SPENT}")
+    (note,) = folder.glob(f"checkpoints/*/{SPENT}")
     before = json.loads(note.read_text())["seconds"]
     assert before > 0.4 and not (folder / "metrics.jsonl").exists()
     began = time.monotonic()
@@ -242,24 +241,6 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
     attempt()
     second = ended(folder)
     assert second.pop("seconds") > first.pop("seconds") and second == first
-
-
-def be_killed(folder):
-    """Work until the time is noted, and leave without a last word."""
-    clock.SECONDS_BETWEEN_NOTES = 0.05
-    with clock.timed(folder):
-        while not (folder / clock.SPENT).exists():
-            time.sleep(0.01)
-        os._exit(9)
-
-
-def test_time_of_a_killed_attempt_is_counted(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=be_killed, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 9
-    with clock.timed(tmp_path) as journal:
-        assert journal.seconds > 0.05
 
 
 def test_killed_generation_ends_with_the_same_answers(space):

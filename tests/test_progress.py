@@ -2,7 +2,11 @@
 
 import json
 import math
+import multiprocessing
+import os
+import time
 
+from takd.training import progress
 from takd.training.progress import Journal, Progress
 
 
@@ -41,6 +45,24 @@ def test_processes_other_than_the_first_write_nothing(tmp_path):
     journal.restart()
     journal.write("train", 1)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def be_killed(folder):
+    """Work until the time is noted, and leave without a last word."""
+    progress.SECONDS_BETWEEN_NOTES = 0.05
+    with progress.timed(folder):
+        while not (folder / progress.SPENT).exists():
+            time.sleep(0.01)
+        os._exit(9)
+
+
+def test_time_of_a_killed_attempt_is_counted(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=be_killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    with progress.timed(tmp_path) as journal:
+        assert journal.seconds > 0.05
 
 
 def test_plain_lines_without_a_terminal(capsys):

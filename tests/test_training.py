@@ -16,6 +16,7 @@ from takd.methods.base import examples, response_tokens
 from takd.methods.losses import label_loss
 from takd.models import load_model
 from takd.training.checkpoints import sweep
+from takd.training.progress import SPENT
 
 METHODS = ("sft", "kd", "minillm")
 LONG = {"steps": 48, "evaluate_every": 16}
@@ -281,7 +282,14 @@ def test_killed_evaluation_ends_with_the_same_scores(workspace):
         file.write('{"row": 1, "seed": 4, "tok')  # a half-written line
     kept = answers.read_text().count("\n")
     assert 0 < kept < 8 * len(seeds)
+    stopped = space.evaluate(
+        "killed-evaluation", arguments["model"], "--runtime=0.00001", seeds=seeds
+    )
+    assert "Stopped" in space.finished(stopped, code=1)
+    (spent,) = (json.loads(path.read_text()) for path in store.glob(f"checkpoints/*/{SPENT}"))
     space.finished(space.evaluate("killed-evaluation", **arguments))
+    (end,) = map(json.loads, (store / "metrics.jsonl").read_text().splitlines())
+    assert end["seconds"] > spent["seconds"] > 0  # of all attempts
     for name in ("scores.json", "generations.jsonl"):
         whole = (space.folder / "whole-evaluation" / name).read_bytes()
         assert whole == (store / name).read_bytes()

@@ -22,22 +22,23 @@ from takd.evaluation.shares import Share, shared
 from takd.sampling import Decoding
 from takd.stage import Stage, write_json, write_text
 from takd.training.devices import device_name, own
-from takd.training.progress import Journal
+from takd.training.progress import Journal, timed
 
 
 def run(stage: Stage) -> None:
     """Decode what is left, score, write."""
     inference.settle(stage.threads)
-    with shared(stage, stage.outputs["scores"]) as (folder, share):
-        _evaluate(stage, folder, share)
+    with (
+        shared(stage, stage.outputs["scores"]) as (folder, share),
+        timed(folder, active=share.first) as journal,
+    ):
+        _evaluate(stage, folder, share, journal)
 
 
-def _evaluate(stage: Stage, folder: Path, share: Share) -> None:
+def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
-    journal = Journal(folder / "metrics.jsonl", active=share.first)
-    journal.restart()
     answers = answer(
         stage,
         f"{spec['lineage']} seed {spec['seed']} on {spec['set']}",

@@ -27,7 +27,7 @@ from takd.evaluation.reading import Record, Text
 from takd.evaluation.shares import Share, Store, shared
 from takd.stage import Interrupted, Stage, write_json, write_text
 from takd.training.devices import device_name, own
-from takd.training.progress import Journal, Progress
+from takd.training.progress import Journal, Progress, timed
 
 # "references"; and of each teacher "<role>/references", "<role>/own" (the model's answers), "<role>/teacher" (its own)
 Part = str
@@ -39,15 +39,16 @@ KINDS = ("references", *DRAWN)
 def run(stage: Stage) -> None:
     """Read what is left, put the means together, write."""
     inference.settle(stage.threads)
-    with shared(stage, stage.outputs["likelihoods"]) as (folder, share):
-        _run(stage, folder, share)
+    with (
+        shared(stage, stage.outputs["likelihoods"]) as (folder, share),
+        timed(folder, active=share.first) as journal,
+    ):
+        _run(stage, folder, share, journal)
 
 
-def _run(stage: Stage, folder: Path, share: Share) -> None:
+def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
-    journal = Journal(folder / "metrics.jsonl", active=share.first)
-    journal.restart()
     texts = _texts(stage, dataset)
     store = Store(folder, "texts", share)
     _read(stage, texts, store, share)

@@ -12,12 +12,12 @@ from datasets import load_from_disk
 
 from takd import inference, models
 from takd.evaluation.answers import answer, prompts_of
-from takd.generation.clock import timed
 from takd.provenance import file_digest
 from takd.sampling import Decoding
 from takd.stage import Stage, write_text
 from takd.training.checkpoints import resumable
 from takd.training.devices import device_name, own
+from takd.training.progress import timed
 
 
 def run(stage: Stage) -> None:

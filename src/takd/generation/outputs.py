@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from takd import inference, models
 from takd.errors import InputError
-from takd.generation.clock import timed
 from takd.generation.tensorfile import TensorFile
 from takd.layout import Layout
 from takd.models import project
@@ -30,7 +29,7 @@ from takd.stage import Interrupted, Stage, write_text
 from takd.tokenloss import chunk_size
 from takd.training.checkpoints import resumable
 from takd.training.devices import device_name, own
-from takd.training.progress import Progress
+from takd.training.progress import Progress, timed
 
 PORTION = 2**15  # tokens that are in the memory at once, and the most that are lost
 

@@ -1,15 +1,21 @@
 """What a run tells while it goes: a bar in a terminal, plain lines elsewhere, and metrics.jsonl."""
 
+import contextlib
 import json
 import math
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from takd.stage import read_json, write_json
+
+SECONDS_BETWEEN_NOTES = 5.0  # the most that a kill takes from the time
+SPENT = "spent.json"
 COUNTED = ("tokens", "skipped", "checkpoints", "checkpoint_seconds")
 
 
@@ -67,6 +73,35 @@ class Journal:
         if self.active:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+@contextlib.contextmanager
+def timed(folder: Path, active: bool = True) -> Iterator[Journal]:
+    """The journal of a stage that goes on from what it wrote down, with the seconds of all attempts, killed ones too.
+
+    A thread notes them now and then, since a process that is killed has no last word.
+    """
+    journal, note = Journal(folder / "metrics.jsonl", active), folder / SPENT
+    if note.exists():
+        journal.resume(read_json(note))
+    # the lines of an attempt whose success was not noted are told anew
+    journal.restart()
+    ended = threading.Event()
+
+    def take_notes() -> None:
+        while not ended.wait(SECONDS_BETWEEN_NOTES):
+            write_json(note, journal.state())
+
+    thread = threading.Thread(target=take_notes, daemon=True)
+    if active:
+        thread.start()
+    try:
+        yield journal
+    finally:
+        if active:
+            ended.set()
+            thread.join()
+            write_json(note, journal.state())
 
 
 class Progress:
