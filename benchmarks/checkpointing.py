@@ -40,8 +40,8 @@ class Case:
     vocabulary: int = VOCABULARY
     batch: int = 8
     longest: int = 256
-    steps: int = 15
-    repeats: int = 5
+    steps: int = 6
+    repeats: int = 4
 
     def __str__(self) -> str:
         return f"{self.layers}×{self.width}, {self.steps} steps of {self.batch} rows"

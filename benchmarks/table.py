@@ -1,6 +1,7 @@
-"""Put the numbers of all benchmarks into docs/performance.md: python benchmarks/table.py FILE.json …
+"""Put the numbers of benchmarks into docs/performance.md: python benchmarks/table.py FILE.json …
 
-The page is made, not typed: everything between `<!-- results -->` and `<!-- /results -->` is replaced.
+The page is made, not typed: of what stands between `<!-- results -->` and `<!-- /results -->`, the sections of these
+benchmarks are replaced; those of others stay, with the machine that they ran on.
 """
 
 import argparse
@@ -13,21 +14,20 @@ from harness import Comparison, rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
+HEADING = "### "
 
 
-def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """A section for each benchmark; the machine once where all ran on the same."""
-    machines = [described(result["machine"]) for result in results]
-    shared = machines[0] if len(set(machines)) == 1 else None
-    parts = [f"Measured on {shared}."] if shared else []
-    for result, machine in zip(results, machines, strict=True):
-        cases = {case: Comparison(**content) for case, content in result["cases"].items()}
-        header, *body = rows(cases)
-        table = [header, ["---"] * len(header), *body]
-        parts += [f"### {result['title']}", f"`{result['command']}`"]
-        parts += [] if shared else [f"Measured on {machine}."]
-        parts.append("\n".join(f"| {' | '.join(row)} |" for row in table))
-        parts += result["notes"]
+def section(result: dict[str, Any]) -> str:
+    """What a benchmark found, under its title."""
+    cases = {case: Comparison(**content) for case, content in result["cases"].items()}
+    header, *body = rows(cases)
+    table = [header, ["---"] * len(header), *body]
+    parts = [
+        f"{HEADING}{result['title']}",
+        f"`{result['command']}` on {described(result['machine'])}.",
+        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        *result["notes"],
+    ]
     return "\n\n".join(parts)
 
 
@@ -40,13 +40,21 @@ def described(machine: dict[str, Any]) -> str:
     )
 
 
-def fill(page: str, content: str) -> str:
-    """The page with new content between its markers."""
+def fill(page: str, sections: Sequence[str]) -> str:
+    """The page with these sections in the place of those with the same title, or behind the others."""
     before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    content, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"the page has no '{BEGIN}' … '{END}'")
-    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+    _, *present = content.split(f"\n{HEADING}")
+    found = {
+        _title(text): text.strip() for text in (*(HEADING + text for text in present), *sections)
+    }
+    return "\n\n".join([before + begin, *found.values(), end + after])
+
+
+def _title(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def main() -> None:
@@ -58,7 +66,7 @@ def main() -> None:
     for file, result in zip(arguments.files, results, strict=True):
         if result["quick"]:
             raise SystemExit(f"{file} was made with --quick: its sizes show nothing")
-    arguments.page.write_text(fill(arguments.page.read_text(), markdown(results)))
+    arguments.page.write_text(fill(arguments.page.read_text(), list(map(section, results))))
 
 
 if __name__ == "__main__":
