@@ -3,7 +3,7 @@
 What a process that starts anew does differently is tested by the runs of whole workflows.
 """
 
-import contextlib
+import atexit
 import multiprocessing
 import os
 import resource
@@ -39,6 +39,13 @@ class Forked:
             target=_run, args=(command, folder, self._said, limit_file_kb)
         )
         self._process.start()
+        # a test that fails leaves its stages behind, and else the end of all tests would wait for theirs
+        atexit.register(self.send_signal, signal.SIGKILL)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def returncode(self) -> int | None:
@@ -48,8 +55,8 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid or 0, number)
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end; what was said on stdout and on stderr."""

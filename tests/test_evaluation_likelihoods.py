@@ -154,10 +154,10 @@ def test_means_follow_from_the_lines_of_the_prompts(measured):
     assert bias == pytest.approx(100 * (regret / oracle - 1), abs=0.01)
 
 
-def test_a_head_of_a_chain_is_read_alone(workspace):
+def test_a_head_of_a_chain_is_read_alone(workspace, measured):
     workspace.finished(likelihoods(workspace, "alone", teachers={}))
     found, lines = read(workspace.folder / "alone")
-    assert found["references"] == read(workspace.folder / "measured")[0]["references"]
+    assert found["references"] == read(measured)[0]["references"]
     assert "direct" not in found and set(lines[0]) == {"id", "references"}
 
 
