@@ -1,6 +1,7 @@
 """Stages in processes forked from one that has imported everything: most of a small stage's time is its imports.
 
-What a process that starts anew does differently is tested by the runs of whole workflows.
+What a process that starts anew does differently is tested by the runs of whole workflows, and where torchrun is
+asked for.
 """
 
 import atexit
@@ -9,11 +10,14 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from takd import stage
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -32,11 +36,15 @@ class Forked:
     """A stage that runs, with what `subprocess.Popen` has."""
 
     def __init__(
-        self, command: Sequence[str], folder: Path, limit_file_kb: int | None = None
+        self,
+        command: Sequence[str],
+        folder: Path,
+        limit_file_kb: int | None = None,
+        torchrun: bool = False,
     ) -> None:
         self._said = [Path(tempfile.mkstemp(prefix="takd-stage-")[1]) for _ in range(2)]
         self._process = SERVER.Process(
-            target=_run, args=(command, folder, self._said, limit_file_kb)
+            target=_run, args=(command, folder, self._said, limit_file_kb, torchrun)
         )
         self._process.start()
         # a test that fails leaves its stages behind, and else the end of all tests would wait for theirs
@@ -70,7 +78,11 @@ class Forked:
 
 
 def _run(
-    command: Sequence[str], folder: Path, said: Sequence[Path], limit_file_kb: int | None
+    command: Sequence[str],
+    folder: Path,
+    said: Sequence[Path],
+    limit_file_kb: int | None,
+    torchrun: bool,
 ) -> None:
     os.chdir(folder)
     for number, path in enumerate(said, 1):
@@ -78,5 +90,31 @@ def _run(
     if limit_file_kb is not None:
         size = limit_file_kb * 1024
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    if not torchrun:
+        stage.launch = _fork
     sys.argv = list(command)
     runpy.run_path(command[0], run_name="__main__")
+
+
+def _fork(nodes: int, processes: int, threads: int) -> None:
+    """In the place of `takd.launch.launch`: forks what torchrun would start anew, and ends all when one fails."""
+    if processes == 1:
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(processes))
+    children = set()
+    for rank in range(processes):
+        if (child := os.fork()) == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            return
+        children.add(child)
+    failed = False
+    while children:
+        ended, status = os.wait()
+        children.remove(ended)
+        if status and not failed:
+            failed = True
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+    sys.exit(int(failed))

@@ -160,13 +160,15 @@ class Workspace:
         method: str,
         *arguments: str,
         processes: int = 1,
+        torchrun: bool = False,
         inputs: Mapping[str, str] | None = None,
         limit_file_kb: int | None = None,
         **settings: Any,
     ) -> Any:
         """Start a training stage whose outputs go to the folder `name`; `inputs` are further or other ones.
 
-        `limit_file_kb` is how large a file it may write.
+        Several processes are started by `torchrun` where asked for, else forked. `limit_file_kb` is how large a file
+        it may write.
         """
         spec = self.spec(method, **settings)
         read = {"base": "student", "tokenizer": "tokenizer", "train": "train", "dev": "dev"}
@@ -187,6 +189,7 @@ class Workspace:
             f"--processes={processes}",
             *arguments,
             limit_file_kb=limit_file_kb,
+            torchrun=torchrun,
         )
 
     def evaluate(self, name: str, model: str, *arguments: str, **spec: Any) -> Any:
@@ -223,11 +226,12 @@ class Workspace:
         outputs: list[str],
         *more: str,
         limit_file_kb: int | None = None,
+        torchrun: bool = False,
     ) -> Forked:
         command = [str(ROOT / "workflow" / "scripts" / f"{script}.py"), "--spec", json.dumps(spec)]
         command += [word for pair in inputs for word in ("--input", pair)]
         command += [word for pair in outputs for word in ("--output", pair)]
-        return Forked([*command, *more], self.folder, limit_file_kb)
+        return Forked([*command, *more], self.folder, limit_file_kb, torchrun)
 
     def finished(self, process: Any, code: int = 0) -> str:
         """Wait for a stage and check how it ended; returns what it said."""
