@@ -378,10 +378,10 @@ def test_provenance_shows_starts_hardware_and_sources(tmp_path):
     assert f"hub made/tokenizer, revision {'34cd' * 10}" in page
     assert "ab" * 32 in page  # the whole digest of the training rows
     hardware = page.partition("<h2>Hardware</h2>")[2].partition("</table>")[0]
-    rows = re.findall(r"<tr><td>(training|decoding|reading texts)</td>(.*?)</tr>", hardware)
+    rows = re.findall(r"<tr><td>(training|evaluation, answers)</td>(.*?)</tr>", hardware)
     cells = {stage: re.findall(r">([^<]*)</td>", rest) for stage, rest in rows}
     assert cells["training"] == ["cpu", "1", "fp32", "–", "5", "10.0"]  # two minutes each
-    assert cells["decoding"] == ["cpu", "1", "–", "–", "5", "2.5"]
+    assert cells["evaluation, answers"] == ["cpu", "1", "–", "–", "5", "2.5"]
 
 
 def test_provenance_shows_the_commits_and_the_code_of_all_stages(tmp_path):
@@ -397,7 +397,7 @@ def test_provenance_shows_the_commits_and_the_code_of_all_stages(tmp_path):
         ["training", f"{'12' * 20}-dirty", "ab" * 8, "1"],
         ["training", "–", "–", "4"],
     ]
-    assert ["decoding", "–", "–", "5"] in rows
+    assert ["evaluation, answers", "–", "–", "5"] in rows
 
 
 def test_overview_names_every_other_part(tmp_path):

@@ -8,7 +8,8 @@ from takd.lineage import split
 from takd.report.read import Results, Row, Written
 from takd.report.table import chain_text, methods_text
 
-EVALUATION = {"evaluation, answers": "answering", "evaluation, likelihoods": "reading"}
+ANSWERS, LIKELIHOODS = "evaluation, answers", "evaluation, likelihoods"
+EVALUATION = {ANSWERS: "answering", LIKELIHOODS: "reading"}
 """Stages of an evaluation that run models here, and how their numbers are called."""
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from takd.report.costs import writing_stage
+from takd.report.costs import ANSWERS, LIKELIHOODS, writing_stage
 from takd.report.read import Results, Row
 
 
@@ -61,8 +61,8 @@ def _ends(results: Results) -> Iterator[tuple[str, Row]]:
     yield from (("training", model.end) for model in results.models.values())
     for each in sorted(results.written, key=writing_stage):
         yield from ((writing_stage(each), end) for end in each.ends)
-    yield from (("decoding", each.end) for each in results.evaluations.values())
-    yield from (("reading texts", each.likelihoods_end) for each in results.evaluations.values())
+    yield from ((ANSWERS, each.end) for each in results.evaluations.values())
+    yield from ((LIKELIHOODS, each.likelihoods_end) for each in results.evaluations.values())
 
 
 def start_text(source: dict[str, Any]) -> str:
