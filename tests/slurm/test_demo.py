@@ -10,8 +10,6 @@ from slurm.cluster import Cluster, environment_of
 from slurm.experiments import demo_experiment
 from slurm.runs import Run, SlurmProject, make_slurm_project
 
-# one cluster runs it for all of these
-pytestmark = pytest.mark.xdist_group("demo")
 TRAININGS = {"teacher", "sft", "distill_kd", "distill_minillm"}
 ASKING = {"evaluate", "likelihoods"}
 
