@@ -5,7 +5,8 @@
 Each turn is the same steps of supervised fine-tuning of a GPT-2 of 6×512 with its own vocabulary (45 million
 parameters: a checkpoint of weights and both moments of AdamW in float32 has 0.5 GB), without a checkpoint, with one
 after the first step as a training makes it, and with one that training waits for until the disk has it. A turn takes
-about half a minute on two cores, which is 5 % of a training of ten minutes: so often takd makes a checkpoint.
+some twenty seconds on two cores. takd makes a checkpoint after 5 % of a training or ten minutes: of a training of ten
+minutes, one in thirty seconds. On a CPU the writing takes its time from the cores that train.
 """
 
 import statistics
