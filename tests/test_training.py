@@ -15,6 +15,7 @@ from workspace import ROOT, TIMED, Workspace
 from takd.methods.base import examples, response_tokens
 from takd.methods.losses import label_loss
 from takd.models import load_model
+from takd.provenance import git_commit
 from takd.training.checkpoints import sweep
 from takd.training.progress import SPENT
 
@@ -292,6 +293,7 @@ def test_killed_evaluation_ends_with_the_same_scores(workspace):
     space.finished(space.evaluate("killed-evaluation", **arguments))
     (end,) = map(json.loads, (store / "metrics.jsonl").read_text().splitlines())
     assert end["seconds"] > spent["seconds"] > 0  # of all attempts
+    assert end["commit"] == git_commit()  # None only where the tests run outside of a repository
     for name in ("scores.json", "generations.jsonl"):
         whole = (space.folder / "whole-evaluation" / name).read_bytes()
         assert whole == (store / name).read_bytes()
