@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from forks import Forked
 from models_for_tests import MINILLM_REFERENCE
+from sealing import write_json
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
@@ -83,7 +84,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 # in metrics.jsonl, what differs between any two runs: times, and what depends on them
-TIMED = {"seconds", "checkpoints", "checkpoint_seconds"}
+TIMED = {"seconds", "checkpoints", "checkpoint_seconds", "digest"}
+
+
+# what the manifests of made-up results say that they are of
+BASE = {"kind": "base", "spec": {"model": "student"}}
+TEACHER, STUDENT = (
+    {"kind": "model", "lineage": f"{name}-sft", "seed": 3} for name in ("teacher", "student")
+)
+
+
+def of_split(name: str) -> dict[str, Any]:
+    return {"kind": "data", "spec": {"split": name}}
 
 
 class Workspace:
@@ -99,12 +111,14 @@ class Workspace:
             tokenizer_object=words, eos_token="<end>", pad_token="<pad>"
         )
         self.tokenizer.save_pretrained(folder / "tokenizer" / "tokenizer")
-        self.manifest("tokenizer", vocabulary=len(self.tokenizer), begin=[], end=0)
+        self.manifest(
+            "tokenizer", kind="tokenizer", vocabulary=len(self.tokenizer), begin=[], end=0
+        )
         self.data("train", 24)
         self.data("dev", 8)
         blocks = [[2 + (i + j) % 10 for j in range(12)] for i in range(6)]
         Dataset.from_dict({"input_ids": blocks}).save_to_disk(folder / "corpus" / "dataset")
-        self.manifest("corpus")
+        self.manifest("corpus", **of_split("corpus"))
         for name, width in (("teacher", 32), ("student", 16)):
             config = GPT2Config(
                 architectures=["GPT2LMHeadModel"],
@@ -118,10 +132,11 @@ class Workspace:
                 pad_token_id=1,
             )
             config.save_pretrained(folder / name / "model")
-            self.manifest(name, folder="model")
+            self.manifest(name, **BASE)
 
     def manifest(self, name: str, **fields: Any) -> None:
-        (self.folder / name / "manifest.json").write_text(json.dumps({"name": name, **fields}))
+        """Write the manifest of the folder `name`, with digests of all that lies there."""
+        write_json(self.folder / name / "manifest.json", {"name": name, **fields})
 
     def data(self, split: str, count: int) -> None:
         """Rows that ask for two words and get them back."""
@@ -140,11 +155,13 @@ class Workspace:
             rows["input"].append("")
             rows["references"].append([answer])
         Dataset.from_dict(rows).save_to_disk(self.folder / split / "dataset")
-        self.manifest(split)
+        self.manifest(split, **of_split("train" if split == "long" else split))
 
     def spec(self, method: str, **settings: Any) -> dict[str, Any]:
+        taught = {} if method == "sft" else {"teacher": ["teacher-sft", 3]}
         return {
             "lineage": "student-sft" if method == "sft" else f"teacher-sft__student-{method}",
+            **taught,
             "seed": 3,
             "model": "student",
             "method": method,
