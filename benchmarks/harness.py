@@ -223,9 +223,9 @@ def rows(cases: Mapping[str, Comparison]) -> list[tuple[str, ...]]:
                     case if index == 0 else "",
                     name,
                     str(len(values)),
-                    f"{_figures(median)} {comparison.unit}",
-                    f"{_figures(min(values))} – {_figures(max(values))}",
-                    _figures(tokens / median) if tokens else "",
+                    f"{figures(median)} {comparison.unit}",
+                    f"{figures(min(values))} – {figures(max(values))}",
+                    figures(tokens / median) if tokens else "",
                     "baseline" if name == comparison.baseline else relative,
                 )
             )
@@ -234,7 +234,8 @@ def rows(cases: Mapping[str, Comparison]) -> list[tuple[str, ...]]:
     return [(*row[:5], *row[6:]) for row in table]
 
 
-def _figures(value: float) -> str:
+def figures(value: float) -> str:
+    """Three digits of a number, and all before the point."""
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 

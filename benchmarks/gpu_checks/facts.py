@@ -8,8 +8,9 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from gpu_checks.running import Findings
 from harness import timed
+
+from gpu_checks.running import Findings
 
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "peft", "tokenizers")
 GIB = 2**30
@@ -32,7 +33,7 @@ def facts(findings: Findings) -> None:
             findings.add("bytes", torch.cuda.mem_get_info()[1])
             findings.add("CUDA", torch.version.cuda)
             findings.add("driver", _driver())
-    size = 8192 if findings.gpu else 512
+    size = 8192 if findings.gpu else 256
     kinds = {"fp32": torch.float32, "tf32": torch.float32}
     kinds |= {"fp16": torch.float16, "bf16": torch.bfloat16}
     for name, dtype in kinds.items():

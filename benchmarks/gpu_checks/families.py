@@ -80,5 +80,7 @@ def random_model(
     torch.manual_seed(seed)
     # 1.5 billion parameters are drawn on a card in a second, on a CPU in twenty
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config(family, layers, width, vocabulary=vocabulary))
+        model = AutoModelForCausalLM.from_config(
+            config(family, layers, width, vocabulary=vocabulary)
+        )
     return model.to(dtype).eval()

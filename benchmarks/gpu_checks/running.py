@@ -142,7 +142,7 @@ def _perform(target: str, path: Path, budget: float, quick: bool) -> None:
     findings = Findings(path, quick, budget)
     module, name = target.split(":")
     with findings.part(name):
-        getattr(importlib.import_module(f"gpu_checks.{module}"), name)(findings)
+        getattr(importlib.import_module(module), name)(findings)
     findings.write()
 
 

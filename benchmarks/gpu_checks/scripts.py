@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from gpu_checks.families import FAMILIES, config
-from gpu_checks.running import ROOT, Findings, outcome, prepared, side_by_side
 from models_for_tests import tiny_gpt2
 from safetensors.torch import load_file
-from workspace import DECODING, Workspace
+from workspace import BASE, DECODING, STUDENT, TEACHER, Workspace
 
+from gpu_checks.families import FAMILIES, config
+from gpu_checks.running import ROOT, Findings, outcome, prepared, side_by_side
 from takd import stage
 from takd.data.sources import batches
 from takd.lineage import SUPERVISED
@@ -80,7 +80,7 @@ def resume(findings: Findings) -> None:
 
 def zero(findings: Findings) -> None:
     """ZeRO 1, 2, 3 and 3 with offloading, one process each, against training without DeepSpeed."""
-    names = ["zero1", "zero2", "zero3", "zero3-offload"] if findings.gpu else ["zero1", "zero3"]
+    names = ["zero1", "zero2", "zero3", "zero3-offload"] if findings.gpu else ["zero3"]
     spaces: dict[str, Workspace] = {}
 
     def start(name: str) -> Callable[[], Any]:
@@ -107,12 +107,13 @@ def zero(findings: Findings) -> None:
 def asking(findings: Findings) -> None:
     """An evaluation of two models, and likelihoods of one against the other."""
     space = _space()
-    for name, seed, width in (("model", 1, 16), ("oracle", 2, 32)):
-        tiny_gpt2(seed, len(space.tokenizer), width).save_pretrained(space.folder / name / "model")
-        space.manifest(name)
-    runs = [(name, _evaluation(space, name)) for name in ("model", "oracle")]
+    for name, width, said in (("student", 16, STUDENT), ("teacher", 32, TEACHER)):
+        model = tiny_gpt2(width, len(space.tokenizer), width)
+        model.save_pretrained(space.folder / name / "model")
+        space.manifest(name, **said)
+    runs = [(name, _evaluation(space, name)) for name in ("student", "teacher")]
     _together(findings, runs)
-    scores = json.loads((space.folder / "model-answers" / "scores.json").read_text())
+    scores = json.loads((space.folder / "student-answers" / "scores.json").read_text())
     findings.hold("prompts", scores["n"], least=8)
     findings.add("ROUGE-L", scores["scores"]["rougeL"]["mean"])
     _together(findings, [("likelihoods", lambda: _likelihoods(space))])
@@ -124,7 +125,7 @@ def asking(findings: Findings) -> None:
 
 
 def _evaluation(space: Workspace, name: str) -> Callable[[], Any]:
-    return lambda: space.evaluate(f"{name}-answers", name)
+    return lambda: space.evaluate(f"{name}-answers", name, lineage=f"{name}-sft")
 
 
 def _likelihoods(space: Workspace) -> Any:
@@ -132,16 +133,16 @@ def _likelihoods(space: Workspace) -> Any:
     spec = {
         **{"lineage": "student-sft", "seed": 3, "set": "dev", "seeds": [10, 20]},
         "max_length": 16,
-        "teachers": {"direct": ["oracle", 3], "first": ["oracle", 3]},
+        "teachers": {"direct": ["teacher-sft", 3], "first": ["teacher-sft", 3]},
         "decoding": DECODING,
     }
     inputs = {
-        "model": "model/manifest.json",
-        "answers": "model-answers/answers.jsonl",
+        "model": "student/manifest.json",
+        "answers": "student-answers/answers.jsonl",
         "data": "dev/manifest.json",
         "tokenizer": "tokenizer/manifest.json",
-        "direct": "oracle/manifest.json",
-        "direct_answers": "oracle-answers/answers.jsonl",
+        "direct": "teacher/manifest.json",
+        "direct_answers": "teacher-answers/answers.jsonl",
     }
     files = {"likelihoods": "likelihoods.json", "prompts": "prompts.jsonl", "metrics": "m.jsonl"}
     return space.start(
@@ -162,6 +163,7 @@ def _shape(space: Workspace, name: str, family: str) -> None:
     shutil.rmtree(folder)
     small = config(family, 2, 16, vocabulary=len(space.tokenizer), positions=32)
     small.save_pretrained(folder)
+    space.manifest(name, **BASE)  # with the digests of what is there now
 
 
 def _together(findings: Findings, runs: Iterable[tuple[str, Callable[[], Any]]]) -> None:
@@ -174,5 +176,3 @@ def _together(findings: Findings, runs: Iterable[tuple[str, Callable[[], Any]]])
                 findings.add(name, said)
                 if said != "ok":
                     raise RuntimeError(said)
-
-

@@ -1,0 +1,218 @@
+"""Whether the card computes what the CPU computes, and half precision what float32 does."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gpu_checks.families import random_model
+from gpu_checks.running import Findings
+from takd import kvcache, models
+from takd.layout import Layout
+from takd.methods.base import Example
+from takd.methods.losses import label_loss
+from takd.noise import gumbel_noise
+from takd.sampling import Decoding, Prompt, draw
+from takd.tokenloss import sum_over_tokens
+
+Shape = tuple[str, int, int, int]  # family, layers, width, vocabulary
+SHAPES: list[Shape] = [
+    ("gpt2", 12, 768, 50257),
+    ("qwen2", 24, 896, 151936),
+    ("gemma3", 26, 1152, 32000),
+    ("llama", 22, 2048, 32000),
+    ("gpt2", 48, 1600, 50257),
+]
+QUICK: list[Shape] = [("gpt2", 2, 64, 700), ("llama", 2, 64, 700), ("gemma3", 2, 64, 700)]
+VOCABULARY = 5000
+FAR = -65.0  # where the logits of GPT-2 lie
+
+
+def gates(findings: Findings) -> None:
+    """The checks that every stage makes of its models, at real widths in half precision, and how near they are."""
+    for family, layers, width, vocabulary in QUICK if findings.quick else SHAPES:
+        for dtype in findings.halves:
+            name = f"{family} {layers}×{width} {_short(dtype)}"
+            with findings.part(name):
+                model = random_model(
+                    *(family, layers, width),
+                    vocabulary=vocabulary,
+                    dtype=dtype,
+                    device=findings.device,
+                )
+                models.check_projection(model, name)
+                kvcache.check_decoding(model, name)
+                findings.hold(f"{name}: error of decoding", _decoding_error(model), most=0.1)
+                del model
+    if findings.gpu:
+        findings.add("peak bytes", torch.cuda.max_memory_allocated())
+
+
+@torch.no_grad()
+def _decoding_error(model: PreTrainedModel) -> float:
+    """Relative error of a hidden state that is computed token by token, against one computed at once."""
+    ids = torch.arange(2, 26, device=model.device)
+    at_once = models.hidden_states(model, ids[None])[0, -1].float()
+    cache = kvcache.RaggedCache(model, 2)
+    cache.read([ids[:12].tolist(), ids[:5].tolist()], [0, 1])
+    for step in range(12, 24):
+        hidden = cache.step(torch.stack([ids[step], ids[step - 7]]))
+    return float((hidden[0].float() - at_once).norm() / at_once.norm())
+
+
+def parity(findings: Findings) -> None:
+    """Losses and gradients, noise, texts, and log q far from 0, against the CPU in double precision."""
+    sizes = (2, 64) if findings.quick else (6, 512)
+    double = random_model("gpt2", *sizes, vocabulary=VOCABULARY, dtype=torch.float64, seed=3)
+    with findings.part("losses and gradients"):
+        _gradients(findings, double)
+    with findings.part("noise"):
+        _noise(findings)
+    with findings.part("texts"):
+        _texts(findings, double)
+    with findings.part("log q"):
+        _far_logits(findings, double)
+
+
+def _on(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    copied = copy.deepcopy(model)
+    torch.nn.Module.to(copied, device, dtype)
+    return copied
+
+
+def _rows() -> list[Example]:
+    return [Example(0, 0, list(range(5, 25 + i)), list(range(30, 60 + i))) for i in range(8)]
+
+
+def _gradients(findings: Findings, double: PreTrainedModel) -> None:
+    def measured(model: PreTrainedModel, half: torch.dtype | None = None) -> tuple[float, Tensor]:
+        with torch.autocast(model.device.type, half, enabled=half is not None):
+            value, _ = label_loss(VOCABULARY, 300)(model, _rows())
+        value.backward()
+        grads = [p.grad.double().cpu().flatten() for p in model.parameters() if p.grad is not None]
+        return value.item(), torch.cat(grads)
+
+    loss, gradient = measured(copy.deepcopy(double))
+    cases: list[tuple[str, torch.dtype | None, float, float]] = [("fp32", None, 1e-5, 1e-3)]
+    cases += [(f"autocast {_short(half)}", half, 1e-2, 5e-2) for half in findings.halves]
+    for name, half, loss_bound, gradient_bound in cases:
+        found, theirs = measured(_on(double, findings.device, torch.float32), half)
+        findings.hold(f"{name}: relative error of the loss", abs(found / loss - 1), most=loss_bound)
+        error = float((theirs - gradient).norm() / gradient.norm())
+        findings.hold(f"{name}: relative error of the gradient", error, most=gradient_bound)
+
+
+def _noise(findings: Findings) -> None:
+    """The words are integers and equal everywhere; their logarithms may differ in the last bit."""
+    keys = torch.arange(64) * 7919
+    given = (keys, keys + 1, keys % 50)
+    here = gumbel_noise(*given, VOCABULARY)
+    there = gumbel_noise(*(x.to(findings.device) for x in given), VOCABULARY).cpu()
+    findings.add("noise: share of equal bits", float((here == there).double().mean()))
+    findings.hold("noise: farthest", float((here - there).abs().max()), most=1e-4)
+    findings.hold(
+        "noise: share of equal winners", _share(here.argmax(-1), there.argmax(-1)), least=1.0
+    )
+
+
+def _share(one: Tensor, other: Tensor) -> float:
+    return float((one == other).double().mean())
+
+
+def _texts(findings: Findings, double: PreTrainedModel) -> None:
+    prompts = [Prompt(list(range(5, 15 + i)), i, 1) for i in range(32)]
+    length = 12 if findings.quick else 40
+
+    def drawn(model: PreTrainedModel, rows: int) -> list[tuple[int, ...]]:
+        responses = draw(
+            *(model, prompts, Decoding(length)),
+            end_token=-1,
+            vocabulary=VOCABULARY,
+            micro_batch=rows,
+        )
+        return [tuple(response.tokens.tolist()) for response in responses]
+
+    def share(one: Sequence[Any], other: Sequence[Any]) -> float:
+        return sum(a == b for a, b in zip(one, other, strict=True)) / len(prompts)
+
+    expected = drawn(_on(double, torch.device("cpu"), torch.float32), 32)
+    if len(set(expected)) < len(prompts) / 2:
+        raise RuntimeError("the texts that are compared are all alike")
+    for dtype in (torch.float32, *findings.halves):
+        model, name = _on(double, findings.device, dtype), _short(dtype)
+        many, few = drawn(model, 32), drawn(model, 5)
+        equal, alike = share(many, expected), share(many, few)
+        if dtype == torch.float32:
+            # a sum in another order may turn a near tie
+            findings.hold(f"{name}: texts equal to the CPU's", equal, least=0.9)
+            findings.hold(f"{name}: texts equal at 32 and at 5 rows", alike, least=0.9)
+        else:
+            findings.add(f"{name}: texts equal to the CPU's in float32", equal)
+            findings.add(f"{name}: texts equal at 32 and at 5 rows", alike)
+
+
+@torch.no_grad()
+def _far_logits(findings: Findings, double: PreTrainedModel) -> None:
+    """Error of log q where logits are as far from 0 as GPT-2's."""
+    model = _on(double, findings.device, torch.float32)
+    model.transformer.wte.weight[:, 0] = 1.0
+    model.transformer.ln_f.weight[0] = 0.0
+    model.transformer.ln_f.bias[0] = FAR
+    layout = Layout.of([(row.prompt, row.response) for row in _rows()], findings.device)
+    hidden = layout.hidden(model)
+
+    def log_q(half: torch.dtype | None) -> Tensor:
+        with torch.autocast(findings.device.type, half, enabled=half is not None):
+            logits = models.project(model, hidden, VOCABULARY)
+        return logits.double().log_softmax(-1).gather(-1, layout.targets_n[:, None])
+
+    true = (hidden.double() @ model.lm_head.weight.double().T).log_softmax(-1)
+    true = true.gather(-1, layout.targets_n[:, None])
+    findings.hold("fp32: sd of the error of log q", float((log_q(None) - true).std()), most=1e-3)
+    for half in findings.halves:
+        error = float((log_q(half) - true).std())
+        findings.hold(f"{_short(half)}: sd of the error of log q", error, most=2e-2)
+
+
+def overflow(findings: Findings) -> None:
+    """The head's gradient in float16, where its sum over tokens is beyond that type's range before it is scaled."""
+    count, width, vocabulary, size = 1024, 64, 700, 300.0
+    model = random_model("gpt2", 1, width, vocabulary=vocabulary, device=findings.device)
+    columns = {"target": torch.full((count,), 7, device=findings.device)}
+    generator = torch.Generator().manual_seed(1)
+    hidden = (size * torch.rand(count, width, generator=generator)).to(findings.device)
+    weight = model.lm_head.weight
+
+    def of_tokens(
+        logits_mv: Tensor, columns: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return -logits_mv.log_softmax(-1).gather(-1, columns["target"][:, None])[:, 0], {}
+
+    def gradient(half: torch.dtype | None, scale: float) -> Tensor:
+        weight.grad = None
+        with torch.autocast(findings.device.type, half, enabled=half is not None):
+            total, _ = sum_over_tokens(of_tokens, model, hidden, columns, vocabulary)
+        # as the loop does it: a share of the mean, and a loss scale
+        (total / count * scale).backward()
+        return weight.grad.double() / scale
+
+    expected = gradient(None, 1.0)
+    largest = float(expected.abs().max()) * count
+    findings.hold(
+        "largest entry before it is scaled", largest, least=torch.finfo(torch.float16).max
+    )
+    for scale in (1.0, 1024.0):
+        found = gradient(torch.float16, scale)
+        error = float((found - expected).norm() / expected.norm())
+        findings.hold(f"fp16, loss scale {scale:g}: relative error", error, most=2e-2)
+        if not math.isfinite(error):
+            raise RuntimeError("the head's gradient is not finite")
+
+
+def _short(dtype: torch.dtype) -> str:
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return names[dtype]
