@@ -55,6 +55,9 @@ SYNCING = {
 }
 INDEXED = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 
+# what tells where a tensor lies in the memory, by which files know tied weights
+PLACES = {torch.Tensor.storage, torch.Tensor.untyped_storage, torch.Tensor.data_ptr}
+
 # what CUDA's autocast computes in half precision, and what in float32 (PyTorch, "Automatic Mixed Precision package")
 HALF = {
     *("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "chain_matmul"),
@@ -296,6 +299,8 @@ class _Functions(TorchFunctionMode):
             return _to("cuda", torch.tensor(args[1], dtype=kwargs.get("dtype", first.dtype)))
         if func is torch.Tensor.tolist:
             return _to("cpu", first).tolist()
+        if func in PLACES:
+            return func(first.inner)
         if func is torch.Tensor.numpy:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func is torch.Tensor.__setitem__ and isinstance(args[2], numbers.Number):

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from models_for_tests import context, tiny_gpt2
 from pretended_cuda import CUDA, CardTensor, PretendedCard
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from workspace import COMMON, DECODING, SETTINGS, STUDENT, TEACHER, Workspace
@@ -27,6 +29,7 @@ from takd.kvcache import RaggedCache
 from takd.methods import abkd, distillm, gkd, kd, minillm, seqkd, sft
 from takd.sampling import Decoding, Prompt, draw
 from takd.stage import Stage
+from takd.training import train
 from takd.training.devices import DTYPES
 
 VOCABULARY = 40
@@ -391,8 +394,6 @@ def test_evaluation_and_likelihoods_on_the_card(precision, space, monkeypatch):
 @pytest.mark.parametrize("kind", ["hidden", "top_k"])
 def test_teacher_outputs_on_the_card_are_those_of_the_cpu(kind, space, monkeypatch):
     def written(where: str) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
-
         name = f"outputs-{kind}-{where}"
         files = {
             "outputs": "outputs.safetensors",
@@ -497,3 +498,55 @@ def test_training_steps_in_half_precision_on_the_card(name, family):
     for weight in weights:
         assert weight.dtype == torch.float32
         assert weight.isfinite().all()
+
+
+@pytest.fixture
+def alone():
+    """Accelerate keeps what it found in this process; a stage has a process of its own."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    yield
+    forget()
+
+
+def stage_trained(space: Workspace, name: str, method: str, precision: str) -> list[Any]:
+    """The journal of a whole training stage, in this process."""
+    files = {"model": "model", "metrics": "metrics.jsonl", "manifest": "manifest.json"}
+    inputs = {"base": "student/manifest.json", "train": "train/manifest.json", **READ}
+    inputs["dev"] = inputs.pop("data")
+    if method == "sft":
+        files["init"] = "init"
+    else:
+        inputs["teacher"] = "oracle/manifest.json"
+    settings = {"lm_weight": 0.0} if method == "minillm" else {}
+    spec = space.spec(
+        method, precision=precision, steps=2, evaluate_every=2, dropout=0.0, **settings
+    )
+    train.run(stage(space, name, spec, inputs, files))
+    weights = load_file(space.folder / name / "model" / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+    return [json.loads(line) for line in (space.folder / name / "metrics.jsonl").open()]
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("sft", "fp32"), ("sft", "bf16"), ("sft", "fp16"), ("minillm", "bf16")],
+)
+def test_a_whole_training_stage_on_the_card(method, precision, space, alone):
+    """Accelerate, autocast and loss scaling, draws, dev, checkpoints and files: as on the CPU."""
+    with PretendedCard():
+        there = stage_trained(space, f"card-{method}-{precision}", method, precision)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    here = stage_trained(space, f"cpu-{method}-{precision}", method, "fp32")
+    assert there[-1]["device"] == "Pretended A100"
+    assert there[-1]["precision"] == precision
+    assert there[-1]["skipped"] == 0
+    close = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}[precision]
+    assert [line["kind"] for line in there] == [line["kind"] for line in here]
+    for one, other in zip(there, here, strict=True):
+        if one["kind"] in ("train", "dev") and (method == "sft" or one["step"] == 0):
+            assert one["loss"] == pytest.approx(other["loss"], rel=close)
