@@ -140,9 +140,21 @@ class Experiment:
         hop = lineage.split(name)[-1]
         return self._training(*hop).get("start", "base")
 
+    def _held_out(self, split: str) -> list[str]:
+        """Evaluation sets whose prompts a split must not hold."""
+        return list(self.sets) if split == "train" and self.settings["data"]["drop_leaks"] else []
+
     def files(self, split: str) -> list[str]:
         """Local files that a split is read from and that are there; none for hub and demo."""
         return [str(path) for path in self._files(self._source(split))]
+
+    def data_files(self, split: str) -> list[str]:
+        """Local files that decide the rows of a split: its own, and those of sets that it must not hold."""
+        return sorted({file for name in (split, *self._held_out(split)) for file in self.files(name)})
+
+    def tokenizer_files(self) -> list[str]:
+        """Local files that a tokenizer is trained on; none for one that is there already."""
+        return self.files("train") if "train" in self.settings["tokenizer"] else []
 
     def tokenizer_spec(self) -> Spec:
         """Settings of the stage that prepares the tokenizer."""
@@ -167,9 +179,9 @@ class Experiment:
             "drop_duplicates": split == "train" and data["drop_duplicates"],
         }
         if split == "train":
-            held_out = self.sets if data["drop_leaks"] else []
             spec["drop_leaks"] = data["drop_leaks"]
-            spec["exclude"] = [self._with_digests(self._source(name)) for name in held_out]
+            excluded = [self._source(name) for name in self._held_out(split)]
+            spec["exclude"] = [self._with_digests(source) for source in excluded]
         return spec
 
     def data_report_spec(self) -> Spec:
