@@ -94,27 +94,6 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     return len(tokenizer)
 
 
-@torch.no_grad()
-def check_projection(model: PreTrainedModel, name: str) -> None:
-    """Make sure that logits are the output embedding of the last hidden states, and nothing more.
-
-    Raises:
-        InputError: the family scales, caps or otherwise changes its logits.
-    """
-    was_training = model.training
-    model.eval()
-    ids = torch.arange(4, device=model.device)[None]
-    logits = model(input_ids=ids).logits.float()
-    ours = project(model, hidden_states(model, ids), logits.shape[-1])
-    model.train(was_training)
-    if not torch.allclose(ours, logits, atol=1e-2, rtol=1e-2):
-        raise InputError(
-            f"model '{name}' ({model.config.model_type}) changes its logits after the output"
-            " embedding, which the losses here do not know; use a family such as gpt2, opt,"
-            " llama, mistral or qwen2."
-        )
-
-
 @functools.cache
 def _takes(body: Any, argument: str) -> bool:
     return argument in inspect.signature(body.forward).parameters
@@ -166,8 +145,9 @@ def decoding_mask(
     """
     at = torch.arange(columns, device=lengths_b.device)
     causal = (at <= lengths_b[:, None])[:, None, None]
-    window = getattr(model.config, "sliding_window", None)
-    kinds = getattr(model.config, "layer_types", None)
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return causal
     windowed = causal & (at > lengths_b[:, None] - window)[:, None, None]
