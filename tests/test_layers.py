@@ -19,9 +19,8 @@ from transformers import (
 )
 
 from takd.errors import InputError
-from takd.model_checks import check_decoding
 from takd.layers import choose, keep_layers
-from takd.model_checks import check_projection
+from takd.model_checks import check_decoding, check_projection
 from takd.models import load_model
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "vocab_size": 13}

@@ -10,9 +10,9 @@ from test_adapters import LORA, ROWS, model  # noqa: F401 - a fixture
 from takd import models
 from takd.adapters import add_lora
 from takd.errors import InputError
-from takd.model_checks import check_decoding
 from takd.methods.base import Example
 from takd.methods.losses import label_loss
+from takd.model_checks import check_decoding
 from takd.models import checkpoint_activations, compile_training, hidden_states
 
 

@@ -1,10 +1,10 @@
 """What a model is asked once it is loaded: whether the losses and the sampling of this package fit its family."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from takd.errors import InputError
@@ -83,7 +83,7 @@ def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
         longest: tokens of the longest text that it will decode.
 
     Raises:
-        InputError: numbers that are not finite, or a family whose attention asks more of its cache than keys and values.
+        InputError: numbers that are not finite, or attention that asks more of its cache than keys and values.
     """
     was_training = model.training
     model.eval()
@@ -140,7 +140,9 @@ def rows_to_check(config: Any, longest: int) -> list[int]:
 
 def _borders(settings: Mapping[str, Any]) -> Iterator[int]:
     for key, value in settings.items():
-        if isinstance(value, Mapping):  # the rotary frequencies, in Gemma 3 those of each kind of layer
+        if isinstance(
+            value, Mapping
+        ):  # the rotary frequencies, in Gemma 3 those of each kind of layer
             yield from _borders(value)
         elif key in BORDERS and value:
             yield int(value)
@@ -149,7 +151,7 @@ def _borders(settings: Mapping[str, Any]) -> Iterator[int]:
 def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Hidden states at the ends of random texts, decoded together and each text alone: (texts, tokens, hidden size)."""
     generator = torch.Generator().manual_seed(0)
-    entries = model.get_input_embeddings().weight.shape[0]
+    entries = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
     texts = [torch.randint(entries, (length,), generator=generator).tolist() for length in lengths]
     steps = min(STEPS, min(lengths) - 1)
     alone = [
@@ -179,8 +181,8 @@ def _tolerance(model: PreTrainedModel) -> float:
 
 def _check_finite(values: Tensor, name: str) -> None:
     if not values.isfinite().all():
+        kind = str(values.dtype).removeprefix("torch.")
         raise InputError(
-            f"model '{name}' computes numbers that are not finite (NaN or infinity) in"
-            f" {str(values.dtype).removeprefix('torch.')}: its weights are damaged, or it leaves the range of that type;"
-            " see that its source is whole, or choose precision 'fp32' or 'bf16'."
+            f"model '{name}' computes numbers that are not finite (NaN or infinity) in {kind}: its weights are damaged,"
+            " or it leaves the range of that type; see that its source is whole, or choose precision 'fp32' or 'bf16'."
         )

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from takd.errors import InputError
+from takd.precision import PRETRAINED, pretrained_in
 
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
@@ -50,6 +51,8 @@ def load_model(
         InputError: the folder has weights, but none in safetensors format.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # goes on to what is saved of the model, whose own type says nothing of its origin
+    setattr(config, PRETRAINED, pretrained_in(folder))
     for key in DROPOUT_KEYS:
         if hasattr(config, key):
             setattr(config, key, 0.0 if key == "layerdrop" else dropout)

@@ -1,6 +1,8 @@
 """In which numbers a model computes: decided here for stages and for plans, which know the card by its name alone."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 BFLOAT16 = (8, 0)  # compute capability from which a card has it
@@ -40,3 +42,8 @@ def pretrained_dtype(config: Mapping[str, Any]) -> str:
             if settings.get(key):
                 return str(settings[key]).removeprefix("torch.")
     return ""
+
+
+def pretrained_in(folder: Path) -> str:
+    """The same of the model in a folder."""
+    return pretrained_dtype(json.loads((folder / "config.json").read_text(encoding="utf-8")))
