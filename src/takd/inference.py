@@ -43,6 +43,6 @@ def load(
         stage.say(f"{name}: {describe(precision, pretrained)}")
     model = models.load_model(folder, dtype=DTYPES[precision])
     vocabulary = models.check_vocabulary(model, tokenizer, name)
-    nn.Module.to(model, own())
+    nn.Module.to(models.freeze(model), own())
     check_model(model, name, longest)
-    return model.eval(), vocabulary
+    return model, vocabulary

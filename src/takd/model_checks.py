@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from takd.errors import InputError
 from takd.kvcache import RaggedCache
-from takd.models import hidden_states
+from takd.models import hidden_states, lowered_type
 
 FITTING = "use a family such as gpt2, opt, llama, mistral or qwen2."
 STEPS = 4  # tokens that each row decodes
@@ -17,8 +17,12 @@ SHORT = 24  # tokens of the longer row where a family has no border
 # Keys of a configuration that name a length from which on a model computes otherwise: windows, blocks, and switches
 # of the rotary frequencies.
 BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
-# Largest relative error of a hidden vector that is taken for rounding.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Largest relative error of a hidden vector that is taken for rounding. Measured on GPT-2, OPT, Llama, Mistral, Qwen2
+# and Gemma 3 with 6 and 30 random blocks of width 256: correct decoding is off by at most 2.5e-6, 0.0053 and 0.037 in
+# these types; a cache without one token, one layer with the wrong keys, no window, or positions off by one by at least
+# 0.11. (With weights so small that positions hardly matter, positions off by one are off by 0.006 to 0.017: seen in
+# float32 alone.)
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def check_model(model: PreTrainedModel, name: str, longest: int | None = None) -> None:
@@ -63,7 +67,8 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
     _check_finite(hidden, name)
     _check_finite(logits, name)
     if (
-        not passed
+        not isinstance(model.get_output_embeddings(), nn.Linear)
+        or not passed
         or not torch.equal(passed[0][1].to(logits.dtype), logits)
         or relative_error(passed[0][0], hidden) > _tolerance(model)
     ):
@@ -174,9 +179,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def _tolerance(model: PreTrainedModel) -> float:
-    kind = model.device.type
-    autocast = torch.is_autocast_enabled(kind)
-    return TOLERANCE[torch.get_autocast_dtype(kind) if autocast else model.dtype]
+    return TOLERANCE[lowered_type(model) or model.dtype]
 
 
 def _check_finite(values: Tensor, name: str) -> None:

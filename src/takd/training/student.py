@@ -4,11 +4,13 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,6 +29,7 @@ class LossModule(nn.Module):
         self.config = model.config  # DeepSpeed's "auto" values are read off it
 
     def forward(self, loss: LossFunction, rows: Sequence[Any]) -> Any:
+        assert all(module.training for module in self.modules()), "Student.train comes first"
         return loss(self.model, rows)
 
 
@@ -53,8 +56,7 @@ class Student:
         # ZeRO-3 leaves each process a part of each parameter: what samples is a whole copy beside it
         self._copy: PreTrainedModel | None = None
         if uses_zero3(self.accelerator):
-            self._copy = copy.deepcopy(self.model)
-            nn.Module.to(self._copy, self.dtype)
+            self._copy = _unfilled(self.model, self.dtype, self.accelerator.device)
         if self.compiled:
             compile_training(self.model, self.accelerator.device)
         module = LossModule(self.model)
@@ -66,6 +68,10 @@ class Student:
             fused=s["deepspeed"] is None,
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+
+    def train(self) -> None:
+        """Have dropout in the passes that follow, in every module: `whole` and what reads a model leave it off."""
+        self.module.train()
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:
@@ -83,7 +89,6 @@ class Student:
         """
         import deepspeed
 
-        whole.to(self.accelerator.device)
         for mine, parameter in zip(whole.parameters(), self.model.parameters(), strict=True):
             with deepspeed.zero.GatheredParameters([parameter]):
                 mine.copy_(parameter)
@@ -117,11 +122,48 @@ class Student:
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model as a plain Hugging Face folder, adapters merged, with its tokenizer."""
-        with self.whole() as model:
-            if self.accelerator.is_main_process:
-                model.save_pretrained(folder, state_dict=plain_weights(model))
-                tokenizer.save_pretrained(folder)
+        main = self.accelerator.is_main_process
+        sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        model = self._masters() if sharded else self.model
+        if main:
+            assert model is not None
+            model.save_pretrained(folder, state_dict=plain_weights(model))
+            tokenizer.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _masters(self) -> PreTrainedModel | None:
+        """The model in float32, in the main process's memory: DeepSpeed's module has rounded weights, or part of them."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = None
+        if self.accelerator.is_main_process:
+            whole = _unfilled(self.model, torch.float32, torch.device("cpu"))
+        targets = repeat(None) if whole is None else whole.parameters()
+        for target, parameter in zip(targets, self.model.parameters(), strict=False):
+            # all processes have to ask for each; a frozen parameter has no other value
+            with deepspeed.zero.GatheredParameters([parameter]):
+                value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+                if target is not None:
+                    target.copy_(parameter if value is None else value)
+        return whole
+
+
+def _unfilled(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The same model in another type, whose parameters have no values yet: no second one takes memory meanwhile."""
+    empty: dict[int, Any] = {
+        id(parameter): nn.Parameter(
+            torch.empty(_shape(parameter), dtype=dtype, device=device), False
+        )
+        for parameter in model.parameters()
+    }
+    return cast(PreTrainedModel, nn.Module.to(copy.deepcopy(model, empty), device))
+
+
+def _shape(parameter: nn.Parameter) -> Sequence[int]:
+    """Shape of a whole parameter, of which ZeRO-3 leaves a process a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
             devices.choose_precision(settings["precision"], pretrained_in(folder))
         ]
         teacher = models.load_model(folder, dtype=dtype)
-        nn.Module.to(teacher, devices.own())
+        nn.Module.to(models.freeze(teacher), devices.own())
         models.check_vocabulary(teacher, tokenizer, "teacher")
         check_model(teacher, "teacher", spec["max_length"])
     decoding = Decoding(**spec["dev_decoding"])
