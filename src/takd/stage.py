@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
-from takd.launch import launch
+from takd.launch import launch, set_allocator
 from takd.lease import lease
 from takd.provenance import code_digest, file_digest, git_commit
 
@@ -188,6 +188,8 @@ def main(
 
     signal.signal(signal.SIGTERM, request_stop)
     try:
+        if gpus:
+            set_allocator()
         if gpus and arguments.nodes == 1:
             lease(arguments.processes, stage.say)
         launch(arguments.nodes, arguments.processes, arguments.threads)

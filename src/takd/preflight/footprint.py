@@ -119,15 +119,17 @@ def training(
         spec: as `Experiment.train_spec` gives it.
     """
     settings = spec["settings"]
-    precision = card.precision(settings["precision"])
+    precision = card.precision(settings["precision"], student.pretrained)
     number = BYTES[precision]
+    taught = number
+    if teacher is not None:
+        taught = BYTES[card.precision(settings["precision"], teacher.pretrained)]
     device = "cpu" if card.on_cpu else "cuda"
     footprint = Footprint({} if card.on_cpu else {"PyTorch and CUDA": RUNTIME})
     always = footprint.always
     always |= states(student, settings, precision, resources.world)
     if teacher is not None:
-        # on a CPU, it stays in float32
-        always["teacher's weights"] = teacher.parameters * (4 if card.on_cpu else number)
+        always["teacher's weights"] = float(teacher.parameters * taught)
     pass_ = activations(
         student,
         rows=resources.micro_batch,
@@ -140,7 +142,7 @@ def training(
         "activations": pass_,
         "gradients": gradients(student, settings, precision, resources.world),
         **half_copies(student, settings, precision),
-        **loss(student, teacher, spec, texts, resources.micro_batch, number, device),
+        **loss(student, teacher, spec, texts, resources.micro_batch, number, device, taught),
     }
     footprint.moments["training"] = moment
     rows, world = resources.micro_batch * DRAWN_AT_ONCE, resources.world
@@ -156,7 +158,7 @@ def training(
         mixing = teacher if settings["teacher_mix"] else None
         footprint.moments["drawing rollouts"] = {
             **copies,
-            **sampling(student, mixing, asked, texts, number, device),
+            **sampling(student, mixing, asked, texts, number, device, taught),
         }
     return footprint
 
@@ -168,13 +170,15 @@ def asking(
     card: Card,
     decodes: bool = True,
     beside: Shape | None = None,
+    setting: str = "auto",
 ) -> Footprint:
     """A stage that asks a trained model: an evaluation, a part of a teacher's responses, its outputs, likelihoods.
 
     Args:
         beside: a teacher that reads the same texts.
+        setting: the stage's `precision`.
     """
-    number = BYTES[card.precision()]
+    number = BYTES[card.precision(setting, model.pretrained)]
     device = "cpu" if card.on_cpu else "cuda"
     footprint = Footprint({} if card.on_cpu else {"PyTorch and CUDA": RUNTIME})
     footprint.always["weights"] = model.parameters * number
@@ -185,7 +189,9 @@ def asking(
         tokens = rows * texts.response
         both = [model, *([beside] if beside else [])]
         if beside is not None:
-            footprint.always["the teacher's weights"] = beside.parameters * number
+            taught = BYTES[card.precision(setting, beside.pretrained)]
+            footprint.always["the teacher's weights"] = float(beside.parameters * taught)
+            number = max(number, taught)
         footprint.moments["reading"] = {
             "one block's activations": max(reading(m, rows * texts.whole, number) for m in both),
             # of one model, its log-probabilities; of two also what their divergences are summed from
@@ -305,8 +311,13 @@ def loss(
     micro_batch: int,
     number: int,
     device: str,
+    taught: int = 2,
 ) -> dict[str, float]:
-    """Bytes of the product with the vocabulary: a chunk's tensors, and what the head needs for all of them."""
+    """Bytes of the product with the vocabulary: a chunk's tensors, and what the head needs for all of them.
+
+    Args:
+        number, taught: bytes of a number of the student's, and of the teacher's.
+    """
     tokens = micro_batch * texts.response
     found = {"logits of a chunk": LOGITS[_compared(spec)] * _chunk(student, tokens, device)}
     if not spec["settings"].get("lora") and zero(spec["settings"])[0] != 3:
@@ -314,11 +325,11 @@ def loss(
         found["the head's gradient and copy"] = copies * student.embedding
     hidden = 4 * student.width * 2
     if teacher is not None:
-        hidden += number * teacher.width
+        hidden += taught * teacher.width
     found["hidden states"] = tokens * hidden
     if teacher is not None and spec["method"] != "minillm":
         whole = micro_batch * texts.whole
-        found["hidden states"] += reading(teacher, whole, number) / 2  # gone before the loss
+        found["hidden states"] += reading(teacher, whole, taught) / 2  # gone before the loss
     return found
 
 
@@ -355,27 +366,38 @@ def reading(shape: Shape, tokens: int, number: int) -> float:
 
 
 def sampling(
-    student: Shape, teacher: Shape | None, rows: int, texts: Texts, number: int, device: str
+    student: Shape,
+    teacher: Shape | None,
+    rows: int,
+    texts: Texts,
+    number: int,
+    device: str,
+    taught: int = 2,
 ) -> dict[str, float]:
     """Bytes of decoding: caches, what reading prompts takes beside them, tensors of (rows, vocabulary).
 
     All prompts are read at once before there are caches; later a few at a time, a quarter of the rows at most.
+
+    Args:
+        number, taught: bytes of a number of the student's, and of the teacher's.
     """
-    models = {"student's": student, **({"teacher's": teacher} if teacher else {})}
+    models = {"student's": (student, number)}
+    if teacher is not None:
+        models["teacher's"] = (teacher, taught)
     columns = room(texts)
     prompts = min(rows * texts.prompt, max(READ_AT_ONCE[device], texts.prompt))
     found = {
-        f"{name} keys and values": cache(model, rows, columns, number)
-        for name, model in models.items()
+        f"{name} keys and values": cache(model, rows, columns, size)
+        for name, (model, size) in models.items()
     }
     moments = [0.0]
-    for name, model in models.items():
-        read, works = cache(model, 1, prompts, number), reading(model, prompts, number)
+    for name, (model, size) in models.items():
+        read, works = cache(model, 1, prompts, size), reading(model, prompts, size)
         moments += [read, read + works - found[f"{name} keys and values"], (read + works) / 4]
     found["reading prompts"] = max(moments)
     found["next tokens"] = 4.0 * rows * student.vocabulary * (6 if teacher else 4)
     if teacher is not None:
-        found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
+        found["teacher's hidden states"] = float(rows * texts.response * teacher.width * taught)
     return found
 
 

@@ -1,6 +1,7 @@
 """Devices, precision and process groups: everything that Accelerate has to be told."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from takd.cards import check_kernels
 from takd.errors import InputError
 from takd.precision import BFLOAT16, resolve
 
+# How long processes wait for one another. NCCL's ten minutes are too short while the first one writes a large model to
+# a busy disk; a process that dies is noticed by torchrun, long before.
+PATIENCE = timedelta(hours=1)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -87,6 +91,7 @@ def start(
         accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision=mixed,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
             gradient_accumulation_steps=accumulation,
         )
     else:
@@ -96,7 +101,7 @@ def start(
         # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process group
         # each of two CPU processes would believe that it is alone
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        PartialState(backend=backend)
+        PartialState(backend=backend, timeout=PATIENCE)
         config = {
             **deepspeed["config"],
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -123,7 +128,7 @@ def _group_of_one(backend: str) -> None:
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     os.environ.update(MASTER_ADDR=store.host, MASTER_PORT=str(store.port))
-    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE)
 
 
 def uses_zero3(accelerator: Accelerator) -> bool:

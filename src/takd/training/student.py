@@ -53,6 +53,9 @@ class Student:
 
     def __post_init__(self) -> None:
         s = self.settings
+        self._sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self._sharded:  # before DeepSpeed hangs its hooks into the model
+            self._shape = _unfilled(self.model, torch.float32, torch.device("cpu"))
         # ZeRO-3 leaves each process a part of each parameter: what samples is a whole copy beside it
         self._copy: PreTrainedModel | None = None
         if uses_zero3(self.accelerator):
@@ -122,10 +125,8 @@ class Student:
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model as a plain Hugging Face folder, adapters merged, with its tokenizer."""
-        main = self.accelerator.is_main_process
-        sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        model = self._masters() if sharded else self.model
-        if main:
+        model = self._masters() if self._sharded else self.model
+        if self.accelerator.is_main_process:
             assert model is not None
             model.save_pretrained(folder, state_dict=plain_weights(model))
             tokenizer.save_pretrained(folder)
@@ -133,18 +134,18 @@ class Student:
 
     @torch.no_grad()
     def _masters(self) -> PreTrainedModel | None:
-        """The model in float32, in the main process's memory: DeepSpeed's module has rounded weights, or part of them."""
+        """The model in float32, in the main process: DeepSpeed's module has rounded weights, or a part of them."""
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
         whole = None
         if self.accelerator.is_main_process:
-            whole = _unfilled(self.model, torch.float32, torch.device("cpu"))
+            whole = _unfilled(self._shape, torch.float32, torch.device("cpu"))
         targets = repeat(None) if whole is None else whole.parameters()
+        # all processes have to take part in gathering each
         for target, parameter in zip(targets, self.model.parameters(), strict=False):
-            # all processes have to ask for each; a frozen parameter has no other value
-            with deepspeed.zero.GatheredParameters([parameter]):
-                value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            with deepspeed.zero.GatheredParameters([parameter], enabled=value is None):
                 if target is not None:
                     target.copy_(parameter if value is None else value)
         return whole
@@ -153,17 +154,10 @@ class Student:
 def _unfilled(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The same model in another type, whose parameters have no values yet: no second one takes memory meanwhile."""
     empty: dict[int, Any] = {
-        id(parameter): nn.Parameter(
-            torch.empty(_shape(parameter), dtype=dtype, device=device), False
-        )
+        id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device), False)
         for parameter in model.parameters()
     }
     return cast(PreTrainedModel, nn.Module.to(copy.deepcopy(model, empty), device))
-
-
-def _shape(parameter: nn.Parameter) -> Sequence[int]:
-    """Shape of a whole parameter, of which ZeRO-3 leaves a process a part."""
-    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from takd.provenance import file_digest
 from takd.sampling import Decoding
 from takd.stage import Stage
 from takd.training import devices
+from takd.training.builds import await_builds
 from takd.training.checkpoints import Checkpoints, Lock, resume_key
 from takd.training.loop import Run
 
@@ -107,6 +108,8 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         },
     )
     method = kind(context)
+    if settings["deepspeed"]:
+        await_builds(stage.say)
     supervised = spec["method"] == SUPERVISED
     accelerator = devices.start(
         precision,
