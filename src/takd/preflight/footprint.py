@@ -1,8 +1,9 @@
 """Peak memory of a stage on one GPU, from shapes.
 
 Every item is the bytes of tensors that the code makes, by name, so that a stage that does not fit tells what fills it.
-What PyTorch itself takes is the constant RUNTIME, and what it cannot use of a card's memory the share USABLE; both are
-assumptions. tests/test_footprint.py holds the items against real runs; docs/preflight.md says how well they agree.
+What PyTorch itself takes is the constants RUNTIME and HOST_RUNTIME, and what it cannot use of a card's memory the share
+USABLE; these are assumptions. tests/test_footprint.py holds the items against real runs; docs/preflight.md says how
+well they agree.
 """
 
 import math
@@ -15,6 +16,7 @@ from takd.preflight.shapes import Shape
 
 GIB = 2**30
 RUNTIME = 1.0 * GIB  # bytes: CUDA context, cuBLAS workspaces, NCCL's buffers
+HOST_RUNTIME = 3.0 * GIB  # bytes of main memory of a process: libraries, CUDA's context, data
 USABLE = 0.92  # of a card's memory: the driver keeps some, and the allocator's free pieces are not all of use
 
 # as in takd.kvcache, takd.tokenloss, takd.training.loop, which cannot be imported without torch; a test compares them
@@ -198,6 +200,36 @@ def asking(
             "logits": (3 if beside is None else 6) * _chunk(model, tokens, device),
         }
     return footprint
+
+
+def host(
+    student: Shape,
+    teacher: Shape | None,
+    spec: Mapping[str, Any],
+    resources: Resources,
+    card: Card,
+) -> dict[str, float]:
+    """Bytes of a node's main memory that a training on GPUs takes at its worst moment, by what takes them.
+
+    Each process reads the whole student in float32, and a teacher while it is there. Later the first process holds a
+    copy of what is written: of a checkpoint, or under DeepSpeed, which writes its own, of the exported model.
+    """
+    settings, processes = spec["settings"], resources.processes
+    trained = trained_parameters(student, settings)
+    start = {"the student as it is read": 4.0 * student.parameters * processes}
+    if teacher is not None:
+        taught = BYTES[card.precision(settings["precision"], teacher.pretrained)]
+        start["the teacher as it is read"] = float(taught * teacher.parameters * processes)
+    stage, offload = zero(settings)
+    later = {"what is written": 12.0 * trained if stage is None else 4.0 * student.parameters}
+    share = processes / resources.world
+    if "offload_optimizer" in offload:
+        later["master weights and moments"] = 12.0 * trained * share
+    if "offload_param" in offload:
+        number = BYTES[card.precision(settings["precision"], student.pretrained)]
+        later["student's weights"] = number * student.parameters * share
+    worst = max(start, later, key=lambda moment: sum(moment.values()))
+    return {"Python and PyTorch": HOST_RUNTIME * processes, **worst}
 
 
 def trained_parameters(shape: Shape, settings: Mapping[str, Any]) -> int:

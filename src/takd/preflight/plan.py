@@ -177,6 +177,12 @@ class Planner:
         setting = self.setting(job)
         return footprint.asking(shape, texts, given, self.card, decodes, largest, setting)
 
+    def host(self, job: Job) -> dict[str, float]:
+        """Main memory of a node that a training takes, by what takes it."""
+        return footprint.host(
+            self.asked(job), self.teacher(job), self.spec(job), job.given, self.card
+        )
+
     def written(self, job: Job) -> Written:
         """What a job writes to disk."""
         shape = self.asked(job)
