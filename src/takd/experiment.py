@@ -247,7 +247,13 @@ class Experiment:
             "temperature": settings["temperature"],
             "max_new_tokens": self._longest_response,
         }
-        return {"lineage": name, "seed": seed, "noise": settings["seed"], "decoding": decoding}
+        return {
+            "lineage": name,
+            "seed": seed,
+            "noise": settings["seed"],
+            "decoding": decoding,
+            "precision": settings["precision"],
+        }
 
     def generate_spec(self, name: str, seed: int, part: int, parts: int) -> Spec:
         """Settings of the stage that lets a teacher answer one part of the training prompts."""
@@ -255,9 +261,10 @@ class Experiment:
 
     def outputs_spec(self, name: str, seed: int, split: str, kind: str) -> Spec:
         """Settings of the stage that writes down what a teacher says of the tokens of a split."""
+        settings = self.settings["teacher_writes"]
         spec = {"lineage": name, "seed": seed, "split": split, "kind": kind}
-        top_k = self.settings["teacher_writes"]["top_k"]
-        return {**spec, "top_k": top_k} if kind == "top_k" else spec
+        spec["precision"] = settings["precision"]
+        return {**spec, "top_k": settings["top_k"]} if kind == "top_k" else spec
 
     def evaluate_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
         """Settings of the stage that scores a model on an evaluation set."""
@@ -267,6 +274,7 @@ class Experiment:
             "set": evaluation_set,
             "decoding": self._decoding("decoding"),
             "seeds": self.settings["evaluation"]["seeds"],
+            "precision": self.settings["evaluation"]["precision"],
             "max_length": self.settings["data"]["max_length"],
         }
 
@@ -277,6 +285,7 @@ class Experiment:
             "seed": seed,
             "set": evaluation_set,
             "seeds": self.settings["evaluation"]["seeds"],
+            "precision": self.settings["evaluation"]["precision"],
             "max_length": self.settings["data"]["max_length"],
             "teachers": self._compared_with(name, seed),
         }
