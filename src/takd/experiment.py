@@ -150,7 +150,9 @@ class Experiment:
 
     def data_files(self, split: str) -> list[str]:
         """Local files that decide the rows of a split: its own, and those of sets that it must not hold."""
-        return sorted({file for name in (split, *self._held_out(split)) for file in self.files(name)})
+        return sorted(
+            {file for name in (split, *self._held_out(split)) for file in self.files(name)}
+        )
 
     def tokenizer_files(self) -> list[str]:
         """Local files that a tokenizer is trained on; none for one that is there already."""
