@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -92,7 +93,17 @@ def test_a_build_that_is_under_way_is_waited_for(lock):
     assert len(said) == 1 and str(lock) in said[0]
 
 
-def test_a_training_refuses_a_lock_of_a_killed_build(workspace, lock):
+def test_a_training_refuses_a_lock_of_a_killed_build(workspace, lock, monkeypatch):
+    def anew(script, spec, inputs, outputs, *more, **_):
+        """Not forked: this test's environment counts."""
+        command = [sys.executable, str(ROOT / "workflow/scripts" / f"{script}.py"), *more]
+        command += ["--spec", json.dumps(spec)]
+        command += [word for pair in inputs for word in ("--input", pair)]
+        command += [word for pair in outputs for word in ("--output", pair)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=workspace.folder, text=True, **pipes)
+
+    monkeypatch.setattr(workspace, "start", anew)
     process = workspace.train("locked", "sft", deepspeed=config("zero2"))
     said = workspace.finished(process, code=1)
     assert f"Error: {lock} is" in said and "Traceback" not in said
