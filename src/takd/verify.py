@@ -13,7 +13,6 @@ from takd.errors import InputError
 from takd.inputs import check
 from takd.integrity import (
     CARD,
-    PROGRESS,
     RECORDS,
     DamagedError,
     Record,
@@ -48,7 +47,8 @@ def verify(results: Path, threads: int = 1) -> Verified:
     unfinished = {path for path in files if CHECKPOINTS in path.relative_to(results).parts}
     done = [path for path in files if path not in unfinished]
     records: dict[Path, Record] = {}
-    found = [f for path in unfinished if path.name == PROGRESS for f in examine(path.parent)[1]]
+    checkpoints = sorted(results.rglob(f"{CHECKPOINTS}/*/step-*"))
+    found = [fault for checkpoint in checkpoints for fault in examine(checkpoint)[1]]
     broken = set()
     for path in done:
         try:
@@ -59,7 +59,7 @@ def verify(results: Path, threads: int = 1) -> Verified:
         except DamagedError as error:
             found.append(str(error))
             broken.add(path.parent)
-    if not records and not found:
+    if not records and not checkpoints and not found:
         raise InputError(f"{results}: holds no results of takd.")
     for path, record in records.items():
         found += faults(path, record, threads=threads)
