@@ -24,7 +24,7 @@ from takd.errors import InputError
 from takd.integrity import digests, sealed
 from takd.launch import launch, set_allocator
 from takd.lease import lease
-from takd.provenance import code_digest, file_digest, git_commit
+from takd.provenance import code_digest, file_digest, git_commit, readable_json
 
 PIECE = "piece"  # name of inputs that are pieces of the result
 LOG = "metrics"  # name of the output that holds times
@@ -120,7 +120,7 @@ class Stage:
         Pieces of the result are left out of its inputs, so that as many or as few of them give the same record, too.
         """
         sources = {
-            name: [file_digest(path) for path in paths if not path.is_dir()]
+            name: [file_digest(path) for path in paths if path.is_file()]
             for name, paths in self.inputs.items()
             if name != PIECE
         }
@@ -139,8 +139,7 @@ class Stage:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as canonical, indented JSON; a reader sees the old file or the new, never a part."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, readable_json(value))
 
 
 def write_text(path: Path, text: str) -> None:
