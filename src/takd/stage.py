@@ -13,12 +13,14 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from takd import ending
 from takd.errors import InputError
 from takd.launch import launch
 from takd.lease import lease
@@ -155,6 +157,7 @@ def main(
     stages that ask or train a model.
     """
     began = time.time()
+    ending.skip_teardown()
     arguments = _parser(module).parse_args()
     spec = json.loads(arguments.spec)
     entries = [module, *(also(spec) if also else [])]
@@ -187,19 +190,26 @@ def main(
         stage.stop_requested = True
 
     signal.signal(signal.SIGTERM, request_stop)
+    ending.leave(_attempt(module, stage, arguments.nodes, gpus))
+
+
+def _attempt(module: str, stage: Stage, nodes: int, gpus: bool) -> int:
+    """Run the stage; the exit code. Nothing that the stage or its error refers to outlives this function."""
     try:
-        if gpus and arguments.nodes == 1:
-            lease(arguments.processes, stage.say)
-        launch(arguments.nodes, arguments.processes, arguments.threads)
+        if gpus and nodes == 1:
+            lease(stage.processes, stage.say)
+        launch(nodes, stage.processes, stage.threads)
         stage.git_commit = git_commit()
         importlib.import_module(module).run(stage)
     except (InputError, Interrupted) as error:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
-        sys.exit(1)
-    except Exception as error:
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
         # the log gets the traceback; the console should say more than that a command failed
         print(f"Error: {type(error).__name__}: {error}", flush=True)
-        raise
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def _parser(module: str) -> argparse.ArgumentParser:

@@ -49,7 +49,7 @@ class Share:
 def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
     """The folder for what the next attempt goes on from (`checkpoints.resumable`), the same for all processes.
 
-    The first process holds its lock, and leaves last.
+    The first process holds its lock. Their group ends with the stage (`takd.ending`).
     """
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if share.count == 1:
@@ -57,16 +57,13 @@ def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
             yield folder, share
         return
     torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        if share.first:
-            with resumable(stage, output) as folder:
-                share.wait()
-                yield folder, share
-        else:
+    if share.first:
+        with resumable(stage, output) as folder:
             share.wait()
-            yield output.parent / "checkpoints" / resume_key(stage), share
-    finally:
-        torch.distributed.destroy_process_group()
+            yield folder, share
+    else:
+        share.wait()
+        yield output.parent / "checkpoints" / resume_key(stage), share
 
 
 class Store:

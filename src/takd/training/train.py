@@ -118,12 +118,14 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     job = Run(
         stage, accelerator, method, student, tokenizer, dev, decoding, precision, keep, checkpoints
     )
-    job.train()
+    try:
+        job.train()
+    finally:
+        job.keeper.finish()  # whatever ends it, a checkpoint that is being written becomes whole
     job.end()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _publish(stage, job, parameters)
-    accelerator.end_training()
 
 
 def _rows(stage: Stage, split: str) -> Dataset:
