@@ -135,7 +135,7 @@ class Scripted(Workspace):
         path.write_text(f"from takd import ending\nfrom takd.stage import main\n{program}{TRAIN}")
 
     def start(self, script: str, *arguments, **options):
-        return super().start(str(self.folder / "changed_train"), *arguments, **options)
+        return super().start(str(self.folder / f"changed_{script}"), *arguments, **options)
 
 
 @pytest.fixture(scope="module")

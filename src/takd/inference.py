@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from datasets import disable_progress_bars
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,12 +9,14 @@ from transformers.utils import logging
 
 from takd import models
 from takd.kvcache import check_decoding
+from takd.stage import Stage
+from takd.training import devices
 from takd.training.devices import DTYPES, choose_precision, own
 
 
-def settle(threads: int) -> None:
-    """Use so many threads, and keep the bars of the libraries off the console."""
-    torch.set_num_threads(threads)
+def settle(stage: Stage) -> None:
+    """Compute as the stage was told to, and keep the bars of the libraries off the console."""
+    devices.settle(stage.threads, stage.deterministic)
     disable_progress_bars()
     logging.disable_progress_bar()
 

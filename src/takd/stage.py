@@ -31,6 +31,8 @@ USED_OF_RUNTIME = 0.95  # the rest is for a last step, a checkpoint, and startin
 CHECKPOINT_SECONDS = 600.0
 BEGAN = "TAKD_BEGAN"  # when the job's first process started, for those that it starts
 
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's words
+
 VERSIONED = (
     "torch",
     "transformers",
@@ -60,6 +62,7 @@ class Stage:
     micro_batch: int = 8
     gradient_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = False
     deadline: float | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     stop_requested: bool = False
@@ -182,6 +185,7 @@ def main(
         micro_batch=arguments.micro_batch,
         gradient_checkpointing=bool(arguments.gradient_checkpointing),
         compile=bool(arguments.compile),
+        deterministic=bool(arguments.deterministic),
         checkpoint_seconds=arguments.checkpoint_seconds,
         deadline=_deadline(began, arguments.runtime),
     )
@@ -205,6 +209,13 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool) -> int:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
         return 1
     except (Exception, KeyboardInterrupt) as error:
+        if NOT_DETERMINISTIC in str(error):
+            operation = str(error).split()[0]
+            stage.say(
+                f"Error: torch has no variant of {operation} that gives the same numbers each time, for which `deterministic:"
+                " 1` asks; set it to 0 for this rule in the profile."
+            )
+            return 1
         # the log gets the traceback; the console should say more than that a command failed
         print(f"Error: {type(error).__name__}: {error}", flush=True)
         traceback.print_exc()
@@ -226,6 +237,7 @@ def _parser(module: str) -> argparse.ArgumentParser:
     switch: dict[str, Any] = {"type": int, "choices": (0, 1), "default": 0}
     add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
     add("--compile", **switch, help="1: training passes through torch.compile")
+    add("--deterministic", **switch, help="1: the same numbers each time on a GPU, more slowly")
     add("--runtime", type=float, help="minutes that the job has: leaves in time, with a checkpoint")
     add(
         *("--checkpoint-seconds",),

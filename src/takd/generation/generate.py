@@ -22,7 +22,7 @@ from takd.training.progress import timed
 
 def run(stage: Stage) -> None:
     """Decode what is left of the part's rows, which are every `parts`-th of the split."""
-    inference.settle(stage.threads)
+    inference.settle(stage)
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("prompts").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"

@@ -37,7 +37,7 @@ WEIGHTS = "model.safetensors"
 
 def run(stage: Stage) -> None:
     """Train, resuming where an earlier attempt stopped, and put the outputs into place."""
-    torch.set_num_threads(stage.threads)
+    devices.settle(stage.threads, stage.deterministic)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     # it warns at each save that tied weights are written once
