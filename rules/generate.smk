@@ -1,7 +1,7 @@
 # What a teacher writes down once for all its students. Only what a student reads is ever asked for.
 
 
-# What a prompt is answered depends on the prompt alone: the parts are work for several GPUs, and no more.
+# What a prompt is answered depends on the prompt alone, but for rounding: the parts are work for several GPUs, and no more.
 rule generate:
     input:
         teacher="<results>/models/{teacher}/seed{seed}/manifest.json",

@@ -106,7 +106,7 @@ class Stage:
     def write_manifest(self, path: Path, **fields: Any) -> None:
         """Write what identifies this stage's result.
 
-        Holds no times and no machine, so that the same work done again gives the same bytes, and stages that
+        Holds no times and no machine, so that equal work done again gives the same bytes, and stages that
         read it do not rerun. Written last: a manifest means that all the rest is there. Pieces of the result are
         left out of its inputs, so that as many or as few of them give the same manifest, too.
         """
@@ -212,8 +212,8 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool) -> int:
         if NOT_DETERMINISTIC in str(error):
             operation = str(error).split()[0]
             stage.say(
-                f"Error: torch has no variant of {operation} that gives the same numbers each time, for which `deterministic:"
-                " 1` asks; set it to 0 for this rule in the profile."
+                f"Error: torch has no variant of {operation} that gives the same numbers each time, for which"
+                " `deterministic: 1` asks; set it to 0 for this rule in the profile."
             )
             return 1
         # the log gets the traceback; the console should say more than that a command failed

@@ -1,7 +1,8 @@
 """Work that several processes share: each does every n-th piece, the first one puts the results together.
 
-What a piece comes to depends on nothing but itself, so neither does the result depend on the number of processes. They
-need no collective operation but a barrier: each writes what it found into a file of its own, and the first reads all.
+What a piece comes to depends on nothing but itself (and rounding), so neither does the result depend on the number of
+processes. They need no collective operation but a barrier: each writes what it found into a file of its own, and the
+first reads all.
 """
 
 import contextlib

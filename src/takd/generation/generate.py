@@ -2,8 +2,8 @@
 
 Inputs: `teacher`, `prompts`, `tokenizer` (manifests). Outputs: `answers` (one line a prompt: its row, its tokens,
 whether the end token was drawn), `metrics`, `manifest`. Answers are written down as they come, and a killed run goes
-on from them. What a prompt gets as its answer depends on nothing but the prompt, so neither does it on the number of
-parts.
+on from them. What a prompt gets as its answer depends on nothing but the prompt (and rounding), so neither does it
+on the number of parts.
 """
 
 import json
