@@ -2,7 +2,7 @@
 
 A stage is tied to the world by three things only (docs/staleness.md): `spec`, the settings that it reads as
 canonical JSON; `code`, a digest of the modules that it imports; and small files that are compared by content.
-Whatever changes no result is a resource: it may differ between machines and attempts and reruns nothing.
+Whatever changes no result by more than rounding is a resource: it may differ between machines and attempts and reruns nothing.
 """
 
 import os

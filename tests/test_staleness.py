@@ -84,6 +84,7 @@ def resources(project: Project) -> None:
         project.replace(f"rules/{rules}.smk", "mem_mb=4000", "mem_mb=64000")
         project.replace(f"rules/{rules}.smk", "processes=1", "processes=4")
         project.replace(f"rules/{rules}.smk", "runtime=WEEK", "runtime=60")
+        project.replace(f"rules/{rules}.smk", "deterministic=0", "deterministic=1")
     project.replace("rules/train.smk", "gradient_checkpointing=0", "gradient_checkpointing=1")
 
 

@@ -12,12 +12,13 @@ from takd import models
 from takd.model_checks import check_model
 from takd.precision import pretrained_in
 from takd.stage import Stage
+from takd.training import devices
 from takd.training.devices import DTYPES, choose_precision, describe, own
 
 
-def settle(threads: int) -> None:
-    """Use so many threads, and keep the bars of the libraries off the console."""
-    torch.set_num_threads(threads)
+def settle(stage: Stage) -> None:
+    """Compute as the stage was told to, and keep the bars of the libraries off the console."""
+    devices.settle(stage.threads, stage.deterministic)
     disable_progress_bars()
     logging.disable_progress_bar()
 

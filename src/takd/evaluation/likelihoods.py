@@ -38,7 +38,7 @@ KINDS = ("references", *DRAWN)
 
 def run(stage: Stage) -> None:
     """Read what is left, put the means together, write."""
-    inference.settle(stage.threads)
+    inference.settle(stage)
     with (
         shared(stage, stage.outputs["likelihoods"]) as (folder, share),
         timed(folder, active=share.first) as journal,

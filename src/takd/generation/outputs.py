@@ -43,7 +43,7 @@ def run(stage: Stage) -> None:
         InputError: more tokens are to be kept than there are.
         Interrupted: asked to stop or out of time.
     """
-    inference.settle(stage.threads)
+    inference.settle(stage)
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"

@@ -24,6 +24,22 @@ PATIENCE = timedelta(hours=1)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def settle(threads: int, deterministic: bool) -> None:
+    """Use so many threads and, where asked for, only algorithms that give the same numbers each time.
+
+    torch then takes such a variant of an operation where it has one, the backward passes of attention included, and
+    raises RuntimeError where it has none (`stage` makes a sentence of it). Call it before CUDA is used.
+    """
+    torch.set_num_threads(threads)
+    if not deterministic:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a fixed workspace for each stream
+    os.environ.setdefault("NCCL_ALGO", "Ring")  # in-network sums (NVLS) have no fixed order
+    torch.use_deterministic_algorithms(True)
+    # it would fill each new tensor, and no number here depends on memory that nothing was written to
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def own() -> torch.device:
     """This process's card, or else the CPU."""
     if not torch.cuda.is_available():

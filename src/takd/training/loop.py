@@ -1,8 +1,8 @@
 """The one training loop: batches and losses come from a method, everything else is here.
 
 Each step's global batch is split over processes and micro-batches; losses are shares of a mean over the global
-batch, so that neither changes the result. A run that was killed goes on from its last checkpoint and ends with the
-weights of one that was not.
+batch, so that neither changes more than rounding. A run that was killed goes on from its last checkpoint and ends with
+the weights of one that was not (docs/workflow.md, Reproducibility).
 """
 
 import math

@@ -38,7 +38,7 @@ WEIGHTS = "model.safetensors"
 
 def run(stage: Stage) -> None:
     """Train, resuming where an earlier attempt stopped, and put the outputs into place."""
-    torch.set_num_threads(stage.threads)
+    devices.settle(stage.threads, stage.deterministic)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     # it warns at each save that tied weights are written once
@@ -124,12 +124,14 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     # as the student will be sampled: on its device, in its types, under its autocast
     with job.student.whole() as whole:
         check_model(whole, spec["model"], spec["max_length"])
-    job.train()
+    try:
+        job.train()
+    finally:
+        job.keeper.finish()  # whatever ends it, a checkpoint that is being written becomes whole
     job.end()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _publish(stage, job, parameters)
-    accelerator.end_training()
 
 
 def _rows(stage: Stage, split: str) -> Dataset:
