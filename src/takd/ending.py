@@ -101,7 +101,10 @@ def end_within(seconds: float, code: int) -> None:
         f"process {os.getpid()} hung after its work was over and was ended after {seconds:g} s, with exit code {code};"
         " its log says where".encode()
     )
-    libc = ctypes.CDLL("librt.so.1")
+    try:
+        libc = ctypes.CDLL("librt.so.1")
+    except OSError:  # not Linux's C library, and no machine whose GPUs others wait for
+        return
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, UNBUFFERED, 0)
     _call_later(libc, seconds, libc.puts, ctypes.addressof(_sentence))
     _call_later(libc, seconds + SECONDS_TO_TELL, libc._exit, code)
