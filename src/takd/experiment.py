@@ -11,6 +11,7 @@ first job of a real run. To refuse on reading instead would make every plan depe
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,21 @@ from takd.writings import Writing
 from takd.yamlfile import read_yaml
 
 Spec = dict[str, Any]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+def file_of(root: Path, name: str) -> Path:
+    """File of an experiment.
+
+    Raises InputError for what is no name. One with a path in it is none: `sub/base` and `base` would share a folder of
+    results.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"experiment={name[:100]!r} is no name of a file in config/experiments: a name has letters, digits and"
+            " . _ + - only, at most 100 of them."
+        )
+    return root / f"config/experiments/{name}.yaml"
 
 
 def load(path: Path, root: Path, variables: Mapping[str, str] | None = None) -> "Experiment":
@@ -119,11 +135,11 @@ class Experiment:
 
     @functools.cached_property
     def missing(self) -> list[str]:
-        """Local files and folders that are named and not there, each with its key."""
+        """Local files and folders that are named and not there, or of another kind, each with its key."""
         return [
-            f"{key} is '{path}', which does not exist"
+            f"{key} is '{path}', which {problem}"
             for key, path in self._local_paths()
-            if not (self.root / path).exists()
+            if (problem := _problem(self.root / path, key.rpartition(".")[2]))
         ]
 
     def require_files(self) -> None:
@@ -421,3 +437,14 @@ class Experiment:
             for kind in ("json", "text", "folder", "gguf"):
                 if kind in source:
                     yield f"{key}.{kind}", source[kind]
+
+
+def _problem(path: Path, kind: str) -> str:
+    """Why a path is not what its key, such as `json` or `folder`, names; empty where it is."""
+    if not path.exists():
+        return "does not exist"
+    if path.is_dir():
+        return "is a folder, and not a file" if kind in ("json", "gguf") else ""
+    if not path.is_file():
+        return "is neither a file nor a folder"
+    return "is a file, and not a folder" if kind == "folder" else ""
