@@ -2,7 +2,7 @@
 
 A stage is tied to the world by three things only (docs/staleness.md): `spec`, the settings that it reads as
 canonical JSON; `code`, a digest of the modules that it imports; and small files that are compared by content.
-Whatever changes no result is a resource: it may differ between machines and attempts and reruns nothing.
+Whatever changes no result by more than rounding is a resource: it may differ between machines and attempts and reruns nothing.
 """
 
 import os
@@ -198,9 +198,8 @@ def distill_inputs(wildcards):
 
 
 def source_files(wildcards):
-    """Local files that a split is read from; the training split also reads what it must not hold."""
-    splits = [wildcards.split, *(EXPERIMENT.sets if wildcards.split == "train" else [])]
-    return sorted({file for split in splits for file in EXPERIMENT.files(split)})
+    """Local files that decide the rows of a split."""
+    return EXPERIMENT.data_files(wildcards.split)
 
 
 def named(wildcards, input):

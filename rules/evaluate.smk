@@ -25,6 +25,7 @@ rule evaluate:
         runtime=WEEK,
         processes=1,
         micro_batch=256,
+        deterministic=0,
     params:
         spec=evaluate_spec,
         code=code_digest("takd.evaluation.evaluate"),
@@ -33,6 +34,7 @@ rule evaluate:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/evaluate.py --spec {params.spec:q} --code {params.code}"
         " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
         " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --deterministic {resources.deterministic}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output scores={output.scores:q} --output generations={output.generations:q}"
         " --output answers={output.answers:q} --output metrics={output.metrics:q} 2> {log:q}"
@@ -58,6 +60,7 @@ rule likelihoods:
         runtime=WEEK,
         processes=1,
         micro_batch=64,
+        deterministic=0,
     params:
         spec=likelihoods_spec,
         code=code_digest("takd.evaluation.likelihoods"),
@@ -66,6 +69,7 @@ rule likelihoods:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/likelihoods.py --spec {params.spec:q} --code {params.code}"
         " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
         " --processes {resources.processes} --micro-batch {resources.micro_batch}"
+        " --deterministic {resources.deterministic}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output likelihoods={output.likelihoods:q} --output prompts={output.prompts:q}"
         " --output metrics={output.metrics:q} 2> {log:q}"

@@ -1,7 +1,7 @@
 # What a teacher writes down once for all its students. Only what a student reads is ever asked for.
 
 
-# What a prompt is answered depends on the prompt alone: the parts are work for several GPUs, and no more.
+# What a prompt is answered depends on the prompt alone, but for rounding: the parts are work for several GPUs, and no more.
 rule generate:
     input:
         teacher="<results>/models/{teacher}/seed{seed}/manifest.json",
@@ -21,6 +21,7 @@ rule generate:
         runtime=WEEK,
         processes=1,
         micro_batch=256,
+        deterministic=0,
     params:
         spec=generate_spec,
         code=code_digest("takd.generation.generate"),
@@ -28,6 +29,7 @@ rule generate:
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/generate.py --spec {params.spec:q} --code {params.code}"
         " --threads {threads} --micro-batch {resources.micro_batch}"
+        " --deterministic {resources.deterministic}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output answers={output.answers:q} --output metrics={output.metrics:q}"
         " --output manifest={output.manifest:q} 2> {log:q}"
@@ -84,6 +86,7 @@ rule teacher_outputs:
         runtime=WEEK,
         processes=1,
         micro_batch=64,
+        deterministic=0,
     params:
         spec=outputs_spec,
         code=code_digest("takd.generation.outputs"),
@@ -91,6 +94,7 @@ rule teacher_outputs:
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_outputs.py --spec {params.spec:q}"
         " --code {params.code} --threads {threads} --micro-batch {resources.micro_batch}"
+        " --deterministic {resources.deterministic}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output outputs={output.outputs:q} --output metrics={output.metrics:q}"
         " --output manifest={output.manifest:q} 2> {log:q}"

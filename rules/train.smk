@@ -23,6 +23,7 @@ rule sft:
         micro_batch=64,
         gradient_checkpointing=0,
         compile=0,
+        deterministic=0,
     params:
         spec=train_spec,
         code=code_digest("takd.training.train", "takd.methods.sft"),
@@ -33,6 +34,7 @@ rule sft:
         " --nodes {resources.nodes} --processes {resources.processes}"
         " --micro-batch {resources.micro_batch}"
         " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
+        " --deterministic {resources.deterministic}"
         " --runtime {resources.runtime} {params.inputs}"
         " --output model={output.model:q} --output init={output.init:q}"
         " --output metrics={output.metrics:q} --output manifest={output.manifest:q} 2> {log:q}"
@@ -78,6 +80,7 @@ for METHOD in EXPERIMENT.methods:
             micro_batch=64,
             gradient_checkpointing=0,
             compile=0,
+            deterministic=0,
         params:
             spec=train_spec,
             code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),
@@ -88,6 +91,7 @@ for METHOD in EXPERIMENT.methods:
             " --nodes {resources.nodes} --processes {resources.processes}"
             " --micro-batch {resources.micro_batch}"
             " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
+            " --deterministic {resources.deterministic}"
             " --runtime {resources.runtime} {params.inputs}"
             " --output model={output.model:q} --output metrics={output.metrics:q}"
             " --output manifest={output.manifest:q} 2> {log:q}"

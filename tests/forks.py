@@ -5,7 +5,9 @@ asked for.
 """
 
 import atexit
+import ctypes
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import runpy
@@ -14,10 +16,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from takd import stage
+
+PR_SET_PDEATHSIG = 1
+SECONDS_TO_STOP = 30  # as torchrun gives the others when one has failed
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -84,6 +90,9 @@ def _run(
     limit_file_kb: int | None,
     torchrun: bool,
 ) -> None:
+    # The fork server lives as long as any process holds the other end of its pipe: the tests alone should.
+    os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
+    die_with_parent()
     os.chdir(folder)
     for number, path in enumerate(said, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
@@ -96,6 +105,11 @@ def _run(
     runpy.run_path(command[0], run_name="__main__")
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends, whatever hangs here."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _fork(nodes: int, processes: int, threads: int) -> None:
     """In the place of `takd.launch.launch`: forks what torchrun would start anew, and ends all when one fails."""
     if processes == 1:
@@ -106,15 +120,24 @@ def _fork(nodes: int, processes: int, threads: int) -> None:
     children = set()
     for rank in range(processes):
         if (child := os.fork()) == 0:
+            die_with_parent()
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
             return
         children.add(child)
-    failed = False
+    failed, last = False, 0.0
     while children:
-        ended, status = os.wait()
-        children.remove(ended)
+        ended, status = os.waitpid(-1, os.WNOHANG if failed else 0)
+        children.discard(ended)
         if status and not failed:
-            failed = True
-            for child in children:
-                os.kill(child, signal.SIGTERM)
+            failed, last = True, time.monotonic() + SECONDS_TO_STOP
+            _signal(children, signal.SIGTERM)
+        elif failed and not ended:
+            if time.monotonic() > last:
+                _signal(children, signal.SIGKILL)
+            time.sleep(0.02)
     sys.exit(int(failed))
+
+
+def _signal(processes: set[int], number: signal.Signals) -> None:
+    for process in processes:
+        os.kill(process, number)

@@ -10,7 +10,7 @@ import pytest
 from conftest import Project, small_experiment
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
-from sealing import seal
+from sealing import seal, write_json
 from test_report import ODD, THROUGH, make
 from workspace import DECODING, ROOT, Workspace
 
@@ -180,6 +180,8 @@ def trained(tmp_path_factory):
     for name in ("manifest.json", "metrics.jsonl"):
         (folder / name).write_bytes((root / "work/out" / name).read_bytes())
     (root / "work/out/model").rename(folder / "model")
+    manifest = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", manifest | {"seed": 1})
     of_card = settings(spec, "student-sft", 1)
     of_card |= {"decoding": DECODING, "template": {k: "say {instruction}" for k in TEMPLATE}}
     inputs = {"models": [root / "models"], "evaluations": [root / "evaluations"]}

@@ -249,8 +249,8 @@ def test_what_is_no_pair_is_not_tested(name: str, tmp_path: Path) -> None:
 def test_other_prompts_of_equal_data_are_not_paired(tmp_path: Path) -> None:
     specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=better)]
     for file in tmp_path.glob("after/evaluations/*/*/heldout/generations.jsonl"):
-        lines = file.read_text().splitlines()
-        file.write_text("\n".join([*lines[1:], lines[0]]) + "\n")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        write_lines(file, [*rows[1:], rows[0]])
     reasons = compared(tmp_path, *specs).reasons("heldout")
     assert list(reasons) == ["after: other prompts of heldout were answered"]
 

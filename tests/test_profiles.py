@@ -169,6 +169,7 @@ def test_a_stage_is_told_what_its_job_gets(finished: Project, tmp_path: Path) ->
         *("--force", "--dry-run", "--printshellcmds"),
         *("--set-resources", "distill_minillm:runtime=600", "distill_minillm:processes=4"),
         "distill_minillm:gradient_checkpointing=1",
+        "distill_minillm:deterministic=1",
         *("--set-threads", "distill_minillm=6"),
     )
     command = next(line for line in printed.splitlines() if "train.py" in line)
@@ -176,6 +177,7 @@ def test_a_stage_is_told_what_its_job_gets(finished: Project, tmp_path: Path) ->
     assert words[words.index("--processes") + 1] == "4"
     assert words[words.index("--gradient-checkpointing") + 1] == "1"
     assert words[words.index("--compile") + 1] == "0"
+    assert words[words.index("--deterministic") + 1] == "1"
     assert words[words.index("--runtime") + 1] == "600"
     assert words[words.index("--nodes") + 1] == "1"
     (text,) = re.findall(r"--threads \$\(\((.*?)\)\) --", command)

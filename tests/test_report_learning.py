@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from browser import browser, visit
+from sealing import write_lines
 from test_report import BY_KD, DIRECT, STUDY, make, rows_of, run
 
 from takd.lineage import split
@@ -142,7 +143,7 @@ def test_values_before_training_do_not_press_the_others_into_a_line(tmp_path):
     spec = make(tmp_path, [DIRECT])
     file = tmp_path / "models/teacher-sft/seed1/metrics.jsonl"
     before = {"kind": "dev", "step": 0, "seconds": 0.0, "loss": 900.0, "rougeL": 75.0}
-    file.write_text(json.dumps(before) + "\n" + file.read_text())
+    write_lines(file, [before, *map(json.loads, file.read_text().splitlines())])
     found = panels.panels(read(spec, tmp_path / "models", tmp_path / "evaluations"))
     cut = {panel.quantity.title: panel.cut for panel in found}
     assert cut == dict.fromkeys(cut, False) | {"Loss": True}

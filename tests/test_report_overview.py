@@ -387,9 +387,8 @@ def test_provenance_shows_starts_hardware_and_sources(tmp_path):
 def test_provenance_shows_the_commits_and_the_code_of_all_stages(tmp_path):
     spec = make(tmp_path, [DIRECT], (1, 2))
     trained = next((tmp_path / "models").glob("*/seed1/metrics.jsonl"))
-    *lines, end = trained.read_text().splitlines()
-    end = json.dumps(json.loads(end) | {"commit": f"{'12' * 20}-dirty", "code": "ab" * 8})
-    trained.write_text("\n".join([*lines, end]) + "\n")
+    *rows, end = [json.loads(line) for line in trained.read_text().splitlines()]
+    write_lines(trained, [*rows, end | {"commit": f"{'12' * 20}-dirty", "code": "ab" * 8}])
     page = (run(tmp_path, spec) / "provenance.html").read_text()
     code = page.partition("<h2>Code</h2>")[2].partition("</table>")[0]
     rows = [re.findall(r">([^<]*)</td>", row) for row in code.split("<tr>")[2:]]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from workspace import ROOT, Workspace
+from workspace import ROOT, TEACHER, Workspace
 
 STAGE = """
 import takd.tokenloss
@@ -30,6 +30,7 @@ class InChunks(Workspace):
 @pytest.mark.parametrize("method", ["sft", "kd"])
 def test_unequal_numbers_of_chunks_equal_plain_training(tmp_path, method):
     space = InChunks(tmp_path)
+    space.manifest("teacher", **TEACHER)
     config = json.loads((ROOT / "config/deepspeed/zero3.json").read_text())
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # no weight stays whole
     settings = {"steps": 4, "evaluate_every": 2, "dropout": 0.0}

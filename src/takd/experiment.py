@@ -11,6 +11,7 @@ first job of a real run. To refuse on reading instead would make every plan depe
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,21 @@ from takd.writings import Writing
 from takd.yamlfile import read_yaml
 
 Spec = dict[str, Any]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+def file_of(root: Path, name: str) -> Path:
+    """File of an experiment.
+
+    Raises InputError for what is no name. One with a path in it is none: `sub/base` and `base` would share a folder of
+    results.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"experiment={name[:100]!r} is no name of a file in config/experiments: a name has letters, digits and"
+            " . _ + - only, at most 100 of them."
+        )
+    return root / f"config/experiments/{name}.yaml"
 
 
 def load(path: Path, root: Path, variables: Mapping[str, str] | None = None) -> "Experiment":
@@ -119,11 +135,11 @@ class Experiment:
 
     @functools.cached_property
     def missing(self) -> list[str]:
-        """Local files and folders that are named and not there, each with its key."""
+        """Local files and folders that are named and not there, or of another kind, each with its key."""
         return [
-            f"{key} is '{path}', which does not exist"
+            f"{key} is '{path}', which {problem}"
             for key, path in self._local_paths()
-            if not (self.root / path).exists()
+            if (problem := _problem(self.root / path, key.rpartition(".")[2]))
         ]
 
     def require_files(self) -> None:
@@ -140,9 +156,23 @@ class Experiment:
         hop = lineage.split(name)[-1]
         return self._training(*hop).get("start", "base")
 
+    def _held_out(self, split: str) -> list[str]:
+        """Evaluation sets whose prompts a split must not hold."""
+        return list(self.sets) if split == "train" and self.settings["data"]["drop_leaks"] else []
+
     def files(self, split: str) -> list[str]:
         """Local files that a split is read from and that are there; none for hub and demo."""
         return [str(path) for path in self._files(self._source(split))]
+
+    def data_files(self, split: str) -> list[str]:
+        """Local files that decide the rows of a split: its own, and those of sets that it must not hold."""
+        return sorted(
+            {file for name in (split, *self._held_out(split)) for file in self.files(name)}
+        )
+
+    def tokenizer_files(self) -> list[str]:
+        """Local files that a tokenizer is trained on; none for one that is there already."""
+        return self.files("train") if "train" in self.settings["tokenizer"] else []
 
     def tokenizer_spec(self) -> Spec:
         """Settings of the stage that prepares the tokenizer."""
@@ -167,9 +197,9 @@ class Experiment:
             "drop_duplicates": split == "train" and data["drop_duplicates"],
         }
         if split == "train":
-            held_out = self.sets if data["drop_leaks"] else []
             spec["drop_leaks"] = data["drop_leaks"]
-            spec["exclude"] = [self._with_digests(self._source(name)) for name in held_out]
+            excluded = [self._source(name) for name in self._held_out(split)]
+            spec["exclude"] = [self._with_digests(source) for source in excluded]
         return spec
 
     def data_report_spec(self) -> Spec:
@@ -235,7 +265,13 @@ class Experiment:
             "temperature": settings["temperature"],
             "max_new_tokens": self._longest_response,
         }
-        return {"lineage": name, "seed": seed, "noise": settings["seed"], "decoding": decoding}
+        return {
+            "lineage": name,
+            "seed": seed,
+            "noise": settings["seed"],
+            "decoding": decoding,
+            "precision": settings["precision"],
+        }
 
     def generate_spec(self, name: str, seed: int, part: int, parts: int) -> Spec:
         """Settings of the stage that lets a teacher answer one part of the training prompts."""
@@ -243,9 +279,10 @@ class Experiment:
 
     def outputs_spec(self, name: str, seed: int, split: str, kind: str) -> Spec:
         """Settings of the stage that writes down what a teacher says of the tokens of a split."""
+        settings = self.settings["teacher_writes"]
         spec = {"lineage": name, "seed": seed, "split": split, "kind": kind}
-        top_k = self.settings["teacher_writes"]["top_k"]
-        return {**spec, "top_k": top_k} if kind == "top_k" else spec
+        spec["precision"] = settings["precision"]
+        return {**spec, "top_k": settings["top_k"]} if kind == "top_k" else spec
 
     def evaluate_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
         """Settings of the stage that scores a model on an evaluation set."""
@@ -255,6 +292,7 @@ class Experiment:
             "set": evaluation_set,
             "decoding": self._decoding("decoding"),
             "seeds": self.settings["evaluation"]["seeds"],
+            "precision": self.settings["evaluation"]["precision"],
             "max_length": self.settings["data"]["max_length"],
         }
 
@@ -265,6 +303,7 @@ class Experiment:
             "seed": seed,
             "set": evaluation_set,
             "seeds": self.settings["evaluation"]["seeds"],
+            "precision": self.settings["evaluation"]["precision"],
             "max_length": self.settings["data"]["max_length"],
             "teachers": self._compared_with(name, seed),
         }
@@ -398,3 +437,14 @@ class Experiment:
             for kind in ("json", "text", "folder", "gguf"):
                 if kind in source:
                     yield f"{key}.{kind}", source[kind]
+
+
+def _problem(path: Path, kind: str) -> str:
+    """Why a path is not what its key, such as `json` or `folder`, names; empty where it is."""
+    if not path.exists():
+        return "does not exist"
+    if path.is_dir():
+        return "is a folder, and not a file" if kind in ("json", "gguf") else ""
+    if not path.is_file():
+        return "is neither a file nor a folder"
+    return "is a file, and not a folder" if kind == "folder" else ""

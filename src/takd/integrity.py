@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
-from takd.provenance import canonical_json, file_digest
+from takd.provenance import canonical_json, file_digest, readable_json
 
 Record = dict[str, Any]
 
@@ -43,7 +43,8 @@ def read_record(path: Path) -> Record:
         DamagedError: there is none, or it is not what was written.
     """
     try:
-        record = json.loads(path.read_bytes())
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text)
     except FileNotFoundError:
         raise DamagedError(f"{path}: not found") from None
     except (OSError, ValueError) as error:
@@ -52,7 +53,8 @@ def read_record(path: Path) -> Record:
         raise DamagedError(
             f"{path}: has no digests (a version of takd before these wrote it, or it is damaged)"
         )
-    if sealed(record)["digest"] != record["digest"]:
+    # the text, too: the last digits of a number may be others and mean the same
+    if sealed(record)["digest"] != record["digest"] or readable_json(record) != text:
         raise DamagedError(f"{path}: is not what was written (its own digest differs)")
     return record
 
@@ -139,8 +141,9 @@ def read_log(path: Path) -> list[Record]:
         raise DamagedError(f"{path}: not found") from None
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path}: cannot be read ({error})") from None
-    before = text[: text.rstrip(b"\n").rfind(b"\n") + 1]
-    last = lines[-1] if lines else {}
+    last = lines[-1] if lines else None
+    end = (json.dumps(last) + "\n").encode()
+    before = text.removesuffix(end)
     if not isinstance(last, dict) or last.get("digest") != closing_digest(before, last):
         raise DamagedError(f"{path}: is not what was written (the digest in its last line differs)")
     return lines

@@ -24,6 +24,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def readable_json(value: Any) -> str:
+    """JSON as it stands in files: sorted keys, a line for each."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return text + "\n"
+
+
 def short_digest(*parts: str) -> str:
     """First 16 hexadecimal digits of the sha256 of the parts, each ended by a zero byte."""
     total = hashlib.sha256()

@@ -2,7 +2,8 @@
 
 A token is drawn as the argmax of log-probabilities plus Gumbel noise, where the noise is a pure function of
 (seed, prompt, position, token). What a prompt gets as its text therefore does not depend on the size or the
-order of a batch, on padding, or on the number of devices; rows can be sorted by length and leave when done.
+order of a batch, on padding, or on the number of devices, but for two tokens that are equal up to rounding; rows can
+be sorted by length and leave when done.
 
 Teacher-mixed sampling is that of MiniLLM (arXiv 2306.08543, section 2.2): every token comes from
 p̃ = α p + (1 - α) q, teacher p, student q.
@@ -112,7 +113,7 @@ def draw(
 
     Args:
         student, teacher: models in evaluation mode on one device.
-        micro_batch: rows that are decoded together; it changes no text.
+        micro_batch: rows that are decoded together; it changes no text but by rounding.
         teacher_mix: α, the teacher's share of the distribution that is sampled.
         finished: told of each response, with the index of its prompt, as soon as it ends. It may raise to end all.
     """

@@ -6,11 +6,11 @@ python -m takd.schema           rewrite the tables in docs/experiment.md
 import difflib
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator, ValidationError, validators
 
 from takd.errors import InputError
 from takd.yamlfile import Key, YamlFile, read_yaml
@@ -19,6 +19,7 @@ SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.sche
 
 RESERVED = ("experiment", "with")
 """Names of `--config` that mean something else than a variable of an experiment."""
+LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 MANY = 12  # names above which a message with a suggestion does not list all
 
 KINDS = {
@@ -61,6 +62,15 @@ def follow(schema: Any) -> dict[str, Any]:
     )
 
 
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """`pattern` of JSON Schema, whose $ is the end of a text; Python's also stands before a last line break."""
+    if isinstance(instance, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+_Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
+
+
 def check(file: YamlFile) -> None:
     """Raise InputError for the first thing in a file that the schema does not allow."""
     if not isinstance(file.value, dict):
@@ -68,9 +78,7 @@ def check(file: YamlFile) -> None:
         raise InputError(
             f"{file.name} {what}; an experiment is a mapping with the keys {_required()}."
         )
-    errors = [
-        _explain(error) for error in Draft202012Validator(load_schema()).iter_errors(file.value)
-    ]
+    errors = [_explain(error) for error in _Validator(load_schema()).iter_errors(file.value)]
     if errors:
         key, text = min(errors, key=lambda found: (file.line(found[0]), len(found[0])))
         raise file.error(key, text)
@@ -103,7 +111,14 @@ def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
                 f" or set variables.{name} in the file.",
             )
 
-        return re.sub(r"\{(\w+)\}", lookup, path)
+        found = re.sub(r"\{(\w+)\}", lookup, path)
+        longest = max(len(part.encode()) for part in found.split("/"))
+        if not found.strip() or longest > LONGEST_NAME or "\0" in found:
+            shown = repr(found if len(found) < 40 else f"{found[:40]}…")
+            raise file.error(
+                key, f"is {shown}, but must be a path of names of 1 to {LONGEST_NAME} bytes each."
+            )
+        return found
 
     settings = _fill(load_schema(), file.value, place, (), False)
     for name in given:
@@ -199,8 +214,10 @@ def _explain(error: ValidationError) -> tuple[Key, str]:
             return key, f"holds {text} twice; each may stand there once."
         case "minItems" | "minProperties" | "maxItems":
             kind = TYPES[_first(schema["type"])]
-            more = "" if bound == schema.get("maxItems") else " or more"
-            what = schema.get("x-expected") or f"{kind} of {bound}{more}"
+            exact = schema.get("minItems") == schema.get("maxItems")
+            least, most = ("", "") if exact else ("at most ", " or more")
+            size = f"{least}{bound}" if rule == "maxItems" else f"{bound}{most}"
+            what = schema.get("x-expected") or f"{kind} of {size}"
             count = f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
             return key, f"has {count}, but must be {what}."
     return key, f"is {show(value)}, but must be {_right(error)}"

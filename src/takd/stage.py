@@ -13,24 +13,28 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from takd import ending
 from takd import inputs as reading
 from takd.errors import InputError
 from takd.integrity import digests, sealed
-from takd.launch import launch
+from takd.launch import launch, set_allocator
 from takd.lease import lease
-from takd.provenance import code_digest, file_digest, git_commit
+from takd.provenance import code_digest, file_digest, git_commit, readable_json
 
 PIECE = "piece"  # name of inputs that are pieces of the result
 LOG = "metrics"  # name of the output that holds times
 USED_OF_RUNTIME = 0.95  # the rest is for a last step, a checkpoint, and starting up
 CHECKPOINT_SECONDS = 600.0
 BEGAN = "TAKD_BEGAN"  # when the job's first process started, for those that it starts
+
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's words
 
 VERSIONED = (
     "torch",
@@ -61,6 +65,7 @@ class Stage:
     micro_batch: int = 8
     gradient_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = False
     deadline: float | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     stop_requested: bool = False
@@ -106,7 +111,7 @@ class Stage:
     ) -> None:
         """Write what identifies this stage's result.
 
-        Holds no times and no machine, so that the same work done again gives the same bytes, and stages that
+        Holds no times and no machine, so that equal work done again gives the same bytes, and stages that
         read it do not rerun. Written last: a manifest means that all the rest is there. `files` is what `digests`
         gives, where that is known already.
         """
@@ -120,7 +125,7 @@ class Stage:
         Pieces of the result are left out of its inputs, so that as many or as few of them give the same record, too.
         """
         sources = {
-            name: [file_digest(path) for path in paths if not path.is_dir()]
+            name: [file_digest(path) for path in paths if path.is_file()]
             for name, paths in self.inputs.items()
             if name != PIECE
         }
@@ -139,8 +144,7 @@ class Stage:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as canonical, indented JSON; a reader sees the old file or the new, never a part."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, readable_json(value))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -171,6 +175,7 @@ def main(
     stages that ask or train a model; `named` gives the inputs of which nothing but the manifest is read.
     """
     began = time.time()
+    ending.skip_teardown()
     arguments = _parser(module).parse_args()
     spec = json.loads(arguments.spec)
     entries = [module, *(also(spec) if also else [])]
@@ -195,6 +200,7 @@ def main(
         micro_batch=arguments.micro_batch,
         gradient_checkpointing=bool(arguments.gradient_checkpointing),
         compile=bool(arguments.compile),
+        deterministic=bool(arguments.deterministic),
         checkpoint_seconds=arguments.checkpoint_seconds,
         deadline=_deadline(began, arguments.runtime),
     )
@@ -203,21 +209,37 @@ def main(
         stage.stop_requested = True
 
     signal.signal(signal.SIGTERM, request_stop)
+    ending.leave(_attempt(module, stage, arguments.nodes, gpus, named(spec) if named else []))
+
+
+def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collection[str]) -> int:
+    """Run the stage; the exit code. Nothing that the stage or its error refers to outlives this function."""
     try:
         if "RANK" not in os.environ:  # once, before there are several processes
-            verify(stage, named(spec) if named else [])
-        if gpus and arguments.nodes == 1:
-            lease(arguments.processes, stage.say)
-        launch(arguments.nodes, arguments.processes, arguments.threads)
+            verify(stage, named)
+        if gpus:
+            set_allocator()
+        if gpus and nodes == 1:
+            lease(stage.processes, stage.say)
+        launch(nodes, stage.processes, stage.threads)
         stage.git_commit = git_commit()
         importlib.import_module(module).run(stage)
     except (InputError, Interrupted) as error:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
-        sys.exit(1)
-    except Exception as error:
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if NOT_DETERMINISTIC in str(error):
+            operation = str(error).split()[0]
+            stage.say(
+                f"Error: torch has no variant of {operation} that gives the same numbers each time, for which"
+                " `deterministic: 1` asks; set it to 0 for this rule in the profile."
+            )
+            return 1
         # the log gets the traceback; the console should say more than that a command failed
         print(f"Error: {type(error).__name__}: {error}", flush=True)
-        raise
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def verify(stage: Stage, named: Collection[str]) -> None:
@@ -243,6 +265,7 @@ def _parser(module: str) -> argparse.ArgumentParser:
     switch: dict[str, Any] = {"type": int, "choices": (0, 1), "default": 0}
     add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
     add("--compile", **switch, help="1: training passes through torch.compile")
+    add("--deterministic", **switch, help="1: the same numbers each time on a GPU, more slowly")
     add("--runtime", type=float, help="minutes that the job has: leaves in time, with a checkpoint")
     add(
         *("--checkpoint-seconds",),

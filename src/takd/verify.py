@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from takd.errors import InputError
 from takd.inputs import check
 from takd.integrity import (
-    CARD,
-    PROGRESS,
     RECORDS,
     DamagedError,
     Record,
@@ -48,7 +46,8 @@ def verify(results: Path, threads: int = 1) -> Verified:
     unfinished = {path for path in files if CHECKPOINTS in path.relative_to(results).parts}
     done = [path for path in files if path not in unfinished]
     records: dict[Path, Record] = {}
-    found = [f for path in unfinished if path.name == PROGRESS for f in examine(path.parent)[1]]
+    checkpoints = sorted(results.rglob(f"{CHECKPOINTS}/*/step-*"))
+    found = [fault for checkpoint in checkpoints for fault in examine(checkpoint)[1]]
     broken = set()
     for path in done:
         try:
@@ -59,7 +58,7 @@ def verify(results: Path, threads: int = 1) -> Verified:
         except DamagedError as error:
             found.append(str(error))
             broken.add(path.parent)
-    if not records and not found:
+    if not records and not checkpoints and not found:
         raise InputError(f"{results}: holds no results of takd.")
     for path, record in records.items():
         found += faults(path, record, threads=threads)
@@ -115,16 +114,9 @@ def _origins(records: dict[Path, Record], files: list[Path]) -> Iterator[str]:
 
 
 def _unnamed(files: list[Path], records: dict[Path, Record]) -> Iterator[str]:
-    """Files of which no record speaks; a model's card is a copy of the one beside its folder."""
+    """Files of which no record speaks, but for cards, to which one adds a licence."""
     named = {path.parent / part for path, record in records.items() for part in parts(record)}
     for path in files:
-        if path.name == CARD and path.parent.name == "model":
-            card = path.parent.parent / "card.md"
-            if not card.is_file() or card.read_bytes() != path.read_bytes():
-                yield f"{path}: is not the same as {card}"
-        elif named.isdisjoint((path, *path.parents)) and path.name not in (
-            *RECORDS,
-            LOG,
-            "card.md",
-        ):
+        known = path.name in (*RECORDS, LOG, "card.md")
+        if not known and named.isdisjoint((path, *path.parents)):
             yield f"{path}: no record speaks of it; it is unfinished, or no result"

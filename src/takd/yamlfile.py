@@ -28,6 +28,12 @@ PLAIN = {
 }
 TAG = "tag:yaml.org,2002:"
 
+# bounds far beyond any experiment, below what would crash the parser or fill the memory
+BYTES = 1_000_000
+DEPTH = 50
+VALUES = 100_000
+DIGITS = 18
+
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Reads plain scalars by the core schema of YAML 1.2."""
@@ -46,6 +52,7 @@ class YamlFile:
     name: str
     value: Any = None
     lines: dict[Key, int] = field(default_factory=dict)
+    count: int = 0
 
     def error(self, key: Key, text: str) -> InputError:
         """An error in one sentence: the file, the line, the key, and then `text`."""
@@ -60,35 +67,77 @@ class YamlFile:
 
 def dotted(key: Key) -> str:
     """A key as text: `chains[0].models[1]`."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
+    text = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part if part.isprintable() else repr(part)}"
+        for part in key
+    )
     return text.removeprefix(".") or "the file"
 
 
 def read_yaml(path: Path, name: str) -> YamlFile:
     """Read a file; `name` stands for it in messages.
 
-    Raises InputError for what is not YAML, for a key that stands twice, and for values that JSON
-    does not have.
+    Raises InputError for what is not YAML, for a key that stands twice, for values that JSON does
+    not have, and for what is too large or too deep to be an experiment.
     """
     file = YamlFile(name)
+    text = _text(path, name)
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        _check_depth(text, name)
+        node = yaml.compose(text, Loader=_Loader)
         file.value = None if node is None else _value(node, (), file)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        text = path.read_text(encoding="utf-8").splitlines()[line - 1 : line]
-        tabs = "; indent with blanks, not tabs" if "\t" in "".join(text) else ""
+        tabs = (
+            "; indent with blanks, not tabs"
+            if "\t" in "".join(text.splitlines()[line - 1 : line])
+            else ""
+        )
         raise InputError(f"{name}, line {line}: is not YAML: {error.problem}{tabs}.") from None
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        raise InputError(f"{name} is not a text in UTF-8: {error}.") from None
+    except yaml.reader.ReaderError as error:
+        raise InputError(
+            f"{name} has a character that YAML does not allow: {error.reason}."
+        ) from None
     except RecursionError:
         raise InputError(f"{name} has an alias that contains itself.") from None
     return file
 
 
+def _text(path: Path, name: str) -> str:
+    content = path.read_bytes()
+    if len(content) > BYTES:
+        raise InputError(f"{name} has {len(content):,} bytes; an experiment has at most {BYTES:,}.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{name}, line {line}: is not a text in UTF-8 ({error.reason}); save the file in that encoding."
+        ) from None
+
+
+def _check_depth(text: str, name: str) -> None:
+    """Refuse what the parser, which descends by recursion in C, would crash on."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
+        if depth > DEPTH:
+            line = event.start_mark.line + 1
+            raise InputError(
+                f"{name}, line {line}: has more than {DEPTH} lists or mappings in one another."
+            )
+
+
 def _value(node: yaml.Node, key: Key, file: YamlFile) -> Any:
     file.lines.setdefault(key, node.start_mark.line + 1)
+    file.count += 1
+    if file.count > VALUES:
+        raise file.error(
+            key, f"is where the file exceeds {VALUES:,} values; aliases repeat what they name."
+        )
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, key, file)
     if isinstance(node, yaml.SequenceNode):
@@ -99,6 +148,10 @@ def _value(node: yaml.Node, key: Key, file: YamlFile) -> Any:
         case "bool":
             return node.value.lower() == "true"
         case "int":
+            if len(node.value) > DIGITS:
+                raise file.error(
+                    key, f"is a number of {len(node.value)} digits, but must have at most {DIGITS}."
+                )
             return int(node.value)
         case "float":
             number = float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))

@@ -6,6 +6,8 @@ from typing import Any
 from takd.lineage import SUPERVISED
 from takd.schema import load_schema
 
+LISTED = 10_000  # numbers whose divisors a message lists
+
 
 def distillation_methods() -> list[str]:
     """The methods of the schema that have a teacher."""
@@ -41,5 +43,7 @@ def vocabulary_size(settings: dict[str, Any]) -> int | None:
 
 
 def divisors(number: int) -> str:
-    found = [str(part) for part in range(1, number + 1) if number % part == 0]
-    return ", ".join(found)
+    """What divides a number, for a message."""
+    if number > LISTED:
+        return f"a divisor of {number}"
+    return "one of " + ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

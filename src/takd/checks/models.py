@@ -46,7 +46,7 @@ def check_models(file: YamlFile, settings: dict[str, Any]) -> dict[str, int]:
             raise file.error(
                 (*key, "heads"),
                 f"is {shape['heads']}, which does not divide the width {shape['width']};"
-                f" it must be one of {divisors(shape['width'])}.",
+                f" it must be {divisors(shape['width'])}.",
             )
         if shape["positions"] < settings["data"]["max_length"]:
             raise file.error(

@@ -44,7 +44,7 @@ def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None
             raise file.error(
                 where("batch_size"),
                 f"is {resolved['batch_size']}, which does not divide the {rollouts}"
-                f" rollouts_per_round of the model '{model}'; it must be one of"
+                f" rollouts_per_round of the model '{model}'; it must be"
                 f" {divisors(rollouts)}.",
             )
         if "sampling" in resolved:

@@ -27,7 +27,7 @@ from takd.training.progress import Journal, timed
 
 def run(stage: Stage) -> None:
     """Decode what is left, score, write."""
-    inference.settle(stage.threads)
+    inference.settle(stage)
     with (
         shared(stage, stage.outputs["scores"]) as (folder, share),
         timed(folder, active=share.first) as journal,

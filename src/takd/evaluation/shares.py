@@ -1,7 +1,8 @@
 """Work that several processes share: each does every n-th piece, the first one puts the results together.
 
-What a piece comes to depends on nothing but itself, so neither does the result depend on the number of processes. They
-need no collective operation but a barrier: each writes what it found into a file of its own, and the first reads all.
+What a piece comes to depends on nothing but itself (and rounding), so neither does the result depend on the number of
+processes. They need no collective operation but a barrier: each writes what it found into a file of its own, and the
+first reads all.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ class Share:
 def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
     """The folder for what the next attempt goes on from (`checkpoints.resumable`), the same for all processes.
 
-    The first process holds its lock, and leaves last.
+    The first process holds its lock. Their group ends with the stage (`takd.ending`).
     """
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if share.count == 1:
@@ -58,16 +59,13 @@ def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
             yield folder, share
         return
     torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        if share.first:
-            with resumable(stage, output) as folder:
-                share.wait()
-                yield folder, share
-        else:
+    if share.first:
+        with resumable(stage, output) as folder:
             share.wait()
-            yield output.parent / "checkpoints" / resume_key(stage), share
-    finally:
-        torch.distributed.destroy_process_group()
+            yield folder, share
+    else:
+        share.wait()
+        yield output.parent / "checkpoints" / resume_key(stage), share
 
 
 class Store:

@@ -2,8 +2,8 @@
 
 Inputs: `teacher`, `prompts`, `tokenizer` (manifests). Outputs: `answers` (one line a prompt: its row, its tokens,
 whether the end token was drawn), `metrics`, `manifest`. Answers are written down as they come, and a killed run goes
-on from them. What a prompt gets as its answer depends on nothing but the prompt, so neither does it on the number of
-parts.
+on from them. What a prompt gets as its answer depends on nothing but the prompt (and rounding), so neither does it
+on the number of parts.
 """
 
 import json
@@ -21,7 +21,7 @@ from takd.training.progress import timed
 
 def run(stage: Stage) -> None:
     """Decode what is left of the part's rows, which are every `parts`-th of the split."""
-    inference.settle(stage.threads)
+    inference.settle(stage)
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("prompts").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"

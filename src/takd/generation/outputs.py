@@ -43,7 +43,7 @@ def run(stage: Stage) -> None:
         InputError: more tokens are to be kept than there are.
         Interrupted: asked to stop or out of time.
     """
-    inference.settle(stage.threads)
+    inference.settle(stage)
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
@@ -98,7 +98,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     spec, kind = stage.spec, stage.spec["kind"]
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     model, vocabulary = inference.load(
-        stage.input("teacher").parent / "model", tokenizer, spec["lineage"]
+        stage, stage.input("teacher").parent / "model", tokenizer, spec["lineage"]
     )
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(

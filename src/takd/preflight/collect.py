@@ -108,7 +108,7 @@ class Prepared:
 def read_experiment(root: Path, name: str | None, variables: Mapping[str, str]) -> Experiment:
     """An experiment by its name; without one, that of config/config.yaml."""
     name = experiment_name(root, name)
-    return experiments.load(root / f"config/experiments/{name}.yaml", root, variables)
+    return experiments.load(experiments.file_of(root, name), root, variables)
 
 
 def experiment_name(root: Path, name: str | None) -> str:

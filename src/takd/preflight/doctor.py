@@ -5,13 +5,12 @@ python -m takd doctor --experiment NAME --profile profiles/slurm
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from takd.cards import VOLTA, has_kernels
+from takd.preflight import fitting
 from takd.preflight.collect import Facts, Torch
 from takd.preflight.datasheets import Card, asked_for
-from takd.preflight.footprint import GIB, USABLE, Resources
+from takd.preflight.findings import Finding
 from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
 from takd.preflight.table import size
 
@@ -21,22 +20,6 @@ NEEDED = ("snakemake", "torch", "transformers", "accelerate", "datasets", "token
 # builds of torch against a newer CUDA than this have had no kernels for Volta since
 VOLTA_CUDA, FIRST_WITHOUT_VOLTA = (12, 6), (2, 11)
 LAST_VOLTA = "2.14"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        level: "ok", "warning" (may go wrong, or only costs time) or "error" (will go wrong).
-    """
-
-    level: str
-    subject: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.level:<8}{self.subject:<11}{self.text}"
 
 
 def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[Finding]:
@@ -50,7 +33,9 @@ def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[
         *files(facts),
         *hub(facts.hub, facts.hub_problem),
         *space(facts, planner, planned),
-        *memory(planner, planned),
+        *fitting.memory(planner, planned),
+        *fitting.host_memory(facts.executor, planner, planned),
+        *fitting.precision(planner, planned),
         *time(planned, facts.attempts),
     ]
 
@@ -266,55 +251,6 @@ def free_for(free: float, stays: float, meanwhile: float) -> Finding:
     )
 
 
-def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Whether each stage fits on a GPU, and which micro-batch would."""
-    card = planner.card
-    if card.on_cpu:
-        return
-    limit = f"{USABLE * card.gigabytes:.0f} GiB that a {card.name} can use"
-    seen: dict[str, Planned] = {}
-    for each in planned:
-        if each.footprint is None or not each.job.to_do:
-            continue
-        name = each.stage if each.job.trains else f"{each.job.rule} {each.job.lineage}"
-        if name not in seen or seen[name].footprint.peak < each.footprint.peak:  # type: ignore[union-attr]
-            seen[name] = each
-    fit = True
-    for name, each in seen.items():
-        assert each.footprint is not None
-        if each.footprint.fits(card):
-            continue
-        fit = False
-        largest = ", ".join(f"{n} {b / GIB:.1f}" for n, b in each.footprint.items()[:3])
-        peak = f"{name} takes {each.footprint.peak / GIB:.0f} GiB a GPU ({largest}), more than the {limit}"
-        yield Finding("error", "memory", f"{peak}: {_remedy(planner, each)}.")
-    if fit and seen:
-        name, each = max(seen.items(), key=lambda item: item[1].footprint.peak)  # type: ignore[union-attr]
-        assert each.footprint is not None
-        text = f"all stages fit into the {limit}; the largest is {name} with {each.footprint.peak / GIB:.1f} GiB"
-        yield Finding("ok", "memory", text)
-
-
-def _remedy(planner: Planner, each: Planned) -> str:
-    """What would make a stage fit."""
-    job = each.job
-    found = largest_micro_batch(each.footprint_with(planner), job.given, planner.card)
-    if found is not None:
-        fits, checkpointing = found
-        also = (
-            " and gradient_checkpointing: 1"
-            if checkpointing and not job.given.gradient_checkpointing
-            else ""
-        )
-        return f"set micro_batch: {fits}{also} for {job.rule} in the profile"
-    if job.trains:
-        many = "" if job.given.world > 1 else " on several GPUs"
-        return (
-            f"no micro_batch fits; set deepspeed: zero2 or zero3{many}, or lora, in the experiment"
-        )
-    return "no micro_batch fits; take a larger card"
-
-
 def time(planned: Sequence[Planned], attempts: int) -> Iterator[Finding]:
     """Whether jobs end within the attempts that they have."""
     late: dict[str, tuple[float, float]] = {}
@@ -330,23 +266,3 @@ def time(planned: Sequence[Planned], attempts: int) -> Iterator[Finding]:
         yield Finding("warning", "time", text)
     if not late and any(each.hours is not None for each in planned if each.job.to_do):
         yield Finding("ok", "time", "every job whose time can be expected ends within its attempts")
-
-
-def largest_micro_batch(
-    footprint_of: Any, resources: Resources, card: Card
-) -> tuple[int, bool] | None:
-    """The largest micro-batch, and whether it needs gradient checkpointing, with which a stage fits; None: none.
-
-    Args:
-        footprint_of: the footprint with given resources.
-    """
-    for checkpointing in (resources.gradient_checkpointing, True):
-        size = resources.micro_batch
-        while size >= 1:
-            tried = Resources(
-                resources.processes, resources.nodes, size, checkpointing, resources.runtime
-            )
-            if footprint_of(tried).fits(card):
-                return size, checkpointing
-            size //= 2
-    return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
-from takd.experiment import Experiment, load
+from takd.experiment import Experiment, file_of, load
 from takd.lineage import split
 from takd.provenance import canonical_json, short_digest
 from takd.report.captions import escape, numbered
@@ -74,7 +74,7 @@ def load_all(
     A variable is given to those whose file has it in a path; one that no file has goes to the first, which refuses it.
     """
     names = [first_name, *others(named, first_name)]
-    files = [root / f"config/experiments/{name}.yaml" for name in names]
+    files = [file_of(root, str(name)) for name in names]
     used = [_variables(file) for file in files]
     first, *rest = [
         {name: value for name, value in variables.items() if name in found} for found in used
@@ -88,9 +88,8 @@ def load_all(
 
 def _variables(file: Path) -> set[str]:
     """Names in braces in an experiment file; no file is an error that `load` explains."""
-    return (
-        set(re.findall(r"\{(\w+)\}", file.read_text(encoding="utf-8"))) if file.is_file() else set()
-    )
+    text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
+    return set(re.findall(r"\{(\w+)\}", text))
 
 
 def results(experiment: Experiment) -> str:
@@ -152,7 +151,7 @@ def require_finished(
     missing = [path for path in needed if not Path(path).is_file()]
     if not missing:
         return
-    used = _variables(experiment.root / f"config/experiments/{experiment.name}.yaml")
+    used = _variables(file_of(experiment.root, experiment.name))
     words = [f"{name}={value}" for name, value in variables.items() if name in used]
     command = " ".join([f"--config experiment={experiment.name}", *words])
     things = len({needed[path] for path in missing})
