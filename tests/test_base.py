@@ -60,7 +60,7 @@ def test_folder_is_linked_and_counted(prepare, tmp_path):
     count = sum(p.numel() for p in model.parameters())
     manifest = prepare({"folder": str(tmp_path / "source")}, parameters=count * 1.1)
     assert manifest["parameters"] == count
-    assert set(manifest["files"]) == {"config.json", "model.safetensors"}
+    assert set(manifest["files"]) == {"model/config.json", "model/model.safetensors"}
     loaded = load_model(tmp_path / "model")
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
 
@@ -93,10 +93,10 @@ def test_shards_are_linked_by_their_index_and_a_missing_one_is_named(prepare, tm
     (source / "model-00009-of-00009.safetensors").write_bytes(b"of another model")
     count = sum(p.numel() for p in model.parameters())
     manifest = prepare({"folder": str(source)}, parameters=count)
-    assert "model-00009-of-00009.safetensors" not in manifest["files"]
+    assert "model/model-00009-of-00009.safetensors" not in manifest["files"]
     loaded = load_model(tmp_path / "model").state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
-    shard = sorted(name for name in manifest["files"] if name.startswith("model-"))[1]
+    shard = sorted(n.removeprefix("model/") for n in manifest["files"] if "/model-" in n)[1]
     (source / shard).unlink()
     with pytest.raises(InputError, match=f"its source lacks {shard}; fetch or copy it again"):
         prepare({"folder": str(source)}, parameters=count)
@@ -213,7 +213,7 @@ def test_why_the_hub_gives_no_weights_is_told(prepare, monkeypatch):
 
 def test_scratch_is_a_configuration_that_the_seed_fills(prepare, tmp_path):
     manifest = prepare({"scratch": SHAPE}, parameters=1234)
-    assert list(manifest["files"]) == ["config.json"] and manifest["parameters"] == 1234
+    assert list(manifest["files"]) == ["model/config.json"] and manifest["parameters"] == 1234
     one, two = (load_model(tmp_path / "model", seed=seed) for seed in (1, 2))
     assert one.config.vocab_size == 11 and one.config.eos_token_id == 0
     assert not torch.equal(one.transformer.wte.weight, two.transformer.wte.weight)
@@ -272,8 +272,8 @@ def test_gguf_is_dequantised(prepare, tmp_path):
     torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
     manifest = prepare({"gguf": str(tmp_path / "m.gguf"), "keep_layers": [0]}, parameters=count)
     assert manifest["layers"] == [0] and set(manifest["files"]) == {
-        "config.json",
-        "model.safetensors",
+        "model/config.json",
+        "model/model.safetensors",
     }
 
 
@@ -284,7 +284,7 @@ def test_a_smaller_model_is_made_of_some_layers(prepare, tmp_path):
     weights = {"folder": str(tmp_path / "source"), "keep_layers": 2}
     manifest = prepare(weights, parameters=count)
     assert (manifest["parameters"], manifest["layers"]) == (count, [0, 3])
-    assert set(manifest["files"]) == {"config.json", "model.safetensors"}
+    assert set(manifest["files"]) == {"model/config.json", "model/model.safetensors"}
     loaded = load_model(tmp_path / "model")
     last = whole.transformer.h[3].mlp.c_fc.weight
     assert torch.equal(loaded.transformer.h[1].mlp.c_fc.weight, last)

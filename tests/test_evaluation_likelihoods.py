@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from models_for_tests import token_log_probabilities
+from sealing import write_json
 from test_plan import ATTENTION
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -35,8 +36,11 @@ def workspace(tmp_path_factory):
     space.finished(
         space.train("oracle", "sft", inputs={"base": "teacher"}, steps=40, evaluate_every=40)
     )
-    for name in ("model", "oracle"):
+    for name, lineage in (("model", "teacher-sft__student-kd"), ("oracle", "teacher-sft")):
         space.finished(space.evaluate(f"{name}-answers", name))
+        for file in (f"{name}/manifest.json", f"{name}-answers/scores.json"):
+            path = space.folder / file
+            write_json(path, json.loads(path.read_text()) | {"lineage": lineage})
     return space
 
 
@@ -163,7 +167,7 @@ def test_a_head_of_a_chain_is_read_alone(workspace, measured):
 
 def test_the_first_teacher_is_read_beside_the_direct_one(workspace, measured):
     """Here the model itself is called the first teacher: no distance, and no error whose excess could be told."""
-    teachers = {"direct": ["teacher-sft", 3], "first": ["another-sft", 3]}
+    teachers = {"direct": ["teacher-sft", 3], "first": ["teacher-sft__student-kd", 3]}
     inputs = {"first": "model/manifest.json", "first_answers": "model-answers/answers.jsonl"}
     workspace.finished(likelihoods(workspace, "both", teachers=teachers, **inputs))
     found, lines = read(workspace.folder / "both")

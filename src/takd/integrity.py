@@ -152,7 +152,8 @@ def read_log(path: Path) -> list[Record]:
 def remade(fault: str, record: Path) -> InputError:
     """The sentence for a fault in the results of a stage, with what makes them anew."""
     first = f"delete {record} and start" if record.exists() else "start"
-    return InputError(f"{fault}; {first} snakemake again, so that it is made anew.")
+    # without a target, Snakemake makes nothing that a finished report was made from
+    return InputError(f"{fault}; {first} snakemake again with {record} as its target.")
 
 
 def _sha256(content: bytes) -> str:

@@ -13,6 +13,8 @@ from takd.stage import main
 
 def named(spec):
     """A teacher is only named, and not asked, where all that it says has been written down."""
+    if "teacher" not in spec:
+        return []
     method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     return [] if method.asks_teacher(spec["settings"]) else ["teacher"]
 
