@@ -1,6 +1,7 @@
 """In which numbers models compute: by device, by what a model was pretrained in, through chains, and in plans."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -106,12 +107,14 @@ def test_the_origin_survives_layers_training_and_export(tmp_path):
     qwen2(tmp_path / "whole", space)
     (tmp_path / "origin" / "model").mkdir(parents=True)
     keep_layers(tmp_path / "whole", tmp_path / "origin" / "model", 1, "any")
-    space.manifest("origin")
     settings = {"steps": 2, "evaluate_every": 2, "dev_rows": 2, "dropout": 0.0}
-    for name, start in (("first", "origin"), ("second", "first")):
+    for name, start in (("first", "origin"), ("second", "again")):
+        space.manifest(start, kind="base", model="student")
         space.finished(space.train(name, "sft", inputs={"base": start}, **settings))
         saved = json.loads((tmp_path / name / "model" / "config.json").read_text())
         assert saved["dtype"] == "float32"
+        if name == "first":
+            shutil.copytree(tmp_path / name / "model", tmp_path / "again" / "model")
         for output in ("model", "init"):
             assert pretrained_in(tmp_path / name / output) == "bfloat16"
             assert shapes.config_of(tmp_path / name / output).pretrained == "bfloat16"
