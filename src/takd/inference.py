@@ -30,7 +30,7 @@ def load(
     """
     model = models.load_model(folder, dtype=DTYPES[choose_precision("auto")])
     vocabulary = models.check_vocabulary(model, tokenizer, name)
-    nn.Module.to(model, own())
+    nn.Module.to(models.freeze(model), own())
     models.check_projection(model, name)
     check_decoding(model, name)
-    return model.eval(), vocabulary
+    return model, vocabulary

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from takd.errors import InputError
-from takd.models import decoding_mask, hidden_states
+from takd.models import decoding_mask, hidden_states, lowered_type
 
 GROWTH = 64  # columns
 READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}  # tokens
@@ -60,8 +60,9 @@ class RaggedCache(Cache):
             self._make_room(width, layers)
             here = (source >= start) & (source < end)
             for layer, keys, values in zip(layers, self._keys, self._values, strict=True):
-                keys[target[here], :, :width] = layer.keys[source[here] - start]
-                values[target[here], :, :width] = layer.values[source[here] - start]
+                chosen = source[here] - start
+                keys[target[here], :, :width] = layer.keys[chosen].to(keys.dtype)
+                values[target[here], :, :width] = layer.values[chosen].to(values.dtype)
         for row, prompt in zip(rows, prompts, strict=True):
             self.lengths[row] = len(prompt)
         self._lengths_b[target] = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -102,10 +103,13 @@ class RaggedCache(Cache):
 
     def _make_room(self, columns: int, like: Sequence[Any] = ()) -> None:
         if not self._keys:
+            # as attention takes them: rotary positions leave keys in float32 under autocast, and these the values
+            lowered = lowered_type(self.model)
             for layer in like:
                 for held, tensor in ((self._keys, layer.keys), (self._values, layer.values)):
                     _, heads, _, size = tensor.shape
-                    held.append(tensor.new_zeros(len(self.lengths), heads, columns + GROWTH, size))
+                    shape = len(self.lengths), heads, columns + GROWTH, size
+                    held.append(tensor.new_zeros(shape, dtype=lowered or tensor.dtype))
         missing = columns - self._keys[0].shape[2]
         if missing > 0:
             for held in (self._keys, self._values):
@@ -122,8 +126,8 @@ class RaggedCache(Cache):
         """Write one token a row; gives all keys and values up to the longest row's."""
         columns = max(self.lengths) + 1
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        keys[self._rows_b, :, self._lengths_b] = key_states[:, :, 0]
-        values[self._rows_b, :, self._lengths_b] = value_states[:, :, 0]
+        keys[self._rows_b, :, self._lengths_b] = key_states[:, :, 0].to(keys.dtype)
+        values[self._rows_b, :, self._lengths_b] = value_states[:, :, 0].to(values.dtype)
         return keys[:, :, :columns], values[:, :, :columns]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

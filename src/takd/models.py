@@ -4,6 +4,7 @@ A model is a folder in Hugging Face format. A folder without weights is a model 
 gives the shape and the training seed draws the weights.
 """
 
+import contextlib
 import functools
 import inspect
 from pathlib import Path
@@ -39,7 +40,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_model(
     folder: Path, *, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Read a causal language model from a folder.
+    """Read a causal language model from a folder, in evaluation mode.
 
     Args:
         folder: `config.json` and safetensors; without weights the model is drawn at random with `seed`.
@@ -73,7 +74,7 @@ def load_model(
     else:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return cast(PreTrainedModel, model)
+    return cast(PreTrainedModel, model).eval()
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
@@ -144,13 +145,15 @@ def hidden_states(
     arguments: dict[str, Any] = {}
     if positions_bt is not None and _takes(cast(Any, type(body)), "position_ids"):
         arguments["position_ids"] = positions_bt
-    return body(
-        input_ids=ids_bt,
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        **arguments,
-    ).last_hidden_state
+    plain = lowered_type(model) is None
+    with without_autocast(model.device) if plain else contextlib.nullcontext():
+        return body(
+            input_ids=ids_bt,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **arguments,
+        ).last_hidden_state
 
 
 def decoding_mask(
@@ -174,18 +177,62 @@ def decoding_mask(
     return {"full_attention": causal, "sliding_attention": windowed} if kinds else windowed
 
 
-def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
-    """Logits in float32 of hidden states, (..., hidden size) to (..., vocabulary).
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Prepare a model for inference: no dropout, no gradients, and arithmetic in the type of its own weights.
 
-    Softmax in half precision is off by 0.02 on average in the chosen token's log-probability, which the ratios
-    and weights of policy gradients do not forgive.
+    A teacher runs inside the autocast of its student, which would keep the hidden states of half-precision weights
+    in float32, cast its norms at every step, and lower one whose weights are float32 because float16 overflows in it.
     """
+    setattr(model, _FROZEN, True)
+    return model.eval().requires_grad_(False)
+
+
+_FROZEN = "takd_frozen"
+
+
+def lowered_type(model: PreTrainedModel) -> torch.dtype | None:
+    """The type to which autocast lowers a model's products at the moment; None where they are in their own."""
+    return None if getattr(model, _FROZEN, False) else autocast_type(model.device)
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type to which autocast lowers products at the moment; None where it lowers none."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Have products computed in the types of their operands."""
+    if autocast_type(device) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
+    """Compute float32 logits of hidden states, (..., hidden size) to (..., vocabulary); without gradients.
+
+    Only the operands are rounded to half precision. Rounding logits near -65, where GPT-2's lie, would put an error
+    with a standard deviation of 0.13 (bfloat16) into each log-probability, and with it into the ratios and weights of
+    policy gradients; rounded operands give 0.001.
+    """
+    head = output_layer(model)
+    dtype = lowered_type(model) or head.weight.dtype
+    with torch.no_grad():
+        return vocabulary_product(
+            hidden.to(dtype), head.weight[:vocabulary].to(dtype), cut(head.bias, vocabulary)
+        )
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The layer that makes logits of the last hidden states."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.bias is None and not torch.is_grad_enabled():
-        logits = vocabulary_product(hidden, head.weight[:vocabulary].to(hidden.dtype))
-    else:
-        logits = head(hidden)[..., :vocabulary]
-    return logits.float()
+    assert isinstance(head, nn.Linear), type(head)  # check_projection has seen to it
+    return head
+
+
+def cut(bias_v: Tensor | None, vocabulary: int) -> Tensor | None:
+    """The bias of the entries that the tokenizer uses, if there is a bias."""
+    return None if bias_v is None else bias_v[:vocabulary]
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -193,14 +240,34 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature
 
 
-def vocabulary_product(hidden: Tensor, weight_vh: Tensor) -> Tensor:
-    """Products of hidden states with all rows of an output embedding, (..., hidden size) to (..., vocabulary).
+def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
+    """Product of two matrices, (n, k) and (k, m), that is not rounded to the half precision of its operands.
+
+    A GPU adds up in float32 and returns that; a CPU, which multiplies half precision slowly, gets the same by
+    multiplying in float32.
+    """
+    with without_autocast(left_nk.device):
+        if left_nk.dtype not in (torch.float16, torch.bfloat16):
+            return left_nk @ right_km
+        if left_nk.device.type == "cuda":
+            return torch.mm(left_nk, right_km, out_dtype=torch.float32)
+        return left_nk.float() @ right_km.float()
+
+
+def vocabulary_product(hidden: Tensor, weight_vh: Tensor, bias_v: Tensor | None = None) -> Tensor:
+    """Logits of hidden states, (..., hidden size) to (..., vocabulary): float32 unless the operands are wider.
 
     On a CPU, block by block: the library's product of a few rows with 50,000 columns runs at half of its rate.
     """
-    if hidden.device.type != "cpu" or weight_vh.shape[0] <= 2 * VOCABULARY_BLOCK:
-        return hidden @ weight_vh.T
-    return torch.cat([hidden @ rows.T for rows in weight_vh.split(VOCABULARY_BLOCK)], -1)
+    flat_nh = hidden.reshape(-1, hidden.shape[-1])
+    rows = weight_vh.shape[0]
+    in_blocks = hidden.device.type == "cpu" and rows > 2 * VOCABULARY_BLOCK
+    parts = weight_vh.split(VOCABULARY_BLOCK if in_blocks else rows)
+    pieces = [wide_product(flat_nh, part_vh.T) for part_vh in parts]
+    logits_nv = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    if bias_v is not None:
+        logits_nv = logits_nv + bias_v.to(logits_nv.dtype)
+    return logits_nv.unflatten(0, hidden.shape[:-1]) if hidden.ndim != 2 else logits_nv
 
 
 def parameter_count(model: nn.Module) -> int:

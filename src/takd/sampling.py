@@ -118,6 +118,8 @@ def draw(
     """
     if not prompts:
         return []
+    for model in (student, *([teacher] if teacher is not None else [])):
+        assert not any(module.training for module in model.modules()), "dropout is on"
     # equal prompts side by side, so that they are read once; equal lengths too, so that little is padded
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].tokens))
     mixing = teacher is not None and teacher_mix > 0

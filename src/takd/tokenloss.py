@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.models import project, vocabulary_product
+from takd.models import autocast_type, cut, output_layer, vocabulary_product, wide_product
 
 # (logits (m, vocabulary), columns of the same tokens) -> loss of each token (m,), statistics of each token (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -41,6 +40,8 @@ def sum_over_tokens(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of a loss over tokens, with gradients for the hidden states and the model's head, and of its statistics.
 
+    Without gradients enabled, nothing is differentiated.
+
     Args:
         loss: of some tokens; the gradient flows through its logits alone.
         model: whose output embedding makes logits of hidden states.
@@ -53,15 +54,23 @@ def sum_over_tokens(
         The sum and the sums of the statistics, all without shape. Sums over no tokens are 0.
     """
     size = chunk or chunk_size(vocabulary, hidden_nh.device)
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None or hasattr(head.weight, "ds_id"):
-        # ZeRO-3 puts the weight together for the module's own passes only: compute those twice
-        return _recomputed(loss, model, hidden_nh, columns, vocabulary, size)
+    head = output_layer(model)
     statistics: dict[str, Tensor] = {}
-    total: Tensor = _Fused.apply(
-        hidden_nh, head.weight, loss, columns, vocabulary, size, statistics
-    )
-    return total, statistics
+    learns = torch.is_grad_enabled()
+
+    def fused(hidden_nh: Tensor) -> Tensor:
+        return _Fused.apply(
+            *(hidden_nh, head.weight, head.bias),
+            *(loss, columns, vocabulary, size, statistics, learns),
+        )
+
+    # ZeRO-3 gathers the weight for the layer's own forward pass only. All chunks are in one pass, since processes
+    # with different numbers of chunks would else take part in different numbers of collective operations.
+    head.forward = fused  # type: ignore[assignment]
+    try:
+        return head(hidden_nh), statistics
+    finally:
+        del head.forward
 
 
 def _pieces(columns: Mapping[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
@@ -82,83 +91,77 @@ class _Fused(torch.autograd.Function):
         ctx: Any,
         hidden_nh: Tensor,
         weight_vh: Tensor,
+        bias_v: Tensor | None,
         loss: TokenLoss,
         columns: Mapping[str, Tensor],
         vocabulary: int,
         size: int,
         statistics: dict[str, Tensor],
+        learns: bool,
     ) -> Tensor:
-        device = hidden_nh.device.type
-        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        dtype = half or weight_vh.dtype
-        head_vh = weight_vh[:vocabulary].to(dtype)
-        hidden_grad = torch.empty_like(hidden_nh) if ctx.needs_input_grad[0] else None
-        weight_grad = None
-        if ctx.needs_input_grad[1]:
-            # chunks add up in float32: the sum may leave the range of half precision before it is scaled
-            wide = torch.promote_types(weight_vh.dtype, torch.float32)
-            weight_grad = torch.zeros_like(weight_vh, dtype=wide)
-        learns = hidden_grad is not None or weight_grad is not None
-        total = torch.zeros((), device=hidden_nh.device)
+        device = hidden_nh.device
+        dtype = autocast_type(device) or weight_vh.dtype
+        head_vh, head_bias_v = weight_vh[:vocabulary].to(dtype), cut(bias_v, vocabulary)
+        inputs = hidden_nh, weight_vh, bias_v
+        # gradients are float32, and rounded after they have been scaled: before, they may leave float16's range
+        gradients = [
+            torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+            if learns and wanted and tensor is not None
+            else None
+            for tensor, wanted in zip(inputs, ctx.needs_input_grad[:3], strict=True)
+        ]
+        hidden_grad, weight_grad, bias_grad = gradients
+        learns = any(gradient is not None for gradient in gradients)
+        total = torch.zeros((), device=device)
         for start in range(0, hidden_nh.shape[0], size):
             piece_mh = hidden_nh[start : start + size].to(dtype)
-            logits_mv = vocabulary_product(piece_mh, head_vh).float()
+            logits_mv = vocabulary_product(piece_mh, head_vh, head_bias_v)
             with torch.enable_grad() if learns else torch.no_grad():
                 logits_mv.requires_grad_(learns)
                 value_m, values = loss(logits_mv, _pieces(columns, start, size))
                 value = value_m.sum()
             if learns:
                 (grad_mv,) = torch.autograd.grad(value, logits_mv)
-                grad_mv = grad_mv.to(dtype)
+                if bias_grad is not None:
+                    bias_grad[:vocabulary] += grad_mv.sum(0)
+                grad_mv, unit = _in_range(grad_mv, dtype)
                 if hidden_grad is not None:
-                    hidden_grad[start : start + size] = grad_mv @ head_vh
+                    piece_grad = wide_product(grad_mv, head_vh)
+                    hidden_grad[start : start + size] = _scaled(piece_grad, unit)
                 if weight_grad is not None and dtype == weight_grad.dtype:
                     weight_grad[:vocabulary].addmm_(grad_mv.T, piece_mh)
                 elif weight_grad is not None:
-                    weight_grad[:vocabulary] += grad_mv.T @ piece_mh
+                    weight_grad[:vocabulary] += _scaled(wide_product(grad_mv.T, piece_mh), unit)
             total = total + value.detach()
             _add(statistics, values)
-        ctx.weight_dtype = weight_vh.dtype
-        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.save_for_backward(*gradients)
+        ctx.types = [None if tensor is None else tensor.dtype for tensor in inputs]
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (scale,) = gradients
-        hidden_grad, weight_grad = ctx.saved_tensors
         # the head's gradient is as large as the head: leave it as it is where there is nothing to scale
-        if scale.device.type != "cpu" or scale.item() != 1.0:
-            hidden_grad, weight_grad = (
-                grad if grad is None else grad.mul_(scale) for grad in (hidden_grad, weight_grad)
-            )
-        if weight_grad is not None:
-            weight_grad = weight_grad.to(ctx.weight_dtype)
-        return hidden_grad, weight_grad, None, None, None, None, None
+        scaled = scale.device.type != "cpu" or scale.item() != 1.0
+        found = [
+            None if grad is None else (grad.mul_(scale) if scaled else grad).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
+        ]
+        return *found, None, None, None, None, None, None
 
 
-def _recomputed(
-    loss: TokenLoss,
-    model: PreTrainedModel,
-    hidden_nh: Tensor,
-    columns: Mapping[str, Tensor],
-    vocabulary: int,
-    size: int,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same by projecting each chunk once more in the backward pass."""
-    names = list(columns)
+def _scaled(product: Tensor, unit: Tensor | None) -> Tensor:
+    return product if unit is None else product.mul_(unit)
 
-    def one(hidden_mh: Tensor, *values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits_mv = project(model, hidden_mh, vocabulary)
-        value_m, statistics = loss(logits_mv, dict(zip(names, values, strict=True)))
-        return value_m.sum(), statistics
 
-    total = hidden_nh.float().sum() * 0.0  # part of the graph even where there are no tokens
-    sums: dict[str, Tensor] = {}
-    for start in range(0, hidden_nh.shape[0], size):
-        pieces = _pieces(columns, start, size).values()
-        value, statistics = checkpoint(
-            one, hidden_nh[start : start + size], *pieces, use_reentrant=False
-        )
-        total = total + value
-        _add(sums, statistics)
-    return total, sums
+def _in_range(grad_mv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Gradients in the type of a product, and the unit that they are in (None: 1).
+
+    Float16 has no numbers above 65504 and few digits below 6e-5, and no loss is scaled yet: its largest gradient
+    becomes about 1. The unit is a power of two, so that no digit changes.
+    """
+    if dtype != torch.float16:
+        return grad_mv.to(dtype), None
+    largest = grad_mv.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    unit = largest.log2().floor().exp2()
+    return (grad_mv / unit).to(dtype), unit

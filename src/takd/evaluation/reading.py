@@ -1,8 +1,6 @@
-"""What models say of given texts: likelihoods, confidences, and divergences between two of them.
+"""Likelihoods and confidences of a model on given texts, and divergences between two models.
 
-Nothing of the size of (tokens, vocabulary) is larger than a chunk, and what leaves is a few numbers a text. Logits are
-float32 and so is the product that makes them: two models that are near each other differ by less than half precision
-shows.
+Nothing of the size of (tokens, vocabulary) is larger than a chunk, and what leaves is a few numbers a text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from takd.divergences import forward_kl, reverse_kl
@@ -50,7 +48,7 @@ def likelihoods(model: PreTrainedModel, texts: Sequence[Text], *, vocabulary: in
     layout = _layout(texts, model)
     parts: list[list[Tensor]] = []
     for (hidden_mh,), targets_m in _chunks(layout, [model], vocabulary):
-        log_mv = logits(model, hidden_mh, vocabulary).log_softmax(-1)
+        log_mv = project(model, hidden_mh, vocabulary).log_softmax(-1)
         most_m, likeliest_m = log_mv.max(-1)
         parts.append([-_of(log_mv, targets_m), most_m.exp(), likeliest_m == targets_m])
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
@@ -79,8 +77,8 @@ def comparison(
     layout = _layout(texts, model)
     parts: list[list[Tensor]] = []
     for (hidden_mh, teacher_mh), targets_m in _chunks(layout, [model, teacher], vocabulary):
-        log_q_mv = logits(model, hidden_mh, vocabulary).log_softmax(-1)
-        log_p_mv = logits(teacher, teacher_mh, vocabulary).log_softmax(-1)
+        log_q_mv = project(model, hidden_mh, vocabulary).log_softmax(-1)
+        log_p_mv = project(teacher, teacher_mh, vocabulary).log_softmax(-1)
         # no divergence is negative, but a sum of rounded terms may be
         kls = [kl(log_q_mv, log_p_mv).clamp(min=0) for kl in (forward_kl, reverse_kl)]
         parts.append([-_of(log_q_mv, targets_m), -_of(log_p_mv, targets_m), *kls])
@@ -97,13 +95,6 @@ def comparison(
             }
         )
     return found
-
-
-def logits(model: PreTrainedModel, hidden_mh: Tensor, vocabulary: int) -> Tensor:
-    """Logits whose product is in float32 too, where the head is a plain one, (m, vocabulary)."""
-    head = model.get_output_embeddings()
-    plain = type(head) is nn.Linear and head.bias is None
-    return project(model, hidden_mh.float() if plain else hidden_mh, vocabulary)
 
 
 def _layout(texts: Sequence[Text], model: PreTrainedModel) -> Layout:

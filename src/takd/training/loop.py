@@ -62,8 +62,6 @@ class Run:
         on_gpu = self.accelerator.device.type == "cuda"
         dtype = DTYPES[self.precision if on_gpu else "fp32"]
         self.student = Student(self.accelerator, self.model, s, self.stage.compile, dtype)
-        if self.method.context.teacher is not None:
-            self.method.context.teacher.to(self.accelerator.device).eval().requires_grad_(False)
         self.journal = Journal(self.checkpoints.folder / "metrics.jsonl", self.main)
         self.keeper = Keeper(
             self.student,
@@ -155,8 +153,7 @@ class Run:
         rate = learning_rate(s, step, self.total)
         for group in self.student.optimizer.param_groups:
             group["lr"] = rate
-        if not self.student.module.training:
-            self.student.module.train()
+        self.student.train()
         # dropout is the only use of the global generator: no state of it has to be saved
         seed_generators((self.seed * 1_000_003 + step) * 1_009 + self.rank)
         sums: dict[str, Tensor] = {}

@@ -27,6 +27,7 @@ class LossModule(nn.Module):
         self.config = model.config  # DeepSpeed's "auto" values are read off it
 
     def forward(self, loss: LossFunction, rows: Sequence[Any]) -> Any:
+        assert all(module.training for module in self.modules()), "Student.train comes first"
         return loss(self.model, rows)
 
 
@@ -66,6 +67,10 @@ class Student:
             fused=s["deepspeed"] is None,
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+
+    def train(self) -> None:
+        """Have dropout in the passes that follow, in every module: `whole` and what reads a model leave it off."""
+        self.module.train()
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:

@@ -86,7 +86,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     if stage.many("teacher") and kind.asks_teacher(settings):
         half = torch.float32 if not torch.cuda.is_available() else devices.DTYPES[precision]
         teacher = models.load_model(stage.input("teacher").parent / "model", dtype=half)
-        nn.Module.to(teacher, devices.own())  # half precision is slow on a CPU
+        nn.Module.to(models.freeze(teacher), devices.own())  # half precision is slow on a CPU
         models.check_vocabulary(teacher, tokenizer, "teacher")
         models.check_projection(teacher, "teacher")
         check_decoding(teacher, "teacher")
