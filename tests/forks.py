@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from strike import Strike
 
 from takd import stage
 
@@ -37,37 +37,6 @@ def start_server() -> None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
-
-
-@dataclass
-class Strike:
-    """A signal that a stage gets at a moment that no timing has to hit: it sends it to itself.
-
-    Attributes:
-        lines: of metrics.jsonl, written in this life; after them,
-        operations: files that are opened, renamed and removed, in any thread, until it is sent.
-        struck: is there when it has been sent.
-    """
-
-    signal: signal.Signals
-    lines: int
-    operations: int
-    struck: Path
-
-    def arm(self) -> None:
-        sys.addaudithook(self._see)
-
-    def _see(self, event: str, details: tuple[Any, ...]) -> None:
-        if event not in ("open", "os.rename", "os.remove", "os.mkdir"):
-            return
-        if self.lines > 0:
-            file, mode = details[:2]
-            self.lines -= event == "open" and mode == "a" and str(file).endswith("metrics.jsonl")
-            return
-        self.operations -= 1
-        if self.operations == -1:
-            self.struck.touch()
-            os.kill(os.getpid(), self.signal)
 
 
 class Forked:

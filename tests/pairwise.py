@@ -1,6 +1,7 @@
 """Few combinations of many settings: each value of a setting meets each value of every other one at least once."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def covering(
     """Rows in which all pairs of values meet but the `impossible` ones; always the same for the same arguments.
 
     Greedy: a row begins with a pair that has not met yet, and takes of each other axis the value that brings most
-    such pairs, among equals the one that stands first.
+    such pairs, among equals the rarest so far.
 
     Args:
         first: rows to begin with, whole ones.
@@ -37,9 +38,11 @@ def covering(
     never = {pair for row in impossible for pair in pairs(row)}
     missing = dict.fromkeys(all_pairs(axes, impossible))
     rows: list[Row] = []
+    used: Counter[tuple[str, Any]] = Counter()
 
     def add(row: Row) -> None:
         rows.append({axis: row[axis] for axis in axes})
+        used.update(row.items())
         for pair in pairs(row):
             missing.pop(pair, None)
 
@@ -50,6 +53,7 @@ def covering(
         for axis in [axis for axis in axes if axis not in row]:
             longer = [{**row, axis: value} for value in axes[axis]]
             possible = [one for one in longer if not pairs(one) & never]
-            row = max(possible, key=lambda one: len(pairs(one) & missing.keys()))
+            row = max(possible, key=lambda one, axis=axis: (
+                len(pairs(one) & missing.keys()), -used[axis, one[axis]]))  # fmt: skip
         add(row)
     return rows

@@ -7,8 +7,9 @@ from typing import Any
 
 from datasets import Dataset
 from families import FAMILIES, save_weights
-from forks import Forked, Strike
+from forks import Forked
 from models_for_tests import MINILLM_REFERENCE
+from strike import Strike
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -238,9 +239,12 @@ class Workspace:
         *more: str,
         **how: Any,
     ) -> Forked:
-        """Start a stage that reads folders' manifests and writes files into the folder `name`."""
+        """Start a stage that reads files, or the manifests of folders, and writes files into the folder `name`."""
         (self.folder / name).mkdir(parents=True, exist_ok=True)
-        read = [f"{key}={folder}/manifest.json" for key, folder in inputs.items()]
+        read = [
+            f"{key}={path}" if Path(path).suffix else f"{key}={path}/manifest.json"
+            for key, path in inputs.items()
+        ]
         written = [f"{file.partition('.')[0]}={name}/{file}" for file in files]
         return self.start(script, spec, read, written, *more, **how)
 
