@@ -20,6 +20,14 @@ PARTS = ("Snakefile", "rules", "workflow", "config", "profiles", "src", "envs")
 
 # In a copy, the stages' modules are the real ones (their digests are what is tested), but this runs in their place.
 FAKE_STAGE = """
+from takd.integrity import RECORDS
+
+OF = {
+    "method": "model", "weights": "base", "part": "answers", "noise": "generations",
+    "kind": "teacher_outputs", "split": "data",
+}
+
+
 def run(stage):
     stage.say("done")
     for name, path in stage.outputs.items():
@@ -27,11 +35,15 @@ def run(stage):
             folder = stage.temporary(path)
             (folder / "weights").write_text(name)
             stage.commit(path)
-        elif name != "manifest":
+        elif path.name not in RECORDS:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
-    if "manifest" in stage.outputs:
-        stage.write_manifest(stage.outputs["manifest"])
+    for path in stage.outputs.values():
+        if path.name == "manifest.json":
+            kinds = [kind for key, kind in OF.items() if key in stage.spec]
+            stage.write_manifest(path, kind=(kinds or ["tokenizer"])[0])
+        elif path.name in RECORDS:
+            stage.write_record(path, spec=stage.spec)
 """
 IMPORT = "importlib.import_module(module).run(stage)"
 

@@ -90,9 +90,9 @@ FAMILIES: dict[str, Callable[[int, int], PretrainedConfig]] = {
 }
 
 
-def save_weights(config: PretrainedConfig, folder: Path, dtype: torch.dtype, seed: int) -> None:
+def save_weights(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> None:
     """Random weights whose distributions are far from uniform, in safetensors of so many bits."""
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

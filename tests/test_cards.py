@@ -10,6 +10,7 @@ import pytest
 from conftest import Project, small_experiment
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from sealing import seal
 from test_report import ODD, THROUGH, make
 from workspace import DECODING, ROOT, Workspace
 
@@ -59,6 +60,7 @@ def write_card(root, spec):
     folder = root / "models" / node[0] / f"seed{node[1]}"
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model/config.json").write_text("{}")
+    seal(folder)
     inputs = {"models": [root / "models"], "evaluations": [root / "evaluations"]}
     card.run(Stage(spec, "", inputs, {"card": folder / "card.md"}))
     return folder

@@ -18,6 +18,7 @@ import pytest
 import test_report
 from browser import browser, visit
 from conftest import Project
+from sealing import write_json, write_lines
 from test_report import BY_KD, DIRECT, STUDY, THROUGH
 from test_staleness import touch
 
@@ -29,7 +30,7 @@ from takd.report.compare_read import read_all
 from takd.report.compare_scores import Comparison, Place
 from takd.report.compare_scores import compare as compare_scores
 from takd.report.statistics import holm
-from takd.stage import Stage, read_json, write_json
+from takd.stage import Stage, read_json
 
 SETTINGS: dict[str, Any] = {
     "title": "left out",
@@ -103,7 +104,7 @@ def answer(folder: Path, lineage: str, seed: int, shift: Shift) -> None:
             for draw, draw_seed in enumerate(scores["decoding_seeds"])]}
         for row in range(PROMPTS)
     ]  # fmt: skip
-    test_report.write_lines(folder / "generations.jsonl", rows)
+    write_lines(folder / "generations.jsonl", rows)
 
 
 def edit(root: Path, change: dict[str, Any], pattern: str) -> None:

@@ -12,7 +12,7 @@ from models_for_tests import token_log_probabilities
 from test_plan import ATTENTION
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
-from workspace import Workspace
+from workspace import Workspace, of_split
 
 from takd import inference, models
 from takd.evaluation import calibration
@@ -180,7 +180,7 @@ def test_several_references_are_all_read_and_cut_to_the_longest(workspace):
     texts = [[*row["references"], " ".join(["red"] * 40)] for row in dev]
     more = dev.remove_columns("references").add_column("references", texts)
     more.save_to_disk(str(space.folder / "more" / "dataset"))
-    space.manifest("more")
+    space.manifest("more", **of_split("dev"))
     space.finished(likelihoods(space, "more-read", data="more/manifest.json", teachers={}))
     _, lines = read(space.folder / "more-read")
     for row, line in zip(dev, lines, strict=True):

@@ -346,6 +346,7 @@ def test_what_is_written_twice_is_the_same() -> None:
     assert footprint.GROWTH == kvcache.GROWTH
     assert footprint.READ_AT_ONCE == kvcache.READ_AT_ONCE
     assert footprint.CHUNK_BYTES == tokenloss.CHUNK_BYTES
+    assert footprint.HEAD_ROWS == tokenloss.HEAD_ROWS
     for device in ("cpu", "cuda"):
         for vocabulary in (11, 700, 50257, 151936):
             chunk = tokenloss.chunk_size(vocabulary, torch.device(device))

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from models_for_tests import MINILLM_PAPER, context, tiny_gpt2
 from safetensors.torch import load_file, save_file
-from workspace import Workspace
+from workspace import STUDENT, TEACHER, Workspace, of_split
 
 from takd import divergences
 from takd.errors import InputError
@@ -35,19 +35,19 @@ WRITES = {**SPEC, "noise": 1, "decoding": {"temperature": 1.0, "max_new_tokens":
 def space(tmp_path_factory):
     """A prepared folder with a teacher far from uniform, and rows of many lengths, one without a prompt."""
     space = Workspace(tmp_path_factory.mktemp("workspace"))
-    for name, seed, width, output in (
-        ("trained-teacher", 1, 32, "model"),
-        ("trained-student", 2, 16, "init"),
+    for name, seed, width, output, said in (
+        ("trained-teacher", 1, 32, "model", TEACHER),
+        ("trained-student", 2, 16, "init", STUDENT),
     ):
         folder = space.folder / name
         tiny_gpt2(seed, VOCABULARY, width, positions=32).save_pretrained(folder / output)
-        space.manifest(name)
+        space.manifest(name, **said)
     rows = [
         {"id": 10 + i, "prompt_ids": [2 + j % 9 for j in range(i % 5)], "response_ids": ids}
         for i, ids in enumerate([[3, 4, END], [END], [5] * 7, [6, END], [7, 8, 9, END], [2, 2]])
     ]
     Dataset.from_list(rows).save_to_disk(space.folder / "odd" / "dataset")
-    space.manifest("odd")
+    space.manifest("odd", **of_split("odd"))
     return space
 
 
@@ -240,7 +240,8 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
         (folder / file).unlink()
     attempt()
     second = ended(folder)
-    assert second.pop("seconds") > first.pop("seconds") and second == first
+    assert second.pop("seconds") > first.pop("seconds")
+    assert second.pop("digest") != first.pop("digest") and second == first
 
 
 def test_killed_generation_ends_with_the_same_answers(space):
@@ -467,9 +468,8 @@ def test_training_reads_hidden_states_as_it_would_the_teacher(space):
 )
 def test_training_on_what_was_written_needs_no_teacher(space, method, settings):
     """The teacher's weights are gone: only its manifest is there."""
-    space.manifest("trained-teacher")
     (space.folder / "ghost").mkdir(exist_ok=True)
-    space.manifest("ghost")
+    space.manifest("ghost", **TEACHER)
     generations(space, f"for-{method}")
     outputs.run(written(space, f"top-for-{method}", "top_k", f"for-{method}"))
     read = {"teacher": "ghost", "train": f"for-{method}", "outputs": f"top-for-{method}"}

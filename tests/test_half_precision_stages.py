@@ -20,8 +20,8 @@ TIMES = "metrics.jsonl"
 def family(request, tmp_path_factory):
     """A prepared folder with a model and its teacher, as users bring them."""
     space = Workspace(tmp_path_factory.mktemp(request.param), WORDS)
-    student = space.model(request.param, "bf16")
-    teacher = space.model(request.param, "bf16", width=32, seed=1)
+    student = space.model(request.param, "bf16", "student")
+    teacher = space.model(request.param, "bf16", "teacher")
     return space, student, teacher
 
 
@@ -54,8 +54,11 @@ def test_evaluation_and_likelihoods(family):
     sets = {**spec, "seeds": [10, 20], "decoding": {**DECODING, "sample": True, "top_k": 0,
                                                     "top_p": 1.0, "no_repeat_ngram": 0}}  # fmt: skip
     files = ("scores.json", "generations.jsonl", "answers.jsonl", TIMES)
-    for model, name in ((student, "own"), (teacher, "oracle")):
-        inputs = {**data, "model": model}
+    for model, name, lineage in (
+        (student, "own", "student-sft"),
+        (teacher, "oracle", "teacher-sft"),
+    ):
+        inputs, sets["lineage"] = {**data, "model": model}, lineage
         found = same_after_a_kill(space, "evaluate", name, sets, inputs, files)
         lines = [json.loads(line) for line in found["generations.jsonl"].decode().splitlines()]
         texts = {output["text"] for line in lines for output in line["outputs"]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from models_for_tests import END, context, tiny_gpt2
 from safetensors.torch import load_file, save_file
-from workspace import TIMED, Workspace
+from workspace import STUDENT, TEACHER, TIMED, Workspace
 
 from takd.methods.abkd import Abkd
 from takd.methods.base import Example, batch_indices, packed, prompts_of, unpacked
@@ -449,9 +449,12 @@ class Interruptible(Stage):
 def workspace(tmp_path_factory):
     """A prepared folder with a teacher and a start."""
     space = Workspace(tmp_path_factory.mktemp("workspace"))
-    for name, part, seed in (("trained-teacher", "model", 1), ("trained-student", "init", 2)):
+    for name, part, seed, said in (
+        ("trained-teacher", "model", 1, TEACHER),
+        ("trained-student", "init", 2, STUDENT),
+    ):
         tiny_gpt2(seed, len(space.tokenizer)).save_pretrained(space.folder / name / part)
-        space.manifest(name)
+        space.manifest(name, **said)
     return space
 
 

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, Project
 from datasets import load_from_disk
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from workspace import Workspace
+from workspace import Workspace, of_split
 
 from takd import lineage
 from takd.__main__ import main
@@ -53,7 +53,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             with_indices=True,
         )
         rows.save_to_disk(space.folder / f"{split}-equal" / "dataset")
-        space.manifest(f"{split}-equal")
+        space.manifest(f"{split}-equal", **of_split(split))
     for name, start in (("trained-teacher", "teacher"), ("trained-student", "student")):
         for place in ("model", "init"):
             model = load_model(space.folder / start / "model", seed=1)

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 from browser import browser, open_all, visit
+from sealing import write_json, write_lines
 
 from takd.errors import InputError
 from takd.lineage import nodes, of_chain, prefixes, split
@@ -21,7 +22,7 @@ from takd.report import build, captions, pages, table
 from takd.report.figures.style import size_text
 from takd.report.parts import PARTS
 from takd.report.read import read
-from takd.stage import Stage, write_json
+from takd.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -110,8 +111,8 @@ def make(
         for name in sets:
             write_evaluation(root, lineage, seed, name, decoding, decoding_seeds)
     (root / "data/report").mkdir(parents=True)
-    write_json(root / "data/report/report.json", DATA)
     (root / "data/report/report.html").write_text("<!DOCTYPE html><p>rows: 1000</p>")
+    write_json(root / "data/report/report.json", DATA)
     return {
         "experiment": "made-up",
         "title": "Made-up <b>results</b>",
@@ -143,11 +144,6 @@ def make(
         },
         "overrides": {"assistant": {"sft": {"rows": 1000}}},
     }
-
-
-def write_lines(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_evaluation(root, lineage, seed, name, decoding, decoding_seeds):
@@ -461,7 +457,7 @@ def test_missing_or_foreign_files_are_named(tmp_path):
     folder = tmp_path / "evaluations/teacher-sft/seed1/heldout"
     scores = json.loads((folder / "scores.json").read_text())
     write_json(folder / "scores.json", scores | {"seed": 5})
-    with pytest.raises(InputError, match=r"scores\.json: holds the scores of teacher-sft seed 5"):
+    with pytest.raises(InputError, match=r"scores\.json: is of lineage teacher-sft, seed 5"):
         run(tmp_path, spec)
     (folder / "scores.json").unlink()
     with pytest.raises(InputError, match=r"heldout/scores\.json: not found"):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import test_compare
 from browser import browser, faults, visit
-from test_report import BY_KD, DATA, DIRECT, make, rows_of, run, write_lines
+from sealing import write_json, write_lines
+from test_report import BY_KD, DATA, DIRECT, make, rows_of, run
 
 from takd.errors import InputError
 from takd.lineage import of_chain
@@ -18,7 +19,7 @@ from takd.provenance import file_digest
 from takd.report import accumulated, costs, hardware, repeat
 from takd.report.figures.quality import quality
 from takd.report.read import read
-from takd.stage import read_json, write_json
+from takd.stage import read_json
 from takd.writings import Writing
 
 TEACHER, LIVE, STORED = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*BY_KD[1:])
@@ -33,7 +34,7 @@ def write_ahead(root: Path, spec: Any, writing: Writing, logs: Any, readers: Any
     """What a teacher wrote in as many parts as there are `logs`, and who read it, as lineage and training seed."""
     manifest = root / "teachers" / writing.manifest
     manifest.parent.mkdir(parents=True)
-    write_json(manifest, {"kind": "made up", "spec": writing})
+    write_json(manifest, {"kind": "made up", "lineage": writing.teacher, "seed": writing.seed})
     for path, values in zip(writing.logs, logs, strict=True):
         end = {"kind": "end", "device": "cpu", "processes": 1, "commit": "abc", "code": "digest"}
         write_lines(root / "teachers" / path, [end | values])

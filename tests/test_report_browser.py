@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from browser import browser, faults, visit
-from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run, write_lines
+from sealing import write_lines
+from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run
 
 from takd.lineage import of_chain
 from takd.report.pages import TEMPLATES

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 from browser import browser, visit
-from test_report import DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run, write_lines
+from sealing import write_json, write_lines
+from test_report import DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run
 
 from takd.lineage import Node, of_chain, split
 from takd.report import accumulated, costs, pages
@@ -18,7 +19,6 @@ from takd.report.figures.marks import looks_of_students
 from takd.report.figures.scope import scoped
 from takd.report.figures.style import Look
 from takd.report.read import read
-from takd.stage import write_json
 
 NEW = (gains.gains, teachers.teachers, lattice.lattice, quality.quality)
 BY_KD_FIRST = of_chain(*STUDY[7][1:])

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Project
-from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, TARGETS, THROUGH, make, run, write_lines
+from sealing import write_json, write_lines
+from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, TARGETS, THROUGH, make, run
 
 from takd.experiment import load
 from takd.lineage import Node, of_chain
 from takd.provenance import code_digest, file_digest
 from takd.report import definitions, departures, measures, overview, repeat, table
 from takd.report.read import Results, read
-from takd.stage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STRAIGHT, LONGER, KD = (of_chain(*chain[1:]) for chain in (DIRECT, THROUGH, BY_KD))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import BY_KD, DIRECT, THROUGH, make, run, write_lines
+from sealing import write_lines
+from test_report import BY_KD, DIRECT, THROUGH, make, run
 
 from takd.lineage import of_chain
 from takd.report import tidy

@@ -1,11 +1,14 @@
 """Losses with the product with the vocabulary inside: equal to the plain formula, in chunks of any size."""
 
+import copy
+
 import pytest
 import torch
 from models_for_tests import tiny_gpt2
 
 from takd import tokenloss
 from takd.divergences import reverse_kl
+from takd.models import project
 from takd.tokenloss import chunk_size, sum_over_tokens
 
 VOCABULARY, TOKENS, WIDTH = 11, 7, 16
@@ -36,27 +39,49 @@ def case():
 
 def plain(model, hidden, columns):
     loss, statistics = by_token(model.lm_head(hidden)[:, :VOCABULARY], columns)
-    gradients = torch.autograd.grad(loss.sum(), [hidden, model.lm_head.weight])
+    gradients = torch.autograd.grad(loss.sum(), [hidden, *model.lm_head.parameters()])
     return loss.sum(), {name: value.sum() for name, value in statistics.items()}, gradients
 
 
-@pytest.mark.parametrize("way", ["fused", "recomputed"])
+def with_bias(model):
+    """The same model with a bias of its output embedding, as phi and gpt-j have one."""
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(VOCABULARY + 5))
+
+
+@pytest.mark.parametrize("head", ["plain", "biased"])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_any_chunk_equals_the_plain_formula(case, chunk, way):
+def test_any_chunk_equals_the_plain_formula(case, chunk, head):
     model, hidden, columns = case
+    if head == "biased":
+        with_bias(model)
     expected, statistics, gradients = plain(model, hidden, columns)
-    if way == "recomputed":
-        model.lm_head.weight.ds_id = 0  # as DeepSpeed marks the parts of ZeRO-3
     total, sums = sum_over_tokens(by_token, model, hidden, columns, VOCABULARY, chunk=chunk)
     torch.testing.assert_close(total, expected)
     assert set(sums) == set(statistics)
     for name, value in sums.items():
         torch.testing.assert_close(value, statistics[name].detach())
     # a loss is scaled before its backward pass: shares of a mean, loss scaling
-    ours = torch.autograd.grad(total * 0.25, [hidden, model.lm_head.weight])
+    ours = torch.autograd.grad(total * 0.25, [hidden, *model.lm_head.parameters()])
     for mine, theirs in zip(ours, gradients, strict=True):
         torch.testing.assert_close(mine, theirs * 0.25)
-    assert ours[1][VOCABULARY:].abs().max() == 0
+    for mine in ours[1:]:
+        assert mine[VOCABULARY:].abs().max() == 0
+
+
+def test_the_head_is_passed_once_whatever_the_number_of_chunks(case):
+    """ZeRO-3 gathers its weight for each pass: processes with other numbers of chunks would wait for each other."""
+    model, hidden, columns = case
+    passes = []
+    model.lm_head.register_forward_pre_hook(lambda *_: passes.append("forward"))
+    model.lm_head.register_full_backward_pre_hook(lambda *_: passes.append("backward"))
+    none = {name: column[:0] for name, column in columns.items()}
+    for rows, kept, chunk in ((hidden, columns, 1), (hidden, columns, 100), (hidden[:0], none, 3)):
+        total, _ = sum_over_tokens(by_token, model, rows, kept, VOCABULARY, chunk=chunk)
+        total.backward()
+        assert passes == ["forward", "backward"]
+        passes.clear()
+    # and what is borrowed for it is given back
+    torch.testing.assert_close(model.lm_head(hidden), hidden @ model.lm_head.weight.T)
 
 
 def test_a_chunk_is_projected_once_and_is_all_that_there_is(case, monkeypatch):
@@ -72,9 +97,14 @@ def test_a_chunk_is_projected_once_and_is_all_that_there_is(case, monkeypatch):
     assert seen == [((3, VOCABULARY), 3), ((3, VOCABULARY), 3), ((1, VOCABULARY), 1)]
 
 
-def test_without_gradients_there_is_the_value_alone(case):
+def test_without_gradients_there_is_the_value_alone(case, monkeypatch):
     model, hidden, columns = case
     expected, *_ = plain(model, hidden, columns)
+
+    def differentiated(*_):
+        raise AssertionError("a loss without gradients costs three times as much where it has them")
+
+    monkeypatch.setattr(torch.autograd, "grad", differentiated)
     with torch.no_grad():
         total, _ = sum_over_tokens(by_token, model, hidden, columns, VOCABULARY)
     torch.testing.assert_close(total, expected.detach())
@@ -110,7 +140,71 @@ def test_half_precision_keeps_the_softmax_in_float32(case):
         assert (mine - theirs).norm() < 0.05 * theirs.norm()
 
 
-def test_a_sum_beyond_half_precision_is_scaled_before_it_is_rounded(case):
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_logits_are_not_rounded_to_half_precision(case, dtype, autocast):
+    """Around -65, where GPT-2's are, neighbours in bfloat16 are 0.5 apart."""
+    model, hidden, _ = case
+    with torch.no_grad():
+        model.lm_head.weight[:, 0] = 1.0
+        hidden[:, 0] = -65.0
+    rounded = copy.deepcopy(model).to(dtype)
+    exact = hidden.to(dtype).double() @ rounded.lm_head.weight[:VOCABULARY].double().T
+    seen = []
+
+    def spy(logits_mv, pieces):
+        seen.append(logits_mv.detach().clone())
+        return logits_mv[:, 0], {}
+
+    with torch.autocast("cpu", dtype, enabled=autocast), torch.no_grad():
+        half = model if autocast else rounded
+        told = project(half, hidden, VOCABULARY)
+        sum_over_tokens(spy, half, hidden, {}, VOCABULARY, chunk=4)
+    for logits in (told, torch.cat(seen)):
+        assert logits.dtype == torch.float32
+        error = (logits.double().log_softmax(-1) - exact.log_softmax(-1)).abs().max()
+        assert error < 1e-4
+
+
+@pytest.mark.parametrize("size", [1e-7, 1.0, 1e5])
+def test_gradients_of_any_size_pass_through_float16(case, size, monkeypatch):
+    """No loss scale has been applied yet when a chunk is differentiated, so that none can keep them in range.
+
+    Weights of 1e5 are those of a response whose importance is a product over many tokens.
+    """
+    monkeypatch.setattr(tokenloss, "HEAD_ROWS", 4)
+    model, hidden, columns = case
+    _, _, gradients = plain(model, hidden, columns)
+
+    def sized(logits_mv, pieces):
+        loss_m, statistics = by_token(logits_mv, pieces)
+        return loss_m * size, statistics
+
+    with torch.autocast("cpu", torch.float16):
+        total, _ = sum_over_tokens(sized, model, hidden, columns, VOCABULARY, chunk=3)
+    ours = torch.autograd.grad(total / size, [hidden, model.lm_head.weight])
+    for mine, theirs in zip(ours, gradients, strict=True):
+        assert (mine - theirs).norm() < 5e-3 * theirs.norm()
+
+
+def test_a_gradient_that_is_not_finite_stays_so(case):
+    """The loop skips the step, or the loss scale falls: it has to be seen."""
+    model, hidden, columns = case
+
+    def broken(logits_mv, pieces):
+        return logits_mv[:, 0] * torch.inf, {}
+
+    with torch.autocast("cpu", torch.float16):
+        total, _ = sum_over_tokens(broken, model, hidden, columns, VOCABULARY)
+    total.backward()
+    assert not hidden.grad.isfinite().all() and not model.lm_head.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("chunk", [500, 2000])
+def test_a_sum_beyond_half_precision_is_scaled_before_it_is_rounded(case, chunk):
     """Float16 weights (DeepSpeed on a V100): the head's gradient of one token is 40, that of the batch 80,000."""
     model, *_ = case
     model.lm_head.weight.data = model.lm_head.weight.data.half()
@@ -119,17 +213,14 @@ def test_a_sum_beyond_half_precision_is_scaled_before_it_is_rounded(case):
     def first(logits_mv, columns):
         return logits_mv[:, 0], {}
 
-    total, _ = sum_over_tokens(first, model, hidden, {}, VOCABULARY, chunk=500)
+    total, _ = sum_over_tokens(first, model, hidden, {}, VOCABULARY, chunk=chunk)
     (gradient,) = torch.autograd.grad(total / 2000, [model.lm_head.weight])
     assert gradient.dtype == torch.float16
     assert gradient[0].tolist() == [40.0] * WIDTH
 
 
-@pytest.mark.parametrize("way", ["fused", "recomputed"])
-def test_no_tokens_sum_to_nothing(case, way):
+def test_no_tokens_sum_to_nothing(case):
     model, _, columns = case
-    if way == "recomputed":
-        model.lm_head.weight.ds_id = 0
     hidden = torch.zeros(0, WIDTH, requires_grad=True)
     none = {name: column[:0] for name, column in columns.items()}
     total, _ = sum_over_tokens(by_token, model, hidden, none, VOCABULARY)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from safetensors.torch import load_file
-from workspace import ROOT, TIMED, Workspace
+from workspace import ROOT, TEACHER, TIMED, Workspace
 
 from takd.methods.base import examples, response_tokens
 from takd.methods.losses import label_loss
@@ -29,6 +29,7 @@ def workspace(tmp_path_factory):
     space = Workspace(tmp_path_factory.mktemp("workspace"))
     space.finished(space.train("trained-student", "sft", steps=40, evaluate_every=20))
     shutil.copytree(space.folder / "trained-student", space.folder / "trained-teacher")
+    space.manifest("trained-teacher", **TEACHER)
     return space
 
 

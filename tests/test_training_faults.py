@@ -9,7 +9,7 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file
-from workspace import ROOT, Workspace
+from workspace import ROOT, TEACHER, Workspace
 
 from takd.errors import InputError
 from takd.models import load_model
@@ -49,7 +49,7 @@ def workspace(tmp_path_factory):
     with torch.no_grad():
         teacher.transformer.wpe.weight[6] = torch.inf
     teacher.save_pretrained(space.folder / "broken" / "model")
-    space.manifest("broken")
+    space.manifest("broken", **TEACHER)
     return space
 
 

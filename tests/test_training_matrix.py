@@ -71,10 +71,10 @@ def workspace(tmp_path_factory):
 def inputs_of(space, case):
     """What the stage of a case reads; made where no case before has read it."""
     family = case["family"]
-    teacher = space.model(family, "bf16", width=32, seed=1)
+    teacher = space.model(family, "bf16", "teacher")
     found = {"teacher": teacher}
     if case["weights"] == "sft":
-        found["init"] = space.model(family, "fp32", output="init")
+        found["init"] = space.model(family, "fp32", "init")
         found["base"] = space.model(family, "scratch")
     else:
         found["base"] = space.model(family, case["weights"])

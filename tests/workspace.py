@@ -9,6 +9,7 @@ from datasets import Dataset
 from families import FAMILIES, save_weights
 from forks import Forked
 from models_for_tests import MINILLM_REFERENCE
+from sealing import write_json
 from strike import Strike
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -87,7 +88,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 # in metrics.jsonl, what differs between any two runs: times, and what depends on them
-TIMED = {"seconds", "checkpoints", "checkpoint_seconds"}
+TIMED = {"seconds", "checkpoints", "checkpoint_seconds", "digest"}
+
+
+# what the manifests of made-up results say that they are of
+BASE = {"kind": "base", "spec": {"model": "student"}}
+TEACHER, STUDENT = (
+    {"kind": "model", "lineage": f"{name}-sft", "seed": 3} for name in ("teacher", "student")
+)
+
+
+def of_split(name: str) -> dict[str, Any]:
+    return {"kind": "data", "spec": {"split": name}}
 
 
 class Workspace:
@@ -103,33 +115,37 @@ class Workspace:
             tokenizer_object=words, eos_token="<end>", pad_token="<pad>"
         )
         self.tokenizer.save_pretrained(folder / "tokenizer" / "tokenizer")
-        self.manifest("tokenizer", vocabulary=len(self.tokenizer), begin=[], end=0)
+        self.manifest(
+            "tokenizer", kind="tokenizer", vocabulary=len(self.tokenizer), begin=[], end=0
+        )
         self.data("train", 24)
         self.data("dev", 8)
         blocks = [[2 + (i + j) % 10 for j in range(12)] for i in range(6)]
         Dataset.from_dict({"input_ids": blocks}).save_to_disk(folder / "corpus" / "dataset")
-        self.manifest("corpus")
+        self.manifest("corpus", **of_split("corpus"))
         for name, width in (("teacher", 32), ("student", 16)):
             FAMILIES["gpt2"](len(self.tokenizer), width).save_pretrained(folder / name / "model")
-            self.manifest(name, folder="model")
+            self.manifest(name, **BASE)
 
-    def model(
-        self, family: str, weights: str, width: int = 16, seed: int = 2, output: str = "model"
-    ) -> str:
-        """A model of a family: its name here. `weights`: "scratch" (none), or those in "fp32", "bf16" or "fp16"."""
-        name = f"{family}-{width}-{weights}"
-        folder = self.folder / name / output
+    def model(self, family: str, weights: str, part: str = "base") -> str:
+        """A model of a family, as the "base", "init" or "teacher" of a training or its "student": its name here.
+
+        `weights` are "scratch" (none), or in "fp32", "bf16" or "fp16".
+        """
+        name = f"{family}-{part}-{weights}"
+        folder = self.folder / name / ("init" if part == "init" else "model")
         if not folder.exists():
-            config = FAMILIES[family](len(self.tokenizer), width)
+            config = FAMILIES[family](len(self.tokenizer), 32 if part == "teacher" else 16)
             if weights == "scratch":
                 config.save_pretrained(folder)
             else:
-                save_weights(config, folder, DTYPES[weights], seed)
-            self.manifest(name)
+                save_weights(config, folder, DTYPES[weights])
+            self.manifest(name, **{"base": BASE, "teacher": TEACHER}.get(part, STUDENT))
         return name
 
     def manifest(self, name: str, **fields: Any) -> None:
-        (self.folder / name / "manifest.json").write_text(json.dumps({"name": name, **fields}))
+        """Write the manifest of the folder `name`, with digests of all that lies there."""
+        write_json(self.folder / name / "manifest.json", {"name": name, **fields})
 
     def data(self, split: str, count: int) -> None:
         """Rows that ask for two words and get them back."""
@@ -148,11 +164,13 @@ class Workspace:
             rows["input"].append("")
             rows["references"].append([answer])
         Dataset.from_dict(rows).save_to_disk(self.folder / split / "dataset")
-        self.manifest(split)
+        self.manifest(split, **of_split("train" if split == "long" else split))
 
     def spec(self, method: str, **settings: Any) -> dict[str, Any]:
+        taught = {} if method == "sft" else {"teacher": ["teacher-sft", 3]}
         return {
             "lineage": "student-sft" if method == "sft" else f"teacher-sft__student-{method}",
+            **taught,
             "seed": 3,
             "model": "student",
             "method": method,

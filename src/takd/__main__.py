@@ -1,11 +1,13 @@
-"""Questions about an experiment before it runs.
+"""Questions about an experiment before it runs, and about its results.
 
     python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--card v100l] [--config data=FOLDER]
     python -m takd doctor                           the same options
     python -m takd data [--experiment NAME] [--config data=FOLDER]
+    python -m takd verify [--experiment NAME | FOLDER]
 
 `plan` says what it will take, `doctor` what stands in its way; docs/preflight.md explains their numbers. `data` reads
-the experiment's rows and prints what pins them.
+the experiment's rows and prints what pins them. `verify` compares all results, or those in a folder that came from
+elsewhere, with the digests in their records (docs/faults.md).
 """
 
 import argparse
@@ -22,10 +24,12 @@ EXPECTED = ("expect_rows", "rows_sha256")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Answer; the exit code is 1 where `doctor` finds an error, or the question is wrong."""
+    """Answer; the exit code is 1 where `doctor` finds an error or `verify` a fault, or the question is wrong."""
     options = _parser().parse_args(arguments)
     try:
-        return {"plan": plan, "doctor": doctor, "data": data}[options.question](options)
+        return {"plan": plan, "doctor": doctor, "data": data, "verify": verify}[options.question](
+            options
+        )
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -87,6 +91,21 @@ def data(options: argparse.Namespace) -> int:
     return wrong
 
 
+def verify(options: argparse.Namespace) -> int:
+    """Print what of the results is not what was written, a line each."""
+    from takd.preflight.collect import experiment_name
+    from takd.verify import verify
+
+    results = options.folder or ROOT / "results" / experiment_name(ROOT, options.experiment)
+    found = verify(results, threads=os.cpu_count() or 1)
+    for fault in found.faults:
+        print(fault)
+    count = len(found.faults)
+    said = f"{count} fault{'s' if count != 1 else ''}" if count else "no fault"
+    print(f"{results}: {found.files} files, {found.bytes:,} bytes compared, {said}")
+    return int(bool(found.faults))
+
+
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": options.experiment,
@@ -120,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan": "what an experiment will take",
         "doctor": "what stands in its way",
         "data": "what pins the rows that it reads",
+        "verify": "whether its results are what was written",
     }
     for name, text in helps.items():
         add = questions.add_parser(name, help=text, description=text).add_argument
@@ -128,6 +148,10 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="of config/experiments; else as in config/config.yaml",
         )
+        if name == "verify":
+            text = "results to look at, instead of those of an experiment here"
+            add("folder", nargs="?", type=Path, metavar="FOLDER", help=text)
+            continue
         add(
             "--config",
             nargs="+",

@@ -13,7 +13,6 @@ from typing import Any
 from takd.data.downloads import hub_error
 from takd.errors import InputError
 from takd.layers import INDEX, keep_layers
-from takd.provenance import file_digest
 from takd.stage import Stage, read_json
 from takd.vocabulary import ALSO, FILES, check_same_tokenizer, has_tokenizer
 
@@ -39,14 +38,7 @@ def run(stage: Stage) -> None:
     else:
         facts = _from_source(stage, name, weights, target)
     stage.commit(stage.outputs["model"])
-    files = sorted(stage.outputs["model"].iterdir())
-    stage.write_manifest(
-        stage.outputs["manifest"],
-        kind="base",
-        model=name,
-        files={path.name: file_digest(path) for path in files},
-        **facts,
-    )
+    stage.write_manifest(stage.outputs["manifest"], kind="base", model=name, **facts)
 
 
 def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:

@@ -201,9 +201,12 @@ class Experiment:
             settings["lm_batch_size"] = settings["lm_batch_size"] or settings["batch_size"]
             if not self.settings["data"]["corpus"]:
                 settings["lm_weight"] = 0.0
+        teacher = lineage.teacher_of(name)
+        taught = [teacher, lineage.teacher_seed(teacher, seed, self.seeds)] if teacher else None
         return {
             "lineage": name,
             "seed": seed,
+            **({"teacher": taught} if taught else {}),
             "model": model,
             "method": method,
             "settings": settings,

@@ -13,18 +13,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from takd import inputs as reading
 from takd.errors import InputError
+from takd.integrity import digests, sealed
 from takd.launch import launch
 from takd.lease import lease
 from takd.provenance import code_digest, file_digest, git_commit
 
 PIECE = "piece"  # name of inputs that are pieces of the result
+LOG = "metrics"  # name of the output that holds times
 USED_OF_RUNTIME = 0.95  # the rest is for a last step, a checkpoint, and starting up
 CHECKPOINT_SECONDS = 600.0
 BEGAN = "TAKD_BEGAN"  # when the job's first process started, for those that it starts
@@ -98,28 +101,40 @@ class Stage:
         shutil.rmtree(path, ignore_errors=True)
         os.replace(path.with_name(f".{path.name}.partial"), path)
 
-    def write_manifest(self, path: Path, **fields: Any) -> None:
+    def write_manifest(
+        self, path: Path, files: dict[str, str] | None = None, **fields: Any
+    ) -> None:
         """Write what identifies this stage's result.
 
         Holds no times and no machine, so that the same work done again gives the same bytes, and stages that
-        read it do not rerun. Written last: a manifest means that all the rest is there. Pieces of the result are
-        left out of its inputs, so that as many or as few of them give the same manifest, too.
+        read it do not rerun. Written last: a manifest means that all the rest is there. `files` is what `digests`
+        gives, where that is known already.
+        """
+        versions = {name: _version(name) for name in VERSIONED}
+        more = {"spec": self.spec, "code": self.code, "versions": versions}
+        self.write_record(path, files, **fields, **more)
+
+    def write_record(self, path: Path, files: dict[str, str] | None = None, **fields: Any) -> None:
+        """Write facts with the digests of what was read and of all outputs beside, and one of the record itself.
+
+        Pieces of the result are left out of its inputs, so that as many or as few of them give the same record, too.
         """
         sources = {
-            name: [file_digest(path) for path in paths]
+            name: [file_digest(path) for path in paths if not path.is_dir()]
             for name, paths in self.inputs.items()
             if name != PIECE
         }
-        write_json(
-            path,
-            {
-                **fields,
-                "spec": self.spec,
-                "code": self.code,
-                "inputs": sources,
-                "versions": {name: _version(name) for name in VERSIONED},
-            },
-        )
+        files = self.digests(path) if files is None else files
+        log = {"log": self.outputs[LOG].name} if LOG in self.outputs else {}
+        write_json(path, sealed({**fields, **log, "inputs": sources, "files": files}))
+
+    def digests(self, record: Path) -> dict[str, str]:
+        """sha256 of every file of the outputs, by its path from the folder of their record.
+
+        Without the log, whose times differ between equal runs; its last line holds its own digest.
+        """
+        paths = [p for name, p in self.outputs.items() if name != LOG and p != record]
+        return digests(paths, record.parent, self.threads)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -148,11 +163,12 @@ def main(
     module: str,
     also: Callable[[dict[str, Any]], list[str]] | None = None,
     gpus: bool = False,
+    named: Callable[[dict[str, Any]], list[str]] | None = None,
 ) -> None:
     """Run the stage in `module` with the arguments of the command line.
 
     `also` names further modules that the settings choose at run time, for the digest of the code; `gpus` are used by
-    stages that ask or train a model.
+    stages that ask or train a model; `named` gives the inputs of which nothing but the manifest is read.
     """
     began = time.time()
     arguments = _parser(module).parse_args()
@@ -188,6 +204,8 @@ def main(
 
     signal.signal(signal.SIGTERM, request_stop)
     try:
+        if "RANK" not in os.environ:  # once, before there are several processes
+            verify(stage, named(spec) if named else [])
         if gpus and arguments.nodes == 1:
             lease(arguments.processes, stage.say)
         launch(arguments.nodes, arguments.processes, arguments.threads)
@@ -200,6 +218,15 @@ def main(
         # the log gets the traceback; the console should say more than that a command failed
         print(f"Error: {type(error).__name__}: {error}", flush=True)
         raise
+
+
+def verify(stage: Stage, named: Collection[str]) -> None:
+    """Compare what a stage reads with its records, and write into the log how long that took."""
+    began = time.monotonic()
+    reading.verify(stage.spec, stage.inputs, stage.threads * stage.processes, named)
+    print(
+        f"inputs compared with their digests in {time.monotonic() - began:.2f} s", file=sys.stderr
+    )
 
 
 def _parser(module: str) -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor
 # bytes of one (chunk, vocabulary) tensor: a CPU is fastest where few pages are new, a GPU where its cores are filled
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 TILE = 64  # tokens: matrix products are fastest in multiples of it
+HEAD_ROWS = 16384  # of a half-precision head whose float32 gradients are made at once
 
 
 def chunk_size(vocabulary: int, device: torch.device) -> int:
@@ -131,7 +132,11 @@ class _Fused(torch.autograd.Function):
                 if weight_grad is not None and dtype == weight_grad.dtype:
                     weight_grad[:vocabulary].addmm_(grad_mv.T, piece_mh)
                 elif weight_grad is not None:
-                    weight_grad[:vocabulary] += _scaled(wide_product(grad_mv.T, piece_mh), unit)
+                    # part by part: a whole product would take as much memory as the head's gradient once more
+                    for row in range(0, vocabulary, HEAD_ROWS):
+                        part = slice(row, min(row + HEAD_ROWS, vocabulary))
+                        product = wide_product(grad_mv[:, part].T, piece_mh)
+                        weight_grad[part] += _scaled(product, unit)
             total = total + value.detach()
             _add(statistics, values)
         ctx.save_for_backward(*gradients)

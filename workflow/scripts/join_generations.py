@@ -10,4 +10,4 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 from takd.stage import main
 
-main("takd.generation.join")
+main("takd.generation.join", named=lambda spec: ["teacher"])

@@ -47,6 +47,8 @@ def save(examples: Iterable[dict[str, Any]], features: Any, folder: Path) -> str
                 digest.update(line.encode() + b"\n")
             writer.write_batch({name: [example[name] for example in batch] for name in features})
         writer.finalize()
-    Dataset.from_file(str(stream)).save_to_disk(str(folder))
+    saved = Dataset.from_file(str(stream))
+    # its fingerprint, which is saved with it, would else be another one each time
+    Dataset(saved.data, saved.info, fingerprint=digest.hexdigest()[:16]).save_to_disk(str(folder))
     shutil.rmtree(stream.parent)
     return digest.hexdigest()

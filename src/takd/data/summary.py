@@ -11,7 +11,7 @@ from typing import Any
 from takd.data import sources
 from takd.data.page import render
 from takd.errors import InputError
-from takd.stage import Stage, read_json, write_json, write_text
+from takd.stage import Stage, read_json, write_text
 
 NAMED = 10
 DROPPED = (
@@ -36,9 +36,9 @@ def run(stage: Stage) -> None:
             f"the data report needs the manifest of split '{missing[0]}' as input `data`."
         )
     splits = {split: _describe(manifests[split], spec["splits"][split]) for split in spec["splits"]}
-    report = {"splits": splits, "leaks": leaks(spec["splits"], spec["sets"])}
-    write_json(stage.outputs["report"], report)
+    report: dict[str, Any] = {"splits": splits, "leaks": leaks(spec["splits"], spec["sets"])}
     write_text(stage.outputs["page"], render(report))
+    stage.write_record(stage.outputs["report"], **report)
     stage.say(
         f"data report: {len(splits)} splits, "
         + (", ".join(_sentence(leak) for leak in report["leaks"] if leak["rows"]) or "no leaks")

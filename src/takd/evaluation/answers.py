@@ -53,7 +53,7 @@ def answer(
         Interrupted: asked to stop or out of time; what has been answered is in the folder.
     """
     share = share or Share()
-    store = Store(folder, "answers", share)
+    store = Store(folder, "answers", share, stage.say)
     answers = stored(store)
     left = [(key, prompt) for key, prompt in prompts.items() if key not in answers]
     # whoever writes before all have read would change what is left for the others

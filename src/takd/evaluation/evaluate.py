@@ -20,7 +20,7 @@ from takd.evaluation.answers import Answers, answer, prompts_of
 from takd.evaluation.scoring import score
 from takd.evaluation.shares import Share, shared
 from takd.sampling import Decoding
-from takd.stage import Stage, write_json, write_text
+from takd.stage import Stage, write_text
 from takd.training.devices import device_name, own
 from takd.training.progress import Journal, timed
 
@@ -65,17 +65,15 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
     write_text(stage.outputs["answers"], lines)
     scores = _scores(rows, spec["seeds"])
     device = device_name(own())
-    journal.write("end", len(answers), device=device, processes=share.count, **stage.origin())
+    journal.close(len(answers), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     # last: what the report and its readers wait for
-    write_json(
+    stage.write_record(
         stage.outputs["scores"],
-        {
-            **{key: spec[key] for key in ("lineage", "seed", "set", "decoding")},
-            "decoding_seeds": spec["seeds"],
-            "n": len(rows),
-            **scores,
-        },
+        **{key: spec[key] for key in ("lineage", "seed", "set", "decoding")},
+        decoding_seeds=spec["seeds"],
+        n=len(rows),
+        **scores,
     )
     rouge = scores["scores"]["rougeL"]["mean"]
     stage.say(

@@ -28,7 +28,7 @@ from urllib3.util import Retry
 from takd.errors import InputError
 from takd.evaluation.shares import Share, Store
 from takd.provenance import short_digest
-from takd.stage import Interrupted, Stage, write_json, write_text
+from takd.stage import Interrupted, Stage, write_text
 from takd.training.checkpoints import resumable
 from takd.training.progress import Progress
 
@@ -193,7 +193,7 @@ def judge(stage: Stage, folder: Path, by: Judge) -> None:
         for output in row["outputs"]
         if output["seed"] in settings["seeds"]
     }
-    store = Store(folder, "replies", Share())
+    store = Store(folder, "replies", Share(), stage.say)
     replies = {(record["id"], record["seed"]): record["reply"] for record in store.read()}
     left = [key for key in asked if key not in replies]
     progress = Progress(title, len(asked), len(asked) - len(left), active=True)
@@ -210,7 +210,7 @@ def judge(stage: Stage, folder: Path, by: Judge) -> None:
     write_text(stage.outputs["judgements"], text)
     kept = {name: spec[name] for name in ("lineage", "seed", "set", "judge")}
     found = summary(lines)
-    write_json(stage.outputs["judge"], {**kept, **found})
+    stage.write_record(stage.outputs["judge"], **kept, **found)
     stage.say(f"{title}: {found['score']} (n = {found['n']}, {found['unreadable']} unreadable)")
 
 

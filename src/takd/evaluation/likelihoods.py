@@ -25,7 +25,7 @@ from takd.errors import InputError
 from takd.evaluation import calibration, exposure, reading
 from takd.evaluation.reading import Record, Text
 from takd.evaluation.shares import Share, Store, shared
-from takd.stage import Interrupted, Stage, write_json, write_text
+from takd.stage import Interrupted, Stage, write_text
 from takd.training.devices import device_name, own
 from takd.training.progress import Journal, Progress, timed
 
@@ -50,7 +50,7 @@ def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     texts = _texts(stage, dataset)
-    store = Store(folder, "texts", share)
+    store = Store(folder, "texts", share, stage.say)
     _read(stage, texts, store, share)
     share.wait()
     if not share.first:
@@ -64,18 +64,16 @@ def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     write_text(stage.outputs["prompts"], "".join(json.dumps(line) + "\n" for line in lines))
     journal.tokens = sum(record["tokens"] for part in records.values() for record in part)
     device = device_name(own())
-    journal.write("end", len(found), device=device, processes=share.count, **stage.origin())
+    journal.close(len(found), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     measured = summary(records, spec["teachers"])
     # last: what its readers wait for
-    write_json(
+    stage.write_record(
         stage.outputs["likelihoods"],
-        {
-            **{key: spec[key] for key in ("lineage", "seed", "set", "teachers")},
-            "decoding_seeds": spec["seeds"],
-            "n": len(dataset),
-            **measured,
-        },
+        **{key: spec[key] for key in ("lineage", "seed", "set", "teachers")},
+        decoding_seeds=spec["seeds"],
+        n=len(dataset),
+        **measured,
     )
     stage.say(
         f"{_title(spec)}: loss {measured['references']['loss']:.4f}"

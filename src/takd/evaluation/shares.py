@@ -5,9 +5,10 @@ need no collective operation but a barrier: each writes what it found into a fil
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -72,11 +73,17 @@ def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
 class Store:
     """Records that were found, one a line of JSON, a file for each process: `NAME.jsonl`, `NAME.1.jsonl`, ...
 
-    Written down as they are found. A process that is killed may leave half a line, which is no record.
+    Written down as they are found, each after a digest of its line. A process that is killed may leave half a line,
+    which is no record; what a damaged line held is found once more.
+
+    Attributes:
+        say: tells the one who waits.
     """
 
-    def __init__(self, folder: Path, name: str, share: Share) -> None:
-        self._folder, self._name = folder, name
+    def __init__(
+        self, folder: Path, name: str, share: Share, say: Callable[[str], None] = print
+    ) -> None:
+        self._folder, self._name, self.say = folder, name, say
         mark = "" if share.first else f".{share.rank}"
         self._file = folder / f"{name}{mark}.jsonl"
 
@@ -84,9 +91,14 @@ class Store:
         """The whole records of all processes of this and of earlier attempts."""
         for path in sorted(self._folder.glob(f"{self._name}*.jsonl")):
             with open(path, "rb") as file:
-                for line in file:
-                    if line.endswith(b"\n"):
-                        yield json.loads(line)
+                for number, line in enumerate(file, 1):
+                    digest, _, record = line.rstrip(b"\n").partition(b" ")
+                    if not line.endswith(b"\n"):
+                        continue
+                    if digest.decode(errors="replace") == _digest(record):
+                        yield json.loads(record)
+                    else:
+                        self.say(f"{path}, line {number}: damaged; what it held is done again")
 
     @contextlib.contextmanager
     def appending(self) -> Iterator["Store"]:
@@ -100,5 +112,10 @@ class Store:
 
     def add(self, *records: dict[str, Any]) -> None:
         """Write down records that were found together."""
-        self._open.write("".join(json.dumps(record) + "\n" for record in records))
+        for line in map(json.dumps, records):
+            self._open.write(f"{_digest(line.encode())} {line}\n")
         self._open.flush()
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()[:16]

@@ -12,7 +12,6 @@ from datasets import load_from_disk
 
 from takd import inference, models
 from takd.evaluation.answers import answer, prompts_of
-from takd.provenance import file_digest
 from takd.sampling import Decoding
 from takd.stage import Stage, write_text
 from takd.training.checkpoints import resumable
@@ -44,12 +43,7 @@ def run(stage: Stage) -> None:
         write_text(stage.outputs["answers"], "".join(lines))
         journal.tokens = sum(len(found["tokens"]) for found in answers.values())
         device = device_name(own())
-        journal.write("end", len(answers), device=device, processes=1, **stage.origin())
+        journal.close(len(answers), device=device, processes=1, **stage.origin())
         write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
-        stage.write_manifest(
-            stage.outputs["manifest"],
-            kind="answers",
-            rows=len(answers),
-            sha256=file_digest(stage.outputs["answers"]),
-        )
+        stage.write_manifest(stage.outputs["manifest"], kind="answers", rows=len(answers))
     stage.say(f"{title}: {len(answers)} responses")

@@ -24,7 +24,6 @@ from takd.errors import InputError
 from takd.generation.tensorfile import TensorFile
 from takd.layout import Layout
 from takd.models import project
-from takd.provenance import file_digest
 from takd.stage import Interrupted, Stage, write_text
 from takd.tokenloss import chunk_size
 from takd.training.checkpoints import resumable
@@ -50,18 +49,13 @@ def run(stage: Stage) -> None:
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
     with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
         tokens = _fill(stage, title, dataset, folder)
-        digest = file_digest(folder / "outputs.safetensors")
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
         journal.tokens = sum(int(counts.sum()) for counts in _lengths(dataset).values())
         device = device_name(own())
-        journal.write("end", len(dataset), device=device, processes=1, **stage.origin())
+        journal.close(len(dataset), device=device, processes=1, **stage.origin())
         write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
         stage.write_manifest(
-            stage.outputs["manifest"],
-            kind="teacher_outputs",
-            rows=len(dataset),
-            tokens=tokens,
-            sha256=digest,
+            stage.outputs["manifest"], kind="teacher_outputs", rows=len(dataset), tokens=tokens
         )
     size = stage.outputs["outputs"].stat().st_size
     stage.say(f"{title}: {tokens} tokens, {spec['kind']}, {size / 2**20:.0f} MB")

@@ -107,10 +107,14 @@ class Prepared:
 
 def read_experiment(root: Path, name: str | None, variables: Mapping[str, str]) -> Experiment:
     """An experiment by its name; without one, that of config/config.yaml."""
-    name = name or str(
-        read_yaml(root / "config/config.yaml", "config/config.yaml").value["experiment"]
-    )
+    name = experiment_name(root, name)
     return experiments.load(root / f"config/experiments/{name}.yaml", root, variables)
+
+
+def experiment_name(root: Path, name: str | None) -> str:
+    """The name asked for, or that in config/config.yaml."""
+    file = "config/config.yaml"
+    return name or str(read_yaml(root / file, file).value["experiment"])
 
 
 def prepare(

@@ -22,6 +22,7 @@ GROWTH = 64
 READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 TILE = 64
+HEAD_ROWS = 16384
 DRAWN_AT_ONCE = 4  # micro-batches of a training that are decoded together
 
 # float32 tensors of (chunk, vocabulary) that live at once while a loss is differentiated, as measured
@@ -309,9 +310,12 @@ def loss(
     """Bytes of the product with the vocabulary: a chunk's tensors, and what the head needs for all of them."""
     tokens = micro_batch * texts.response
     found = {"logits of a chunk": LOGITS[_compared(spec)] * _chunk(student, tokens, device)}
-    if not spec["settings"].get("lora") and zero(spec["settings"])[0] != 3:
-        copies = 4 + (number if number < 4 else 0)
-        found["the head's gradient and copy"] = copies * student.embedding
+    if not spec["settings"].get("lora"):
+        found["the head's gradient"] = 4 * student.embedding
+        if number < 4:
+            found["the head's copy"] = number * student.embedding
+            rows = min(student.vocabulary, HEAD_ROWS)
+            found["a part of the head's gradient"] = 4 * rows * student.width
     hidden = 4 * student.width * 2
     if teacher is not None:
         hidden += number * teacher.width

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from takd.errors import InputError
+from takd.integrity import REPORT
 from takd.report import costs, pages, table, tidy
 from takd.report.figures.chains import chains
 from takd.report.figures.costs import costs as costs_figure
@@ -72,6 +73,8 @@ def run(stage: Stage) -> None:
         else:
             known = ", ".join([*makers, *texts, *writers])
             raise InputError(f"--output {name}: no such part of the report; there are {known}")
+    # no other stage reads it: it is there for those who check what they were given
+    stage.write_record(next(iter(stage.outputs.values())).parent / REPORT)
     stage.say(
         f"report: {len(results.lineages)} lineages, {len(results.nodes)} models,"
         f" {len(stage.spec['sets'])} evaluation set(s)"

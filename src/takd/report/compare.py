@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from takd.errors import InputError
+from takd.integrity import REPORT
 from takd.report import compare_settings, costs, measures, pages, table
 from takd.report.compare_read import Compared, read_all
 from takd.report.compare_scores import Comparison, Outcome, Place, compare
@@ -51,6 +52,7 @@ def run(stage: Stage) -> None:
                 f"--output {name}: no such part of a comparison; there are {', '.join(makers)}"
             )
         write_text(path, makers[name]())
+    stage.write_record(next(iter(stage.outputs.values())).parent / REPORT)
     names = ", ".join(each.name for each in experiments[1:])
     stage.say(f"comparison: {experiments[0].name} with {names}: {len(comparison.shared)} models")
 

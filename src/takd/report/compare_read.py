@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.errors import InputError
+from takd.integrity import DamagedError, read_record, remade
 from takd.lineage import Node, split
 from takd.report import compare_plan
 from takd.report.read import Results, read
-from takd.stage import read_json
 
 Manifest = dict[str, Any]
 
@@ -72,9 +71,8 @@ def _read(spec: dict[str, Any], folder: Path) -> Compared:
 
 
 def _manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
     try:
-        return dict(read_json(folder / "manifest.json"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder / 'manifest.json'}: not found; run the experiment to its end first"
-        ) from None
+        return read_record(path)
+    except DamagedError as error:
+        raise remade(str(error), path) from None

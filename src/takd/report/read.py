@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from takd.errors import InputError
+from takd.inputs import check
+from takd.integrity import DamagedError, faults, read_log, read_record, remade
 from takd.lineage import Node, split
 from takd.provenance import file_digest
 from takd.writings import GENERATIONS, Writing
@@ -168,7 +170,7 @@ def read(
     """Read the results of all models that `spec` names.
 
     `models`, `evaluations` and `teachers` (needed where `spec` names something written ahead) are the folders above
-    `<lineage>/seed<k>/`. Raises InputError if a file is missing or belongs to another model.
+    `<lineage>/seed<k>/`. Raises InputError if a file is missing, damaged or of another model.
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
     results = Results(spec, {node: _model(node, models) for node in nodes}, {})
@@ -183,7 +185,8 @@ def read(
             folder = evaluations / node.lineage / f"seed{node.seed}" / name
             file = folder / "generations.jsonl"
             if first is None:
-                ids = [row["id"] for row in _lines(file)]
+                _record(folder / "scores.json", {**node._asdict(), "set": name})
+                ids = [row["id"] for row in _lines(file, folder / "scores.json")]
                 shown.update((key, {}) for key in _spread_out(ids, spec["samples"]))
             found = _evaluation(node, name, folder, spec, shown)
             first = first or found
@@ -198,9 +201,8 @@ def read(
 
 def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
     """What was added up over the tokens of each prompt's texts, of one model on one set."""
-    return _lines(
-        evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods/prompts.jsonl"
-    )
+    folder = evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods"
+    return _lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
 
 def _evaluation(
@@ -211,10 +213,11 @@ def _evaluation(
     shown: dict[Any, dict[Node, Row]],
 ) -> Evaluation:
     """Scores of one model on one set; its rows of the prompts in `shown` are put there."""
-    scores = _measured(folder / "scores.json", node, name)
+    of_set = {**node._asdict(), "set": name}
+    scores = _record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
     ids, values = [], []
-    for row in _lines(folder / "generations.jsonl"):
+    for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
         values.append([[output[measure] for measure in MEASURES] for output in row["outputs"]])
         if len(values[-1]) != draws:
@@ -231,31 +234,19 @@ def _evaluation(
         node,
         name,
         scores,
-        _end(list(_lines(folder / "metrics.jsonl"))),
+        _end(_log(folder / "metrics.jsonl", folder / "scores.json")),
         ids,
         by_draw,
-        likelihoods=_measured(read / "likelihoods.json", node, name),
-        likelihoods_end=_end(list(_lines(read / "metrics.jsonl"))),
-        judge=_measured(folder / "judge/judge.json", node, name) if spec["judge"] else None,
+        likelihoods=_record(read / "likelihoods.json", of_set),
+        likelihoods_end=_end(_log(read / "metrics.jsonl", read / "likelihoods.json")),
+        judge=_record(folder / "judge/judge.json", of_set) if spec["judge"] else None,
     )
-
-
-def _measured(path: Path, node: Node, name: str) -> dict[str, Any]:
-    """A file of one evaluation, which says itself whose it is."""
-    found = _json(path)
-    said = (found["lineage"], found["seed"], found["set"])
-    if said != (*node, name):
-        raise InputError(
-            f"{path}: holds the scores of {said[0]} seed {said[1]} on {said[2]},"
-            f" expected those of {node.lineage} seed {node.seed} on {name}"
-        )
-    return dict(found)
 
 
 def _model(node: Node, models: Path) -> Model:
     folder = models / node.lineage / f"seed{node.seed}"
-    manifest = _json(folder / "manifest.json")
-    rows = list(_lines(folder / "metrics.jsonl"))
+    manifest = _record(folder / "manifest.json", {"kind": "model", **node._asdict()})
+    rows = _log(folder / "metrics.jsonl", folder / "manifest.json")
     # a log goes on over restarts, so a step may stand in it twice: the later line holds
     train = {row["step"]: row for row in rows if row["kind"] == "train"}
     dev = {row["step"]: row for row in rows if row["kind"] == "dev"}
@@ -270,8 +261,9 @@ def _model(node: Node, models: Path) -> Model:
 
 def _written(writing: Writing, teachers: Path) -> Written:
     manifest = teachers / writing.manifest
-    _json(manifest)
-    ends = [_end(list(_lines(teachers / log))) for log in writing.logs]
+    _record(manifest, {"lineage": writing.teacher, "seed": writing.seed})
+    logs = [teachers / log for log in writing.logs]
+    ends = [_end(_log(log, log.parent / "manifest.json")) for log in logs]
     return Written(writing, file_digest(manifest), ends)
 
 
@@ -287,25 +279,28 @@ def _spread_out(ids: list[Any], count: int) -> list[Any]:
     return [ids[index * len(ids) // count] for index in range(count)]
 
 
-def _json(path: Path) -> Any:
+def _record(path: Path, wanted: dict[str, Any], log: Path | None = None) -> dict[str, Any]:
+    """A record that is what was written and of what is wanted."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: not found; run the workflow to its end before the report"
-        ) from None
+        found = read_record(path)
+    except DamagedError as error:
+        raise remade(str(error), path) from None
+    check(path, found, wanted)
+    return found
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def _log(path: Path, record: Path) -> list[Row]:
+    """The log of a stage, which makes it anew with its record."""
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise InputError(f"{path}, line {number}: not JSON ({error})") from None
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: not found; run the workflow to its end before the report"
-        ) from None
+        return read_log(path)
+    except DamagedError as error:
+        raise remade(str(error), record) from None
+
+
+def _lines(path: Path, record: Path) -> Iterator[Row]:
+    """Lines of a file that a record speaks of, after a look at its digest."""
+    for fault in faults(record, read_record(record), [path.name]):
+        raise remade(fault, record)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

@@ -5,6 +5,7 @@ and inputs, so that work on other settings is never resumed.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -18,11 +19,21 @@ from types import TracebackType
 from typing import Any
 
 from takd.errors import InputError
+from takd.integrity import (
+    LAST_WRITTEN,
+    PROGRESS,
+    DamagedError,
+    Record,
+    faults,
+    read_record,
+    sealed,
+)
 from takd.provenance import canonical_json, file_digest, short_digest
-from takd.stage import Stage, read_json
+from takd.stage import Stage, write_json
 
 KEPT_CHECKPOINTS = 2
-PROGRESS = "progress.json"  # of a checkpoint: step, counts, what is kept
+LOG = "metrics.jsonl"
+READERS = 4  # threads that compare a checkpoint with its digests
 HEARTBEAT_SECONDS = 5.0
 SHARE_OF_RUN = 0.05  # of a training that may be lost
 SHARE_OF_TIME = 0.02  # that checkpoints may take
@@ -68,22 +79,28 @@ class Checkpoints:
         os.replace(partial, final)
         self._keep(KEPT_CHECKPOINTS)
 
+    def drop(self, checkpoint: Path) -> None:
+        """Remove a checkpoint that cannot be gone on from, and kept weights that no other one names."""
+        shutil.rmtree(checkpoint)
+        self._keep(KEPT_CHECKPOINTS)
+
     def kept(self, step: int) -> Path:
         """Folder of the weights that were best at a step."""
         return self.folder / f"kept-{step:09d}"
+
+    def forget_newer(self, step: int) -> None:
+        """Remove kept weights of later steps: they will be made again."""
+        for folder in self.folder.glob("kept-*"):
+            if folder.name > self.kept(step).name:
+                shutil.rmtree(folder)
 
     def _keep(self, count: int) -> None:
         """Drop all but the newest checkpoints, and kept weights that none of these names and that are not newer."""
         for old in self.all()[:-count]:
             shutil.rmtree(old)
         checkpoints = self.all()
-        named = {
-            self.kept(best[0]).name
-            for checkpoint in checkpoints
-            for best in read_json(checkpoint / PROGRESS)["best"].values()
-            if best[0] is not None
-        }
-        newest = int(checkpoints[-1].name.removeprefix("step-"))
+        named = {name for checkpoint in checkpoints for name in kept_by(checkpoint)}
+        newest = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
         for folder in self.folder.glob("kept-*"):
             if folder.name not in named and folder.name <= self.kept(newest).name:
                 shutil.rmtree(folder)
@@ -94,15 +111,41 @@ class Checkpoints:
         Should the job end badly before Snakemake has noted its success, they are deleted. `sweep` removes the rest.
         """
         self._keep(1)
-        for path in self.all()[-1].iterdir():
+        (last,) = self.all()
+        write_json(last / PROGRESS, sealed({**read_record(last / PROGRESS), "files": {}}))
+        for path in last.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != PROGRESS:
                 path.unlink()
 
 
-LAST_WRITTEN = ("manifest.json", "scores.json", "likelihoods.json", "judge.json")
-"""What a stage writes when all else is there."""
+def examine(checkpoint: Path) -> tuple[Record, list[str]]:
+    """The record of a checkpoint, and what is wrong with all that it speaks of: its files, kept weights, the log."""
+    try:
+        record = read_record(checkpoint / PROGRESS)
+    except DamagedError as error:
+        return {}, [str(error)]
+    folder = checkpoint.parent
+    kept = {name: digest for files in record["kept"].values() for name, digest in files.items()}
+    found = faults(checkpoint / PROGRESS, record, threads=READERS)
+    found += faults(folder / PROGRESS, {"files": kept}, record["kept"], READERS)
+    log, state = folder / LOG, record["journal"]
+    written = b""
+    if log.exists():
+        with open(log, "rb") as file:
+            written = file.read(state["metrics_bytes"])
+    if hashlib.sha256(written).hexdigest() != state["metrics_sha256"]:
+        found.append(f"{log}: is not what was written up to step {record['step']}")
+    return record, found
+
+
+def kept_by(checkpoint: Path) -> Record:
+    """Digests of the kept weights that a checkpoint names, by folder; of a damaged one, none."""
+    try:
+        return dict(read_record(checkpoint / PROGRESS)["kept"])
+    except DamagedError:
+        return {}
 
 
 def sweep(results: Path) -> None:

@@ -2,10 +2,10 @@
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from takd.errors import InputError
+from takd.integrity import PROGRESS, Record, digests, sealed
 from takd.methods.base import Method
-from takd.stage import read_json, write_json
-from takd.training.checkpoints import PROGRESS, Checkpoints, flush
+from takd.stage import write_json
+from takd.training.checkpoints import Checkpoints, examine, flush
 from takd.training.progress import Journal
 from takd.training.student import Student
 
@@ -44,10 +45,12 @@ class Keeper:
     """Writes and reads what one run keeps, in the folder of its checkpoints.
 
     A checkpoint is copied to main memory while training waits, and written while it goes on. DeepSpeed writes its
-    own, each process its part, and training waits.
+    own, each process its part, and training waits. Digests of all files are taken while training goes on.
 
     Attributes:
         best: names of outputs ("model", "init") and the dev measure that picks their weights.
+        say: tells the one who waits.
+        kept: digests of the files of kept weights, by folder and file; of the first process alone.
     """
 
     student: Student
@@ -56,12 +59,14 @@ class Keeper:
     journal: Journal
     checkpoints: Checkpoints
     best: dict[str, Best]
+    say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
         self.accelerator = self.student.accelerator
         self.sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self.kept: dict[str, dict[str, str]] = {}
 
     def observe(self, step: int, values: dict[str, float]) -> None:
         """Keep the weights of now where a measure that picks a model is the best so far."""
@@ -97,8 +102,6 @@ class Keeper:
                 "journal": self.journal.state(),
             }
             self._writing = self._writer.submit(self._write, step, tensors, progress)
-        if self.sharded:
-            self.finish()
         waited = time.monotonic() - began
         self.journal.checkpoints += 1
         self.journal.checkpoint_seconds += waited
@@ -122,26 +125,38 @@ class Keeper:
         finally:
             self._writing = None
 
-    def _write(self, step: int, tensors: Tensors, progress: dict[str, Any]) -> None:
+    def _write(self, step: int, tensors: Tensors, progress: Record) -> None:
         partial = self.checkpoints.partial(step)
         partial.mkdir(exist_ok=True)
         for name, values in tensors.items():
             if values:
                 save_file(values, partial / f"{name}.safetensors")
-        write_json(partial / PROGRESS, progress)
+        names = [self.checkpoints.kept(b[0]).name for b in progress["best"].values() if b[0]]
+        self.kept = {name: self.kept.get(name) or self._digests(name) for name in names}
+        record = {**progress, "kept": self.kept, "files": digests([partial], partial)}
+        write_json(partial / PROGRESS, sealed(record))
         flush(self.journal.path)  # as long as the checkpoint says
         self.checkpoints.commit(step)
 
+    def _digests(self, kept: str) -> dict[str, str]:
+        return digests([self.checkpoints.folder / kept], self.checkpoints.folder)
+
     def resume(self, total: int) -> int:
-        """Go on from the newest checkpoint; returns the number of the `total` steps that are done."""
-        newest = [path.name for path in self.checkpoints.all()[-1:]]
-        # on a network file system, processes may see different ones
-        (name,) = broadcast_object_list([*newest, None][:1])
-        if name is None:
+        """Go on from the newest checkpoint that is whole; returns the number of the `total` steps that are done.
+
+        Nothing of a checkpoint is used before it is compared with its digests.
+
+        Raises:
+            InputError: there are checkpoints, and all are damaged.
+        """
+        # on a network file system, processes may see different ones; the first decides
+        chosen = self._choose() if self.accelerator.is_main_process else None
+        folder, progress, error = broadcast_object_list([chosen])[0]
+        if error:
+            raise InputError(error)
+        if folder is None:
             self.journal.restart()
             return 0
-        folder = self.checkpoints.folder / name
-        progress = read_json(folder / PROGRESS)
         if progress["step"] == total:
             pass  # what is kept is all that is asked for, and may be all that is there
         elif self.sharded:
@@ -156,7 +171,28 @@ class Keeper:
         for output, (step, value) in progress["best"].items():
             self.best[output].step, self.best[output].value = step, value
         self.journal.resume(progress["journal"])
+        self.kept = progress["kept"]
         return progress["step"]
+
+    def _choose(self) -> tuple[Path | None, Record, str | None]:
+        """The newest whole checkpoint and its record, or what to say where all are damaged; drops damaged ones."""
+        damaged: list[Path] = []
+        said = ""
+        for folder in reversed(self.checkpoints.all()):
+            record, found = examine(folder)
+            if not found:
+                for each in damaged:
+                    self.checkpoints.drop(each)
+                self.checkpoints.forget_newer(record["step"])
+                if damaged:
+                    self.say(f"{said}; the training goes on from step {record['step']}.")
+                return folder, record, None
+            damaged.append(folder)
+            said = said or f"Damaged checkpoint: {found[0]}"
+        if not damaged:
+            return None, {}, None
+        advice = f"delete {self.checkpoints.folder} and start again, from the first step"
+        return None, {}, f"no checkpoint is whole ({found[0]}); {advice}."
 
 
 def _tensors(folder: Path, part: str) -> dict[str, Tensor]:

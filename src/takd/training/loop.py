@@ -23,7 +23,7 @@ from takd.errors import InputError
 from takd.methods.base import Method, Part
 from takd.sampling import Decoding, Prompt, Response, draw
 from takd.stage import Interrupted, Stage
-from takd.training.checkpoints import Checkpoints, Pace
+from takd.training.checkpoints import LOG, Checkpoints, Pace
 from takd.training.dev import dev_loss, dev_prompts, dev_scores
 from takd.training.devices import DTYPES, describe, device_name, seed_generators
 from takd.training.keeping import Best, Keeper
@@ -62,7 +62,7 @@ class Run:
         on_gpu = self.accelerator.device.type == "cuda"
         dtype = DTYPES[self.precision if on_gpu else "fp32"]
         self.student = Student(self.accelerator, self.model, s, self.stage.compile, dtype)
-        self.journal = Journal(self.checkpoints.folder / "metrics.jsonl", self.main)
+        self.journal = Journal(self.checkpoints.folder / LOG, self.main)
         self.keeper = Keeper(
             self.student,
             self.method,
@@ -70,6 +70,7 @@ class Run:
             self.journal,
             self.checkpoints,
             {name: Best(measure) for name, measure in self.keep.items()},
+            self.stage.say,
         )
         self.seed = self.method.context.seed
         self.title = f"{self.stage.spec['lineage']} seed {self.seed}"
@@ -250,8 +251,7 @@ class Run:
 
     def end(self) -> None:
         """Close the journal with what the run took."""
-        self.journal.write(
-            "end",
+        self.journal.close(
             self.total,
             device=device_name(self.accelerator.device),
             processes=self.world,

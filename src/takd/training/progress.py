@@ -1,6 +1,7 @@
 """What a run tells while it goes: a bar in a terminal, plain lines elsewhere, and metrics.jsonl."""
 
 import contextlib
+import hashlib
 import json
 import math
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from takd.integrity import closing_digest
 from takd.stage import read_json, write_json
 
 SECONDS_BETWEEN_NOTES = 5.0  # the most that a kill takes from the time
@@ -42,8 +44,13 @@ class Journal:
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold for the counts to go on."""
         counted = {name: getattr(self, name) for name in COUNTED}
-        size = self.path.stat().st_size if self.path.exists() else 0
-        return {**counted, "seconds": self.seconds, "metrics_bytes": size}
+        written = self.path.read_bytes() if self.path.exists() else b""
+        return {
+            **counted,
+            "seconds": self.seconds,
+            "metrics_bytes": len(written),
+            "metrics_sha256": hashlib.sha256(written).hexdigest(),
+        }
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on after a checkpoint: forget the lines written after it."""
@@ -61,6 +68,16 @@ class Journal:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line; a number that is not finite becomes null, which JSON has."""
+        self._append(self._line(kind, step, values))
+
+    def close(self, step: int, **values: Any) -> None:
+        """Append the last line, which has a digest of the whole log."""
+        line = self._line("end", step, values)
+        if self.active:
+            before = self.path.read_bytes() if self.path.exists() else b""
+            self._append({**line, "digest": closing_digest(before, line)})
+
+    def _line(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         line: dict[str, Any] = {
             "kind": kind,
             "step": step,
@@ -70,6 +87,9 @@ class Journal:
         for name, value in values.items():
             finite = not isinstance(value, float) or math.isfinite(value)
             line[name] = value if finite else None
+        return line
+
+    def _append(self, line: dict[str, Any]) -> None:
         if self.active:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -25,7 +25,6 @@ from takd.kvcache import check_decoding
 from takd.lineage import SUPERVISED
 from takd.methods.base import Context, Method
 from takd.methods.teachers import StoredOutputs
-from takd.provenance import file_digest
 from takd.sampling import Decoding
 from takd.stage import Stage
 from takd.training import devices
@@ -153,7 +152,6 @@ def _micro_batches(method: Method, stage: Stage) -> int:
 
 def _publish(stage: Stage, job: Run, parameters: int) -> None:
     """Put outputs into place: folders, metrics, and the manifest last."""
-    weights = {}
     for name, best in job.keeper.best.items():
         if best.step is None:
             raise InputError(
@@ -163,19 +161,38 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
         kept = job.checkpoints.kept(best.step)
         shutil.copytree(kept, target, copy_function=_link_or_copy, dirs_exist_ok=True)
         stage.commit(stage.outputs[name])
-        weights[name] = file_digest(stage.outputs[name] / WEIGHTS)
     shutil.copyfile(job.journal.path, stage.outputs["metrics"])
+    files = stage.digests(stage.outputs["manifest"])
+    _compare(job, files)
     spec = stage.spec
     stage.write_manifest(
         stage.outputs["manifest"],
+        files,
         kind="model",
         **{key: spec[key] for key in ("lineage", "seed", "method", "model")},
         parameters=parameters,
-        weights=weights,
+        weights={name: files[f"{name}/{WEIGHTS}"] for name in job.keeper.best},
         best={b.measure: {"step": b.step, "value": b.value} for b in job.keeper.best.values()},
         steps=job.total,
         precision=job.precision,
     )
+
+
+def _compare(job: Run, files: dict[str, str]) -> None:
+    """See that what is published are the weights that were kept."""
+    for name, best in job.keeper.best.items():
+        assert best.step is not None
+        kept = job.checkpoints.kept(best.step).name
+        expected = {
+            f"{name}{file.removeprefix(kept)}": d for file, d in job.keeper.kept[kept].items()
+        }
+        found = {file: digest for file, digest in files.items() if file.startswith(f"{name}/")}
+        if found != expected:
+            wrong = sorted({file for file, _ in found.items() ^ expected.items()})
+            raise InputError(
+                f"{job.checkpoints.kept(best.step)}: changed after it was written ({', '.join(wrong)}); delete"
+                f" {job.checkpoints.folder} and start again, from the first step."
+            )
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from takd.errors import InputError
+from takd.integrity import faults, read_record, remade
 from takd.lineage import prefixes, split
 from takd.report.captions import decoding
 from takd.report.comparisons import analyse
@@ -32,12 +33,15 @@ def run(stage: Stage) -> None:
     """Write the card beside the model and into its folder.
 
     Raises:
-        InputError: a file is missing or of another model; the model's folder is not there.
+        InputError: a file is missing, damaged or of another model; the model's folder is not there.
     """
     results = read(stage.spec, stage.input("models"), stage.input("evaluations"))
     folder = stage.outputs["card"].parent / "model"
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: holds no model (config.json); train it again.")
+    manifest = folder.parent / "manifest.json"
+    for fault in faults(manifest, read_record(manifest), ["model"], stage.threads):
+        raise remade(fault, manifest)
     text = card(results)
     write_text(folder / "README.md", text)
     # last: what says that all is there

@@ -1,0 +1,51 @@
+"""Made-up results with the digests that real ones have: `write_json` and `write_lines` for the tests' fixtures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from takd import stage
+from takd.integrity import RECORDS, closing_digest, digests, sealed
+from takd.stage import LOG, read_json
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; a record gets the digests of what lies beside it, and its own."""
+    if path.name in RECORDS:
+        value = sealed({"inputs": {}, **value, "files": value.get("files", {}) | _beside(path)})
+    stage.write_json(path, value)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write lines of JSON; a log is closed, and a record beside gets the new digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) + "\n" for row in rows]
+    if path.stem == LOG:
+        before = "".join(lines[:-1]).encode()
+        lines[-1:] = [json.dumps(_closed(before, rows[-1])) + "\n"]
+    path.write_text("".join(lines))
+    seal(path.parent)
+
+
+def seal(folder: Path) -> None:
+    """Give the records of a folder the digests of what lies there now."""
+    for name in RECORDS:
+        if (folder / name).exists():
+            write_json(folder / name, read_json(folder / name))
+
+
+def _closed(before: bytes, line: dict[str, Any]) -> dict[str, Any]:
+    line = {key: value for key, value in line.items() if key != "digest"}
+    return {**line, "digest": closing_digest(before, line)}
+
+
+def _beside(record: Path) -> dict[str, str]:
+    """What a stage would name: the folders of a model or a data set, and files that are no record, log or card."""
+    folders = ("model", "init", "dataset", "tokenizer")
+    paths = [
+        path
+        for path in record.parent.glob("*")
+        if path.name in folders
+        or (path.is_file() and path.name not in (*RECORDS, "metrics.jsonl", "card.md"))
+    ]
+    return digests(paths, record.parent)
