@@ -72,7 +72,7 @@ def inputs_of(space, case):
     """What the stage of a case reads; made where no case before has read it."""
     family = case["family"]
     teacher = space.model(family, "bf16", "teacher")
-    found = {"teacher": teacher}
+    found = {} if case["method"] == "sft" else {"teacher": teacher}
     if case["weights"] == "sft":
         found["init"] = space.model(family, "fp32", "init")
         found["base"] = space.model(family, "scratch")
