@@ -98,7 +98,8 @@ def measure(report: Report, case: Case, ngram: int) -> None:
     with TemporaryDirectory() as place:
         folder = Path(place)
         endless(case, tokenizer).save_pretrained(folder / "model")
-        model, _ = inference.load(folder / "model", tokenizer, "generate's")
+        asking = Stage(spec={}, code="")
+        model, _ = inference.load(asking, folder / "model", tokenizer, "generate's")
         stores = count()
 
         def ours() -> None:

@@ -198,9 +198,8 @@ def distill_inputs(wildcards):
 
 
 def source_files(wildcards):
-    """Local files that a split is read from; the training split also reads what it must not hold."""
-    splits = [wildcards.split, *(EXPERIMENT.sets if wildcards.split == "train" else [])]
-    return sorted({file for split in splits for file in EXPERIMENT.files(split)})
+    """Local files that decide the rows of a split."""
+    return EXPERIMENT.data_files(wildcards.split)
 
 
 def named(wildcards, input):

@@ -1,6 +1,6 @@
 rule tokenizer:
     input:
-        sources=ancient(EXPERIMENT.files("train")),
+        sources=ancient(EXPERIMENT.tokenizer_files()),
     output:
         tokenizer=directory("<results>/data/tokenizer/tokenizer"),
         manifest="<results>/data/tokenizer/manifest.json",

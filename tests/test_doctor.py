@@ -1,6 +1,7 @@
 """What is checked before a run and at its start."""
 
 import dataclasses
+import json
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ from takd.__main__ import main
 from takd.cards import check_kernels, has_kernels
 from takd.errors import InputError
 from takd.experiment import load
-from takd.preflight import collect, doctor, start
+from takd.preflight import collect, doctor, footprint, start
 from takd.preflight.collect import Answer, Facts, Gpu, Torch
 from takd.preflight.datasheets import CARDS, asked_for, find_card
 from takd.preflight.jobs import Job
@@ -214,6 +215,50 @@ def test_memory_names_what_fills_the_card_and_a_micro_batch_that_fits() -> None:
 def test_memory_asks_for_checkpointing_or_sharding_where_no_micro_batch_is_enough() -> None:
     said = found([training(micro_batch=1)], card="v100")["memory"]
     assert "no micro_batch fits; set deepspeed: zero2 or zero3, or lora" in said
+
+
+def test_main_memory_that_each_process_needs_to_read_its_models() -> None:
+    """Four processes, each with a student of 760M in float32, a teacher of 1.5B in half precision, and 3 GiB."""
+    said = found([training(mem_mb="30000")])["memory"]
+    assert said.startswith("error: distill_minillm 1.5B-sft__760M-minillm takes 38 GB of a node's")
+    assert "for 4 processes (Python and PyTorch 13, " in said and "gives 30 GB" in said
+    wanted = said.split("set mem_mb of distill_minillm to ")[1].split(" ")[0]
+    assert found([training(mem_mb=wanted)]) == {}
+    assert found([training(mem_mb="1000")], executor=None) == {}  # where nobody counts it
+
+
+def test_main_memory_with_offloading_holds_the_optimizer() -> None:
+    student = planner().shapes["1.5B"]
+    config = json.loads((ROOT / "config/deepspeed/zero3-offload.json").read_text())
+    settings = {"precision": "auto", "deepspeed": {"name": "zero3-offload", "config": config}}
+    spec = {"method": "sft", "settings": settings}
+    for nodes in (1, 2):
+        given = footprint.Resources(processes=2, nodes=nodes)
+        parts = footprint.host(student, None, spec, given, find_card("a100"))
+        here = student.parameters / nodes
+        assert parts["master weights and moments"] == pytest.approx(12 * here)
+        assert parts["student's weights"] == pytest.approx(2 * here)
+        assert parts["what is written"] == 4 * student.parameters
+
+
+@pytest.mark.parametrize(("card", "level"), [("v100l", "warning"), ("a100", None)])
+def test_models_that_compute_in_fp32_for_want_of_bfloat16(card: str, level: str | None) -> None:
+    own = planner(card)
+    pretrained = dataclasses.replace(own.shapes["760M"], pretrained="bfloat16", estimated=False)
+    own.shapes["760M"] = pretrained
+    planned = own.plan([training()])
+    findings = list(doctor.precision(own, planned))
+    if level is None:
+        assert not findings
+        return
+    (finding,) = findings
+    assert finding.level == level
+    assert finding.text.startswith("760M were pretrained in bfloat16, which a v100-32gb lacks")
+    assert own.precision(training()) == "fp32"
+    (plain,) = planner(card).plan([training()])
+    assert planned[0].footprint and plain.footprint
+    assert planned[0].footprint.peak > plain.footprint.peak
+    assert planned[0].hours and plain.hours and planned[0].hours > plain.hours
 
 
 def test_time_that_the_attempts_do_not_give() -> None:

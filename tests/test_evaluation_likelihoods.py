@@ -266,7 +266,7 @@ def test_what_it_computes_is_what_is_planned(workspace, measured):
     tokenizer = models.load_tokenizer(place / "tokenizer/tokenizer")
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as loading:
         for name in ("model", "oracle"):
-            inference.load(place / name / "model", tokenizer, name)
+            inference.load(stage, place / name / "model", tokenizer, name)
     counted = counter.get_total_flops() - loading.get_total_flops()
     loss = read(measured)[0]["references"]["loss"]
     assert read(out)[0]["references"]["loss"] == pytest.approx(loss, rel=1e-5)

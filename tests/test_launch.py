@@ -1,6 +1,7 @@
 """How a stage becomes several processes, and which GPUs of a machine it takes."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from takd import lease as leasing
 from takd import stage
 from takd.errors import InputError
-from takd.launch import launch, over_nodes
+from takd.launch import ALLOCATOR, launch, over_nodes
 
 NODES = {
     "squeue": 'echo "fir[3,7]"',
@@ -79,6 +80,34 @@ def test_the_time_that_starting_takes_is_the_jobs(monkeypatch):
     assert stage._deadline(1000.0, 100) == 1000 + 60 * 95
     assert stage._deadline(1500.0, 100) == 1000 + 60 * 95  # torchrun's child
     assert stage._deadline(1500.0, None) is None
+
+
+@pytest.mark.parametrize("gpus", [True, False])
+@pytest.mark.parametrize("named", [None, *ALLOCATOR])
+def test_processes_on_gpus_let_pieces_of_memory_grow(monkeypatch, outside, named, gpus):
+    """Unless the user says how memory is taken, by whichever of PyTorch's names."""
+    for name in ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    if named:
+        monkeypatch.setenv(named, "max_split_size_mb:64")
+    started = {}
+
+    def start(command, arguments):
+        started.update(os.environ)
+        sys.exit(0)
+
+    monkeypatch.setattr(os, "execvp", start)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(stage, "lease", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--spec={}", "--processes=2"])
+    with pytest.raises(SystemExit):
+        stage.main("takd.evaluation.evaluate", gpus=gpus)
+    found = {name: started[name] for name in ALLOCATOR if name in started}
+    if named:
+        assert found == {named: "max_split_size_mb:64"}
+    else:
+        assert found == ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if gpus else {})
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
 
 
 @pytest.fixture

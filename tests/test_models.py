@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from takd.errors import InputError
-from takd.kvcache import RaggedCache, check_decoding
+from takd.kvcache import RaggedCache
+from takd.model_checks import check_decoding, check_projection
 from takd.models import (
-    check_projection,
     check_vocabulary,
     hidden_states,
     load_model,
@@ -74,7 +74,7 @@ def test_padding_on_the_right_changes_nothing(model):
 @torch.no_grad()
 def test_rows_of_different_lengths_decode_as_if_alone(model):
     """Also after a row was freed and read anew, and after others were dropped."""
-    check_decoding(model, "any")
+    check_decoding(model, "any", longest=24)
     texts = [[3, 4, 5, 6, 7, 8, 9], [6, 7, 8, 9, 10, 11, 12, 2, 1], [5, 4, 3, 2, 1, 6, 7]]
     alone = [hidden_states(model, torch.tensor([text]))[0] for text in texts]
     cache = RaggedCache(model, 3)
@@ -130,7 +130,7 @@ def test_what_other_families_do_is_told(name, fits):
                 parameter.mul_(4.0)
     try:
         check_projection(model, name)
-        check_decoding(model, name)
+        check_decoding(model, name, longest=24)
     except InputError as error:
         assert not fits
         assert f"model '{name}' (" in str(error) and "use a family such as gpt2" in str(error)
@@ -150,7 +150,7 @@ def test_a_family_that_decodes_otherwise_is_refused():
 
     body.forward = forgetful
     with pytest.raises(InputError, match=r"model 'odd' .* token by token"):
-        check_decoding(model, "odd")
+        check_decoding(model, "odd", longest=24)
 
 
 def test_a_family_that_changes_its_logits_is_refused():

@@ -1,5 +1,6 @@
 """What reruns after an edit, and only that: each from the same finished run, by dry run."""
 
+import json
 import os
 import random
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import Project, make_project, small_experiment
 
 
 def scored(models: int) -> dict[str, int]:
@@ -154,6 +155,88 @@ def test_edit_reruns_exactly(finished: Project, tmp_path: Path, name: str) -> No
     project = finished.copy(tmp_path / "copy")
     edit(project)
     assert project.plan() == expected
+
+
+def own_files(folder: Path) -> dict:
+    """The small experiment on what users bring: rows in files, pretrained weights and a tokenizer in folders."""
+    experiment = small_experiment()
+    (folder / "rows").mkdir(parents=True)
+    for name in ("train", "dev", "first", "second"):
+        row = {"instruction": f"Say {name}.", "output": name}
+        (folder / f"rows/{name}.jsonl").write_text(json.dumps(row) + "\n")
+    experiment["data"] |= {name: {"json": f"rows/{name}.jsonl"} for name in ("train", "dev")}
+    experiment["evaluation"]["sets"] = {"first": {"json": "rows/first.jsonl"}}
+    for count, name in enumerate(experiment["models"]):
+        place = folder / "weights" / name
+        place.mkdir(parents=True)
+        shape = {"n_layer": 3 - count, "n_embd": 16, "n_head": 2, "n_positions": 64}
+        config = {"model_type": "gpt2", "vocab_size": 300, **shape}
+        (place / "config.json").write_text(json.dumps(config))
+        (place / "model.safetensors").write_bytes(b"weights")
+        (place / "tokenizer.json").write_text("{}")
+        experiment["models"][name] = {
+            "parameters": 10_000 - 3000 * count,
+            "weights": {"folder": f"weights/{name}"},
+        }
+    experiment["tokenizer"] = {"folder": "weights/teacher"}
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def finished_on_files(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Such an experiment after its run."""
+    place = tmp_path_factory.mktemp("files")
+    done = make_project(place / "project", own_files(place / "brought"))
+    shutil.copytree(place / "brought", done.folder, dirs_exist_ok=True)
+    done.run("--quiet", "rules")
+    return done
+
+
+def second_set(settings: dict) -> None:
+    settings["evaluation"]["sets"]["second"] = {"json": "rows/second.jsonl"}
+
+
+SECOND = {"data": 1, "data_report": 1, "evaluate": 7, "likelihoods": 7, "card": 7, "report": 1}
+EDITS_OF_FILES = {
+    "touch of everything": (touch, {}),
+    "evaluation set added": (experiment(second_set), SECOND),
+    "evaluation set edited": (
+        append("rows/first.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
+        SECOND,
+    ),
+    "seed added": EDITS["seed added"],
+    "chain added": EDITS["chain added"],
+    "decoding seed added": EDITS["decoding seed added"],
+    "training row added": (
+        append("rows/train.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
+        {"data": 1, "data_report": 1, **BELOW_DATA},
+    ),
+    "weights edited": (
+        append("weights/student/model.safetensors", "more"),
+        {"base": 1, "sft": 1, "distill_kd": 1, "distill_minillm": 2, **scored(4), "report": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS_OF_FILES)
+def test_edit_reruns_exactly_where_all_comes_from_files(
+    finished_on_files: Project, tmp_path: Path, name: str
+) -> None:
+    edit, expected = EDITS_OF_FILES[name]
+    project = finished_on_files.copy(tmp_path / "copy")
+    edit(project)
+    assert project.plan() == expected
+
+
+def test_a_set_that_the_training_rows_must_not_hold_decides_them(
+    finished_on_files: Project, tmp_path: Path
+) -> None:
+    project = finished_on_files.copy(tmp_path / "copy")
+    project.experiment(lambda e: e["data"].update(drop_leaks=True))
+    assert "results/small/data/train/dataset" in project.outputs()
+    project.run("--quiet", "rules")
+    project.experiment(second_set)
+    assert project.plan()["data"] == 2  # the new set, and the training rows
 
 
 def another_time(project: Project) -> None:

@@ -11,9 +11,7 @@ import torch
 from safetensors.torch import load_file
 from workspace import ROOT, TEACHER, Workspace
 
-from takd.errors import InputError
 from takd.models import load_model
-from takd.training import devices
 from takd.training.checkpoints import Pace
 from takd.training.keeping import Best
 from takd.training.loop import SKIPPED_IN_A_ROW
@@ -41,10 +39,19 @@ def usual_port():
         yield
 
 
+class Shortened(Workspace):
+    """One whose settings say how long texts are: models are not checked beyond."""
+
+    longest = 6
+
+    def spec(self, method, **settings):
+        return {**super().spec(method, **settings), "max_length": self.longest}
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A prepared folder whose teacher has no finite opinion on the seventh token of a row: one row in three has it."""
-    space = Workspace(tmp_path_factory.mktemp("faults"))
+    space = Shortened(tmp_path_factory.mktemp("faults"))
     teacher = load_model(space.folder / "teacher" / "model", seed=1)
     with torch.no_grad():
         teacher.transformer.wpe.weight[6] = torch.inf
@@ -84,6 +91,14 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(workspace, deep
     assert all(tensor.isfinite().all() for tensor in weights.values())
     begin, end = (line["loss"] for line in written if line["kind"] == "dev")
     assert end < begin - 0.03  # the other steps were taken
+
+
+def test_a_teacher_that_is_not_finite_is_refused_before_training(workspace, monkeypatch):
+    monkeypatch.setattr(workspace, "longest", 16)
+    process = workspace.train("unasked", "kd", inputs={"teacher": "broken"}, **THREE_ROWS)
+    said = workspace.finished(process, code=1)
+    assert "Error: model 'teacher' computes numbers that are not finite" in said
+    assert "goes on" not in said and " steps, " not in said
 
 
 def test_many_such_steps_in_a_row_end_the_job_with_a_checkpoint(workspace):
@@ -142,39 +157,3 @@ def test_a_checkpoint_is_due_after_a_twentieth_or_ten_minutes(seconds, done, cos
     pace = Pace(600.0)
     pace.saved(cost)
     assert pace.interval(seconds, done, 100) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("card", "capability", "precision", "words"),
-    [
-        (
-            "Tesla V100-SXM2-32GB",
-            (7, 0),
-            "fp16",
-            "fp16 with dynamic loss scaling on Tesla V100-SXM2-32GB, which has no bfloat16",
-        ),
-        ("NVIDIA A100-SXM4-40GB", (8, 0), "bf16", "bf16 on NVIDIA A100-SXM4-40GB"),
-        ("NVIDIA H100 80GB HBM3", (9, 0), "bf16", "bf16 on NVIDIA H100 80GB HBM3"),
-    ],
-)
-def test_precision_is_what_the_card_has(monkeypatch, card, capability, precision, words):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
-    kernels = ["sm_70", "sm_80", "sm_90"]
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: kernels)
-    assert devices.choose_precision("auto") == precision
-    assert devices.describe(precision) == words
-    assert devices.choose_precision("fp32") == "fp32"
-    del kernels[:-1]
-    if capability != (9, 0):  # a stage ends before it loads anything
-        with pytest.raises(InputError, match=f"has no kernels for {card}"):
-            devices.choose_precision("fp32")
-
-
-def test_precision_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert devices.choose_precision("auto") == "fp32"
-    assert devices.describe("fp32") == "fp32 on the CPU"
-    with pytest.raises(InputError, match="precision 'fp16' needs a GPU"):
-        devices.choose_precision("fp16")

@@ -13,6 +13,7 @@ from typing import Any
 from takd.data.downloads import hub_error
 from takd.errors import InputError
 from takd.layers import INDEX, keep_layers
+from takd.precision import PRETRAINED
 from takd.stage import Stage, read_json
 from takd.vocabulary import ALSO, FILES, check_same_tokenizer, has_tokenizer
 
@@ -121,6 +122,8 @@ def _from_gguf(path: Path, target: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
+    # such a file does not say; most are of models pretrained in bfloat16, and float32 is never wrong
+    setattr(config, PRETRAINED, "bfloat16")
     model.load_state_dict(source.state_dict())
     model.tie_weights()
     model.save_pretrained(target)

@@ -140,9 +140,23 @@ class Experiment:
         hop = lineage.split(name)[-1]
         return self._training(*hop).get("start", "base")
 
+    def _held_out(self, split: str) -> list[str]:
+        """Evaluation sets whose prompts a split must not hold."""
+        return list(self.sets) if split == "train" and self.settings["data"]["drop_leaks"] else []
+
     def files(self, split: str) -> list[str]:
         """Local files that a split is read from and that are there; none for hub and demo."""
         return [str(path) for path in self._files(self._source(split))]
+
+    def data_files(self, split: str) -> list[str]:
+        """Local files that decide the rows of a split: its own, and those of sets that it must not hold."""
+        return sorted(
+            {file for name in (split, *self._held_out(split)) for file in self.files(name)}
+        )
+
+    def tokenizer_files(self) -> list[str]:
+        """Local files that a tokenizer is trained on; none for one that is there already."""
+        return self.files("train") if "train" in self.settings["tokenizer"] else []
 
     def tokenizer_spec(self) -> Spec:
         """Settings of the stage that prepares the tokenizer."""
@@ -167,9 +181,9 @@ class Experiment:
             "drop_duplicates": split == "train" and data["drop_duplicates"],
         }
         if split == "train":
-            held_out = self.sets if data["drop_leaks"] else []
             spec["drop_leaks"] = data["drop_leaks"]
-            spec["exclude"] = [self._with_digests(self._source(name)) for name in held_out]
+            excluded = [self._source(name) for name in self._held_out(split)]
+            spec["exclude"] = [self._with_digests(source) for source in excluded]
         return spec
 
     def data_report_spec(self) -> Spec:
@@ -235,7 +249,13 @@ class Experiment:
             "temperature": settings["temperature"],
             "max_new_tokens": self._longest_response,
         }
-        return {"lineage": name, "seed": seed, "noise": settings["seed"], "decoding": decoding}
+        return {
+            "lineage": name,
+            "seed": seed,
+            "noise": settings["seed"],
+            "decoding": decoding,
+            "precision": settings["precision"],
+        }
 
     def generate_spec(self, name: str, seed: int, part: int, parts: int) -> Spec:
         """Settings of the stage that lets a teacher answer one part of the training prompts."""
@@ -243,9 +263,10 @@ class Experiment:
 
     def outputs_spec(self, name: str, seed: int, split: str, kind: str) -> Spec:
         """Settings of the stage that writes down what a teacher says of the tokens of a split."""
+        settings = self.settings["teacher_writes"]
         spec = {"lineage": name, "seed": seed, "split": split, "kind": kind}
-        top_k = self.settings["teacher_writes"]["top_k"]
-        return {**spec, "top_k": top_k} if kind == "top_k" else spec
+        spec["precision"] = settings["precision"]
+        return {**spec, "top_k": settings["top_k"]} if kind == "top_k" else spec
 
     def evaluate_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
         """Settings of the stage that scores a model on an evaluation set."""
@@ -255,6 +276,7 @@ class Experiment:
             "set": evaluation_set,
             "decoding": self._decoding("decoding"),
             "seeds": self.settings["evaluation"]["seeds"],
+            "precision": self.settings["evaluation"]["precision"],
             "max_length": self.settings["data"]["max_length"],
         }
 
@@ -265,6 +287,7 @@ class Experiment:
             "seed": seed,
             "set": evaluation_set,
             "seeds": self.settings["evaluation"]["seeds"],
+            "precision": self.settings["evaluation"]["precision"],
             "max_length": self.settings["data"]["max_length"],
             "teachers": self._compared_with(name, seed),
         }

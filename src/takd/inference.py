@@ -9,8 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from takd import models
-from takd.kvcache import check_decoding
-from takd.training.devices import DTYPES, choose_precision, own
+from takd.model_checks import check_model
+from takd.precision import pretrained_in
+from takd.stage import Stage
+from takd.training.devices import DTYPES, choose_precision, describe, own
 
 
 def settle(threads: int) -> None:
@@ -21,16 +23,26 @@ def settle(threads: int) -> None:
 
 
 def load(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, name: str
+    stage: Stage,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    longest: int | None = None,
 ) -> tuple[PreTrainedModel, int]:
-    """Read a model onto the device at hand, in the numbers that suit it, and its vocabulary.
+    """Read a model onto the device at hand, in the numbers that the settings ask for, and its vocabulary.
+
+    Args:
+        longest: tokens of the longest text that the model will decode; None if it only reads.
 
     Raises:
-        InputError: as `models.check_vocabulary`, `models.check_projection` and `check_decoding`.
+        InputError: as `models.check_vocabulary` and `check_model`.
     """
-    model = models.load_model(folder, dtype=DTYPES[choose_precision("auto")])
+    pretrained = pretrained_in(folder)
+    precision = choose_precision(stage.spec.get("precision", "auto"), pretrained)
+    if precision == "fp32" and torch.cuda.is_available():
+        stage.say(f"{name}: {describe(precision, pretrained)}")
+    model = models.load_model(folder, dtype=DTYPES[precision])
     vocabulary = models.check_vocabulary(model, tokenizer, name)
     nn.Module.to(models.freeze(model), own())
-    models.check_projection(model, name)
-    check_decoding(model, name)
+    check_model(model, name, longest)
     return model, vocabulary

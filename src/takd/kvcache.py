@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from takd.errors import InputError
 from takd.models import decoding_mask, hidden_states, lowered_type
 
 GROWTH = 64  # columns
@@ -142,41 +141,3 @@ def _pieces(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
         if end == len(lengths) or (end + 1 - start) * lengths[end] > most:
             yield start, end
             start = end
-
-
-@torch.no_grad()
-def check_decoding(model: PreTrainedModel, name: str) -> None:
-    """Make sure that a model decodes token by token what it computes at once.
-
-    Raises:
-        InputError: a family whose attention asks more of its cache than keys and values.
-    """
-    was_training = model.training
-    model.eval()
-    ids = torch.arange(2, 8, device=model.device)
-    at_once = hidden_states(model, ids[None])[0, -1]
-    cache = RaggedCache(model, 2)
-    why = ""
-    try:
-        cache.read([ids[:3].tolist(), ids[:5].tolist()], [0, 1])
-        for step in range(3):
-            hidden = cache.step(torch.stack([ids[3 + step], ids[5]]))
-        if not torch.allclose(hidden[0].float(), at_once.float(), atol=2e-2, rtol=2e-2):
-            why = "computes other hidden states token by token than at once"
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # what a model raises whose layers are no attention, or ask their cache for something else
-        reason = str(error).strip().partition("\n")[0]
-        why = f"cannot be decoded token by token ({type(error).__name__}: {reason})"
-    model.train(was_training)
-    if why:
-        raise InputError(
-            f"model '{name}' ({model.config.model_type}) {why}, so that its samples could not be"
-            " trusted; use a family such as gpt2, opt, llama, mistral or qwen2."
-        )

@@ -10,6 +10,8 @@ import sys
 
 from takd.errors import InputError
 
+# How PyTorch takes memory of a card, by its names in newer and older versions
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -31,6 +33,15 @@ def launch(nodes: int, processes: int, threads: int) -> None:
     else:
         command = over_nodes(nodes, processes, threads)
     os.execvp(command[0], [*command, *sys.argv])
+
+
+def set_allocator() -> None:
+    """Let pieces of a card's memory grow, unless the user says how it is taken.
+
+    Texts of ever other lengths else leave pieces between which the next one does not fit.
+    """
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def over_nodes(nodes: int, processes: int, threads: int) -> list[str]:

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from takd.errors import InputError
+from takd.precision import PRETRAINED, pretrained_in
 
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
@@ -51,6 +52,8 @@ def load_model(
         InputError: the folder has weights, but none in safetensors format.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # goes on to what is saved of the model, whose own type says nothing of its origin
+    setattr(config, PRETRAINED, pretrained_in(folder))
     for key in DROPOUT_KEYS:
         if hasattr(config, key):
             setattr(config, key, 0.0 if key == "layerdrop" else dropout)
@@ -93,27 +96,6 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             " teacher and students must share one tokenizer."
         )
     return len(tokenizer)
-
-
-@torch.no_grad()
-def check_projection(model: PreTrainedModel, name: str) -> None:
-    """Make sure that logits are the output embedding of the last hidden states, and nothing more.
-
-    Raises:
-        InputError: the family scales, caps or otherwise changes its logits.
-    """
-    was_training = model.training
-    model.eval()
-    ids = torch.arange(4, device=model.device)[None]
-    logits = model(input_ids=ids).logits.float()
-    ours = project(model, hidden_states(model, ids), logits.shape[-1])
-    model.train(was_training)
-    if not torch.allclose(ours, logits, atol=1e-2, rtol=1e-2):
-        raise InputError(
-            f"model '{name}' ({model.config.model_type}) changes its logits after the output"
-            " embedding, which the losses here do not know; use a family such as gpt2, opt,"
-            " llama, mistral or qwen2."
-        )
 
 
 @functools.cache
@@ -169,8 +151,9 @@ def decoding_mask(
     """
     at = torch.arange(columns, device=lengths_b.device)
     causal = (at <= lengths_b[:, None])[:, None, None]
-    window = getattr(model.config, "sliding_window", None)
-    kinds = getattr(model.config, "layer_types", None)
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return causal
     windowed = causal & (at > lengths_b[:, None] - window)[:, None, None]

@@ -22,7 +22,7 @@ from typing import Any
 from takd import inputs as reading
 from takd.errors import InputError
 from takd.integrity import digests, sealed
-from takd.launch import launch
+from takd.launch import launch, set_allocator
 from takd.lease import lease
 from takd.provenance import code_digest, file_digest, git_commit
 
@@ -206,6 +206,8 @@ def main(
     try:
         if "RANK" not in os.environ:  # once, before there are several processes
             verify(stage, named(spec) if named else [])
+        if gpus:
+            set_allocator()
         if gpus and arguments.nodes == 1:
             lease(arguments.processes, stage.say)
         launch(arguments.nodes, arguments.processes, arguments.threads)

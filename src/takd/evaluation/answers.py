@@ -64,7 +64,8 @@ def answer(
     left.sort(key=lambda pair: len(pair[1].tokens))
     mine = share.of(left)
     if mine:
-        loaded, vocabulary = inference.load(model, tokenizer, stage.spec["lineage"])
+        longest = max(len(prompt.tokens) for _, prompt in mine) + decoding.max_new_tokens
+        loaded, vocabulary = inference.load(stage, model, tokenizer, stage.spec["lineage"], longest)
         before = len(prompts) - len(left)
         progress = Progress(title, before + len(mine), before, active=share.first)
         done = 0

@@ -151,7 +151,7 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
 
     def load(name: str, lineage: str) -> tuple[Any, int]:
-        return inference.load(stage.input(name).parent / "model", tokenizer, lineage)
+        return inference.load(stage, stage.input(name).parent / "model", tokenizer, lineage)
 
     def go(part: Part, read: Callable[[list[Text]], list[Record]]) -> None:
         nonlocal left

@@ -98,7 +98,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     spec, kind = stage.spec, stage.spec["kind"]
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     model, vocabulary = inference.load(
-        stage.input("teacher").parent / "model", tokenizer, spec["lineage"]
+        stage, stage.input("teacher").parent / "model", tokenizer, spec["lineage"]
     )
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(

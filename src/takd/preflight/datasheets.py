@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from takd.errors import InputError
+from takd.precision import resolve
 from takd.schema import suggest
 
 
@@ -41,13 +42,9 @@ class Card:
         """Whether this is no card at all."""
         return self.capability == (0, 0)
 
-    def precision(self, setting: str = "auto") -> str:
-        """What `auto` comes to: bf16 from capability 8.0 on, fp16 before, fp32 on a CPU."""
-        if setting != "auto":
-            return setting
-        if self.on_cpu:
-            return "fp32"
-        return "bf16" if self.capability >= (8, 0) else "fp16"
+    def precision(self, setting: str = "auto", pretrained: str = "") -> str:
+        """What a setting comes to on it, as `takd.precision.resolve`."""
+        return resolve(setting, None if self.on_cpu else self.capability, pretrained)
 
     def peak(self, precision: str) -> float:
         """FLOP/s at best."""

@@ -29,7 +29,7 @@ class Written:
 def training(
     spec: Mapping[str, Any], student: Shape, teacher: Shape | None, response: float
 ) -> Written:
-    """A training: weights in float32 (half as many bytes under DeepSpeed in half precision), and its checkpoints.
+    """A training: weights in float32, and its checkpoints.
 
     A checkpoint holds weights and two moments in float32, of adapters alone where only they train; with MiniLLM the
     round's rollouts with the teacher's hidden states.

@@ -3,11 +3,13 @@
 python -m takd doctor --experiment NAME --profile profiles/slurm
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from takd import lineage
 from takd.cards import VOLTA, has_kernels
 from takd.preflight.collect import Facts, Torch
 from takd.preflight.datasheets import Card, asked_for
@@ -51,6 +53,8 @@ def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[
         *hub(facts.hub, facts.hub_problem),
         *space(facts, planner, planned),
         *memory(planner, planned),
+        *host_memory(facts.executor, planner, planned),
+        *precision(planner, planned),
         *time(planned, facts.attempts),
     ]
 
@@ -293,6 +297,68 @@ def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
         assert each.footprint is not None
         text = f"all stages fit into the {limit}; the largest is {name} with {each.footprint.peak / GIB:.1f} GiB"
         yield Finding("ok", "memory", text)
+
+
+def host_memory(
+    executor: str | None, planner: Planner, planned: Sequence[Planned]
+) -> Iterator[Finding]:
+    """Whether each training fits into the main memory that Slurm gives it on a node."""
+    if executor != "slurm" or planner.card.on_cpu:
+        return
+    seen: set[tuple[str, str]] = set()
+    fit = True
+    for each in planned:
+        given = each.job.resources.get("mem_mb", "")
+        if not each.job.trains or not each.job.to_do or not given.isdecimal():
+            continue
+        parts = planner.host(each.job)
+        need, have = sum(parts.values()), int(given) * 1e6
+        if need <= have or (each.stage, given) in seen:
+            continue
+        seen.add((each.stage, given))
+        fit = False
+        largest = ", ".join(
+            f"{name} {size / 1e9:.0f}"
+            for name, size in sorted(parts.items(), key=lambda part: -part[1])[:3]
+        )
+        text = (
+            f"{each.stage} takes {need / 1e9:.0f} GB of a node's main memory for {each.job.given.processes} processes"
+            f" ({largest}), but the profile gives {have / 1e9:.0f} GB: set mem_mb of {each.job.rule} to"
+            f" {math.ceil(need / 1e6)} or more, or take fewer processes a node."
+        )
+        yield Finding("error", "memory", text)
+    if fit and any(each.job.trains and each.job.to_do for each in planned):
+        yield Finding(
+            "ok", "memory", "the main memory that jobs get is enough to read their models"
+        )
+
+
+def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
+    """Which models compute in fp32, and which might, as the card lacks the type that they were pretrained in."""
+    card = planner.card
+    if card.precision("auto") != "fp16":
+        return
+    asked = {
+        lineage.split(each.job.lineage)[-1].model
+        for each in planned
+        if each.job.computes and each.job.to_do and planner.setting(each.job) == "auto"
+    }
+    wide = sorted(name for name in asked if planner.shapes[name].pretrained == "bfloat16")
+    unknown = sorted(name for name in asked if planner.shapes[name].estimated)
+    if wide:
+        text = (
+            f"{', '.join(wide)} were pretrained in bfloat16, which a {card.name} lacks: they compute in fp32, since"
+            " fp16 may overflow; precision: fp16 is faster, at that risk."
+        )
+        yield Finding("warning", "precision", text)
+    if unknown:
+        text = (
+            f"nothing of {', '.join(unknown)} is here yet: what was pretrained in bfloat16, as most families since"
+            f" 2023, computes in fp32 on a {card.name} and takes twice as much; ask again after the jobs `base`"
+        )
+        yield Finding("ok", "precision", text)
+    if not wide and not unknown:
+        yield Finding("ok", "precision", f"fp16 on a {card.name}")
 
 
 def _remedy(planner: Planner, each: Planned) -> str:

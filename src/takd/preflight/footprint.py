@@ -1,8 +1,9 @@
 """Peak memory of a stage on one GPU, from shapes.
 
 Every item is the bytes of tensors that the code makes, by name, so that a stage that does not fit tells what fills it.
-What PyTorch itself takes is the constant RUNTIME, and what it cannot use of a card's memory the share USABLE; both are
-assumptions. tests/test_footprint.py holds the items against real runs; docs/preflight.md says how well they agree.
+What PyTorch itself takes is the constants RUNTIME and HOST_RUNTIME, and what it cannot use of a card's memory the share
+USABLE; these are assumptions. tests/test_footprint.py holds the items against real runs; docs/preflight.md says how
+well they agree.
 """
 
 import math
@@ -15,6 +16,7 @@ from takd.preflight.shapes import Shape
 
 GIB = 2**30
 RUNTIME = 1.0 * GIB  # bytes: CUDA context, cuBLAS workspaces, NCCL's buffers
+HOST_RUNTIME = 3.0 * GIB  # bytes of main memory of a process: libraries, CUDA's context, data
 USABLE = 0.92  # of a card's memory: the driver keeps some, and the allocator's free pieces are not all of use
 
 # as in takd.kvcache, takd.tokenloss, takd.training.loop, which cannot be imported without torch; a test compares them
@@ -120,15 +122,17 @@ def training(
         spec: as `Experiment.train_spec` gives it.
     """
     settings = spec["settings"]
-    precision = card.precision(settings["precision"])
+    precision = card.precision(settings["precision"], student.pretrained)
     number = BYTES[precision]
+    taught = number
+    if teacher is not None:
+        taught = BYTES[card.precision(settings["precision"], teacher.pretrained)]
     device = "cpu" if card.on_cpu else "cuda"
     footprint = Footprint({} if card.on_cpu else {"PyTorch and CUDA": RUNTIME})
     always = footprint.always
     always |= states(student, settings, precision, resources.world)
     if teacher is not None:
-        # on a CPU, it stays in float32
-        always["teacher's weights"] = teacher.parameters * (4 if card.on_cpu else number)
+        always["teacher's weights"] = float(teacher.parameters * taught)
     pass_ = activations(
         student,
         rows=resources.micro_batch,
@@ -141,7 +145,7 @@ def training(
         "activations": pass_,
         "gradients": gradients(student, settings, precision, resources.world),
         **half_copies(student, settings, precision),
-        **loss(student, teacher, spec, texts, resources.micro_batch, number, device),
+        **loss(student, teacher, spec, texts, resources.micro_batch, number, device, taught),
     }
     footprint.moments["training"] = moment
     rows, world = resources.micro_batch * DRAWN_AT_ONCE, resources.world
@@ -157,7 +161,7 @@ def training(
         mixing = teacher if settings["teacher_mix"] else None
         footprint.moments["drawing rollouts"] = {
             **copies,
-            **sampling(student, mixing, asked, texts, number, device),
+            **sampling(student, mixing, asked, texts, number, device, taught),
         }
     return footprint
 
@@ -169,13 +173,15 @@ def asking(
     card: Card,
     decodes: bool = True,
     beside: Shape | None = None,
+    setting: str = "auto",
 ) -> Footprint:
     """A stage that asks a trained model: an evaluation, a part of a teacher's responses, its outputs, likelihoods.
 
     Args:
         beside: a teacher that reads the same texts.
+        setting: the stage's `precision`.
     """
-    number = BYTES[card.precision()]
+    number = BYTES[card.precision(setting, model.pretrained)]
     device = "cpu" if card.on_cpu else "cuda"
     footprint = Footprint({} if card.on_cpu else {"PyTorch and CUDA": RUNTIME})
     footprint.always["weights"] = model.parameters * number
@@ -186,13 +192,45 @@ def asking(
         tokens = rows * texts.response
         both = [model, *([beside] if beside else [])]
         if beside is not None:
-            footprint.always["the teacher's weights"] = beside.parameters * number
+            taught = BYTES[card.precision(setting, beside.pretrained)]
+            footprint.always["the teacher's weights"] = float(beside.parameters * taught)
+            number = max(number, taught)
         footprint.moments["reading"] = {
             "one block's activations": max(reading(m, rows * texts.whole, number) for m in both),
             # of one model, its log-probabilities; of two also what their divergences are summed from
             "logits": (3 if beside is None else 6) * _chunk(model, tokens, device),
         }
     return footprint
+
+
+def host(
+    student: Shape,
+    teacher: Shape | None,
+    spec: Mapping[str, Any],
+    resources: Resources,
+    card: Card,
+) -> dict[str, float]:
+    """Bytes of a node's main memory that a training on GPUs takes at its worst moment, by what takes them.
+
+    Each process reads the whole student in float32, and a teacher while it is there. Later the first process holds a
+    copy of what is written: of a checkpoint, or under DeepSpeed, which writes its own, of the exported model.
+    """
+    settings, processes = spec["settings"], resources.processes
+    trained = trained_parameters(student, settings)
+    start = {"the student as it is read": 4.0 * student.parameters * processes}
+    if teacher is not None:
+        taught = BYTES[card.precision(settings["precision"], teacher.pretrained)]
+        start["the teacher as it is read"] = float(taught * teacher.parameters * processes)
+    stage, offload = zero(settings)
+    later = {"what is written": 12.0 * trained if stage is None else 4.0 * student.parameters}
+    share = processes / resources.world
+    if "offload_optimizer" in offload:
+        later["master weights and moments"] = 12.0 * trained * share
+    if "offload_param" in offload:
+        number = BYTES[card.precision(settings["precision"], student.pretrained)]
+        later["student's weights"] = number * student.parameters * share
+    worst = max(start, later, key=lambda moment: sum(moment.values()))
+    return {"Python and PyTorch": HOST_RUNTIME * processes, **worst}
 
 
 def trained_parameters(shape: Shape, settings: Mapping[str, Any]) -> int:
@@ -306,8 +344,13 @@ def loss(
     micro_batch: int,
     number: int,
     device: str,
+    taught: int = 2,
 ) -> dict[str, float]:
-    """Bytes of the product with the vocabulary: a chunk's tensors, and what the head needs for all of them."""
+    """Bytes of the product with the vocabulary: a chunk's tensors, and what the head needs for all of them.
+
+    Args:
+        number, taught: bytes of a number of the student's, and of the teacher's.
+    """
     tokens = micro_batch * texts.response
     found = {"logits of a chunk": LOGITS[_compared(spec)] * _chunk(student, tokens, device)}
     if not spec["settings"].get("lora"):
@@ -318,11 +361,11 @@ def loss(
             found["a part of the head's gradient"] = 4 * rows * student.width
     hidden = 4 * student.width * 2
     if teacher is not None:
-        hidden += number * teacher.width
+        hidden += taught * teacher.width
     found["hidden states"] = tokens * hidden
     if teacher is not None and spec["method"] != "minillm":
         whole = micro_batch * texts.whole
-        found["hidden states"] += reading(teacher, whole, number) / 2  # gone before the loss
+        found["hidden states"] += reading(teacher, whole, taught) / 2  # gone before the loss
     return found
 
 
@@ -359,27 +402,38 @@ def reading(shape: Shape, tokens: int, number: int) -> float:
 
 
 def sampling(
-    student: Shape, teacher: Shape | None, rows: int, texts: Texts, number: int, device: str
+    student: Shape,
+    teacher: Shape | None,
+    rows: int,
+    texts: Texts,
+    number: int,
+    device: str,
+    taught: int = 2,
 ) -> dict[str, float]:
     """Bytes of decoding: caches, what reading prompts takes beside them, tensors of (rows, vocabulary).
 
     All prompts are read at once before there are caches; later a few at a time, a quarter of the rows at most.
+
+    Args:
+        number, taught: bytes of a number of the student's, and of the teacher's.
     """
-    models = {"student's": student, **({"teacher's": teacher} if teacher else {})}
+    models = {"student's": (student, number)}
+    if teacher is not None:
+        models["teacher's"] = (teacher, taught)
     columns = room(texts)
     prompts = min(rows * texts.prompt, max(READ_AT_ONCE[device], texts.prompt))
     found = {
-        f"{name} keys and values": cache(model, rows, columns, number)
-        for name, model in models.items()
+        f"{name} keys and values": cache(model, rows, columns, size)
+        for name, (model, size) in models.items()
     }
     moments = [0.0]
-    for name, model in models.items():
-        read, works = cache(model, 1, prompts, number), reading(model, prompts, number)
+    for name, (model, size) in models.items():
+        read, works = cache(model, 1, prompts, size), reading(model, prompts, size)
         moments += [read, read + works - found[f"{name} keys and values"], (read + works) / 4]
     found["reading prompts"] = max(moments)
     found["next tokens"] = 4.0 * rows * student.vocabulary * (6 if teacher else 4)
     if teacher is not None:
-        found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
+        found["teacher's hidden states"] = float(rows * texts.response * teacher.width * taught)
     return found
 
 

@@ -91,11 +91,8 @@ class Planner:
         if computed is not None:
             kind = job.method if job.trains else job.rule
             shape = self.asked(job)
-            precision = self.card.precision(
-                self.spec(job)["settings"]["precision"] if job.trains else "auto"
-            )
             estimate = rates.estimate(
-                computed, kind, shape.parameters, self.card, precision, self.runs
+                computed, kind, shape.parameters, self.card, self.precision(job), self.runs
             )
         return Planned(
             job, stage, computed, estimate, self.footprint(job, job.given), self.written(job)
@@ -124,9 +121,20 @@ class Planner:
         """Settings of a training."""
         return self.experiment.train_spec(job.lineage, int(job.wildcards["seed"]))
 
+    def setting(self, job: Job) -> str:
+        """The setting `precision` of a job that computes."""
+        if job.trains:
+            return self.spec(job)["settings"]["precision"]
+        part = "evaluation" if job.rule in ("evaluate", "likelihoods") else "teacher_writes"
+        return self.experiment.settings[part]["precision"]
+
+    def precision(self, job: Job) -> str:
+        """In which numbers a job computes."""
+        return self.card.precision(self.setting(job), self.asked(job).pretrained)
+
     def work(self, job: Job) -> Work | None:
         """What a job computes."""
-        shape, number = self.asked(job), BYTES[self.card.precision()]
+        shape, number = self.asked(job), BYTES[self.precision(job)]
         if job.trains:
             blocks = self.rows.get("corpus")
             return work.training(
@@ -166,7 +174,14 @@ class Planner:
             texts = Texts(1, round(self.rows["corpus"].whole) - 1)
         beside = self.compared_with(job) if job.rule == "likelihoods" else []
         largest = max(beside, key=lambda teacher: teacher.parameters, default=None)
-        return footprint.asking(shape, texts, given, self.card, decodes, largest)
+        setting = self.setting(job)
+        return footprint.asking(shape, texts, given, self.card, decodes, largest, setting)
+
+    def host(self, job: Job) -> dict[str, float]:
+        """Main memory of a node that a training takes, by what takes it."""
+        return footprint.host(
+            self.asked(job), self.teacher(job), self.spec(job), job.given, self.card
+        )
 
     def written(self, job: Job) -> Written:
         """What a job writes to disk."""
@@ -185,7 +200,7 @@ class Planner:
             rows = self._part(job)
             return disk.answers(rows.count or 0, rows.response)
         top_k = self.experiment.settings["teacher_writes"]["top_k"]
-        number = BYTES[self.card.precision()]
+        number = BYTES[self.precision(job)]
         return disk.outputs(shape, self._read(job), job.wildcards["kind"], top_k, number)
 
     def _stage(self, job: Job) -> str:

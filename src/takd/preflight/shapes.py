@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.experiment import Experiment
+from takd.precision import pretrained_dtype
 
 # families whose block has three matrices in its feed-forward part and norms without biases
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")
@@ -28,6 +29,7 @@ class Shape:
         positions: rows of its embedding of positions, if it has one.
         tied: whether the output embedding is the input's.
         estimated: whether all this was only concluded from its number of parameters.
+        pretrained: type that it was pretrained in, such as "bfloat16"; empty if unknown.
     """
 
     family: str
@@ -43,6 +45,7 @@ class Shape:
     tied: bool
     biases: int
     estimated: bool = False
+    pretrained: str = ""
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
@@ -144,6 +147,7 @@ def of_config(config: dict[str, Any]) -> Shape:
         positions=learned + (2 if family == "opt" else 0),
         tied=get("tie_word_embeddings", default=not gated),
         biases=biases,
+        pretrained=pretrained_dtype(config),
     )
 
 

@@ -1,6 +1,7 @@
 """Devices, precision and process groups: everything that Accelerate has to be told."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -11,13 +12,16 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from takd.cards import check_kernels
 from takd.errors import InputError
+from takd.precision import BFLOAT16, resolve
 
+# How long processes wait for one another. NCCL's ten minutes are too short while the first one writes a large model to
+# a busy disk; a process that dies is noticed by torchrun, long before.
+PATIENCE = timedelta(hours=1)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-BFLOAT16 = (8, 0)  # compute capability from which a card has it
 
 
 def own() -> torch.device:
@@ -27,8 +31,11 @@ def own() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def choose_precision(setting: str) -> str:
-    """Resolve `auto`: float32 on a CPU, bfloat16 where the card has it, else float16 with loss scaling (Volta).
+def choose_precision(setting: str, pretrained: str = "") -> str:
+    """Resolve `auto` for the device at hand, as `takd.precision.resolve`.
+
+    Args:
+        pretrained: type that the model was pretrained in.
 
     Raises:
         InputError: float16 on a CPU, or a card for which this torch has no kernels.
@@ -41,24 +48,24 @@ def choose_precision(setting: str) -> str:
             torch.cuda.get_device_name(),
             torch.__version__,
         )
-    if setting != "auto":
-        if setting == "fp16" and not on_gpu:
-            raise InputError("precision 'fp16' needs a GPU; on a CPU use 'auto', 'fp32' or 'bf16'.")
-        return setting
-    if not on_gpu:
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability() >= BFLOAT16 else "fp16"
+    if setting == "fp16" and not on_gpu:
+        raise InputError("precision 'fp16' needs a GPU; on a CPU use 'auto', 'fp32' or 'bf16'.")
+    return resolve(setting, torch.cuda.get_device_capability() if on_gpu else None, pretrained)
 
 
-def describe(precision: str) -> str:
-    """In what numbers a training computes, on what, and why not in others."""
+def describe(precision: str, pretrained: str = "") -> str:
+    """In what numbers a model computes, on what, and why not in others."""
     if not torch.cuda.is_available():
         return f"{precision} on the CPU"
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    if precision != "fp16":
-        return f"{precision} on {name}"
-    why = "" if capability >= BFLOAT16 else ", which has no bfloat16"
-    return f"fp16 with dynamic loss scaling on {name}{why}"
+    lacking = "" if capability >= BFLOAT16 else ", which has no bfloat16"
+    if precision == "fp16":
+        return f"fp16 with dynamic loss scaling on {name}{lacking}"
+    if precision == "fp32" and lacking and pretrained == "bfloat16":
+        lacking += ": a model pretrained in it may leave the range of fp16"
+    else:
+        lacking = ""
+    return f"{precision} on {name}{lacking}"
 
 
 def start(
@@ -84,6 +91,7 @@ def start(
         accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision=mixed,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
             gradient_accumulation_steps=accumulation,
         )
     else:
@@ -93,7 +101,7 @@ def start(
         # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process group
         # each of two CPU processes would believe that it is alone
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        PartialState(backend=backend)
+        PartialState(backend=backend, timeout=PATIENCE)
         config = {
             **deepspeed["config"],
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -120,7 +128,7 @@ def _group_of_one(backend: str) -> None:
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     os.environ.update(MASTER_ADDR=store.host, MASTER_PORT=str(store.port))
-    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE)
 
 
 def uses_zero3(accelerator: Accelerator) -> bool:

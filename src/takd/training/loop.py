@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from takd.errors import InputError
 from takd.methods.base import Method, Part
+from takd.precision import PRETRAINED
 from takd.sampling import Decoding, Prompt, Response, draw
 from takd.stage import Interrupted, Stage
 from takd.training.checkpoints import LOG, Checkpoints, Pace
@@ -59,8 +60,7 @@ class Run:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.total = self.method.total_steps()
-        on_gpu = self.accelerator.device.type == "cuda"
-        dtype = DTYPES[self.precision if on_gpu else "fp32"]
+        dtype = DTYPES[self.precision]
         self.student = Student(self.accelerator, self.model, s, self.stage.compile, dtype)
         self.journal = Journal(self.checkpoints.folder / LOG, self.main)
         self.keeper = Keeper(
@@ -120,7 +120,7 @@ class Run:
     def introduce(self, step: int) -> None:
         """Say what begins, or goes on, and on what."""
         count = f"{self.world} process{'es' if self.world > 1 else ''}"
-        how = describe(self.precision)
+        how = describe(self.precision, getattr(self.model.config, PRETRAINED))
         self.stage.say(
             f"{self.title}: goes on from step {step} of {self.total}, {how}, {count}"
             if step

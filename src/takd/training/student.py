@@ -4,11 +4,13 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -51,11 +53,13 @@ class Student:
 
     def __post_init__(self) -> None:
         s = self.settings
+        self._sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self._sharded:  # before DeepSpeed hangs its hooks into the model
+            self._shape = _unfilled(self.model, torch.float32, torch.device("cpu"))
         # ZeRO-3 leaves each process a part of each parameter: what samples is a whole copy beside it
         self._copy: PreTrainedModel | None = None
         if uses_zero3(self.accelerator):
-            self._copy = copy.deepcopy(self.model)
-            nn.Module.to(self._copy, self.dtype)
+            self._copy = _unfilled(self.model, self.dtype, self.accelerator.device)
         if self.compiled:
             compile_training(self.model, self.accelerator.device)
         module = LossModule(self.model)
@@ -88,7 +92,6 @@ class Student:
         """
         import deepspeed
 
-        whole.to(self.accelerator.device)
         for mine, parameter in zip(whole.parameters(), self.model.parameters(), strict=True):
             with deepspeed.zero.GatheredParameters([parameter]):
                 mine.copy_(parameter)
@@ -122,11 +125,39 @@ class Student:
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the model as a plain Hugging Face folder, adapters merged, with its tokenizer."""
-        with self.whole() as model:
-            if self.accelerator.is_main_process:
-                model.save_pretrained(folder, state_dict=plain_weights(model))
-                tokenizer.save_pretrained(folder)
+        model = self._masters() if self._sharded else self.model
+        if self.accelerator.is_main_process:
+            assert model is not None
+            model.save_pretrained(folder, state_dict=plain_weights(model))
+            tokenizer.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _masters(self) -> PreTrainedModel | None:
+        """The model in float32, in the main process: DeepSpeed's module has rounded weights, or a part of them."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole = None
+        if self.accelerator.is_main_process:
+            whole = _unfilled(self._shape, torch.float32, torch.device("cpu"))
+        targets = repeat(None) if whole is None else whole.parameters()
+        # all processes have to take part in gathering each
+        for target, parameter in zip(targets, self.model.parameters(), strict=False):
+            value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            with deepspeed.zero.GatheredParameters([parameter], enabled=value is None):
+                if target is not None:
+                    target.copy_(parameter if value is None else value)
+        return whole
+
+
+def _unfilled(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The same model in another type, whose parameters have no values yet: no second one takes memory meanwhile."""
+    empty: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device), False)
+        for parameter in model.parameters()
+    }
+    return cast(PreTrainedModel, nn.Module.to(copy.deepcopy(model, empty), device))
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -21,13 +21,15 @@ from transformers.utils import logging as transformers_logging
 from takd import models
 from takd.adapters import add_lora
 from takd.errors import InputError
-from takd.kvcache import check_decoding
 from takd.lineage import SUPERVISED
 from takd.methods.base import Context, Method
 from takd.methods.teachers import StoredOutputs
+from takd.model_checks import check_model
+from takd.precision import pretrained_in
 from takd.sampling import Decoding
 from takd.stage import Stage
 from takd.training import devices
+from takd.training.builds import await_builds
 from takd.training.checkpoints import Checkpoints, Lock, resume_key
 from takd.training.loop import Run
 
@@ -64,14 +66,12 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         raise InputError(
             f"{spec['lineage']}: no rows left in the train or dev split; see the data report."
         )
-    precision = devices.choose_precision(settings["precision"])
+    precision = devices.choose_precision(settings["precision"], pretrained_in(_weights(stage)))
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     student = models.load_model(
         _weights(stage), seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
     )
     vocabulary = models.check_vocabulary(student, tokenizer, spec["model"])
-    models.check_projection(student, spec["model"])
-    check_decoding(student, spec["model"])
     parameters = models.parameter_count(student)
     if settings["lora"]:
         dtype = devices.DTYPES[precision]
@@ -83,12 +83,14 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
     if stage.many("teacher") and kind.asks_teacher(settings):
-        half = torch.float32 if not torch.cuda.is_available() else devices.DTYPES[precision]
-        teacher = models.load_model(stage.input("teacher").parent / "model", dtype=half)
-        nn.Module.to(models.freeze(teacher), devices.own())  # half precision is slow on a CPU
+        folder = stage.input("teacher").parent / "model"
+        dtype = devices.DTYPES[
+            devices.choose_precision(settings["precision"], pretrained_in(folder))
+        ]
+        teacher = models.load_model(folder, dtype=dtype)
+        nn.Module.to(models.freeze(teacher), devices.own())
         models.check_vocabulary(teacher, tokenizer, "teacher")
-        models.check_projection(teacher, "teacher")
-        check_decoding(teacher, "teacher")
+        check_model(teacher, "teacher", spec["max_length"])
     decoding = Decoding(**spec["dev_decoding"])
     context = Context(
         settings=settings,
@@ -105,6 +107,8 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         },
     )
     method = kind(context)
+    if settings["deepspeed"]:
+        await_builds(stage.say)
     supervised = spec["method"] == SUPERVISED
     accelerator = devices.start(
         precision,
@@ -117,6 +121,9 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     job = Run(
         stage, accelerator, method, student, tokenizer, dev, decoding, precision, keep, checkpoints
     )
+    # as the student will be sampled: on its device, in its types, under its autocast
+    with job.student.whole() as whole:
+        check_model(whole, spec["model"], spec["max_length"])
     job.train()
     job.end()
     accelerator.wait_for_everyone()

@@ -1,0 +1,54 @@
+"""Locks of DeepSpeed's builds: it compiles its kernels when it first needs them, one process at a time."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from takd.errors import InputError
+
+LONGEST_BUILD = 600.0  # seconds; one takes a minute or two
+
+
+def locks() -> list[Path]:
+    """Locks on builds of DeepSpeed's kernels, left or held."""
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+    from torch.utils.cpp_extension import get_default_build_root
+
+    named = os.environ.get("TORCH_EXTENSIONS_DIR")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    found = (
+        Path(named).glob("*/lock")
+        if named
+        else Path(get_default_build_root()).glob(f"{python}*/*/lock")
+    )
+    return [lock for lock in found if lock.parent.name in ALL_OPS]
+
+
+def await_builds(say: Callable[[str], None], longest: float = LONGEST_BUILD) -> None:
+    """Wait for builds that are under way elsewhere.
+
+    Args:
+        longest: age in seconds from which on a lock is taken for what a killed build left.
+
+    Raises:
+        InputError: a lock that nobody will take away, on which torch waits for ever.
+    """
+    told = False
+    while held := locks():
+        for lock in held:
+            try:
+                age = time.time() - lock.stat().st_mtime
+            except FileNotFoundError:  # done meanwhile
+                continue
+            if age > longest:
+                raise InputError(
+                    f"{lock} is {age / 60:.0f} minutes old: a build of DeepSpeed's kernels was killed and left it, and"
+                    f" each later one waits for it; delete it (rm {shlex.quote(str(lock))}) and start again."
+                )
+            if not told:
+                say(f"DeepSpeed's kernels are being built by another process ({lock}); waiting")
+                told = True
+        time.sleep(0.5)

@@ -1,0 +1,123 @@
+"""What DeepSpeed is told and what it leaves: weights in float32, and locks of builds that were killed."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils import cpp_extension
+from workspace import ROOT, Workspace
+
+from takd.errors import InputError
+from takd.launch import TORCHRUN
+from takd.training import builds, devices
+
+COMPILER = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="DeepSpeed compiles: needs a C++ compiler"
+)
+
+
+def config(stage):
+    return {
+        "name": stage,
+        "config": json.loads((ROOT / f"config/deepspeed/{stage}.json").read_text()),
+    }
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return Workspace(tmp_path_factory.mktemp("deepspeed"))
+
+
+@COMPILER
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3", "zero3-offload"])
+def test_half_precision_exports_the_float32_weights_of_the_optimizer(workspace, stage):
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    space, settings = workspace, {"steps": 4, "evaluate_every": 1, "keep": "loss", "dropout": 0.0}
+    settings |= {"precision": "bf16", "deepspeed": config(stage)}
+    # stopped after its first step: what was kept of it and its checkpoint are of the same weights
+    first = space.train(stage, "sft", "--runtime=0.00001", processes=2, **settings)
+    assert "Stopped" in space.finished(first, code=1)
+    (checkpoint,) = (space.folder / stage).glob("checkpoints/*/step-000000001")
+    masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
+    (kept,) = (space.folder / stage).glob("checkpoints/*/kept-*1")
+    exported = load_file(kept / "model.safetensors")
+    assert exported
+    for name, tensor in exported.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, masters[f"model.{name}"]), name
+    rounded = [torch.equal(t, t.bfloat16().float()) for t in exported.values()]
+    assert not all(rounded)
+    assert json.loads((kept / "config.json").read_text())["dtype"] == "float32"
+    space.finished(space.train(stage, "sft", processes=2, **settings))
+    final = load_file(space.folder / stage / "model" / "model.safetensors")
+    assert final.keys() == exported.keys()
+    assert not all(torch.equal(t, t.bfloat16().float()) for t in final.values())
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch):
+    """A lock as torch makes one while it compiles, and a folder of another package's build beside it."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for name in ("cpu_adam", "of_others"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+        os.utime(tmp_path / name / "lock", (0, 0))
+    return tmp_path / "cpu_adam" / "lock"
+
+
+def test_a_lock_of_a_killed_build_is_told_with_its_remedy(lock):
+    assert builds.locks() == [lock]
+    with pytest.raises(InputError, match=rf"{lock} is \d+ minutes old: .* delete it \(rm {lock}\)"):
+        builds.await_builds(print)
+
+
+def test_a_lock_is_found_where_torch_builds_by_default(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = Path(cpp_extension._get_build_directory("cpu_adam", False))
+    assert tmp_path in place.parents
+    (place / "lock").touch()
+    assert builds.locks() == [place / "lock"]
+
+
+def test_a_build_that_is_under_way_is_waited_for(lock):
+    os.utime(lock)
+    said: list[str] = []
+    threading.Timer(1.0, lock.unlink).start()
+    builds.await_builds(said.append)
+    assert len(said) == 1 and str(lock) in said[0]
+
+
+def test_a_training_refuses_a_lock_of_a_killed_build(workspace, lock):
+    process = workspace.train("locked", "sft", deepspeed=config("zero2"))
+    said = workspace.finished(process, code=1)
+    assert f"Error: {lock} is" in said and "Traceback" not in said
+
+
+PROCESS = """
+import json, sys
+import torch.distributed as dist
+from takd.training import devices
+devices.start("fp32", 1, 1, 1.0, json.loads(sys.argv[1]))
+print("waits", dist.group.WORLD._get_backend(devices.own()).options._timeout, flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("stage", [None, pytest.param("zero2", marks=COMPILER)])
+def test_processes_wait_for_one_that_writes_a_large_model(tmp_path, stage):
+    (tmp_path / "start.py").write_text(PROCESS)
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", str(tmp_path / "start.py")]
+    command.append(json.dumps(stage and config(stage)))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(f"waits {devices.PATIENCE}") == 2

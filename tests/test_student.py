@@ -1,0 +1,46 @@
+"""The model in training, its copies beside it, and what they take of the memory."""
+
+import pytest
+import torch
+from models_for_tests import tiny_gpt2
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from takd.adapters import add_lora
+from takd.training.student import _unfilled
+
+
+def llama():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 13}
+    config = LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True)
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_copy_that_samples_takes_no_memory_of_a_second_model(lora):
+    """As many parameters, tied ones tied, in half precision; rotary frequencies stay as they are."""
+    model = llama()
+    if lora:
+        settings = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": None}
+        add_lora(model, settings, name="any", seed=1, frozen_dtype=torch.float32)
+    meta = _unfilled(model, torch.bfloat16, torch.device("cpu"))
+    names = dict(meta.named_parameters())
+    assert list(names) == list(dict(model.named_parameters()))
+    assert {parameter.dtype for parameter in names.values()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in names.values())
+    assert meta.lm_head.weight is meta.model.embed_tokens.weight
+    for (name, buffer), (_, own) in zip(meta.named_buffers(), model.named_buffers(), strict=True):
+        assert torch.equal(buffer, own) and buffer.dtype == own.dtype, name
+    with torch.no_grad():
+        for mine, own in zip(meta.parameters(), model.parameters(), strict=True):
+            mine.copy_(own)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        torch.testing.assert_close(meta.eval()(ids).logits.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_making_the_copy_reads_no_parameter():
+    """A model whose parameters have no values at all is as good."""
+    model = tiny_gpt2(0).to("meta")
+    copied = _unfilled(model, torch.float16, torch.device("meta"))
+    assert all(parameter.is_meta for parameter in copied.parameters())
