@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]  # axis -> value
@@ -25,15 +25,19 @@ def all_pairs(axes: Mapping[str, Sequence[Any]], impossible: Iterable[Row] = ())
 
 
 def covering(
-    axes: Mapping[str, Sequence[Any]], first: Iterable[Row] = (), impossible: Iterable[Row] = ()
+    axes: Mapping[str, Sequence[Any]],
+    first: Iterable[Row] = (),
+    impossible: Iterable[Row] = (),
+    costly: Collection[tuple[str, Any]] = (),
 ) -> list[Row]:
     """Rows in which all pairs of values meet but the `impossible` ones; always the same for the same arguments.
 
     Greedy: a row begins with a pair that has not met yet, and takes of each other axis the value that brings most
-    such pairs, among equals the rarest so far.
+    such pairs, among equals the rarest so far that is not `costly`.
 
     Args:
         first: rows to begin with, whole ones.
+        costly: axes and values.
     """
     never = {pair for row in impossible for pair in pairs(row)}
     missing = dict.fromkeys(all_pairs(axes, impossible))
@@ -53,7 +57,11 @@ def covering(
         for axis in [axis for axis in axes if axis not in row]:
             longer = [{**row, axis: value} for value in axes[axis]]
             possible = [one for one in longer if not pairs(one) & never]
-            row = max(possible, key=lambda one, axis=axis: (
-                len(pairs(one) & missing.keys()), -used[axis, one[axis]]))  # fmt: skip
+
+            def worth(one: Row, axis: str = axis) -> tuple[int, bool, int]:
+                item = axis, one[axis]
+                return len(pairs(one) & missing.keys()), item not in costly, -used[item]
+
+            row = max(possible, key=worth)
         add(row)
     return rows

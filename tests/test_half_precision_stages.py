@@ -7,12 +7,12 @@ import signal
 import pytest
 from datasets import load_from_disk
 from strike import Strike
-from workspace import Workspace
+from workspace import DECODING, Workspace
 
 WORDS = ["красный", "синий", "緑", "高い", "صغير", "बिल्ली", "perro", "говори", "και", "。"]
 ADDED, FILLED = "takd.evaluation.shares.Store.add", "takd.generation.tensorfile.TensorFile.write"
 TEACHER = {"lineage": "teacher-sft", "seed": 3}
-DECODING = {"temperature": 1.0, "max_new_tokens": 8}
+DRAWING = {"temperature": 1.0, "max_new_tokens": 8}
 TIMES = "metrics.jsonl"
 
 
@@ -49,25 +49,20 @@ def same_after_a_kill(space, script, name, spec, inputs, files, method=ADDED, ca
 
 def test_evaluation_and_likelihoods(family):
     space, student, teacher = family
-    data = {"data": "dev", "tokenizer": "tokenizer"}
-    spec = {"lineage": "student-sft", "seed": 3, "set": "dev", "max_length": 16}
-    sets = {**spec, "seeds": [10, 20], "decoding": {**DECODING, "sample": True, "top_k": 0,
-                                                    "top_p": 1.0, "no_repeat_ngram": 0}}  # fmt: skip
+    space.finished(space.evaluate("oracle", teacher, lineage="teacher-sft"))
+    spec = {"lineage": "student-sft", "seed": 3, "set": "dev", "seeds": [10, 20], "max_length": 16}
+    inputs = {"model": student, "data": "dev", "tokenizer": "tokenizer"}
     files = ("scores.json", "generations.jsonl", "answers.jsonl", TIMES)
-    for model, name, lineage in (
-        (student, "own", "student-sft"),
-        (teacher, "oracle", "teacher-sft"),
-    ):
-        inputs, sets["lineage"] = {**data, "model": model}, lineage
-        found = same_after_a_kill(space, "evaluate", name, sets, inputs, files)
-        lines = [json.loads(line) for line in found["generations.jsonl"].decode().splitlines()]
-        texts = {output["text"] for line in lines for output in line["outputs"]}
-        assert len(lines) == 8 and len(texts) > 8
-        assert {word for text in texts for word in text.split()} <= set(WORDS)
-    spec |= {"seeds": [10, 20], "teachers": {"direct": ["teacher-sft", 3]}}
-    inputs = {**data, "model": student, "answers": "own/answers.jsonl"}
-    inputs |= {"direct": teacher, "direct_answers": "oracle/answers.jsonl"}
+    sets = {**spec, "decoding": DECODING}
+    found = same_after_a_kill(space, "evaluate", "own", sets, inputs, files)
+    lines = [json.loads(line) for line in found["generations.jsonl"].decode().splitlines()]
+    texts = {output["text"] for line in lines for output in line["outputs"]}
+    assert len(lines) == 8 and len(texts) > 8
+    assert {word for text in texts for word in text.split()} <= set(WORDS)
+    inputs |= {"answers": "own/answers.jsonl", "direct": teacher}
+    inputs["direct_answers"] = "oracle/answers.jsonl"
     files = ("likelihoods.json", "prompts.jsonl", TIMES)
+    spec["teachers"] = {"direct": ["teacher-sft", 3]}
     found = same_after_a_kill(space, "likelihoods", "likelihoods", spec, inputs, files)
     measured = json.loads(found["likelihoods.json"])
     assert measured["direct"]["own"]["reverse_kl"] > 0 and measured["n"] == 8
@@ -76,7 +71,7 @@ def test_evaluation_and_likelihoods(family):
 def test_what_a_teacher_writes(family):
     space, _, teacher = family
     inputs = {"teacher": teacher, "prompts": "train", "tokenizer": "tokenizer"}
-    spec = {**TEACHER, "noise": 1, "decoding": DECODING, "part": 1, "parts": 1}
+    spec = {**TEACHER, "noise": 1, "decoding": DRAWING, "part": 1, "parts": 1}
     files = ("answers.jsonl", TIMES, "manifest.json")
     found = same_after_a_kill(space, "generate", "written", spec, inputs, files)
     rows = load_from_disk(str(space.folder / space.generations(teacher) / "dataset"))
