@@ -35,7 +35,7 @@ def workspace(tmp_path_factory):
 
 
 @COMPILER
-@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3", "zero3-offload"])
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
 def test_half_precision_exports_the_float32_weights_of_the_optimizer(workspace, stage):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -52,13 +52,8 @@ def test_half_precision_exports_the_float32_weights_of_the_optimizer(workspace, 
     for name, tensor in exported.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, masters[f"model.{name}"]), name
-    rounded = [torch.equal(t, t.bfloat16().float()) for t in exported.values()]
-    assert not all(rounded)
+    assert not all(torch.equal(t, t.bfloat16().float()) for t in exported.values())
     assert json.loads((kept / "config.json").read_text())["dtype"] == "float32"
-    space.finished(space.train(stage, "sft", processes=2, **settings))
-    final = load_file(space.folder / stage / "model" / "model.safetensors")
-    assert final.keys() == exported.keys()
-    assert not all(torch.equal(t, t.bfloat16().float()) for t in final.values())
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from takd.__main__ import main
 from takd.cards import check_kernels, has_kernels
 from takd.errors import InputError
 from takd.experiment import load
-from takd.preflight import collect, doctor, footprint, start
+from takd.preflight import collect, doctor, fitting, footprint, start
 from takd.preflight.collect import Answer, Facts, Gpu, Torch
 from takd.preflight.datasheets import CARDS, asked_for, find_card
 from takd.preflight.jobs import Job
@@ -247,7 +247,7 @@ def test_models_that_compute_in_fp32_for_want_of_bfloat16(card: str, level: str 
     pretrained = dataclasses.replace(own.shapes["760M"], pretrained="bfloat16", estimated=False)
     own.shapes["760M"] = pretrained
     planned = own.plan([training()])
-    findings = list(doctor.precision(own, planned))
+    findings = list(fitting.precision(own, planned))
     if level is None:
         assert not findings
         return

@@ -19,11 +19,12 @@ from takd.methods.base import Example
 from takd.methods.losses import label_and_divergence_loss, label_loss
 from takd.methods.minillm import MiniLLM, Rollout
 from takd.methods.teachers import LiveTeacher
-from takd.models import checkpoint_activations, load_model, parameter_count
+from takd.models import checkpoint_activations, freeze, load_model, parameter_count
 from takd.preflight import footprint, shapes
 from takd.preflight.datasheets import CPU, find_card
 from takd.preflight.footprint import Resources, Texts
 from takd.sampling import Decoding, Prompt, draw
+from takd.training.devices import DTYPES
 
 WIDTH, LAYERS, VOCABULARY = 128, 4, 300
 TEXTS = Texts(32, 32)
@@ -214,7 +215,7 @@ def step_peak(
     if checkpointing:
         checkpoint_activations(student, "any")
     student.train()
-    teacher.eval().requires_grad_(False)
+    torch.nn.Module.to(freeze(teacher), DTYPES[precision])
     examples = [Example(i, i, [1] * texts.prompt, [2] * texts.response) for i in range(rows)]
     tokens = rows * texts.response
     if method == "sft":

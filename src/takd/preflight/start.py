@@ -9,10 +9,10 @@ from typing import Any
 
 from takd.errors import InputError
 from takd.experiment import Experiment
-from takd.preflight import collect, doctor
+from takd.preflight import collect, doctor, fitting
 from takd.preflight.collect import Answer
 from takd.preflight.datasheets import CPU, Card
-from takd.preflight.doctor import Finding
+from takd.preflight.findings import Finding
 from takd.preflight.jobs import Job, of_dag
 from takd.preflight.plan import Planned, Planner, peak_disk
 
@@ -43,10 +43,12 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
     """
     experiment.require_files()
     jobs = of_dag(workflow)
-    if getattr(workflow.executor_plugin, "name", "") == "slurm":
+    executor = getattr(workflow.executor_plugin, "name", "")
+    if executor == "slurm":
         check_slurm([job for job in jobs if not job.local])
     try:
-        return [f"Warning: {each.subject}: {each.text}" for each in expected(experiment, jobs)]
+        found = expected(experiment, jobs, executor)
+        return [f"Warning: {each.subject}: {each.text}" for each in found]
     except InputError:
         raise
     except Exception as error:  # what only expects must not be what stops a run
@@ -101,7 +103,9 @@ def earlier_jobs(said: str, folder: str) -> list[str]:
     return found
 
 
-def expected(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
+def expected(
+    experiment: Experiment, jobs: Sequence[Job], executor: str | None = None
+) -> Iterator[Finding]:
     """Warnings on disk, memory, the build of torch, and the hub.
 
     Raises:
@@ -120,17 +124,23 @@ def expected(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
     finding = doctor.free_for(free, *peak_disk(planned))
     if finding.level != "ok":
         yield finding
-    yield from _of_card(planner, planned, card)
+    yield from _of_card(planner, planned, card, executor)
     wanted = collect.not_fetched(experiment, planned)
     if wanted and (problem := collect.hub_problem(timeout=3.0)):
         yield from doctor.hub(wanted, problem)
 
 
-def _of_card(planner: Planner, planned: Sequence[Planned], card: Card) -> Iterator[Finding]:
+def _of_card(
+    planner: Planner, planned: Sequence[Planned], card: Card, executor: str | None
+) -> Iterator[Finding]:
     if card.on_cpu:
         return
     torch = collect.installed_torch()
-    found = [*doctor.memory(planner, planned)]
+    found = [
+        *fitting.memory(planner, planned),
+        *fitting.host_memory(executor, planner, planned),
+        *fitting.precision(planner, planned),
+    ]
     if torch is not None:
         found.append(doctor.torch_for(torch, card.name, card.capability))
     yield from (each for each in found if each.level != "ok")

@@ -1,0 +1,19 @@
+"""What `doctor` says of one thing that it looked at."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: "ok", "warning" (may go wrong, or only costs time) or "error" (will go wrong).
+    """
+
+    level: str
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<8}{self.subject:<11}{self.text}"
