@@ -20,22 +20,28 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from strike import Strike
+
 from takd import stage
 
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_STOP = 30  # as torchrun gives the others when one has failed
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "takd.training.train",
-        "takd.evaluation.evaluate",
-        "takd.evaluation.likelihoods",
-        "takd.generation.generate",
-        "takd.generation.outputs",
-        "transformers.models.gpt2.modeling_gpt2",
-    ]
-)
+SERVER.set_forkserver_preload(["warm"])
+
+
+def start_server() -> None:
+    """Start the process that is forked, unless it runs: it is not told `sys.path`, and passes over what it lacks."""
+    here, before = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, before]))
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class Forked:
@@ -47,11 +53,13 @@ class Forked:
         folder: Path,
         limit_file_kb: int | None = None,
         torchrun: bool = False,
+        strike: Strike | None = None,
     ) -> None:
         self._said = [Path(tempfile.mkstemp(prefix="takd-stage-")[1]) for _ in range(2)]
         self._process = SERVER.Process(
-            target=_run, args=(command, folder, self._said, limit_file_kb, torchrun)
+            target=_run, args=(command, folder, self._said, limit_file_kb, torchrun, strike)
         )
+        start_server()
         self._process.start()
         # a test that fails leaves its stages behind, and else the end of all tests would wait for theirs
         atexit.register(self.send_signal, signal.SIGKILL)
@@ -89,6 +97,7 @@ def _run(
     said: Sequence[Path],
     limit_file_kb: int | None,
     torchrun: bool,
+    strike: Strike | None,
 ) -> None:
     # The fork server lives as long as any process holds the other end of its pipe: the tests alone should.
     os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
@@ -101,6 +110,8 @@ def _run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     if not torchrun:
         stage.launch = _fork
+    if strike:
+        strike.arm()
     sys.argv = list(command)
     runpy.run_path(command[0], run_name="__main__")
 

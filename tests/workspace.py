@@ -1,16 +1,20 @@
 """A prepared folder for the training and evaluation stages: tokenizer, data and starting weights of a few kilobytes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from families import FAMILIES, save_weights
 from forks import Forked
 from models_for_tests import MINILLM_REFERENCE
 from sealing import write_json
+from strike import Strike
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from takd.training.devices import DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["red", "blue", "green", "tall", "small", "cat", "dog", "say", "and", "."]
@@ -101,10 +105,10 @@ def of_split(name: str) -> dict[str, Any]:
 class Workspace:
     """A folder with all that a training stage reads, and commands to run stages in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, vocabulary: Sequence[str] = WORDS) -> None:
+        self.folder, self.words = folder, vocabulary
         words = Tokenizer(
-            models.WordLevel({w: i for i, w in enumerate(["<end>", "<pad>", *WORDS])})
+            models.WordLevel({w: i for i, w in enumerate(["<end>", "<pad>", *vocabulary])})
         )
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         self.tokenizer = PreTrainedTokenizerFast(
@@ -120,19 +124,24 @@ class Workspace:
         Dataset.from_dict({"input_ids": blocks}).save_to_disk(folder / "corpus" / "dataset")
         self.manifest("corpus", **of_split("corpus"))
         for name, width in (("teacher", 32), ("student", 16)):
-            config = GPT2Config(
-                architectures=["GPT2LMHeadModel"],
-                vocab_size=len(self.tokenizer),
-                n_layer=2,
-                n_embd=width,
-                n_head=2,
-                n_positions=32,
-                bos_token_id=0,
-                eos_token_id=0,
-                pad_token_id=1,
-            )
-            config.save_pretrained(folder / name / "model")
+            FAMILIES["gpt2"](len(self.tokenizer), width).save_pretrained(folder / name / "model")
             self.manifest(name, **BASE)
+
+    def model(self, family: str, weights: str, part: str = "base") -> str:
+        """A model of a family, as the "base", "init" or "teacher" of a training or its "student": its name here.
+
+        `weights` are "scratch" (none), or in "fp32", "bf16" or "fp16".
+        """
+        name = f"{family}-{part}-{weights}"
+        folder = self.folder / name / ("init" if part == "init" else "model")
+        if not folder.exists():
+            config = FAMILIES[family](len(self.tokenizer), 32 if part == "teacher" else 16)
+            if weights == "scratch":
+                config.save_pretrained(folder)
+            else:
+                save_weights(config, folder, DTYPES[weights])
+            self.manifest(name, **{"base": BASE, "teacher": TEACHER}.get(part, STUDENT))
+        return name
 
     def manifest(self, name: str, **fields: Any) -> None:
         """Write the manifest of the folder `name`, with digests of all that lies there."""
@@ -146,8 +155,8 @@ class Workspace:
             for key in ("id", "prompt_ids", "response_ids", "instruction", "input", "references")
         }
         for i in range(count):
-            words = [WORDS[(i * 3 + offset + j) % 7] for j in range(1 + i % 3)]
-            prompt, answer = " ".join(["say", *words]), " ".join(words)
+            words = [self.words[(i * 3 + offset + j) % 7] for j in range(1 + i % 3)]
+            prompt, answer = " ".join([self.words[7], *words]), " ".join(words)
             rows["id"].append(i)
             rows["prompt_ids"].append(self.tokenizer(prompt)["input_ids"])
             rows["response_ids"].append([*self.tokenizer(answer)["input_ids"], 0])
@@ -180,12 +189,13 @@ class Workspace:
         torchrun: bool = False,
         inputs: Mapping[str, str] | None = None,
         limit_file_kb: int | None = None,
+        strike: Strike | None = None,
         **settings: Any,
     ) -> Any:
         """Start a training stage whose outputs go to the folder `name`; `inputs` are further or other ones.
 
         Several processes are started by `torchrun` where asked for, else forked. `limit_file_kb` is how large a file
-        it may write.
+        it may write, `strike` what happens to it.
         """
         spec = self.spec(method, **settings)
         read = {"base": "student", "tokenizer": "tokenizer", "train": "train", "dev": "dev"}
@@ -207,7 +217,54 @@ class Workspace:
             *arguments,
             limit_file_kb=limit_file_kb,
             torchrun=torchrun,
+            strike=strike,
         )
+
+    def outputs(self, teacher: str, kind: str) -> str:
+        """What a teacher says of the training rows, `kind` "hidden" or "top_k": its name here."""
+        name = f"{teacher}-{kind}"
+        if not (self.folder / name).exists():
+            spec = {"lineage": "teacher-sft", "seed": 3, "split": "train", "kind": kind}
+            likeliest = {"top_k": 4} if kind == "top_k" else {}
+            inputs = {"teacher": teacher, "data": "train", "tokenizer": "tokenizer"}
+            files = ("outputs.safetensors", "metrics.jsonl", "manifest.json")
+            self.finished(self.run("write_outputs", name, {**spec, **likeliest}, inputs, files))
+        return name
+
+    def generations(self, teacher: str) -> str:
+        """A teacher's responses to the prompts of the training rows: their name here."""
+        name, part = f"{teacher}-writes", f"{teacher}-writes/part"
+        if not (self.folder / name).exists():
+            decoding = {"temperature": 1.0, "max_new_tokens": 8}
+            spec = {"lineage": "teacher-sft", "seed": 3, "noise": 1, "decoding": decoding}
+            inputs = {"teacher": teacher, "prompts": "train", "tokenizer": "tokenizer"}
+            files = ("answers.jsonl", "metrics.jsonl", "manifest.json")
+            self.finished(
+                self.run("generate", part, {**spec, "part": 1, "parts": 1}, inputs, files)
+            )
+            inputs["piece"] = part
+            files = ("dataset", "manifest.json")
+            self.finished(self.run("join_generations", name, spec, inputs, files))
+        return name
+
+    def run(
+        self,
+        script: str,
+        name: str,
+        spec: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        files: Sequence[str],
+        *more: str,
+        **how: Any,
+    ) -> Forked:
+        """Start a stage that reads files, or the manifests of folders, and writes files into the folder `name`."""
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        read = [
+            f"{key}={path}" if Path(path).suffix else f"{key}={path}/manifest.json"
+            for key, path in inputs.items()
+        ]
+        written = [f"{file.partition('.')[0]}={name}/{file}" for file in files]
+        return self.start(script, spec, read, written, *more, **how)
 
     def evaluate(self, name: str, model: str, *arguments: str, **spec: Any) -> Any:
         """Start an evaluation stage whose outputs go to the folder `name`."""
@@ -242,13 +299,13 @@ class Workspace:
         inputs: list[str],
         outputs: list[str],
         *more: str,
-        limit_file_kb: int | None = None,
-        torchrun: bool = False,
+        **how: Any,
     ) -> Forked:
+        """Start any stage; `how` as `Forked` takes it."""
         command = [str(ROOT / "workflow" / "scripts" / f"{script}.py"), "--spec", json.dumps(spec)]
         command += [word for pair in inputs for word in ("--input", pair)]
         command += [word for pair in outputs for word in ("--output", pair)]
-        return Forked([*command, *more], self.folder, limit_file_kb, torchrun)
+        return Forked([*command, *more], self.folder, **how)
 
     def finished(self, process: Any, code: int = 0) -> str:
         """Wait for a stage and check how it ended; returns what it said."""

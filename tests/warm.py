@@ -1,0 +1,25 @@
+"""What stages import and compute first, done once in the process that the tests' stages are forked from."""
+
+import importlib
+
+from transformers import conversion_mapping
+
+from takd.provenance import code_digest
+
+FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
+
+for name in (
+    "takd.training.train",
+    "takd.evaluation.evaluate",
+    "takd.evaluation.likelihoods",
+    "takd.generation.generate",
+    "takd.generation.join",
+    "takd.generation.outputs",
+    *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
+    "peft",
+    "deepspeed",  # accelerate imports it when it saves a model
+):
+    importlib.import_module(name)
+
+code_digest("takd.training.train")
+conversion_mapping.get_checkpoint_conversion_mapping("gpt2")
