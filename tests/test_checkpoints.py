@@ -21,7 +21,7 @@ from takd.training import train as training
 from takd.training.keeping import Best
 from takd.verify import verify
 
-SETTINGS = {"steps": 8, "evaluate_every": 3, "dropout": 0.0}
+SETTINGS = {"steps": 8, "evaluate_every": 3, "dropout": 0.1}
 STOP = 6  # a checkpoint each step: those of steps 5 and 6 are there, which name weights of steps 3 and 6
 
 
@@ -177,7 +177,7 @@ def test_damaged_best_weights_are_not_published(
 
 
 def test_all_processes_take_the_same_checkpoint(space: Workspace) -> None:
-    processes, name, settings = 2, "two", {"steps": 30, "evaluate_every": 10, "dropout": 0.0}
+    processes, name, settings = 2, "two", {"steps": 30, "evaluate_every": 10, "dropout": 0.1}
     more = ("--checkpoint-seconds=0", "--runtime=0.00001")
     for _ in range(2):
         space.finished(space.train(name, "kd", *more, processes=processes, **settings), code=1)
