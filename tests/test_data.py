@@ -692,7 +692,7 @@ def test_an_error_reaches_the_console_as_one_sentence(words, tmp_path):
     assert done.returncode == 1
     error = f"Error: {tmp_path / 'bad.jsonl'}, line 2: not valid JSON"
     assert done.stdout.startswith(error) and done.stdout.count("\n") == 1
-    first, second = done.stderr.splitlines()  # the log says what and where before
+    first, _, second = done.stderr.splitlines()  # the log says what and where before
     assert first.startswith("takd.data.prepare on ") and second.startswith(error)
     assert not (tmp_path / "m.json").exists() and not (tmp_path / "dataset").exists()
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from test_ending import Scripted
+from workspace import TEACHER
 
 from takd import inference
 from takd.stage import Stage
@@ -78,6 +79,7 @@ def test_methods_train_with_it(workspace):
     workspace.script("")
     workspace.finished(workspace.train("trained-student", "sft", **SETTINGS))
     shutil.copytree(workspace.folder / "trained-student", workspace.folder / "trained-teacher")
+    workspace.manifest("trained-teacher", **TEACHER)
     for method in ("kd", "minillm"):
         whole = workspace.train(method, method, "--deterministic=1", **SETTINGS)
         assert "dev ROUGE-L" in workspace.finished(whole)

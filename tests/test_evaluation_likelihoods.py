@@ -221,8 +221,9 @@ def test_answers_of_another_evaluation_are_refused(workspace):
 
 def test_two_processes_answer_as_one(workspace):
     space, seeds = workspace, list(range(5))
-    space.finished(space.evaluate("one", "model", seeds=seeds))
-    space.finished(space.evaluate("two", "model", "--processes=2", "--micro-batch=3", seeds=seeds))
+    spec = {"lineage": "teacher-sft__student-kd", "seeds": seeds}
+    space.finished(space.evaluate("one", "model", **spec))
+    space.finished(space.evaluate("two", "model", "--processes=2", "--micro-batch=3", **spec))
     for file in ("scores.json", "generations.jsonl", "answers.jsonl"):
         assert (space.folder / "one" / file).read_bytes() == (
             space.folder / "two" / file

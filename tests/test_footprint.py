@@ -338,7 +338,7 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
         )  # fmt: skip
     assert all(len(response.tokens) == texts.response for response in drawn)
     found = live.peak - before
-    expected = sum(footprint.sampling(shape, above, rows, texts, 4, "cpu").values())
+    expected = sum(footprint.sampling(shape, above, rows, texts, 4, "cpu", 4).values())
     assert expected == pytest.approx(found, rel=0.10)
 
 

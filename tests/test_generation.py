@@ -190,13 +190,13 @@ def test_log_of_what_a_teacher_wrote_says_how_long_on_what_and_by_which_code(spa
     generate.run(asked)
     found = [json.loads(line)["tokens"] for line in asked.outputs["answers"].open()]
     end = ended(space.folder / "logged/part1of2")
-    assert 0 < end.pop("seconds") < 60
+    assert 0 < end.pop("seconds") < 60 and end.pop("digest")
     said = {"kind": "end", "device": "cpu", "processes": 1, "commit": "abc", "code": "code"}
     assert end == {**said, "step": 12, "tokens": sum(map(len, found))}
     for data, rows in (("odd", 6), ("corpus", 6)):
         outputs.run(written(space, f"logged-{data}", "top_k", data, git_commit="abc"))
         end = ended(space.folder / f"logged-{data}")
-        assert 0 < end.pop("seconds") < 60
+        assert 0 < end.pop("seconds") < 60 and end.pop("digest")
         dataset = load_from_disk(str(space.folder / data / "dataset"))
         columns = [dataset[name] for name in dataset.column_names if name.endswith("_ids")]
         # whole texts, as a training counts them

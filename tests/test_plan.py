@@ -88,7 +88,9 @@ def counted(
         inputs["corpus"] = "corpus"
     folder = space.folder / name
     folder.mkdir()
-    outputs = {"model": "model", "init": "init", "metrics": "metrics.jsonl"}
+    outputs = {"model": "model", "metrics": "metrics.jsonl"}
+    if method == "sft":
+        outputs["init"] = "init"
     stage = Stage(
         spec=spec,
         code="any",

@@ -17,6 +17,7 @@ from browser import browser, open_all, visit
 from sealing import write_json, write_lines
 
 from takd.errors import InputError
+from takd.integrity import REPORT
 from takd.lineage import nodes, of_chain, prefixes, split
 from takd.report import build, captions, pages, table
 from takd.report.figures.style import size_text
@@ -382,7 +383,8 @@ def test_models_that_answered_other_prompts_are_not_compared(tmp_path):
 def test_every_shape_of_experiment_gives_all_parts(shape, tmp_path):
     chains, options = SHAPES[shape]
     report = run(tmp_path, make(tmp_path, chains, **options))
-    assert {path.name for path in report.iterdir()} == {part.file for part in PARTS.values()}
+    parts = {part.file for part in PARTS.values()}
+    assert {path.name for path in report.iterdir()} == parts | {REPORT}
     for path in report.glob("*.svg"):
         assert "<text" in path.read_text(), f"{path.name}: text is not text"
         ElementTree.parse(path)
@@ -445,8 +447,8 @@ def test_provenance_prints_decoding_settings_versions_and_digests(full):
 def test_later_line_of_a_resumed_log_holds(tmp_path):
     spec = make(tmp_path, [DIRECT])
     log = tmp_path / "models/teacher-sft/seed1/metrics.jsonl"
-    with open(log, "a") as file:
-        file.write(json.dumps({"kind": "train", "step": 10, "loss": 123.0}) + "\n")
+    *rows, end = map(json.loads, log.read_text().splitlines())
+    write_lines(log, [*rows, {"kind": "train", "step": 10, "loss": 123.0}, end])
     model = read(spec, tmp_path / "models", tmp_path / "evaluations").of("teacher-sft")[0]
     assert [row["step"] for row in model.train] == list(range(10, 301, 10))
     assert model.train[0]["loss"] == 123.0 and model.minutes == 2.0

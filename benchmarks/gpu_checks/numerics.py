@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from gpu_checks.families import random_model
 from gpu_checks.running import Findings
-from takd import kvcache, models
+from takd import models
 from takd.layout import Layout
 from takd.methods.base import Example
 from takd.methods.losses import label_loss
+from takd.model_checks import check_model, decoded_and_at_once, relative_error
 from takd.noise import gumbel_noise
 from takd.sampling import Decoding, Prompt, draw
 from takd.tokenloss import sum_over_tokens
@@ -33,6 +34,9 @@ SHARPER = 3.0
 FAR = -65.0  # where the logits of GPT-2 lie
 
 
+ROWS = [12, 24]  # tokens of the texts whose decoding is measured
+
+
 def gates(findings: Findings) -> None:
     """The checks that every stage makes of its models, at real widths in half precision, and how near they are."""
     for family, layers, width, vocabulary in QUICK if findings.quick else SHAPES:
@@ -45,24 +49,13 @@ def gates(findings: Findings) -> None:
                     dtype=dtype,
                     device=findings.device,
                 )
-                models.check_projection(model, name)
-                kvcache.check_decoding(model, name)
-                findings.hold(f"{name}: error of decoding", _decoding_error(model), most=0.1)
+                check_model(model, name, max(ROWS))
+                with torch.no_grad():
+                    error = relative_error(*decoded_and_at_once(model, ROWS))
+                findings.hold(f"{name}: error of decoding", error, most=0.1)
                 del model
     if findings.gpu:
         findings.add("peak bytes", torch.cuda.max_memory_allocated())
-
-
-@torch.no_grad()
-def _decoding_error(model: PreTrainedModel) -> float:
-    """Relative error of a hidden state that is computed token by token, against one computed at once."""
-    ids = torch.arange(2, 26, device=model.device)
-    at_once = models.hidden_states(model, ids[None])[0, -1].float()
-    cache = kvcache.RaggedCache(model, 2)
-    cache.read([ids[:12].tolist(), ids[:5].tolist()], [0, 1])
-    for step in range(12, 24):
-        hidden = cache.step(torch.stack([ids[step], ids[step - 7]]))
-    return float((hidden[0].float() - at_once).norm() / at_once.norm())
 
 
 def parity(findings: Findings) -> None:
