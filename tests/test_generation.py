@@ -402,6 +402,33 @@ def test_interrupted_outputs_go_on_with_the_next_portion(space, monkeypatch, kin
     assert (folder / "manifest.json").exists() and not (folder / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("kind", ["top_k", "hidden"])
+@pytest.mark.parametrize("damaged", ["outputs.safetensors", "portions.jsonl", "spent.json"])
+def test_what_is_damaged_between_two_attempts_is_done_again(
+    space, monkeypatch, capsys, kind, damaged
+):
+    monkeypatch.setattr(outputs, "PORTION", 5)
+    name = f"damaged-{kind}-{damaged}"
+    with pytest.raises(Interrupted, match="3 of 6 rows are kept"):
+        outputs.run(written(space, name, kind, "odd", stop_requested=True))
+    (path,) = (space.folder / name).glob(f"checkpoints/*/{damaged}")
+    content = bytearray(path.read_bytes())
+    if damaged == "outputs.safetensors":  # a byte of the first row
+        header = 8 + int.from_bytes(content[:8], "little")
+        content[header + 8 * 7 + 1] ^= 1  # behind the 7 offsets
+    else:
+        content[len(content) // 2] = 0
+    path.write_bytes(content)
+    capsys.readouterr()
+    outputs.run(written(space, name, kind, "odd"))
+    said = "".join(capsys.readouterr())
+    assert damaged in said and ("damaged" in said or "not what was written" in said)
+    outputs.run(written(space, f"whole-{name}", kind, "odd"))
+    for file in ("outputs.safetensors", "manifest.json"):
+        found, expected = (space.folder / place / file for place in (name, f"whole-{name}"))
+        assert found.read_bytes() == expected.read_bytes()
+
+
 def test_more_tokens_than_there_are_cannot_be_kept(space):
     asked = written(space, "greedy", "top_k", "odd")
     asked.spec["top_k"] = VOCABULARY

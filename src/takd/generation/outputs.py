@@ -9,7 +9,7 @@ the portion that it was at.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from takd import inference, models
 from takd.errors import InputError
+from takd.evaluation.shares import Share, Store
 from takd.generation.tensorfile import TensorFile
 from takd.layout import Layout
 from takd.models import project
@@ -115,21 +116,39 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
         tensors["tokens"] = (torch.int32, (total, spec["top_k"]))
         tensors["log_probabilities"] = (torch.float32, (total, spec["top_k"]))
     file = TensorFile(folder / "outputs.safetensors", tensors)
-    record = folder / "rows"
-    if not (file.begun() and record.exists()):
+    columns = set(tensors) - {"offsets"}
+    store = Store(folder, "portions", Share(), stage.say)
+    done = _kept(file, columns, store, starts.tolist()) if file.begun() else 0
+    if not done:
         file.begin()
-        file.write(0, {"offsets": starts})
-        write_text(record, "0")
-    done = int(record.read_text(encoding="utf-8"))
+    file.write(0, {"offsets": starts})
     progress = Progress(title, len(dataset), done, active=True)
-    for first, after in _portions(starts.tolist(), done):
-        file.write(int(starts[first]), _portion(stage, model, vocabulary, dataset, first, after))
-        write_text(record, str(after))
-        progress.step(after, {})
-        if stage.should_stop() and after < len(dataset):
-            raise Interrupted(f"{title}: {after} of {len(dataset)} rows are kept.")
+    with store.appending():
+        for first, after in _portions(starts.tolist(), done):
+            begin, end = int(starts[first]), int(starts[after])
+            file.write(begin, _portion(stage, model, vocabulary, dataset, first, after))
+            digest = file.digest(columns, begin, end)
+            store.add({"first": first, "after": after, "digest": digest})
+            progress.step(after, {})
+            if stage.should_stop() and after < len(dataset):
+                raise Interrupted(f"{title}: {after} of {len(dataset)} rows are kept.")
     progress.close()
     return total
+
+
+def _kept(file: TensorFile, columns: Collection[str], store: Store, starts: Sequence[int]) -> int:
+    """Rows of earlier attempts whose outputs are in the file as they were written, up to the first damage."""
+    written = {record["first"]: record for record in store.read()}
+    done = 0
+    while (record := written.get(done)) is not None:
+        after = record["after"]
+        if file.digest(columns, starts[done], starts[after]) != record["digest"]:
+            store.say(
+                f"{file.path}: rows from {done} on are not what was written; they are read again"
+            )
+            break
+        done = after
+    return done
 
 
 def _portions(starts: Sequence[int], done: int) -> Iterator[tuple[int, int]]:

@@ -1,10 +1,11 @@
 """A safetensors file that is filled piece by piece, so that it may be larger than the memory."""
 
+import hashlib
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -55,14 +56,29 @@ class TensorFile:
         with open(self.path, "rb") as file:
             return file.read(len(self._head)) == self._head
 
+    def digest(self, names: Iterable[str], first: int, after: int) -> str:
+        """sha256 of the rows `first` to `after` (not included) of some tensors, as they lie in the file."""
+        total = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            for name in sorted(names):
+                start, width = self._place(name, first)
+                file.seek(start)
+                total.update(file.read((after - first) * width))
+        return total.hexdigest()
+
+    def _place(self, name: str, row: int) -> tuple[int, int]:
+        """Where a row of a tensor begins, and the bytes of a row."""
+        dtype, shape = self._tensors[name]
+        width = math.prod(shape[1:]) * dtype.itemsize
+        return len(self._head) + self._begins[name] + row * width, width
+
     def write(self, first: int, pieces: Mapping[str, Tensor]) -> None:
         """Write a piece of each tensor, from its row `first` on, and flush them to the disk."""
         with open(self.path, "rb+") as file:
             for name, piece in pieces.items():
                 dtype, shape = self._tensors[name]
                 assert piece.dtype == dtype and piece.shape[1:] == shape[1:]
-                width = math.prod(shape[1:]) * dtype.itemsize
-                file.seek(len(self._head) + self._begins[name] + first * width)
+                file.seek(self._place(name, first)[0])
                 file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             file.flush()
             os.fsync(file.fileno())

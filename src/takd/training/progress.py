@@ -103,7 +103,12 @@ def timed(folder: Path, active: bool = True) -> Iterator[Journal]:
     """
     journal, note = Journal(folder / "metrics.jsonl", active), folder / SPENT
     if note.exists():
-        journal.resume(read_json(note))
+        try:
+            journal.resume(read_json(note))
+        except (OSError, ValueError, KeyError, TypeError):
+            print(
+                f"{note} is damaged: the time of earlier attempts is not counted", file=sys.stderr
+            )
     # the lines of an attempt whose success was not noted are told anew
     journal.restart()
     ended = threading.Event()
