@@ -25,7 +25,6 @@ from takd.methods.sft import Sft
 from takd.sampling import Decoding, Prompt, draw
 from takd.stage import write_json
 
-BAR = 0.02
 ANSWERS, STEPS = 500 * 5, 1000
 COMPARING, STEP, DRAWING = "compare the model's files", "one step", "answers"
 
@@ -89,7 +88,7 @@ def main() -> None:
     for name, (times, stage) in stages.items():
         report.note(
             f"{name.capitalize()} takes {stage:,.0f} s (extrapolated), reading its model {times} times"
-            f" {times * seconds:.2f} s: {times * seconds / stage:.3%}; the bar is {BAR:.0%}."
+            f" {times * seconds:.2f} s: {times * seconds / stage:.3%}."
         )
     report.finish()
 

@@ -16,7 +16,7 @@ def test_failing(cluster: Cluster, start: Start, project: SlurmProject) -> None:
     for job in run.jobs():
         assert f"log: {LOG}, {job['StdOut']} (check log file(s) for error details)" in output
         assert f"Logfile {LOG}:" in output and f"Logfile {job['StdOut']}:" in output
-    assert "not a valid JSON file" in output  # the reason itself
+    assert "base/teacher/model/config.json: is not what was written" in output  # the reason itself
     assert not (project.folder / TARGET).exists()
 
 
