@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from takd import lineage, outage
 from takd.errors import InputError
-from takd.provenance import canonical_json, code_digest
+from takd.provenance import canonical_json, code_digest, without_places
 from takd.report.modelcards.settings import card_settings
 from takd.report import compare_plan
 from takd.schema import RESERVED
@@ -77,6 +77,18 @@ wildcard_constraints:
 def spec(function, *names):
     """Parameter function: what the stage reads of the experiment, found by the wildcards `names`."""
     return lambda wildcards: canonical_json(function(*(wildcards[name] for name in names)))
+
+
+def content(function, *names):
+    """The same without places, which Snakemake is not to compare: equal data and weights may lie anywhere."""
+    return lambda wildcards: canonical_json(
+        without_places(function(*(wildcards[name] for name in names)))
+    )
+
+
+def placed(function, *names):
+    """The same with places. Snakemake never compares a parameter that depends on `input`."""
+    return lambda wildcards, input: canonical_json(function(*(wildcards[name] for name in names)))
 
 
 def train_spec(wildcards):
@@ -197,16 +209,8 @@ def distill_inputs(wildcards):
     return inputs
 
 
-def source_files(wildcards):
-    """Local files that decide the rows of a split."""
-    return EXPERIMENT.data_files(wildcards.split)
-
-
 def named(wildcards, input):
-    """The inputs as options of a stage.
-
-    Snakemake never compares a parameter that depends on `input`; it compares the inputs themselves.
-    """
+    """The inputs as options of a stage; Snakemake compares the inputs themselves."""
     pairs = [(name, path) for name, paths in input.items() for path in as_list(paths)]
     return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
 

@@ -1,6 +1,4 @@
 rule tokenizer:
-    input:
-        sources=ancient(EXPERIMENT.tokenizer_files()),
     output:
         tokenizer=directory("<results>/data/tokenizer/tokenizer"),
         manifest="<results>/data/tokenizer/manifest.json",
@@ -14,7 +12,8 @@ rule tokenizer:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec(EXPERIMENT.tokenizer_spec),
+        content=content(EXPERIMENT.tokenizer_spec),
+        spec=placed(EXPERIMENT.tokenizer_spec),
         code=code_digest("takd.data.tokenizer"),
     shell:
         "python3 workflow/scripts/prepare_tokenizer.py --spec {params.spec:q} --code {params.code}"
@@ -23,7 +22,6 @@ rule tokenizer:
 
 rule data:
     input:
-        sources=ancient(source_files),
         tokenizer="<results>/data/tokenizer/manifest.json",
     output:
         dataset=directory("<results>/data/{split}/dataset"),
@@ -37,7 +35,8 @@ rule data:
         mem_mb=8000,
         runtime=240,
     params:
-        spec=spec(EXPERIMENT.data_spec, "split"),
+        content=content(EXPERIMENT.data_spec, "split"),
+        spec=placed(EXPERIMENT.data_spec, "split"),
         code=code_digest("takd.data.prepare"),
     shell:
         "python3 workflow/scripts/prepare_data.py --spec {params.spec:q} --code {params.code}"
@@ -85,7 +84,8 @@ rule base:
         mem_mb=16000,
         runtime=240,
     params:
-        spec=spec(EXPERIMENT.base_spec, "model"),
+        content=content(EXPERIMENT.base_spec, "model"),
+        spec=placed(EXPERIMENT.base_spec, "model"),
         code=code_digest("takd.base"),
     shell:
         "python3 workflow/scripts/prepare_base.py --spec {params.spec:q} --code {params.code}"

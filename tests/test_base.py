@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from takd import base, vocabulary
+from takd import base, integrity, vocabulary
 from takd.errors import InputError
 from takd.models import load_model
 from takd.stage import Stage
@@ -63,6 +63,45 @@ def test_folder_is_linked_and_counted(prepare, tmp_path):
     assert set(manifest["files"]) == {"model/config.json", "model/model.safetensors"}
     loaded = load_model(tmp_path / "model")
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
+
+
+def test_equal_weights_have_an_equal_manifest_wherever_they_lie(prepare, tmp_path):
+    """Nor does what was only checked, such as a corrected number of parameters, make other weights."""
+    model = tiny_gpt2(0)
+    count = sum(p.numel() for p in model.parameters())
+    found = []
+    for place, declared, longest in (("a", count, 16), ("b", count * 1.2, 8)):
+        model.save_pretrained(tmp_path / place)
+        weights = {
+            "folder": str(tmp_path / place),
+            "sha256": base.weights_digests(tmp_path / place),
+        }
+        prepare(weights, parameters=declared, max_length=longest)
+        found.append((tmp_path / "manifest.json").read_bytes())
+    assert found[0] == found[1]
+    (tmp_path / "b/model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"b/model.safetensors changed after the workflow was"):
+        prepare(weights, parameters=count)
+
+
+def test_links_follow_the_same_weights_to_another_place(prepare, tmp_path):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "old")
+    folders = {"old": tmp_path / "old", "new": tmp_path / "new"}
+    said = {name: {"folder": str(path)} for name, path in folders.items()}
+    said["old"]["sha256"] = base.weights_digests(folders["old"])
+    before = prepare(said["old"], parameters=sum(p.numel() for p in model.parameters()))
+    assert not base.relink(tmp_path / "model", said["old"])
+    folders["old"].rename(folders["new"])
+    said["new"]["sha256"] = base.weights_digests(folders["new"])
+    assert base.relink(tmp_path / "model", said["new"])
+    assert (tmp_path / "model/model.safetensors").resolve().parent == folders["new"]
+    assert not integrity.faults(tmp_path / "manifest.json", before)
+    # other weights wait for their job
+    tiny_gpt2(1).save_pretrained(tmp_path / "other")
+    other = {"folder": str(tmp_path / "other"), "sha256": base.weights_digests(tmp_path / "other")}
+    base.relink(tmp_path / "model", other)
+    assert (tmp_path / "model/model.safetensors").resolve().parent == folders["new"]
 
 
 def test_wrong_size_is_refused(prepare, tmp_path):

@@ -14,10 +14,12 @@ from takd import reference
 from takd.checks import gpt2_parameters
 from takd.errors import InputError
 from takd.experiment import Experiment, load
+from takd.integrity import sealed
 from takd.lineage import Node
-from takd.provenance import canonical_json, file_digest
+from takd.provenance import canonical_json, file_digest, without_places
 from takd.report import compare_plan
 from takd.schema import follow, load_schema
+from takd.stage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REVISION = "15ea56dee5df4983c59b2538573817e1667135e2"
@@ -542,7 +544,7 @@ def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
 def test_variables_fill_paths_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     text = edit("data/train.jsonl", '"{data}/train.jsonl"')
     text += "variables: {data: data}\n"
-    assert read(tmp_path, text).files("train") == ["data/train.jsonl"]
+    assert read(tmp_path, text).data_spec("train")["source"]["json"] == "data/train.jsonl"
     assert read(tmp_path, text, data="x").data_spec("train")["source"]["json"] == "x/train.jsonl"
     with pytest.raises(InputError, match=r"variable dta, given by --config.*did you mean 'data'"):
         read(tmp_path, text, dta="x")
@@ -550,7 +552,6 @@ def test_variables_fill_paths_and_unknown_ones_are_refused(tmp_path: Path) -> No
 
 def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:
     experiment = read(tmp_path, edit("data/train.jsonl", "data/none.jsonl"))
-    assert experiment.files("train") == []
     assert experiment.data_spec("train")["source"] == {"json": "data/none.jsonl", "sha256": []}
     with pytest.raises(InputError, match=r"data\.train\.json is 'data/none\.jsonl'.*not exist"):
         experiment.require_files()
@@ -682,19 +683,97 @@ def test_what_is_fetched_is_known_by_what_pins_it(tmp_path: Path) -> None:
     assert experiment.data_spec("train")["source"] == {**pinned, "rows": [1000, None]}
     assert experiment.data_spec("dev")["source"] == {**pinned, "rows": [0, 1000]}
     assert experiment.data_spec("heldout")["source"] == {**address, "columns": columns}
-    assert not experiment.files("train") and not experiment.missing
+    assert not experiment.missing
 
 
-def test_weights_are_known_by_name_and_size(tmp_path: Path) -> None:
-    (tmp_path / "weights/.cache").mkdir(parents=True)
-    (tmp_path / "weights/model.safetensors").write_text("12345")
-    (tmp_path / "weights/.cache/x").write_text("1")
-    text = edit(
-        "{hub: some/model, revision: 15ea56dee5df4983c59b2538573817e1667135e2}", "{folder: weights}"
+def with_weights(folder: str) -> str:
+    return edit(
+        "{hub: some/model, revision: 15ea56dee5df4983c59b2538573817e1667135e2}",
+        f"{{folder: {folder}}}",
     )
-    spec = read(tmp_path, text).base_spec("hub.model")
-    assert spec["weights"] == {"folder": "weights", "files": [["model.safetensors", 5]]}
-    assert spec["parameters"] == 1_500_000
+
+
+def bring_weights(folder: Path, weights: str = "12345") -> None:
+    (folder / ".cache").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text(weights)
+
+
+def test_weights_are_known_by_the_content_of_the_files_that_are_read(tmp_path: Path) -> None:
+    def known(folder: str) -> Any:
+        return without_places(read(tmp_path, with_weights(folder)).base_spec("hub.model"))
+
+    bring_weights(tmp_path / "weights")
+    bring_weights(tmp_path / "colleague/copy")
+    for unread in ("README.md", "optimizer.pt", ".cache/x", "pytorch_model.bin"):
+        (tmp_path / "weights" / unread).write_text("1")
+    found = known("weights")
+    assert [name for name, _ in found["weights"]["sha256"]] == [
+        *("config.json", "model.safetensors", "tokenizer.json")
+    ]
+    assert "weights" not in json.dumps(found["weights"])
+    assert known("colleague/copy") == found
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        bring_weights(tmp_path / f"other-{name}")
+        (tmp_path / f"other-{name}" / name).write_text("12346")  # of the same size
+        assert known(f"other-{name}") != found
+    assert known("nowhere")["weights"] == {"sha256": []}
+
+
+def test_weights_that_this_workflow_made_are_known_by_their_record(tmp_path: Path) -> None:
+    """Of a teacher of another experiment nothing but the record is read, and trained anew it is another one."""
+    model = tmp_path / "results/other/models/teacher-sft/seed1/model"
+    bring_weights(model)
+    experiment = read(tmp_path, with_weights("results/other/models/teacher-sft/seed1/model"))
+    by_content = experiment.base_spec("hub.model")
+    files = {f"model/{path.name}": file_digest(path) for path in model.glob("[!.]*")}
+    write_json(model.parent / "manifest.json", sealed({"kind": "model", "files": files}))
+    assert experiment.base_spec("hub.model") == by_content
+    files["model/model.safetensors"] = "0" * 64
+    write_json(model.parent / "manifest.json", sealed({"kind": "model", "files": files}))
+    assert ["model.safetensors", "0" * 64] in experiment.base_spec("hub.model")["weights"]["sha256"]
+    # a record that is damaged says nothing
+    (model.parent / "manifest.json").write_text("{}")
+    assert experiment.base_spec("hub.model") == by_content
+
+
+def test_data_are_known_by_their_content(tmp_path: Path) -> None:
+    """Every kind of local source, in another place: the same settings but for the place."""
+
+    def known(source: str) -> Any:
+        return without_places(
+            read(tmp_path, edit("{json: data/train.jsonl}", source)).data_spec("train")
+        )
+
+    (tmp_path / "data").mkdir(exist_ok=True)
+    for place in ("data", "elsewhere/deep"):
+        folder = tmp_path / place / "set"
+        folder.mkdir(parents=True)
+        for file in (folder / "part.jsonl", folder.parent / "mine.jsonl"):
+            file.write_text('{"instruction": "a", "output": "b"}')
+    digest = file_digest(tmp_path / "data/mine.jsonl")
+    pairs = [
+        ("{json: data/mine.jsonl}", "{json: elsewhere/deep/mine.jsonl}"),
+        (f"{{json: data/mine.jsonl, sha256: {digest}}}", "{json: elsewhere/deep/mine.jsonl}"),
+        (f"{{url: 'https://host/a.jsonl', sha256: {digest}}}", "{json: data/mine.jsonl}"),
+        ("{folder: data/set}", "{folder: elsewhere/deep/set}"),
+    ]
+    for one, other in pairs:
+        assert known(one) == known(other), one
+    assert known(pairs[0][0]) != known("{json: data/mine.jsonl, rows: [0, 1]}")
+    before = known(pairs[3][0])
+    (tmp_path / "data/set/part.jsonl").write_text('{"instruction": "a", "output": "c"}')
+    assert known(pairs[3][0]) != before
+    # what is not known by its content is known by its place
+    hub = "{hub: some/data, revision: " + REVISION + "}"
+    assert known(hub)["source"].items() >= {"hub": "some/data", "revision": REVISION}.items()
+
+
+def test_the_weights_beside_a_tokenizer_are_not_read(tmp_path: Path) -> None:
+    bring_weights(tmp_path / "model")
+    text = edit("{train: {vocabulary: 300}}", "{folder: model, vocabulary: 300}")
+    names = [name for name, _ in read(tmp_path, text).tokenizer_spec()["source"]["sha256"]]
+    assert names == ["config.json", "tokenizer.json"]
 
 
 def test_deepspeed_configuration_is_part_of_the_settings(tmp_path: Path) -> None:
@@ -802,7 +881,6 @@ def test_a_corpus_of_several_text_files_is_known_by_those_that_are_read(tmp_path
         (tmp_path / "data/texts" / name).write_text(name)
     experiment = read(tmp_path, text)
     names = ["a.txt", "b.txt", "more/c.txt"]
-    assert experiment.files("corpus") == [f"data/texts/{name}" for name in names]
     digests = [[name, file_digest(tmp_path / "data/texts" / name)] for name in names]
     source = {"text": "data/texts", "sha256": digests}
     assert experiment.data_spec("corpus")["source"] == source

@@ -1,8 +1,10 @@
 """Digests: what changes them and what does not."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,15 @@ import pytest
 from conftest import ROOT
 
 from takd import provenance
-from takd.provenance import canonical_json, code_digest, file_digest, folder_digest, short_digest
+from takd.errors import InputError
+from takd.provenance import (
+    canonical_json,
+    code_digest,
+    file_digest,
+    folder_digest,
+    short_digest,
+    source_digest,
+)
 
 SOURCES = {
     "kit/__init__.py": "",
@@ -130,6 +140,82 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert provenance.git_commit() == f"{head.stdout.strip()}-dirty"
     monkeypatch.setenv("PATH", "")
     assert provenance.git_commit() is None
+
+
+@pytest.fixture
+def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files that were read for their digest; of more than two bytes, digests are kept."""
+    read: list[Path] = []
+
+    def digest(path: Path) -> str:
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(provenance, "file_digest", digest)
+    monkeypatch.setattr(provenance, "SMALL", 2)
+    monkeypatch.setattr(provenance, "KNOWN", tmp_path / "known")
+    return read
+
+
+def settled(path: Path, content: str, age: float = 60) -> Path:
+    """A file that was written a while ago."""
+    path.write_text(content)
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+def test_a_large_source_is_read_once(tmp_path: Path, hashed: list[Path]) -> None:
+    path = settled(tmp_path / "weights", "12345")
+    for _ in range(3):
+        provenance._source_digest.cache_clear()  # as in another process
+        assert source_digest(path) == file_digest(path)
+    assert hashed == [path]
+    settled(path, "12346", age=50)  # of the same size
+    assert source_digest(path) == file_digest(path)
+    # the same file by another name; another file under the first name, with its size and time
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert source_digest(link) == file_digest(path) and len(hashed) == 2
+    other, status = settled(tmp_path / "other", "12347"), path.stat()
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert source_digest(path) == file_digest(path) and len(hashed) == 3
+
+
+def test_what_may_still_change_is_read_again(tmp_path: Path, hashed: list[Path]) -> None:
+    fresh, small = settled(tmp_path / "fresh", "12345", age=0), settled(tmp_path / "small", "12")
+    for _ in range(2):
+        provenance._source_digest.cache_clear()
+        for path in (fresh, small):
+            source_digest(path)
+    assert hashed == [fresh, small] * 2
+
+
+@pytest.mark.parametrize("damage", ["", "0" * 63, "no digest", "folder"])
+def test_a_damaged_digest_is_not_believed(tmp_path: Path, hashed: list[Path], damage: str) -> None:
+    path = settled(tmp_path / "weights", "12345")
+    source_digest(path)
+    (entry,) = (tmp_path / "known").iterdir()
+    if damage == "folder":
+        entry.unlink()
+        entry.mkdir()
+    else:
+        entry.write_text(damage)
+    provenance._source_digest.cache_clear()
+    assert source_digest(path) == file_digest(path) and len(hashed) == 2
+
+
+def test_no_room_for_digests_is_no_obstacle(tmp_path: Path, hashed: list[Path]) -> None:
+    (tmp_path / "known").write_text("a file where the folder would be")
+    path = settled(tmp_path / "weights", "12345")
+    assert source_digest(path) == file_digest(path)
+
+
+def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone: No such file.*has to be a readable file"):
+        source_digest(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"Is a directory"):
+        source_digest(tmp_path)
 
 
 def test_canonical_json() -> None:

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_project, small_experiment
 
+from takd import integrity
+from takd.integrity import digests, sealed
+from takd.stage import read_json, write_json
+
 
 def scored(models: int) -> dict[str, int]:
     """Jobs that measure so many models on the one evaluation set."""
@@ -174,7 +178,8 @@ def own_files(folder: Path) -> dict:
         config = {"model_type": "gpt2", "vocab_size": 300, **shape}
         (place / "config.json").write_text(json.dumps(config))
         (place / "model.safetensors").write_bytes(b"weights")
-        (place / "tokenizer.json").write_text("{}")
+        for beside in ("tokenizer.json", "README.md"):
+            (place / beside).write_text("{}")
         experiment["models"][name] = {
             "parameters": 10_000 - 3000 * count,
             "weights": {"folder": f"weights/{name}"},
@@ -197,7 +202,28 @@ def second_set(settings: dict) -> None:
     settings["evaluation"]["sets"]["second"] = {"json": "rows/second.jsonl"}
 
 
+def moved(old: str, new: str) -> Callable[[Project], None]:
+    """Move a file or folder, and say so in the experiment."""
+
+    def edit(project: Project) -> None:
+        (project.folder / new).parent.mkdir(exist_ok=True)
+        (project.folder / old).rename(project.folder / new)
+        path = project.folder / "config/experiments/small.yaml"
+        path.write_text(path.read_text().replace(old, new))
+
+    return edit
+
+
+def overwritten(file: str) -> Callable[[Project], None]:
+    def edit(project: Project) -> None:
+        path = project.folder / file
+        path.write_bytes(bytes(path.stat().st_size))
+
+    return edit
+
+
 SECOND = {"data": 1, "data_report": 1, "evaluate": 7, "likelihoods": 7, "card": 7, "report": 1}
+NAMED = {"card": 7, "report": 1}
 EDITS_OF_FILES = {
     "touch of everything": (touch, {}),
     "evaluation set added": (experiment(second_set), SECOND),
@@ -212,6 +238,21 @@ EDITS_OF_FILES = {
         append("rows/train.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
         {"data": 1, "data_report": 1, **BELOW_DATA},
     ),
+    # the report and the cards name places
+    "training rows moved": (
+        moved("rows/train.jsonl", "elsewhere/t.jsonl"),
+        {"data_report": 1, **NAMED},
+    ),
+    "evaluation set moved": (
+        moved("rows/first.jsonl", "elsewhere/f.jsonl"),
+        {"data_report": 1, **NAMED},
+    ),
+    "weights moved": (moved("weights/teacher", "elsewhere/teacher"), {"card": 5, "report": 1}),
+    "weights overwritten by others of the same size": (
+        overwritten("weights/student/model.safetensors"),
+        {"base": 1, "sft": 1, "distill_kd": 1, "distill_minillm": 2, **scored(4), "report": 1},
+    ),
+    "a note beside the weights": (append("weights/student/README.md", "Mine."), {}),
     "weights edited": (
         append("weights/student/model.safetensors", "more"),
         {"base": 1, "sft": 1, "distill_kd": 1, "distill_minillm": 2, **scored(4), "report": 1},
@@ -227,6 +268,22 @@ def test_edit_reruns_exactly_where_all_comes_from_files(
     project = finished_on_files.copy(tmp_path / "copy")
     edit(project)
     assert project.plan() == expected
+
+
+def test_links_follow_weights_to_another_place(finished_on_files: Project, tmp_path: Path) -> None:
+    """No job runs for weights that only moved, and those that read them must find them."""
+    project = finished_on_files.copy(tmp_path / "copy")
+    base = project.folder / "results/small/base/teacher"
+    (base / "model/weights").unlink()
+    for file in sorted((project.folder / "weights/teacher").glob("*.json")):
+        (base / "model" / file.name).symlink_to(file)
+    record = read_json(base / "manifest.json")
+    record["files"] = digests([base / "model"], base)
+    write_json(base / "manifest.json", sealed(record))
+    moved("weights/teacher", "elsewhere/teacher")(project)
+    project.run("results/small/data/report/report.html", "--forcerun", "data_report")
+    assert not integrity.faults(base / "manifest.json", record)
+    assert "elsewhere" in str((base / "model/config.json").readlink())
 
 
 def test_a_set_that_the_training_rows_must_not_hold_decides_them(

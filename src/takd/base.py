@@ -7,13 +7,17 @@ alone, whose weights the training seed draws. This stage may need the internet: 
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from takd.data.downloads import hub_error
+from takd.data.sources import check_unchanged
 from takd.errors import InputError
+from takd.integrity import LAST_WRITTEN, DamagedError, read_record
 from takd.layers import INDEX, keep_layers
 from takd.precision import PRETRAINED
+from takd.provenance import source_digest
 from takd.stage import Stage, read_json
 from takd.vocabulary import ALSO, FILES, check_same_tokenizer, has_tokenizer
 
@@ -39,7 +43,13 @@ def run(stage: Stage) -> None:
     else:
         facts = _from_source(stage, name, weights, target)
     stage.commit(stage.outputs["model"])
-    stage.write_manifest(stage.outputs["manifest"], kind="base", model=name, **facts)
+    stage.write_manifest(
+        stage.outputs["manifest"],
+        known_by_content=("weights", "parameters", "max_length"),
+        kind="base",
+        model=name,
+        **facts,
+    )
 
 
 def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:
@@ -49,6 +59,7 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
     )
     if not source.exists():
         raise InputError(f"model '{name}': {source} does not exist.")
+    check_unchanged(weights)
     tokenizer = stage.input("tokenizer").parent / "tokenizer"
     facts: dict[str, Any] = {"tokenizer": "none"}
     if has_tokenizer(source):
@@ -74,6 +85,51 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
             f" {facts['parameters']:.3g}; correct `parameters` or the source."
         )
     return facts
+
+
+def weights_digests(folder: Path) -> list[list[str]]:
+    """Name and sha256 of each file of a model's folder that this stage reads; none where there is no such folder.
+
+    Of a folder that this workflow wrote, its record beside it says them.
+    """
+    wanted = ("config.json", "*.safetensors", INDEX, *FILES, *ALSO)
+    files = sorted(
+        {path for name in wanted for path in folder.glob(name) if path.is_file()},
+        key=lambda path: path.name,
+    )
+    try:
+        said = read_record(folder.parent / LAST_WRITTEN[0])["files"]
+    except DamagedError:
+        said = {}
+    named = {path.name: said.get(f"{folder.name}/{path.name}") for path in files}
+    return [[path.name, named[path.name] or source_digest(path)] for path in files]
+
+
+def relink(model: Path, weights: Mapping[str, Any]) -> bool:
+    """Point the links of a finished base at the same weights in another place; whether any was changed.
+
+    A new place of equal weights runs no job, and the old one may be gone.
+
+    Args:
+        model: the folder that this stage wrote.
+        weights: its settings, with `folder` and `sha256`.
+    """
+    try:
+        files = read_record(model.parent / LAST_WRITTEN[0])["files"]
+    except DamagedError:
+        return False  # it is not finished, or will be refused
+    known = dict(map(tuple, weights["sha256"]))
+    changed = False
+    for link in model.iterdir() if model.is_dir() else ():
+        target = (Path(weights["folder"]) / link.name).resolve()
+        equal = files.get(f"{model.name}/{link.name}") == known.get(link.name, "")
+        if link.is_symlink() and link.resolve() != target and equal:
+            partial = link.with_name(f".{link.name}.partial")
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(target)
+            partial.replace(link)
+            changed = True
+    return changed
 
 
 def _link(source: Path, target: Path, name: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from takd import checks, lineage, schema, writings
+from takd.base import weights_digests
 from takd.data import filters
 from takd.data.sources import files_below
 from takd.errors import InputError
@@ -27,6 +28,8 @@ from takd.writings import Writing
 from takd.yamlfile import read_yaml
 
 Spec = dict[str, Any]
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""Endings of what a tokenizer's folder may hold besides a tokenizer."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
@@ -160,20 +163,6 @@ class Experiment:
         """Evaluation sets whose prompts a split must not hold."""
         return list(self.sets) if split == "train" and self.settings["data"]["drop_leaks"] else []
 
-    def files(self, split: str) -> list[str]:
-        """Local files that a split is read from and that are there; none for hub and demo."""
-        return [str(path) for path in self._files(self._source(split))]
-
-    def data_files(self, split: str) -> list[str]:
-        """Local files that decide the rows of a split: its own, and those of sets that it must not hold."""
-        return sorted(
-            {file for name in (split, *self._held_out(split)) for file in self.files(name)}
-        )
-
-    def tokenizer_files(self) -> list[str]:
-        """Local files that a tokenizer is trained on; none for one that is there already."""
-        return self.files("train") if "train" in self.settings["tokenizer"] else []
-
     def tokenizer_spec(self) -> Spec:
         """Settings of the stage that prepares the tokenizer."""
         source = dict(self.settings["tokenizer"])
@@ -181,7 +170,7 @@ class Experiment:
         if kind == "train":
             text = self._with_digests(self._source("train"))
             return {"source": source, "text": text, "template": self._template()}
-        return {"source": self._with_digests(source) if kind in ("folder", "gguf") else source}
+        return {"source": self._with_digests(source, but=WEIGHTS) if kind != "hub" else source}
 
     def data_spec(self, split: str) -> Spec:
         """Settings of the stage that tokenises a split."""
@@ -210,10 +199,10 @@ class Experiment:
     def base_spec(self, model: str) -> Spec:
         """Settings of the stage that fetches or makes a model's starting weights."""
         weights = dict(self.settings["models"][model]["weights"])
-        if "folder" in weights or "gguf" in weights:
-            place = self.root / (weights.get("folder") or weights["gguf"])
-            sizes = [(path, path.stat().st_size) for path in files_below(place)]
-            weights["files"] = [[path.relative_to(place).as_posix(), size] for path, size in sizes]
+        if "folder" in weights:
+            weights["sha256"] = weights_digests(self.root / weights["folder"])
+        elif "gguf" in weights:
+            weights = self._with_digests(weights)
         spec = {"model": model, "weights": weights, "parameters": self.parameters[model]}
         if "scratch" in weights:
             return spec  # whose positions are checked when the file is read
@@ -395,24 +384,26 @@ class Experiment:
         taken = [*kept, "rows", "columns", *filters.KEYS]
         return {key: source[key] for key in taken if key in source}
 
-    def _files(self, source: Mapping[str, Any]) -> list[Path]:
+    def _files(self, source: Mapping[str, Any], but: tuple[str, ...]) -> list[Path]:
         kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
         if kind is None:
             return []
         place = self.root / source[kind]
         below = files_below(place, ".txt" if kind == "text" else "")
-        return [Path(source[kind]) / path.relative_to(place) for path in below]
+        kept = (path for path in below if path == place or path.suffix not in but)
+        return [Path(source[kind]) / path.relative_to(place) for path in kept]
 
-    def _with_digests(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """A local source with `sha256`: of the file, or [name, digest] of each file of a folder."""
+    def _with_digests(self, source: Mapping[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
+        """A local source with `sha256`: of the file, or [name, digest] of each file of a folder `but` some endings."""
         if any(kind in source for kind in ("hub", "url", "demo")):
             return dict(source)
         if "sha256" in source:
             return {**source, "sha256": [self._named_digest(source)]}
-        digests: list[Any] = [source_digest(self.root / path) for path in self._files(source)]
+        files = self._files(source, but)
+        digests: list[Any] = [source_digest(self.root / path) for path in files]
         folder = source.get("folder") or source.get("text")
         if folder and (self.root / folder).is_dir():
-            names = [path.relative_to(folder).as_posix() for path in self._files(source)]
+            names = [path.relative_to(folder).as_posix() for path in files]
             digests = [list(pair) for pair in zip(names, digests, strict=True)]
         return {**source, "sha256": digests}
 
@@ -420,7 +411,7 @@ class Experiment:
         """The digest that the experiment gives a file. InputError if the file is there and has another."""
         named: str = source["sha256"]
         path = self.root / source["json"]
-        if path.is_file() and (found := source_digest(path, whole=True)) != named:
+        if path.is_file() and (found := source_digest(path)) != named:
             raise InputError(
                 f"{source['json']} has the sha256 {found}, but the experiment says {named}; get the file that is meant,"
                 " or correct `sha256`."

@@ -8,13 +8,20 @@ Imports made by name at run time are invisible here: name those modules as entri
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
+import os
+import re
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from takd.errors import InputError
 
 SOURCE = Path(__file__).resolve().parents[1]
 
@@ -44,22 +51,63 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-LARGE = 256 * 2**20
-"""Bytes above which a source is known by its size: every job would hash it again."""
+SMALL = 16 * 2**20
+"""Bytes up to which a source is hashed at each start."""
+MANY = 2**30  # bytes of which the reading is announced
+SETTLED = 2.0  # seconds after which another change of a file has another time
+KNOWN = SOURCE.parent / ".snakemake/takd-digests"
+"""Digests of larger sources, a file each."""
+
+PLACES = ("json", "text", "folder", "gguf", "url", "hub", "revision", "file")
 
 
-def source_digest(path: Path, whole: bool = False) -> str:
-    """sha256 of a file that an experiment reads, or its size where it is large and not asked for `whole`.
+def without_places(value: Any) -> Any:
+    """Settings without the places of data and weights that they know by `sha256`, at any depth.
 
-    Read again only after a change of size or time.
+    A source's digest says all of it, so that the same file in another place is the same source.
     """
-    status = path.stat()
-    return _digest_at(path, status.st_size, status.st_mtime_ns, whole)
+    if isinstance(value, Mapping):
+        left_out = PLACES if "sha256" in value else ()
+        kept = {k: without_places(v) for k, v in value.items() if k not in left_out}
+        # of one file, whether it is fetched or lies here
+        return {**kept, "sha256": [kept["sha256"]]} if isinstance(kept.get("sha256"), str) else kept
+    return [without_places(each) for each in value] if isinstance(value, list) else value
+
+
+def source_digest(path: Path) -> str:
+    """sha256 of a file that an experiment reads. Every job asks: it is read again only after a change of size or time.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        status = path.stat()
+        known = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
+        return _source_digest(path, known)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; it has to be a readable file.") from None
 
 
 @functools.cache
-def _digest_at(path: Path, size: int, changed: int, whole: bool) -> str:
-    return file_digest(path) if whole or size <= LARGE else f"size {size}"
+def _source_digest(path: Path, known: tuple[str, int, int, int]) -> str:
+    _, size, changed, _ = known
+    if size <= SMALL:
+        return file_digest(path)
+    entry = KNOWN / short_digest(*map(str, known))
+    with contextlib.suppress(OSError):
+        text = entry.read_text(encoding="ascii")
+        if re.fullmatch(r"[0-9a-f]{64}", text):
+            return text
+    if size > MANY:
+        print(f"Reading {path} for its digest ({size / 1e9:.1f} GB) ...", file=sys.stderr)
+    digest = file_digest(path)
+    if time.time() - changed / 1e9 > SETTLED:
+        with contextlib.suppress(OSError):  # no room, or no right: it is hashed again
+            KNOWN.mkdir(parents=True, exist_ok=True)
+            partial = entry.with_name(f"{entry.name}.{os.getpid()}")
+            partial.write_text(digest, encoding="ascii")
+            partial.replace(entry)
+    return digest
 
 
 def folder_digest(folder: Path) -> str:

@@ -107,16 +107,25 @@ class Stage:
         os.replace(path.with_name(f".{path.name}.partial"), path)
 
     def write_manifest(
-        self, path: Path, files: dict[str, str] | None = None, **fields: Any
+        self,
+        path: Path,
+        files: dict[str, str] | None = None,
+        known_by_content: Collection[str] = (),
+        **fields: Any,
     ) -> None:
         """Write what identifies this stage's result.
 
         Holds no times and no machine, so that equal work done again gives the same bytes, and stages that
-        read it do not rerun. Written last: a manifest means that all the rest is there. `files` is what `digests`
-        gives, where that is known already.
+        read it do not rerun. Written last: a manifest means that all the rest is there.
+
+        Args:
+            files: what `digests` gives, where that is known already.
+            known_by_content: settings that are left out, since the digests of the result say more than they do: where
+                it comes from, and what was only checked.
         """
         versions = {name: _version(name) for name in VERSIONED}
-        more = {"spec": self.spec, "code": self.code, "versions": versions}
+        spec = {key: value for key, value in self.spec.items() if key not in known_by_content}
+        more = {"spec": spec, "code": self.code, "versions": versions}
         self.write_record(path, files, **fields, **more)
 
     def write_record(self, path: Path, files: dict[str, str] | None = None, **fields: Any) -> None:

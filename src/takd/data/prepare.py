@@ -24,6 +24,7 @@ from takd.stage import Stage
 TRAINED_ON = ("train", "dev")
 PORTION = 2**20  # characters of a corpus that are tokenised at once: a document may be a whole book
 NAMED = 10
+SOURCES = ("source", "exclude")
 
 Tokenised = tuple[Row, list[int], list[int]]
 
@@ -63,7 +64,9 @@ def run(stage: Stage) -> None:
         raise
     stage.commit(stage.outputs["dataset"])
     split = stage.spec["split"]
-    stage.write_manifest(stage.outputs["manifest"], kind="data", split=split, **fields)
+    stage.write_manifest(
+        stage.outputs["manifest"], known_by_content=SOURCES, kind="data", split=split, **fields
+    )
     stage.say(f"data {split}: {message}")
 
 

@@ -136,17 +136,17 @@ def files_below(place: Path, ending: str = "") -> list[Path]:
 def check_unchanged(source: Source) -> None:
     """Raise InputError if local files are not those that the workflow planned with.
 
-    `sha256` holds the digest of the one file, or pairs of name and digest for a folder. What does not look like
-    a digest (large files are planned by their size) is passed over.
+    `sha256` holds the digest of the one file, or pairs of name and digest for a folder.
     """
-    place = Path(
-        next(source[kind] for kind in ("json", "text", "folder", "gguf") if kind in source)
-    )
+    kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
+    if kind is None:
+        return
+    place = Path(source[kind])
     for entry in source.get("sha256", []):
         path, planned = (place, entry) if isinstance(entry, str) else (place / entry[0], entry[1])
         if not path.is_file():
             raise InputError(f"{path}: no such file, though the workflow was planned with it.")
-        if len(planned) == 64 and file_digest(path) != planned:
+        if file_digest(path) != planned:
             raise InputError(f"{path} changed after the workflow was planned; start it again.")
 
 

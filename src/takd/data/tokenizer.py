@@ -30,7 +30,13 @@ def run(stage: Stage) -> None:
     facts = _train(stage.spec, folder) if "train" in source else _convert(source, folder)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
-    stage.write_manifest(stage.outputs["manifest"], kind="tokenizer", sha256=digest, **facts)
+    stage.write_manifest(
+        stage.outputs["manifest"],
+        known_by_content=("source", "text", "template"),
+        kind="tokenizer",
+        sha256=digest,
+        **facts,
+    )
     stage.say(f"tokenizer: {facts['vocabulary']} tokens")
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from takd.base import relink
 from takd.errors import InputError
 from takd.experiment import Experiment
 from takd.preflight import collect, doctor, fitting
@@ -42,6 +43,10 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
         InputError: the run would fail.
     """
     experiment.require_files()
+    for model, settings in experiment.settings["models"].items():
+        if "folder" in settings["weights"]:
+            weights = experiment.base_spec(model)["weights"]
+            relink(experiment.root / f"results/{experiment.name}/base/{model}/model", weights)
     jobs = of_dag(workflow)
     executor = getattr(workflow.executor_plugin, "name", "")
     if executor == "slurm":
