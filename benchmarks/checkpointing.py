@@ -68,7 +68,7 @@ def main() -> None:
         took = comparison.median(name) / turn - 1
         report.note(
             f"{name.capitalize()}: training stood still for {share:.1%} of a turn, and took {took:+.1%} of its time"
-            f" in all (median of n = {case.repeats}); the bar is {SHARE_OF_TIME:.0%}."
+            f" in all (median of n = {case.repeats}); the target is {SHARE_OF_TIME:.0%}."
         )
     report.finish()
 

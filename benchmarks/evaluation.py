@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py [--quick] [--json FILE] [--threads N] [--only NAME …] [--no-repeat-ngram N]
 
-The bar: at least 3 times the tokens per second of `generate` at the same micro-batch. Prompts and answers are as long
+Target: at least 3 times the tokens per second of `generate` at the same micro-batch. Prompts and answers are as long
 as in DollyEval (`lengths.py`). Random models never end a text, so each answer's length is prescribed, to both the same.
 
 - takd takes the whole way of the stage `evaluate`: `takd.evaluation.answers` loads the model from its folder, decodes
@@ -41,7 +41,7 @@ from takd.evaluation.answers import Key, answer
 from takd.sampling import Decoding, Prompt
 from takd.stage import Stage
 
-BAR = 3.0
+TARGET = 3.0
 SEEDS = (10, 20, 30, 40, 50)
 
 
@@ -125,7 +125,7 @@ def measure(report: Report, case: Case, ngram: int) -> None:
     rates = {name: tokens / comparison.median(name) for name in contenders}
     report.note(
         f"{case}: takd draws {rates['takd']:,.0f} tokens/s, generate {rates['generate']:,.0f}:"
-        f" {comparison.gain('takd'):.2f} times as many; the bar is {BAR:g}."
+        f" {comparison.gain('takd'):.2f} times as many; the target is {TARGET:g}."
     )
 
 

@@ -30,7 +30,7 @@ from takd.methods.sft import Sft
 from takd.methods.teachers import StoredOutputs
 
 SFT, TOP_K = "SFT", "KD, 64 likeliest tokens stored"
-BAR = 1.15
+TARGET = 1.15
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def main() -> None:
     report.add(str(case), comparison)
     report.note(
         f"With the 64 likeliest tokens stored, a step takes {1 / comparison.gain(TOP_K):.2f} times as long as SFT's;"
-        f" the bar is {BAR}."
+        f" the target is {TARGET}."
     )
     report.finish()
 

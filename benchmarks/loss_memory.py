@@ -31,7 +31,7 @@ from takd.models import project
 from takd.tokenloss import sum_over_tokens
 
 PLAIN, OURS = "plain formula", "takd"
-BAR = 8
+TARGET = 8
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def main() -> None:
     report.add(f"peak memory, {case}", peaks)
     report.add(f"time, {case}", seconds)
     report.note(
-        f"takd's loss peaks at 1/{peaks.gain(OURS):.3g} of the plain formula; the bar is 1/{BAR}."
+        f"takd's loss peaks at 1/{peaks.gain(OURS):.3g} of the plain formula; the target is 1/{TARGET}."
     )
     report.finish()
 
