@@ -2,12 +2,13 @@
 
 import math
 import random
+import string
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from takd.evaluation.diversity import _bleu, distinct, self_bleu, words
-from takd.evaluation.measures import exact_match, rouge_l
+from takd.evaluation.measures import exact_match, normalised_match, rouge_l
 from takd.evaluation.scoring import pooled, score
 
 KINDS = "running ran nationalities conditionally the a 3.5 café Ünïcode, end. (x) flies dogs' RUN"
@@ -40,6 +41,33 @@ def test_rouge_l_equals_the_package_to_the_last_digit_on_made_texts():
 def test_exact_match():
     assert exact_match(" red cat\n", ["dog", "red cat"]) == 100
     assert exact_match("red  cat", ["red cat"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "references", "strict", "normalised"),
+    [
+        ("red cat", ["red cat"], 100, 100),
+        ("Red, cat!", ["dog", "red  cat"], 0, 100),
+        ("the cat", ["cat"], 0, 0),  # articles stay
+        ("3.50", ["350"], 0, 100),
+        ("ÉTÉ.", ["été"], 0, 100),
+        ("大家好。", ["大家好"], 0, 0),  # not of ASCII
+        ("don't", ["dont"], 0, 100),
+        ("...", ["!"], 0, 100),
+        ("a\tb\n\nc", ["a b c"], 0, 100),
+        ("yes", ["no", "maybe"], 0, 0),
+    ],
+)
+def test_exact_and_normalised_match(text, references, strict, normalised):
+    assert exact_match(text, references) == strict
+    assert normalised_match(text, references) == normalised
+    assert normalised == 100 * any(plain(text) == plain(r) for r in references)
+
+
+def plain(text):
+    """As in the authors' `rouge_metric.py`."""
+    without = "".join(ch for ch in text.lower() if ch not in set(string.punctuation))
+    return " ".join(without.split())
 
 
 def test_distinct_n_by_hand():

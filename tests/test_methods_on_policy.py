@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+import loss_adaptive  # noqa: F401 - a method of the tests
 import pytest
 import torch
 from models_for_tests import END, context, tiny_gpt2
@@ -485,6 +486,7 @@ def train(space, name, method, stops=(), **settings):
         ("gkd", {}),
         ("distillm", {"initial_share": 0.7, "capacity": 8}),
         ("abkd", {}),
+        ("loss_adaptive", {}),
     ],
 )
 def test_a_run_in_pieces_ends_like_one_in_a_piece(method, settings, workspace):
@@ -497,3 +499,7 @@ def test_a_run_in_pieces_ends_like_one_in_a_piece(method, settings, workspace):
     assert sum(line["loss"] for line in steps[-4:]) < sum(line["loss"] for line in steps[:4])
     if method in ("gkd", "distillm"):
         assert 0 < sum(line["student_responses"] for line in steps) < 16
+    if method == "loss_adaptive":
+        shares = [line["share"] for line in steps]
+        assert shares == sorted(shares) and len(set(shares)) > 8
+        assert any(share > 0.1 * step / 16 + 0.01 for step, share in enumerate(shares[1:], 1))

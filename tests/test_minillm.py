@@ -1,5 +1,6 @@
 """MiniLLM against exact enumeration, and each of its settings against hand values."""
 
+import json
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from models_for_tests import (
     tiny_gpt2,
     token_log_probabilities,
 )
+from test_experiment import ROOT, edit, read
 
 from takd.methods.minillm import (
     MiniLLM,
@@ -26,6 +28,7 @@ from takd.methods.minillm import (
     whiten,
 )
 from takd.sampling import Response
+from takd.schema import load_schema
 
 VOCABULARY, LONGEST, PROMPT = 4, 3, [1, 2]
 
@@ -79,6 +82,19 @@ def exact_reverse_kl(student, teacher):
     return total
 
 
+def settings_of(objective, folder):
+    """What an experiment with `objective` and nothing else said of MiniLLM trains with."""
+    text = edit("steps: 20, learning_rate: 5e-5", f"objective: {objective}")
+    return read(folder, text).train_spec("teacher-sft__student-minillm", 1)["settings"]
+
+
+def error(student, teacher, mixing, settings):
+    """How far the expected gradient is from that of the reverse KL, as a share of its norm."""
+    exact = gradient(student, exact_reverse_kl(student, teacher))
+    ours = gradient(student, estimator(student, teacher, mixing, **settings))
+    return ((ours - exact).norm() / exact.norm()).item()
+
+
 @pytest.fixture(autouse=True)
 def float64(monkeypatch):
     """Logits are made float32 in production; enumeration needs all digits."""
@@ -93,6 +109,112 @@ def test_expected_gradient_is_that_of_the_reverse_kl(pair):
     assert (exact - ours).abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("seeds", [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10)])
+@pytest.mark.parametrize("mixing", [0.0, 0.2, 0.7])
+def test_objective_exact_has_the_gradient_of_the_reverse_kl_at_any_mixing(seeds, mixing, tmp_path):
+    student, teacher = (tiny_gpt2(s, VOCABULARY, width=8, layers=1).double() for s in seeds)
+    assert error(student, teacher, mixing, settings_of("exact", tmp_path)) < 1e-14
+
+
+def test_objectives_change_what_the_documentation_says(tmp_path):
+    """The table of docs/methods.md, line by line."""
+    found = {name: settings_of(name, tmp_path / name) for name in ("code", "paper", "exact")}
+    differing = {key for key in found["code"] if len({str(s[key]) for s in found.values()}) > 1}
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    table = text[text.index("| setting | `code`") :].split("\n\n")[0].splitlines()[2:]
+    written = {}
+    for line in table:
+        keys, *values = (cell.strip() for cell in line.strip("|").split("|")[:4])
+        for at, key in enumerate(keys.split(", ")):
+            written[key.strip("`")] = [value.split(", ")[at] for value in values]
+    shown = {True: "true", False: "false", None: "null"}
+    for key in differing | set(written):
+        values = [found[name][key] for name in ("code", "paper", "exact")]
+        if key == "rollouts_per_round":
+            assert values == [256, 64, 64] and found["paper"]["batch_size"] == 64
+            values[1:] = [None, None]
+        texts = [shown[v] if isinstance(v, bool) or v is None else f"{v}" for v in values]
+        assert [t.removesuffix(".0") for t in texts] == written[key], key
+
+
+def test_the_file_comes_before_the_objective_and_a_model_before_its_method(tmp_path):
+    text = edit(
+        "steps: 20, learning_rate: 5e-5", "objective: exact, discount: 0.9, ratio_clip: 0.1"
+    )
+    text = edit(
+        "{minillm: {batch_size: 32}}", "{minillm: {objective: code, whitening: tokens}}", text
+    )
+    experiment = read(tmp_path, text)
+    specs = (f"teacher-sft__{model}-minillm" for model in ("student", "assistant"))
+    student, assistant = (experiment.train_spec(name, 1)["settings"] for name in specs)
+    assert (student["discount"], student["ratio_clip"], student["reward_clip"]) == (0.9, 0.1, None)
+    assert "objective" not in student, "it is known by what it sets"
+    code = settings_of("code", tmp_path)
+    assert assistant == {**code, "whitening": "tokens"}
+
+
+def test_an_objective_may_be_written_out(tmp_path):
+    """What `objective` sets is accepted as the documentation writes it, `null` included."""
+    written = "".join(
+        f", {key}: {json.dumps(value)}"
+        for key, value in load_schema()["$defs"]["methods"]["properties"]["minillm"]["x-presets"][
+            "objective"
+        ]["exact"].items()
+    )
+    text = edit("steps: 20, learning_rate: 5e-5", f"epochs: 10{written}")
+    spec = read(tmp_path, text).train_spec("teacher-sft__student-minillm", 1)["settings"]
+    assert spec == settings_of("exact", tmp_path)
+
+
+ERRORS = {
+    "`exact`": {"importance": "per_decision", "single_step_importance": True},
+    "`exact`, `single_step_importance: false`": {"importance": "per_decision"},
+    "`exact`, `importance: token`": {"importance": "token", "single_step_importance": True},
+    "`exact`, `importance: prefix`": {"importance": "prefix", "single_step_importance": True},
+    "`exact`, `importance: none`": {"importance": "none"},
+    "`exact`, `length_normalisation: true`": {
+        "importance": "per_decision",
+        "single_step_importance": True,
+        "length_normalisation": True,
+    },
+    "`paper`": {"length_normalisation": True, "single_step_importance": True},
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_of_the_expected_gradient(name, pair):
+    """The numbers of docs/methods.md."""
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    found = [100 * error(*pair, mixing, ERRORS[name]) for mixing in (0.2, 0.0)]
+    shown = [f"{value:.1f} %" if value > 1e-9 else "0" for value in found]
+    assert f"| {name} | {' | '.join(shown)} |" in text, shown
+
+
+def test_token_weights_change_nothing_of_the_single_step_term_in_expectation(pair):
+    student, teacher = pair
+    weighted, plain = (
+        gradient(student, estimator(student, teacher, 0.2, single_step_importance=value))
+        for value in (True, False)
+    )
+    assert (weighted - plain).abs().max() < 1e-13
+
+
+def test_each_batch_is_divided_by_its_tokens_or_its_responses(pair):
+    student, teacher = pair
+    rows, _ = enumerated(student, teacher, 0.2)
+    sums = {}
+    for mean_over in ("tokens", "responses"):
+        settings = {**MINILLM_REFERENCE, "batch_size": 4, "mean_over": mean_over}
+        method = MiniLLM(context(settings, teacher, VOCABULARY))
+        method.round, method.rollouts = 0, rows[:4]
+        (part,) = method.parts(0)
+        sums[mean_over], statistics = part.loss(student, part.rows)
+        assert statistics["ratio"].item() == pytest.approx(1), "a mean over tokens always"
+    tokens = sum(len(row.response) for row in rows[:4])
+    ratio = sums["responses"] / sums["tokens"]
+    assert ratio.item() == pytest.approx(tokens / 4) and tokens != 4
+
+
 def test_without_the_single_step_term_the_full_return_gives_the_same_gradient(pair):
     student, teacher = pair
     exact = gradient(student, exact_reverse_kl(student, teacher))
@@ -101,7 +223,7 @@ def test_without_the_single_step_term_the_full_return_gives_the_same_gradient(pa
 
 
 def test_the_product_of_weights_turns_the_mixture_into_the_student(pair):
-    """E_p̃[Π w f(y)] = E_q[f(y)] for any f, here the length: `prefix` weights are unbiased."""
+    """E_p̃[Π w f(y)] = E_q[f(y)] for any f, here the length."""
     student, teacher = pair
     rows, logs = enumerated(student, teacher, 0.2)
     products = torch.stack([importance_weights(r.student, r.mixed, "prefix")[-1] for r in rows])
@@ -138,6 +260,8 @@ def test_identical_teacher_and_student_have_no_gradient():
 def test_rewards_are_scaled_and_cut():
     values = rewards(torch.tensor([-1.0, -60.0]), torch.tensor([-2.0, -1.0]), scale=0.5, limit=100)
     assert values.tolist() == [-2.0, 100.0]
+    uncut = rewards(torch.tensor([-60.0]), torch.tensor([-1.0]), scale=0.5, limit=None)
+    assert uncut.tolist() == [118.0]
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ EDITS = {
     "likelihoods": (code("evaluation/likelihoods"), {"likelihoods": 7, "card": 7, "report": 1}),
     "report": (code("report/build"), {"report": 1}),
     "card": (code("report/modelcards/card"), {"card": 7}),
+    "what report and cards read": (code("report/read"), {"card": 7, "report": 1}),
     "description": (
         experiment(lambda e: e.update(description="Other words.")),
         {"card": 7, "report": 1},

@@ -6,7 +6,12 @@ from models_for_tests import tiny_gpt2
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from takd.adapters import add_lora
-from takd.training.student import _unfilled
+from takd.methods.base import Method
+from takd.methods.minillm import MiniLLM
+from takd.training.student import _unfilled, parameter_groups
+
+# whose weights the authors' `get_optimizer_params` leaves out of weight decay, by parts of their names
+SPARED = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight", "ln_cross_attn")
 
 
 def llama():
@@ -37,6 +42,32 @@ def test_the_copy_that_samples_takes_no_memory_of_a_second_model(lora):
     with torch.no_grad():
         expected = model.eval()(ids).logits
         torch.testing.assert_close(meta.eval()(ids).logits.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_weight_decay_is_that_of_the_authors():
+    model = tiny_gpt2(0)
+    decaying, spared = parameter_groups(model, 0.01, Method.decays_all)
+    assert (decaying["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+    found = {id(parameter) for parameter in spared["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in found) == any(part in name for part in SPARED), name
+    assert len(decaying["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+def test_minillm_decays_all_parameters_as_the_authors_do():
+    (everything,) = parameter_groups(tiny_gpt2(0), 1e-6, MiniLLM.decays_all)
+    assert everything["weight_decay"] == 1e-6
+    assert len(everything["params"]) == len(list(tiny_gpt2(0).parameters()))
+
+
+def test_norms_of_other_families_do_not_decay_and_adapters_do():
+    model = llama()
+    _, spared = parameter_groups(model, 0.1, False)
+    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    assert {id(p) for p in spared["params"]} == {id(p) for p in norms} and len(norms) == 5
+    add_lora(model, {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": None}, name="any", seed=1)
+    (adapters,) = parameter_groups(model, 0.1, False)
+    assert all(parameter.requires_grad for parameter in adapters["params"])
 
 
 def test_making_the_copy_reads_no_parameter():

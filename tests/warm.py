@@ -18,6 +18,7 @@ for name in (
     *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
     "peft",
     "deepspeed",  # accelerate imports it when it saves a model
+    "loss_adaptive",  # a method of the tests
 ):
     importlib.import_module(name)
 

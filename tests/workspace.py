@@ -67,6 +67,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "teacher_outputs": "live",
     },
     "seqkd": {"responses": "teacher", "start": "base"},
+    "loss_adaptive": {"start": "base"},
     "gkd": {**REGIME, "sampling": "mixed", "beta": 0.5},
     "distillm": {
         **REGIME,

@@ -212,6 +212,7 @@ class Experiment:
         """Settings of the stage that trains the last model of a lineage."""
         model, method = lineage.split(name)[-1]
         settings = self._training(model, method)
+        settings.pop("objective", None)  # only gives defaults of others
         if settings["deepspeed"]:
             path = self.root / checks.DEEPSPEED / f"{settings['deepspeed']}.json"
             config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""The schema of an experiment file: check a file by it, fill in its defaults, and document it.
+"""The schema of an experiment file: check a file by it, and fill in its defaults.
 
-python -m takd.schema           rewrite the tables in docs/experiment.md
+After a change, `PYTHONPATH=src python -m takd.reference` rewrites the tables of docs/experiment.md.
 """
 
 import difflib
@@ -139,6 +139,7 @@ def _fill(
     if isinstance(value, dict):
         partial = schema.get("x-partial", partial)
         known = schema.get("properties", {})
+        value = {**_preset(schema, value), **value}
         other = schema.get("additionalProperties")
         filled = {
             name: _fill(known.get(name, other), item, place, (*key, name), partial)
@@ -155,6 +156,17 @@ def _fill(
         # 1 and 1.0 are equal settings, and must give equal text
         return float(value) if "number" in schema.get("type", ()) else int(value)
     return place(value, key) if schema.get("x-path") and value is not None else value
+
+
+def _preset(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """What values of a part's keys give other keys as defaults (`x-presets`)."""
+    given: dict[str, Any] = {}
+    for name, choices in schema.get("x-presets", {}).items():
+        if name in value:
+            others = {key for choice in choices.values() for key in choice}
+            given |= {key: schema["properties"][key]["default"] for key in others}
+            given |= choices[value[name]]
+    return given
 
 
 def show(value: Any) -> str:

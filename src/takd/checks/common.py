@@ -23,7 +23,10 @@ def by_hop(chain: dict[str, Any]) -> list[list[str]]:
 def training_settings(settings: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     """Settings of a method for a model: its own before those for all models."""
     own = settings["models"][model].get("training", {}).get(method, {})
-    return {**settings["training"][method], **own}
+    resolved = {**settings["training"][method], **own}
+    if resolved.get("rollouts_per_round", 0) is None:
+        resolved["rollouts_per_round"] = resolved["batch_size"]
+    return resolved
 
 
 def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

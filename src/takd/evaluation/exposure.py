@@ -28,8 +28,8 @@ def accumulated(texts: Sequence[Errors], length: int) -> np.ndarray:
 def accumulated_while_running(texts: Sequence[Errors], length: int) -> np.ndarray:
     """The same with the mean at each step over those texts that reach it, (length,); nan from where none does.
 
-    Differs where p and q end their texts at different lengths: here who stops early saves no errors. It is what the
-    authors of MiniLLM compute.
+    Differs where p and q end their texts at different lengths: here who stops early saves no errors. The script of
+    MiniLLM's authors takes the mean within a prompt first, and counts prompts without a running text as 0.
     """
     steps = np.array([len(errors) for errors in texts])
     running = (steps[None] > np.arange(length)[:, None]).sum(-1)

@@ -4,6 +4,7 @@ Trainings judge their dev answers by them. docs/measures.md has all measures sid
 """
 
 import functools
+import string
 from collections.abc import Sequence
 
 from nltk.stem.porter import PorterStemmer
@@ -12,6 +13,7 @@ from rouge_score.tokenize import tokenize
 from rouge_score.tokenizers import Tokenizer
 
 STEMS = 2**16  # words whose stems are kept
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class _Stemmer:
@@ -45,4 +47,20 @@ def exact_match(text: str, references: Sequence[str]) -> float:
     return 100.0 * any(text.strip() == reference.strip() for reference in references)
 
 
-MEASURES = {"rougeL": rouge_l, "exact_match": exact_match}
+def normalised_match(text: str, references: Sequence[str]) -> float:
+    """100 if the text equals a reference in lower case, without ASCII punctuation, with single spaces; else 0.
+
+    The exact match of MiniLLM's code, which has it from SQuAD and keeps articles.
+    """
+    return 100.0 * any(_normalised(text) == _normalised(reference) for reference in references)
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.lower().translate(NO_PUNCTUATION).split())
+
+
+MEASURES = {
+    "rougeL": rouge_l,
+    "exact_match": exact_match,
+    "normalised_match": normalised_match,
+}

@@ -83,6 +83,7 @@ class Method:
     """Base of all methods."""
 
     context: Context
+    decays_all = False  # weight decay spares biases and norms, as in the authors' code of sft, kd and distillm
 
     @staticmethod
     def asks_teacher(settings: dict[str, Any]) -> bool:
@@ -115,8 +116,18 @@ class Method:
     def prepare(self, step: int, sample: Sampler) -> None:
         """Before a step: draw what it needs, if it has to be drawn."""
 
+    def learned(self, step: int, values: dict[str, float]) -> None:
+        """After the optimizer step of the batch that `parts(step)` gave.
+
+        What a method makes of it has to be in `state`.
+
+        Args:
+            values: as in the training log, the same on all processes: `loss`, the statistics of the losses, all means
+                over the global batch, `learning_rate` and `gradient_norm`. Not finite where the step was skipped.
+        """
+
     def observe(self, step: int, dev_loss: float) -> None:
-        """After an evaluation on dev."""
+        """After an evaluation on dev; `step` steps are done."""
 
     def parts(self, step: int) -> list[Part]:
         """The global batch of a step, counted from 0."""

@@ -9,7 +9,8 @@ of responses is drawn, passed over `inner_epochs` times with a clipped ratio ρ_
     L = (1/N) Σ_t [ max(-A_t ρ_t w_t, -A_t clip(ρ_t w_t, 1 - ε, 1 + ε)) + KL(q(·|y_<t) ‖ p(·|y_<t)) ] + L_LM
 
 Where the authors' code departs from the paper (discount, r_t inside its own return, scale, whitening, clipping),
-the settings' defaults follow the code; docs/methods.md says which value gives the paper's equations.
+the settings' defaults follow the code; `objective: paper` gives the paper's equations and `objective: exact` the
+gradient of KL(q ‖ p) without an approximation (docs/methods.md).
 """
 
 from collections.abc import Sequence
@@ -64,9 +65,10 @@ class Rollout(Example):
 KEPT = ("student", "teacher", "mixed", "teacher_hidden")
 
 
-def rewards(student_t: Tensor, teacher_t: Tensor, scale: float, limit: float) -> Tensor:
-    """r_t = (log p - log q) / scale, cut to ±limit, (length,)."""
-    return ((teacher_t - student_t) / scale).clamp(-limit, limit)
+def rewards(student_t: Tensor, teacher_t: Tensor, scale: float, limit: float | None) -> Tensor:
+    """r_t = (log p - log q) / scale, cut to ±limit (None: not cut), (length,)."""
+    reward_t = (teacher_t - student_t) / scale
+    return reward_t if limit is None else reward_t.clamp(-limit, limit)
 
 
 def returns(
@@ -107,11 +109,17 @@ def whiten(values_n: Tensor, slots: int) -> Tensor:
 
 
 def importance_weights(student_t: Tensor, mixed_t: Tensor, kind: str) -> Tensor:
-    """w_t of one response, (length,): q / p̃ at the token, its product up to the token, or 1."""
+    """w_t of one response, (length,): q / p̃ at the token, its product up to the token, or 1 ("none")."""
     if kind == "none":
         return torch.ones_like(student_t)
     log_t = student_t - mixed_t
     return (log_t if kind == "token" else log_t.cumsum(0)).exp()
+
+
+def state_weights(student_t: Tensor, mixed_t: Tensor) -> Tensor:
+    """Product of q / p̃ over the tokens before each token, (length,): how likely q comes to that state, over p̃."""
+    log_t = student_t - mixed_t
+    return (log_t.cumsum(0) - log_t).exp()
 
 
 def policy_loss(
@@ -141,6 +149,8 @@ def policy_loss(
 
 class MiniLLM(Method):
     """Rounds of rollouts; each step takes a part of the round."""
+
+    decays_all = True  # as in the authors' code
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -187,21 +197,30 @@ class MiniLLM(Method):
         order = permutation(len(self.rollouts), self.context.seed, self.round, inner).tolist()
         chosen = [self.rollouts[i] for i in order[offset * size : (offset + 1) * size]]
         rows = self.with_advantages(chosen)
-        parts = [Part(rows, self.loss(response_tokens(rows)))]
+        tokens = response_tokens(rows)
+        parts = [Part(rows, self.loss(tokens, self.divisor(rows)))]
         if self.reads_corpus:
             parts.append(self.language_modelling(step))
         return parts
+
+    def divisor(self, rows: Sequence[Rollout]) -> int:
+        """What the sum over a global batch is divided by: its response tokens, or its responses."""
+        return len(rows) if self.settings["mean_over"] == "responses" else response_tokens(rows)
+
+    def weighted_rewards(self, row: Rollout) -> Tensor:
+        """r_t of a response, (length,); with `importance: per_decision` r_t Π_{k≤t} q / p̃ (Precup et al., 2000)."""
+        s = self.settings
+        reward_t = rewards(row.student, row.teacher, s["reward_scale"], s["reward_clip"])
+        if s["importance"] == "per_decision":
+            return reward_t * importance_weights(row.student, row.mixed, "prefix")
+        return reward_t
 
     def with_advantages(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Returns of a global batch, whitened over it."""
         s = self.settings
         lengths = [len(row.response) for row in rollouts]
         rewards_bt = pad_sequence(
-            [
-                rewards(row.student, row.teacher, s["reward_scale"], s["reward_clip"])
-                for row in rollouts
-            ],
-            batch_first=True,
+            [self.weighted_rewards(row) for row in rollouts], batch_first=True
         )
         returns_bt = returns(
             rewards_bt,
@@ -220,8 +239,13 @@ class MiniLLM(Method):
             for row, advantage in zip(rollouts, pieces, strict=True)
         ]
 
-    def loss(self, tokens: int) -> LossFunction:
-        """Policy and single-step loss of a micro-batch as its share of the mean over `tokens`."""
+    def loss(self, tokens: int, divisor: int | None = None) -> LossFunction:
+        """Policy and single-step loss of a micro-batch as its share of the global batch's.
+
+        Args:
+            tokens: response tokens of the global batch, over which statistics are means.
+            divisor: of the loss's sum over tokens; None is `tokens`.
+        """
         s, vocabulary = self.settings, self.context.vocabulary
         teacher = KeptTeacher(self.teacher, vocabulary, s["temperature"])
 
@@ -240,16 +264,26 @@ class MiniLLM(Method):
             if s["single_step_weight"]:
                 divergence_m = reverse_kl(*teacher.pair(log_q_mv, columns))
                 statistics["single_step_kl"] = divergence_m
-                single_m = divergence_m * weight_m if s["single_step_importance"] else divergence_m
+                single_m = divergence_m
+                if s["single_step_importance"]:
+                    single_m = divergence_m * columns["state_weight"]
                 loss_m = policy_m + s["single_step_weight"] * single_m
             return loss_m, statistics
 
         def loss(student: PreTrainedModel, rows: Sequence[Rollout]) -> tuple[Tensor, Statistics]:
             layout = laid_out(rows, student.device)
-            weights = [importance_weights(r.student, r.mixed, s["importance"]) for r in rows]
+            # per_decision has its weights in the rewards, and the exact weight of a state beside them
+            per_decision = s["importance"] == "per_decision"
+            kind = "none" if per_decision else s["importance"]
+            weights = [importance_weights(row.student, row.mixed, kind) for row in rows]
             columns = {
                 "drawn": torch.cat([row.student for row in rows]),
                 "weight": torch.cat(weights),
+                "state_weight": torch.cat(
+                    [state_weights(row.student, row.mixed) for row in rows]
+                    if per_decision
+                    else weights
+                ),
                 "advantage": torch.cat([row.advantage for row in rows]),
                 "reward": torch.cat([row.teacher - row.student for row in rows]),
             }
@@ -262,9 +296,11 @@ class MiniLLM(Method):
             )
             sums |= {
                 "reward": columns["reward"].sum(),
-                "importance_weight": columns["weight"].sum(),
+                "importance_weight": columns["state_weight"].sum(),
             }
-            return total / tokens, {name: value / tokens for name, value in sums.items()}
+            return total / (divisor or tokens), {
+                name: value / tokens for name, value in sums.items()
+            }
 
         return loss
 

@@ -10,7 +10,8 @@ OF_TEACHERS = {
 }
 DEFINITIONS = {
     "rougeL": "F1 of the longest common subsequence of stemmed words, the best over the references",
-    "exact_match": "Share of answers that equal a reference",
+    "exact_match": "Share of answers that equal a reference but for white space at their ends",
+    "normalised_match": "The same in lower case, without punctuation, with single spaces",
     "loss": "Mean −log of the model’s probability of a token of the references, in nats",
     "perplexity": "exp of the loss on the references",
     "calibration_error": "Mean distance of the likeliest token’s probability from its accuracy, in 15 bins",

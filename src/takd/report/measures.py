@@ -58,6 +58,7 @@ def _of_teacher(role: str, whose: str) -> list[Measure]:
 MEASURES = [
     Measure("rougeL", "ROUGE-L", "scores", ("scores", "rougeL", "mean"), "higher"),
     Measure("exact_match", "Exact match", "scores", ("scores", "exact_match", "mean"), "higher"),
+    Measure("normalised_match", "Normalised match", "scores", ("scores", "normalised_match", "mean"), "higher"),
     _likelihood("loss", "Loss on references", "references", "loss", better="lower", digits=3),
     _likelihood("perplexity", "Perplexity on references", "references", "perplexity", better="lower"),
     _likelihood("calibration_error", "Calibration error", "references", "calibration_error", better="lower", digits=3),

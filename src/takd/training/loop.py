@@ -61,7 +61,9 @@ class Run:
         self.main = self.accelerator.is_main_process
         self.total = self.method.total_steps()
         dtype = DTYPES[self.precision]
-        self.student = Student(self.accelerator, self.model, s, self.stage.compile, dtype)
+        self.student = Student(
+            *(self.accelerator, self.model, s, self.stage.compile, dtype, self.method.decays_all)
+        )
         self.journal = Journal(self.checkpoints.folder / LOG, self.main)
         self.keeper = Keeper(
             self.student,
@@ -92,6 +94,7 @@ class Run:
         while step < self.total:
             self.method.prepare(step, self.sample)
             values = self.optimize(step)
+            self.method.learned(step, values)
             step += 1
             in_a_row = 0 if math.isfinite(values["gradient_norm"]) else in_a_row + 1
             if in_a_row:

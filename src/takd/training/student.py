@@ -42,6 +42,7 @@ class Student:
         settings: those of the method.
         compiled: whether training passes run through torch.compile.
         dtype: of the numbers that text is drawn with.
+        decays_all: whether weight decay takes biases and norms too.
         module: the model behind its losses, as DDP or DeepSpeed wraps it; every training pass goes through it.
     """
 
@@ -50,6 +51,7 @@ class Student:
     settings: dict[str, Any]
     compiled: bool = False
     dtype: torch.dtype = torch.float32
+    decays_all: bool = False
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -64,10 +66,9 @@ class Student:
             compile_training(self.model, self.accelerator.device)
         module = LossModule(self.model)
         optimizer = torch.optim.AdamW(
-            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            parameter_groups(module, s["weight_decay"], self.decays_all),
             lr=s["learning_rate"],
             betas=tuple(s["betas"]),
-            weight_decay=s["weight_decay"],
             fused=s["deepspeed"] is None,
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
@@ -149,6 +150,22 @@ class Student:
                 if target is not None:
                     target.copy_(parameter if value is None else value)
         return whole
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decays_all: bool
+) -> list[dict[str, Any]]:
+    """The trained parameters with their weight decay: matrices decay; biases and norms only where all do."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decays = [decays_all or parameter.ndim > 1 for parameter in trained]
+    groups = [
+        {
+            "params": [p for p, own in zip(trained, decays, strict=True) if own == decay],
+            "weight_decay": weight_decay if decay else 0.0,
+        }
+        for decay in (True, False)
+    ]
+    return [group for group in groups if group["params"]]  # DeepSpeed takes no empty one
 
 
 def _unfilled(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
