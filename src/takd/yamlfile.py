@@ -65,6 +65,7 @@ class YamlFile:
     lines: dict[Key, int] = field(default_factory=dict)
     count: int = 0
     wrong: list[KeyedError] = field(default_factory=list)
+    faults: int = 0
 
     def error(self, key: Key, text: str, name: str = "") -> KeyedError:
         """An error in one sentence: the file, the line, the key, and then `text`; `name` is a key that it lacks."""
@@ -77,6 +78,7 @@ class YamlFile:
         try:
             yield
         except KeyedError as error:
+            self.faults += 1
             if error.key not in (kept.key for kept in self.wrong):
                 self.wrong.append(error)
 

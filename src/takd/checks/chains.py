@@ -24,7 +24,7 @@ def check_chains(
     sound = []
     for index, chain in enumerate(settings["chains"]):
         key: Key = ("chains", index)
-        before = len(file.wrong)
+        before = file.faults
         with file.each():
             _check_chain(file, chain, key, settings["models"], parameters)
         for entry, methods in enumerate(by_hop(chain)):
@@ -47,7 +47,7 @@ def check_chains(
                 )
         if label:
             labels.setdefault(label, key)
-        if len(file.wrong) == before:
+        if file.faults == before:
             sound.append(chain)
     return sound
 
