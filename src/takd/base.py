@@ -12,6 +12,7 @@ from typing import Any
 
 from takd.data.downloads import hub_error
 from takd.errors import InputError
+from takd.headers import TOLERANCE
 from takd.layers import INDEX, keep_layers
 from takd.precision import PRETRAINED
 from takd.stage import Stage, read_json
@@ -19,7 +20,6 @@ from takd.vocabulary import ALSO, FILES, check_same_tokenizer, has_tokenizer
 
 WHOLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-TOLERANCE = 0.25
 
 
 def run(stage: Stage) -> None:

@@ -6,7 +6,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+TOLERANCE = 0.25  # share by which the declared number of parameters may differ
 LONGEST = 100_000_000  # bytes of a header, as the format allows
+# as families call them
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 # masks and tables that older versions of GPT-2, GPT-NeoX and Llama saved beside their weights
 NO_WEIGHTS = (
     ".attn.bias",
@@ -34,6 +37,17 @@ def safetensors_parameters(folder: Path) -> int | None:
         return sum(map(math.prod, shapes.values())) or None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, struct.error):
         return None  # the stage that reads them says what is wrong
+
+
+def positions(folder: Path) -> int | None:
+    """Longest text that the model in a folder reads, by its `config.json`; None where that sets no limit."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = config.get("text_config") or config
+        found = [config[name] for name in POSITIONS if isinstance(config.get(name), int)]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return found[0] if found else None
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

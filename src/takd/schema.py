@@ -197,15 +197,16 @@ def _meant(name: str, key: Key, known: Iterable[str]) -> str:
     places = [place for place in _places() if place.rpartition(".")[2] == own]
     if not places:
         return suggest(name, known)
-    above = places[0].rpartition(".")[0]
+    nearest = min(places, key=lambda place: place.count("."))
+    above = nearest.rpartition(".")[0]
     if own != name:
-        return f"did you mean {places[0]}?"
+        return f"did you mean {nearest}?"
     return f"it stands {f'under {above}' if above else 'at the top'}; here {suggest('', known)}"
 
 
 @functools.cache
 def _places() -> list[str]:
-    """All keys with fixed names, from the top."""
+    """All keys with fixed names, from the top; NAME stands for those that a user gives."""
     found: list[str] = []
 
     def walk(part: Any, above: Key) -> None:
@@ -213,6 +214,8 @@ def _places() -> list[str]:
         for name, below in part.get("properties", {}).items():
             found.append(dotted((*above, name)))
             walk(below, (*above, name))
+        if isinstance(free := part.get("additionalProperties"), dict):
+            walk(free, (*above, "NAME"))
 
     walk(load_schema(), ())
     return found

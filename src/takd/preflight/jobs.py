@@ -17,6 +17,8 @@ from takd.lineage import SUPERVISED, supervised
 from takd.preflight.footprint import Resources
 
 TRAININGS = ("teacher", "sft")
+# what rules ask for by themselves, which suits the demo
+UNSET = {"mem_mb": "4000", "runtime": str(7 * 24 * 60)}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Job:
     Attributes:
         output: its first output, by which it is known.
         resources: as Snakemake prints them.
+        threads: cores, of all its processes on a node; None where nobody said.
         local: whether it runs where Snakemake does.
         to_do: whether a run would start it now.
     """
@@ -36,6 +39,7 @@ class Job:
     resources: Mapping[str, str] = field(default_factory=dict)
     local: bool = False
     to_do: bool = True
+    threads: int | None = None
 
     @property
     def trains(self) -> bool:
@@ -132,6 +136,7 @@ def parse(printed: str) -> Iterator[Job]:
             wildcards=_pairs(fields.get("wildcards", "")),
             resources=_pairs(fields.get("resources", "")),
             local=head.startswith("local"),
+            threads=int(fields.get("threads", 1)),
         )
 
 
@@ -149,6 +154,7 @@ def of_dag(workflow: Any) -> list[Job]:
             wildcards={name: str(value) for name, value in job.wildcards_dict.items()},
             resources={name: str(value) for name, value in job.resources.items()},
             local=job.is_local,
+            threads=int(job.threads),
         )
         for job in workflow.dag.needrun_jobs()
         if job.output
