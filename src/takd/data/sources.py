@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from takd.data import demo, filters
+from takd.data.folders import check_within
 from takd.errors import InputError
 from takd.provenance import file_digest
 
@@ -262,6 +263,7 @@ def _data_set(source: Source, streaming: bool) -> Any:
         folder = Path(source["folder"])
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; it has to hold data files.")
+        check_within(folder)
         if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
             found = datasets.load_dataset(str(folder), split=split, streaming=streaming)
             if streaming and found.info.builder_name == "text":

@@ -7,13 +7,14 @@ profile sets need no second reading.
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
 from takd.lineage import SUPERVISED, supervised
+from takd.preflight import amounts
 from takd.preflight.footprint import Resources
 
 TRAININGS = ("teacher", "sft")
@@ -96,10 +97,18 @@ def of_experiment(
     # side by side: each takes seconds
     forced = _start(root, name, variables, profile, ["--forceall"])
     if not (root / "results" / name).exists():
-        return list(parse(_finished(forced)))
+        return _checked(parse(_finished(forced)))
     plain = _start(root, name, variables, profile, [])
     left = {job.output for job in parse(_finished(plain))}
-    return [replace(job, to_do=job.output in left) for job in parse(_finished(forced))]
+    found = _checked(parse(_finished(forced)))
+    return [replace(job, to_do=job.output in left) for job in found]
+
+
+def _checked(found: Iterable[Job]) -> list[Job]:
+    """The jobs, after a look at their numbers."""
+    listed = list(found)
+    amounts.check_jobs((job.rule, job.resources) for job in listed)
+    return listed
 
 
 def _start(
@@ -146,8 +155,12 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def of_dag(workflow: Any) -> list[Job]:
-    """The jobs that a run is about to start, from within Snakemake."""
-    return [
+    """The jobs that a run is about to start, from within Snakemake.
+
+    Raises:
+        InputError: the profile gives one a number that cannot be, such as no process.
+    """
+    found = [
         Job(
             rule=job.rule.name,
             output=str(next(iter(job.output), "")),
@@ -159,3 +172,4 @@ def of_dag(workflow: Any) -> list[Job]:
         for job in workflow.dag.needrun_jobs()
         if job.output
     ]
+    return _checked(found)
