@@ -19,7 +19,7 @@ from typing import Any
 
 from takd import checks, lineage, schema, writings
 from takd.data import filters
-from takd.data.sources import files_below
+from takd.data.records import files_below
 from takd.errors import InputError
 from takd.lineage import Node
 from takd.provenance import source_digest

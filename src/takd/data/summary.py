@@ -88,6 +88,7 @@ def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
     described = {
         "source": sources.describe(source),
         "counts": found["counts"],
+        "unused": found["unused"],
         "tokens": found["tokens"],
         "sha256": found["sha256"],
     }
