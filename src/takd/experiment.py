@@ -200,6 +200,8 @@ class Experiment:
             spec["drop_leaks"] = data["drop_leaks"]
             excluded = [self._source(name) for name in self._held_out(split)]
             spec["exclude"] = [self._with_digests(source) for source in excluded]
+        else:  # answers are scored against its references
+            spec["rouge_tokenizer"] = self.settings["evaluation"]["rouge_tokenizer"]
         return spec
 
     def data_report_spec(self) -> Spec:

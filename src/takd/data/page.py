@@ -4,6 +4,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+SCORABLE = {
+    "unseen_by_standard": "mostly of letters other than a to z",
+    "scores_0_with_standard": "no standard token",
+    "scores_0_with_unicode": "no unicode token",
+    "changed": "changed by the tokenizer",
+}
 LABELS = {
     "dropped_prompt_too_long": "dropped: prompt too long",
     "empty_output": "dropped: empty output",
@@ -84,6 +90,19 @@ input, the instruction or the answer is among them, <code>columns</code> names i
 </table></div>
 <p class="note">Instruction and input are equal, character by character; counted in the sources, before anything
 is dropped. Rows are counted from 0.</p>
+{% if scored -%}
+<h2>What the measures can see</h2>
+<div class="wide"><table id="scorable">
+<tr><th>split</th><th>tokens of ROUGE-L</th><th>references</th><th>rows</th><th>the first row numbers</th></tr>
+{% for name, split in scored.items() %}{% for what, label in scorable.items() -%}
+<tr data-scorable="{{ name }} {{ what }}"><th>{{ name }}</th><td class="text">{{ split.rouge_tokenizer }}</td>
+<td class="text">{{ label }}</td><td>{{ split.scorable.counts[what] }}</td>
+<td class="text">{{ split.scorable.named.get(what, []) | join(", ") }}</td></tr>
+{% endfor %}{% endfor -%}
+</table></div>
+<p class="note">Kept rows for all of whose references it holds. Without a token, ROUGE-L is 0 even for the reference
+itself; where the tokenizer changes a reference, no answer matches it exactly (docs/measures.md).</p>
+{% endif -%}
 <h2>Lengths in tokens</h2>
 <div class="wide"><table id="lengths">
 <tr><th>split</th><th>part</th><th>median</th><th>95 %</th><th>max</th><th>cut</th></tr>
@@ -116,6 +135,13 @@ def render(report: dict[str, Any]) -> str:
         name: split["unused"] for name, split in splits.items() if any(split["unused"].values())
     }
     corpus = splits.pop("corpus", None)
+    scored = {name: split for name, split in splits.items() if "scorable" in split}
     return environment.from_string(PAGE).render(
-        instruction=splits, corpus=corpus, leaks=report["leaks"], labels=LABELS, unused=unused
+        instruction=splits,
+        corpus=corpus,
+        leaks=report["leaks"],
+        labels=LABELS,
+        unused=unused,
+        scored=scored,
+        scorable=SCORABLE,
     )

@@ -16,6 +16,7 @@ from typing import Any
 from takd.data import sources
 from takd.data.encoding import Encoder
 from takd.data.saved import BATCH, row_features, save
+from takd.data.scorable import Scorable
 from takd.data.sources import Row
 from takd.data.template import fill
 from takd.data.unused import Unused
@@ -181,11 +182,14 @@ def _write_rows(
 ) -> tuple[dict[str, Any], list[str]]:
     features = row_features()
     tally = Tally()
+    scorable = Scorable()
     tokens = {"prompt": 0, "response": 0}
 
     def columns() -> Iterator[dict[str, Any]]:
         for row, prompt, response in tokenise(spec, encoder, select(spec, tally), tally):
             tally.counts["kept"] += 1
+            if "rouge_tokenizer" in spec:
+                scorable.see(row.number, row.references, encoder.rewritten(row.references))
             tokens["prompt"] += len(prompt)
             tokens["response"] += len(response)
             values = (row.number, prompt, response, *row.prompt, list(row.references))
@@ -204,8 +208,13 @@ def _write_rows(
     notable = {key: n for key, n in counts.items() if n and key not in ("rows", "kept")}
     message += "".join(f", {n} {key.replace('_', ' ')}" for key, n in notable.items())
     said = [message, *tally.unused.sentences(counts["rows"], counts["without_input"])]
+    of_scores = {}
+    if "rouge_tokenizer" in spec:
+        tokenizer = scorable.choose(spec["rouge_tokenizer"])
+        said += scorable.sentences(tokenizer)
+        of_scores = {"rouge_tokenizer": tokenizer, "scorable": scorable.record()}
     found = {"counts": counts, "named": tally.named, "unused": tally.unused.record()}
-    return {**found, "tokens": tokens, "sha256": digest}, said
+    return {**found, **of_scores, "tokens": tokens, "sha256": digest}, said
 
 
 def _write_corpus(
