@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from takd import lineage, outage
 from takd.errors import InputError
+from takd.preflight import amounts
 from takd.provenance import canonical_json, code_digest, without_places
 from takd.report.modelcards.settings import card_settings
 from takd.report import compare_plan
@@ -31,6 +32,7 @@ outage.keep_jobs()
 
 VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
 try:
+    amounts.check_profile(workflow.resource_settings)
     EXPERIMENT, *COMPARED = compare_plan.load_all(
         ROOT, config["experiment"], config.get(compare_plan.KEY), VARIABLES
     )

@@ -247,7 +247,8 @@ def test_references_inputs_and_long_prompts_of_a_set(tmp_path, words):  # noqa: 
     assert dataset["references"] == [["bino bino", "bino"], ["bino"], ["fe"]]
     assert dataset["input"] == [long, "", "fe"], "the text stays whole for whoever reads it"
     assert manifest["counts"]["shortened_prompts"] == 1 and manifest["named"] == {
-        "shortened_prompts": [0]
+        "shortened_prompts": [0],
+        "blank_references": [0],
     }
     assert manifest["counts"]["kept"] == manifest["counts"]["rows"] == 3
     assert max(map(len, dataset["prompt_ids"])) <= 48

@@ -1059,3 +1059,113 @@ def test_defaults_are_those_of_their_authors(
         text = edit("  kd:", f"  {method}: {{epochs: 2}}\n  kd:", text)
     settings = read(tmp_path, text).train_spec(f"teacher-sft__student-{method}", 1)["settings"]
     assert {key: settings[key] for key in expected} == expected
+
+
+def refusal(folder: Path, *edits: tuple[str, str]) -> list[str]:
+    """Lines of what is said of a file with several edits."""
+    text = GOOD
+    for old, new in edits:
+        text = edit(old, new, text)
+    with pytest.raises(InputError) as caught:
+        read(folder, text)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("config/experiments/mine.yaml, line ") for line in lines)
+    return [line.partition(": ")[2] for line in lines]
+
+
+def test_all_that_the_schema_refuses_is_told_at_once_in_the_order_of_the_file(
+    tmp_path: Path,
+) -> None:
+    said = refusal(
+        tmp_path,
+        ("layers: 3", "layers: three"),
+        ("max_length: 64", "max_lenght: 64"),
+        ("seeds: [1, 2]", "seeds: []"),
+        ("sft: {steps: 10}", "sft: {steps: 10, lr: 1e-4, dropout: 2, shuffle: true}"),
+        ("  seeds: [10, 20]", "  seeds: [10, 10]"),
+        ("source: a paper, ", ""),
+    )
+    assert [line.split()[0] for line in said] == [
+        "models.teacher.weights.scratch.layers",
+        "data.max_lenght",
+        "seeds",
+        *("training.sft.lr", "training.sft.shuffle", "training.sft.dropout"),
+        "evaluation.seeds",
+        "report.targets[0]",
+    ]
+
+
+def test_all_rules_that_a_file_breaks_are_told_at_once(tmp_path: Path) -> None:
+    said = refusal(
+        tmp_path,
+        ("heads: 4, positions: 64}}\n  assistant", "heads: 5, positions: 64}}\n  assistant"),
+        ("rows: 10}}\n  max_length", "rows: 10}, rows: [0, 1]}\n  max_length"),
+        ("max_prompt_length: 48", "max_prompt_length: 64"),
+        ("[teacher, student], methods", "[teacher, pupil], methods"),
+        ("minillm: {steps: 20, ", "minillm: {steps: 20, batch_size: 48, lm_weight: 0.5, "),
+        ("{teacher-sft: {heldout", "{teacher-sft: {held"),
+    )
+    assert [line.split()[0] for line in said] == [
+        *("data.dev.rows", "data.max_prompt_length"),
+        *("models.teacher.weights.scratch.heads", "chains[0].models[1]"),
+        *("training.minillm.lm_weight", "training.minillm.batch_size"),
+    ]
+
+
+def test_variables_of_which_nobody_says_anything_are_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, edit("data/train.jsonl", '"{data}/train.jsonl"'))
+    with pytest.raises(InputError) as caught:
+        load(path, tmp_path, {"date": "x", "dta": "y"})
+    first, *others = str(caught.value).splitlines()
+    assert "nothing says what {data} is" in first
+    assert ["variable date," in others[0], "variable dta," in others[1]] == [True, True]
+
+
+def test_no_more_errors_than_can_be_read(tmp_path: Path) -> None:
+    many = ", ".join(f"key{n}: {n}" for n in range(50))
+    text = edit("sft: {steps: 10}", f"sft: {{steps: 10, {many}}}")
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, text)
+    *_, last = lines = str(caught.value).splitlines()
+    assert len(lines) == 21 and last == "and 30 more errors."
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "meant"),
+    [
+        ("sft: {steps: 10", "lr: 1e-4", "'learning_rate'"),
+        ("sft: {steps: 10", "LR: 1e-4", "'learning_rate'"),
+        ("sft: {steps: 10", "num_train_epochs: 3", "'epochs'"),
+        ("sft: {steps: 10", "max_steps: 3", "'steps'"),
+        ("sft: {steps: 10", "per_device_train_batch_size: 8", "'batch_size'"),
+        ("sft: {steps: 10", "lr_scheduler_type: linear", "'schedule'"),
+        ("sft: {steps: 10", "warmup_ratio: 0.1", "'warmup_steps'"),
+        ("sft: {steps: 10", "max_grad_norm: 1", "'gradient_clip'"),
+        ("sft: {steps: 10", "bf16: true", "'precision'"),
+        ("sft: {steps: 10", "adam_beta2: 0.95", "'betas'"),
+        ("sft: {steps: 10", "eval_steps: 10", "'evaluate_every'"),
+        ("sft: {steps: 10", "lora: {r: 8}", "'rank'"),
+        ("sft: {steps: 10", "max_seq_length: 512", "data.max_length"),
+        ("sft: {steps: 10", "seed: 3", "mean seeds?"),
+        ("sft: {steps: 10", "max_length: 512", "it stands under data;"),
+        ("sft: {steps: 10", "gradient_accumulation_steps: 4", "follows from batch_size"),
+        ("sft: {steps: 10", "gradient_checkpointing: true", "gradient_checkpointing: 1."),
+        ("sft: {steps: 10", "stepps: 3", "'steps'"),
+        ("layers: 3", "n_head: 4", "'heads'"),
+        ("  seeds: [10, 20]", "do_sample: false", "evaluation.decoding.sample"),
+        ("  max_length: 64", "validation: {demo: {part: dev, rows: 9}}", "'dev'"),
+    ],
+)
+def test_keys_as_others_call_them(place: str, key: str, meant: str, tmp_path: Path) -> None:
+    joint = "\n  " if place.startswith("  ") else ", "
+    (said,) = refusal(tmp_path, (place, f"{place}{joint}{key}"))
+    assert "is not a known key; " in said and meant in said
+
+
+def test_names_of_others_lead_to_keys_that_there_are() -> None:
+    from takd.othernames import INSTEAD, USUAL
+    from takd.schema import _places
+
+    known = {place.rpartition(".")[2] for place in _places()}
+    assert set(USUAL.values()) <= known
+    assert not set(INSTEAD) & (known | set(USUAL))

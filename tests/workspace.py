@@ -100,7 +100,7 @@ TEACHER, STUDENT = (
 
 
 def of_split(name: str) -> dict[str, Any]:
-    return {"kind": "data", "spec": {"split": name}}
+    return {"kind": "data", "spec": {"split": name}, "rouge_tokenizer": "standard"}
 
 
 class Workspace:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from takd.data.downloads import hub_error
-from takd.data.sources import check_unchanged
+from takd.data.records import check_unchanged
 from takd.errors import InputError
+from takd.headers import TOLERANCE
 from takd.integrity import LAST_WRITTEN, DamagedError, read_record
 from takd.layers import INDEX, keep_layers
 from takd.precision import PRETRAINED
@@ -23,7 +24,6 @@ from takd.vocabulary import ALSO, FILES, check_same_tokenizer, has_tokenizer
 
 WHOLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-TOLERANCE = 0.25
 
 
 def run(stage: Stage) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from takd import checks, lineage, schema, writings
 from takd.base import weights_digests
 from takd.data import filters
-from takd.data.sources import files_below
+from takd.data.records import files_below
 from takd.errors import InputError
 from takd.lineage import Node
 from takd.provenance import source_digest
@@ -189,6 +189,8 @@ class Experiment:
             spec["drop_leaks"] = data["drop_leaks"]
             excluded = [self._source(name) for name in self._held_out(split)]
             spec["exclude"] = [self._with_digests(source) for source in excluded]
+        else:  # answers are scored against its references
+            spec["rouge_tokenizer"] = self.settings["evaluation"]["rouge_tokenizer"]
         return spec
 
     def data_report_spec(self) -> Spec:

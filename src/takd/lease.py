@@ -5,13 +5,18 @@ runs side by side would all take the first one. So a stage holds a lock for each
 when the process ends, however that ends.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from takd.errors import InputError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SECONDS_BETWEEN_TRIES = 0.5
@@ -31,8 +36,7 @@ def lease(count: int, say: Callable[[str], None]) -> None:
     count = min(count, len(cards))
     # each Slurm job may count its GPUs from 0, and they are its own
     job = os.environ.get("SLURM_JOB_ID", "no-job")
-    folder = Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}-{job}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = _open_own(Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}-{job}")
     waited = False
     while len(held := _take(cards, count, folder)) < count:
         for file in held.values():
@@ -41,6 +45,7 @@ def lease(count: int, say: Callable[[str], None]) -> None:
             say(f"waiting for {count} of the {len(cards)} GPUs here, which other stages use")
             waited = True
         time.sleep(SECONDS_BETWEEN_TRIES)
+    os.close(folder)
     for file in held.values():
         os.set_inheritable(file, True)  # torchrun takes this process's place
     os.environ[VISIBLE] = ",".join(held)
@@ -58,15 +63,52 @@ def visible() -> list[str]:
     return done.stdout.split()
 
 
-def _take(cards: list[str], count: int, folder: Path) -> dict[str, int]:
-    """Up to `count` GPUs that nobody holds, each with its open lock."""
+def _open_own(path: Path) -> int:
+    """Open the folder of this user's locks, whose name others know and whose parent they may write to.
+
+    Raises:
+        InputError: somebody else made it, or a link in its place.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # a link, or no folder
+        raise _foreign(path) from None
+    found = os.fstat(folder)
+    if found.st_uid != os.getuid():
+        os.close(folder)
+        raise _foreign(path)
+    if found.st_mode & 0o077:
+        os.fchmod(folder, 0o700)
+    return folder
+
+
+def _foreign(path: Path) -> InputError:
+    return InputError(
+        f"{path}: is not a folder or file of yours, where stages keep which GPUs they use; have it removed, or set"
+        " TMPDIR to a folder of your own."
+    )
+
+
+def _take(cards: list[str], count: int, folder: int) -> dict[str, int]:
+    """Up to `count` GPUs that nobody holds, each with its open lock in an open folder."""
     held: dict[str, int] = {}
     for card in cards:
         if len(held) == count:
             break
-        file = os.open(
-            folder / card.replace("/", "_"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        name = card.replace("/", "_")
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = os.open(name, flags, 0o600, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EACCES, errno.ENXIO):
+                raise
+            raise _foreign(Path(os.readlink(f"/proc/self/fd/{folder}")) / name) from None
+        found = os.fstat(file)
+        if found.st_uid != os.getuid() or not stat.S_ISREG(found.st_mode):
+            os.close(file)
+            raise _foreign(Path(os.readlink(f"/proc/self/fd/{folder}")) / name)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held[card] = file

@@ -13,7 +13,8 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError, validators
 
 from takd.errors import InputError
-from takd.yamlfile import Key, YamlFile, read_yaml
+from takd.othernames import INSTEAD, USUAL
+from takd.yamlfile import Key, KeyedError, YamlFile, dotted, read_yaml, together
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.schema.yaml"
 
@@ -72,29 +73,38 @@ _Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
 
 
 def check(file: YamlFile) -> None:
-    """Raise InputError for the first thing in a file that the schema does not allow."""
+    """Raise InputError for all in a file that the schema does not allow, a line each, in the order of the file."""
     if not isinstance(file.value, dict):
         what = "is empty" if file.value is None else f"holds {KINDS[type(file.value)]}"
         raise InputError(
             f"{file.name} {what}; an experiment is a mapping with the keys {_required()}."
         )
-    errors = [_explain(error) for error in _Validator(load_schema()).iter_errors(file.value)]
-    if errors:
-        key, text = min(errors, key=lambda found: (file.line(found[0]), len(found[0])))
-        raise file.error(key, text)
+    errors = list(_Validator(load_schema()).iter_errors(file.value))
+    # what a list holds is for later where it has too many entries
+    long = [tuple(error.absolute_path) for error in errors if error.validator == "maxItems"]
+    found = [each for error in errors for each in _explain(error)]
+    found = [each for each in found if not any(each[0][:-1] == key for key in long)]
+    if found:
+        found.sort(key=lambda each: (file.line(each[0]), len(each[0])))
+        raise together(file.error(key, text) for key, text in found)
 
 
 def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
     """The content of a checked file with defaults, numbers of one type, and variables in paths.
 
-    `variables` come first, then those of the file. Raises InputError for a variable that nobody
-    gives, and for one that is given and stands in no path.
+    `variables` come first, then those of the file. Raises InputError for each variable that nobody
+    gives, or that is given and stands in no path, and for paths that can be none.
     """
     own = file.value.get("variables", {})
     given = {**own, **variables}
     used: set[str] = set()
 
     def place(path: str, key: Key) -> str:
+        with file.each():
+            return filled(path, key)
+        return path
+
+    def filled(path: str, key: Key) -> str:
         def lookup(match: re.Match[str]) -> str:
             name = match[1]
             used.add(name)
@@ -124,11 +134,12 @@ def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
     for name in given:
         if name not in used:
             text = f"is in no path of the file; {suggest(name, sorted(used))}"
-            raise (
-                file.error(("variables", name), text)
-                if name in own
-                else InputError(f"{file.name}: the variable {name}, given by --config, {text}")
-            )
+            with file.each():
+                if name in own:
+                    raise file.error(("variables", name), text)
+                told = f"{file.name}: the variable {name}, given by --config, {text}"
+                raise KeyedError(("--config", name), told)
+    file.refuse()
     return settings
 
 
@@ -188,23 +199,67 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" + (f" ({there})" if len(known) <= MANY else "")
 
 
+def _meant(name: str, key: Key, known: Iterable[str]) -> str:
+    """What a key that is not known may have meant: by its name elsewhere, by its place, by its letters."""
+    if name in INSTEAD:
+        return INSTEAD[name]
+    own = USUAL.get(name.lower(), name)
+    if own in known:
+        return f"did you mean '{own}'?"
+    places = [place for place in _places() if place.rpartition(".")[2] == own]
+    if not places:
+        return suggest(name, known)
+    nearest = min(places, key=lambda place: place.count("."))
+    above = nearest.rpartition(".")[0]
+    if own != name:
+        return f"did you mean {nearest}?"
+    return f"it stands {f'under {above}' if above else 'at the top'}; here {suggest('', known)}"
+
+
+@functools.cache
+def _places() -> list[str]:
+    """All keys with fixed names, from the top; NAME stands for those that a user gives."""
+    found: list[str] = []
+
+    def walk(part: Any, above: Key) -> None:
+        part = follow(part)
+        for name, below in part.get("properties", {}).items():
+            found.append(dotted((*above, name)))
+            walk(below, (*above, name))
+        if isinstance(free := part.get("additionalProperties"), dict):
+            walk(free, (*above, "NAME"))
+
+    walk(load_schema(), ())
+    return found
+
+
 def _required() -> str:
     return ", ".join(load_schema()["required"])
 
 
-def _explain(error: ValidationError) -> tuple[Key, str]:
-    """The key that an error is about, and a sentence on it without the key."""
+def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
+    """The keys that an error is about, and a sentence on each without the key."""
+    key, value, schema = tuple(error.absolute_path), error.instance, error.schema
+    match error.validator:
+        case "additionalProperties":
+            known = schema.get("properties", {})
+            for name in value:
+                if name not in known:
+                    yield (*key, name), f"is not a known key; {_meant(name, key, known)}"
+        case "required":
+            for name in error.validator_value:
+                if name not in value:
+                    yield key, f"lacks the key {name}{_meaning(schema, name)}."
+        case _:
+            yield _explain_one(error)
+
+
+def _explain_one(error: ValidationError) -> tuple[Key, str]:
     key, value, schema = tuple(error.absolute_path), error.instance, error.schema
     rule, bound = error.validator, error.validator_value
     if "propertyNames" in error.absolute_schema_path:
         return (*key, value), f"is no valid name; a name is made of {schema['x-expected']}."
     match rule:
-        case "additionalProperties":
-            name = next(name for name in value if name not in schema["properties"])
-            return (*key, name), f"is not a known key; {suggest(name, schema['properties'])}"
-        case "required":
-            name = next(name for name in bound if name not in value)
-            return key, f"lacks the key {name}{_meaning(schema, name)}."
         case "dependentRequired":
             here, name = next(
                 (here, name)

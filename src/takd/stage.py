@@ -5,9 +5,12 @@ its inputs and outputs from named paths; it never sees Snakemake.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,11 +21,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from takd import ending
 from takd import inputs as reading
-from takd.errors import InputError
+from takd.errors import InputError, no_room
 from takd.integrity import digests, sealed
 from takd.launch import launch, set_allocator
 from takd.lease import lease
@@ -73,8 +76,12 @@ class Stage:
 
     def input(self, name: str) -> Path:
         """The one input called `name`."""
-        (path,) = self.inputs[name]
-        return path
+        paths = self.many(name)
+        if len(paths) != 1:
+            raise InputError(
+                f"--input {name}=PATH must be given once, but is given {len(paths)} times."
+            )
+        return paths[0]
 
     def many(self, name: str) -> list[Path]:
         """All inputs called `name`, in the order given."""
@@ -88,7 +95,8 @@ class Stage:
         """A line for the one who waits: to the log (stderr) and to the console (stdout)."""
         if int(os.environ.get("RANK", 0)) == 0:
             for stream in (sys.stdout, sys.stderr):
-                print(text, file=stream, flush=True)
+                with contextlib.suppress(OSError):  # a log on a full disk: the console still tells
+                    print(text, file=stream, flush=True)
 
     def should_stop(self) -> bool:
         """Whether SIGTERM came or the time budget is used up: checkpoint and leave."""
@@ -186,7 +194,7 @@ def main(
     began = time.time()
     ending.skip_teardown()
     arguments = _parser(module).parse_args()
-    spec = json.loads(arguments.spec)
+    spec = arguments.spec
     entries = [module, *(also(spec) if also else [])]
     present = code_digest(*entries)
     code = arguments.code or present
@@ -207,9 +215,9 @@ def main(
         threads=arguments.threads,
         processes=arguments.processes,
         micro_batch=arguments.micro_batch,
-        gradient_checkpointing=bool(arguments.gradient_checkpointing),
-        compile=bool(arguments.compile),
-        deterministic=bool(arguments.deterministic),
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        compile=arguments.compile,
+        deterministic=arguments.deterministic,
         checkpoint_seconds=arguments.checkpoint_seconds,
         deadline=_deadline(began, arguments.runtime),
     )
@@ -237,6 +245,9 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
         return 1
     except (Exception, KeyboardInterrupt) as error:
+        if told := no_room(error, next(iter(stage.outputs.values()), Path())):
+            stage.say(f"Error: {told}")
+            return 1
         if NOT_DETERMINISTIC in str(error):
             operation = str(error).split()[0]
             stage.say(
@@ -260,36 +271,99 @@ def verify(stage: Stage, named: Collection[str]) -> None:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, on the console and in the log."""
+
+    def error(self, message: str) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):
+            print(f"Error: {message}", file=stream, flush=True)
+        sys.exit(2)
+
+
 def _parser(module: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=f"Stage {module} of the workflow.")
+    parser = _Parser(description=f"Stage {module} of the workflow.", allow_abbrev=False)
     add = parser.add_argument
-    add("--spec", required=True, help="settings as JSON")
+    add("--spec", required=True, type=_spec, help="settings as JSON")
     add("--code", help="digest of the code at submission; refused if it is another one now")
-    add("--input", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
-    add("--output", action="append", default=[], metavar="NAME=PATH", help="may be repeated")
-    add("--threads", type=int, default=1, help="threads of each process")
-    add("--processes", type=int, default=1, help="processes on each node: one per GPU")
-    add("--nodes", type=int, default=1, help="nodes of the Slurm job to spread over")
-    add("--micro-batch", type=int, default=8, help="rows a process handles at once")
-    switch: dict[str, Any] = {"type": int, "choices": (0, 1), "default": 0}
+    named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=PATH"}
+    add("--input", type=_pair, **named, help="may be repeated")
+    add("--output", type=_pair, **named, help="may be repeated")
+    add("--threads", type=_count, default=1, help="threads of each process")
+    add("--processes", type=_count, default=1, help="processes on each node: one per GPU")
+    add("--nodes", type=_count, default=1, help="nodes of the Slurm job to spread over")
+    add("--micro-batch", type=_count, default=8, help="rows a process handles at once")
+    switch: dict[str, Any] = {"type": _switch, "default": False, "metavar": "0|1"}
     add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
     add("--compile", **switch, help="1: training passes through torch.compile")
     add("--deterministic", **switch, help="1: the same numbers each time on a GPU, more slowly")
-    add("--runtime", type=float, help="minutes that the job has: leaves in time, with a checkpoint")
+    add(
+        "--runtime",
+        type=_minutes,
+        help="minutes that the job has: leaves in time, with a checkpoint",
+    )
     add(
         *("--checkpoint-seconds",),
-        type=float,
+        type=_time,
         default=CHECKPOINT_SECONDS,
         help="longest time between checkpoints; 5 %% of a training where that is less",
     )
     return parser
 
 
-def _named(pairs: list[str]) -> dict[str, list[Path]]:
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(_wrong(text, "a whole number of at least 1"))
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError(_wrong(text, "0 or 1"))
+    return text == "1"
+
+
+def _time(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(_wrong(text, "a finite number of at least 0"))
+    return number
+
+
+def _minutes(text: str) -> float:
+    if _time(text) == 0:
+        raise argparse.ArgumentTypeError(_wrong(text, "a finite number greater than 0"))
+    return float(text)
+
+
+def _spec(text: str) -> dict[str, Any]:
+    try:
+        spec = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"is not JSON ({error}); it must be an object.") from None
+    if not isinstance(spec, dict):
+        raise argparse.ArgumentTypeError(_wrong(text, "a JSON object"))
+    return spec
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not (name and path) or "\0" in path:
+        raise argparse.ArgumentTypeError(_wrong(text, "NAME=PATH"))
+    return name, Path(path)
+
+
+def _wrong(text: str, right: str) -> str:
+    shown = text if len(text) < 60 else f"{text[:60]}…"
+    return f"is {shown!r}, but must be {right}; the profile sets resources (set-resources, set-threads)."
+
+
+def _named(pairs: list[tuple[str, Path]]) -> dict[str, list[Path]]:
     named: dict[str, list[Path]] = {}
-    for pair in pairs:
-        name, _, path = pair.partition("=")
-        named.setdefault(name, []).append(Path(path))
+    for name, path in pairs:
+        named.setdefault(name, []).append(path)
     return named
 
 

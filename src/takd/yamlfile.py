@@ -4,8 +4,10 @@ PyYAML follows YAML 1.1, in which `5e-5` is a text and `no` is false, and keeps 
 equal keys.
 """
 
+import contextlib
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +35,7 @@ BYTES = 1_000_000
 DEPTH = 50
 VALUES = 100_000
 DIGITS = 18
+LISTED = 20  # errors of one file that are told at once
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -45,6 +48,14 @@ for _name, (_pattern, _first) in PLAIN.items():
     _Loader.add_implicit_resolver(TAG + _name, re.compile(f"^({_pattern})$"), _first)
 
 
+class KeyedError(InputError):
+    """An error of a file and the key that it is about."""
+
+    def __init__(self, key: Key, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
 @dataclass
 class YamlFile:
     """The content of a YAML file, and where in it each key stands."""
@@ -53,16 +64,42 @@ class YamlFile:
     value: Any = None
     lines: dict[Key, int] = field(default_factory=dict)
     count: int = 0
+    wrong: list[KeyedError] = field(default_factory=list)
+    faults: int = 0
 
-    def error(self, key: Key, text: str) -> InputError:
-        """An error in one sentence: the file, the line, the key, and then `text`."""
-        return InputError(f"{self.name}, line {self.line(key)}: {dotted(key)} {text}")
+    def error(self, key: Key, text: str, name: str = "") -> KeyedError:
+        """An error in one sentence: the file, the line, the key, and then `text`; `name` is a key that it lacks."""
+        where = f"{self.name}, line {self.line(key)}: {dotted(key)}"
+        return KeyedError((*key, name), f"{where} {text}")
+
+    @contextlib.contextmanager
+    def each(self) -> Iterator[None]:
+        """Keep errors of what is done within for `refuse`, the first of each key, so that the rest is checked."""
+        try:
+            yield
+        except KeyedError as error:
+            self.faults += 1
+            if error.key not in (kept.key for kept in self.wrong):
+                self.wrong.append(error)
+
+    def refuse(self) -> None:
+        """Raise one InputError for all that `each` kept, a line a sentence."""
+        if self.wrong:
+            raise together(self.wrong)
 
     def line(self, key: Key) -> int:
         """Line of a key, from 1; where it is not written, of the nearest key above it."""
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key, 1)
+
+
+def together(errors: Iterable[InputError]) -> InputError:
+    """Several errors as one: a line each, no line twice, and no more lines than can be read."""
+    lines = list(dict.fromkeys(map(str, errors)))
+    if len(lines) > LISTED:
+        lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more errors."]
+    return InputError("\n".join(lines))
 
 
 def dotted(key: Key) -> str:

@@ -9,6 +9,7 @@ from takd.checks.data import check_data
 from takd.checks.evaluation import check_evaluation
 from takd.checks.models import check_models, gpt2_parameters
 from takd.checks.training import DEEPSPEED, check_teacher_writes, check_training
+from takd.lineage import SUPERVISED
 from takd.yamlfile import YamlFile
 
 __all__ = [
@@ -22,11 +23,16 @@ __all__ = [
 
 
 def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int]:
-    """Raise InputError for the first rule that a file breaks; return each model's parameters."""
+    """Raise InputError for all rules that a file breaks, a line each; return each model's parameters."""
     check_data(file, settings)
-    parameters = check_models(file, settings)
-    check_chains(file, settings, parameters)
-    check_training(file, settings, root)
-    check_teacher_writes(file, settings)
-    check_evaluation(file, settings)
+    parameters = check_models(file, settings, root)
+    # what chains say of models and methods is looked at where the chain itself can be
+    sound = check_chains(file, settings, parameters)
+    complete = len(sound) == len(settings["chains"])
+    of_chains = {**settings, "chains": sound}
+    check_training(file, of_chains, root)
+    if complete and SUPERVISED in settings["training"]:
+        check_teacher_writes(file, settings)
+    check_evaluation(file, of_chains, complete)
+    file.refuse()
     return parameters

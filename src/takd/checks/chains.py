@@ -1,5 +1,6 @@
 """Rules of `chains`: names that exist, sizes that fall, a method for every hop."""
 
+import math
 from typing import Any
 
 from takd import lineage
@@ -10,48 +11,65 @@ from takd.schema import suggest
 from takd.yamlfile import Key, YamlFile, dotted
 
 
-def check_chains(file: YamlFile, settings: dict[str, Any], parameters: dict[str, int]) -> None:
+def check_chains(
+    file: YamlFile, settings: dict[str, Any], parameters: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Check all chains; those without an error.
+
+    Args:
+        parameters: by model, of those whose size is known.
+    """
     seen: dict[str, Key] = {}
     labels: dict[str, Key] = {}
+    sound = []
     for index, chain in enumerate(settings["chains"]):
         key: Key = ("chains", index)
-        _check_chain(file, chain, key, parameters)
+        before = file.faults
+        with file.each():
+            _check_chain(file, chain, key, settings["models"], parameters)
         for entry, methods in enumerate(by_hop(chain)):
             here = (*key, "methods", entry)
-            _check_methods(file, chain, methods, here)
-            name = lineage.of_chain(chain["models"], methods)
-            if name in seen:
-                raise file.error(
-                    here,
-                    f"gives {name} again, which {dotted(seen[name])} gives already; remove one.",
-                )
-            seen[name] = here
+            with file.each():
+                _check_methods(file, chain, methods, here)
+                name = lineage.of_chain(chain["models"], methods)
+                if name in seen:
+                    raise file.error(
+                        here,
+                        f"gives {name} again, which {dotted(seen[name])} gives already; remove one.",
+                    )
+                seen[name] = here
         label = chain["label"]
-        if label in labels:
-            raise file.error(
-                (*key, "label"),
-                f"is '{label}', which is the label of {dotted(labels[label])}; rename one.",
-            )
+        with file.each():
+            if label in labels:
+                raise file.error(
+                    (*key, "label"),
+                    f"is '{label}', which is the label of {dotted(labels[label])}; rename one.",
+                )
         if label:
-            labels[label] = key
+            labels.setdefault(label, key)
+        if file.faults == before:
+            sound.append(chain)
+    return sound
 
 
 def _check_chain(
-    file: YamlFile, chain: dict[str, Any], key: Key, parameters: dict[str, int]
+    file: YamlFile,
+    chain: dict[str, Any],
+    key: Key,
+    models: dict[str, Any],
+    parameters: dict[str, int],
 ) -> None:
     names = chain["models"]
     for at, name in enumerate(names):
         here = (*key, "models", at)
-        if name not in parameters:
-            raise file.error(
-                here, f"is '{name}', which is not a model; {suggest(name, parameters)}"
-            )
+        if name not in models:
+            raise file.error(here, f"is '{name}', which is not a model; {suggest(name, models)}")
         if name in names[:at]:
             raise file.error(
                 here,
                 f"is '{name}', which stands in this chain before; each model may stand there once.",
             )
-        if at and parameters[name] > parameters[names[at - 1]]:
+        if at and parameters.get(name, 0) > parameters.get(names[at - 1], math.inf):
             raise file.error(
                 here,
                 f"is '{name}' ({_short(parameters[name])} parameters), which is larger than its"
@@ -80,6 +98,7 @@ def _check_methods(file: YamlFile, chain: dict[str, Any], methods: list[str], ke
                 ("training",),
                 f"lacks the key {method}: the settings of the method that {dotted(here)} uses"
                 " (steps, epochs or both, at least).",
+                method,
             )
     hops = len(chain["models"]) - 1
     if len(methods) != hops:

@@ -14,12 +14,19 @@ def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
     sources |= {("evaluation", "sets", name): source for name, source in sets.items()}
     for key, source in sources.items():
         if source:
-            _check_source(file, source, key)
-    if "train" in settings["tokenizer"] and "vocabulary" in settings["tokenizer"]:
-        raise file.error(
-            ("tokenizer", "vocabulary"),
-            "only goes with hub, folder and gguf; train has its own, remove it.",
-        )
+            with file.each():
+                _check_source(file, source, key)
+    with file.each():
+        if "train" in settings["tokenizer"] and "vocabulary" in settings["tokenizer"]:
+            raise file.error(
+                ("tokenizer", "vocabulary"),
+                "only goes with hub, folder and gguf; train has its own, remove it.",
+            )
+    with file.each():
+        _check_lengths(file, settings)
+
+
+def _check_lengths(file: YamlFile, settings: dict[str, Any]) -> None:
     longest, prompt = settings["data"]["max_length"], settings["data"]["max_prompt_length"]
     if prompt >= longest:
         raise file.error(

@@ -1,8 +1,10 @@
 """Rules of `models`: sizes that are declared or follow from a shape."""
 
+from pathlib import Path
 from typing import Any
 
 from takd.checks.common import divisors, vocabulary_size
+from takd.headers import safetensors_parameters
 from takd.yamlfile import Key, YamlFile
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
@@ -19,43 +21,58 @@ def gpt2_parameters(shape: dict[str, Any], vocabulary: int) -> int:
     return embeddings + shape["layers"] * (12 * width**2 + 13 * width) + 2 * width
 
 
-def check_models(file: YamlFile, settings: dict[str, Any]) -> dict[str, int]:
-    vocabulary = vocabulary_size(settings)
+def check_models(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int]:
+    """Check all models; the parameters of those without an error."""
     parameters = {}
     for name, model in settings["models"].items():
-        key: Key = ("models", name)
-        shape = model["weights"].get("scratch")
-        _check_kept(file, (*key, "weights"), model["weights"])
-        if shape is None:
-            if "parameters" not in model:
-                raise file.error(key, "lacks the key parameters: its size, such as 1.5B or 120M.")
-            parameters[name] = _count(model["parameters"])
-            continue
-        if "parameters" in model:
-            raise file.error(
-                (*key, "parameters"), "is computed for a model from scratch; remove it."
-            )
-        if vocabulary is None:
-            raise file.error(
-                ("tokenizer",),
-                "lacks the key vocabulary: the number of its tokens, from which the size of the"
-                f" model '{name}', which starts from scratch, follows.",
-            )
-        key = (*key, "weights", "scratch")
-        if shape["width"] % shape["heads"]:
-            raise file.error(
-                (*key, "heads"),
-                f"is {shape['heads']}, which does not divide the width {shape['width']};"
-                f" it must be {divisors(shape['width'])}.",
-            )
-        if shape["positions"] < settings["data"]["max_length"]:
-            raise file.error(
-                (*key, "positions"),
-                f"is {shape['positions']}, but must be at least data.max_length"
-                f" ({settings['data']['max_length']}).",
-            )
-        parameters[name] = gpt2_parameters(shape, vocabulary)
+        with file.each():
+            parameters[name] = _check_model(file, settings, name, model, root)
     return parameters
+
+
+def _check_model(
+    file: YamlFile, settings: dict[str, Any], name: str, model: dict[str, Any], root: Path
+) -> int:
+    vocabulary = vocabulary_size(settings)
+    key: Key = ("models", name)
+    weights = model["weights"]
+    shape = weights.get("scratch")
+    _check_kept(file, (*key, "weights"), weights)
+    if shape is None:
+        if "parameters" in model:
+            return _count(model["parameters"])
+        counted = None
+        if "folder" in weights and "keep_layers" not in weights:
+            counted = safetensors_parameters(root / weights["folder"])
+        if counted is None:
+            raise file.error(
+                key,
+                "lacks the key parameters: its size, such as 1.5B or 120M (only of a folder with whole safetensors it"
+                " is counted).",
+            )
+        return counted
+    if "parameters" in model:
+        raise file.error((*key, "parameters"), "is computed for a model from scratch; remove it.")
+    if vocabulary is None:
+        raise file.error(
+            ("tokenizer",),
+            "lacks the key vocabulary: the number of its tokens, from which the size of the"
+            f" model '{name}', which starts from scratch, follows.",
+        )
+    key = (*key, "weights", "scratch")
+    if shape["width"] % shape["heads"]:
+        raise file.error(
+            (*key, "heads"),
+            f"is {shape['heads']}, which does not divide the width {shape['width']};"
+            f" it must be {divisors(shape['width'])}.",
+        )
+    if shape["positions"] < settings["data"]["max_length"]:
+        raise file.error(
+            (*key, "positions"),
+            f"is {shape['positions']}, but must be at least data.max_length"
+            f" ({settings['data']['max_length']}).",
+        )
+    return gpt2_parameters(shape, vocabulary)
 
 
 def _check_kept(file: YamlFile, key: Key, weights: dict[str, Any]) -> None:

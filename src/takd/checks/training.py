@@ -21,25 +21,36 @@ REGIMES = {
 
 
 def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None:
-    if SUPERVISED not in settings["training"]:
-        raise file.error(
-            ("training",),
-            f"lacks the key {SUPERVISED}: the settings that teachers and starts are trained with"
-            " (steps, epochs or both, at least).",
-        )
-    for model, method in trained(settings):
-        resolved = training_settings(settings, model, method)
+    with file.each():
+        if SUPERVISED not in settings["training"]:
+            raise file.error(
+                ("training",),
+                f"lacks the key {SUPERVISED}: the settings that teachers and starts are trained with"
+                " (steps, epochs or both, at least).",
+                SUPERVISED,
+            )
+        for model, method in trained(settings):
+            _check_pair(file, settings, root, model, method)
 
-        def where(name: str, model: str = model, method: str = method) -> Key:
-            own: Key = ("models", model, "training", method, name)
-            return own if own in file.lines else ("training", method, name)
 
+def _check_pair(
+    file: YamlFile, settings: dict[str, Any], root: Path, model: str, method: str
+) -> None:
+    """Settings of one method for one model; of errors in what models share, that of the first model is kept."""
+    resolved = training_settings(settings, model, method)
+
+    def where(name: str) -> Key:
+        own: Key = ("models", model, "training", method, name)
+        return own if own in file.lines else ("training", method, name)
+
+    with file.each():
         if resolved["steps"] is None and resolved["epochs"] is None:
             raise file.error(
                 where("steps")[:-1],
                 f"gives neither steps nor epochs for the model '{model}'; give one or both.",
             )
-        rollouts = resolved.get("rollouts_per_round")
+    rollouts = resolved.get("rollouts_per_round")
+    with file.each():
         if rollouts is not None and rollouts % resolved["batch_size"]:
             raise file.error(
                 where("batch_size"),
@@ -47,15 +58,18 @@ def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None
                 f" rollouts_per_round of the model '{model}'; it must be"
                 f" {divisors(rollouts)}.",
             )
-        if "sampling" in resolved:
-            shared = resolved["sampling"] == settings["training"][method]["sampling"]
-            _check_regime(file, resolved, where, shared)
-        if resolved["deepspeed"] is not None:
+    if "sampling" in resolved:
+        shared = resolved["sampling"] == settings["training"][method]["sampling"]
+        _check_regime(file, resolved, where, shared)
+    if resolved["deepspeed"] is not None:
+        with file.each():
             _check_deepspeed(file, where("deepspeed"), resolved["deepspeed"], root)
-        shape = settings["models"][model]["weights"].get("scratch")
-        if resolved["lora"] and shape:
+    shape = settings["models"][model]["weights"].get("scratch")
+    if resolved["lora"] and shape:
+        with file.each():
             _check_lora(file, where("lora"), resolved, shape["width"])
-        for name in resolved if not settings["data"]["corpus"] else ():
+    for name in resolved if not settings["data"]["corpus"] else ():
+        with file.each():
             if name.startswith("lm_") and where(name) in file.lines and resolved[name]:
                 raise file.error(
                     where(name),
@@ -72,20 +86,22 @@ def check_teacher_writes(file: YamlFile, settings: dict[str, Any]) -> None:
     needs = {"temperature": text, "seed": text, "shards": text, "top_k": likeliest}
     for name, needed in needs.items():
         key: Key = ("teacher_writes", name)
-        if key in file.lines and not asked & needed:
-            ways = " or ".join(f"{setting}: {value}" for setting, value in sorted(needed))
-            raise file.error(
-                key,
-                f"is {settings['teacher_writes'][name]}, but has no effect, as no method of a chain"
-                f" has {ways}; set that or remove the key.",
-            )
+        with file.each():
+            if key in file.lines and not asked & needed:
+                ways = " or ".join(f"{setting}: {value}" for setting, value in sorted(needed))
+                raise file.error(
+                    key,
+                    f"is {settings['teacher_writes'][name]}, but has no effect, as no method of a chain"
+                    f" has {ways}; set that or remove the key.",
+                )
     vocabulary, top_k = vocabulary_size(settings), settings["teacher_writes"]["top_k"]
-    if asked & likeliest and vocabulary is not None and top_k >= vocabulary:
-        raise file.error(
-            ("teacher_writes", "top_k"),
-            f"is {top_k}, but must be less than the {vocabulary} tokens of the tokenizer; with hidden"
-            " instead of top_k, whole distributions are kept.",
-        )
+    with file.each():
+        if asked & likeliest and vocabulary is not None and top_k >= vocabulary:
+            raise file.error(
+                ("teacher_writes", "top_k"),
+                f"is {top_k}, but must be less than the {vocabulary} tokens of the tokenizer; with hidden"
+                " instead of top_k, whole distributions are kept.",
+            )
 
 
 def _check_regime(
@@ -93,22 +109,27 @@ def _check_regime(
 ) -> None:
     """Where a method's responses come from; `shared` is whether all models take them from there."""
     sampling, capacity = resolved["sampling"], resolved["capacity"]
-    if sampling == "adaptive" and capacity < resolved["batch_size"]:
-        raise file.error(
-            where("capacity"),
-            f"is {capacity}, but must be at least the batch_size ({resolved['batch_size']}), which is"
-            " taken out of the buffer.",
-        )
+    with file.each():
+        if sampling == "adaptive" and capacity < resolved["batch_size"]:
+            raise file.error(
+                where("capacity"),
+                f"is {capacity}, but must be at least the batch_size ({resolved['batch_size']}), which is"
+                " taken out of the buffer.",
+            )
     for name, regimes in REGIMES.items():
         key = where(name)
-        if key in file.lines and sampling not in regimes and (shared or key[0] == "models"):
+        with file.each():
+            if key in file.lines and sampling not in regimes and (shared or key[0] == "models"):
+                raise file.error(
+                    key,
+                    f"has no effect where sampling is {sampling}, only where it is"
+                    f" {' or '.join(regimes)}; set {dotted(where('sampling'))}, or remove the key.",
+                )
+    with file.each():
+        if resolved.get("alpha") == resolved.get("beta") == 0:
             raise file.error(
-                key,
-                f"has no effect where sampling is {sampling}, only where it is"
-                f" {' or '.join(regimes)}; set {dotted(where('sampling'))}, or remove the key.",
+                where("alpha"), "is 0 as beta is; one of the two must be greater than 0."
             )
-    if resolved.get("alpha") == resolved.get("beta") == 0:
-        raise file.error(where("alpha"), "is 0 as beta is; one of the two must be greater than 0.")
 
 
 def _check_lora(file: YamlFile, key: Key, resolved: dict[str, Any], width: int) -> None:

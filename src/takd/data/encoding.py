@@ -37,6 +37,11 @@ class Encoder:
         """Token ids of each response or document, with the end token."""
         return [[*ids, self.end] for ids in self._encode(texts)]
 
+    def rewritten(self, texts: Sequence[str]) -> list[str]:
+        """Each text as its tokens are read, which is how a model's answers are."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return self._tokenizer.decode_batch([encoding.ids for encoding in encodings])
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         found = [encoding.ids for encoding in encodings]

@@ -16,8 +16,10 @@ from typing import Any
 from takd.data import sources
 from takd.data.encoding import Encoder
 from takd.data.saved import BATCH, row_features, save
+from takd.data.scorable import Scorable
 from takd.data.sources import Row
 from takd.data.template import fill
+from takd.data.unused import Unused
 from takd.errors import InputError
 from takd.stage import Stage
 
@@ -30,13 +32,16 @@ Tokenised = tuple[Row, list[int], list[int]]
 
 
 class Tally:
-    """Counts of what happened to rows, and the numbers of the first rows that it happened to."""
+    """Counts of what happened to rows, the numbers of the first rows that it happened to, and what is not read."""
 
     def __init__(self) -> None:
         names = ("dropped_prompt_too_long", "empty_output", "duplicates", "dropped_duplicates")
         more = ("dropped_leaks", "shortened_prompts", "cut_responses", "dropped_response_length")
-        self.counts: Counter[str] = Counter(dict.fromkeys(("rows", "kept", *names, *more), 0))
+        of_fields = ("without_input", "blank_input", "blank_instruction", "blank_references")
+        every = ("rows", "kept", *names, *more, *of_fields)
+        self.counts: Counter[str] = Counter(dict.fromkeys(every, 0))
         self.named: dict[str, list[int]] = {}
+        self.unused = Unused()
 
     def count(self, what: str, row: Row) -> None:
         """Count a row, and keep its number if it is one of the first."""
@@ -57,7 +62,7 @@ def run(stage: Stage) -> None:
     write = _write_corpus if stage.spec["split"] == "corpus" else _write_rows
     folder = stage.temporary(stage.outputs["dataset"])
     try:
-        fields, message = write(stage.spec, encoder, folder)
+        fields, said = write(stage.spec, encoder, folder)
     except BaseException:
         # a part of a corpus may be large, and nothing goes on from it
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +72,8 @@ def run(stage: Stage) -> None:
     stage.write_manifest(
         stage.outputs["manifest"], known_by_content=SOURCES, kind="data", split=split, **fields
     )
-    stage.say(f"data {split}: {message}")
+    for line in said:
+        stage.say(f"data {split}: {line}")
 
 
 def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
@@ -81,10 +87,12 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
 
     def dropped(row: Row) -> None:
         tally.counts["rows"] += 1
+        _look(row, tally)
         tally.count("dropped_response_length", row)
 
-    for row in sources.rows(spec["source"], dropped):
+    for row in sources.rows(spec["source"], dropped, tally.unused):
         tally.counts["rows"] += 1
+        _look(row, tally)
         repeated = row.prompt in seen
         seen.add(row.prompt)
         if repeated:
@@ -105,6 +113,19 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
                 f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): the output is empty;"
                 " a row of an evaluation set needs at least one reference to be scored against."
             )
+
+
+def _look(row: Row, tally: Tally) -> None:
+    """Count fields that hold nothing."""
+    if not row.input:
+        tally.counts["without_input"] += 1  # nothing unusual, so no row is named
+    elif not row.input.strip():
+        tally.count("blank_input", row)
+    if not row.instruction.strip():
+        tally.count("blank_instruction", row)
+    blank = sum(not text.strip() for text in row.references)
+    if 0 < blank < len(row.references):
+        tally.count("blank_references", row)
 
 
 def tokenise(
@@ -159,14 +180,19 @@ def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
     )
 
 
-def _write_rows(spec: dict[str, Any], encoder: Encoder, folder: Path) -> tuple[dict[str, Any], str]:
+def _write_rows(
+    spec: dict[str, Any], encoder: Encoder, folder: Path
+) -> tuple[dict[str, Any], list[str]]:
     features = row_features()
     tally = Tally()
+    scorable = Scorable()
     tokens = {"prompt": 0, "response": 0}
 
     def columns() -> Iterator[dict[str, Any]]:
         for row, prompt, response in tokenise(spec, encoder, select(spec, tally), tally):
             tally.counts["kept"] += 1
+            if "rouge_tokenizer" in spec:
+                scorable.see(row.number, row.references, encoder.rewritten(row.references))
             tokens["prompt"] += len(prompt)
             tokens["response"] += len(response)
             values = (row.number, prompt, response, *row.prompt, list(row.references))
@@ -184,20 +210,31 @@ def _write_rows(spec: dict[str, Any], encoder: Encoder, folder: Path) -> tuple[d
     message = f"{counts['kept']} of {counts['rows']} rows"
     notable = {key: n for key, n in counts.items() if n and key not in ("rows", "kept")}
     message += "".join(f", {n} {key.replace('_', ' ')}" for key, n in notable.items())
-    return {"counts": counts, "named": tally.named, "tokens": tokens, "sha256": digest}, message
+    said = [message, *tally.unused.sentences(counts["rows"], counts["without_input"])]
+    of_scores = {}
+    if "rouge_tokenizer" in spec:
+        tokenizer = scorable.choose(spec["rouge_tokenizer"])
+        said += scorable.sentences(tokenizer)
+        of_scores = {"rouge_tokenizer": tokenizer, "scorable": scorable.record()}
+    found = {"counts": counts, "named": tally.named, "unused": tally.unused.record()}
+    return {**found, **of_scores, "tokens": tokens, "sha256": digest}, said
 
 
 def _write_corpus(
     spec: dict[str, Any], encoder: Encoder, folder: Path
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], list[str]]:
     from datasets import Features, List, Value
 
     size, wanted = spec["block_length"], spec["blocks"]
-    counts = {"documents": 0, "blocks": 0, "left_over_tokens": 0}
+    counts = {"documents": 0, "blocks": 0, "left_over_tokens": 0, "empty_documents": 0}
+    unused = Unused()
+
+    def empty() -> None:
+        counts["empty_documents"] += 1
 
     def blocks() -> Iterator[dict[str, Any]]:
         stream: list[int] = []
-        for portion in _portions(sources.texts(spec["source"])):
+        for portion in _portions(sources.texts(spec["source"], empty, unused)):
             for document in encoder.responses(portion):
                 counts["documents"] += 1
                 stream += document
@@ -221,7 +258,10 @@ def _write_corpus(
     message = f"{counts['blocks']} blocks of {size} tokens from {counts['documents']} documents"
     if wanted and counts["blocks"] < wanted:
         message += f", all that there are of the {wanted} wanted"
-    return {"counts": counts, "tokens": tokens, "sha256": digest}, message
+    if counts["empty_documents"]:
+        message += f", {counts['empty_documents']} empty documents left out"
+    found = {"counts": counts, "unused": unused.record(), "tokens": tokens, "sha256": digest}
+    return found, [message, *unused.sentences(0, 0)]
 
 
 def _portions(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -1,14 +1,14 @@
 """Where rows come from: JSON lines, here or fetched, a folder or the hub through `datasets`, the demo's generator."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from takd.data import demo, filters
+from takd.data.records import check_unchanged, files_below, kind, lines, others, records
+from takd.data.unused import Unused
 from takd.errors import InputError
-from takd.provenance import file_digest
 
 Source = Mapping[str, Any]
 T = TypeVar("T")
@@ -31,7 +31,11 @@ class Row(NamedTuple):
         return self.instruction, self.input
 
 
-def rows(source: Source, dropped: Callable[[Row], None] | None = None) -> Iterator[Row]:
+def rows(
+    source: Source,
+    dropped: Callable[[Row], None] | None = None,
+    unused: Unused | None = None,
+) -> Iterator[Row]:
     """Read instruction rows in the order of the source.
 
     Args:
@@ -42,16 +46,17 @@ def rows(source: Source, dropped: Callable[[Row], None] | None = None) -> Iterat
             `min_response_words` and `max_response_words` leave rows out (`takd.data.filters`); `expect_rows` and
             `rows_sha256` say what is left.
         dropped: told of each row that is left out for the length of its answer.
+        unused: gets the keys and files that are not read.
 
     Raises:
         InputError: a file or split that is not there or changed, fewer rows than are asked for, other rows than are
             expected, or a row that is not one; names the line.
     """
-    kept = filters.keep(source, _rows(source), dropped)
+    kept = filters.keep(source, _rows(source, unused or Unused()), dropped)
     return filters.expected(source, describe(source), kept)
 
 
-def _rows(source: Source) -> Iterator[Row]:
+def _rows(source: Source, unused: Unused) -> Iterator[Row]:
     """All rows, of any length."""
     if "demo" in source:
         for number, (instruction, context, answer) in enumerate(demo.rows(**source["demo"])):
@@ -61,9 +66,11 @@ def _rows(source: Source) -> Iterator[Row]:
     names = {name: columns.get(name, name) for name in ("instruction", "input", "output")}
     start, stop = source.get("rows", (0, None))
     number = -1
-    for number, (where, record) in enumerate(islice(_records(source), stop)):
+    found = records(source, describe(source), unread=unused.files.append)
+    for number, (where, record) in enumerate(islice(found, stop)):
         if number < start:
             continue
+        unused.see(number, record, names.values())
         instruction = _text(where, names["instruction"], record)
         empty = record.get(names["input"]) is None
         # the usual column may be absent, one that is named may not
@@ -79,29 +86,39 @@ def _rows(source: Source) -> Iterator[Row]:
         )
 
 
-def texts(source: Source) -> Iterator[str]:
+def texts(
+    source: Source, empty: Callable[[], None] | None = None, unused: Unused | None = None
+) -> Iterator[str]:
     """Read the documents of a plain-text corpus.
 
     Args:
         source: `{"text": path}`, a file or a folder of .txt files (a document is a paragraph: blank lines and
             the end of a file part them), or one of the sources of `rows` whose rows have the key `text`. Empty
             documents are left out. Nothing is read, or fetched from the hub, before it is asked for.
+        empty: told of each document that is left out.
+        unused: gets the keys and files that are not read.
 
     Raises:
         InputError: as for `rows`, and for a stream that breaks off.
     """
+    unused = unused or Unused()
     if "text" in source:
         check_unchanged(source)
         place = Path(source["text"])
         files = files_below(place, ".txt") if place.is_dir() else [place]
         if not files:
             raise InputError(f"{place}: no .txt files in this folder; it has to hold the corpus.")
+        unused.files += others(place, files) if place.is_dir() else []
         for file in files:
             yield from _paragraphs(file)
         return
-    for where, record in _records(source, streaming=True):
+    found = records(source, describe(source), streaming=True, unread=unused.files.append)
+    for number, (where, record) in enumerate(found):
+        unused.see(number, record, ("text",))
         if text := _text(where, "text", record):
             yield text
+        elif empty:
+            empty()
 
 
 def describe(source: Source) -> str:
@@ -123,33 +140,6 @@ def describe(source: Source) -> str:
     return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
 
 
-def files_below(place: Path, ending: str = "") -> list[Path]:
-    """A file itself, or all files below a folder with this ending but hidden ones, in order of their names."""
-    if place.is_file():
-        return [place]
-    found = (path for path in place.rglob(f"*{ending}") if path.is_file())
-    return sorted(
-        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
-    )
-
-
-def check_unchanged(source: Source) -> None:
-    """Raise InputError if local files are not those that the workflow planned with.
-
-    `sha256` holds the digest of the one file, or pairs of name and digest for a folder.
-    """
-    kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
-    if kind is None:
-        return
-    place = Path(source[kind])
-    for entry in source.get("sha256", []):
-        path, planned = (place, entry) if isinstance(entry, str) else (place / entry[0], entry[1])
-        if not path.is_file():
-            raise InputError(f"{path}: no such file, though the workflow was planned with it.")
-        if file_digest(path) != planned:
-            raise InputError(f"{path} changed after the workflow was planned; start it again.")
-
-
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Cut a stream into lists of `size` items; the last may be shorter."""
     iterator = iter(items)
@@ -157,82 +147,9 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _records(source: Source, streaming: bool = False) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if "json" in source:
-        check_unchanged(source)
-        yield from _json_records(Path(source["json"]))
-        return
-    if "url" in source or "file" in source:
-        # the workflow imports this module at each start, and needs none of what reaches the net
-        from takd.data.downloads import fetch
-
-        yield from _json_records(fetch(source))
-        return
-    name = describe(source)
-    found = iter(_data_set(source, streaming))
-    for number in count():
-        try:
-            record = next(found)
-        except StopIteration:
-            return
-        except Exception as error:
-            # connections, decompressors and parsers: what they raise has no base of its own
-            wanted = (
-                "start again, to read all of it"
-                if "hub" in source
-                else "its files have to be whole"
-            )
-            what = f"{type(error).__name__}: {_first_line(error)}"
-            raise InputError(
-                f"{name}: breaks off after {number} rows ({what}); {wanted}."
-            ) from error
-        yield f"{name}, row {number}", record
-
-
-def _json_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in _lines(path):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            hint = (
-                " (the file is one JSON array; write its elements one a line)"
-                if number == 1 and line.lstrip().startswith("[")
-                else ""
-            )
-            raise InputError(
-                f"{where}: not valid JSON: {what}; every line has to be one JSON object{hint}."
-            ) from None
-        if not isinstance(record, dict):
-            raise InputError(
-                f"{where}: {_kind(record)}; every line has to be one JSON object such as"
-                ' {"instruction": "...", "input": "...", "output": "..."}.'
-            )
-        yield where, record
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines without their ends, counted from 1. Only a line feed ends a line: U+2028 and its kin are text."""
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8."
-                    ) from None
-                yield number, text.removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; it has to be a readable file.") from None
-
-
 def _paragraphs(path: Path) -> Iterator[str]:
     paragraph: list[str] = []
-    for _, line in _lines(path):
+    for _, line in lines(path):
         if line.strip():
             paragraph.append(line)
         elif paragraph:
@@ -240,50 +157,6 @@ def _paragraphs(path: Path) -> Iterator[str]:
             paragraph = []
     if paragraph:
         yield "\n".join(paragraph)
-
-
-def _data_set(source: Source, streaming: bool) -> Any:
-    """Rows of the hub or a folder: a data set, or a stream of which no copy is made on disk."""
-    # datasets takes a second to import, which the demo's sources can do without
-    import datasets
-
-    datasets.disable_progress_bars()
-    split = source.get("split") or "train"
-    try:
-        if "hub" in source:
-            return datasets.load_dataset(
-                source["hub"],
-                source.get("config"),
-                split=split,
-                revision=source.get("revision"),
-                streaming=streaming,
-            )
-        check_unchanged(source)
-        folder = Path(source["folder"])
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; it has to hold data files.")
-        if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
-            found = datasets.load_dataset(str(folder), split=split, streaming=streaming)
-            if streaming and found.info.builder_name == "text":
-                # datasets would make a document of each line
-                raise InputError(
-                    f"{folder}: holds plain text; a folder of .txt files is a corpus with the key text."
-                )
-            return found
-        found = datasets.load_from_disk(str(folder))
-        if isinstance(found, datasets.Dataset):
-            return found
-        if split not in found:
-            raise InputError(f"{folder}: no split '{split}'; it has {', '.join(sorted(found))}.")
-        return found[split]
-    except InputError:
-        raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"{describe(source)}: cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _text(where: str, key: str, record: Mapping[str, Any]) -> str:
@@ -301,13 +174,13 @@ def _references(where: str, key: str, record: Mapping[str, Any]) -> tuple[str, .
     if isinstance(found, str) or key not in record:
         return (_text(where, key, record),)
     raise InputError(
-        f"{where}: '{key}' is {_kind(found)}; it has to be a text or a list of texts with at least one."
+        f"{where}: '{key}' is {kind(found)}; it has to be a text or a list of texts with at least one."
     )
 
 
 def _encodable(where: str, key: str, value: Any, wanted: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where}: '{key}' is {_kind(value)}; it {wanted}.")
+        raise InputError(f"{where}: '{key}' is {kind(value)}; it {wanted}.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -316,12 +189,3 @@ def _encodable(where: str, key: str, value: Any, wanted: str) -> str:
             " it has to be valid Unicode."
         ) from None
     return value
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return names.get(type(value), "a number")

@@ -88,6 +88,7 @@ def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
     described = {
         "source": sources.describe(source),
         "counts": found["counts"],
+        "unused": found["unused"],
         "tokens": found["tokens"],
         "sha256": found["sha256"],
     }
@@ -98,7 +99,14 @@ def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
         for name in ("prompt", "response")
     }
     dropped = sum(found["counts"].get(name, 0) for name in DROPPED)
-    return {**described, "dropped": dropped, "lengths": lengths, "named": found["named"]}
+    of_scores = {key: found[key] for key in ("rouge_tokenizer", "scorable") if key in found}
+    return {
+        **described,
+        "dropped": dropped,
+        "lengths": lengths,
+        "named": found["named"],
+        **of_scores,
+    }
 
 
 def _lengths(folder: Path, column: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ Inputs: none. Outputs: `tokenizer` (folder for `AutoTokenizer.from_pretrained`),
 from pathlib import Path
 from typing import Any
 
-from takd.data import sources
+from takd.data import records, sources
 from takd.data.template import fill
 from takd.errors import InputError
 from takd.provenance import folder_digest
@@ -123,7 +123,7 @@ def _place(source: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes: a name on the hub or a folder, and options."""
     if "hub" in source:
         return source["hub"], {"revision": source.get("revision")}
-    sources.check_unchanged(source)
+    records.check_unchanged(source)
     path = Path(source.get("folder") or source["gguf"])
     if not path.exists():
         raise InputError(f"tokenizer {path}: no such file or folder.")

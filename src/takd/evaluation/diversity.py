@@ -7,16 +7,22 @@ from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.util import ngrams
 
+from takd.evaluation.words import STANDARD, UNICODE, pieces
+
 DISTINCT = (1, 2, 4)  # lengths of the n-grams: those of Li et al. and that of MiniLLM
 BLEU = 4
 
 
-def words(text: str) -> list[str]:
-    """Words and runs of punctuation, as diversity counts them: the same for all models, whatever their tokenizer."""
-    return wordpunct_tokenize(text)
+def words(text: str, tokenizer: str = STANDARD) -> list[str]:
+    """Words and runs of punctuation, as diversity counts them: the same for all models, whatever their tokenizer.
+
+    Where ROUGE has the tokens "unicode" of a set, words are whole in every script, and characters are words in those
+    that put no spaces between them, whose sentences would else be one word each.
+    """
+    return pieces(text) if tokenizer == UNICODE else wordpunct_tokenize(text)
 
 
-def distinct(texts: Iterable[str], n: int) -> float | None:
+def distinct(texts: Iterable[str], n: int, tokenizer: str = STANDARD) -> float | None:
     """Distinct-n: different n-grams of words among all n-grams of all texts together, x 100.
 
     Li et al., 2016 (arXiv 1510.03055, section 5.2), who divide by the number of words; divided by the number of
@@ -26,13 +32,13 @@ def distinct(texts: Iterable[str], n: int) -> float | None:
     seen: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
-        found = list(ngrams(words(text), n))
+        found = list(ngrams(words(text, tokenizer), n))
         seen.update(found)
         total += len(found)
     return 100 * len(seen) / total if total else None
 
 
-def self_bleu(texts: Sequence[str]) -> float | None:
+def self_bleu(texts: Sequence[str], tokenizer: str = STANDARD) -> float | None:
     """Self-BLEU: mean BLEU of each text with the others as its references, x 100; lower is more diverse.
 
     Zhu et al., 2018 (Texygen, arXiv 1802.01886, section 3.3), of the answers that one prompt gets with several seeds.
@@ -42,7 +48,7 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     """
     if len(texts) < 2:
         return None
-    split = [words(text) for text in texts]
+    split = [words(text, tokenizer) for text in texts]
     scores = [_bleu(one, split[:at] + split[at + 1 :]) for at, one in enumerate(split)]
     return 100 * statistics.fmean(scores)
 

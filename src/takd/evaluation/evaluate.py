@@ -20,7 +20,7 @@ from takd.evaluation.answers import Answers, answer, prompts_of
 from takd.evaluation.scoring import score
 from takd.evaluation.shares import Share, shared
 from takd.sampling import Decoding
-from takd.stage import Stage, write_text
+from takd.stage import Stage, read_json, write_text
 from takd.training.devices import device_name, own
 from takd.training.progress import Journal, timed
 
@@ -38,6 +38,7 @@ def run(stage: Stage) -> None:
 def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
+    rouge_tokenizer = read_json(stage.input("data"))["rouge_tokenizer"]
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     answers = answer(
         stage,
@@ -54,7 +55,7 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
     journal.tokens = sum(len(found["tokens"]) for found in answers.values())
     # the other processes have nothing left to do
     threads = stage.threads * share.count
-    rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], threads))
+    rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], threads, rouge_tokenizer))
     lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     write_text(stage.outputs["generations"], lines)
     lines = "".join(
@@ -63,7 +64,7 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
         for seed in spec["seeds"]
     )
     write_text(stage.outputs["answers"], lines)
-    scores = _scores(rows, spec["seeds"])
+    scores = _scores(rows, spec["seeds"], rouge_tokenizer)
     device = device_name(own())
     journal.close(len(answers), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
@@ -72,6 +73,7 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
         stage.outputs["scores"],
         **{key: spec[key] for key in ("lineage", "seed", "set", "decoding")},
         decoding_seeds=spec["seeds"],
+        rouge_tokenizer=rouge_tokenizer,
         n=len(rows),
         **scores,
     )
@@ -88,6 +90,7 @@ def _rows(
     answers: Answers,
     seeds: Sequence[int],
     threads: int,
+    rouge_tokenizer: str,
 ) -> Iterator[dict[str, Any]]:
     """One record a prompt with its answers and their scores."""
     texts = [
@@ -96,7 +99,7 @@ def _rows(
         )
         for row in range(len(dataset))
     ]
-    scored = score(texts, dataset["references"], threads)
+    scored = score(texts, dataset["references"], threads, rouge_tokenizer)
     for index, (row, scores) in enumerate(zip(dataset, scored, strict=True)):
         outputs = []
         for position, seed in enumerate(seeds):
@@ -114,7 +117,9 @@ def _rows(
         yield {**kept, "self_bleu": scores["self_bleu"], "outputs": outputs}
 
 
-def _scores(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+def _scores(
+    rows: Sequence[dict[str, Any]], seeds: Sequence[int], rouge_tokenizer: str
+) -> dict[str, Any]:
     """Means over prompts, by decoding seed and over all."""
     scores = {}
     for name in measures.MEASURES:
@@ -126,18 +131,22 @@ def _scores(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, A
     outputs = [output for row in rows for output in row["outputs"]]
     return {
         "scores": scores,
-        "diversity": _diversity(rows, seeds),
+        "diversity": _diversity(rows, seeds, rouge_tokenizer),
         "response_tokens": {"mean": fmean(output["tokens"] for output in outputs)},
         "cut_off": fmean(not output["finished"] for output in outputs),
     }
 
 
-def _diversity(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+def _diversity(
+    rows: Sequence[dict[str, Any]], seeds: Sequence[int], rouge_tokenizer: str
+) -> dict[str, Any]:
     """Distinct-n over the prompts of each decoding seed, self-BLEU over the decoding seeds of each prompt."""
     found: dict[str, Any] = {}
     for n in diversity.DISTINCT:
         by_seed = {
-            str(seed): diversity.distinct((row["outputs"][position]["text"] for row in rows), n)
+            str(seed): diversity.distinct(
+                (row["outputs"][position]["text"] for row in rows), n, rouge_tokenizer
+            )
             for position, seed in enumerate(seeds)
         }
         values = [value for value in by_seed.values() if value is not None]

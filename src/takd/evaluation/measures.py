@@ -12,6 +12,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 from rouge_score.tokenizers import Tokenizer
 
+from takd.evaluation import words
+
 STEMS = 2**16  # words whose stems are kept
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -23,7 +25,7 @@ class _Stemmer:
         self.stem = functools.lru_cache(STEMS)(PorterStemmer().stem)
 
 
-class _Tokenizer(Tokenizer):
+class _Standard(Tokenizer):
     def __init__(self) -> None:
         self._stemmer = _Stemmer()
 
@@ -31,14 +33,29 @@ class _Tokenizer(Tokenizer):
         return tokenize(text, self._stemmer)
 
 
+class _Unicode(_Standard):
+    def tokenize(self, text: str) -> list[str]:
+        # the stemmer is for English words of four letters and more, as `rouge_score` has it
+        stem = self._stemmer.stem
+        found = words.tokens(text)
+        return [stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+
+
 @functools.cache
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], tokenizer=_Tokenizer())
+def _scorer(tokenizer: str) -> RougeScorer:
+    kind = {words.STANDARD: _Standard, words.UNICODE: _Unicode}[tokenizer]
+    return RougeScorer(["rougeL"], tokenizer=kind())
 
 
-def rouge_l(text: str, references: Sequence[str]) -> float:
-    """ROUGE-L F1 with stemming (Lin, 2004; the package `rouge_score`), best over the references."""
-    scorer = _scorer()
+def rouge_l(text: str, references: Sequence[str], tokenizer: str = words.AUTO) -> float:
+    """ROUGE-L F1 with stemming (Lin, 2004; the package `rouge_score`), best over the references.
+
+    Args:
+        tokenizer: "standard", the package's (a–z and 0–9 alone); "unicode", `takd.evaluation.words`; or "auto", the
+            second where the first tells little of the references. The stages name the one that the data stage chose
+            for the whole set.
+    """
+    scorer = _scorer(words.suited(references) if tokenizer == words.AUTO else tokenizer)
     return 100 * max(scorer.score(reference, text)["rougeL"].fmeasure for reference in references)
 
 
@@ -59,8 +76,14 @@ def _normalised(text: str) -> str:
     return " ".join(text.lower().translate(NO_PUNCTUATION).split())
 
 
-MEASURES = {
-    "rougeL": rouge_l,
-    "exact_match": exact_match,
-    "normalised_match": normalised_match,
-}
+MEASURES = ("rougeL", "exact_match", "normalised_match")
+
+
+def scores(text: str, references: Sequence[str], tokenizer: str) -> dict[str, float]:
+    """All measures of one text; `tokenizer` as for `rouge_l`."""
+    found = (
+        rouge_l(text, references, tokenizer),
+        exact_match(text, references),
+        normalised_match(text, references),
+    )
+    return dict(zip(MEASURES, found, strict=True))

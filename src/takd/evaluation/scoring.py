@@ -3,9 +3,10 @@
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
-from takd.evaluation import diversity, measures
+from takd.evaluation import diversity, measures, words
 
 # pairs of words that ROUGE compares in a second, about, and what starting a process costs
 PAIRS_PER_SECOND = 2e6
@@ -14,19 +15,22 @@ PIECE = 32  # prompts that a process scores at a time
 
 
 def of_prompt(
-    texts: Sequence[str], references: Sequence[str]
+    tokenizer: str, texts: Sequence[str], references: Sequence[str]
 ) -> dict[str, list[float] | float | None]:
     """All measures of one prompt: of each answer, and of the answers together."""
+    of_texts = [measures.scores(text, references, tokenizer) for text in texts]
     found: dict[str, list[float] | float | None] = {
-        name: [measure(text, references) for text in texts]
-        for name, measure in measures.MEASURES.items()
+        name: [scores[name] for scores in of_texts] for name in measures.MEASURES
     }
-    found["self_bleu"] = diversity.self_bleu(texts)
+    found["self_bleu"] = diversity.self_bleu(texts, tokenizer)
     return found
 
 
 def score(
-    texts: Sequence[Sequence[str]], references: Sequence[Sequence[str]], threads: int
+    texts: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    threads: int,
+    tokenizer: str = words.STANDARD,
 ) -> list[dict[str, Any]]:
     """`of_prompt` of each prompt.
 
@@ -34,24 +38,37 @@ def score(
         texts: answers to each prompt.
         references: of each prompt.
         threads: most processes.
+        tokenizer: of ROUGE, "standard" or "unicode".
     """
+    count = _tokens if tokenizer == words.UNICODE else _words
     pairs = sum(
-        len(text.split()) * len(reference.split())
+        count(text) * count(reference)
         for answers, right in zip(texts, references, strict=True)
         for text in answers
         for reference in right
     )
     workers = min(threads, int(pairs / PAIRS_PER_SECOND / START_SECONDS))
     if workers < 2:
-        return list(map(of_prompt, texts, references))
-    return pooled(texts, references, workers)
+        return list(map(partial(of_prompt, tokenizer), texts, references))
+    return pooled(texts, references, workers, tokenizer)
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _tokens(text: str) -> int:
+    return len(words.tokens(text))
 
 
 def pooled(
-    texts: Sequence[Sequence[str]], references: Sequence[Sequence[str]], workers: int
+    texts: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    workers: int,
+    tokenizer: str = words.STANDARD,
 ) -> list[dict[str, Any]]:
     """The same by so many processes."""
     # not forked: the parent holds threads, and a GPU
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(of_prompt, texts, references, chunksize=PIECE))
+        return list(pool.map(partial(of_prompt, tokenizer), texts, references, chunksize=PIECE))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from takd.cards import VOLTA, has_kernels
-from takd.preflight import fitting
+from takd.preflight import contents, fitting
 from takd.preflight.collect import Facts, Torch
 from takd.preflight.datasheets import Card, asked_for
 from takd.preflight.findings import Finding
@@ -24,13 +24,18 @@ LAST_VOLTA = "2.14"
 
 def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[Finding]:
     """Everything that there is to say."""
+    jobs = [each.job for each in planned]
     return [
         *versions(facts),
         *kernels(facts, planner.card),
         *deepspeed(facts, planner, planned),
         *slurm(facts, planned),
         *account(facts.executor, facts.account, facts.accounts),
+        *fitting.unlisted(facts.executor, jobs),
         *files(facts),
+        *contents.of_sources(planner.experiment, jobs),
+        *contents.of_weights(planner.experiment, jobs),
+        *contents.of_warmup(planner, planned),
         *hub(facts.hub, facts.hub_problem),
         *space(facts, planner, planned),
         *fitting.memory(planner, planned),

@@ -1,14 +1,55 @@
 """Whether jobs fit: into a card's memory, into a node's, and into the number types that a card has."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from takd import lineage
-from takd.preflight.datasheets import Card
+from takd.preflight.datasheets import Card, asked_for
 from takd.preflight.findings import Finding
 from takd.preflight.footprint import GIB, USABLE, Resources
+from takd.preflight.jobs import UNSET, Job
 from takd.preflight.plan import Planned, Planner
+from takd.schema import suggest
+
+
+def unlisted(executor: str | None, jobs: Sequence[Job]) -> Iterator[Finding]:
+    """Whether the profile of a cluster gives each rule that computes what it needs."""
+    submitted = [job for job in jobs if job.computes and not job.local]
+    if executor != "slurm" or not submitted:
+        return
+    with_gpu = {job.rule for job in submitted if asked_for(dict(job.resources))}
+    found = False
+    for rule, job in {job.rule: job for job in reversed(submitted)}.items():
+        line = f"give it a line like those of the other rules, such as `{rule}: *training`"
+        if all(job.resources.get(name) == value for name, value in UNSET.items()):
+            gpu = "" if rule in with_gpu else "no GPU, "
+            text = (
+                f"{rule} has no line in set-resources of the profile: its jobs would get {gpu}4 GB and a week;"
+                f" {line}, in set-resources and in set-threads."
+            )
+            yield Finding("error", "profile", text)
+        elif with_gpu and rule not in with_gpu:
+            text = f"{rule} asks for no GPU, while {', '.join(sorted(with_gpu))} do: {line}, in set-resources."
+            yield Finding("warning", "profile", text)
+        elif job.threads is not None and job.threads < job.given.processes:
+            text = f"{rule} gets {job.threads} cores for {job.given.processes} processes: {line}, in set-threads."
+            yield Finding("warning", "profile", text)
+        else:
+            continue
+        found = True
+    if not found:
+        yield Finding("ok", "profile", "has a line for every rule that computes")
+
+
+def no_rules(named: Collection[str], rules: Collection[str]) -> Iterator[Finding]:
+    """Names in set-resources and set-threads of a profile that no rule has, which Snakemake passes over."""
+    # the rule of the judge stands only in the plan of an experiment with one
+    for name in sorted(set(named) - {*rules, "judge"}):
+        text = (
+            f"set-resources or set-threads names {name}, which is no rule; {suggest(name, rules)}"
+        )
+        yield Finding("warning", "profile", text)
 
 
 def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:

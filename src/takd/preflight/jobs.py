@@ -7,16 +7,19 @@ profile sets need no second reading.
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
 from takd.lineage import SUPERVISED, supervised
+from takd.preflight import amounts
 from takd.preflight.footprint import Resources
 
 TRAININGS = ("teacher", "sft")
+# what rules ask for by themselves, which suits the demo
+UNSET = {"mem_mb": "4000", "runtime": str(7 * 24 * 60)}
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Job:
     Attributes:
         output: its first output, by which it is known.
         resources: as Snakemake prints them.
+        threads: cores, of all its processes on a node; None where nobody said.
         local: whether it runs where Snakemake does.
         to_do: whether a run would start it now.
     """
@@ -36,6 +40,7 @@ class Job:
     resources: Mapping[str, str] = field(default_factory=dict)
     local: bool = False
     to_do: bool = True
+    threads: int | None = None
 
     @property
     def trains(self) -> bool:
@@ -92,10 +97,18 @@ def of_experiment(
     # side by side: each takes seconds
     forced = _start(root, name, variables, profile, ["--forceall"])
     if not (root / "results" / name).exists():
-        return list(parse(_finished(forced)))
+        return _checked(parse(_finished(forced)))
     plain = _start(root, name, variables, profile, [])
     left = {job.output for job in parse(_finished(plain))}
-    return [replace(job, to_do=job.output in left) for job in parse(_finished(forced))]
+    found = _checked(parse(_finished(forced)))
+    return [replace(job, to_do=job.output in left) for job in found]
+
+
+def _checked(found: Iterable[Job]) -> list[Job]:
+    """The jobs, after a look at their numbers."""
+    listed = list(found)
+    amounts.check_jobs((job.rule, job.resources) for job in listed)
+    return listed
 
 
 def _start(
@@ -132,6 +145,7 @@ def parse(printed: str) -> Iterator[Job]:
             wildcards=_pairs(fields.get("wildcards", "")),
             resources=_pairs(fields.get("resources", "")),
             local=head.startswith("local"),
+            threads=int(fields.get("threads", 1)),
         )
 
 
@@ -141,15 +155,21 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def of_dag(workflow: Any) -> list[Job]:
-    """The jobs that a run is about to start, from within Snakemake."""
-    return [
+    """The jobs that a run is about to start, from within Snakemake.
+
+    Raises:
+        InputError: the profile gives one a number that cannot be, such as no process.
+    """
+    found = [
         Job(
             rule=job.rule.name,
             output=str(next(iter(job.output), "")),
             wildcards={name: str(value) for name, value in job.wildcards_dict.items()},
             resources={name: str(value) for name, value in job.resources.items()},
             local=job.is_local,
+            threads=int(job.threads),
         )
         for job in workflow.dag.needrun_jobs()
         if job.output
     ]
+    return _checked(found)

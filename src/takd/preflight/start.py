@@ -10,7 +10,7 @@ from typing import Any
 from takd.base import relink
 from takd.errors import InputError
 from takd.experiment import Experiment
-from takd.preflight import collect, doctor, fitting
+from takd.preflight import collect, contents, doctor, fitting
 from takd.preflight.collect import Answer
 from takd.preflight.datasheets import CPU, Card
 from takd.preflight.findings import Finding
@@ -51,13 +51,24 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
     executor = getattr(workflow.executor_plugin, "name", "")
     if executor == "slurm":
         check_slurm([job for job in jobs if not job.local])
+    settings = getattr(workflow, "resource_settings", None)
+    named = [*settings.overwrite_resources, *settings.overwrite_threads] if settings else []
+    found = [
+        *fitting.unlisted(executor, jobs),
+        *fitting.no_rules(named, [rule.name for rule in workflow.rules] if named else []),
+        *contents.of_sources(experiment, jobs),
+        *contents.of_weights(experiment, jobs),
+    ]
+    if wrong := [f"{each.subject}: {each.text}" for each in found if each.level == "error"]:
+        raise InputError("\n".join(wrong))
     try:
-        found = expected(experiment, jobs, executor)
-        return [f"Warning: {each.subject}: {each.text}" for each in found]
+        found += expected(experiment, jobs, executor)
     except InputError:
         raise
     except Exception as error:  # what only expects must not be what stops a run
-        return [f"Warning: preflight: nothing can be expected ({type(error).__name__}: {error})"]
+        text = f"nothing can be expected ({type(error).__name__}: {error})"
+        found.append(Finding("warning", "preflight", text))
+    return [f"Warning: {each.subject}: {each.text}" for each in found if each.level != "ok"]
 
 
 def check_slurm(jobs: Sequence[Job]) -> None:
@@ -126,6 +137,7 @@ def expected(
     weights = sum(each.written.stays for each in planned if each.job.trains)
     if weights > free:
         raise InputError(f"disk: {doctor.free_for(free, weights, 0.0).text}")
+    yield from contents.of_warmup(planner, planned)
     finding = doctor.free_for(free, *peak_disk(planned))
     if finding.level != "ok":
         yield finding

@@ -244,6 +244,10 @@ class Lock:
                 owner = {"host": socket.gethostname(), "process": os.getpid()}
                 json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID")}, file)
         except FileExistsError:
+            if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+                raise InputError(
+                    f"{self.path}: is a link, a folder or a pipe, and no lock of a stage; remove it and start again."
+                ) from None
             return False
         return True
 
@@ -252,7 +256,8 @@ class Lock:
         if owner.get("host") == socket.gethostname() and not _alive(owner["process"]):
             return
         patience = 6 * HEARTBEAT_SECONDS
-        self.say(f"{self.path} is held by {owner}; waiting {patience:.0f} s for a sign of life")
+        holder = owner or "something that does not say who it is"
+        self.say(f"{self.path} is held by {holder}; waiting {patience:.0f} s for a sign of life")
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_SECONDS / 5)
@@ -261,6 +266,11 @@ class Lock:
                 return
             if seen is not None and now != seen:
                 job = f" (Slurm job {owner['job']})" if owner.get("job") else ""
+                if not owner:
+                    raise InputError(
+                        f"{self.path}: is written to by a program that is no stage; end it, remove the file and start"
+                        " again."
+                    )
                 raise InputError(
                     f"process {owner.get('process')} on {owner.get('host')}{job} is already at work in"
                     f" {self.path.parent}; wait for it, or end it (scancel), and start again."
@@ -272,11 +282,18 @@ class Lock:
             # opened, since a network file system may answer for an open file only what is true now
             with open(self.path, encoding="utf-8") as file:
                 seen = os.fstat(file.fileno()).st_mtime
-                return json.load(file), seen
+                owner = json.load(file)
         except FileNotFoundError:
             return {}, None
-        except json.JSONDecodeError:
-            return {}, seen  # its writer died between creating and filling it
+        except (ValueError, RecursionError):
+            return (
+                {},
+                seen,
+            )  # its writer died between creating and filling it, or another program wrote it
+        process = owner.get("process") if isinstance(owner, dict) else None
+        if type(process) is not int or not 0 < process < 2**31:
+            return {}, seen
+        return owner, seen
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

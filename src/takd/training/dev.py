@@ -32,14 +32,17 @@ def dev_prompts(dev: Dataset, seed: int) -> list[Prompt]:
 
 
 def dev_scores(
-    responses: Sequence[Response], dev: Dataset, tokenizer: PreTrainedTokenizerBase
+    responses: Sequence[Response],
+    dev: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    rouge_tokenizer: str,
 ) -> dict[str, float]:
     """Means over the dev rows of the measures on one drawn response each."""
     texts = tokenizer.batch_decode([r.tokens.tolist() for r in responses], skip_special_tokens=True)
     pairs = list(zip(texts, dev["references"], strict=True))
     count = len(pairs)
     return {
-        "rougeL": round(sum(rouge_l(*pair) for pair in pairs) / count, 4),
+        "rougeL": round(sum(rouge_l(*pair, rouge_tokenizer) for pair in pairs) / count, 4),
         "exact_match": round(sum(exact_match(*pair) for pair in pairs) / count, 4),
         "response_length": round(sum(len(r.tokens) for r in responses) / count, 4),
     }

@@ -26,17 +26,26 @@ Tensors = dict[str, dict[str, Tensor]]  # by file and name
 
 @dataclass
 class Best:
-    """The best dev value of a measure so far, and the step that had it."""
+    """The best dev value of a measure so far, the step that had it, and the dev loss there.
+
+    Of equal values the one with the lower loss is better, of equal losses the earlier one.
+    """
 
     measure: str
     step: int | None = None
     value: float | None = None
+    loss: float | None = None
 
-    def improves(self, value: float) -> bool:
+    def improves(self, values: dict[str, float]) -> bool:
+        """Whether these dev values, `loss` among them, are better than the best so far."""
+        value, loss = values[self.measure], values["loss"]
         if not math.isfinite(value):
             return False
-        if self.value is None:
+        if self.value is None or self.loss is None:
             return True
+        if value == self.value:
+            # a loss that is not finite is worse than any other
+            return loss < self.loss or (math.isfinite(loss) and not math.isfinite(self.loss))
         return value < self.value if self.measure == "loss" else value > self.value
 
 
@@ -71,8 +80,8 @@ class Keeper:
     def observe(self, step: int, values: dict[str, float]) -> None:
         """Keep the weights of now where a measure that picks a model is the best so far."""
         for best in self.best.values():
-            if best.improves(values[best.measure]):
-                best.step, best.value = step, values[best.measure]
+            if best.improves(values):
+                best.step, best.value, best.loss = step, values[best.measure], values["loss"]
         if any(best.step == step for best in self.best.values()):
             self.student.export(self.checkpoints.kept(step), self.tokenizer)
 
@@ -97,7 +106,7 @@ class Keeper:
             scaler = self.accelerator.scaler
             progress = {
                 "step": step,
-                "best": {name: [b.step, b.value] for name, b in self.best.items()},
+                "best": {name: [b.step, b.value, b.loss] for name, b in self.best.items()},
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "journal": self.journal.state(),
             }
@@ -168,8 +177,9 @@ class Keeper:
                 self.accelerator.scaler.load_state_dict(progress["scaler"])
         if method := _tensors(folder, "method"):
             self.method.restore(method)
-        for output, (step, value) in progress["best"].items():
-            self.best[output].step, self.best[output].value = step, value
+        for output, (step, value, loss) in progress["best"].items():
+            best = self.best[output]
+            best.step, best.value, best.loss = step, value, loss
         self.journal.resume(progress["journal"])
         self.kept = progress["kept"]
         return progress["step"]

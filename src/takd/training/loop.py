@@ -42,6 +42,7 @@ class Run:
         model: the model to train, not yet on its device.
         dev: prepared data set for dev loss and dev ROUGE-L.
         keep: names of outputs ("model", "init") and the dev measure that picks their weights.
+        rouge_tokenizer: of ROUGE-L on the dev rows, as the data stage chose it.
     """
 
     stage: Stage
@@ -54,6 +55,7 @@ class Run:
     precision: str
     keep: dict[str, str]
     checkpoints: Checkpoints
+    rouge_tokenizer: str
 
     def __post_init__(self) -> None:
         s = self.settings = self.method.settings
@@ -238,7 +240,7 @@ class Run:
         responses = self.draw(dev_prompts(self.dev, self.seed), self.decoding)
         vocabulary, micro_batch = self.method.context.vocabulary, self.stage.micro_batch
         values = {
-            **dev_scores(responses, self.dev, self.tokenizer),
+            **dev_scores(responses, self.dev, self.tokenizer, self.rouge_tokenizer),
             "loss": dev_loss(self.student, self.dev, vocabulary, micro_batch),
         }
         self.journal.write("dev", step, steps=self.total, n=len(self.dev), **values)

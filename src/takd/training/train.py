@@ -27,7 +27,7 @@ from takd.methods.teachers import StoredOutputs
 from takd.model_checks import check_model
 from takd.precision import pretrained_in
 from takd.sampling import Decoding
-from takd.stage import Stage
+from takd.stage import Stage, read_json
 from takd.training import devices
 from takd.training.builds import await_builds
 from takd.training.checkpoints import Checkpoints, Lock, resume_key
@@ -119,7 +119,17 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     )
     keep = {"model": settings["keep"], **({"init": "loss"} if supervised else {})}
     job = Run(
-        stage, accelerator, method, student, tokenizer, dev, decoding, precision, keep, checkpoints
+        stage,
+        accelerator,
+        method,
+        student,
+        tokenizer,
+        dev,
+        decoding,
+        precision,
+        keep,
+        checkpoints,
+        read_json(stage.input("dev"))["rouge_tokenizer"],
     )
     # as the student will be sampled: on its device, in its types, under its autocast
     with job.student.whole() as whole:

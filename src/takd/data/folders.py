@@ -1,0 +1,83 @@
+"""What a local data folder may name: nothing but files in it, whose digests the experiment's settings hold."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from takd.errors import InputError
+
+# files by which `datasets` is told what to read, YAML and JSON
+CARD, CONFIGURATION = "README.md", ".huggingface.yaml"
+STATES = ("state.json", "*/state.json")
+FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", re.S | re.M)
+
+
+def check_within(folder: Path) -> None:
+    """Raise InputError where a folder has `datasets` read files that do not lie in it, or that are hidden."""
+    for file, named in _named(folder):
+        path = PurePosixPath(named.replace("\\", "/"))
+        hidden = any(part.startswith(".") and part not in (".", "..") for part in path.parts)
+        if path.is_absolute() or ".." in path.parts or ":" in named or named[:1] == "~":
+            problem = "which lies outside of the folder"
+        elif hidden:
+            problem = "which is hidden and not compared by content"
+        else:
+            continue
+        raise InputError(
+            f"{file}: names the data file {named[:200]!r}, {problem}; copy it into the folder and name it there."
+        )
+
+
+def _named(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Data files and folders that are named in a folder, and where."""
+    for name in (CARD, CONFIGURATION):
+        file = folder / name
+        if file.is_file():
+            for key in ("data_files", "data_dir", "path", "base_path"):
+                yield from ((file, each) for each in _below(_metadata(file), key))
+    for file in sorted(each for pattern in STATES for each in folder.glob(pattern)):
+        yield from ((file, each) for each in _below(_json(file), "filename"))
+
+
+def _metadata(file: Path) -> Any:
+    """The YAML of a card or of a file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.name == CARD:
+            front = FRONT.search(text)
+            text = front[1] if front else ""
+        return yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{file}: cannot be read ({_first_line(error)}); correct or remove it."
+        ) from None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: cannot be read ({_first_line(error)}); save the data again (save_to_disk)."
+        ) from None
+
+
+def _below(value: Any, key: str, named: bool = False) -> Iterator[str]:
+    """All texts that stand under a key, at any depth."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            # the split's name is no file
+            yield from _below(each, key, (named and name != "split") or name == key)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _below(each, key, named)
+    elif named and isinstance(value, str):
+        yield value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,344 @@
+"""Records of a source, as it has them: JSON lines, CSV, data sets of a folder or the hub. Text is read as text."""
+
+import csv
+import datetime
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from takd.data.folders import check_within
+from takd.errors import InputError
+from takd.provenance import file_digest
+
+Source = Mapping[str, Any]
+Record = Mapping[str, Any]
+
+TABLES = (".csv", ".tsv")
+LINES = (".json", ".jsonl", ".ndjson")
+COMPRESSED = (".gz", ".bz2", ".xz")
+NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files that stand beside data
+
+csv.field_size_limit(
+    sys.maxsize
+)  # a document may be longer than the 131,072 characters of the default
+
+
+def records(
+    source: Source,
+    name: str,
+    streaming: bool = False,
+    unread: Callable[[str], None] | None = None,
+) -> Iterator[tuple[str, Record]]:
+    """Each record of a source but the demo's, and where it stands.
+
+    Args:
+        source: as for `takd.data.sources.rows`.
+        name: of the source, for messages.
+        streaming: no copy of a data set is kept on disk.
+        unread: told of each data file of a folder that belongs to no split.
+
+    Raises:
+        InputError: what cannot be read, by file and line or by the number of the row.
+    """
+    if "json" in source:
+        check_unchanged(source)
+        yield from _json_lines(Path(source["json"]))
+        return
+    if "url" in source or "file" in source:
+        # the workflow imports this module at each start, and needs none of what reaches the net
+        from takd.data.downloads import fetch
+
+        yield from _json_lines(fetch(source))
+        return
+    found = _data_set(source, name, streaming, unread)
+    if isinstance(found, list):
+        for path, separator in found:
+            yield from _table(path, separator) if separator else _json_file(path)
+        return
+    iterator = iter(found)
+    for number in count():
+        try:
+            record = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            # connections, decompressors and parsers: what they raise has no base of its own
+            wanted = (
+                "start again, to read all of it"
+                if "hub" in source
+                else "its files have to be whole"
+            )
+            what = f"{type(error).__name__}: {_first_line(error)}"
+            raise InputError(
+                f"{name}: breaks off after {number} rows ({what}); {wanted}."
+            ) from error
+        yield f"{name}, row {number}", record
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines without their ends, counted from 1. Only a line feed ends a line: U+2028 and its kin are text."""
+    for number, text in _decoded(path):
+        yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def files_below(place: Path, ending: str = "") -> list[Path]:
+    """A file itself, or all files below a folder with this ending but hidden ones, in order of their names."""
+    if place.is_file():
+        return [place]
+    found = (path for path in place.rglob(f"*{ending}") if path.is_file())
+    return sorted(
+        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
+    )
+
+
+def others(place: Path, read: Iterable[Path]) -> list[str]:
+    """Files below a folder that are not among those that are read, but for descriptions of the data."""
+    known = set(read)
+    return [
+        path.relative_to(place).as_posix()
+        for path in files_below(place)
+        if path not in known and not path.name.lower().startswith(NO_DATA)
+    ]
+
+
+def check_unchanged(source: Source) -> None:
+    """Raise InputError if local files are not those that the workflow planned with.
+
+    `sha256` holds the digest of the one file, or pairs of name and digest for a folder.
+    """
+    kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
+    if kind is None:
+        return
+    place = Path(source[kind])
+    for entry in source.get("sha256", []):
+        path, planned = (place, entry) if isinstance(entry, str) else (place / entry[0], entry[1])
+        if not path.is_file():
+            raise InputError(f"{path}: no such file, though the workflow was planned with it.")
+        if file_digest(path) != planned:
+            raise InputError(f"{path} changed after the workflow was planned; start it again.")
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    names |= {int: "a number", float: "a number", bytes: "bytes"}
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return "a date or a time"
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    for number, line in lines(path):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        hint = ""
+        if number == 1 and line.lstrip().startswith("["):
+            hint = " (the file is one JSON array; write its elements one a line)"
+        elif path.suffix in TABLES:
+            hint = " (put a CSV file into a folder, and name that with `folder`)"
+        yield where, _object(where, _parsed(where, line, hint))
+
+
+def _json_file(path: Path) -> Iterator[tuple[str, Record]]:
+    """A file of a folder: JSON lines, or one JSON array of objects."""
+    first = next((line for _, line in lines(path) if line.strip()), "")
+    if not first.lstrip().startswith("["):
+        yield from _json_lines(path)
+        return
+    elements = _parsed(str(path), "\n".join(line for _, line in lines(path)), "")
+    for number, element in enumerate(elements, start=1):
+        where = f"{path}, element {number}"
+        yield where, _object(where, element)
+
+
+def _parsed(where: str, text: str, hint: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except _RepeatedKeyError as error:
+        raise InputError(
+            f"{where}: the key {str(error)!r} stands there twice, and only one value would be read; remove the other."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+            what = "a number has too many digits"
+        raise InputError(
+            f"{where}: not valid JSON: {what}; every line has to be one JSON object{hint}."
+        ) from None
+
+
+class _RepeatedKeyError(Exception):
+    pass
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _object(where: str, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{where}: {kind(value)}; every line has to be one JSON object such as"
+            ' {"instruction": "...", "input": "...", "output": "..."}.'
+        )
+    return value
+
+
+def _table(path: Path, separator: str) -> Iterator[tuple[str, Record]]:
+    """Rows of a CSV file with a head: every cell is text, a cell that the row lacks at its end is absent."""
+    reader = csv.reader((text for _, text in _decoded(path)), delimiter=separator, strict=True)
+    head: list[str] = []
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num}: not valid CSV: {error}; correct the quotes of this row."
+            ) from None
+        where = f"{path}, line {reader.line_num}"
+        if not cells:
+            continue
+        if not head:
+            head = cells
+            if twice := next((name for name in head if head.count(name) > 1), None):
+                raise InputError(
+                    f"{where}: the column {twice!r} stands there twice; remove or rename one of them."
+                )
+        elif len(cells) > len(head):
+            raise InputError(
+                f"{where}: this row has {len(cells)} cells, but the first line names {len(head)} columns; put texts"
+                f" that hold {separator!r} in double quotes."
+            )
+        else:
+            yield where, dict(zip(head, cells, strict=False))
+
+
+def _decoded(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 file with their ends, counted from 1; a file whose name ends so is decompressed."""
+    try:
+        with _opened(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8."
+                    ) from None
+                yield number, text
+    except EOFError:
+        raise InputError(f"{path}: ends too early; it has to be a whole file.") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: {reason}; it has to be a readable file.") from None
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix not in COMPRESSED:
+        return open(path, "rb")
+    import fsspec
+
+    return fsspec.open(str(path), "rb", compression="infer")
+
+
+def _data_set(
+    source: Source, name: str, streaming: bool, unread: Callable[[str], None] | None
+) -> Any:
+    """A data set or a stream of it; or, of text in a folder, files and their separators (none for JSON)."""
+    # datasets takes a second to import, which the demo's sources can do without
+    import datasets
+
+    datasets.disable_progress_bars()
+    split = source.get("split") or "train"
+    try:
+        if "hub" in source:
+            return _from_hub(source, split, streaming)
+        check_unchanged(source)
+        folder = Path(source["folder"])
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; it has to hold data files.")
+        check_within(folder)
+        if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+            return _data_files(folder, split, streaming, unread)
+        found = datasets.load_from_disk(str(folder))
+        if isinstance(found, datasets.Dataset):
+            return found
+        return _split(found, split, folder)
+    except InputError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{name}: cannot be loaded: {_first_line(error)}") from error
+
+
+def _from_hub(source: Source, split: str, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    where = (source["hub"], source.get("config"))
+    pinned = {"split": split, "revision": source.get("revision"), "streaming": streaming}
+    if streaming:
+        return load_dataset(*where, **pinned)
+    try:
+        # else `NA`, `None`, `null` and the like in CSV files would be missing
+        return load_dataset(*where, **pinned, na_filter=False)
+    except ValueError as error:  # no CSV, whose loader alone knows this option
+        if "na_filter" not in str(error):
+            raise
+        return load_dataset(*where, **pinned)
+
+
+def _data_files(
+    folder: Path, split: str, streaming: bool, unread: Callable[[str], None] | None
+) -> Any:
+    from datasets import load_dataset, load_dataset_builder
+
+    builder = load_dataset_builder(str(folder))
+    files = builder.config.data_files or {}
+    if unread:
+        read = (Path(file) for of_split in files.values() for file in of_split)
+        for each in others(folder.resolve(), read):
+            unread(each)
+    if builder.name == "text":
+        # datasets would make a document of each line
+        raise InputError(
+            f"{folder}: holds plain text; a folder of .txt files is a corpus with the key text."
+        )
+    if builder.name not in ("csv", "json"):
+        return load_dataset(str(folder), split=split, streaming=streaming)
+    # datasets would guess types: `NA` would be missing, "007" the number 7, "2020-01-01" a date
+    return [
+        (_plain(Path(file)), builder.config.sep if builder.name == "csv" else None)
+        for file in _split(files, split, folder)
+    ]
+
+
+def _plain(path: Path) -> Path:
+    suffixes = [*path.suffixes[-2:], ""]
+    if path.suffix in (*TABLES, *LINES) or (
+        path.suffix in COMPRESSED and suffixes[0] in (*TABLES, *LINES)
+    ):
+        return path
+    raise InputError(f"{path}: {path.suffix or 'this kind of'} files are not read; unpack it.")
+
+
+def _split(found: Mapping[Any, Any], split: str, folder: Path) -> Any:
+    if split not in found:
+        there = ", ".join(sorted(map(str, found)))
+        raise InputError(f"{folder}: no split '{split}'; it has {there}.")
+    return found[split]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

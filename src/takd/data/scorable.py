@@ -1,0 +1,94 @@
+"""Whether the measures can see the references that answers will be scored against; docs/measures.md.
+
+Each reference is scored against itself before a model is trained: one that gets 0, or that no answer can equal, tells
+nothing of any model, and where all are like that ROUGE-L picks weights at random.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from takd.evaluation import words
+
+NAMED = 10
+
+
+class Scorable:
+    """Counts of rows, and the numbers of the first, that ROUGE-L or exact match cannot see.
+
+    A row is counted if that holds for all its references: the score is the best over them.
+    """
+
+    def __init__(self) -> None:
+        kinds = (
+            "unseen_by_standard",
+            *(f"scores_0_with_{name}" for name in words.TOKENIZERS),
+            "changed",
+        )
+        self.rows = 0
+        self.counts: Counter[str] = Counter(dict.fromkeys(kinds, 0))
+        self.named: dict[str, list[int]] = {}
+
+    def see(self, number: int, references: Sequence[str], rewritten: Sequence[str]) -> None:
+        """One more row.
+
+        Args:
+            number: of the row in its source.
+            references: of the row.
+            rewritten: each of them as its tokens are read, which is how answers are.
+        """
+        self.rows += 1
+        if all(map(words.unseen, references)):
+            self._count("unseen_by_standard", number)
+        for name in words.TOKENIZERS:
+            if not any(words.has_token(text, name) for text in references):
+                self._count(f"scores_0_with_{name}", number)
+        if not any(a.strip() == b.strip() for a, b in zip(rewritten, references, strict=True)):
+            self._count("changed", number)
+
+    def _count(self, what: str, number: int) -> None:
+        self.counts[what] += 1
+        numbers = self.named.setdefault(what, [])
+        if len(numbers) < NAMED:
+            numbers.append(number)
+
+    def choose(self, setting: str) -> str:
+        """The tokens of ROUGE-L for the whole set: the setting, or by what the references are where it is "auto"."""
+        if setting != words.AUTO:
+            return setting
+        return words.choose(self.counts["unseen_by_standard"], self.rows)
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest and the data report have of it."""
+        return {"rows": self.rows, "counts": dict(self.counts), "named": self.named}
+
+    def sentences(self, tokenizer: str) -> list[str]:
+        """What to tell who waits, with what to do, where ROUGE-L has these tokens."""
+        said = []
+        if self.counts["unseen_by_standard"]:
+            letters = "are mostly of letters that the standard tokens of ROUGE-L (a to z, 0 to 9) leave out"
+            said.append(
+                f"{self._some('unseen_by_standard')} {letters}"
+                + (
+                    ": tokens are `unicode` for this set; its scores do not compare with standard ones"
+                    if tokenizer == words.UNICODE
+                    else ", so that it tells little of them: set evaluation.rouge_tokenizer: unicode"
+                )
+            )
+        without = f"scores_0_with_{tokenizer}"
+        if self.counts[without]:
+            said.append(
+                f"{self._some(without)} have no token, so that ROUGE-L is 0 even for the references themselves: write"
+                " them in words, or go by exact match and loss"
+            )
+        if self.counts["changed"]:
+            said.append(
+                f"{self._some('changed')} are changed by the tokenizer, so that no answer matches them exactly: take a"
+                " tokenizer that keeps text as it is, or go by ROUGE-L"
+            )
+        return said
+
+    def _some(self, what: str) -> str:
+        count, first = self.counts[what], ", ".join(map(str, self.named[what][:3]))
+        rows = f"row{'s' if count > 1 else ''} {first}{' ...' if count > 3 else ''}"
+        return f"the references of {count} of {self.rows} rows ({rows})"

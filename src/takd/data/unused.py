@@ -1,0 +1,69 @@
+"""What a source holds and nobody reads: keys of its records, and files of its folder."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SHOWN = 40  # characters of an example
+SAID = 6  # keys and files on the console
+LIKELY = ("context", "input", "inputs")  # what the input of a row is called elsewhere
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+
+
+@dataclass
+class Unused:
+    """Keys that are not read, with how many records have something there, and files that are not read."""
+
+    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By key: `rows`, and of the first of them its number and what it holds, `row` and `example`."""
+    files: list[str] = field(default_factory=list)
+
+    def see(self, number: int, record: Mapping[str, Any], read: Collection[str]) -> None:
+        """Count the keys of a record that are not among those that are read."""
+        for key, value in record.items():
+            if key in read or value in EMPTY:
+                continue
+            if key not in self.keys:
+                self.keys[key] = {"rows": 0, "row": number, "example": _short(value)}
+            self.keys[key]["rows"] += 1
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest and the data report have of it."""
+        return {"keys": self.keys, "files": self.files}
+
+    def sentences(self, rows: int, without_input: int) -> list[str]:
+        """What to tell who waits; with what to do where the input may be among the keys that are not read.
+
+        Args:
+            rows: of the source.
+            without_input: those of them that have none.
+        """
+        said = []
+        if self.keys:
+            found = [
+                f"'{key}' ({of_key['rows']} rows, such as {of_key['example']})"
+                for key, of_key in self.keys.items()
+            ]
+            said.append(f"keys that are not read: {_first(found)}")
+            likely = next((key for key in self.keys if key.strip().lower() in LIKELY), None)
+            if rows and without_input and (likely or without_input == rows):
+                many = (
+                    "no row" if without_input == rows else f"{rows - without_input} of {rows} rows"
+                )
+                said.append(
+                    f"{many} {'has' if without_input == rows else 'have'} an input: if one of these keys holds it,"
+                    f" name it beside the source: columns: {{input: {likely or 'NAME'}}}"
+                )
+        if self.files:
+            said.append(f"files of the folder that are not read: {_first(self.files)}")
+        return said
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+
+
+def _first(found: list[str]) -> str:
+    more = f" and {len(found) - SAID} more" if len(found) > SAID else ""
+    return ", ".join(found[:SAID]) + more

@@ -1,0 +1,62 @@
+"""What Hugging Face's TrainingArguments, `generate()` and others call the keys of an experiment file."""
+
+NAMES = {
+    "learning_rate": "lr max_lr",
+    "steps": "max_steps num_steps train_steps total_steps num_train_steps iterations",
+    "epochs": "num_epochs num_train_epochs max_epochs",
+    "batch_size": "bs train_batch_size global_batch_size per_device_train_batch_size",
+    "schedule": "lr_scheduler lr_scheduler_type scheduler",
+    "warmup_steps": "warmup warmup_ratio num_warmup_steps",
+    "weight_decay": "wd",
+    "betas": "adam_betas adam_beta1 adam_beta2",
+    "gradient_clip": "max_grad_norm grad_clip clip_grad_norm gradient_clipping gradient_clip_val",
+    "evaluate_every": "eval_steps eval_every eval_interval",
+    "log_every": "logging_steps log_interval",
+    "keep": "metric_for_best_model",
+    "rows": "max_train_samples num_samples",
+    "dev_rows": "max_eval_samples",
+    "precision": "dtype torch_dtype mixed_precision bf16 fp16",
+    "lora": "peft peft_config lora_config",
+    "rank": "r lora_rank lora_r",
+    "alpha": "lora_alpha",
+    "targets": "target_modules",
+    "max_length": "max_seq_length max_seq_len model_max_length cutoff_len",
+    "max_prompt_length": "max_source_length",
+    "seeds": "seed",
+    "sample": "do_sample",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "vocabulary": "vocab_size",
+    "layers": "n_layer num_layers num_hidden_layers",
+    "width": "n_embd hidden_size",
+    "heads": "n_head num_heads num_attention_heads",
+    "positions": "n_positions max_position_embeddings",
+    "parameters": "num_parameters n_params size",
+    "hub": "model_name_or_path pretrained_model_name_or_path repo_id",
+    "folder": "path",
+    "revision": "commit",
+    "dev": "valid validation eval",
+    "json": "jsonl",
+}
+USUAL = {other: name for name, others in NAMES.items() for other in others.split()}
+
+PROFILE = "it is a resource, which the profile sets for a rule: "
+# what is no key of an experiment, and what there is instead
+INSTEAD = {
+    "gradient_accumulation_steps": "it follows from batch_size, which counts all devices, and the micro_batch of the"
+    " profile.",
+    "gradient_checkpointing": f"{PROFILE}gradient_checkpointing: 1.",
+    "micro_batch": f"{PROFILE}micro_batch.",
+    "per_device_eval_batch_size": f"{PROFILE}micro_batch.",
+    "torch_compile": f"{PROFILE}compile: 1.",
+    "compile": f"{PROFILE}compile: 1.",
+    "full_determinism": f"{PROFILE}deterministic: 1.",
+    "deterministic": f"{PROFILE}deterministic: 1.",
+    "processes": f"{PROFILE}processes.",
+    "max_new_tokens": "it is data.max_length less data.max_prompt_length.",
+    "num_beams": "answers are drawn, or greedy, without beams.",
+    "optim": "the optimizer is AdamW, with learning_rate, betas and weight_decay.",
+    "optimizer": "the optimizer is AdamW, with learning_rate, betas and weight_decay.",
+    "output_dir": "results lie in results/, under the name of this file.",
+    "trust_remote_code": "code that comes with a model is never run.",
+    "save_steps": "checkpoints are written after so much time, not after so many steps (docs/faults.md).",
+}

@@ -1,0 +1,132 @@
+"""What the data and the weights of an experiment hold, as far as they are here, against what it says of them.
+
+What is found here would otherwise stop a stage, or waste its time, once the stages before it are done.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from takd.data import sources
+from takd.data.filters import KEYS
+from takd.errors import InputError
+from takd.experiment import Experiment
+from takd.headers import TOLERANCE, positions, safetensors_parameters
+from takd.preflight.findings import Finding
+from takd.preflight.jobs import Job
+from takd.preflight.plan import Planned, Planner
+from takd.preflight.work import total_steps
+
+READ_WHOLE = 2**26  # bytes up to which a source is read to its end, which takes a second or two
+DOWNLOADS = Path("resources/downloads")
+
+
+def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
+    """Whether the rows of local data are what training and evaluation read, and whether dev repeats train.
+
+    Of large files and of folders, only the first row is read.
+    """
+    splits = [job.wildcards["split"] for job in jobs if job.rule == "data" and job.to_do]
+    prompts: dict[str, list[tuple[str, str]]] = {}
+    fine = True
+    for split in splits:
+        try:
+            prompts[split] = list(_prompts(experiment, split))
+        except InputError as error:
+            fine = False
+            yield Finding("error", "data", f"{split}: {error}")
+    train = set(prompts.get("train", ()))
+    twice = sum(prompt in train for prompt in prompts.get("dev", ()))
+    if twice:
+        text = (
+            f"{twice} of the {len(prompts['dev'])} rows of dev that were read stand in train too, so that what is kept"
+            " by dev is what was learnt by heart: take other rows (`rows` cuts two parts of one file)."
+        )
+        yield Finding("warning", "data", text)
+    elif fine and splits:
+        yield Finding("ok", "data", "the rows of local files have the columns that are read")
+
+
+def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
+    """Prompts of a split whose source is here: all, or the first. None of a corpus.
+
+    Raises:
+        InputError: it has no row, or a row that is not one.
+    """
+    spec = experiment.data_spec(split)["source"]
+    # digests and counts are for the stage that reads all
+    source = {key: value for key, value in spec.items() if key not in (*KEYS, "sha256")}
+    if "url" in source:
+        place = experiment.root / DOWNLOADS / spec["sha256"]
+        source = {**source, "json": str(place)}
+    elif kind := next((kind for kind in ("json", "text", "folder") if kind in source), None):
+        place = experiment.root / source[kind]
+        source = {**source, kind: str(place)}
+    elif "demo" in source:
+        yield from (row.prompt for row in sources.rows(source))
+        return
+    else:
+        return
+    if not place.exists():
+        return
+    large = place.is_dir() or place.stat().st_size > READ_WHOLE
+    if place.is_dir() and sum(f.stat().st_size for f in sources.files_below(place)) > READ_WHOLE:
+        return  # datasets would convert all of it first
+    if split == "corpus":
+        found: list[Any] = list(islice(sources.texts(source), 1))
+    elif large:
+        found = list(islice(sources.rows({k: v for k, v in source.items() if k != "rows"}), 1))
+    else:
+        found = list(sources.rows(source))
+    if not found:
+        raise InputError(f"{sources.describe(source)} holds no row.")
+    if split != "corpus":
+        yield from (row.prompt for row in found)
+
+
+def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
+    """Whether local models are as large as declared and read texts of `max_length`."""
+    names = [job.wildcards["model"] for job in jobs if job.rule == "base" and job.to_do]
+    longest = experiment.settings["data"]["max_length"]
+    fine, looked = True, False
+    for name in names:
+        weights = experiment.settings["models"][name]["weights"]
+        if "folder" not in weights or not (folder := experiment.root / weights["folder"]).is_dir():
+            continue
+        looked = True
+        most = positions(folder)
+        if most is not None and most < longest:
+            fine = False
+            text = f"model '{name}' has {most} positions, but data.max_length is {longest}; set at most {most}."
+            yield Finding("error", "weights", text)
+        counted = None if "keep_layers" in weights else safetensors_parameters(folder)
+        declared = experiment.parameters[name]
+        if counted is not None and abs(counted / declared - 1) > TOLERANCE:
+            fine = False
+            text = (
+                f"model '{name}' is declared with {declared:.3g} parameters, but its weights have {counted:.3g};"
+                " correct `parameters`, or remove it: of a folder they are counted."
+            )
+            yield Finding("error", "weights", text)
+    if fine and looked:
+        yield Finding("ok", "weights", "local models are as large as declared and read max_length")
+
+
+def of_warmup(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
+    """Whether each training is longer than its warm-up."""
+    seen: set[str] = set()
+    for each in planned:
+        if not (each.job.trains and each.job.to_do) or each.stage in seen:
+            continue
+        seen.add(each.stage)
+        settings: Mapping[str, Any] = planner.spec(each.job)["settings"]
+        steps = total_steps(
+            settings, planner.rows["train"].first(settings["rows"]), each.job.method
+        )
+        if steps is not None and 0 < steps <= settings["warmup_steps"]:
+            text = (
+                f"{each.stage} ends after {steps} steps, within its warm-up of {settings['warmup_steps']}"
+                " (warmup_steps): its learning rate never gets to learning_rate."
+            )
+            yield Finding("warning", "warm-up", text)
