@@ -20,6 +20,12 @@ def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
             ("tokenizer", "vocabulary"),
             "only goes with hub, folder and gguf; train has its own, remove it.",
         )
+    if "train" in settings["tokenizer"] and settings["data"]["template"] == "chat":
+        raise file.error(
+            ("data", "template"),
+            "is chat, but a tokenizer that is trained here has no chat template; write the template out, as"
+            " with_input and without_input.",
+        )
     longest, prompt = settings["data"]["max_length"], settings["data"]["max_prompt_length"]
     if prompt >= longest:
         raise file.error(
