@@ -15,6 +15,7 @@ from test_report import ODD, THROUGH, make
 from workspace import DECODING, ROOT, Workspace
 
 from takd import experiment
+from takd.data.template import as_chat_template
 from takd.errors import InputError
 from takd.lineage import Node, of_chain, split
 from takd.provenance import file_digest
@@ -152,6 +153,14 @@ def test_head_of_a_chain_from_scratch_names_no_base(made):
     assert "rouge" in names and not {name for name in names if name.startswith("direct")}
 
 
+def test_the_tokenizers_own_chat_template_is_told(made):
+    root, spec, _ = made
+    text = (write_card(root, settings(spec) | {"template": "chat"}) / "card.md").read_text()
+    assert "trained on the tokenizer's chat template, with one user message" in text
+    assert "tokenizer.apply_chat_template(" in text and 'hf upload NAME . --exclude ".*"' in text
+    write_card(root, settings(spec))
+
+
 def test_a_folder_without_a_model_is_refused(made, tmp_path):
     root, spec, _ = made
     inputs = {"models": [root / "models"], "evaluations": [root / "evaluations"]}
@@ -169,11 +178,16 @@ def test_settings_of_a_card_hold_no_other_chain(tmp_path):
     assert set(found["sources"]) == {"train", "heldout"} and found["nodes"][0][1] == 2
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["text", "chat template"])
+def trained(tmp_path_factory, request):
     """A model that the training stage made, evaluated by made-up scores, with its card."""
     root = tmp_path_factory.mktemp("trained")
     space = Workspace(root / "work")
+    template = {k: "say {instruction} and " for k in TEMPLATE}
+    if request.param:
+        space.tokenizer.chat_template = as_chat_template(template, "")
+        space.tokenizer.save_pretrained(root / "work/tokenizer/tokenizer")
+        space.manifest("tokenizer", kind="tokenizer", vocabulary=12, begin=[], end=0)
     space.finished(space.train("out", "sft", steps=2, evaluate_every=2))
     spec = make(root, [("2.D", ["teacher", "student"], ["minillm"])])
     folder = root / "models/student-sft/seed1"
@@ -183,9 +197,10 @@ def trained(tmp_path_factory):
     manifest = read_json(folder / "manifest.json")
     write_json(folder / "manifest.json", manifest | {"seed": 1})
     of_card = settings(spec, "student-sft", 1)
-    of_card |= {"decoding": DECODING, "template": {k: "say {instruction}" for k in TEMPLATE}}
+    of_card |= {"decoding": DECODING, "template": template}
+    (folder / "model/.snakemake_timestamp").touch()
     inputs = {"models": [root / "models"], "evaluations": [root / "evaluations"]}
-    before = {path.name: file_digest(path) for path in (folder / "model").iterdir()}
+    before = {path.name: file_digest(path) for path in (folder / "model").glob("[!.]*")}
     card.run(Stage(of_card, "", inputs, {"card": folder / "card.md"}))
     return folder, before
 
@@ -214,6 +229,7 @@ def test_the_program_in_the_card_runs_in_the_folder(trained):
     assert "from_pretrained(folder)" in program and "max_new_tokens=8" in program
     # the tests' tokenizer knows ten words
     program = program.replace("Name three colours.", "red cat")
+    program += "\nassert tokenizer.decode(inputs['input_ids'][0]) == 'say red cat and'"
     program += "\nassert output.shape[1] > inputs['input_ids'].shape[1] > 1"
     program += "\nassert sum(p.numel() for p in model.parameters()) == " + str(
         read_json(folder / "manifest.json")["parameters"]
@@ -229,6 +245,7 @@ def readme(project: Project) -> list[Path]:
     folders = sorted((project.folder / "results/small/models").glob("*/seed*/model"))
     for folder in folders:
         (folder / "README.md").write_text("card\n")
+        (folder / ".snakemake_timestamp").unlink(missing_ok=True)
     return folders
 
 

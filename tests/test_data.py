@@ -295,9 +295,9 @@ def test_a_trained_tokenizer_loads_in_transformers(words):
     text = " Say kino.\n\tñ 😀 <|endoftext|>  x"
     ids = loaded(text, split_special_tokens=True).input_ids
     assert loaded.decode(ids) == text
-    assert ids == Encoder(words).prompts([text])[0]
+    assert ids == Encoder.beside(words).prompts([text])[0]
     # words of the data are tokens, so the merges were learnt from it
-    assert len(Encoder(words).prompts([" kino tour"])[0]) <= 4
+    assert len(Encoder.beside(words).prompts([" kino tour"])[0]) <= 4
 
 
 def test_training_a_tokenizer_again_gives_the_same_bytes(words, tmp_path):
@@ -352,8 +352,8 @@ def test_a_begin_token_of_the_family_stands_before_prompts_only(words, tmp_path)
     ).save_pretrained(tmp_path / "ready")
     manifest = run_tokenizer(tmp_path, {"source": {"folder": str(tmp_path / "ready")}})
     assert read_json(manifest)["begin"] == [begin]
-    encoder = Encoder(manifest)
-    plain = Encoder(words)
+    encoder = Encoder.beside(manifest)
+    plain = Encoder.beside(words)
     assert encoder.prompts(["Say kino."])[0] == [begin, *plain.prompts(["Say kino."])[0]]
     assert encoder.responses(["kino"]) == plain.responses(["kino"])
 
@@ -397,7 +397,7 @@ def test_a_tokenizer_out_of_a_gguf_file(words, tmp_path):
     file.close()
     manifest = run_tokenizer(tmp_path, {"source": {"gguf": str(tmp_path / "words.gguf")}})
     assert read_json(manifest)["end"] == 0
-    assert Encoder(manifest).responses(["kino"]) == Encoder(words).responses(["kino"])
+    assert Encoder.beside(manifest).responses(["kino"]) == Encoder.beside(words).responses(["kino"])
 
 
 def test_special_tokens_in_the_data_stay_text(words, tmp_path):
@@ -428,7 +428,7 @@ def test_the_data_set_on_disk(words, tmp_path):
     assert kinds["id"] == "int64"
     assert kinds["prompt_ids"] == kinds["response_ids"] == "list<item: int32>"
     first, second = data
-    encoder, end = Encoder(words), read_json(words)["end"]
+    encoder, end = Encoder.beside(words), read_json(words)["end"]
     assert first["prompt_ids"] == encoder.prompts(["Q: Say ba.\nde fino\nA:"])[0]
     assert first["response_ids"] == encoder.responses(["ba"])[0]
     assert first["response_ids"][-1] == end
@@ -564,7 +564,7 @@ TEXTS = ["kino tour", "ba de fino", "gour " * 30, "me"]
 def test_a_corpus_becomes_blocks_of_one_length(words, tmp_path):
     source = write(tmp_path / "c.jsonl", [{"text": text} for text in TEXTS])
     data, manifest = run_prepare(tmp_path, words, "corpus", source, block_length=16)
-    stream = [token for ids in Encoder(words).responses(TEXTS) for token in ids]
+    stream = [token for ids in Encoder.beside(words).responses(TEXTS) for token in ids]
     blocks = len(stream) // 16
     assert blocks > 2
     assert data["input_ids"][:] == [stream[i * 16 : i * 16 + 16] for i in range(blocks)]
@@ -623,10 +623,10 @@ def test_a_stream_is_read_only_until_the_blocks_are_full(words, tmp_path, monkey
     monkeypatch.setattr(prepare, "PORTION", 1)
     source = serve(f"kino {i}" for i in itertools.count() if i < 10_000 or pytest.fail("goes on"))
     data, manifest = run_prepare(tmp_path, words, "corpus", source, block_length=16, blocks=30)
-    stream = [token for ids in Encoder(words).responses(taken) for token in ids]
+    stream = [token for ids in Encoder.beside(words).responses(taken) for token in ids]
     assert data["input_ids"][:] == [stream[i : i + 16] for i in range(0, 30 * 16, 16)]
     # the last document that was taken is the one that fills the last block
-    before = sum(map(len, Encoder(words).responses(taken[:-1])))
+    before = sum(map(len, Encoder.beside(words).responses(taken[:-1])))
     assert before < 30 * 16 <= len(stream)
     counts = {"blocks": 30, "left_over_tokens": 0, "empty_documents": 0}
     assert manifest["counts"] == {"documents": len(taken), **counts}
@@ -788,7 +788,7 @@ def test_the_data_report_counts_rows_and_measures_lengths(report, words):
     assert train["counts"]["duplicates"] == 1
     assert train["named"]["dropped_prompt_too_long"] == [4]
     prompts = ["Q: a\nA:", "Q: b\nx\nA:", "Q: a\nA:", "Q: c <b>\nA:"]
-    lengths = sorted(map(len, Encoder(words).prompts(prompts)))
+    lengths = sorted(map(len, Encoder.beside(words).prompts(prompts)))
     assert train["lengths"]["prompt"]["max"] == lengths[-1]
     assert train["lengths"]["prompt"]["median"] == lengths[1]
     assert splits["test"]["counts"]["cut_responses"] == 1

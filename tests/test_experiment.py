@@ -503,7 +503,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "unknown template": (
         "  max_length: 64",
         "  template: alpacca\n  max_length: 64",
-        ["data.template is 'alpacca'", "alpaca, or a mapping"],
+        ["data.template is 'alpacca'", "alpaca, chat, or a mapping"],
     ),
     "variable that nobody gives": (
         "data/train.jsonl",

@@ -170,7 +170,8 @@ class Experiment:
         if kind == "train":
             text = self._with_digests(self._source("train"))
             return {"source": source, "text": text, "template": self._template()}
-        return {"source": self._with_digests(source, but=WEIGHTS) if kind != "hub" else source}
+        source = self._with_digests(source, but=WEIGHTS) if kind != "hub" else source
+        return {"source": source, "template": self._template()}
 
     def data_spec(self, split: str) -> Spec:
         """Settings of the stage that tokenises a split."""
@@ -365,10 +366,11 @@ class Experiment:
         settings = self.settings["evaluation"][which]
         return {**settings, "max_new_tokens": self._longest_response}
 
-    def _template(self) -> dict[str, str]:
+    def _template(self) -> dict[str, str] | str:
+        """Two texts, or `chat` for the tokenizer's own."""
         template = self.settings["data"]["template"]
         named = schema.load_schema()["properties"]["data"]["properties"]["template"]["x-templates"]
-        return named[template] if isinstance(template, str) else template
+        return named.get(template, template) if isinstance(template, str) else template
 
     def _source(self, split: str) -> dict[str, Any]:
         """The source of a split, without keys that its kind does not read."""

@@ -77,6 +77,10 @@ def load_model(
     else:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    # a pad token that is also an end token stands in texts, and learns from them
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        embedding.padding_idx = None
     return cast(PreTrainedModel, model).eval()
 
 

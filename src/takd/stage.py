@@ -110,9 +110,17 @@ class Stage:
         return work
 
     def commit(self, path: Path) -> None:
-        """Put the folder that `temporary(path)` gave into place, whole."""
+        """Put the folder that `temporary(path)` gave into place, whole.
+
+        Its files get the permissions that new files have here: safetensors writes some that nobody else may read.
+        """
+        work = path.with_name(f".{path.name}.partial")
+        mode = work.stat().st_mode & 0o666  # a new folder's, by umask
+        for file in work.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(mode)
         shutil.rmtree(path, ignore_errors=True)
-        os.replace(path.with_name(f".{path.name}.partial"), path)
+        os.replace(work, path)
 
     def write_manifest(
         self,

@@ -14,6 +14,8 @@ from takd.errors import InputError
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
 # beside them, what `AutoTokenizer` reads
 ALSO = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# settings that `from_pretrained` adds, or that name code; a saved tokenizer is read elsewhere and without any
+OF_THE_READING = ("local_files_only", "is_local", "auto_map")
 # words, numbers, blanks, code, other scripts: where tokenizers of one vocabulary differ in how they split text
 TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs.",
@@ -22,6 +24,13 @@ TEXTS = (
     "1234567890 3.14159 1,000,000 2024-01-31",
     "I don't know--they'd've said so!!! ANTIDISESTABLISHMENTARIANISM",
 )
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer without what its reading left in its settings."""
+    for key in OF_THE_READING:
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)
 
 
 def has_tokenizer(source: Path) -> bool:

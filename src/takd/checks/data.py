@@ -23,6 +23,13 @@ def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
                 "only goes with hub, folder and gguf; train has its own, remove it.",
             )
     with file.each():
+        if "train" in settings["tokenizer"] and settings["data"]["template"] == "chat":
+            raise file.error(
+                ("data", "template"),
+                "is chat, but a tokenizer that is trained here has no chat template; write the template out, as"
+                " with_input and without_input.",
+            )
+    with file.each():
         _check_lengths(file, settings)
 
 

@@ -3,47 +3,126 @@
 Uses `tokenizers` alone: importing transformers would take longer than tokenising the demo's data.
 """
 
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
+from takd.data import template as templates
+from takd.data.template import CHAT, Template
 from takd.errors import InputError
 from takd.stage import read_json
 
 
 class Encoder:
-    """A tokenizer that reads special tokens in the text as plain characters.
+    """A tokenizer that reads special tokens in the data as plain characters, and those of a template as what they are.
 
-    Data may hold "<|endoftext|>" and the like. Only this class puts special tokens in: what the tokenizer sets
-    before every text (for some families a begin token) before prompts, and the end token after responses.
+    Data may hold "<|endoftext|>" and the like. Special tokens come from the template, from what the tokenizer sets
+    before every text (for some families a begin token), which stands before prompts, and from the end token after
+    responses.
     """
 
-    def __init__(self, manifest: Path) -> None:
-        """Read the tokenizer beside a manifest of the tokenizer stage."""
-        described = read_json(manifest)
+    def __init__(
+        self, file: Path, described: Mapping[str, Any], template: Template | str | None = None
+    ) -> None:
+        """Read `tokenizer.json`.
+
+        Args:
+            described: `begin`, `end` and, where the template is "chat", `template`: as in the manifest of the
+                tokenizer stage.
+        """
         self.end: int = described["end"]
-        self.begin: list[int] = described["begin"]
-        self._tokenizer = Tokenizer.from_file(str(manifest.parent / "tokenizer/tokenizer.json"))
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._begin: list[int] = described["begin"]
+        self._tokenizer = _plain(file)
+        self._prompts, self._marks = self._tokenizer, dict[int, int]()
+        self._marked: Template = {}
+        self.unknown: list[str] = []
+        if template is not None:
+            template = described["template"] if template == CHAT else template
+            assert isinstance(template, dict)
+            if CHAT in template:
+                self._begin = []  # the tokenizer's own template has it where it belongs
+            self._mark(file, template, described.get("chat_marks", []))
+
+    @classmethod
+    def beside(cls, manifest: Path, template: Template | str | None = None) -> "Encoder":
+        """Read the tokenizer beside a manifest of the tokenizer stage."""
+        return cls(manifest.parent / "tokenizer/tokenizer.json", read_json(manifest), template)
+
+    def _mark(self, file: Path, template: Template, own: Sequence[str]) -> None:
+        """Put marks that no data can hold into the place of a template's special tokens.
+
+        A mark is an added token like the one that it stands for, but not a special one: the tokenizer finds it while
+        it reads special tokens as text. All that the tokenizer does around an added token stays as it is.
+        """
+        added = self._tokenizer.get_added_tokens_decoder()
+        ids = {token.content: number for number, token in added.items()}
+        self.unknown = templates.unknown_marks(template, ids, own)
+        longest_first = sorted(ids, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        nonce = secrets.token_hex(16)
+        new: list[AddedToken] = []
+        meant: list[str] = []
+
+        def mark(match: re.Match[str]) -> str:
+            token = added[ids[match[0]]]
+            # blanks that are tokens are text to a template
+            if match[0].isspace():
+                return match[0]
+            text = f"{nonce}{len(new):04d}"
+            # normalised with what stands before it, it might not be found; nothing stands before the first
+            sides = {"lstrip": token.lstrip, "rstrip": token.rstrip}
+            normalized = token.normalized and match.start() == 0
+            new.append(AddedToken(text, **sides, normalized=normalized, special=False))
+            meant.append(match[0])
+            return text
+
+        self._marked = templates.with_texts(template, lambda text: pattern.sub(mark, text))
+        if new:
+            self._prompts = _plain(file)
+            # what is no special token is one to the template
+            self._prompts.add_special_tokens([added[ids[token]] for token in set(meant)])
+            self._prompts.add_tokens(new)
+            for token, text in zip(new, meant, strict=True):
+                number = self._prompts.token_to_id(token.content)
+                assert number is not None
+                self._marks[number] = ids[text]
+        self._nonce = nonce
+
+    def fill(self, instruction: str, context: str) -> str:
+        """The prompt of a row in the template, for `prompts`."""
+        return templates.fill(self._marked, instruction, context)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt."""
-        return [[*self.begin, *ids] for ids in self._encode(texts)]
+        found = []
+        for text, ids in zip(texts, self._encode(self._prompts, texts), strict=True):
+            if self._marks:
+                count = sum(number in self._marks for number in ids)
+                if count != text.count(self._nonce):
+                    raise InputError(
+                        f"this tokenizer reads a special token of the template as text in {text[-60:]!r}; put a"
+                        " blank around it."
+                    )
+                ids = [self._marks.get(number, number) for number in ids]
+            begun = ids[: len(self._begin)] == self._begin
+            found.append(ids if begun else [*self._begin, *ids])
+        return found
 
     def responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each response or document, with the end token."""
-        return [[*ids, self.end] for ids in self._encode(texts)]
+        return [[*ids, self.end] for ids in self._encode(self._tokenizer, texts)]
 
     def rewritten(self, texts: Sequence[str]) -> list[str]:
         """Each text as its tokens are read, which is how a model's answers are."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return self._tokenizer.decode_batch([encoding.ids for encoding in encodings])
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         found = [encoding.ids for encoding in encodings]
         for text, ids in zip(texts, found, strict=True):
             if self.end in ids:
@@ -52,3 +131,11 @@ class Encoder:
                     " remove what spells it from the data."
                 )
         return found
+
+
+def _plain(file: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

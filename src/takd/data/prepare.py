@@ -18,7 +18,6 @@ from takd.data.encoding import Encoder
 from takd.data.saved import BATCH, row_features, save
 from takd.data.scorable import Scorable
 from takd.data.sources import Row
-from takd.data.template import fill
 from takd.data.unused import Unused
 from takd.errors import InputError
 from takd.stage import Stage
@@ -58,7 +57,12 @@ def run(stage: Stage) -> None:
         InputError: a source that cannot be read, an evaluation row without a reference, nothing left to keep.
     """
     os.environ.setdefault("RAYON_NUM_THREADS", str(stage.threads))
-    encoder = Encoder(stage.input("tokenizer"))
+    encoder = Encoder.beside(stage.input("tokenizer"), stage.spec.get("template"))
+    for mark in encoder.unknown:
+        stage.say(
+            f"data {stage.spec['split']}: the template has {mark!r}, which looks like a special token; this tokenizer"
+            " has none of that name and reads it as text."
+        )
     write = _write_corpus if stage.spec["split"] == "corpus" else _write_rows
     folder = stage.temporary(stage.outputs["dataset"])
     try:
@@ -138,7 +142,7 @@ def tokenise(
     """
     limit = spec["max_prompt_length"]
     for batch in sources.batches(rows, BATCH):
-        texts = [fill(spec["template"], row.instruction, row.input) for row in batch]
+        texts = [encoder.fill(row.instruction, row.input) for row in batch]
         prompts = encoder.prompts(texts)
         responses = encoder.responses([row.references[0] for row in batch])
         for row, prompt, response in zip(batch, prompts, responses, strict=True):
@@ -164,7 +168,7 @@ def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
             context = context[: max(characters, 1)]
         else:
             instruction = instruction[:characters]
-        return encoder.prompts([fill(spec["template"], instruction, context)])[0]
+        return encoder.prompts([encoder.fill(instruction, context)])[0]
 
     limit = spec["max_prompt_length"]
     longest = max(map(len, row.prompt))

@@ -1,16 +1,148 @@
-"""How a row becomes a prompt."""
+"""How a row becomes a prompt.
 
+A template is two texts, `with_input` and `without_input`, or the tokenizer's own for one user message: `chat`, a text
+with `{content}`, and `strip`, whether it takes the blanks off around what the user writes.
+"""
+
+import json
 import re
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any
 
-_FIELD = re.compile(r"\{(instruction|input)\}")
+from takd.errors import InputError
+
+Template = dict[str, Any]
+
+CHAT = "chat"
+"""The value of `data.template` that stands for the tokenizer's own."""
+_FIELD = re.compile(r"\{(instruction|input|content)\}")
+# written as special tokens are in the chat formats that there are: <|im_end|>, <end_of_turn>, </s>, [/INST]
+_MARK = re.compile(
+    r"<[|｜][^<>\n]{1,40}[|｜]>|</?[A-Za-z_][\w▁ -]{0,38}>|<<?/?SYS>>?|\[/?[A-Z][A-Z_ ]{2,38}\]"
+)
+_KNOWN = re.compile(
+    r"<[|｜].*[|｜]>|</?(s|bos|eos|pad|unk|(start|end)_of_\w+)>|<</?SYS>>|\[/?[A-Z_]+\]"
+)
+_WRITTEN = (
+    "Ab.",
+    "a\n\n\nb  c",
+    "{x} {{ y }} {% z %}",
+    "<think>a</think>b",
+    'it\'s "&" \\n <b>',
+    "Zażółć 日本",
+)
 
 
-def fill(template: dict[str, str], instruction: str, context: str) -> str:
+def texts(template: Template) -> list[str]:
+    """The texts of a template."""
+    return [text for text in template.values() if isinstance(text, str)]
+
+
+def with_texts(template: Template, change: Callable[[str], str]) -> Template:
+    """The template with its texts changed."""
+    return {key: change(v) if isinstance(v, str) else v for key, v in template.items()}
+
+
+def fill(template: Template, instruction: str, context: str) -> str:
     """The prompt of a row: `with_input` where it has an input, else `without_input`.
 
     Only `{instruction}` and `{input}` of the template are replaced: braces in the row, and all other braces of
-    the template, stay as they are.
+    the template, stay as they are. In a chat, the user writes the instruction, and the input on the next line.
     """
-    text = template["with_input" if context else "without_input"]
     fields = {"instruction": instruction, "input": context}
-    return _FIELD.sub(lambda match: fields[match[1]], text)
+    if CHAT in template:
+        content = f"{instruction}\n{context}" if context else instruction
+        fields["content"] = content.strip() if template["strip"] else content
+        text = template[CHAT]
+    else:
+        text = template["with_input" if context else "without_input"]
+    return _FIELD.sub(lambda match: fields.get(match[1], match[0]), text)
+
+
+def chat_of(tokenizer: Any, name: str) -> Template:
+    """The tokenizer's own template for one user message and the start of the answer.
+
+    Raises:
+        InputError: it has none, or one that makes more of a message than it says.
+    """
+
+    def render(content: str) -> str:
+        message = {"role": "user", "content": content}
+        try:
+            return tokenizer.apply_chat_template(
+                [message], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # whatever the template raises
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"tokenizer {name}: its chat template cannot be used for one user message ({reason}); {REMEDY}"
+            ) from error
+
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"tokenizer {name} has no chat template, for which data.template asks; {REMEDY}"
+        )
+    content = secrets.token_hex(16)  # unlike any text of a template
+    text = render(content)
+    blank = f" \n{content}\n "
+    template = {CHAT: text.replace(content, "{content}"), "strip": render(blank) == text}
+    for written in (content, blank, *_WRITTEN):
+        if text.count(content) != 1 or render(written) != fill(template, written, ""):
+            raise InputError(
+                f"tokenizer {name}: its chat template does not keep what a user writes ({written!r}); {REMEDY}"
+            )
+    return template
+
+
+REMEDY = "write the template out, as with_input and without_input."
+
+
+def as_chat_template(template: Template, begin: str) -> str:
+    """The template of an experiment in Jinja, as tokenizers carry it.
+
+    For one user message, whose `input` is the row's. `begin` is what the tokenizer sets before every text.
+    """
+
+    def written(text: str) -> str:
+        text = text if text.startswith(begin) else begin + text
+        parts = re.split(r"(\{instruction\}|\{input\})", text)
+        names = {"{instruction}": "message['content']", "{input}": "message['input']"}
+        return "".join(
+            f"{{{{ {names.get(part) or json.dumps(part, ensure_ascii=False)} }}}}"
+            for part in parts
+            if part
+        )
+
+    return (
+        "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
+        "{{ raise_exception('This model was trained on single user messages.') }}{% endif %}"
+        "{% set message = messages[0] %}"
+        f"{{% if message['input'] %}}{written(template['with_input'])}"
+        f"{{% else %}}{written(template['without_input'])}{{% endif %}}"
+    )
+
+
+def marks(text: str) -> list[str]:
+    """What looks like a special token in a text."""
+    return list(dict.fromkeys(match[0] for match in _MARK.finditer(text)))
+
+
+def unknown_marks(template: Template, known: Iterable[str], own: Iterable[str]) -> list[str]:
+    """What looks like a special token in a template, and is read as text.
+
+    Args:
+        known: special tokens and other added ones of the tokenizer.
+        own: `marks` of the tokenizer's own chat template, which it reads as text, too.
+    """
+    known, own = set(known), set(own)
+    alike = {_letters(token) for token in known}
+    return [
+        mark
+        for mark in marks("\n".join(texts(template)))
+        if mark not in known | own and (_KNOWN.fullmatch(mark) or _letters(mark) in alike)
+    ]
+
+
+def _letters(token: str) -> str:
+    return re.sub(r"[\W_]", "", token).lower()

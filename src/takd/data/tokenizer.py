@@ -3,31 +3,41 @@
 Inputs: none. Outputs: `tokenizer` (folder for `AutoTokenizer.from_pretrained`), `manifest`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from takd.data import records, sources
-from takd.data.template import fill
+from takd.data import template as templates
+from takd.data.encoding import Encoder
+from takd.data.template import CHAT, Template, fill
 from takd.errors import InputError
 from takd.provenance import folder_digest
 from takd.stage import Stage, write_json
+from takd.vocabulary import save_tokenizer
 
 END, PAD = "<|endoftext|>", "<|pad|>"
+ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("(3 of)", "{x} <b>"))
 
 
 def run(stage: Stage) -> None:
     """Read or train the tokenizer, write it, and say what it is in the manifest.
 
     The manifest has `vocabulary` (number of tokens), `end` and `pad` (ids; a tokenizer without a pad token gets
-    its end token as such, since masks go by length), and `begin` (ids that it sets before a text of its own).
+    its end token as such, since masks go by length), and `begin` (ids that it sets before a text of its own). Where
+    the template is "chat", it has the tokenizer's own as `template`. Any other template of the experiment goes into
+    the folder as `chat_template`.
 
     Raises:
         InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
-            training text too small for the vocabulary.
+            training text too small for the vocabulary; no chat template where one is asked for.
     """
     source = stage.spec["source"]
     folder = stage.temporary(stage.outputs["tokenizer"])
-    facts = _train(stage.spec, folder) if "train" in source else _convert(source, folder)
+    if "train" in source:
+        facts = _train(stage.spec, folder)
+    else:
+        facts = _convert(source, folder, stage.spec.get("template"), stage.say)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
@@ -74,13 +84,19 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         "eos_token": END,
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
+        "chat_template": templates.as_chat_template(spec["template"], ""),
     }
     write_json(folder / "tokenizer_config.json", settings)
     end, pad = (tokenizer.token_to_id(token) for token in (END, PAD))
     return {"vocabulary": size, "end": end, "pad": pad, "begin": []}
 
 
-def _convert(source: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _convert(
+    source: dict[str, Any],
+    folder: Path,
+    template: Template | str | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """A tokenizer of the hub, a folder or a GGUF file, in the format of a folder."""
     from transformers import AutoTokenizer
 
@@ -110,13 +126,57 @@ def _convert(source: dict[str, Any], folder: Path) -> dict[str, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     marked = tokenizer("a", add_special_tokens=True).input_ids
     start = next(i for i in range(len(marked)) if marked[i : i + len(plain)] == plain)
-    tokenizer.save_pretrained(folder)
-    return {
+    facts = {
         "vocabulary": len(tokenizer),
         "end": tokenizer.eos_token_id,
         "pad": tokenizer.pad_token_id,
         "begin": marked[:start],
     }
+    if len(marked) > start + len(plain):
+        _end_no_text(tokenizer, marked[:start])
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    facts["chat_marks"] = templates.marks(own)
+    if template == CHAT:
+        facts["template"] = templates.chat_of(tokenizer, name)
+    save_tokenizer(tokenizer, folder)
+    if isinstance(template, dict):
+        if not _carries(tokenizer, folder, facts, template):
+            say(
+                "tokenizer: apply_chat_template cannot give the prompts of data.template; it has no chat template"
+            )
+        save_tokenizer(tokenizer, folder)
+    return facts
+
+
+def _end_no_text(tokenizer: Any, begin: list[int]) -> None:
+    """Let a tokenizer set nothing behind a text: a prompt goes on, as it did in training."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokens = tokenizer.convert_ids_to_tokens(begin)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*tokens, "$A"],
+        pair=[*tokens, "$A", "$B"],
+        special_tokens=list(zip(tokens, begin, strict=True)),
+    )
+    for settings in (tokenizer.init_kwargs, vars(tokenizer)):
+        for key in ("add_eos_token", "_add_eos_token"):
+            if key in settings:
+                settings[key] = False
+
+
+def _carries(tokenizer: Any, folder: Path, facts: dict[str, Any], template: Template) -> bool:
+    """Give the tokenizer the template as its chat template, in a form that gives the prompts of the data stage."""
+    encoder = Encoder(folder / "tokenizer.json", facts, template)
+    wanted = encoder.prompts([encoder.fill(*asked) for asked in ASKED])
+    begin = "".join(tokenizer.convert_ids_to_tokens(facts["begin"]))
+    # some tokenizers set a blank before a text, but none behind a token that stands before it
+    for start in (begin, f"{begin} "):
+        tokenizer.chat_template = templates.as_chat_template(template, start)
+        messages = [[{"role": "user", "content": text, "input": more}] for text, more in ASKED]
+        if tokenizer.apply_chat_template(messages, return_dict=False) == wanted:
+            return True
+    tokenizer.chat_template = None
+    return False
 
 
 def _place(source: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -102,7 +102,7 @@ def _same(teachers: dict[str, Any]) -> bool:
 def _texts(stage: Stage, dataset: Dataset) -> dict[Part, list[Text]]:
     """What is read, by part, in the order of the data."""
     prompts = dataset["prompt_ids"]
-    encoder, longest = Encoder(stage.input("tokenizer")), stage.spec["max_length"]
+    encoder, longest = Encoder.beside(stage.input("tokenizer")), stage.spec["max_length"]
     references = [
         Text(row, index, prompts[row], response[: longest - len(prompts[row])])
         for row, references in enumerate(dataset["references"])

@@ -11,13 +11,13 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from takd.errors import InputError
 from takd.integrity import PROGRESS, Record, digests, sealed
 from takd.methods.base import Method
 from takd.stage import write_json
 from takd.training.checkpoints import Checkpoints, examine, flush
+from takd.training.exporting import Exported
 from takd.training.progress import Journal
 from takd.training.student import Student
 
@@ -64,7 +64,7 @@ class Keeper:
 
     student: Student
     method: Method
-    tokenizer: PreTrainedTokenizerBase
+    exported: Exported
     journal: Journal
     checkpoints: Checkpoints
     best: dict[str, Best]
@@ -83,7 +83,7 @@ class Keeper:
             if best.improves(values):
                 best.step, best.value, best.loss = step, values[best.measure], values["loss"]
         if any(best.step == step for best in self.best.values()):
-            self.student.export(self.checkpoints.kept(step), self.tokenizer)
+            self.student.export(self.checkpoints.kept(step), self.exported)
 
     def save(self, step: int) -> float:
         """Make a checkpoint; returns the seconds that training waited for it.

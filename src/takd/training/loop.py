@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from takd.errors import InputError
 from takd.methods.base import Method, Part
@@ -27,6 +27,7 @@ from takd.stage import Interrupted, Stage
 from takd.training.checkpoints import LOG, Checkpoints, Pace
 from takd.training.dev import dev_loss, dev_prompts, dev_scores
 from takd.training.devices import DTYPES, describe, device_name, seed_generators
+from takd.training.exporting import Exported
 from takd.training.keeping import Best, Keeper
 from takd.training.progress import Journal, Progress
 from takd.training.student import Student
@@ -41,6 +42,7 @@ class Run:
     Attributes:
         model: the model to train, not yet on its device.
         dev: prepared data set for dev loss and dev ROUGE-L.
+        exported: what stands beside the weights that it writes.
         keep: names of outputs ("model", "init") and the dev measure that picks their weights.
         rouge_tokenizer: of ROUGE-L on the dev rows, as the data stage chose it.
     """
@@ -49,7 +51,7 @@ class Run:
     accelerator: Accelerator
     method: Method
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    exported: Exported
     dev: Dataset
     decoding: Decoding
     precision: str
@@ -70,7 +72,7 @@ class Run:
         self.keeper = Keeper(
             self.student,
             self.method,
-            self.tokenizer,
+            self.exported,
             self.journal,
             self.checkpoints,
             {name: Best(measure) for name, measure in self.keep.items()},
@@ -78,6 +80,7 @@ class Run:
         )
         self.seed = self.method.context.seed
         self.title = f"{self.stage.spec['lineage']} seed {self.seed}"
+        self.tokenizer = self.exported.tokenizer
         self.end_token: int = self.tokenizer.eos_token_id
 
     def train(self) -> None:

@@ -12,12 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from takd.adapters import plain_weights
 from takd.methods.base import LossFunction
 from takd.models import compile_training
 from takd.training.devices import uses_zero3
+from takd.training.exporting import Exported
 
 
 class LossModule(nn.Module):
@@ -124,13 +125,12 @@ class Student:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
-    def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the model as a plain Hugging Face folder, adapters merged, with its tokenizer."""
+    def export(self, folder: Path, exported: Exported) -> None:
+        """Write the model as a plain Hugging Face folder, adapters merged, with what is `exported` beside."""
         model = self._masters() if self._sharded else self.model
         if self.accelerator.is_main_process:
             assert model is not None
-            model.save_pretrained(folder, state_dict=plain_weights(model))
-            tokenizer.save_pretrained(folder)
+            exported.write(model, plain_weights(model), folder)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from takd.stage import Stage, read_json
 from takd.training import devices
 from takd.training.builds import await_builds
 from takd.training.checkpoints import Checkpoints, Lock, resume_key
+from takd.training.exporting import Exported
 from takd.training.loop import Run
 
 WEIGHTS = "model.safetensors"
@@ -73,6 +74,13 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     )
     vocabulary = models.check_vocabulary(student, tokenizer, spec["model"])
     parameters = models.parameter_count(student)
+    decoding = Decoding(**spec["dev_decoding"])
+    exported = Exported.of(student, _weights(stage), tokenizer, vocabulary, decoding)
+    if int(os.environ.get("RANK", 0)) == 0 and (difference := exported.misread()):
+        stage.say(
+            f"{spec['lineage']}: AutoTokenizer reads this tokenizer otherwise beside a {student.config.model_type}"
+            f" ({difference}); read it from the trained model's folder by PreTrainedTokenizerFast.from_pretrained."
+        )
     if settings["lora"]:
         dtype = devices.DTYPES[precision]
         add_lora(
@@ -91,7 +99,6 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         nn.Module.to(models.freeze(teacher), devices.own())
         models.check_vocabulary(teacher, tokenizer, "teacher")
         check_model(teacher, "teacher", spec["max_length"])
-    decoding = Decoding(**spec["dev_decoding"])
     context = Context(
         settings=settings,
         seed=spec["seed"],
@@ -123,7 +130,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         accelerator,
         method,
         student,
-        tokenizer,
+        exported,
         dev,
         decoding,
         precision,

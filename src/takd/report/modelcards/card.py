@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from takd.data.template import CHAT
 from takd.errors import InputError
 from takd.integrity import faults, read_record, remade
 from takd.lineage import prefixes, split
@@ -26,7 +27,7 @@ from takd.report.read import MEASURES as WITH_INTERVAL
 from takd.report.read import Model, Results, read
 from takd.report.statistics import number
 from takd.report.table import chain_text, methods_text
-from takd.stage import Stage, write_text
+from takd.stage import Stage, read_json, write_text
 
 
 def run(stage: Stage) -> None:
@@ -42,7 +43,10 @@ def run(stage: Stage) -> None:
     manifest = folder.parent / "manifest.json"
     for fault in faults(manifest, read_record(manifest), ["model"], stage.threads):
         raise remade(fault, manifest)
-    text = card(results)
+    chat = stage.spec["template"] == CHAT or has_chat_template(folder)
+    text = card(results, chat)
+    # of use to Snakemake alone, which does without it, and no file to upload
+    (folder / ".snakemake_timestamp").unlink(missing_ok=True)
     write_text(folder / "README.md", text)
     # last: what says that all is there
     write_text(stage.outputs["card"], text)
@@ -50,8 +54,19 @@ def run(stage: Stage) -> None:
     stage.say(f"{node.lineage} seed {node.seed}: model card")
 
 
-def card(results: Results) -> str:
-    """The card of the one model of `results`: front matter and Markdown."""
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer in a model's folder has one: the experiment's template, wherever it can be written so."""
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (
+        settings.is_file() and bool(read_json(settings).get("chat_template"))
+    )
+
+
+def card(results: Results, chat: bool) -> str:
+    """The card of the one model of `results`: front matter and Markdown.
+
+    `chat` says whether its tokenizer has a chat template.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -60,7 +75,9 @@ def card(results: Results) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": markdown.plain, "code": markdown.code, "fence": markdown.fence}
-    body = environment.get_template("card.md.jinja").render(**_facts(results))
+    body = environment.get_template("card.md.jinja").render(
+        **_facts(results), chat=chat, snippet=snippet(results.spec, chat)
+    )
     head = front_matter(results)
     text = str(ModelCard(f"---\n{head.to_yaml(line_break=chr(10))}\n---\n\n{body}"))
     ModelCard(text)  # what cannot be read back is no card
@@ -90,7 +107,6 @@ def _facts(results: Results) -> dict[str, Any]:
         "rows": _evaluation(results),
         "prompts": {name: results.evaluations[node, name].scores["n"] for name in spec["sets"]},
         "decoding": decoding(spec["decoding"]),
-        "snippet": snippet(spec),
     }
 
 
@@ -158,7 +174,7 @@ def _evaluation(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def snippet(spec: dict[str, Any]) -> str:
+def snippet(spec: dict[str, Any], chat: bool) -> str:
     """A program that asks the model as it was asked in the evaluation; the folder of the card is the current one."""
     record = spec["decoding"]
     drawn = {"do_sample": record["sample"]}
@@ -167,15 +183,28 @@ def snippet(spec: dict[str, Any]) -> str:
     if record["no_repeat_ngram"]:
         drawn["no_repeat_ngram_size"] = record["no_repeat_ngram"]
     drawn["max_new_tokens"] = record["max_new_tokens"]
+    if chat:
+        prompt = """\
+messages = [{"role": "user", "content": "Name three colours."}]
+inputs = tokenizer.apply_chat_template(
+    messages,
+    add_generation_prompt=True,
+    return_dict=True,
+    return_tensors="pt",
+    tokenizer_kwargs={"return_token_type_ids": False},
+)"""
+    else:
+        prompt = f"""\
+template = {spec["template"]["without_input"]!a}
+prompt = template.replace("{{instruction}}", "Name three colours.")
+inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)"""
     return f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # of this file, or the model's name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-template = {spec["template"]["without_input"]!a}
-prompt = template.replace("{{instruction}}", "Name three colours.")
-inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+{prompt}
 output = model.generate(
     **inputs,
 {"".join(f"    {key}={value!r},{chr(10)}" for key, value in drawn.items())}\

@@ -1,0 +1,164 @@
+"""Small tokenizers as the families of chat models have them, each with its chat template."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+LETTERS = (
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?#'\"()[]{}<>|/_-+=*&%\n"
+)
+
+
+def _bytes(*special: AddedToken | str) -> Tokenizer:
+    """GPT-2's kind: bytes, and a merge over a blank and over a line feed."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate([*letters, "Ġa", "ĊĊ", "in"])}
+    merges = [("Ġ", "a"), ("Ċ", "Ċ"), ("i", "n")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special))
+    return tokenizer
+
+
+def _pieces(begin: str, *special: AddedToken | str, plain: tuple[str, ...] = ()) -> Tokenizer:
+    """SentencePiece's kind, without the part that makes of a blank what it is."""
+    tokens = [
+        "<unk>",
+        *[f"<0x{byte:02X}>" for byte in range(256)],
+        "▁",
+        *LETTERS,
+        "▁a",
+        "in",
+        "\n\n",
+    ]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    merges = [("▁", "a"), ("i", "n"), ("\n", "\n")]
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    tokenizer.add_special_tokens(["<unk>", begin, *special])
+    tokenizer.add_tokens(list(plain))
+    number = tokenizer.token_to_id(begin)
+    tokenizer.post_processor = TemplateProcessing(
+        single=[begin, "$A"], special_tokens=[(begin, number)]
+    )
+    return tokenizer
+
+
+def chatml() -> tuple[Tokenizer, dict[str, str], str]:
+    tokenizer = _bytes("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    template = (
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
+        " + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    return tokenizer, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, template
+
+
+def qwen() -> tuple[Tokenizer, dict[str, str], str]:
+    """A system prompt of its own, and marks of thoughts that are no special tokens."""
+    tokenizer, special, template = chatml()
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    system = (
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+        "{% endif %}"
+    )
+    return tokenizer, special, system + template
+
+
+def llama2() -> tuple[Tokenizer, dict[str, str], str]:
+    """[INST] is text, and every part between special tokens begins with a blank."""
+    tokenizer = _pieces("<s>", "</s>")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    template = (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' +"
+        " message['content'].strip() + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    return tokenizer, {"bos_token": "<s>", "eos_token": "</s>"}, template
+
+
+def mistral() -> tuple[Tokenizer, dict[str, str], str]:
+    """[INST] is a special token, and a text begins with a blank where nothing stands before it."""
+    tokenizer = _pieces("<s>", "</s>", "[INST]", "[/INST]")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    template = (
+        "{{ bos_token }}{% for message in messages %}"
+        "{{ '[INST] ' + message['content'] + '[/INST]' }}{% endfor %}"
+    )
+    return tokenizer, {"bos_token": "<s>", "eos_token": "</s>"}, template
+
+
+def llama3() -> tuple[Tokenizer, dict[str, str], str]:
+    names = ("begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eot_id")
+    tokenizer = _bytes(*(f"<|{name}|>" for name in names))
+    number = tokenizer.token_to_id("<|begin_of_text|>")
+    tokenizer.post_processor = TemplateProcessing(
+        single=["<|begin_of_text|>", "$A"], special_tokens=[("<|begin_of_text|>", number)]
+    )
+    template = (
+        "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role']"
+        " + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}"
+        "{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+        "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    )
+    return tokenizer, {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}, template
+
+
+def gemma() -> tuple[Tokenizer, dict[str, str], str]:
+    """Line feeds are added tokens, too."""
+    tokenizer = _pieces("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", plain=("\n\n",))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    template = (
+        "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\n' +"
+        " message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
+        "{{'<start_of_turn>model\n'}}{% endif %}"
+    )
+    return tokenizer, {"bos_token": "<bos>", "eos_token": "<eos>"}, template
+
+
+def phi3() -> tuple[Tokenizer, dict[str, str], str]:
+    """Special tokens that swallow the blanks behind them."""
+    swallowing = [AddedToken(f"<|{n}|>", rstrip=True) for n in ("user", "assistant", "end")]
+    tokenizer = _bytes("<|endoftext|>", *swallowing)
+    template = (
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    return tokenizer, {"eos_token": "<|endoftext|>"}, template
+
+
+def zephyr() -> tuple[Tokenizer, dict[str, str], str]:
+    """A tokenizer that sets a begin token before texts, with a chat template that has none."""
+    tokenizer = _pieces("<s>", "</s>")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    template = (
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    return tokenizer, {"bos_token": "<s>", "eos_token": "</s>"}, template
+
+
+CHATS: dict[str, Callable[[], tuple[Tokenizer, dict[str, str], str]]] = {
+    chat.__name__: chat for chat in (chatml, qwen, llama2, mistral, llama3, gemma, phi3, zephyr)
+}
+
+
+def save_chat(name: str, folder: Path, **more: Any) -> PreTrainedTokenizerFast:
+    """Write a tokenizer as its model is published with it; `more` are settings of its own."""
+    backend, special, template = CHATS[name]()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    fast.chat_template = more.pop("chat_template", template)
+    fast.save_pretrained(folder)
+    return fast
