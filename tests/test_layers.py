@@ -8,6 +8,8 @@ from models_for_tests import tiny_gpt2
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -146,3 +148,93 @@ def without_of_three(model):
     model.transformer.h[1].attn.layer_idx = 1
     model.config.n_layer = 2
     return model.eval()
+
+
+# what families say of each layer, by whatever name: (settings, layers of six that stay)
+SIX = {**LLAMA_LIKE, "num_hidden_layers": 6, "pad_token_id": 0, "head_dim": 8}
+EXPERTS = {
+    "moe_intermediate_size": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "mlp_only_layers": [0, 1],
+}
+VISION = {
+    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6},
+    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+}
+SETTINGS = {
+    "smollm3": {"no_rope_layers": [1, 1, 0, 0, 1, 0]},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3},
+    "olmo3": {"sliding_window": 4},
+    "exaone4": {"sliding_window": 4, "sliding_window_pattern": 3},
+    "gemma3_text": {"sliding_window": 4, "eos_token_id": [0, 1, 2, 3, 4, 5]},
+    "gemma4_unified_text": {"sliding_window": 4, "hidden_size_per_layer_input": 0},
+    "qwen3_moe": EXPERTS,
+    # the settings of the text, and its layers beside as many of the images
+    "gemma3": {"text_config": {**SIX, "sliding_window": 4}, "vision_config": VISION},
+}
+
+
+def of_six(kind, **settings):
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](**({} if kind == "gemma3" else SIX), **settings)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(6.0)
+    return model
+
+
+def handing_on(model, kept):
+    """Every layer but these gives its input as its result."""
+    (layers,) = (
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == 6 and "vision" not in name
+    )
+    for number, layer in enumerate(layers):
+        if number not in kept:
+            layer.register_forward_hook(
+                lambda _, args, kwargs, output: args[0] if args else kwargs["hidden_states"],
+                with_kwargs=True,
+            )
+    return model
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+@torch.no_grad()
+def test_what_a_family_says_of_each_layer_goes_with_the_layer(tmp_path, kind):
+    kept = [0, 1, 4] if kind == "qwen3_moe" else [0, 2, 5]
+    model = of_six(kind, **SETTINGS[kind])
+    model.save_pretrained(tmp_path)
+    (tmp_path / "part").mkdir()
+    assert keep_layers(tmp_path, tmp_path / "part", kept, "m") == kept
+    small = load_model(tmp_path / "part").eval()
+    expected = handing_on(model, kept)(IDS, use_cache=False).logits
+    torch.testing.assert_close(small(IDS, use_cache=False).logits, expected)
+    text, whole = small.config.get_text_config(), model.config.get_text_config()
+    assert text.num_hidden_layers == 3 and text.eos_token_id == whole.eos_token_id
+    check_decoding(small, "m", longest=24)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        # computes with a layer's number
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("diffllama", {}),
+        # names layers by their numbers, and counts them
+        ("qwen3_moe", EXPERTS),
+        ("qwen2_moe", {**EXPERTS, "mlp_only_layers": [], "decoder_sparse_step": 2}),
+        ("ernie4_5_moe", {"moe_layer_start_index": 2, "moe_num_experts": 4, "moe_k": 2}),
+    ],
+)
+def test_layers_that_would_compute_something_else_are_refused(tmp_path, kind, settings):
+    model = of_six(kind, **settings)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "part").mkdir()
+    said = rf"'m' \({kind}\): keep_layers does not work on it: .* choose other layers, or a family"
+    with pytest.raises(InputError, match=said):
+        keep_layers(tmp_path, tmp_path / "part", [1, 2, 5], "m")
+    assert not list((tmp_path / "part").iterdir())

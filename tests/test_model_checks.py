@@ -5,6 +5,7 @@ import torch
 from models_for_tests import tiny_gpt2
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     Gemma3Config,
     Gemma3TextConfig,
@@ -16,7 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from takd import kvcache
+from takd import kvcache, model_checks
 from takd.errors import InputError
 from takd.kvcache import RaggedCache
 from takd.model_checks import (
@@ -24,6 +25,7 @@ from takd.model_checks import (
     check_decoding,
     check_model,
     check_projection,
+    check_reading,
     decoded_and_at_once,
     relative_error,
     rows_to_check,
@@ -228,14 +230,92 @@ def test_texts_that_cross_a_switch_of_the_frequencies_are_checked():
         check_decoding(model, "any", longest=LONGEST)
 
 
+def switching(kind, **settings):
+    """Rotary frequencies that change for all rows of a batch when one of them is longer than 16 tokens."""
+    torch.manual_seed(0)
+    scaled = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16}
+    scaled |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    config = CONFIG_MAPPING[kind](
+        **{**LLAMA, "pad_token_id": 0}, rope_parameters=scaled, **settings
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "olmo2", "smollm3"])
+def test_a_text_that_depends_on_the_others_of_its_batch_is_refused(kind):
+    model = switching(kind)
+    check_model(model, kind, reads=16)
+    check_model(model, kind, longest=16)
+    for lengths in ({"reads": LONGEST}, {"longest": LONGEST}):
+        with pytest.raises(InputError, match=r"other hidden states .* data\.max_length at most 16"):
+            check_model(model, kind, **lengths)
+
+
+@pytest.mark.parametrize("long", [13, 30, 600])
+def test_a_border_that_no_setting_names_is_crossed(long):
+    """As experts with room for so many tokens of a batch, and attention to some of so many blocks."""
+    model = made("llama")
+    model.config.max_position_embeddings = 2000
+    plain = model.model.layers[1].mlp.forward
+    model.model.layers[1].mlp.forward = lambda hidden: plain(hidden) * (hidden.shape[1] <= long)
+    check_reading(model, "any", longest=long)
+    with pytest.raises(InputError, match="for a text beside others than alone"):
+        check_reading(model, "any", longest=2 * long)
+
+
+def test_comparisons_do_not_pass_with_numbers_that_are_not_finite(monkeypatch):
+    """`nan > x` is false for every x."""
+    model = made("llama")
+    monkeypatch.setattr(model_checks, "_check_finite", lambda values, name: None)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    for check in (check_decoding, check_reading):
+        with pytest.raises(InputError, match="other hidden states"):
+            check(model, "any", LONGEST)
+
+
+class Failing(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, *args, **kwargs):
+        raise self.error
+
+
+ERRORS = [
+    IndexError("list index out of range"),
+    KeyError("pixel_values"),
+    AssertionError(),
+    ImportError("flash_attn is needed"),
+    ValueError("You have to specify encoder_hidden_states\nor encoder_outputs"),
+    ZeroDivisionError("division by zero"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_a_family_raises_is_one_sentence(error):
+    model = made("gpt2")
+    model.transformer.h[1].mlp = Failing(error)
+    model.train()
+    for check, longest in ((check_projection, []), (check_decoding, [24]), (check_reading, [24])):
+        with pytest.raises(InputError) as told:
+            check(model, "odd", *longest)
+        said = str(told.value)
+        assert "model 'odd' (gpt2) cannot" in said and type(error).__name__ in said
+        assert said.endswith("mistral or qwen2.") and "\n" not in said
+        assert model.training
+
+
 def test_the_check_reads_no_further_than_the_texts_of_the_experiment():
-    assert rows_to_check(MistralConfig(sliding_window=4096), 512) == [7, 24]
+    assert rows_to_check(MistralConfig(sliding_window=4096), 512) == [7, 512]
     assert rows_to_check(MistralConfig(sliding_window=4096), 10_000) == [7, 4099, 8192]
     assert rows_to_check(MistralConfig(sliding_window=500), 512) == [7, 503, 512]
-    assert rows_to_check(FAMILIES["gemma3-nested"], 48) == [7, 19, 32]
+    assert rows_to_check(FAMILIES["gemma3-nested"], 48) == [7, 19, 48]
     assert rows_to_check(FAMILIES["gemma3-nested"], 12) == [7, 12]
-    assert rows_to_check(FAMILIES["gpt2"], 1000) == [7, 24]
-    assert rows_to_check(phi3(), 64) == [7, 19, 32]
+    assert rows_to_check(FAMILIES["gpt2"], 1000) == [7, 64]
+    assert rows_to_check(GPT2Config(n_positions=4096), 4000) == [7, 1024]
+    assert rows_to_check(phi3(), 64) == [7, 19, 64]
     # no further than a model has positions
     assert max(rows_to_check(MistralConfig(**LLAMA, sliding_window=40), 1000)) == 64
     for longest in range(2, 80):

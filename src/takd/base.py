@@ -19,8 +19,18 @@ from takd.integrity import LAST_WRITTEN, DamagedError, read_record
 from takd.layers import INDEX, keep_layers
 from takd.precision import PRETRAINED
 from takd.provenance import source_digest
-from takd.stage import Stage, read_json
+from takd.stage import Stage, read_json, write_json
 from takd.vocabulary import ALSO, FILES, check_same_tokenizer, has_tokenizer
+from takd.weight_files import (
+    AGAIN,
+    check_finite,
+    copy_unwrapped,
+    read_config,
+    read_json_object,
+    reason,
+    tensor_names,
+    unwrapped,
+)
 
 WHOLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
@@ -30,8 +40,9 @@ def run(stage: Stage) -> None:
     """Fetch, make or describe the weights, and check them.
 
     Raises:
-        InputError: no safetensors in the source or not all of them, another number of parameters than declared,
-            another tokenizer than the experiment's, or fewer positions than its texts are long.
+        InputError: no safetensors in the source, not all of them, or damaged ones; weights that are not finite; a
+            model of a kind that cannot be trained here; another number of parameters than declared, another tokenizer
+            than the experiment's, or fewer positions than its texts are long.
     """
     # DeepSpeed, which transformers imports, else warns on the console that it found no card
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -72,7 +83,7 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
         # whole first, where only some of its layers stay
         whole = target if kept is None else Path(folder)
         if "gguf" in weights:
-            _from_gguf(source, whole)
+            _from_gguf(source, whole, name)
         else:
             _link(source, whole, name)
         if kept is not None:
@@ -133,24 +144,57 @@ def relink(model: Path, weights: Mapping[str, Any]) -> bool:
 
 
 def _link(source: Path, target: Path, name: str) -> None:
-    """Links to a model's files; the weights are too large to copy."""
-    files = [source / "config.json"]
+    """Links to a model's files, which are too large to copy; copies where a wrapper has changed the tensors' names."""
+    index: dict[str, Any] = {}
     if (source / WHOLE).is_file():
-        files.append(source / WHOLE)
+        files = [source / WHOLE]
     elif (source / INDEX).is_file():
-        shards = sorted(set(read_json(source / INDEX)["weight_map"].values()))
-        files += [source / INDEX, *(source / shard for shard in shards)]
+        index = read_json_object(source / INDEX, f"model '{name}'")
+        files = [source / shard for shard in _shards(source, index, name)]
     else:
         raise InputError(
             f"model '{name}': its source holds no {WHOLE} and no {INDEX}; convert its weights (save_pretrained does"
             " so), since other formats run code when they are read."
         )
-    for file in files:
+    config = source / "config.json"
+    for file in (config, *files):
         if not file.is_file():
             raise InputError(
                 f"model '{name}': its source lacks {file.name}; fetch or copy it again, all of it."
             )
-        (target / file.name).symlink_to(file.resolve())
+    read_config(source, name)
+    keys = tensor_names(files, name)
+    names: dict[str, str] = {}
+    for key in keys:
+        if (other := names.setdefault(unwrapped(key), key)) != key:
+            raise InputError(
+                f"model '{name}': its source holds the same tensor as {other} and as {key}; save it again without the"
+                " wrapper that names it so."
+            )
+    (target / config.name).symlink_to(config.resolve())
+    wrapped = names.keys() != keys.keys()
+    for file in files:
+        if wrapped:
+            copy_unwrapped(file, target / file.name)
+        else:
+            (target / file.name).symlink_to(file.resolve())
+    if index and wrapped:
+        places = {unwrapped(key): shard for key, shard in index["weight_map"].items()}
+        write_json(target / INDEX, {**index, "weight_map": places})
+    elif index:
+        (target / INDEX).symlink_to((source / INDEX).resolve())
+
+
+def _shards(source: Path, index: dict[str, Any], name: str) -> list[str]:
+    """Names of the files that an index speaks of."""
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(shard, str) and shard == Path(shard).name for shard in places.values()
+    ):
+        raise InputError(
+            f"model '{name}': {source / INDEX} has to give a file beside it for each tensor (weight_map); {AGAIN}."
+        )
+    return sorted(set(places.values()))
 
 
 def _from_hub(weights: dict[str, Any]) -> Path:
@@ -169,11 +213,17 @@ def _from_hub(weights: dict[str, Any]) -> Path:
     return Path(folder)
 
 
-def _from_gguf(path: Path, target: Path) -> None:
+def _from_gguf(path: Path, target: Path, name: str) -> None:
     """Dequantise a GGUF file; the model that transformers makes of it cannot be saved itself."""
     from transformers import AutoModelForCausalLM
 
-    source = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+    try:
+        source = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # the file, its family or its types: what they raise has no base
+        raise InputError(
+            f"model '{name}': {path} cannot be read as GGUF ({reason(error)}); fetch it again, or use safetensors of"
+            " the same model."
+        ) from None
     config = source.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -203,20 +253,26 @@ def _from_scratch(shape: dict[str, Any], tokenizer: dict[str, Any], target: Path
 
 
 def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
-    """Number of parameters, after a look at names, shapes and sizes; nothing is loaded."""
+    """Number of parameters, after a look at names, shapes, sizes and numbers; one tensor at a time is loaded."""
     from transformers import AutoModelForCausalLM
 
     from takd.models import check_vocabulary, load_tokenizer, parameter_count
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        device_map="meta",
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # each family builds itself in its own way
+        raise InputError(
+            f"model '{name}' cannot be built from its config.json ({reason(error)}); {AGAIN}, weights and config.json"
+            " of one model."
+        ) from None
     model, found = loaded
     wrong = sorted(str(key) for key in found["mismatched_keys"]) or sorted(found["missing_keys"])
     if wrong:
@@ -226,9 +282,10 @@ def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
             " again."
         )
     check_vocabulary(model, load_tokenizer(tokenizer), name)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < max_length:
         raise InputError(
             f"model '{name}' has {positions} positions, but data.max_length is {max_length}; set at most {positions}."
         )
+    check_finite(sorted(folder.glob("*.safetensors")), name, ignored=found["unexpected_keys"])
     return parameter_count(model)

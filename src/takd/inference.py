@@ -29,11 +29,13 @@ def load(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     longest: int | None = None,
+    reads: int | None = None,
 ) -> tuple[PreTrainedModel, int]:
     """Read a model onto the device at hand, in the numbers that the settings ask for, and its vocabulary.
 
     Args:
         longest: tokens of the longest text that the model will decode; None if it only reads.
+        reads: tokens of the longest text that it will read, if it does not decode.
 
     Raises:
         InputError: as `models.check_vocabulary` and `check_model`.
@@ -45,5 +47,5 @@ def load(
     model = models.load_model(folder, dtype=DTYPES[precision])
     vocabulary = models.check_vocabulary(model, tokenizer, name)
     nn.Module.to(models.freeze(model), own())
-    check_model(model, name, longest)
+    check_model(model, name, longest, reads)
     return model, vocabulary

@@ -4,17 +4,27 @@ DistilBERT and DistilGPT2 started so (arXiv 1910.01108). Works on the files: a b
 after the other, so that no more than a file is in memory, and the configuration says how many there are.
 """
 
+import copy
 import json
 import re
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
+from takd.weight_files import opened, read_config, reason
 
 INDEX = "model.safetensors.index.json"
 # `model.layers.3.mlp.up_proj.weight`: what stands before the first number, the number, and the rest
 BLOCK = re.compile(r"((?:[^.\d][^.]*\.)+)(\d+)(\..+)")
+# lists that may be as long as there are layers, and numbered settings, of something else
+NOT_OF_LAYERS = re.compile(r"_(tokens?|tokens?_ids?|words_ids)$|^(architectures|id2label)$")
+WINDOWS = ("sliding_window", "attention_chunk_size")
+WINDOW = 8  # tokens, where two models are compared
+SAME = 1e-4  # relative error of hidden states that is taken for rounding
+# Parts of the names of other stacks than the text's, in models that read more than text
+OTHER_STACKS = re.compile("vision|visual|image|audio|speech")
 
 
 def choose(keep: int | list[int], layers: int, name: str) -> list[int]:
@@ -47,28 +57,134 @@ def keep_layers(source: Path, target: Path, keep: int | list[int], name: str) ->
         keep: numbers of layers, rising, or how many.
 
     Raises:
-        InputError: as `choose`, and for tensors that are not those of one stack of blocks.
+        InputError: as `choose`; for tensors that are not those of one stack of blocks; for a family in which the layers
+            that stay would compute something else than they do in the source.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    layers = config.num_hidden_layers
+    config = read_config(source, name)
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        raise _unfit(name, config, "its config.json does not say how many layers there are")
     kept = choose(keep, layers, name)
-    _write_tensors(source, target, {old: new for new, old in enumerate(kept)}, layers, name)
-    settings = config.to_dict()
-    settings[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
-    # what a family says of each layer, such as which of them look no further than a window
-    for key, value in settings.items():
-        if key.startswith("layer_") and isinstance(value, list) and len(value) == layers:
-            settings[key] = [value[old] for old in kept]
-    type(config).from_dict(settings).save_pretrained(target)
+    part = shortened(config, kept, name)
+    _check_same(config, part, kept, name)
+    nested = text is not config
+    _write_tensors(source, target, {old: new for new, old in enumerate(kept)}, layers, name, nested)
+    part.save_pretrained(target)
     return kept
 
 
+def shortened(config: Any, kept: list[int], name: str) -> Any:
+    """The configuration of a model of some of its layers: how many there are, and what it says of each.
+
+    Raises:
+        InputError: settings that do not allow it.
+    """
+    text = config.get_text_config()
+    layers = text.num_hidden_layers
+    settings = config.to_dict()
+    of_text = settings
+    if text is not config:
+        of_text = settings[next(key for key in config.sub_configs if getattr(config, key) is text)]
+    # what a family says of each layer, such as which of them look no further than a window or have no positions
+    for key, value in of_text.items():
+        if NOT_OF_LAYERS.search(key):
+            continue
+        if isinstance(value, list) and len(value) == layers:
+            of_text[key] = [value[old] for old in kept]
+        elif isinstance(value, dict) and value and all(str(each).isdecimal() for each in value):
+            of_layer = {int(number): each for number, each in value.items()}
+            of_text[key] = {n: of_layer[old] for n, old in enumerate(kept) if old in of_layer}
+    of_text[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
+    try:
+        return type(config).from_dict(settings)
+    except Exception as error:  # each family checks its settings in its own way
+        raise _unfit(
+            name, config, f"its config.json cannot be shortened ({reason(error)})"
+        ) from None
+
+
+def _check_same(config: Any, part: Any, kept: list[int], name: str) -> None:
+    """Make sure that a model of some layers computes what the whole one does when the others hand on their input.
+
+    Some families count or name layers in other settings than lists, or compute with a layer's number. Both models have
+    made-up weights (`takd.hollow`), and windows that are shorter than the text.
+    """
+    import torch
+
+    from takd.hollow import hollow
+    from takd.model_checks import relative_error
+    from takd.models import hidden_states
+
+    layers = config.get_text_config().num_hidden_layers
+    config, part = copy.deepcopy(config), copy.deepcopy(part)
+    for each in (config, part):
+        text = each.get_text_config()
+        for key in WINDOWS:
+            if getattr(text, key, None):
+                setattr(text, key, WINDOW)
+    try:
+        whole = hollow(config)
+        stacks = _stacks(whole, layers)
+        short = hollow(part, lambda key: _in_whole(key, stacks, kept))
+        for stack in stacks.values():
+            for number, layer in enumerate(stack):
+                if number not in kept:
+                    layer.register_forward_hook(_hand_on, with_kwargs=True)
+        ids = torch.arange(3 * WINDOW)[None] % config.get_text_config().vocab_size
+        with torch.no_grad():
+            expected, found = (hidden_states(model, ids) for model in (whole, short))
+        distance = relative_error(found, expected)
+    except Exception as error:  # a family that cannot be asked in this way raises anything
+        raise _unfit(
+            name, config, f"some of its layers cannot be compared with all ({reason(error)})"
+        ) from None
+    if not stacks or not distance < SAME:
+        raise _unfit(
+            name,
+            config,
+            f"layers {', '.join(map(str, kept))} would compute something else there than in the whole model",
+        )
+
+
+def _stacks(model: Any, layers: int) -> dict[str, Any]:
+    """The lists that have an entry for each layer of the text model, by name; not those within layers."""
+    from torch import nn
+
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) != layers:
+            continue
+        if not OTHER_STACKS.search(path) and not any(path.startswith(f"{each}.") for each in found):
+            found[path] = module
+    return found
+
+
+def _in_whole(key: str, stacks: Collection[str], kept: list[int]) -> str:
+    """The name that a parameter of the smaller model has in the whole one."""
+    for stack in stacks:
+        if key.startswith(f"{stack}."):
+            number, dot, rest = key.removeprefix(f"{stack}.").partition(".")
+            return f"{stack}.{kept[int(number)]}{dot}{rest}"
+    return key
+
+
+def _hand_on(layer: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    """A forward hook: the layer's result is its input."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _unfit(name: str, config: Any, why: str) -> InputError:
+    return InputError(
+        f"model '{name}' ({config.model_type}): keep_layers does not work on it: {why}; choose other layers, or a"
+        " family such as gpt2, opt, llama, mistral or qwen2."
+    )
+
+
 def _write_tensors(
-    source: Path, target: Path, places: dict[int, int], layers: int, name: str
+    source: Path, target: Path, places: dict[int, int], layers: int, name: str, nested: bool
 ) -> None:
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     files = sorted(source.glob("*.safetensors"))
@@ -77,16 +193,17 @@ def _write_tensors(
     size = 0
     for file in files:
         tensors: dict[str, Any] = {}
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118, this is no dictionary
-                if match := BLOCK.fullmatch(key):
+        with opened(file, name) as weights:
+            for key in weights.keys():  # noqa: SIM118, this is no dictionary
+                match = BLOCK.fullmatch(key)
+                if match and not (nested and OTHER_STACKS.search(match[1])):
                     before, number, after = match[1], int(match[2]), match[3]
                     found[before].add(number)
                     if number not in places:
                         continue
-                    tensors[f"{before}{places[number]}{after}"] = opened.get_tensor(key)
+                    tensors[f"{before}{places[number]}{after}"] = weights.get_tensor(key)
                 else:
-                    tensors[key] = opened.get_tensor(key)
+                    tensors[key] = weights.get_tensor(key)
         if tensors:
             save_file(tensors, target / file.name, metadata={"format": "pt"})
             where |= dict.fromkeys(tensors, file.name)

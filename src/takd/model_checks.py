@@ -1,6 +1,7 @@
 """What a model is asked once it is loaded: whether the losses and the sampling of this package fit its family."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,10 +11,12 @@ from transformers import PreTrainedModel
 from takd.errors import InputError
 from takd.kvcache import RaggedCache
 from takd.models import hidden_states, lowered_type
+from takd.weight_files import reason
 
 FITTING = "use a family such as gpt2, opt, llama, mistral or qwen2."
 STEPS = 4  # tokens that each row decodes
-SHORT = 24  # tokens of the longer row where a family has no border
+SHORT = 24  # tokens of the longer row where a family has no border and no text is longer
+FAR = 1024  # tokens of the longest row, if texts are so long: borders may have names that are not known here
 # Keys of a configuration that name a length from which on a model computes otherwise: windows, blocks, and switches
 # of the rotary frequencies.
 BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
@@ -26,20 +29,42 @@ BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embe
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 7e-2}
 
 
-def check_model(model: PreTrainedModel, name: str, longest: int | None = None) -> None:
+def check_model(
+    model: PreTrainedModel, name: str, longest: int | None = None, reads: int | None = None
+) -> None:
     """Make sure that a model computes finite numbers, and in the way that this package relies on.
 
     It is asked on its device, in its types and under the autocast that is on, so call this as the model will be used.
 
     Args:
         longest: tokens of the longest text that it will decode; None if it only reads.
+        reads: tokens of the longest text that it will read beside others, if it does not decode.
 
     Raises:
-        InputError: as `check_projection` and `check_decoding`.
+        InputError: as `check_projection`, `check_decoding` and `check_reading`.
     """
     check_projection(model, name)
     if longest is not None:
         check_decoding(model, name, longest)
+    elif reads is not None:
+        check_reading(model, name, reads)
+
+
+@contextmanager
+def _refusing(model: PreTrainedModel, name: str, what: str) -> Iterator[None]:
+    """Have a model in evaluation mode; what it raises becomes an InputError that says `what` it cannot do."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # a family may ask for anything, and raises anything without it
+        raise InputError(
+            f"model '{name}' ({model.config.model_type}) cannot {what} ({reason(error)}); {FITTING}"
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -50,33 +75,34 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
     any precision, while logits computed twice in half precision differ by rounding.
 
     Raises:
-        InputError: numbers that are not finite, or a family that scales, caps or otherwise changes its logits.
+        InputError: numbers that are not finite, a family that cannot read a text alone, or one that scales, caps or
+            otherwise changes its logits.
     """
-    was_training = model.training
-    model.eval()
-    ids = torch.arange(4, device=model.device)[None]
-    passed: list[tuple[Tensor, Tensor]] = []
-    watch = model.get_output_embeddings().register_forward_hook(
-        lambda _, inputs, output: passed.append((inputs[0], output))
-    )
-    try:
-        logits = model(input_ids=ids).logits
-    finally:
-        watch.remove()
-    hidden = hidden_states(model, ids)
-    model.train(was_training)
-    _check_finite(hidden, name)
-    _check_finite(logits, name)
-    if (
-        not isinstance(model.get_output_embeddings(), nn.Linear)
-        or not passed
-        or not torch.equal(passed[0][1].to(logits.dtype), logits)
-        or relative_error(passed[0][0], hidden) > _tolerance(model)
-    ):
-        raise InputError(
-            f"model '{name}' ({model.config.model_type}) changes its logits before or after the output embedding,"
-            f" which the losses here do not know; {FITTING}"
+    with _refusing(model, name, "make logits of a text alone"):
+        ids = torch.arange(4, device=model.device)[None]
+        passed: list[tuple[Tensor, Tensor]] = []
+        head = model.get_output_embeddings()
+        watch = head.register_forward_hook(
+            lambda _, inputs, output: passed.append((inputs[0], output))
         )
+        try:
+            logits = model(input_ids=ids).logits
+        finally:
+            watch.remove()
+        hidden = hidden_states(model, ids)
+        _check_finite(hidden, name)
+        _check_finite(logits, name)
+        if (
+            not isinstance(head, nn.Linear)
+            or not passed
+            or passed[0][0].shape != hidden.shape
+            or not torch.equal(passed[0][1].to(logits.dtype), logits)
+            or not relative_error(passed[0][0], hidden) <= _tolerance(model)
+        ):
+            raise InputError(
+                f"model '{name}' ({model.config.model_type}) changes its logits before or after the output embedding,"
+                f" which the losses here do not know; {FITTING}"
+            )
 
 
 @torch.no_grad()
@@ -92,45 +118,69 @@ def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
     Raises:
         InputError: numbers that are not finite, or attention that asks more of its cache than keys and values.
     """
-    was_training = model.training
-    model.eval()
-    kind, lengths = model.device.type, rows_to_check(model.config, longest)
+    kind = model.device.type
     modes = {torch.is_autocast_enabled(kind)}
     # LoRA has frozen weights in half precision beside float32, with which autocast alone can compute
     if len({parameter.dtype for parameter in model.parameters()}) == 1:
         modes.add(False)
-    why = ""
-    try:
+    with _refusing(model, name, "be decoded token by token, so that its samples could be trusted"):
+        lengths = rows_to_check(model.config, longest)
         for mixed in modes:
             with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=mixed):
-                found, expected = decoded_and_at_once(model, lengths)
-                _check_finite(expected, name)
-                _check_finite(found, name)
-                error = relative_error(found, expected)
-                if error > _tolerance(model):
-                    why = (
-                        f"computes other hidden states token by token than at once ({error:.1%} off in texts of"
-                        f" {', '.join(map(str, lengths))} tokens)"
-                    )
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # what a model raises whose layers are no attention, or ask their cache for something else
-        reason = str(error).strip().partition("\n")[0]
-        why = f"cannot be decoded token by token ({type(error).__name__}: {reason})"
-    finally:
-        model.train(was_training)
-    if why:
+                _check_equal(
+                    *decoded_and_at_once(model, lengths),
+                    model,
+                    name,
+                    f"token by token than at once ({{}} off in texts of {_listed(lengths)} tokens), so that its samples"
+                    " could not be trusted",
+                )
+
+
+@torch.no_grad()
+def check_reading(model: PreTrainedModel, name: str, longest: int) -> None:
+    """Make sure that a text has the same hidden states beside longer texts as alone.
+
+    Args:
+        longest: tokens of the longest text that the model will read.
+
+    Raises:
+        InputError: numbers that are not finite, or results that depend on the other rows of a batch.
+    """
+    with _refusing(model, name, "read several texts at once"):
+        lengths = rows_to_check(model.config, longest)
+        texts = _random_texts(model, lengths)
+        width = max(lengths)
+        padded = torch.tensor([[*text, *text[-1:] * (width - len(text))] for text in texts])
+        together = hidden_states(model, padded.to(model.device))
+        for row, text in enumerate(texts):
+            alone = hidden_states(model, torch.tensor([text], device=model.device))[0]
+            _check_equal(
+                together[row, : len(text)][-STEPS:],
+                alone[-STEPS:],
+                model,
+                name,
+                f"for a text beside others than alone ({{}} off in texts of {_listed(lengths)} tokens), so that its"
+                " results would depend on the batch",
+            )
+
+
+def _check_equal(
+    found: Tensor, expected: Tensor, model: PreTrainedModel, name: str, where: str
+) -> None:
+    """Make sure that hidden states are finite, and equal but for rounding.
+
+    Args:
+        where: they differ, and what follows, for the message; `{}` stands for how much.
+    """
+    _check_finite(expected, name)
+    _check_finite(found, name)
+    error = relative_error(found, expected)
+    if not error <= _tolerance(model):
+        border = min(_borders(model.config.get_text_config().to_dict()), default=None)
+        remedy = f"keep data.max_length at most {border}, or " if border else ""
         raise InputError(
-            f"model '{name}' ({model.config.model_type}) {why}, so that its samples could not be trusted; {FITTING}"
+            f"model '{name}' ({model.config.model_type}) computes other hidden states {where.format(f'{error:.1%}')};"
+            f" {remedy}{FITTING}"
         )
 
 
@@ -138,13 +188,13 @@ def rows_to_check(config: Any, longest: int) -> list[int]:
     """Lengths of texts that lead a model across each of its borders, and far beyond the last.
 
     None is longer than `longest`: what lies beyond that matters to nobody, and so the check costs no more than a few of
-    the texts that the model is about to read in any case.
+    the texts that the model is about to read in any case. The last row is as long as those, up to `FAR` tokens.
     """
     settings = config.get_text_config()
     longest = min(longest, getattr(settings, "max_position_embeddings", longest))
     borders = sorted({border for border in _borders(settings.to_dict()) if border < longest})
     # what a window hides must be a good part of the text to be seen; a switch has to fall among the decoded tokens
-    far = 2 * borders[-1] if borders else SHORT
+    far = max(2 * borders[-1] if borders else SHORT, min(longest, FAR))
     rows = [STEPS + 3, *(border + STEPS - 1 for border in borders), far]
     return [min(length, longest) for length in rows]
 
@@ -155,15 +205,24 @@ def _borders(settings: Mapping[str, Any]) -> Iterator[int]:
             value, Mapping
         ):  # the rotary frequencies, in Gemma 3 those of each kind of layer
             yield from _borders(value)
-        elif key in BORDERS and value:
-            yield int(value)
+        elif key in BORDERS:
+            # some families give one for each layer
+            yield from (each for each in (value if isinstance(value, list) else [value]) if each)
+
+
+def _listed(lengths: Sequence[int]) -> str:
+    return ", ".join(map(str, lengths))
+
+
+def _random_texts(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    entries = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    return [torch.randint(entries, (n,), generator=generator).tolist() for n in lengths]
 
 
 def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Hidden states at the ends of random texts, decoded together and each text alone: (texts, tokens, hidden size)."""
-    generator = torch.Generator().manual_seed(0)
-    entries = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
-    texts = [torch.randint(entries, (length,), generator=generator).tolist() for length in lengths]
+    texts = _random_texts(model, lengths)
     steps = min(STEPS, min(lengths) - 1)
     alone = [
         hidden_states(model, torch.tensor([text], device=model.device))[0, -steps - 1 :]

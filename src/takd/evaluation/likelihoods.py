@@ -150,8 +150,11 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
     progress = Progress(_title(spec), left, 0, active=share.first)
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
 
+    longest = max((len(text) for part in texts.values() for text in part), default=1)
+
     def load(name: str, lineage: str) -> tuple[Any, int]:
-        return inference.load(stage, stage.input(name).parent / "model", tokenizer, lineage)
+        folder = stage.input(name).parent / "model"
+        return inference.load(stage, folder, tokenizer, lineage, reads=longest)
 
     def go(part: Part, read: Callable[[list[Text]], list[Record]]) -> None:
         nonlocal left

@@ -98,8 +98,13 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     """Write the file `outputs.safetensors` into the folder; returns the number of tokens."""
     spec, kind = stage.spec, stage.spec["kind"]
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
     model, vocabulary = inference.load(
-        stage, stage.input("teacher").parent / "model", tokenizer, spec["lineage"]
+        stage,
+        stage.input("teacher").parent / "model",
+        tokenizer,
+        spec["lineage"],
+        reads=longest,
     )
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(

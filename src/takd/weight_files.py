@@ -1,0 +1,209 @@
+"""The files of a model as users bring them: what is damaged or does not fit in them is told in one sentence.
+
+Safetensors are read by their headers, or tensor by tensor, so that a model of any size fits into memory.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from takd.errors import InputError
+
+LARGEST_HEADER = 100_000_000  # bytes, of safetensors itself
+VALUES_AT_ONCE = 2**24
+POINTER = b"version https://git-lfs"
+# what a file holds that is called .safetensors or .json and is none, by its first bytes
+OTHERS = {
+    POINTER: "is a pointer of git-lfs and not the file itself; fetch the file (git lfs pull)",
+    b"PK\x03\x04": "is a pickled or zipped file under this name; convert it (save_pretrained does so)",
+    b"\x80": "is a pickled file under this name; convert it (save_pretrained does so)",
+    b"<": "is a web page, such as an error or a login; fetch the file again",
+}
+AGAIN = "fetch or copy it again, all of it"
+# parts of names that DataParallel, torch.compile, FSDP and activation checkpointing put in when they save
+WRAPPERS = re.compile(
+    r"^(?:module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+
+
+def read_json_object(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file that a user brings.
+
+    Args:
+        what: whose file it is, such as "model 'm'", for the message.
+
+    Raises:
+        InputError: no file, not JSON, or no object.
+    """
+    try:
+        content = path.read_bytes()
+        found = json.loads(content)
+    except OSError as error:
+        raise InputError(f"{what}: {path} cannot be read: {error.strerror}; {AGAIN}.") from None
+    except (ValueError, RecursionError) as error:
+        wrong = _other(content) or f"is not JSON ({_first_line(error)}); {AGAIN}"
+        raise InputError(f"{what}: {path} {wrong}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{what}: {path} has to hold one JSON object; {AGAIN}.")
+    return found
+
+
+def read_config(folder: Path, name: str) -> Any:
+    """The configuration in a model's folder, if this package can use such a model.
+
+    Raises:
+        InputError: an unreadable `config.json`, a type that transformers does not know, or a model that is quantised,
+            has an encoder, or is no language model.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    path = folder / "config.json"
+    settings = read_json_object(path, f"model '{name}'")
+    kind = settings.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        own = " and brings code of its own, which is not run" if "auto_map" in settings else ""
+        raise InputError(
+            f"model '{name}': {path} names the model_type {kind!r}, which the installed transformers does not"
+            f" know{own}; use a family such as gpt2, opt, llama, mistral or qwen2."
+        )
+    if found := settings.get("quantization_config"):
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        raise InputError(
+            f"model '{name}': its weights are quantised ({method}), which training cannot start from; use the weights"
+            " that they were made of, or dequantise them and save them again."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each family checks its settings in its own way
+        raise InputError(
+            f"model '{name}': {path} is no configuration of a {kind} ({reason(error)}); {AGAIN}."
+        ) from None
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        is_one = (
+            "has an encoder beside its decoder"
+            if config.is_encoder_decoder
+            else "does not continue a text token by token"
+        )
+        raise InputError(
+            f"model '{name}' is a {kind}, which {is_one}; use a decoder such as gpt2, opt, llama, mistral or qwen2."
+        )
+    return config
+
+
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[Any]:
+    """A safetensors file, open for reading.
+
+    Raises:
+        InputError: it is something else, or not all of it is there.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"model '{name}': {path} {_damage(path, error)}.") from None
+
+
+def tensor_names(files: Sequence[Path], name: str) -> dict[str, Path]:
+    """The file of each tensor.
+
+    Raises:
+        InputError: as `opened`.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        with opened(path, name) as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()) -> None:
+    """Make sure that no weight is NaN or infinite.
+
+    Args:
+        ignored: tensors that the model does not read.
+
+    Raises:
+        InputError: as `opened`, and for the first tensor that holds such a number.
+    """
+    for path in files:
+        with opened(path, name) as file:
+            for key in file.keys():  # noqa: SIM118, this is no dictionary
+                if key in ignored:
+                    continue
+                tensor = file.get_tensor(key)
+                if not tensor.is_floating_point():
+                    continue
+                pieces = tensor.reshape(-1).split(VALUES_AT_ONCE)
+                wrong = sum(int((~piece.float().isfinite()).sum()) for piece in pieces)
+                if wrong:
+                    raise InputError(
+                        f"model '{name}': {wrong} of {tensor.numel()} numbers of its tensor {key} are not finite (NaN"
+                        f" or infinity; {path}); fetch or export its weights again."
+                    )
+
+
+def unwrapped(key: str) -> str:
+    """A tensor's name without what wrappers of a model add to it when they save: `module.`, `_orig_mod.`."""
+    while (shorter := WRAPPERS.sub("", key)) != key:
+        key = shorter
+    return key
+
+
+def copy_unwrapped(source: Path, target: Path) -> None:
+    """Copy a safetensors file with `unwrapped` names; what its tensors hold stays as it is."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        text = json.dumps({unwrapped(key): entry for key, entry in header.items()}).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new, 2**24)
+
+
+def reason(error: Exception) -> str:
+    """An error of a library in a few words: its kind, and the last line of those that say where it arose."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    # validation errors of configurations give the reason in the second line
+    said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {said.rstrip('.')}"
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """What is wrong with a file that is no safetensors file, and the remedy."""
+    if isinstance(error, OSError) and not path.is_file():
+        return f"is no file that can be read; {AGAIN}"
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(64)
+        if other := _other(start):
+            return other
+        length = int.from_bytes(start[:8], "little")
+        if length + 8 > size or length > LARGEST_HEADER:
+            return f"is no safetensors file, or has lost its end ({size} bytes are there); {AGAIN}"
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return f"has a header that is no safetensors header; {AGAIN}"
+    if whole > size:
+        return f"has {size} of its {whole} bytes; {AGAIN}"
+    return f"is no valid safetensors file ({reason(error)}); {AGAIN}"
+
+
+def _other(content: bytes) -> str:
+    """What a file is instead of what its name says; empty if that cannot be told."""
+    if not content.strip():
+        return f"is empty; {AGAIN}"
+    return next((what for start, what in OTHERS.items() if content.startswith(start)), "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
