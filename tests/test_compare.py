@@ -228,6 +228,11 @@ REFUSED = {
         "evaluations/*/*/heldout/scores.json",
         "answers are decoded in another way (temperature 1.0 and 0.7)",
     ),
+    "other tokens": (
+        {"rouge_tokenizer": "unicode"},
+        "evaluations/*/*/heldout/scores.json",
+        "ROUGE-L of heldout has other tokens (standard and unicode)",
+    ),
 }
 
 

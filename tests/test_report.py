@@ -167,7 +167,8 @@ def write_evaluation(root, lineage, seed, name, decoding, decoding_seeds):
         folder / "scores.json",
         {
             "lineage": lineage, "seed": seed, "set": name, "n": 6, "decoding": decoding,
-            "decoding_seeds": list(decoding_seeds), "cut_off": 0.25, "response_tokens": {"mean": 12.1},
+            "decoding_seeds": list(decoding_seeds), "rouge_tokenizer": "standard",
+            "cut_off": 0.25, "response_tokens": {"mean": 12.1},
             "diversity": {
                 **{f"distinct_{n}": {"mean": 10.0 * n, "by_seed": {}} for n in (1, 2, 4)},
                 "self_bleu": {"mean": 55.5},

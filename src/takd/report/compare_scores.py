@@ -204,10 +204,11 @@ def _obstacles(
         other.results.evaluations[_node(other, lineage), name].ids
     ):
         yield f"other prompts of {name} were answered"
-    records = [
-        each.results.evaluations[_node(each, lineage), name].scores["decoding"]
-        for each in (first, other)
-    ]
+    evaluations = [each.results.evaluations[_node(each, lineage), name] for each in (first, other)]
+    tokens = [evaluation.rouge_tokenizer for evaluation in evaluations]
+    if tokens[0] != tokens[1]:
+        yield f"ROUGE-L of {name} has other tokens ({tokens[0]} and {tokens[1]})"
+    records = [evaluation.scores["decoding"] for evaluation in evaluations]
     if records[0] != records[1]:
         apart = [k for k in dict.fromkeys([*records[0], *records[1]]) if _apart(k, *records)]
         values = ", ".join(f"{k} {records[0].get(k)} and {records[1].get(k)}" for k in apart)

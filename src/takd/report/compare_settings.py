@@ -55,6 +55,11 @@ def origins(experiments: Sequence[Compared]) -> list[Line]:
     kinds = {
         "code": _code,
         "data": lambda each: {name: _data(found) for name, found in each.data.items()},
+        "tokens of ROUGE-L": lambda each: {
+            name: found["rouge_tokenizer"]
+            for name, found in each.data.items()
+            if "rouge_tokenizer" in found
+        },
         "starting weights": lambda each: {
             model: _short(short_digest(canonical_json(found.get("files"))))
             for model, found in each.base.items()

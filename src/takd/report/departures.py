@@ -97,6 +97,8 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
             f"{counted(len(spec['decoding_seeds']), 'decoding seed')}, not {DECODING_SEEDS}"
         )
     found += _decoding(spec["decoding"])
+    if results.unicode_sets:
+        found.append(f"ROUGE-L with unicode tokens on {', '.join(results.unicode_sets)}")
     source = data_report["splits"]["train"]["source"]
     if re.match(r"demo (train|dev|test) \(seed", source):
         found.append("trained on made-up rows, not on Dolly")

@@ -24,6 +24,7 @@ from takd.provenance import file_digest
 from takd.writings import GENERATIONS, Writing
 
 Row = dict[str, Any]
+STANDARD = "standard"
 MEASURES = ("rougeL", "exact_match")
 """Scores of an answer that the report holds with their uncertainty."""
 
@@ -86,6 +87,11 @@ class Evaluation:
         """Tokens decoded and read."""
         return sum(int(end.get("tokens", 0)) for end in (self.end, self.likelihoods_end))
 
+    @property
+    def rouge_tokenizer(self) -> str:
+        """Tokens of ROUGE-L, "standard" or "unicode": scores with different ones do not compare."""
+        return str(self.scores["rouge_tokenizer"])
+
     def mean(self, measure: str) -> float:
         return float(self.scores["scores"][measure]["mean"])
 
@@ -140,6 +146,12 @@ class Results:
         """Each lineage once: short chains before long ones, large models before small ones."""
         sizes = {node.lineage: model.parameters for node, model in self.models.items()}
         return sorted(sizes, key=lambda lineage: (len(split(lineage)), -sizes[lineage]))
+
+    @functools.cached_property
+    def unicode_sets(self) -> list[str]:
+        """Sets whose ROUGE-L has other tokens than the standard ones."""
+        found = {n for (_, n), e in self.evaluations.items() if e.rouge_tokenizer != STANDARD}
+        return [name for name in self.spec["sets"] if name in found]
 
     def seeds(self, lineage: str) -> list[int]:
         return [node.seed for node in self.models if node.lineage == lineage]

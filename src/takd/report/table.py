@@ -254,6 +254,7 @@ def _csv_line(
         "n_training_seeds": len(row.seeds),
         "decoding_seeds": " ".join(map(str, results.spec["decoding_seeds"])),
         "prompts": cell.prompts,
+        "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
     }
     for measure, score in (("rougeL", cell.rougeL), ("exact_match", cell.exact_match)):
         line |= columns(measure, score)

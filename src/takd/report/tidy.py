@@ -30,9 +30,10 @@ from takd.report.table import chain_text, methods_text
 Line = dict[str, Any]
 ABOUT = (
     *("experiment", "set", "lineage", "chain", "methods", "method", "model", "teacher"),
-    *("parameters", "seed"),
+    *("parameters", "seed", "rouge_tokenizer"),
 )
-"""What a line says of its model and set; `teacher` is a lineage, `seed` that of the training."""
+"""What a line says of its model and set; `teacher` is a lineage, `seed` that of the training, `rouge_tokenizer` says
+which tokens ROUGE-L has on the set."""
 NUMBERED = ("statistic", "decoding_seed", "prompt", "measure", "value", "better")
 COLUMNS = (*ABOUT, *NUMBERED)
 BETTER = {measure.name: measure.better for measure in MEASURES}
@@ -54,7 +55,7 @@ def _about(results: Results, evaluation: Evaluation) -> Line:
     found = (
         *(results.spec["experiment"], evaluation.set, node.lineage, chain_text(node.lineage)),
         *(methods_text(node.lineage), hop.method, hop.model, teacher_of(node.lineage)),
-        *(results.models[node].parameters, node.seed),
+        *(results.models[node].parameters, node.seed, evaluation.rouge_tokenizer),
     )
     return dict(zip(ABOUT, found, strict=True))
 

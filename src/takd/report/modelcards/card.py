@@ -106,6 +106,7 @@ def _facts(results: Results) -> dict[str, Any]:
         "sources": {name: source_text(source) for name, source in spec["sources"].items()},
         "rows": _evaluation(results),
         "prompts": {name: results.evaluations[node, name].scores["n"] for name in spec["sets"]},
+        "tokens": {name: results.evaluations[node, name].rouge_tokenizer for name in spec["sets"]},
         "decoding": decoding(spec["decoding"]),
     }
 
