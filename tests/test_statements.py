@@ -20,6 +20,7 @@ from takd.report.figures.costs import costs as costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
 from takd.report.figures.gains import gains
 from takd.report.figures.lattice import lattice
+from takd.report.figures.panels import QUANTITIES
 from takd.report.figures.quality import quality
 from takd.report.figures.teachers import teachers
 from takd.report.parts import PARTS
@@ -161,6 +162,12 @@ def test_a_caption_names_what_its_figure_draws(stem, study, monkeypatch):
     intervals = [(i.low, i.high) for score in measured if (i := score.interval)]
     for bar in bars:
         assert any(bar == pytest.approx(interval) for interval in intervals), (stem, bar)
+
+
+def test_the_caption_of_the_learning_curves_names_all_panels():
+    said = caption("learning").lower()
+    for quantity in QUANTITIES:
+        assert quantity.title.lower() in said, quantity.title
 
 
 @pytest.mark.parametrize(
