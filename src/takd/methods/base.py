@@ -123,7 +123,8 @@ class Method:
 
         Args:
             values: as in the training log, the same on all processes: `loss`, the statistics of the losses, all means
-                over the global batch, `learning_rate` and `gradient_norm`. Not finite where the step was skipped.
+                over the global batch, `learning_rate` and `gradient_norm`, which is not finite where the step was skipped; the
+                others may not be finite either then.
         """
 
     def observe(self, step: int, dev_loss: float) -> None:
