@@ -31,6 +31,7 @@ MINILLM: dict[str, Any] = {
     "importance": "token",
     "single_step_weight": 1.0,
     "single_step_importance": False,
+    "mean_over": "tokens",
     "lm_weight": 0.0,
     "lm_teacher_share": 0.5,
     "lm_batch_size": None,

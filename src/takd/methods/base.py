@@ -122,8 +122,9 @@ class Method:
         What a method makes of it has to be in `state`.
 
         Args:
-            values: as in the training log, the same on all processes: `loss`, the statistics of the losses, all means
-                over the global batch, `learning_rate` and `gradient_norm`. Not finite where the step was skipped.
+            values: as in the training log, the same on all processes: `loss` and the statistics of the losses, all
+                means over the global batch; `learning_rate`; `gradient_norm`, which is not finite where the step was
+                skipped, as others may be then.
         """
 
     def observe(self, step: int, dev_loss: float) -> None:
