@@ -9,7 +9,9 @@ import string
 import pytest
 from nltk.tokenize import wordpunct_tokenize
 from rouge_score.rouge_scorer import RougeScorer
+from sealing import write_json
 from test_data import run_prepare, train_tokenizer, write
+from test_report import DIRECT, make, rows_of, run
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from workspace import Workspace
 
@@ -140,8 +142,7 @@ def rows_with(*outputs):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_data_stage_chooses_tokens_that_see_the_set(byte_level, tmp_path, capsys, name):
     source = write(tmp_path / "rows.jsonl", rows_with(*SCRIPTS[name][:2]))
-    run = {"rouge_tokenizer": "auto"}
-    _, manifest = run_prepare(tmp_path, byte_level, "test", source, **run)
+    _, manifest = run_prepare(tmp_path, byte_level, "test", source, rouge_tokenizer="auto")
     assert manifest["rouge_tokenizer"] == "unicode"
     assert manifest["scorable"]["counts"] == {
         "unseen_by_standard": 2,
@@ -234,8 +235,7 @@ def lower_case(tmp_path_factory):
 def test_references_that_the_tokenizer_changes_are_counted(lower_case, tmp_path, capsys):
     outputs = ["cat dog", "Cat", "bird", ["CAT", "dog"], " cat "]
     source = write(tmp_path / "rows.jsonl", rows_with(*outputs))
-    run = {"rouge_tokenizer": "auto"}
-    _, manifest = run_prepare(tmp_path, lower_case, "test", source, **run)
+    _, manifest = run_prepare(tmp_path, lower_case, "test", source, rouge_tokenizer="auto")
     assert manifest["scorable"]["named"] == {"changed": [1, 2]}
     assert "2 of 5 rows (rows 1, 2) are changed by the tokenizer" in capsys.readouterr().out
 
@@ -252,8 +252,8 @@ def test_the_data_report_shows_what_measures_can_see(byte_level, tmp_path):
         for name in ("train", "dev", "test")
     }
     for split, source in splits.items():
-        run = {} if split == "train" else {"rouge_tokenizer": "auto"}
-        run_prepare(tmp_path, byte_level, split, source, **run)
+        settings = {} if split == "train" else {"rouge_tokenizer": "auto"}
+        run_prepare(tmp_path, byte_level, split, source, **settings)
     manifests = [tmp_path / "data" / split / "manifest.json" for split in splits]
     outputs = {"report": tmp_path / "report.json", "page": tmp_path / "report.html"}
     spec = {"splits": splits, "sets": ["test"]}
@@ -312,3 +312,23 @@ def test_a_training_and_an_evaluation_use_the_tokens_of_the_manifest(chinese):
         scores = read_json(chinese.folder / tokens / "scores.json")
         assert scores["rouge_tokenizer"] == tokens
         assert (scores["scores"]["rougeL"]["mean"] > 0) == (tokens == "unicode")
+
+
+# the report
+
+
+def test_the_report_says_where_tokens_are_others(tmp_path):
+    spec = make(tmp_path, [DIRECT], sets=("heldout", "other"))
+    for file in tmp_path.glob("evaluations/*/*/other/scores.json"):
+        write_json(file, read_json(file) | {"rouge_tokenizer": "unicode"})
+    report = run(tmp_path, spec)
+    page = (report / "results.html").read_text()
+    assert page.count("has the tokens “unicode” here") == 1
+    assert page.index("<h2>other") < page.index("has the tokens") < page.index('data-set="other"')
+    overview = " ".join((report / "overview.html").read_text().split())
+    assert "with the tokens “unicode” on other" in overview
+    assert "ROUGE-L with unicode tokens on other" in overview
+    for name in ("results.csv", "scores.csv"):
+        rows = rows_of((report / name).read_text())
+        found = {(row["set"], row["rouge_tokenizer"]) for row in rows}
+        assert found == {("heldout", "standard"), ("other", "unicode")}
