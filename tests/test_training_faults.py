@@ -137,10 +137,14 @@ def test_a_disk_that_is_full_is_one_sentence_and_loses_nothing_before(workspace)
 
 def test_weights_are_kept_for_finite_values_only():
     best = Best("loss")
-    assert not best.improves(math.nan) and not best.improves(math.inf)
-    assert best.improves(2.0)
-    best.value = 2.0
-    assert best.improves(1.0) and not best.improves(3.0) and not best.improves(math.nan)
+
+    def improves(loss: float) -> bool:
+        return best.improves({"loss": loss})
+
+    assert not improves(math.nan) and not improves(math.inf)
+    assert improves(2.0)
+    best.value = best.loss = 2.0
+    assert improves(1.0) and not improves(3.0) and not improves(math.nan)
 
 
 @pytest.mark.parametrize(

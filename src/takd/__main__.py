@@ -71,6 +71,7 @@ def data(options: argparse.Namespace) -> int:
     """Print `expect_rows` and `rows_sha256` of all rows that there are, as they stand in an experiment file."""
     from takd.data.filters import Digest
     from takd.data.sources import rows
+    from takd.data.unused import Unused
     from takd.preflight.collect import read_experiment
 
     read = read_experiment(ROOT, options.experiment, _pairs(options.config, "--config"))
@@ -79,15 +80,18 @@ def data(options: argparse.Namespace) -> int:
         if split == "corpus":
             continue
         source = {k: v for k, v in read.data_spec(split)["source"].items() if k not in EXPECTED}
-        found = Digest()
+        found, unused, without_input = Digest(), Unused(), 0
         try:
-            for row in rows(source):
+            for row in rows(source, unused=unused):
                 found.add(row)
+                without_input += not row.input
         except InputError as error:  # the others may be there
             print(f"{split}: {error}", file=sys.stderr)
             wrong = 1
         else:
             print(f"{split}: {{expect_rows: {found.count}, rows_sha256: {found.sha256}}}")
+            for sentence in unused.sentences(found.count, without_input):
+                print(f"{split}: {sentence}", file=sys.stderr)
     return wrong
 
 

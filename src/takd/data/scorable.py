@@ -38,7 +38,7 @@ class Scorable:
             rewritten: each of them as its tokens are read, which is how answers are.
         """
         self.rows += 1
-        if all(map(words.unseen, references)):
+        if words.unseen(references):
             self._count("unseen_by_standard", number)
         for name in words.TOKENIZERS:
             if not any(words.has_token(text, name) for text in references):

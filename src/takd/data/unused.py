@@ -7,7 +7,6 @@ from typing import Any
 SHOWN = 40  # characters of an example
 SAID = 6  # keys and files on the console
 LIKELY = ("context", "input", "inputs")  # what the input of a row is called elsewhere
-EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclass
@@ -21,7 +20,9 @@ class Unused:
     def see(self, number: int, record: Mapping[str, Any], read: Collection[str]) -> None:
         """Count the keys of a record that are not among those that are read."""
         for key, value in record.items():
-            if key in read or value in EMPTY:
+            # values of other types, such as arrays, may not say whether they are empty
+            empty = value is None or (isinstance(value, str | list | dict) and not value)
+            if key in read or empty:
                 continue
             if key not in self.keys:
                 self.keys[key] = {"rows": 0, "row": number, "example": _short(value)}

@@ -16,8 +16,8 @@ BLEU = 4
 def words(text: str, tokenizer: str = STANDARD) -> list[str]:
     """Words and runs of punctuation, as diversity counts them: the same for all models, whatever their tokenizer.
 
-    Where ROUGE has the tokens "unicode" of a set, words are whole in every script, and characters are words in those
-    that put no spaces between them, whose sentences would else be one word each.
+    Where ROUGE has "unicode" tokens on a set, single characters are words in scripts that put no spaces between them,
+    whose sentences would else be one word each.
     """
     return pieces(text) if tokenizer == UNICODE else wordpunct_tokenize(text)
 

@@ -44,17 +44,23 @@ def has_token(text: str, tokenizer: str) -> bool:
     return bool(tokens(text) if tokenizer == UNICODE else _STANDARD.search(text.lower()))
 
 
-def unseen(text: str) -> bool:
-    """Whether more than half of a text's tokens have none of a–z and 0–9: the standard ones tell little of it."""
-    found = tokens(text)
-    return 2 * sum(not _STANDARD.search(token) for token in found) > len(found)
+def unseen(references: Sequence[str]) -> bool:
+    """Whether the standard tokens tell little of a row: more than half of the tokens of each of its references hold
+    none of a–z and 0–9. References without any token say nothing.
+    """
+    found = [of_text for text in references if (of_text := tokens(text))]
+    return bool(found) and all(map(_mostly_unseen, found))
 
 
 def choose(unseen_rows: int, rows: int) -> str:
-    """The tokens for a set of so many rows, of all of whose references so many are `unseen`."""
+    """The tokens for a set of so many rows, of which so many are `unseen`."""
     return UNICODE if unseen_rows and unseen_rows >= SHARE * rows else STANDARD
 
 
 def suited(references: Sequence[str]) -> str:
     """The tokens for one row with these references."""
-    return choose(int(all(map(unseen, references))), 1)
+    return choose(int(unseen(references)), 1)
+
+
+def _mostly_unseen(found: Sequence[str]) -> bool:
+    return 2 * sum(not _STANDARD.search(token) for token in found) > len(found)

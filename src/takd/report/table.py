@@ -1,13 +1,12 @@
 """The table of results: one row a lineage, grouped by teacher, supervised baselines, and chains."""
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from takd.lineage import SUPERVISED, prefixes, split
+from takd.report import csvfile
 from takd.report.comparisons import Difference, Score, analyse
 from takd.report.read import Results
 from takd.report.statistics import number
@@ -322,12 +321,7 @@ def differences_csv(results: Results) -> str:
 
 def write_csv(lines: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
     """Rows as CSV; numbers with at most four decimals, nothing for None. Without any row, the head with `names`."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(lines[0]) if lines else names, lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({key: _plain(value) for key, value in line.items()})
-    return file.getvalue()
+    return csvfile.to_csv(list(lines[0]) if lines else names, lines, _plain)
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,6 @@
   direct one, only `direct` is there.
 """
 
-import csv
-import io
 import itertools
 import math
 import os
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from takd.lineage import split, teacher_of
+from takd.report import csvfile
 from takd.report.measures import MEASURES
 from takd.report.read import MEASURES as OF_ANSWERS
 from takd.report.read import Evaluation, Results, Row, prompts_read
@@ -41,13 +40,14 @@ BETTER = {measure.name: measure.better for measure in MEASURES}
 
 def to_csv(results: Results) -> str:
     """The means of all measures, in full precision; nothing where a column does not apply."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for evaluation in results.evaluations.values():
-        about = _about(results, evaluation)
-        writer.writerows(about | line for line in _means(evaluation))
-    return file.getvalue()
+    return csvfile.to_csv(
+        COLUMNS,
+        (
+            _about(results, evaluation) | line
+            for evaluation in results.evaluations.values()
+            for line in _means(evaluation)
+        ),
+    )
 
 
 def _about(results: Results, evaluation: Evaluation) -> Line:
