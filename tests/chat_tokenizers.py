@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 LETTERS = (
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?#'\"()[]{}<>|/_-+=*&%\n"
@@ -62,6 +62,8 @@ def chatml() -> tuple[Tokenizer, dict[str, str], str]:
 def qwen() -> tuple[Tokenizer, dict[str, str], str]:
     """A system prompt of its own, and marks of thoughts that are no special tokens."""
     tokenizer, special, template = chatml()
+    words = Qwen2Tokenizer().backend_tokenizer
+    tokenizer.normalizer, tokenizer.pre_tokenizer = words.normalizer, words.pre_tokenizer
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     system = (
         "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"

@@ -505,6 +505,11 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "  template: alpacca\n  max_length: 64",
         ["data.template is 'alpacca'", "alpaca, chat, or a mapping"],
     ),
+    "chat template of a tokenizer without one": (
+        "  max_length: 64",
+        "  template: chat\n  max_length: 64",
+        ["data.template is chat, but a tokenizer that is trained here has no chat template"],
+    ),
     "variable that nobody gives": (
         "data/train.jsonl",
         '"{data}/train.jsonl"',

@@ -6,24 +6,29 @@ import os
 
 import pytest
 import torch
+from chat_tokenizers import save_chat
 from families import FAMILIES, save_weights
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GPT2Config,
-    PreTrainedTokenizerFast,
-    pipeline,
-)
+from test_data import SHORT, run_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, pipeline
 from workspace import Workspace
 
+from takd.data.encoding import Encoder
+from takd.data.template import fill
 from takd.models import load_model, load_tokenizer
 from takd.sampling import Decoding, Prompt, draw
 from takd.training.exporting import Exported
 
-ROWS = 272  # of the embeddings; the tokenizer has 260 tokens
-END, PAD = 258, 256
-PROMPTS = ("say red", "a tall cat", "3 dogs\n", "Zażółć", "日本", "  two blanks")
+ROWS = 400  # of the embeddings; the tokenizers have fewer
+END, PAD, TOKENS = 261, 259, 263  # of `tokenizer`
+PROMPTS = (("say red", ""), ("a tall", "cat"), ("3 dogs\n", ""), ("Zażółć", "日本"), ("", "in"))
+CHATS = {
+    "gpt2": "chatml",
+    "opt": "phi3",
+    "llama": "llama3",
+    "mistral": "mistral",
+    "qwen2": "qwen",
+    "gemma3": "gemma",
+}
 # what sources say of decoding, in `generation_config.json` or, as older ones do, in `config.json`
 BEAMS = {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True, "num_return_sequences": 2}
 PENALTIES = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "bad_words_ids": [[4], [5, 6]]}
@@ -45,20 +50,21 @@ SOURCES = dict(zip(FAMILIES, (BEAMS, PENALTIES, SAMPLING, LENGTHS, FORCED, STOPS
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    """Bytes, and the special tokens of a chat model: it ends with another token than the model was pretrained with."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.add_tokens(["<think>"])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    fast.save_pretrained(folder)
-    return load_tokenizer(folder)
+def manifests(tmp_path_factory):
+    """Tokenizers as chat models have them, prepared for an experiment with a template of its own: their manifests."""
+    found = {}
+    for name in CHATS.values():
+        folder = tmp_path_factory.mktemp(name)
+        save_chat(name, folder / "published")
+        spec = {"source": {"folder": str(folder / "published")}, "template": SHORT}
+        found[name] = run_tokenizer(folder, spec)
+    return found
+
+
+@pytest.fixture
+def tokenizer(manifests):
+    """Ends with another token than the model was pretrained with."""
+    return load_tokenizer(manifests["qwen"].parent / "tokenizer")
 
 
 def as_published(family, folder, decoding, **settings):
@@ -88,27 +94,34 @@ def export(tokenizer, source, folder, decoding):
 
 @pytest.mark.parametrize("no_repeat", [0, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pipeline_gives_the_texts_of_a_greedy_evaluation(tokenizer, tmp_path, family, no_repeat):
+def test_pipeline_gives_the_texts_of_a_greedy_evaluation(manifests, tmp_path, family, no_repeat):
+    manifest = manifests[CHATS[family]]
+    tokenizer, encoder = (
+        load_tokenizer(manifest.parent / "tokenizer"),
+        Encoder.beside(manifest, SHORT),
+    )
     source = as_published(family, tmp_path / "source", SOURCES[family])
     decoding = Decoding(9, sample=True, temperature=0.7, no_repeat_ngram=no_repeat)
     export(tokenizer, source, tmp_path / "out", decoding)
     model = load_model(tmp_path / "out")
-    prompts = [Prompt(tokenizer(text).input_ids, key, 1) for key, text in enumerate(PROMPTS)]
-    greedy = Decoding(9, sample=False, no_repeat_ngram=no_repeat)
-    drawn = draw(model, prompts, greedy, end_token=END, vocabulary=260, micro_batch=4)
+    asked = encoder.prompts([encoder.fill(*pair) for pair in PROMPTS])
+    prompts = [Prompt(ids, key, 1) for key, ids in enumerate(asked)]
+    drawn = draw(
+        model,
+        prompts,
+        Decoding(9, sample=False, no_repeat_ngram=no_repeat),
+        end_token=encoder.end,
+        vocabulary=len(tokenizer),
+        micro_batch=4,
+    )
     generate = pipeline("text-generation", model=str(tmp_path / "out"))
-    for text, response in zip(PROMPTS, drawn, strict=True):
-        (found,) = generate(text, return_tensors=True)
-        assert (
-            found["generated_token_ids"][len(tokenizer(text).input_ids) :]
-            == response.tokens.tolist()
-        )
-        (found,) = generate(text, return_full_text=False)
-        assert found["generated_text"] == tokenizer.decode(
-            response.tokens, skip_special_tokens=True
-        )
-    lengths = {len(response.tokens) for response in drawn}
-    assert max(lengths) == 9 or no_repeat
+    for pair, ids, response in zip(PROMPTS, asked, drawn, strict=True):
+        (found,) = generate(fill(SHORT, *pair), return_tensors=True)
+        assert found["generated_token_ids"] == [*ids, *response.tokens.tolist()]
+        text = tokenizer.decode(response.tokens, skip_special_tokens=True)
+        (found,) = generate([{"role": "user", "content": pair[0], "input": pair[1]}])
+        assert found["generated_text"][-1]["content"] == text
+    assert max(len(response.tokens) for response in drawn) == 9
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +140,7 @@ def test_the_files_say_nothing_of_the_source(tokenizer, tmp_path, family):
         "max_new_tokens": 9,
         "eos_token_id": END,
         "pad_token_id": PAD,
-        "suppress_tokens": list(range(260, ROWS)),
+        "suppress_tokens": list(range(TOKENS, ROWS)),
     }
     text = json.dumps(config)
     for word in ("task_specific", "prefix", "auto_map", "somebody", "beam", "forced", "penalty"):
@@ -141,6 +154,16 @@ def test_the_files_say_nothing_of_the_source(tokenizer, tmp_path, family):
     assert load_tokenizer(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
 
 
+def test_a_tokenizer_that_is_misread_beside_its_model_is_told(manifests, tmp_path):
+    """transformers takes every Qwen2's for its own kind, of which this one splits line feeds otherwise."""
+    tokenizer = load_tokenizer(manifests["chatml"].parent / "tokenizer")
+    for family, says in (("llama", None), ("qwen2", "text is normalised or cut into words")):
+        source = as_published(family, tmp_path / family, {})
+        model = load_model(source)
+        found = Exported.of(model, source, tokenizer, len(tokenizer), Decoding(9)).misread()
+        assert found is None if says is None else found and found.startswith(says)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("said", [False, True])
 def test_embeddings_are_called_tied_where_they_are(tokenizer, tmp_path, tied, said):
@@ -150,7 +173,7 @@ def test_embeddings_are_called_tied_where_they_are(tokenizer, tmp_path, tied, sa
     file = tmp_path / "source/config.json"
     model = load_model(tmp_path / "source")
     model.config.tie_word_embeddings = said
-    exported = Exported.of(model, tmp_path / "source", tokenizer, 260, Decoding(9))
+    exported = Exported.of(model, tmp_path / "source", tokenizer, TOKENS, Decoding(9))
     exported.write(model, model.state_dict(), tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is tied
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -171,7 +194,7 @@ def test_a_pad_token_that_is_the_end_token_still_learns(tokenizer, tmp_path):
 
 
 def test_stages_export_what_they_trained_and_may_be_read_by_others(tmp_path):
-    """Supervised and distilled; `init` as well as `model`."""
+    """`init` as well as `model`."""
     space = Workspace(tmp_path)
     as_published("qwen2", tmp_path / "origin/model", {**BEAMS, **STOPS})
     (tmp_path / "origin/model/generation_config.json").unlink()  # `base` takes none
@@ -179,13 +202,10 @@ def test_stages_export_what_they_trained_and_may_be_read_by_others(tmp_path):
     settings = {"steps": 2, "evaluate_every": 2, "dev_rows": 2, "dropout": 0.2}
     old = os.umask(0o027)
     try:
-        for name, method in (("trained-student", "sft"), ("taught", "kd")):
-            inputs = {"base": "origin"} | ({"teacher": "teacher"} if method == "kd" else {})
-            space.manifest("teacher", kind="model", lineage="teacher-sft", seed=3)
-            space.finished(space.train(name, method, inputs=inputs, **settings))
+        space.finished(space.train("taught", "sft", inputs={"base": "origin"}, **settings))
     finally:
         os.umask(old)
-    for folder in ("trained-student/model", "trained-student/init", "taught/model"):
+    for folder in ("taught/model", "taught/init"):
         generation = json.loads((tmp_path / folder / "generation_config.json").read_text())
         assert generation["eos_token_id"] == 0 and generation["max_new_tokens"] == 8
         assert "num_beams" not in generation

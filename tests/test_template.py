@@ -220,6 +220,22 @@ def test_templates_without_special_tokens_give_the_ids_that_they_gave(tmp_path, 
     assert "local_files_only" not in (tmp_path / "tokenizer/tokenizer_config.json").read_text()
 
 
+@pytest.mark.parametrize("template", ["chat", SHORT])
+def test_of_several_chat_templates_the_default_one_is_meant(tmp_path, template):
+    chat_template = {"tool_use": "{{ tools }}", "default": CHATS["chatml"]()[2]}
+    published = save_chat("chatml", tmp_path / "published", chat_template=chat_template)
+    file = tmp_path / "published/tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"response_template": {"fields": {"content": {}}}}))
+    manifest = prepared(tmp_path, tmp_path / "published", template)
+    encoder = Encoder.beside(manifest, template)
+    exported = models.load_tokenizer(tmp_path / "tokenizer")
+    expected = encoder.prompts([encoder.fill("a", "")])[0]
+    assert asked_as_chat(exported, "a", "") == expected
+    assert (asked_as_chat(published, "a", "") == expected) is (template == "chat")
+    assert exported.response_template is None
+
+
 def test_a_chat_template_is_for_single_user_messages(tmp_path):
     save_chat("chatml", tmp_path / "published")
     prepared(tmp_path, tmp_path / "published", SHORT)

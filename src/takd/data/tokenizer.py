@@ -134,8 +134,9 @@ def _convert(
     }
     if len(marked) > start + len(plain):
         _end_no_text(tokenizer, marked[:start])
-    own = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    facts["chat_marks"] = templates.marks(own)
+    own = tokenizer.chat_template or ""
+    facts["chat_marks"] = templates.marks(own if isinstance(own, str) else own.get("default", ""))
+    tokenizer.response_template = None  # how the answers of its own model are taken apart
     if template == CHAT:
         facts["template"] = templates.chat_of(tokenizer, name)
     save_tokenizer(tokenizer, folder)
