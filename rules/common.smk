@@ -15,6 +15,12 @@ ROOT = Path(workflow.basedir)
 WEEK = 7 * 24 * 60  # minutes: no limit where the profile sets none
 sys.path.insert(0, str(ROOT / "src"))
 
+if set("{}\n") & set(str(ROOT)):
+    sys.exit(
+        f"Error: {str(ROOT)!r}: Snakemake fills in what stands in braces in its own path; move the repository to a"
+        " folder without {, } and line breaks."
+    )
+
 from takd import lineage, outage
 from takd.errors import InputError
 from takd.preflight import amounts
