@@ -21,7 +21,7 @@ if set("{}\n") & set(str(ROOT)):
         " folder without {, } and line breaks."
     )
 
-from takd import lineage, outage
+from takd import failures, lineage, outage
 from takd.errors import InputError
 from takd.preflight import amounts
 from takd.provenance import canonical_json, code_digest
@@ -35,6 +35,7 @@ from takd.training.checkpoints import sweep
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 outage.keep_jobs()
+FAILURES = failures.listen()
 
 VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
 try:
@@ -56,6 +57,12 @@ onstart:
             print(warning, file=sys.stderr)
     except InputError as error:
         sys.exit(f"Error: {error}")
+
+
+onerror:
+    # last on the console: what Snakemake itself would say after this, its log, is named in it
+    if FAILURES.left:
+        sys.exit(FAILURES.summary(log))
 
 
 onsuccess:
