@@ -74,6 +74,29 @@ def test_options_that_are_right() -> None:
     assert stage._named(found.input) == {"a": [Path("b=c"), Path("d")]}
 
 
+@pytest.mark.parametrize(
+    "spec", ["{}", '{"method": "none"}', '{"method": 3}', '{"method": "kd", "settings": {}}']
+)
+def test_settings_that_no_stage_knows(
+    spec: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+
+    def named(spec: dict[str, Any]) -> list[str]:
+        method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
+        return [] if method.asks_teacher(spec["settings"]) else ["teacher"]
+
+    monkeypatch.setattr(stage.ending, "skip_teardown", lambda: None)
+    monkeypatch.setattr("sys.argv", ["train.py", f"--spec={spec}"])
+    with pytest.raises(SystemExit):
+        stage.main(
+            "takd.training.train", lambda spec: [f"takd.methods.{spec['method']}"], named=named
+        )
+    assert capsys.readouterr().out.startswith(
+        "Error: argument --spec: lacks a setting or has a wrong one ("
+    )
+
+
 def test_an_input_that_is_not_given_is_one_sentence() -> None:
     for inputs in ({}, {"model": [Path("a"), Path("b")]}):
         with pytest.raises(InputError, match=r"--input model=PATH must be given once"):

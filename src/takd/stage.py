@@ -184,10 +184,15 @@ def main(
     """
     began = time.time()
     ending.skip_teardown()
-    arguments = _parser(module).parse_args()
+    parser = _parser(module)
+    arguments = parser.parse_args()
     spec = arguments.spec
-    entries = [module, *(also(spec) if also else [])]
-    present = code_digest(*entries)
+    try:
+        entries = [module, *(also(spec) if also else [])]
+        present = code_digest(*entries)
+        only_named = named(spec) if named else []
+    except (KeyError, TypeError, ImportError) as error:
+        parser.error(f"argument --spec: lacks a setting or has a wrong one ({error!r}).")
     code = arguments.code or present
     if code != present:
         sys.exit(
@@ -217,7 +222,7 @@ def main(
         stage.stop_requested = True
 
     signal.signal(signal.SIGTERM, request_stop)
-    ending.leave(_attempt(module, stage, arguments.nodes, gpus, named(spec) if named else []))
+    ending.leave(_attempt(module, stage, arguments.nodes, gpus, only_named))
 
 
 def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collection[str]) -> int:
