@@ -37,6 +37,12 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 outage.keep_jobs()
 FAILURES = failures.listen()
 
+for NAME, VALUE in config.items():
+    if isinstance(VALUE, dict | list):
+        sys.exit(
+            f"Error: --config {NAME}=… is read as YAML, as a list or a mapping; put the text in quotes twice, as in"
+            f""" {NAME}='"text"'."""
+        )
 VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
 try:
     amounts.check_profile(workflow.resource_settings)

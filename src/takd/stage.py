@@ -201,8 +201,10 @@ def main(
         )
     if int(os.environ.get("RANK", 0)) == 0:
         job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-        # a log that is empty would keep Snakemake from showing those after it
-        print(f"{module} on {socket.gethostname()}, process {os.getpid()}{job}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # on a full disk
+            print(
+                f"{module} on {socket.gethostname()}, process {os.getpid()}{job}", file=sys.stderr
+            )
     stage = Stage(
         spec=spec,
         code=code,
