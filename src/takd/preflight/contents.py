@@ -40,8 +40,8 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     twice = sum(prompt in train for prompt in prompts.get("dev", ()))
     if twice:
         text = (
-            f"{twice} of the {len(prompts['dev'])} rows of dev that were read stand in train too, so that what is kept"
-            " by dev is what was learnt by heart: take other rows (`rows` cuts two parts of one file)."
+            f"{twice} of the {len(prompts['dev'])} rows of dev that were read stand in train too, so that dev chooses"
+            " the weights that repeat training rows best: take other rows (`rows` cuts two parts of one file)."
         )
         yield Finding("warning", "data", text)
     elif fine and splits:
