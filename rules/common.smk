@@ -15,7 +15,13 @@ ROOT = Path(workflow.basedir)
 WEEK = 7 * 24 * 60  # minutes: no limit where the profile sets none
 sys.path.insert(0, str(ROOT / "src"))
 
-from takd import lineage, outage
+if set("{}\n") & set(str(ROOT)):
+    sys.exit(
+        f"Error: {str(ROOT)!r}: Snakemake fills in what stands in braces in its own path; move the repository to a"
+        " folder without {, } and line breaks."
+    )
+
+from takd import failures, lineage, outage
 from takd.errors import InputError
 from takd.preflight import amounts
 from takd.provenance import canonical_json, code_digest, without_places
@@ -29,7 +35,14 @@ from takd.training.checkpoints import sweep
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 outage.keep_jobs()
+FAILURES = failures.listen()
 
+for NAME, VALUE in config.items():
+    if isinstance(VALUE, dict | list):
+        sys.exit(
+            f"Error: --config {NAME}=… is read as YAML, as a list or a mapping; put the text in quotes twice, as in"
+            f""" {NAME}='"text"'."""
+        )
 VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
 try:
     amounts.check_profile(workflow.resource_settings)
@@ -50,6 +63,12 @@ onstart:
             print(warning, file=sys.stderr)
     except InputError as error:
         sys.exit(f"Error: {error}")
+
+
+onerror:
+    # last on the console: what Snakemake itself would say after this, its log, is named in it
+    if FAILURES.left:
+        sys.exit(FAILURES.summary(log))
 
 
 onsuccess:

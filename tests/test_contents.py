@@ -226,6 +226,25 @@ def test_parameters_of_a_folder_are_counted_where_they_are_not_declared(tmp_path
         load(tmp_path / "config/experiments/mine.yaml", tmp_path)
 
 
+def test_prepared_weights_whose_source_is_gone(tmp_path: Path) -> None:
+    found = local(tmp_path, parameters="1M")
+    base = tmp_path / "results/mine/base/teacher/model"
+    base.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (base / file).symlink_to(tmp_path / "weights" / file)
+    training = Job("sft", "any", {"model": "teacher", "seed": "1"})
+    assert not bad(contents.of_weights(found, [training]))
+    (tmp_path / "weights").rename(tmp_path / "elsewhere")
+    (said,) = bad(contents.of_weights(found, [training]))
+    assert said.level == "error"
+    assert (
+        "leads to" in said.text
+        and f"which is gone; bring it back, or delete {base.parent / 'manifest.json'}" in said.text
+    )
+    assert not bad(contents.of_weights(found, [Job("data", "any", {"split": "dev"})]))
+    assert not bad(contents.of_weights(found, [training, Job("base", "any", {"model": "teacher"})]))
+
+
 # settings and profile
 
 

@@ -45,16 +45,20 @@ def read_record(path: Path) -> Record:
     try:
         text = path.read_text(encoding="utf-8")
         record = json.loads(text)
+        if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+            record = {}
+        # the text, too: the last digits of a number may be others and mean the same
+        sound = "digest" in record and sealed(record)["digest"] == record["digest"]
+        sound = sound and readable_json(record) == text
     except FileNotFoundError:
         raise DamagedError(f"{path}: not found") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(record, dict) or "digest" not in record or "files" not in record:
+    if "digest" not in record:
         raise DamagedError(
             f"{path}: has no digests (a version of takd before these wrote it, or it is damaged)"
         )
-    # the text, too: the last digits of a number may be others and mean the same
-    if sealed(record)["digest"] != record["digest"] or readable_json(record) != text:
+    if not sound or not isinstance(record.get("spec", {}), dict):
         raise DamagedError(f"{path}: is not what was written (its own digest differs)")
     return record
 
@@ -139,7 +143,7 @@ def read_log(path: Path) -> list[Record]:
         lines = [json.loads(line) for line in text.splitlines()]
     except FileNotFoundError:
         raise DamagedError(f"{path}: not found") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read ({error})") from None
     last = lines[-1] if lines else None
     end = (json.dumps(last) + "\n").encode()

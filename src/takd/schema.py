@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 
 from takd.errors import InputError
 from takd.othernames import INSTEAD, USUAL
-from takd.yamlfile import Key, KeyedError, YamlFile, dotted, read_yaml, together
+from takd.yamlfile import SHOWN, Key, KeyedError, YamlFile, dotted, read_yaml, together
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.schema.yaml"
 
@@ -186,7 +186,9 @@ def show(value: Any) -> str:
         return KINDS[type(value)]
     if isinstance(value, bool):
         return str(value).lower()
-    return f"'{value}'" if isinstance(value, str) else f"{value}"
+    if isinstance(value, str):
+        return f"'{value}'" if len(value) <= SHOWN else f"'{value[:SHOWN]}…'"
+    return f"{value}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -250,6 +252,8 @@ def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
             for name in error.validator_value:
                 if name not in value:
                     yield key, f"lacks the key {name}{_meaning(schema, name)}."
+        case "oneOf" if not isinstance(value, dict):
+            return  # told by its type
         case _:
             yield _explain_one(error)
 

@@ -201,10 +201,15 @@ def main(
     """
     began = time.time()
     ending.skip_teardown()
-    arguments = _parser(module).parse_args()
+    parser = _parser(module)
+    arguments = parser.parse_args()
     spec = arguments.spec
-    entries = [module, *(also(spec) if also else [])]
-    present = code_digest(*entries)
+    try:
+        entries = [module, *(also(spec) if also else [])]
+        present = code_digest(*entries)
+        only_named = named(spec) if named else []
+    except (KeyError, TypeError, ImportError) as error:
+        parser.error(f"argument --spec: lacks a setting or has a wrong one ({error!r}).")
     code = arguments.code or present
     if code != present:
         sys.exit(
@@ -213,8 +218,10 @@ def main(
         )
     if int(os.environ.get("RANK", 0)) == 0:
         job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-        # a log that is empty would keep Snakemake from showing those after it
-        print(f"{module} on {socket.gethostname()}, process {os.getpid()}{job}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # on a full disk
+            print(
+                f"{module} on {socket.gethostname()}, process {os.getpid()}{job}", file=sys.stderr
+            )
     stage = Stage(
         spec=spec,
         code=code,
@@ -234,7 +241,7 @@ def main(
         stage.stop_requested = True
 
     signal.signal(signal.SIGTERM, request_stop)
-    ending.leave(_attempt(module, stage, arguments.nodes, gpus, named(spec) if named else []))
+    ending.leave(_attempt(module, stage, arguments.nodes, gpus, only_named))
 
 
 def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collection[str]) -> int:

@@ -35,6 +35,7 @@ BYTES = 1_000_000
 DEPTH = 50
 VALUES = 100_000
 DIGITS = 18
+SHOWN = 100  # characters of a key or a value that a message shows
 LISTED = 20  # errors of one file that are told at once
 
 
@@ -70,7 +71,7 @@ class YamlFile:
     def error(self, key: Key, text: str, name: str = "") -> KeyedError:
         """An error in one sentence: the file, the line, the key, and then `text`; `name` is a key that it lacks."""
         where = f"{self.name}, line {self.line(key)}: {dotted(key)}"
-        return KeyedError((*key, name), f"{where} {text}")
+        return KeyedError((*key, name), printable(f"{where} {text}"))
 
     @contextlib.contextmanager
     def each(self) -> Iterator[None]:
@@ -102,11 +103,20 @@ def together(errors: Iterable[InputError]) -> InputError:
     return InputError("\n".join(lines))
 
 
+def printable(text: str) -> str:
+    """A text in one line: characters that are not shown, line breaks among them, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _short(part: str | int) -> str | int:
+    return f"{part[:SHOWN]}…" if isinstance(part, str) and len(part) > SHOWN else part
+
+
 def dotted(key: Key) -> str:
     """A key as text: `chains[0].models[1]`."""
     text = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part if part.isprintable() else repr(part)}"
-        for part in key
+        for part in map(_short, key)
     )
     return text.removeprefix(".") or "the file"
 

@@ -8,15 +8,16 @@ from slurm.runs import LOG, PROFILE, SECONDS, TARGET, SlurmProject, slowed, snak
 
 
 def test_failing(cluster: Cluster, start: Start, project: SlurmProject) -> None:
-    """A stage fails: both its logs are named and shown, and the run ends in failure after all attempts."""
+    """A stage fails: its sentence is told, both its logs are named, and the run ends in failure after all attempts."""
     (project.folder / "results/small/base/teacher/model/config.json").write_text("{")
     run = start(project, TARGET, "--retries", "1")
     output = run.fail()
     assert run.states() == ["FAILED", "FAILED"]
     for job in run.jobs():
         assert f"log: {LOG}, {job['StdOut']} (check log file(s) for error details)" in output
-        assert f"Logfile {LOG}:" in output and f"Logfile {job['StdOut']}:" in output
-    assert "base/teacher/model/config.json: is not what was written" in output  # the reason itself
+        assert "--spec" not in Path(job["StdOut"]).read_text()  # nor is all that in Slurm's log
+    assert "--spec" not in output and "Logfile" not in output
+    assert "base/teacher/model/config.json: is not what was written" in output.splitlines()[-1]
     assert not (project.folder / TARGET).exists()
 
 
@@ -28,6 +29,7 @@ def test_cancelled(
     cluster.call("scancel", run.until_checkpoint())
     output = run.succeed()
     assert "SLURM status is: 'CANCELLED'" in output
+    assert f"kill -INT {run.process.pid}`" in output and "press Ctrl-C" in output
     assert run.states() == ["CANCELLED", "COMPLETED"]
     assert project.resumed_from() > 0
     project.must_end_as(undisturbed)

@@ -50,7 +50,9 @@ def _metadata(file: Path) -> Any:
         if file.name == CARD:
             front = FRONT.search(text)
             text = front[1] if front else ""
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
+        json.dumps(found, default=str, skipkeys=True)  # an alias may name what it stands in
+        return found
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"{file}: cannot be read ({_first_line(error)}); correct or remove it."

@@ -40,8 +40,8 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     twice = sum(prompt in train for prompt in prompts.get("dev", ()))
     if twice:
         text = (
-            f"{twice} of the {len(prompts['dev'])} rows of dev that were read stand in train too, so that what is kept"
-            " by dev is what was learnt by heart: take other rows (`rows` cuts two parts of one file)."
+            f"{twice} of the {len(prompts['dev'])} rows of dev that were read stand in train too, so that dev chooses"
+            " the weights that repeat training rows best: take other rows (`rows` cuts two parts of one file)."
         )
         yield Finding("warning", "data", text)
     elif fine and splits:
@@ -90,6 +90,22 @@ def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     names = [job.wildcards["model"] for job in jobs if job.rule == "base" and job.to_do]
     longest = experiment.settings["data"]["max_length"]
     fine, looked = True, False
+    # weights that were prepared before, and are links to a folder or to the hub's cache
+    before = (
+        set(experiment.settings["models"]) - set(names)
+        if any(job.trains and job.to_do for job in jobs)
+        else ()
+    )
+    for name in sorted(before):
+        record = experiment.root / "results" / experiment.name / "base" / name / "manifest.json"
+        gone = [link for link in (record.parent / "model").glob("*") if not link.exists()]
+        if gone:
+            fine = False
+            text = (
+                f"model '{name}': {gone[0]} leads to {gone[0].readlink()}, which is gone; bring it back, or delete"
+                f" {record} and start again, which fetches the weights anew."
+            )
+            yield Finding("error", "weights", text)
     for name in names:
         weights = experiment.settings["models"][name]["weights"]
         if "folder" not in weights or not (folder := experiment.root / weights["folder"]).is_dir():

@@ -1,0 +1,126 @@
+"""What a run says of jobs that failed: of each the one useful sentence, at the end, and where its logs are.
+
+Snakemake prints the whole command of a failed job, settings as JSON included, several times, and its logs in full.
+"""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
+
+COMMAND = re.compile(r"Command '.*' (?=returned non-zero|died with)", re.S)
+SAID = ("Error: ", "Stopped: ")  # how a stage begins its last sentence
+SLURM = re.compile(r"slurmstepd: error: .*|error: .*(?:Exceeded|CANCELLED|TIME LIMIT|oom).*", re.I)
+READ = 100_000  # bytes of the end of a log in which the sentence is looked for
+LISTED = 20  # failed jobs that are told
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed.
+
+    Attributes:
+        logs: the stage's own, then Slurm's.
+        message: of Slurm; empty elsewhere.
+    """
+
+    rule: str
+    output: str
+    logs: Sequence[str]
+    message: str = ""
+
+
+class Failures(logging.Filter):
+    """Takes commands out of what Snakemake logs, and keeps which jobs failed and did not succeed since."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: dict[Any, Failure] = {}
+
+    def filter(self, record: Any) -> bool:
+        event = getattr(record, "event", None)
+        if event == LogEvent.JOB_ERROR:
+            output, message = (getattr(record, name, None) for name in ("output", "rule_msg"))
+            failure = Failure(
+                record.rule_name,
+                next(iter(output or ()), ""),
+                list(record.log or ()),
+                str(message or ""),
+            )
+            self.left[record.jobid] = failure
+            record.shellcmd = None
+            record.aux = {**record.aux, **({"note": note} if (note := _note(failure)) else {})}
+            record.aux["said"] = sentence(failure.logs)
+        elif event == LogEvent.JOB_FINISHED:
+            self.left.pop(record.job_id, None)
+        elif isinstance(record.msg, str):
+            record.msg = COMMAND.sub("Its command ", record.msg)
+        return True
+
+    def summary(self, logs: Sequence[str]) -> str:
+        """What there is to read at the end of a run that failed: a line a job.
+
+        Args:
+            logs: Snakemake's own.
+        """
+        head = f"{len(self.left)} job{'s' * (len(self.left) != 1)} failed; Snakemake's own log: {', '.join(logs)}"
+        lines = [
+            f"{each.rule} ({each.output}; logs: {', '.join(each.logs) or 'none'}): {sentence(each.logs)}"
+            f"{' ' + note if (note := _note(each)) else ''}"
+            for each in self.left.values()
+        ]
+        more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+        return "\n".join([head, *more, *lines[:LISTED]])
+
+
+def _note(failure: Failure) -> str:
+    """What to do where somebody cancelled the job."""
+    if "CANCELLED" not in failure.message:
+        return ""
+    return (
+        "Somebody cancelled this job; it is tried again as often as `retries` says. To stop the run for good, press"
+        f" Ctrl-C where it was started, or `kill -INT {os.getpid()}` on {socket.gethostname()}."
+    )
+
+
+def sentence(logs: Sequence[str]) -> str:
+    """The sentence with which a stage ended; else Slurm's; else the last line of its log."""
+    ends = [_end(Path(log)) for log in logs]
+    for lines in ends:
+        for line in reversed(lines):
+            if line.startswith(SAID):
+                return line
+    for lines in ends:
+        for line in reversed(lines):
+            if found := SLURM.search(line):
+                return found[0]
+    last = next((lines[-1] for lines in ends if lines), "")
+    return last[:1000] or "It left no word: it was killed, or its log cannot be read here yet."
+
+
+def _end(path: Path) -> list[str]:
+    """Lines at the end of a log that are not empty."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(path.stat().st_size - READ, 0))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def listen() -> Failures:
+    """Begin to watch Snakemake's log; once for a process."""
+    for known in logger.filters:
+        if isinstance(known, Failures):
+            return known
+    failures = Failures()
+    logger.addFilter(failures)
+    return failures
