@@ -8,7 +8,7 @@ import torch
 from models_for_tests import tiny_gpt2
 from safetensors.torch import load_file, save_file
 from test_base import in_shards, prepare  # noqa: F401, a fixture
-from transformers import BartConfig, BertConfig, T5Config, ViTConfig
+from transformers import BartConfig, T5Config, ViTConfig
 
 from takd.errors import InputError
 from takd.models import load_model

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 from takd.data import demo, filters
 from takd.errors import InputError
 from takd.provenance import file_digest
+from takd.weight_files import AGAIN, foreign
 
+DATA_FILES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".gz")
+PARQUET = b"PAR1"  # at both ends of a parquet file
 Source = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -182,9 +185,8 @@ def _records(source: Source, streaming: bool = False) -> Iterator[tuple[str, Map
                 if "hub" in source
                 else "its files have to be whole"
             )
-            what = f"{type(error).__name__}: {_first_line(error)}"
             raise InputError(
-                f"{name}: breaks off after {number} rows ({what}); {wanted}."
+                f"{name}: breaks off after {number} rows ({_cause(error)}); {wanted}."
             ) from error
         yield f"{name}, row {number}", record
 
@@ -203,6 +205,8 @@ def _json_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 if number == 1 and line.lstrip().startswith("[")
                 else ""
             )
+            if number == 1 and (what_it_is := foreign(line.encode())):
+                raise InputError(f"{path} {what_it_is}.") from None
             raise InputError(
                 f"{where}: not valid JSON: {what}; every line has to be one JSON object{hint}."
             ) from None
@@ -278,12 +282,39 @@ def _data_set(source: Source, streaming: bool) -> Any:
         return found[split]
     except InputError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"{describe(source)}: cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # connections, decompressors and parsers, as above
+        damaged = _damaged_file(Path(source["folder"])) if "folder" in source else ""
+        wanted = (
+            "its files have to be whole" if "folder" in source else "correct it, or start again"
+        )
+        what = damaged or f"cannot be loaded: {_cause(error)}; {wanted}"
+        raise InputError(f"{describe(source)}: {what}.") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _damaged_file(folder: Path) -> str:
+    """The first file of a folder that is surely not what its name says, and the remedy; empty if there is none."""
+    for path in (path for ending in DATA_FILES for path in files_below(folder, ending)):
+        with open(path, "rb") as file:
+            start = file.read(64)
+            file.seek(max(path.stat().st_size - len(PARQUET), 0))
+            end = file.read()
+        what = foreign(start)
+        if not what and path.suffix == ".parquet" and {start[:4], end} != {PARQUET}:
+            what = f"is no parquet file, or has lost its end; {AGAIN}"
+        if what:
+            return f"its file {path} {what}"
+    return ""
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what an error arose from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _text(where: str, key: str, record: Mapping[str, Any]) -> str:

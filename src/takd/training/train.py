@@ -32,6 +32,7 @@ from takd.training import devices
 from takd.training.builds import await_builds
 from takd.training.checkpoints import Checkpoints, Lock, resume_key
 from takd.training.loop import Run
+from takd.vocabulary import entries
 
 WEIGHTS = "model.safetensors"
 
@@ -89,7 +90,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         ]
         teacher = models.load_model(folder, dtype=dtype)
         nn.Module.to(models.freeze(teacher), devices.own())
-        models.check_vocabulary(teacher, tokenizer, "teacher")
+        vocabulary = min(vocabulary, models.check_vocabulary(teacher, tokenizer, "teacher"))
         check_model(teacher, "teacher", spec["max_length"])
     decoding = Decoding(**spec["dev_decoding"])
     context = Context(
@@ -106,6 +107,13 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
             if stage.many(name)
         },
     )
+    if vocabulary < entries(tokenizer) and any(
+        "tokens" in s.names for s in context.stored.values()
+    ):
+        raise InputError(
+            f"model '{spec['model']}' lacks the entry of a pad token that its teacher's likeliest tokens may name;"
+            " choose teacher_outputs: hidden, or a tokenizer without that token."
+        )
     method = kind(context)
     if settings["deepspeed"]:
         await_builds(stage.say)
