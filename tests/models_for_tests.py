@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from takd.methods.base import Context
 
@@ -74,6 +76,12 @@ def tiny_gpt2(
         for parameter in model.parameters():
             parameter.mul_(scale)
     return model
+
+
+def tokenizer_of(tokens: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of so many words, of which the first ends a text."""
+    words = WordLevel({f"w{number}": number for number in range(tokens)})
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token=f"w{END}")
 
 
 def context(settings: dict[str, Any], teacher: Any, vocabulary: int, **more: Any) -> Context:

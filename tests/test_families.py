@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from models_for_tests import END, token_log_probabilities
+from models_for_tests import END, token_log_probabilities, tokenizer_of
 from test_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
@@ -46,7 +46,7 @@ def pair(request):
     teacher = wider(request.param, PADDED["teacher"], **sizes)
     for name, model in (("student", student), ("teacher", teacher)):
         assert model.get_output_embeddings().weight.shape[0] == PADDED[name]
-        assert check_vocabulary(model, range(TOKENS), name) == TOKENS
+        assert check_vocabulary(model, tokenizer_of(TOKENS), name) == TOKENS
     return student, teacher
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models_for_tests import tiny_gpt2
+from models_for_tests import tiny_gpt2, tokenizer_of
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -202,7 +202,7 @@ def test_activations_of_many_kernels_are_replaced_by_equal_ones(tmp_path):
 
 
 def test_vocabularies_may_be_padded_but_not_too_small():
-    tokenizer = list(range(10))
+    tokenizer = tokenizer_of(10)
     assert check_vocabulary(tiny_gpt2(0, vocabulary=16), tokenizer, "padded") == 10
     with pytest.raises(
         InputError, match="model 'small' has 8 vocabulary entries and the tokenizer 10"

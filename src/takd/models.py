@@ -22,6 +22,7 @@ from transformers import (
 
 from takd.errors import InputError
 from takd.precision import PRETRAINED, pretrained_in
+from takd.vocabulary import entries, used_entries
 
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
@@ -85,21 +86,21 @@ def load_model(
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Number of entries that the tokenizer uses.
+    """Number of entries that the tokenizer and the model share.
 
-    Models of one tokenizer may pad their embeddings to different sizes; everything that compares two models
-    cuts both to this size.
+    Models of one tokenizer may pad their embeddings to different sizes, and may lack an entry for a pad token at its
+    end, which stands in no text; everything that compares two models cuts both to the smaller of their numbers.
 
     Raises:
-        InputError: the model has fewer entries than the tokenizer.
+        InputError: the model has fewer entries than the tokenizer uses.
     """
-    rows = model.get_output_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
+    rows: int = model.get_output_embeddings().weight.shape[0]
+    if rows < used_entries(tokenizer):
         raise InputError(
-            f"model '{name}' has {rows} vocabulary entries and the tokenizer {len(tokenizer)}:"
+            f"model '{name}' has {rows} vocabulary entries and the tokenizer {entries(tokenizer)}:"
             " teacher and students must share one tokenizer."
         )
-    return len(tokenizer)
+    return min(rows, entries(tokenizer))
 
 
 @functools.cache

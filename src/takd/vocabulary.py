@@ -4,6 +4,7 @@ A loss that compares two models' distributions compares them token by token: tok
 teacher and student. How far their embeddings are padded beyond the last token does not matter.
 """
 
+import re
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,22 @@ TEXTS = (
     "1234567890 3.14159 1,000,000 2024-01-31",
     "I don't know--they'd've said so!!! ANTIDISESTABLISHMENTARIANISM",
 )
+PAD = re.compile(r"[^\w\s]+(pad|padding)[^\w\s]+", re.IGNORECASE)  # [PAD], <pad>, <|pad|>
+
+
+def entries(tokenizer: Any) -> int:
+    """The largest id + 1: entries of the embeddings of a model that has all tokens. Ids may have gaps."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def used_entries(tokenizer: Any) -> int:
+    """The same without pad tokens, which stand in no text, at the end: what a model needs."""
+    kept = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    return 1 + max(
+        number
+        for token, number in tokenizer.get_vocab().items()
+        if number in kept or not (number == tokenizer.pad_token_id or PAD.fullmatch(token))
+    )
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -75,7 +92,7 @@ def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
 def first_difference(own: Any, ours: Any) -> str | None:
     """The first token in which two tokenizers differ, in words; None where they agree.
 
-    A special token that only one of them adds, such as a pad token, is no difference.
+    A special token that only one of them adds is no difference, and neither is a pad token, whatever its name.
     """
     theirs, mine = (
         {number: token for token, number in tokenizer.get_vocab().items()}
@@ -86,10 +103,13 @@ def first_difference(own: Any, ours: Any) -> str | None:
         more = own if here is None else ours
         if there == here or (None in (there, here) and number in more.added_tokens_decoder):
             continue
+        if all(token is None or PAD.fullmatch(token) for token in (there, here)):
+            continue
         words = [f"is {token!r}" if token is not None else "is missing" for token in (there, here)]
         return f"token {number} {words[0]} there and {words[1]} here"
     # the text of each token, as far as merges make one of it, and some that show how text is split
     special = {*own.added_tokens_decoder, *ours.added_tokens_decoder}
+    special |= {number for number, token in theirs.items() if PAD.fullmatch(token)}
     texts = [*TEXTS, *(own.decode([number]) for number in sorted(theirs.keys() - special))]
     read = [tokenizer(texts, add_special_tokens=False).input_ids for tokenizer in (own, ours)]
     for text, *ids in zip(texts, *read, strict=True):

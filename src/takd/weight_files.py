@@ -1,4 +1,4 @@
-"""The files of a model as users bring them: what is damaged or does not fit in them is told in one sentence.
+"""Files of models as users bring them: what is damaged or does not fit in them is told in one sentence.
 
 Safetensors are read by their headers, or tensor by tensor, so that a model of any size fits into memory.
 """
@@ -45,7 +45,7 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{what}: {path} cannot be read: {error.strerror}; {AGAIN}.") from None
     except (ValueError, RecursionError) as error:
-        wrong = _other(content) or f"is not JSON ({_first_line(error)}); {AGAIN}"
+        wrong = foreign(content) or f"is not JSON ({_first_line(error)}); {AGAIN}"
         raise InputError(f"{what}: {path} {wrong}.") from None
     if not isinstance(found, dict):
         raise InputError(f"{what}: {path} has to hold one JSON object; {AGAIN}.")
@@ -181,7 +181,7 @@ def _damage(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(64)
-        if other := _other(start):
+        if other := foreign(start):
             return other
         length = int.from_bytes(start[:8], "little")
         if length + 8 > size or length > LARGEST_HEADER:
@@ -198,8 +198,8 @@ def _damage(path: Path, error: Exception) -> str:
     return f"is no valid safetensors file ({reason(error)}); {AGAIN}"
 
 
-def _other(content: bytes) -> str:
-    """What a file is instead of what its name says; empty if that cannot be told."""
+def foreign(content: bytes) -> str:
+    """What a file that begins so is instead of what its name says, and the remedy; empty if that cannot be told."""
     if not content.strip():
         return f"is empty; {AGAIN}"
     return next((what for start, what in OTHERS.items() if content.startswith(start)), "")

@@ -72,9 +72,10 @@ def _download(url: str, partial: Path) -> None:
             if error.code == 416:
                 return  # nothing is left to fetch, or what is there is no part of this file: the digest tells
             reason, final = f"HTTP {error.code} {error.reason}", error.code in FINAL
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-            final = url.startswith("file:")
+            # no attempt mends an address that cannot be one
+            final = url.startswith("file:") or isinstance(error, ValueError)
         if final or attempt == ATTEMPTS:
             again = "" if final else f" after {ATTEMPTS} attempts, the last of which"
             raise InputError(

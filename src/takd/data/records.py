@@ -12,6 +12,7 @@ from typing import Any
 from takd.data.folders import check_within
 from takd.errors import InputError
 from takd.provenance import file_digest
+from takd.weight_files import AGAIN, foreign
 
 Source = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -19,6 +20,8 @@ Record = Mapping[str, Any]
 TABLES = (".csv", ".tsv")
 LINES = (".json", ".jsonl", ".ndjson")
 COMPRESSED = (".gz", ".bz2", ".xz")
+DATA_FILES = (".parquet", ".arrow", *LINES, *TABLES, ".gz")
+PARQUET = b"PAR1"  # at both ends of a parquet file
 NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files that stand beside data
 
 csv.field_size_limit(
@@ -71,9 +74,8 @@ def records(
                 if "hub" in source
                 else "its files have to be whole"
             )
-            what = f"{type(error).__name__}: {_first_line(error)}"
             raise InputError(
-                f"{name}: breaks off after {number} rows ({what}); {wanted}."
+                f"{name}: breaks off after {number} rows ({_cause(error)}); {wanted}."
             ) from error
         yield f"{name}, row {number}", record
 
@@ -144,6 +146,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
             hint = " (the file is one JSON array; write its elements one a line)"
         elif path.suffix in TABLES:
             hint = " (put a CSV file into a folder, and name that with `folder`)"
+        if number == 1 and (what_it_is := foreign(line.encode())):
+            raise InputError(f"{path} {what_it_is}.")
         yield where, _object(where, _parsed(where, line, hint))
 
 
@@ -279,8 +283,28 @@ def _data_set(
         return _split(found, split, folder)
     except InputError:
         raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"{name}: cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # connections, decompressors and parsers, as above
+        damaged = _damaged_file(Path(source["folder"])) if "folder" in source else ""
+        wanted = (
+            "its files have to be whole" if "folder" in source else "correct it, or start again"
+        )
+        what = damaged or f"cannot be loaded: {_cause(error)}; {wanted}"
+        raise InputError(f"{name}: {what}.") from error
+
+
+def _damaged_file(folder: Path) -> str:
+    """The first file of a folder that is surely not what its name says, and the remedy; empty if there is none."""
+    for path in (path for ending in DATA_FILES for path in files_below(folder, ending)):
+        with open(path, "rb") as file:
+            start = file.read(64)
+            file.seek(max(path.stat().st_size - len(PARQUET), 0))
+            end = file.read()
+        what = foreign(start)
+        if not what and path.suffix == ".parquet" and {start[:4], end} != {PARQUET}:
+            what = f"is no parquet file, or has lost its end; {AGAIN}"
+        if what:
+            return f"its file {path} {what}"
+    return ""
 
 
 def _from_hub(source: Source, split: str, streaming: bool) -> Any:
@@ -340,5 +364,8 @@ def _split(found: Mapping[Any, Any], split: str, folder: Path) -> Any:
     return found[split]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _cause(error: BaseException) -> str:
+    """The first line of what an error arose from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"

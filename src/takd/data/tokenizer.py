@@ -14,7 +14,8 @@ from takd.data.template import CHAT, Template, fill
 from takd.errors import InputError
 from takd.provenance import folder_digest
 from takd.stage import Stage, write_json
-from takd.vocabulary import save_tokenizer
+from takd.vocabulary import ALSO, FILES, entries, save_tokenizer
+from takd.weight_files import read_json_object, reason
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("(3 of)", "{x} <b>"))
@@ -23,14 +24,14 @@ ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("
 def run(stage: Stage) -> None:
     """Read or train the tokenizer, write it, and say what it is in the manifest.
 
-    The manifest has `vocabulary` (number of tokens), `end` and `pad` (ids; a tokenizer without a pad token gets
+    The manifest has `vocabulary` (the largest id + 1), `end` and `pad` (ids; a tokenizer without a pad token gets
     its end token as such, since masks go by length), and `begin` (ids that it sets before a text of its own). Where
     the template is "chat", it has the tokenizer's own as `template`. Any other template of the experiment goes into
     the folder as `chat_template`.
 
     Raises:
-        InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
-            training text too small for the vocabulary; no chat template where one is asked for.
+        InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; another
+            vocabulary than declared; a training text too small for it; no chat template where one is asked for.
     """
     source = stage.spec["source"]
     folder = stage.temporary(stage.outputs["tokenizer"])
@@ -100,15 +101,20 @@ def _convert(
     """A tokenizer of the hub, a folder or a GGUF file, in the format of a folder."""
     from transformers import AutoTokenizer
 
-    name, options = _place(source)
+    place, options = _place(source)
+    name = source.get("gguf", place)
+    for file in (*FILES, *ALSO):
+        if "folder" in source and file.endswith(".json") and (Path(place) / file).exists():
+            read_json_object(Path(place) / file, f"tokenizer {name}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     except ImportError as error:
         package = error.name or "a package that transformers names in its message"
         raise InputError(f"tokenizer {name}: reading it needs {package}; install it.") from error
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"tokenizer {name} cannot be read: {reason}") from error
+    except Exception as error:  # the hub, parsers and each kind of tokenizer: no base of their own
+        raise InputError(
+            f"tokenizer {name} cannot be read ({reason(error)}); see that its name is right and its files are whole."
+        ) from error
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer {name} has no fast implementation (tokenizer.json).")
     plain = tokenizer("a", add_special_tokens=False).input_ids
@@ -124,10 +130,21 @@ def _convert(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    vocabulary, declared = entries(tokenizer), source.get("vocabulary")
+    if declared not in (None, vocabulary):
+        raise InputError(
+            f"tokenizer.vocabulary is {declared}, but the largest id of tokenizer {name} is {vocabulary - 1}, counted"
+            f" from 0; set {vocabulary}, or leave it out where no model starts from scratch."
+        )
     marked = tokenizer("a", add_special_tokens=True).input_ids
-    start = next(i for i in range(len(marked)) if marked[i : i + len(plain)] == plain)
+    starts = [i for i in range(len(marked)) if marked[i : i + len(plain)] == plain]
+    if not starts:
+        raise InputError(
+            f"tokenizer {name} splits a text otherwise when it adds its special tokens; correct its tokenizer.json."
+        )
+    start = starts[0]
     facts = {
-        "vocabulary": len(tokenizer),
+        "vocabulary": vocabulary,
         "end": tokenizer.eos_token_id,
         "pad": tokenizer.pad_token_id,
         "begin": marked[:start],

@@ -175,10 +175,9 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
                 if not any(mine[part] for part in parts):
                     continue
                 teacher = None  # out of the memory before the next one comes
-                teacher, _ = load(role, spec["teachers"][role][0])
-                compare = functools.partial(
-                    reading.comparison, model, teacher, vocabulary=vocabulary
-                )
+                teacher, its_own = load(role, spec["teachers"][role][0])
+                shared = min(vocabulary, its_own)
+                compare = functools.partial(reading.comparison, model, teacher, vocabulary=shared)
                 for part in parts:
                     go(part, functools.partial(compare, steps=part.split("/")[1] in DRAWN))
                 del compare

@@ -8,6 +8,7 @@ from typing import Any
 
 from takd.experiment import Experiment
 from takd.precision import pretrained_dtype
+from takd.weight_files import read_json_object
 
 # families whose block has three matrices in its feed-forward part and norms without biases
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")
@@ -116,6 +117,8 @@ def _matrix(target: str) -> str:
 
 def of_config(config: dict[str, Any]) -> Shape:
     """The shape that a `config.json` describes; keys that are absent have the family's usual values."""
+    # where a model reads more than text, the settings of its text lie one level deeper
+    config = {**config, **(config.get("text_config") or {})}
     family = config.get("model_type", "gpt2")
 
     def get(*names: str, default: Any = None) -> Any:
@@ -208,7 +211,7 @@ def of_model(experiment: Experiment, name: str) -> Shape:
         places.append(experiment.root / weights["folder"])
     for place in places:
         if (place / "config.json").is_file():
-            return of_config(json.loads((place / "config.json").read_text(encoding="utf-8")))
+            return of_config(read_json_object(place / "config.json", f"model '{name}'"))
     return estimated(experiment.parameters[name], vocabulary)
 
 

@@ -33,6 +33,7 @@ from takd.training.builds import await_builds
 from takd.training.checkpoints import Checkpoints, Lock, resume_key
 from takd.training.exporting import Exported
 from takd.training.loop import Run
+from takd.vocabulary import entries
 
 WEIGHTS = "model.safetensors"
 
@@ -97,7 +98,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         ]
         teacher = models.load_model(folder, dtype=dtype)
         nn.Module.to(models.freeze(teacher), devices.own())
-        models.check_vocabulary(teacher, tokenizer, "teacher")
+        vocabulary = min(vocabulary, models.check_vocabulary(teacher, tokenizer, "teacher"))
         check_model(teacher, "teacher", spec["max_length"])
     context = Context(
         settings=settings,
@@ -113,6 +114,13 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
             if stage.many(name)
         },
     )
+    if vocabulary < entries(tokenizer) and any(
+        "tokens" in s.names for s in context.stored.values()
+    ):
+        raise InputError(
+            f"model '{spec['model']}' lacks the entry of a pad token that its teacher's likeliest tokens may name;"
+            " choose teacher_outputs: hidden, or a tokenizer without that token."
+        )
     method = kind(context)
     if settings["deepspeed"]:
         await_builds(stage.say)
