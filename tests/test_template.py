@@ -236,6 +236,24 @@ def test_of_several_chat_templates_the_default_one_is_meant(tmp_path, template):
     assert exported.response_template is None
 
 
+def test_a_template_that_no_chat_template_can_give_leaves_none(tmp_path, monkeypatch, capsys):
+    save_chat("chatml", tmp_path / "published")
+    monkeypatch.setattr("takd.data.template.as_chat_template", lambda *_: "another text")
+    prepared(tmp_path, tmp_path / "published", SHORT)
+    assert "it has no chat template" in capsys.readouterr().out
+    assert not models.load_tokenizer(tmp_path / "tokenizer").chat_template
+
+
+def test_a_chat_template_that_names_fields_keeps_their_names(tmp_path):
+    """Braces of the text around a message are no fields."""
+    text = "{instruction} and {input}: {{ messages[0]['content'] }}"
+    published = save_chat("chatml", tmp_path / "published", chat_template=text)
+    encoder = Encoder.beside(prepared(tmp_path, tmp_path / "published", "chat"), "chat")
+    found = encoder.prompts([encoder.fill("a", "b")])
+    assert found == [asked_as_chat(published, "a", "b")]
+    assert published.decode(found[0]) == "{instruction} and {input}: a\nb"
+
+
 def test_a_chat_template_is_for_single_user_messages(tmp_path):
     save_chat("chatml", tmp_path / "published")
     prepared(tmp_path, tmp_path / "published", SHORT)

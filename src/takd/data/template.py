@@ -16,6 +16,7 @@ Template = dict[str, Any]
 
 CHAT = "chat"
 """The value of `data.template` that stands for the tokenizer's own."""
+REMEDY = "write the template out, as with_input and without_input."
 _FIELD = re.compile(r"\{(instruction|input|content)\}")
 # written as special tokens are in the chat formats that there are: <|im_end|>, <end_of_turn>, </s>, [/INST]
 _MARK = re.compile(
@@ -24,6 +25,7 @@ _MARK = re.compile(
 _KNOWN = re.compile(
     r"<[|｜].*[|｜]>|</?(s|bos|eos|pad|unk|(start|end)_of_\w+)>|<</?SYS>>|\[/?[A-Z_]+\]"
 )
+# what users may write: a chat template that changes any of it is not one text around the message
 _WRITTEN = (
     "Ab.",
     "a\n\n\nb  c",
@@ -50,12 +52,12 @@ def fill(template: Template, instruction: str, context: str) -> str:
     Only `{instruction}` and `{input}` of the template are replaced: braces in the row, and all other braces of
     the template, stay as they are. In a chat, the user writes the instruction, and the input on the next line.
     """
-    fields = {"instruction": instruction, "input": context}
     if CHAT in template:
         content = f"{instruction}\n{context}" if context else instruction
-        fields["content"] = content.strip() if template["strip"] else content
+        fields = {"content": content.strip() if template["strip"] else content}
         text = template[CHAT]
     else:
+        fields = {"instruction": instruction, "input": context}
         text = template["with_input" if context else "without_input"]
     return _FIELD.sub(lambda match: fields.get(match[1], match[0]), text)
 
@@ -93,9 +95,6 @@ def chat_of(tokenizer: Any, name: str) -> Template:
                 f"tokenizer {name}: its chat template does not keep what a user writes ({written!r}); {REMEDY}"
             )
     return template
-
-
-REMEDY = "write the template out, as with_input and without_input."
 
 
 def as_chat_template(template: Template, begin: str) -> str:

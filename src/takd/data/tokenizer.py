@@ -156,6 +156,8 @@ def _convert(
     tokenizer.response_template = None  # how the answers of its own model are taken apart
     if template == CHAT:
         facts["template"] = templates.chat_of(tokenizer, name)
+    if isinstance(template, dict):
+        tokenizer.chat_template = None
     save_tokenizer(tokenizer, folder)
     if isinstance(template, dict):
         if not _carries(tokenizer, folder, facts, template):
