@@ -123,7 +123,7 @@ NAME = "name it beside the source: columns: {input: NAME}"
             [{"instruction": "i", "context": f"c {n}", "response": "o", "category": "qa"} for n in range(3)],
             {"output": "response"},
             {"context": 3, "category": 3},
-            ["no row has an input: if", CONTEXT, "'context' (3 rows, such as 'c 0')"],
+            ["3 of 3 rows have no input: if", CONTEXT, "'context' (3 rows, such as 'c 0')"],
             id="dolly with one of its columns",
         ),
         pytest.param(
@@ -137,7 +137,7 @@ NAME = "name it beside the source: columns: {input: NAME}"
             [{"instruction": "i", "input ": "x", "output": "o"}, {"instruction": "i", "input": "y", "output": "o"}],
             {},
             {"input ": 1},
-            ["1 of 2 rows have an input", "columns: {input: input }"],
+            ["1 of 2 rows have no input", 'columns: {input: "input "}'],
             id="a space behind the key",
         ),
         pytest.param(
@@ -151,7 +151,7 @@ NAME = "name it beside the source: columns: {input: NAME}"
             [{"instruction": "i", "input": "", "context": "c", "output": "o"}],
             {},
             {"context": 1},
-            ["no row has an input", CONTEXT],
+            ["1 of 1 rows have no input", CONTEXT],
             id="empty beside the one that is meant",
         ),
         pytest.param(
@@ -210,6 +210,20 @@ def test_rows_outside_of_the_part_are_not_counted(tmp_path):
     assert {key: found["row"] for key, found in unused.keys.items()} == {"k1": 1, "k2": 2}
 
 
+def test_odd_and_endless_keys_leave_the_manifest_short_and_readable(words, tmp_path, capsys):
+    records = [
+        {"instruction": "i", "output": "o", f"id {n}": "v", "a\nb": "c\nd", "\ud83d": "\ud83d"}
+        for n in range(300)
+    ]
+    _, manifest = run_prepare(tmp_path, words, "train", write(tmp_path / "rows.jsonl", records))
+    keys = manifest["unused"]["keys"]
+    assert len(keys) == 101 and keys["(further keys)"]["rows"] == 300 - 98
+    assert keys["\\ud83d"]["rows"] == 300
+    assert keys["a\nb"]["example"] == "'c d'"
+    said = capsys.readouterr().out
+    assert "'a b' (300 rows, such as 'c d')" in said and said.count("\n") == 3
+
+
 def test_files_of_a_folder_that_no_split_reads_are_said(words, tmp_path, folder, capsys):
     (folder / "train.csv").write_bytes(table(NUMBERS))
     (folder / "test.csv").write_bytes(table(NUMBERS))
@@ -223,7 +237,7 @@ def test_files_of_a_folder_that_no_split_reads_are_said(words, tmp_path, folder,
     # a corpus of text files: all else below the folder
     _, manifest = run_prepare(tmp_path, words, "corpus", {"text": str(folder)}, block_length=2)
     assert manifest["unused"]["files"] == ["more.jsonl", "part2.parquet", "test.csv", "train.csv"]
-    assert "files of the folder that are not read: more.jsonl" in capsys.readouterr().out
+    assert "files of the folder that are not read: 'more.jsonl'" in capsys.readouterr().out
 
 
 def test_many_keys_are_not_all_on_the_console_but_in_the_report(words, tmp_path, capsys):

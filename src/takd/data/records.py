@@ -148,7 +148,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
             hint = " (put a CSV file into a folder, and name that with `folder`)"
         if number == 1 and (what_it_is := foreign(line.encode())):
             raise InputError(f"{path} {what_it_is}.")
-        yield where, _object(where, _parsed(where, line, hint))
+        record = _parsed(where, line, f"every line has to be one JSON object{hint}")
+        yield where, _object(where, record, "line")
 
 
 def _json_file(path: Path) -> Iterator[tuple[str, Record]]:
@@ -157,26 +158,27 @@ def _json_file(path: Path) -> Iterator[tuple[str, Record]]:
     if not first.lstrip().startswith("["):
         yield from _json_lines(path)
         return
-    elements = _parsed(str(path), "\n".join(line for _, line in lines(path)), "")
+    text = "\n".join(line for _, line in lines(path))
+    elements = _parsed(str(path), text, "the file has to be one whole array of objects")
     for number, element in enumerate(elements, start=1):
         where = f"{path}, element {number}"
-        yield where, _object(where, element)
+        yield where, _object(where, element, "element")
 
 
-def _parsed(where: str, text: str, hint: str) -> Any:
+def _parsed(where: str, text: str, wanted: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_repeats)
     except _RepeatedKeyError as error:
         raise InputError(
             f"{where}: the key {str(error)!r} stands there twice, and only one value would be read; remove the other."
         ) from None
-    except (ValueError, RecursionError) as error:
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-            what = "a number has too many digits"
-        raise InputError(
-            f"{where}: not valid JSON: {what}; every line has to be one JSON object{hint}."
-        ) from None
+    except json.JSONDecodeError as error:
+        what = error.msg
+    except ValueError:
+        what = "a number has too many digits"
+    except RecursionError:
+        what = "nested too deeply"
+    raise InputError(f"{where}: not valid JSON: {what}; {wanted}.")
 
 
 class _RepeatedKeyError(Exception):
@@ -191,10 +193,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _object(where: str, value: Any) -> Record:
+def _object(where: str, value: Any, unit: str) -> Record:
     if not isinstance(value, dict):
         raise InputError(
-            f"{where}: {kind(value)}; every line has to be one JSON object such as"
+            f"{where}: {kind(value)}; every {unit} has to be one JSON object such as"
             ' {"instruction": "...", "input": "...", "output": "..."}.'
         )
     return value

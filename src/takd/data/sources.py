@@ -66,7 +66,7 @@ def _rows(source: Source, unused: Unused) -> Iterator[Row]:
     names = {name: columns.get(name, name) for name in ("instruction", "input", "output")}
     start, stop = source.get("rows", (0, None))
     number = -1
-    found = records(source, describe(source), unread=unused.files.append)
+    found = records(source, describe(source), unread=unused.leave)
     for number, (where, record) in enumerate(islice(found, stop)):
         if number < start:
             continue
@@ -108,11 +108,12 @@ def texts(
         files = files_below(place, ".txt") if place.is_dir() else [place]
         if not files:
             raise InputError(f"{place}: no .txt files in this folder; it has to hold the corpus.")
-        unused.files += others(place, files) if place.is_dir() else []
+        for other in others(place, files) if place.is_dir() else []:
+            unused.leave(other)
         for file in files:
             yield from _paragraphs(file)
         return
-    found = records(source, describe(source), streaming=True, unread=unused.files.append)
+    found = records(source, describe(source), streaming=True, unread=unused.leave)
     for number, (where, record) in enumerate(found):
         unused.see(number, record, ("text",))
         if text := _text(where, "text", record):
@@ -162,7 +163,8 @@ def _paragraphs(path: Path) -> Iterator[str]:
 def _text(where: str, key: str, record: Mapping[str, Any]) -> str:
     if key not in record:
         present = ", ".join(f"'{name}'" for name in record) or "none"
-        raise InputError(f"{where}: no key '{key}'; its keys are {present}.")
+        hint = "" if key == "text" else "; name the one that is meant in `columns`"
+        raise InputError(f"{where}: no key '{key}'; its keys are {present}{hint}.")
     return _encodable(where, key, record[key], "has to be a text")
 
 

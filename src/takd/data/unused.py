@@ -1,11 +1,14 @@
-"""What a source holds and nobody reads: keys of its records, and files of its folder."""
+"""What a source holds and is not read: keys of its records, and files of its folder."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 SHOWN = 40  # characters of an example
 SAID = 6  # keys and files on the console
+MOST = 100  # keys that are told apart
+FURTHER = "(further keys)"
 LIKELY = ("context", "input", "inputs")  # what the input of a row is called elsewhere
 
 
@@ -24,9 +27,16 @@ class Unused:
             empty = value is None or (isinstance(value, str | list | dict) and not value)
             if key in read or empty:
                 continue
-            if key not in self.keys:
-                self.keys[key] = {"rows": 0, "row": number, "example": _short(value)}
-            self.keys[key]["rows"] += 1
+            name = _encodable(key)
+            if name not in self.keys and len(self.keys) >= MOST:
+                name = FURTHER
+            if name not in self.keys:
+                self.keys[name] = {"rows": 0, "row": number, "example": _short(value)}
+            self.keys[name]["rows"] += 1
+
+    def leave(self, file: str) -> None:
+        """Note a file that is not read."""
+        self.files.append(_encodable(file))
 
     def record(self) -> dict[str, Any]:
         """What a manifest and the data report have of it."""
@@ -42,22 +52,27 @@ class Unused:
         said = []
         if self.keys:
             found = [
-                f"'{key}' ({of_key['rows']} rows, such as {of_key['example']})"
+                f"{_short(key)} ({of_key['rows']} rows, such as {of_key['example']})"
                 for key, of_key in self.keys.items()
             ]
             said.append(f"keys that are not read: {_first(found)}")
             likely = next((key for key in self.keys if key.strip().lower() in LIKELY), None)
             if rows and without_input and (likely or without_input == rows):
-                many = (
-                    "no row" if without_input == rows else f"{rows - without_input} of {rows} rows"
-                )
+                some = f"{without_input} of {rows} rows have no input"
+                name = likely or "NAME"
+                name = name if name.isidentifier() else json.dumps(name)
                 said.append(
-                    f"{many} {'has' if without_input == rows else 'have'} an input: if one of these keys holds it,"
-                    f" name it beside the source: columns: {{input: {likely or 'NAME'}}}"
+                    f"{some}: if one of these keys holds it, name it beside the source: columns: {{input: {name}}}"
                 )
         if self.files:
-            said.append(f"files of the folder that are not read: {_first(self.files)}")
+            files = [_short(file) for file in self.files]
+            said.append(f"files of the folder that are not read: {_first(files)}")
         return said
+
+
+def _encodable(text: str) -> str:
+    """A text that can be written as UTF-8: half of a surrogate pair is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _short(value: Any) -> str:
