@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Project, make_project, small_experiment
-from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake.logging import LogEvent
 
 from takd.failures import Failures, sentence
 

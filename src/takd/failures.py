@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snakemake.logging import logger
-from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake.logging import LogEvent, logger
 
 COMMAND = re.compile(r"Command '.*' (?=returned non-zero|died with)", re.S)
 SAID = ("Error: ", "Stopped: ")  # how a stage begins its last sentence
