@@ -143,7 +143,7 @@ def _check_same(config: Any, part: Any, kept: list[int], name: str) -> None:
         raise _unfit(
             name,
             config,
-            f"layers {', '.join(map(str, kept))} would compute something else there than in the whole model",
+            f"layers {', '.join(map(str, kept))} would compute something else than in the whole model",
         )
 
 

@@ -123,17 +123,13 @@ def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
     # LoRA has frozen weights in half precision beside float32, with which autocast alone can compute
     if len({parameter.dtype for parameter in model.parameters()}) == 1:
         modes.add(False)
-    with _refusing(model, name, "be decoded token by token, so that its samples could be trusted"):
+    with _refusing(model, name, "be decoded token by token"):
         lengths = rows_to_check(model.config, longest)
         for mixed in modes:
             with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=mixed):
-                _check_equal(
-                    *decoded_and_at_once(model, lengths),
-                    model,
-                    name,
-                    f"token by token than at once ({{}} off in texts of {_listed(lengths)} tokens), so that its samples"
-                    " could not be trusted",
-                )
+                found, expected = decoded_and_at_once(model, lengths)
+                differs = "token by token than at once", "its samples could not be trusted"
+                _check_equal(found, expected, model, name, lengths, *differs)
 
 
 @torch.no_grad()
@@ -154,33 +150,36 @@ def check_reading(model: PreTrainedModel, name: str, longest: int) -> None:
         together = hidden_states(model, padded.to(model.device))
         for row, text in enumerate(texts):
             alone = hidden_states(model, torch.tensor([text], device=model.device))[0]
-            _check_equal(
-                together[row, : len(text)][-STEPS:],
-                alone[-STEPS:],
-                model,
-                name,
-                f"for a text beside others than alone ({{}} off in texts of {_listed(lengths)} tokens), so that its"
-                " results would depend on the batch",
-            )
+            found, expected = together[row, : len(text)][-STEPS:], alone[-STEPS:]
+            differs = "for a text beside others than alone", "its results would depend on the batch"
+            _check_equal(found, expected, model, name, lengths, *differs)
 
 
 def _check_equal(
-    found: Tensor, expected: Tensor, model: PreTrainedModel, name: str, where: str
+    found: Tensor,
+    expected: Tensor,
+    model: PreTrainedModel,
+    name: str,
+    lengths: Sequence[int],
+    where: str,
+    why: str,
 ) -> None:
     """Make sure that hidden states are finite, and equal but for rounding.
 
     Args:
-        where: they differ, and what follows, for the message; `{}` stands for how much.
+        lengths: tokens of the texts.
+        where: they differ, and `why` that matters, for the message.
     """
     _check_finite(expected, name)
     _check_finite(found, name)
     error = relative_error(found, expected)
     if not error <= _tolerance(model):
-        border = min(_borders(model.config.get_text_config().to_dict()), default=None)
-        remedy = f"keep data.max_length at most {border}, or " if border else ""
+        settings = model.config.get_text_config().to_dict()
+        crossed = [border for border in _borders(settings) if border < max(lengths)]
+        remedy = f"keep data.max_length at most {min(crossed)}, or " if crossed else ""
         raise InputError(
-            f"model '{name}' ({model.config.model_type}) computes other hidden states {where.format(f'{error:.1%}')};"
-            f" {remedy}{FITTING}"
+            f"model '{name}' ({model.config.model_type}) computes other hidden states {where} ({error:.1%} off in texts"
+            f" of {', '.join(map(str, lengths))} tokens), so that {why}; {remedy}{FITTING}"
         )
 
 
@@ -208,10 +207,6 @@ def _borders(settings: Mapping[str, Any]) -> Iterator[int]:
         elif key in BORDERS:
             # some families give one for each layer
             yield from (each for each in (value if isinstance(value, list) else [value]) if each)
-
-
-def _listed(lengths: Sequence[int]) -> str:
-    return ", ".join(map(str, lengths))
 
 
 def _random_texts(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.errors import InputError
+from takd.weight_files import reason
 
 # of these the source of a model needs one to have a tokenizer
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
@@ -80,7 +81,7 @@ def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
     except (
         Exception
     ) as error:  # each kind of tokenizer fails in its own way, for lack of a package too
-        return f"reading it fails ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        return f"reading it fails ({reason(error)})"
     if difference := first_difference(own, ours):
         raise InputError(
             f"model '{name}' comes with another tokenizer than the experiment's: {difference}; all models of an"
