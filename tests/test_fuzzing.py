@@ -118,7 +118,7 @@ def edited(draw: st.DrawFn) -> Any:
             other: Any = LOADED
             for key in draw(st.sampled_from(PLACES)):
                 other = other[key]
-            part[path[-1]] = other
+            part[path[-1]] = json.loads(json.dumps(other))
         elif what == "remove":
             del part[path[-1]]
         elif isinstance(part, dict):

@@ -118,3 +118,8 @@ def test_the_same_file_without_harm_is_read(root):
     (found,) = compare_plan.load_all(root, "odd", None, {})
     found.require_files()
     assert found.settings == experiment.load(ROOT / "config/experiments/demo.yaml", ROOT).settings
+
+
+def test_what_is_not_shown_of_a_text_is_escaped():
+    error = InputError("a\nb\x1b[31m\u2028c é 中 \u202e", "second")
+    assert str(error) == "a\\nb\\x1b[31m\\u2028c é 中 \\u202e\nsecond"

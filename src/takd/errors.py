@@ -16,7 +16,18 @@ SAID = {
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong: one sentence that says where, what, and what would be right."""
+    """Something that the user gave is wrong: one sentence that says where, what, and what would be right.
+
+    Several errors that are told at once are a line each. What is not shown of a text, line breaks among it, is escaped.
+    """
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__("\n".join(map(printable, sentences)))
+
+
+def printable(text: str) -> str:
+    """A text in one line: characters that are not shown as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def no_room(error: BaseException, place: object) -> str | None:

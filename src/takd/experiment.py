@@ -25,7 +25,7 @@ from takd.errors import InputError
 from takd.lineage import Node
 from takd.provenance import source_digest
 from takd.writings import Writing
-from takd.yamlfile import printable, read_yaml
+from takd.yamlfile import read_yaml
 
 Spec = dict[str, Any]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -140,7 +140,7 @@ class Experiment:
     def missing(self) -> list[str]:
         """Local files and folders that are named and not there, or of another kind, each with its key."""
         return [
-            printable(f"{key} is '{path}', which {problem}")
+            f"{key} is '{path}', which {problem}"
             for key, path in self._local_paths()
             if (problem := _problem(self.root / path, key.rpartition(".")[2]))
         ]

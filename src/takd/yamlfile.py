@@ -71,7 +71,7 @@ class YamlFile:
     def error(self, key: Key, text: str, name: str = "") -> KeyedError:
         """An error in one sentence: the file, the line, the key, and then `text`; `name` is a key that it lacks."""
         where = f"{self.name}, line {self.line(key)}: {dotted(key)}"
-        return KeyedError((*key, name), printable(f"{where} {text}"))
+        return KeyedError((*key, name), f"{where} {text}")
 
     @contextlib.contextmanager
     def each(self) -> Iterator[None]:
@@ -100,12 +100,7 @@ def together(errors: Iterable[InputError]) -> InputError:
     lines = list(dict.fromkeys(map(str, errors)))
     if len(lines) > LISTED:
         lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more errors."]
-    return InputError("\n".join(lines))
-
-
-def printable(text: str) -> str:
-    """A text in one line: characters that are not shown, line breaks among them, as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return InputError(*lines)
 
 
 def _short(part: str | int) -> str | int:

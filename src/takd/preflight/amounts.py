@@ -79,4 +79,4 @@ def check_jobs(found: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
 def refuse(lines: Iterable[str]) -> None:
     """Raise InputError for lines, if there are any, each once."""
     if told := list(dict.fromkeys(lines)):
-        raise InputError("\n".join(told))
+        raise InputError(*told)

@@ -60,7 +60,7 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
         *contents.of_weights(experiment, jobs),
     ]
     if wrong := [f"{each.subject}: {each.text}" for each in found if each.level == "error"]:
-        raise InputError("\n".join(wrong))
+        raise InputError(*wrong)
     try:
         found += expected(experiment, jobs, executor)
     except InputError:
