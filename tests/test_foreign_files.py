@@ -52,7 +52,7 @@ def then(make, name, change):
     return both
 
 
-WHOLE = "fetch or copy it again|git lfs pull|its files have to be whole"
+WHOLE = "fetch .*again|git lfs pull|its files have to be whole"
 FOLDERS = {
     "half a parquet file": (then(parquet, "*.parquet", half), "train.parquet is no parquet file"),
     "pointer": (written("train.parquet", POINTER), "train.parquet is a pointer of git-lfs"),

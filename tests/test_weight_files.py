@@ -61,6 +61,18 @@ def test_damaged_weights_are_told_with_file_and_remedy(prepare, source, kind):  
     assert str(path) in said and re.search(says, said), said
 
 
+def test_a_header_whose_length_begins_like_a_pickle(prepare, source):  # noqa: F811
+    path = source / "model.safetensors"
+    old = path.read_bytes()
+    length = int.from_bytes(old[:8], "little")
+    more = -length % 256 + 128  # blanks at the end of a header are allowed
+    header = old[8 : 8 + length] + b" " * more
+    whole = (length + more).to_bytes(8, "little") + header + old[8 + length :]
+    assert whole[:1] == b"\x80"
+    path.write_bytes(whole[:-100])
+    assert re.search(DAMAGES["truncated"][1], refusal(prepare, source))
+
+
 @pytest.mark.parametrize("kind", ["pointer", "truncated"])
 def test_a_damaged_shard_is_named(prepare, tmp_path, kind):  # noqa: F811
     in_shards(tiny_gpt2(0, width=64), tmp_path / "source")

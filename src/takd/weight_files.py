@@ -167,11 +167,11 @@ def copy_unwrapped(source: Path, target: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """An error of a library in a few words: its kind, and the last line of those that say where it arose."""
+    """An error of a library in a few words: its kind, and the first sentence of what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     # validation errors of configurations give the reason in the second line
     said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__}: {said.rstrip('.')}"
+    return f"{type(error).__name__}: {said.partition('. ')[0].rstrip('.')}"
 
 
 def _damage(path: Path, error: Exception) -> str:
@@ -181,7 +181,8 @@ def _damage(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(64)
-        if other := foreign(start):
+        # the length of a header may begin like another kind of file; a header begins with a brace
+        if start[8:9] != b"{" and (other := foreign(start)):
             return other
         length = int.from_bytes(start[:8], "little")
         if length + 8 > size or length > LARGEST_HEADER:
