@@ -52,7 +52,7 @@ def in_sentences(error: InputError, *places: str) -> None:
     for line in str(error).splitlines() or [""]:
         assert any(place in line for place in places), line
         assert re.search(r"[.!?)…]$", line), line
-        assert len(line) < 2000 and "Traceback" not in line and "0x7" not in line
+        assert len(line) < 2000 and "Traceback" not in line and " object at 0x" not in line
 
 
 # values as JSON and YAML have them, odd ones among them

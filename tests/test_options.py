@@ -38,7 +38,7 @@ OPTIONS = {
     "--spec": ["", "{", "[]", "3", "[" * 100_000, '{"a": ' * 5000],
     "--input": ["model", "=x", "model=", "a=b\0"],
     "--output": ["scores", ""],
-    "--mikro-batch": ["3"],
+    "--mikro-batch": ["3", "\n"],
     "--micro": ["3"],
 }
 

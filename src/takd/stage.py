@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from takd import ending
 from takd import inputs as reading
-from takd.errors import InputError, no_room
+from takd.errors import InputError, no_room, printable
 from takd.integrity import digests, sealed
 from takd.launch import launch, set_allocator
 from takd.lease import lease
@@ -291,7 +291,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
-            print(f"Error: {message}", file=stream, flush=True)
+            print(f"Error: {printable(message)}", file=stream, flush=True)
         sys.exit(2)
 
 
