@@ -142,6 +142,10 @@ EDITS = {
         experiment(lambda e: e["evaluation"]["seeds"].append(30)),
         {**scored(7), "report": 1},
     ),
+    "tokens of ROUGE-L": (
+        experiment(lambda e: e["evaluation"].update(rouge_tokenizer="unicode")),
+        {"data": 2, "data_report": 1, **BELOW_DATA},
+    ),
     "row added": (
         append("data/dev.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
         {"data": 1, "data_report": 1, **BELOW_DATA},

@@ -1,9 +1,13 @@
 """Records of a source, as it has them: JSON lines, CSV, data sets of a folder or the hub. Text is read as text."""
 
+import bz2
 import csv
 import datetime
+import gzip
 import json
+import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -19,7 +23,7 @@ Record = Mapping[str, Any]
 
 TABLES = (".csv", ".tsv")
 LINES = (".json", ".jsonl", ".ndjson")
-COMPRESSED = (".gz", ".bz2", ".xz")
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DATA_FILES = (".parquet", ".arrow", *LINES, *TABLES, ".gz")
 PARQUET = b"PAR1"  # at both ends of a parquet file
 NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files that stand beside data
@@ -236,7 +240,7 @@ def _table(path: Path, separator: str) -> Iterator[tuple[str, Record]]:
 def _decoded(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 file with their ends, counted from 1; a file whose name ends so is decompressed."""
     try:
-        with _opened(path) as file:
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -245,19 +249,11 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
                         f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8."
                     ) from None
                 yield number, text
-    except EOFError:
-        raise InputError(f"{path}: ends too early; it has to be a whole file.") from None
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: {error}; it has to be a whole compressed file.") from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{path}: {reason}; it has to be a readable file.") from None
-
-
-def _opened(path: Path) -> Any:
-    if path.suffix not in COMPRESSED:
-        return open(path, "rb")
-    import fsspec
-
-    return fsspec.open(str(path), "rb", compression="infer")
 
 
 def _data_set(
@@ -353,7 +349,7 @@ def _data_files(
 def _plain(path: Path) -> Path:
     suffixes = [*path.suffixes[-2:], ""]
     if path.suffix in (*TABLES, *LINES) or (
-        path.suffix in COMPRESSED and suffixes[0] in (*TABLES, *LINES)
+        path.suffix in OPENERS and suffixes[0] in (*TABLES, *LINES)
     ):
         return path
     raise InputError(f"{path}: {path.suffix or 'this kind of'} files are not read; unpack it.")
