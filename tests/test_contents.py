@@ -62,7 +62,11 @@ BAD_SOURCES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "an array": ({}, "[\n]\n", "one JSON array"),
     "nothing": ({}, "\n", "holds no row"),
     "too few rows": ({"rows": [0, 9]}, [ROW], "fewer than `rows` asks for"),
-    "rows of a pointer": ({}, "version https://git-lfs.github.com/spec/v1\n", "not valid JSON"),
+    "rows of a pointer": (
+        {},
+        "version https://git-lfs.github.com/spec/v1\n",
+        "is a pointer of git-lfs",
+    ),
 }
 
 

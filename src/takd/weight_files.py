@@ -145,7 +145,7 @@ def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()
                 if wrong:
                     raise InputError(
                         f"model '{name}': {wrong} of {tensor.numel()} numbers of its tensor {key} are not finite (NaN"
-                        f" or infinity; {path}); fetch or export its weights again."
+                        f" or infinity; {path.resolve()}); fetch or export its weights again."
                     )
 
 
