@@ -52,7 +52,11 @@ def then(make, name, change):
     return both
 
 
-WHOLE = "fetch .*again|git lfs pull|its files have to be whole"
+GOOD_ROW = b'{"instruction": "Say it.", "output": "It."}\n'
+WHOLE = (
+    "fetch .*again|git lfs pull|its files have to be whole|has to be a whole compressed file"
+    "|save the file as UTF-8|correct the quotes|has to be one JSON object"
+)
 FOLDERS = {
     "half a parquet file": (then(parquet, "*.parquet", half), "train.parquet is no parquet file"),
     "pointer": (written("train.parquet", POINTER), "train.parquet is a pointer of git-lfs"),
@@ -63,9 +67,12 @@ FOLDERS = {
     "no arrow": (then(saved, "*.arrow", lambda path: path.unlink()), "data-00000-of-00001.arrow"),
     "state": (then(saved, "state.json", lambda p: p.write_text("{}")), "KeyError: '_data_files'"),
     "info": (then(saved, "dataset_info.json", lambda p: p.write_text("[]")), "AttributeError"),
-    "csv in Latin-1": (written("train.csv", b"instruction,output\n\xff,\xe9\n"), "utf-8"),
-    "csv that ends": (written("train.csv", b'instruction,output\n"x\n'), "EOF inside string"),
-    "json that ends": (written("train.jsonl", b'{"a": 1}\n{"a":\n'), "JSON parse error"),
+    "csv in Latin-1": (
+        written("train.csv", b"instruction,output\n\xff,\xe9\n"),
+        "line 2: byte 1 is not UTF-8",
+    ),
+    "csv that ends": (written("train.csv", b'instruction,output\n"x\n'), "line 2: not valid CSV"),
+    "json that ends": (written("train.jsonl", GOOD_ROW + b'{"a":\n'), "line 2: not valid JSON"),
     "gzip": (written("train.jsonl.gz", b"\x1f\x8b\x08\x00junkjunk"), "decompressing"),
     "zip": (written("train.zip", b"PK\x03\x04junk"), "not a zip file"),
     "no data": (written("code.py", b"print(1)"), "No .supported. data files"),
