@@ -116,7 +116,7 @@ def host_memory(
 
 
 def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Report models that compute, or may compute, in fp32 because the card lacks their pretraining precision."""
+    """Report models that compute, or may compute, in fp32 because the card lacks bfloat16."""
     card = planner.card
     if card.precision("auto") != "fp16":
         return

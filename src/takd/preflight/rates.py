@@ -168,7 +168,7 @@ def _evaluation(scores: Path) -> Iterator[Measured]:
 
 
 def _likelihoods(path: Path) -> Iterator[Measured]:
-    """Yield a finished likelihood stage, with the texts that its log counted."""
+    """Yield a finished likelihood stage, scaled to the tokens that its log counted."""
     results = path.parents[5]
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

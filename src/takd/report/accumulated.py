@@ -51,9 +51,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
 
 
 def read_ahead(results: Results, nodes: Sequence[Node]) -> list[Written]:
-    """List the precomputed teacher generations and outputs that these trainings read, each once. The manifests of the
-    trainings name them among their inputs.
-    """
+    """List the precomputed teacher outputs that these trainings read (by their manifests), each once."""
     inputs = {
         digest
         for node in nodes

@@ -99,9 +99,7 @@ def page(comparison: Comparison, svg: str) -> str:
 def findings(
     comparison: Comparison, settings: Sequence[Line], origins: Sequence[Line]
 ) -> list[tuple[str, list[str]]]:
-    """Summarise each other experiment in sentences: how it differs from the first, and the results on the first
-    evaluation set.
-    """
+    """Summarise how each other experiment differs from the first, and its results on the first evaluation set."""
     found = []
     for place, other in enumerate(comparison.experiments[1:], 1):
         told = [f"{other.name} and {comparison.first.name} share no model on an evaluation set."]

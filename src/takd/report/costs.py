@@ -206,7 +206,7 @@ def device_text(end: dict[str, Any]) -> str:
 
 
 def lines(costs: Sequence[Cost]) -> list[Row]:
-    """Build the rows of the table, one per lineage and stage; stages that did not run have none."""
+    """Build the rows of the table, one per lineage and stage; without precomputed outputs there is no row for them."""
     found: list[Row] = []
     for cost in costs:
         trained = {"steps": cost.steps, "skipped": cost.skipped, "device": cost.device}

@@ -1,5 +1,4 @@
-"""Read the results of an experiment: manifests, training logs, evaluation scores and texts, and the logs of precomputed
-teacher outputs.
+"""Read the results of an experiment: manifests, logs, scores and texts of its models and precomputed outputs.
 
 The settings of the report name all models and sets, so files are found by path, without a search. Generations can be
 large (ten thousand prompts a set), so they are streamed: only the rows shown on the samples page and the scores of each

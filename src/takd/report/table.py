@@ -179,9 +179,7 @@ def _cell(results: Results, lineage: str, name: str) -> Cell:
 
 
 def findings(results: Results, groups: list[Group], name: str) -> list[str]:
-    """Summarise one evaluation set in sentences; differences are stated only where interval and test are
-    significant.
-    """
+    """Summarise one evaluation set in sentences; a direction is stated only for significant differences."""
     sentences = []
     for row in (row for group in groups for row in group.rows):
         cell = row.cells[name]

@@ -146,7 +146,7 @@ def _best(results: Results, name: str) -> set[str]:
 
 
 def _level_text(results: Results, name: str, model: str, plan: Plan) -> str:
-    """Name and size of a model, and its score without a teacher."""
+    """Name and size of a model, and its score when trained on labels alone."""
     size = size_text(by_size(results)[model])
     lines = [model] if model == size else [model, f"{size} parameters"]
     alone = supervised(model)
