@@ -121,9 +121,7 @@ def die_with_parent() -> None:
 
 
 def _fork(nodes: int, processes: int, threads: int) -> None:
-    """Replacement for `takd.launch.launch`: forks the processes that torchrun would start, and ends all if
-    one fails.
-    """
+    """Replacement for `takd.launch.launch` that forks the processes, and ends all if one fails."""
     if processes == 1:
         return
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,6 +1,4 @@
-"""Validation of the numbers that a profile gives to jobs, such as `micro_batch`, before anything is planned
-with them.
-"""
+"""Validation of the numbers that a profile gives to jobs, such as `micro_batch`, before planning."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -66,9 +66,7 @@ def _ends(results: Results) -> Iterator[tuple[str, Row]]:
 
 
 def start_text(source: dict[str, Any]) -> str:
-    """Describe the source of weights or a tokenizer, in the terms of the experiment file: `hub openai-community/gpt2,
-    revision 607a…`.
-    """
+    """Describe a source of weights or a tokenizer, such as `hub openai-community/gpt2, revision 607a…`."""
     words = []
     for key, value in source.items():
         if value is None:

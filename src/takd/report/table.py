@@ -320,9 +320,7 @@ def differences_csv(results: Results) -> str:
 
 
 def write_csv(lines: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
-    """Write rows as CSV, numbers with at most four decimals, None as an empty cell. Without rows, only the header
-    `names`.
-    """
+    """Write rows as CSV, numbers with at most four decimals, None as an empty cell; without rows, only `names`."""
     return csvfile.to_csv(list(lines[0]) if lines else names, lines, _plain)
 
 

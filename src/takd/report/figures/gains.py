@@ -112,9 +112,7 @@ def _route_text(route: tuple[str, ...], sizes: dict[str, int]) -> str:
 
 
 def _numbers(results: Results, sizes: dict[str, int]) -> list[Row]:
-    """One row per set and chain; `assistant_parameters` is the size of the last assistant, which teaches the
-    student.
-    """
+    """One row per set and chain; `assistant_parameters` is the size of the last assistant, the student's teacher."""
     lines = []
     for name in results.spec["sets"]:
         for pair, difference in analyse(results).of(name, "direct"):

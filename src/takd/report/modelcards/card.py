@@ -55,9 +55,7 @@ def run(stage: Stage) -> None:
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Return whether the tokenizer in a model's folder has a chat template (the experiment's, where one can express
-    it).
-    """
+    """Return whether the tokenizer in a model's folder has a chat template."""
     settings = folder / "tokenizer_config.json"
     return (folder / "chat_template.jinja").is_file() or (
         settings.is_file() and bool(read_json(settings).get("chat_template"))
