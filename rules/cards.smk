@@ -1,6 +1,6 @@
-# The card goes into the model's folder, too, as README.md (docs/workflow.md): Snakemake allows no output within another
-# rule's, so that copy is not declared. A training deletes it with its folder; its log has times of its own, so the
-# card is always written anew after a training, even where the model came out the same.
+# The card is also written into the model's folder, as README.md (docs/workflow.md). Snakemake allows no output inside
+# another rule's output, so that copy is not declared. A training deletes it with its folder; since the training log
+# contains times, the card is always rewritten after a training, even if the model is the same.
 
 
 rule card:

@@ -1,8 +1,8 @@
-"""Reads the experiment and says what the rules have in common.
+"""Load the experiment, and define what the rules have in common.
 
-A stage is tied to the world by three things only (docs/staleness.md): `spec`, the settings that it reads as
-canonical JSON; `code`, a digest of the modules that it imports; and small files that are compared by content.
-Whatever changes no result by more than rounding is a resource: it may differ between machines and attempts and reruns nothing.
+A stage depends on three things only (docs/staleness.md): `spec`, its settings as canonical JSON; `code`, a digest of
+the modules that it imports; and small files that are compared by content. Anything that changes results by no more
+than rounding is a resource: it may differ between machines and attempts and causes no rerun.
 """
 
 import os
@@ -30,8 +30,8 @@ from takd.report import compare_plan
 from takd.schema import RESERVED
 from takd.training.checkpoints import sweep
 
-# Stages run under the interpreter that runs Snakemake. Its path stays out of the commands, whose text
-# Snakemake compares: an environment in another place should rerun nothing.
+# Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
+# Snakemake compares: moving the environment should cause no rerun.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 outage.keep_jobs()
@@ -54,8 +54,8 @@ except InputError as error:
 
 
 onstart:
-    # not on reading: a plan (snakemake -n) needs neither data nor Slurm. Snakemake starts the processes of jobs, here
-    # and on a cluster, with --no-hooks: this runs once, before the first job.
+    # not while the rules are read: a dry run needs neither data nor Slurm. Snakemake starts the processes of jobs,
+    # also on a cluster, with --no-hooks: this runs once, before the first job.
     from takd.preflight import start
 
     try:
@@ -66,7 +66,7 @@ onstart:
 
 
 onerror:
-    # last on the console: what Snakemake itself would say after this, its log, is named in it
+    # exit here, so that this is last on the console; it names Snakemake's log, which Snakemake would print next
     if FAILURES.left:
         sys.exit(FAILURES.summary(log))
 
@@ -96,19 +96,19 @@ wildcard_constraints:
 
 
 def spec(function, *names):
-    """Parameter function: what the stage reads of the experiment, found by the wildcards `names`."""
+    """Make a function for `params` that returns the settings of a stage as JSON, given the wildcards `names`."""
     return lambda wildcards: canonical_json(function(*(wildcards[name] for name in names)))
 
 
 def content(function, *names):
-    """The same without places, which Snakemake is not to compare: equal data and weights may lie anywhere."""
+    """Like `spec`, without paths and addresses: Snakemake must not compare where equal data and weights are stored."""
     return lambda wildcards: canonical_json(
         without_places(function(*(wildcards[name] for name in names)))
     )
 
 
 def placed(function, *names):
-    """The same with places. Snakemake never compares a parameter that depends on `input`."""
+    """Like `spec`, but never compared: Snakemake does not compare a parameter that depends on `input`."""
     return lambda wildcards, input: canonical_json(function(*(wildcards[name] for name in names)))
 
 
@@ -125,14 +125,14 @@ def evaluate_spec(wildcards):
 
 
 def likelihoods_spec(wildcards):
-    """Settings of what a model and its teachers are asked about an evaluation set."""
+    """Settings of the likelihoods of one model and its teachers on an evaluation set."""
     return canonical_json(
         EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
     )
 
 
 def likelihoods_inputs(wildcards):
-    """The teachers that a model is compared with, and their answers; one where the direct is the first."""
+    """Manifests and answers of a model's teachers, each teacher once: the direct one may also be the first."""
     spec = EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
     inputs, seen = {}, []
     for role, teacher in spec["teachers"].items():
@@ -146,7 +146,7 @@ def likelihoods_inputs(wildcards):
 
 
 def judge_spec(wildcards):
-    """Settings of the ratings of one evaluation's answers."""
+    """Settings of the judge on one evaluation's answers."""
     return canonical_json(
         EXPERIMENT.judge_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
     )
@@ -158,18 +158,18 @@ def card_spec(wildcards):
 
 
 def generate_spec(wildcards):
-    """Settings of one part of a teacher's responses."""
+    """Settings of one part of a teacher's generations."""
     numbers = (int(wildcards[name]) for name in ("seed", "part", "parts"))
     return canonical_json(EXPERIMENT.generate_spec(wildcards.teacher, *numbers))
 
 
 def generations_spec(wildcards):
-    """Settings of a teacher's responses."""
+    """Settings of a teacher's generations."""
     return canonical_json(EXPERIMENT.generations_spec(wildcards.teacher, int(wildcards.seed)))
 
 
 def outputs_spec(wildcards):
-    """Settings of what a teacher says of given tokens."""
+    """Settings of a teacher's precomputed outputs on a data set."""
     return canonical_json(
         EXPERIMENT.outputs_spec(
             wildcards.teacher, int(wildcards.seed), wildcards.read, wildcards.kind
@@ -178,14 +178,14 @@ def outputs_spec(wildcards):
 
 
 def read_by_teacher(wildcards):
-    """The data that a teacher speaks of: a split, or its own responses."""
+    """Manifest of the data for a teacher's outputs: a split, or its own generations."""
     if wildcards.read == "generations":
         return "<results>/teachers/{teacher}/seed{seed}/generations/manifest.json"
     return "<results>/data/{read}/manifest.json"
 
 
 def trained(wildcards):
-    """Lineage of the model that a training makes."""
+    """Lineage of the model that a training produces."""
     if "model" in wildcards.keys():
         return lineage.supervised(wildcards.model)
     return f"{wildcards.teacher}__{wildcards.student}-{wildcards.method}"
@@ -197,7 +197,7 @@ def model_manifest(model, seed):
 
 
 def training_data():
-    """What every training reads."""
+    """Inputs of every training."""
     return {
         "tokenizer": "<results>/data/tokenizer/manifest.json",
         "train": "<results>/data/train/manifest.json",
@@ -206,7 +206,7 @@ def training_data():
 
 
 def sft_inputs(wildcards):
-    """The base model and the data."""
+    """Inputs of supervised fine-tuning: the starting weights and the data."""
     return {
         "base": f"<results>/base/{wildcards.model}/manifest.json",
         **training_data(),
@@ -214,7 +214,7 @@ def sft_inputs(wildcards):
 
 
 def distill_inputs(wildcards):
-    """The teacher, what the student starts from, the data, and what the teacher wrote down of them."""
+    """Inputs of distillation: the teacher, the student's starting weights, the data, and precomputed outputs."""
     student = trained(wildcards)
     seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds)
     inputs = {"teacher": model_manifest(wildcards.teacher, seed), **training_data()}
@@ -231,16 +231,16 @@ def distill_inputs(wildcards):
 
 
 def named(wildcards, input):
-    """The inputs as options of a stage; Snakemake compares the inputs themselves."""
+    """Format the inputs as options of a stage. Snakemake compares the inputs, not this parameter."""
     pairs = [(name, path) for name, paths in input.items() for path in as_list(paths)]
     return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
 
 
 def written(wildcards, output):
-    """The outputs as options of a stage, for a rule that has many."""
+    """Format the outputs as options of a stage, for rules with many outputs."""
     return " ".join(f"--output {quote(f'{name}={path}')}" for name, path in output.items())
 
 
 def as_list(paths):
-    """One path or several, as a list."""
+    """Return one path or several paths as a list."""
     return [paths] if isinstance(paths, str) else list(paths)

@@ -1,4 +1,4 @@
-# Asked for by name, with the experiments to compare with: compare --config experiment=NAME with=OTHER,ANOTHER
+# Runs only on request, with the experiments to compare with: compare --config experiment=NAME with=OTHER,ANOTHER
 
 try:
     compare_plan.check(EXPERIMENT, COMPARED, MEASURED, VARIABLES)
@@ -8,7 +8,7 @@ except InputError as error:
 
 if COMPARED:
 
-    # Files of the others have no rule here that could make them: they are read, never trained.
+    # No rule makes the files of the other experiments: they are only read, never trained.
     rule compare:
         input:
             report=rules.report.output,

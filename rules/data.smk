@@ -4,7 +4,7 @@ rule tokenizer:
         manifest="<results>/data/tokenizer/manifest.json",
     log:
         "<logs>/data/tokenizer.log",
-    priority: 30  # all waits for these; the longest training should not start last
+    priority: 30  # everything depends on the data; the longest training should not start last
     localrule: True  # may download, which compute nodes often cannot
     conda:
         "../envs/conda.yaml"
@@ -76,7 +76,7 @@ rule base:
         manifest="<results>/base/{model}/manifest.json",
     log:
         "<logs>/base/{model}.log",
-    priority: 25  # before any training: it refuses weights and tokenizers that do not fit
+    priority: 25  # before any training: it detects weights and tokenizers that do not match
     localrule: True  # may download
     conda:
         "../envs/conda.yaml"

@@ -1,4 +1,4 @@
-# Of each evaluation: what it wrote, what the models say of its texts, and what a judge says if the experiment has one.
+# Files of each evaluation: its results, the likelihoods, and the judge's ratings if the experiment has a judge.
 MEASURED = [
     *["scores.json", "generations.jsonl", "metrics.jsonl"],
     *[f"likelihoods/{file}" for file in ("likelihoods.json", "prompts.jsonl", "metrics.jsonl")],
@@ -77,7 +77,7 @@ rule likelihoods:
 
 if EXPERIMENT.settings["evaluation"]["judge"]:
 
-    # Where Snakemake runs: nodes of a cluster often have no way to the endpoint.
+    # A local rule, since the nodes of a cluster often cannot reach the endpoint.
     rule judge:
         input:
             generations="<results>/evaluations/{lineage}/seed{seed}/{set}/generations.jsonl",

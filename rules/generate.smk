@@ -1,7 +1,8 @@
-# What a teacher writes down once for all its students. Only what a student reads is ever asked for.
+# A teacher's generations and outputs, computed once for all its students, and only if a student reads them.
 
 
-# What a prompt is answered depends on the prompt alone, but for rounding: the parts are work for several GPUs, and no more.
+# A response depends, apart from rounding, only on its prompt: the number of parts only sets how many GPUs can share the
+# work.
 rule generate:
     input:
         teacher="<results>/models/{teacher}/seed{seed}/manifest.json",
@@ -13,7 +14,7 @@ rule generate:
         manifest="<results>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}/manifest.json",
     log:
         "<logs>/teachers/{teacher}/seed{seed}/generations/part{part}of{parts}.log",
-    priority: 15  # after the heads of chains, before the students, some of which wait for this
+    priority: 15  # after the heads of chains, before the students, some of which depend on this
     conda:
         "../envs/conda.yaml"
     resources:

@@ -1,5 +1,5 @@
-# A training stops in time, with a checkpoint and a failure, so that the next attempt resumes: it may use 95 % of
-# `runtime`. `threads` are those of a node, shared by its `processes`; a process is a GPU where there is one.
+# A training stops after 95 % of `runtime`, with a checkpoint and a non-zero exit code, so that the next attempt
+# resumes. `threads` are those of a node, shared by its `processes`; each process uses one GPU where there is one.
 
 
 rule sft:
@@ -40,8 +40,8 @@ rule sft:
         " --output metrics={output.metrics:q} --output manifest={output.manifest:q} 2> {log:q}"
 
 
-# The head of a chain is trained for all seeds once, is the largest model, and all else waits for it: it starts first, and
-# a profile can give it more.
+# The head of a chain is trained once for all seeds. It is usually the largest model, and the others depend on it: it
+# starts first, and a profile can give it more resources.
 use rule sft as teacher with:
     wildcard_constraints:
         model="|".join(map(re.escape, EXPERIMENT.heads)),
@@ -52,8 +52,8 @@ use rule sft as teacher with:
 ruleorder: teacher > sft
 
 
-# One rule for chains of any length: its input `teacher` is its own output one hop up. It stands once for every
-# method, as distill_minillm and so on, so that a profile can give each method what it needs.
+# One rule for chains of any length: its input `teacher` is its own output for the previous model of the chain. There is
+# a copy for each method (distill_minillm and so on), so that a profile can set the resources of each method.
 for METHOD in EXPERIMENT.methods:
 
     rule:

@@ -1,4 +1,4 @@
-"""Open a page or an unzipped report in headless Chromium and note what it asks for and complains about."""
+"""Open a page or an unzipped report in headless Chromium, and record its external requests and errors."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,14 +27,14 @@ ARGUMENTS = (
 
 @dataclass
 class Visit:
-    """What a page showed, asked the network for, and complained about."""
+    """Visible text, external requests and error messages of a page."""
 
     text: str = ""
     external: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
 
-# What a page is held to at every width. A drawing's text is measured as large as it is drawn.
+# Requirements for a page at every width. Text in a drawing is measured at its displayed size.
 SMALLEST = 11
 FAULTS = """(smallest) => {
     const faults = [];
@@ -61,14 +61,14 @@ FAULTS = """(smallest) => {
 
 
 def faults(page: Any) -> list[str]:
-    """What no page of the report may do: scroll sideways, print too small, have controls without a name."""
+    """List the faults of a page: horizontal scrolling, text that is too small, controls without a name."""
     return list(page.evaluate(FAULTS, SMALLEST))
 
 
 def open_all(page: Any, categories: list[str]) -> dict[str, str]:
     """Click through Snakemake's report: every entry of every category, on both sides of a toggle.
 
-    Returns the text shown for each file, by its name; empty for drawings and for files to download.
+    Returns the displayed text of each file, by its name; empty for drawings and for files to download.
     """
     shown: dict[str, str] = {}
     for category in categories:
@@ -93,7 +93,7 @@ def open_all(page: Any, categories: list[str]) -> dict[str, str]:
 
 
 def _content(page: Any, before: list[str]) -> tuple[str, str]:
-    """Name and text of the file that a click has opened; it is another than those `before`."""
+    """Name and text of the file opened by a click; it is not among `before`."""
     source = """(before) => {
         const content = document.querySelector("iframe, main img, #content img, img[src^='data/raw']");
         const name = content?.getAttribute("src").split("/").pop();
@@ -110,7 +110,7 @@ def _content(page: Any, before: list[str]) -> tuple[str, str]:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A headless Chromium; skips the test where there is none."""
+    """Start a headless Chromium; skips the test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium (Debian: apt install chromium)")
@@ -127,9 +127,9 @@ def visit(
     width: int = 1280,
     picture: Path | None = None,
 ) -> Visit:
-    """Open a local page, do `act(page)`, and return what is visible with all external requests and complaints.
+    """Open a local page, call `act(page)`, and return the visible text, external requests and errors.
 
-    A request is external unless it goes to a file, a data URL or a blob; it is noted and refused.
+    A request is external unless it goes to a file, a data URL or a blob; it is recorded and blocked.
     """
     seen = Visit()
     page = started.new_page(viewport={"width": width, "height": 900})

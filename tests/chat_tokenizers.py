@@ -1,4 +1,4 @@
-"""Small tokenizers as the families of chat models have them, each with its chat template."""
+"""Small tokenizers in the style of chat-model families, each with its chat template."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ LETTERS = (
 
 
 def _bytes(*special: AddedToken | str) -> Tokenizer:
-    """GPT-2's kind: bytes, and a merge over a blank and over a line feed."""
+    """Byte-level tokenizer like GPT-2's, with one merge over a blank and one over a line feed."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate([*letters, "Ġa", "ĊĊ", "in"])}
     merges = [("Ġ", "a"), ("Ċ", "Ċ"), ("i", "n")]
@@ -26,7 +26,7 @@ def _bytes(*special: AddedToken | str) -> Tokenizer:
 
 
 def _pieces(begin: str, *special: AddedToken | str, plain: tuple[str, ...] = ()) -> Tokenizer:
-    """SentencePiece's kind, without the part that makes of a blank what it is."""
+    """SentencePiece-like tokenizer, without the part that treats blanks."""
     tokens = [
         "<unk>",
         *[f"<0x{byte:02X}>" for byte in range(256)],
@@ -60,7 +60,7 @@ def chatml() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 def qwen() -> tuple[Tokenizer, dict[str, str], str]:
-    """A system prompt of its own, and marks of thoughts that are no special tokens."""
+    """Qwen: a default system prompt, and added tokens for thoughts that are not special."""
     tokenizer, special, template = chatml()
     words = Qwen2Tokenizer().backend_tokenizer
     tokenizer.normalizer, tokenizer.pre_tokenizer = words.normalizer, words.pre_tokenizer
@@ -73,7 +73,7 @@ def qwen() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 def llama2() -> tuple[Tokenizer, dict[str, str], str]:
-    """[INST] is text, and every part between special tokens begins with a blank."""
+    """Llama 2: [INST] is plain text, and every part between special tokens begins with a blank."""
     tokenizer = _pieces("<s>", "</s>")
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -88,7 +88,7 @@ def llama2() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 def mistral() -> tuple[Tokenizer, dict[str, str], str]:
-    """[INST] is a special token, and a text begins with a blank where nothing stands before it."""
+    """Mistral: [INST] is a special token, and only the first part of a text begins with a blank."""
     tokenizer = _pieces("<s>", "</s>", "[INST]", "[/INST]")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
@@ -117,7 +117,7 @@ def llama3() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 def gemma() -> tuple[Tokenizer, dict[str, str], str]:
-    """Line feeds are added tokens, too."""
+    """Gemma: line feeds are added tokens, too."""
     tokenizer = _pieces("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", plain=("\n\n",))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
@@ -130,7 +130,7 @@ def gemma() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 def phi3() -> tuple[Tokenizer, dict[str, str], str]:
-    """Special tokens that swallow the blanks behind them."""
+    """Phi-3: special tokens that absorb the blanks after them."""
     swallowing = [AddedToken(f"<|{n}|>", rstrip=True) for n in ("user", "assistant", "end")]
     tokenizer = _bytes("<|endoftext|>", *swallowing)
     template = (
@@ -141,7 +141,7 @@ def phi3() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 def zephyr() -> tuple[Tokenizer, dict[str, str], str]:
-    """A tokenizer that sets a begin token before texts, with a chat template that has none."""
+    """Zephyr: the tokenizer puts a begin token before texts, but the chat template does not."""
     tokenizer = _pieces("<s>", "</s>")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
@@ -158,7 +158,7 @@ CHATS: dict[str, Callable[[], tuple[Tokenizer, dict[str, str], str]]] = {
 
 
 def save_chat(name: str, folder: Path, **more: Any) -> PreTrainedTokenizerFast:
-    """Write a tokenizer as its model is published with it; `more` are settings of its own."""
+    """Write a tokenizer in the form in which its model is published; `more` may replace the chat template."""
     backend, special, template = CHATS[name]()
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     fast.chat_template = more.pop("chat_template", template)

@@ -1,4 +1,4 @@
-"""Helpers: a copy of the workflow to plan and run in, with stages that do nothing but write their outputs."""
+"""Fixtures: a copy of the workflow in which stages only write placeholder outputs."""
 
 import os
 import re
@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-# two workers share two cores, and threads that wait for each other cost fifty times what they gain
+# threads that wait for each other make tests far slower when workers share the cores
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "workflow", "config", "profiles", "src", "envs")
 
-# In a copy, the stages' modules are the real ones (their digests are what is tested), but this runs in their place.
+# A copy has the real modules of the stages, whose digests are tested, but runs this code in their place.
 FAKE_STAGE = """
 from takd.integrity import RECORDS
 
@@ -56,8 +56,8 @@ class Project:
         self.folder = folder
 
     def run(self, *arguments: str, check: bool = True, **options: Any) -> str:
-        """Run snakemake; what it printed."""
-        # a profile says itself how many cores there are
+        """Run snakemake, and return its output."""
+        # a profile sets the number of cores
         cores = [] if "--profile" in arguments else ["--cores", "2"]
         command = [sys.executable, "-m", "snakemake", *arguments, *cores]
         done = subprocess.run(
@@ -72,7 +72,7 @@ class Project:
         return done.stdout
 
     def plan(self, *arguments: str) -> dict[str, int]:
-        """Jobs that a run would start, counted by rule, without target rules."""
+        """Count the jobs that a run would start by rule, without target rules."""
         printed = self.run("--dry-run", "--quiet", "rules", *arguments)
         if "Nothing to be done" in printed:
             return {}
@@ -81,32 +81,32 @@ class Project:
         return {name: count for name, count in jobs.items() if name not in ("all", "total")}
 
     def outputs(self, *arguments: str) -> list[str]:
-        """First output of every job that a run would start."""
+        """List the first output of every job that a run would start."""
         printed = self.run("--dry-run", *arguments)
         return re.findall(r"^    output: ([^,\n]+)", printed, re.M)
 
     def experiment(self, edit: Callable[[dict[str, Any]], Any], name: str = "small") -> None:
-        """Change an experiment file of this copy."""
+        """Edit an experiment file of this copy."""
         path = self.folder / f"config/experiments/{name}.yaml"
         settings = yaml.safe_load(path.read_text())
         edit(settings)
         path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def replace(self, file: str, old: str, new: str) -> None:
-        """Replace text, which must be there, in a file of this copy."""
+        """Replace a text, which must occur, in a file of this copy."""
         path = self.folder / file
         text = path.read_text()
         assert old in text, f"{file} has no {old!r}"
         path.write_text(text.replace(old, new, 1))
 
     def copy(self, folder: Path) -> "Project":
-        """A copy of all, results and Snakemake's records included, with time stamps of its own."""
+        """Copy everything, with results and Snakemake's records, into a folder with new time stamps."""
         shutil.copytree(self.folder, folder, copy_function=shutil.copy)
         return Project(folder)
 
 
 def small_experiment() -> dict[str, Any]:
-    """A chain without and one with an assistant, two methods, one seed."""
+    """Experiment with one chain with and one without an assistant, two methods, one seed."""
 
     def model(layers: int) -> dict[str, Any]:
         shape = {"architecture": "gpt2", "layers": layers, "width": 16, "heads": 2, "positions": 64}
@@ -139,7 +139,7 @@ def small_experiment() -> dict[str, Any]:
 
 
 def writing_experiment() -> dict[str, Any]:
-    """A teacher whose responses two students learn from, and whose likeliest tokens two others do."""
+    """Experiment whose teacher precomputes responses for two students and top-k outputs for two others."""
     experiment = small_experiment()
     sft = experiment["training"]["sft"]
     experiment["training"] = {
@@ -156,7 +156,7 @@ def writing_experiment() -> dict[str, Any]:
 
 
 def copy_workflow(folder: Path, experiment: Mapping[str, Any]) -> None:
-    """Copy the workflow as it is, with the given experiment, called small, as the one that runs."""
+    """Copy the workflow unchanged, with the given experiment as the default one, called small."""
     folder.mkdir(parents=True)
     for part in PARTS:
         source, ignored = ROOT / part, shutil.ignore_patterns("__pycache__")
@@ -169,7 +169,7 @@ def copy_workflow(folder: Path, experiment: Mapping[str, Any]) -> None:
 
 
 def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
-    """Copy the workflow, with stages that do nothing but write their outputs."""
+    """Copy the workflow, with stages that only write placeholder outputs."""
     copy_workflow(folder, experiment)
     (folder / "data").mkdir()
     (folder / "data/dev.jsonl").write_text('{"instruction": "Say b.", "output": "b"}\n')
@@ -177,10 +177,10 @@ def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
     stage = folder / "src/takd/stage.py"
     text = stage.read_text()
     assert IMPORT in text
-    # after the digest of the code is taken, and outside of any stage's import closure
+    # after the code digest is computed, and outside of any stage's imports
     fake = 'sys.path.insert(0, os.getcwd())\n        importlib.import_module("fakes").run(stage)'
     stage.write_text(text.replace(IMPORT, fake))
-    # nor is a method imported, whose teacher would be asked or not: torch takes seconds
+    # do not import methods to find out whether the teacher is read: torch takes seconds
     script = folder / "workflow/scripts/train.py"
     text = script.read_text()
     assert NAMED in text
@@ -190,13 +190,13 @@ def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A copy of the workflow with the small experiment, nothing run."""
+    """A copy of the workflow with the small experiment, before any run."""
     return make_project(tmp_path / "project", small_experiment())
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy in which the small experiment has run. Do not change it: take a copy."""
+    """A copy in which the small experiment has run. Shared: tests must copy it before changing it."""
     done = make_project(tmp_path_factory.mktemp("finished") / "project", small_experiment())
     done.run("--quiet", "rules")
     return done
@@ -204,7 +204,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="session")
 def finished_writing(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The same with a teacher that writes things down for its students."""
+    """A copy in which the experiment with precomputed teacher outputs has run. Shared like `finished`."""
     done = make_project(tmp_path_factory.mktemp("writing") / "project", writing_experiment())
     done.run("--quiet", "rules")
     return done

@@ -1,4 +1,4 @@
-"""Tiny models of every family, as users bring them: a `config.json` alone, or safetensors in half precision."""
+"""Tiny models of every family, as users provide them: only a `config.json`, or safetensors in some precision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import (
     Qwen2Config,
 )
 
-WINDOW = 4  # tokens, fewer than the texts have
+WINDOW = 4  # tokens, shorter than the texts
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 
 
@@ -62,7 +62,7 @@ def mistral(vocabulary: int, width: int) -> PretrainedConfig:
 
 
 def qwen2(vocabulary: int, width: int) -> PretrainedConfig:
-    """The second layer looks no further back than the window."""
+    """Qwen2 whose second layer uses sliding-window attention."""
     return Qwen2Config(
         architectures=["Qwen2ForCausalLM"],
         use_sliding_window=True,
@@ -74,7 +74,7 @@ def qwen2(vocabulary: int, width: int) -> PretrainedConfig:
 
 
 def gemma3(vocabulary: int, width: int) -> PretrainedConfig:
-    """Scales its embeddings; the first layer looks no further back than the window."""
+    """Gemma 3, which scales its embeddings; the first layer uses sliding-window attention."""
     return Gemma3TextConfig(
         architectures=["Gemma3ForCausalLM"],
         head_dim=width // 2,
@@ -91,7 +91,7 @@ FAMILIES: dict[str, Callable[[int, int], PretrainedConfig]] = {
 
 
 def save_weights(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> None:
-    """Random weights whose distributions are far from uniform, in safetensors of so many bits."""
+    """Write random weights, with distributions far from uniform, as safetensors in the given precision."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -1,7 +1,6 @@
-"""Stages in processes forked from one that has imported everything: most of a small stage's time is its imports.
+"""Run stages in processes forked from one with all imports, which take most of the time of a small stage.
 
-What a process that starts anew does differently is tested by the runs of whole workflows, and where torchrun is
-asked for.
+Behaviour that only a new process shows is tested by runs of whole workflows, and where a test uses torchrun.
 """
 
 import atexit
@@ -25,14 +24,14 @@ from strike import Strike
 from takd import stage
 
 PR_SET_PDEATHSIG = 1
-SECONDS_TO_STOP = 30  # as torchrun gives the others when one has failed
+SECONDS_TO_STOP = 30  # as torchrun waits for the others when one has failed
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm"])
 
 
 def start_server() -> None:
-    """Start the process that is forked, unless it runs: it is not told `sys.path`, and passes over what it lacks."""
+    """Start the fork server, unless it runs; PYTHONPATH replaces `sys.path`, which it does not get."""
     here, before = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, before]))
     try:
@@ -45,7 +44,7 @@ def start_server() -> None:
 
 
 class Forked:
-    """A stage that runs, with what `subprocess.Popen` has."""
+    """A running stage, with the interface of `subprocess.Popen`."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class Forked:
         )
         start_server()
         self._process.start()
-        # a test that fails leaves its stages behind, and else the end of all tests would wait for theirs
+        # a failed test leaves its stages running, and the test run would wait for them
         atexit.register(self.send_signal, signal.SIGKILL)
 
     @property
@@ -81,7 +80,7 @@ class Forked:
             os.kill(self.pid, number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for the end; what was said on stdout and on stderr."""
+        """Wait for the end, and return stdout and stderr."""
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
@@ -99,7 +98,7 @@ def _run(
     torchrun: bool,
     strike: Strike | None,
 ) -> None:
-    # The fork server lives as long as any process holds the other end of its pipe: the tests alone should.
+    # The fork server runs as long as any process holds the other end of its pipe; only the tests should.
     os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
     die_with_parent()
     os.chdir(folder)
@@ -117,12 +116,12 @@ def _run(
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it ends, whatever hangs here."""
+    """Make the kernel kill this process when its parent ends, even if it hangs."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _fork(nodes: int, processes: int, threads: int) -> None:
-    """In the place of `takd.launch.launch`: forks what torchrun would start anew, and ends all when one fails."""
+    """Replacement for `takd.launch.launch` that forks the processes, and ends all if one fails."""
     if processes == 1:
         return
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,6 +1,6 @@
-"""A method that adapts to its own training loss, as a method of the library would: what `Method.learned` is for.
+"""A method that adapts to its own training loss through `Method.learned`, as a method of the library could.
 
-The share of the teacher in the loss grows by how much the loss has fallen, as in TAID (arXiv 2501.16937).
+The weight of the teacher in the loss grows with the decrease of the loss, as in TAID (arXiv 2501.16937).
 """
 
 import sys
@@ -54,7 +54,7 @@ class LossAdaptive(LabelledRows):
 
 
 METHOD = LossAdaptive
-# where a method is looked for, and its code
+# where methods and their code are looked up
 NAME = "takd.methods.loss_adaptive"
 sys.modules[NAME] = sys.modules[__name__]
 _file = provenance._module_file

@@ -57,7 +57,7 @@ def tiny_gpt2(
     positions: int = 64,
     scale: float = 4.0,
 ) -> GPT2LMHeadModel:
-    """A random GPT-2; `scale` stretches the weights, so that its distributions are far from uniform."""
+    """Build a random GPT-2; `scale` multiplies the weights, so that its distributions are far from uniform."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocabulary,
@@ -79,13 +79,13 @@ def tiny_gpt2(
 
 
 def tokenizer_of(tokens: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of so many words, of which the first ends a text."""
+    """Build a tokenizer of `tokens` words, the first of which is the end token."""
     words = WordLevel({f"w{number}": number for number in range(tokens)})
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token=f"w{END}")
 
 
 def context(settings: dict[str, Any], teacher: Any, vocabulary: int, **more: Any) -> Context:
-    """A method's context on four made-up rows."""
+    """Build a method's context with four made-up rows."""
     rows = {
         "id": [0, 1, 2, 3],
         "prompt_ids": [[1, 2], [2, 1, 1], [1], [2, 2]],
@@ -103,7 +103,7 @@ def context(settings: dict[str, Any], teacher: Any, vocabulary: int, **more: Any
 
 
 def all_responses(vocabulary: int, longest: int) -> list[list[int]]:
-    """Every response of at most `longest` tokens that ends at the end token or at the limit."""
+    """List every response of at most `longest` tokens that ends with the end token or at the limit."""
     others = [token for token in range(vocabulary) if token != END]
     found = [
         [*start, END]
@@ -114,7 +114,7 @@ def all_responses(vocabulary: int, longest: int) -> list[list[int]]:
 
 
 def token_log_probabilities(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
-    """log-probability of each response token by one full forward pass, (length,)."""
+    """Log-probability of each response token by one full forward pass, (length,)."""
     ids = torch.tensor([[*prompt, *response]])
     logits = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     return logits.gather(-1, ids[0, len(prompt) :, None])[:, 0]

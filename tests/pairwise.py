@@ -1,4 +1,4 @@
-"""Few combinations of many settings: each value of a setting meets each value of every other one at least once."""
+"""Pairwise test design: few combinations of settings that cover each pair of values of different settings."""
 
 import itertools
 from collections import Counter
@@ -10,12 +10,12 @@ Pair = frozenset[tuple[str, Any]]
 
 
 def pairs(row: Row) -> set[Pair]:
-    """All that meet in a row, or in a part of one."""
+    """All pairs of values in a row, or in a part of one."""
     return {frozenset(two) for two in itertools.combinations(row.items(), 2)}
 
 
 def all_pairs(axes: Mapping[str, Sequence[Any]], impossible: Iterable[Row] = ()) -> list[Pair]:
-    """Each value of an axis with each of every other one, but the `impossible` ones."""
+    """All pairs of values of different axes, except the `impossible` ones."""
     never = {pair for row in impossible for pair in pairs(row)}
     items = [[(axis, value) for value in values] for axis, values in axes.items()]
     met = itertools.chain.from_iterable(
@@ -30,14 +30,15 @@ def covering(
     impossible: Iterable[Row] = (),
     costly: Collection[tuple[str, Any]] = (),
 ) -> list[Row]:
-    """Rows in which all pairs of values meet but the `impossible` ones; always the same for the same arguments.
+    """Build rows that cover all possible pairs of values; deterministic.
 
-    Greedy: a row begins with a pair that has not met yet, and takes of each other axis the value that brings most
-    such pairs, among equals the rarest so far that is not `costly`.
+    Greedy: a row starts with an uncovered pair, and takes for each other axis the value that covers most further pairs;
+    ties go to values that are not `costly`, then to the rarest so far.
 
     Args:
-        first: rows to begin with, whole ones.
-        costly: axes and values.
+        first: complete rows to start with.
+        impossible: partial rows whose pairs must not occur.
+        costly: pairs of axis and value.
     """
     never = {pair for row in impossible for pair in pairs(row)}
     missing = dict.fromkeys(all_pairs(axes, impossible))

@@ -1,4 +1,4 @@
-"""A pretended CUDA device: tensors that say they are on `cuda:0` and compute on the CPU.
+"""A simulated CUDA device: tensors report the device `cuda:0` but compute on the CPU.
 
     with PretendedCard() as card:
         model.to("cuda")
@@ -6,23 +6,23 @@
         draw(model, ...)
     assert card.syncs.total() <= 3
 
-Inside of the block `torch.cuda` tells of one card, and code takes the branches that it takes on one: other chunk sizes,
-autocast by CUDA's lists, fused optimizers. What a card would refuse is refused, and what it would do is counted.
+Inside the block `torch.cuda` reports one GPU, and code takes the branches for a GPU: other chunk sizes, autocast by
+CUDA's lists, fused optimizers. Operations that a GPU would reject raise errors, and its work is counted.
 
-What it sees:
-- tensors of both devices in one operation (RuntimeError, as on a card; a CPU tensor without dimensions is allowed there
+Detected:
+- tensors of both devices in one operation (RuntimeError, as on a GPU; a CPU tensor without dimensions is allowed there
   and here);
-- kernels: operations of PyTorch that compute on the card; views and allocations are none. An operation counts as one,
+- kernels: operations of PyTorch that compute on the GPU, without views and allocations. An operation counts as one,
   attention without gradients too, though a real one may launch several: numbers are for comparison, not for timing;
 - transfers from and to the host, with their bytes;
-- syncs: moments at which Python waits for the card (`item`, `tolist`, copies to the host, boolean indices);
-- operations on CPU tensors meanwhile.
+- syncs: points at which Python waits for the GPU (`item`, `tolist`, copies to the host, boolean indices);
+- operations on CPU tensors in the same block.
 
-What it cannot see: speed, memory, streams, Triton and other kernels that are not PyTorch operations, and whether a real
-kernel gives the same numbers. Those are for `benchmarks/gpu_check.py`, on a card.
+Not detected: speed, memory, streams, Triton and other kernels that are not PyTorch operations, and numerical
+differences of real kernels. Those need `benchmarks/gpu_check.py` on a GPU.
 
-To PyTorch's own C++ code the tensors are on the CPU, since a build without CUDA can neither index nor differentiate
-others. What asks for the device in Python is answered by `_Functions`, and all that computes passes `_Operations`.
+For PyTorch's own C++ code the tensors are on the CPU, since a build without CUDA can neither index nor differentiate
+others. `_Functions` handles queries of the device in Python, and `_Operations` handles all computation.
 """
 
 import contextlib
@@ -42,23 +42,23 @@ NAME = "Pretended A100"
 CAPABILITY = (8, 0)
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
-# operations that compute nothing, beside those that PyTorch itself calls views
+# operations that compute nothing, besides PyTorch's views
 FREE = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "new_empty_like"),
     *("_unsafe_view", "unsafe_split", "set_", "resize_", "is_pinned", "is_same_size"),
     "_local_scalar_dense",
 }
-# operations whose result is a number of the host, or has a size that only the card knows
+# operations whose result is a number on the host, or has a size that depends on GPU data
 SYNCING = {
     *("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "bincount"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
 }
 INDEXED = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 
-# what tells where a tensor lies in the memory, by which files know tied weights
+# memory addresses of tensors, by which tied weights are recognised when saving
 PLACES = {torch.Tensor.storage, torch.Tensor.untyped_storage, torch.Tensor.data_ptr}
 
-# what CUDA's autocast computes in half precision, and what in float32 (PyTorch, "Automatic Mixed Precision package")
+# CUDA autocast's operations in half precision, and in float32 (PyTorch, "Automatic Mixed Precision package")
 HALF = {
     *("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "chain_matmul"),
     *("addmm", "addmv", "addr", "addbmm", "baddbmm", "conv1d", "conv2d", "conv3d", "prelu"),
@@ -76,7 +76,7 @@ _cards: list["PretendedCard"] = []
 
 
 class CardTensor(Tensor):
-    """A tensor that says it is on the card; `inner` holds its values on the CPU."""
+    """A tensor that reports the simulated GPU as its device; `inner` holds its values on the CPU."""
 
     inner: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -104,7 +104,7 @@ class CardTensor(Tensor):
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
 
-    # by these two, `Module.to` knows that parameters of this kind must be swapped, which keeps tied ones tied
+    # with these two, `Module.to` swaps parameters instead of copying, which keeps tied ones tied
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["inner"], None
 
@@ -120,7 +120,7 @@ class CardTensor(Tensor):
 
 
 class PretendedCard:
-    """A card to compute on within a `with` block, and counts of what it was asked to do.
+    """A simulated GPU within a `with` block, with counts of its operations.
 
     Attributes:
         kernels: operations on the card, by name.
@@ -134,14 +134,14 @@ class PretendedCard:
         self.reset()
 
     def reset(self) -> None:
-        """Count from zero."""
+        """Reset all counts to zero."""
         self.kernels: Counter[str] = Counter()
         self.syncs: Counter[str] = Counter()
         self.host: Counter[str] = Counter()
         self.transfers: Counter[str] = Counter()
 
     def __enter__(self) -> "PretendedCard":
-        import torch._dynamo  # it looks at the functions of torch.cuda, which must be its own then
+        import torch._dynamo  # it inspects the functions of torch.cuda, which must not be patched yet
 
         enter = self._open.enter_context
         for name, found in _CUDA.items():
@@ -158,7 +158,7 @@ class PretendedCard:
         self._open.__exit__(*error)
 
     def compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Do what a card does with an operation: refuse it, or count it and compute it."""
+        """Handle an operation as a GPU would: reject it, or count and compute it."""
         name = func._schema.name.split("::")[1]
         tensors = list(_tensors((args, kwargs)))
         outer = {id(x.inner): x for x in tensors if isinstance(x, CardTensor)}
@@ -171,7 +171,7 @@ class PretendedCard:
             return args[0]
         if outer:
             self._check(func, name, args, tensors)
-        # PyTorch itself names the CPU as the device of what comes from a tensor of the card
+        # PyTorch itself gives the CPU as the device of results computed from the simulated GPU's tensors
         on_card = bool(outer) or (wanted is not None and torch.device(wanted).type == "cuda")
         if not (name in FREE or func.is_view):
             (self.kernels if on_card else self.host)[name] += 1
@@ -180,7 +180,7 @@ class PretendedCard:
         found = _computed(func, name, _mapped(_inner, args), _mapped(_inner, kwargs))
 
         def wrapped(x: Any) -> Any:
-            # an operation in place gives back the tensor that it was given
+            # an in-place operation returns its input tensor
             if not isinstance(x, Tensor):
                 return x
             return outer[id(x)] if id(x) in outer else CardTensor(x)
@@ -188,7 +188,7 @@ class PretendedCard:
         return _mapped(wrapped, found) if on_card else found
 
     def _check(self, func: Any, name: str, args: Any, tensors: list[Tensor]) -> None:
-        """Refuse tensors of both devices; count the waits, and what indices cost."""
+        """Reject tensors of both devices; count syncs and the transfers of indices."""
         if name in SYNCING:
             self.syncs[name.strip("_")] += 1
         strays = [x for x in tensors if x.dim() and not isinstance(x, CardTensor)]
@@ -197,7 +197,7 @@ class PretendedCard:
             self.syncs.update(
                 "boolean index" for x in indices if x.dtype in (torch.bool, torch.uint8)
             )
-            # a card fetches indices that are on the host; the other way round it refuses
+            # indices on the host are copied to the GPU; CPU tensors reject indices on the GPU
             fetched = [x for x in indices if not isinstance(x, CardTensor)]
             for index in fetched:
                 self._transferred(index, to_card=True)
@@ -209,7 +209,7 @@ class PretendedCard:
             )
 
     def _moved(self, func: Any, source: Tensor, kwargs: dict[str, Any], to_card: bool) -> Tensor:
-        """A copy on the other device."""
+        """Copy a tensor to the other device."""
         found = func(_inner(source), **kwargs)
         self._transferred(found, to_card)
         return CardTensor(found) if to_card else found
@@ -224,12 +224,12 @@ class PretendedCard:
             self.syncs["download"] += 1
 
 
-# a copy to the host: PyTorch's own C++ code, to which all is on the CPU, never asks for this device
+# marks a copy to the host: PyTorch's own C++ code never uses this device here
 _HOST = torch.device("meta")
 
 
 def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
-    """Apply a function to all that is not a container: a third of the time of PyTorch's `tree_map`."""
+    """Apply a function to all leaves of a container, in a third of the time of PyTorch's `tree_map`."""
     if type(x) in (tuple, list):
         return type(x)(_mapped(function, part) for part in x)
     if type(x) is dict:
@@ -250,7 +250,7 @@ def _inner(x: Any) -> Any:
 
 
 def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """The operation on the CPU, which knows all of CUDA's but products with a result wider than its factors."""
+    """Compute the operation on the CPU, emulating CUDA's matrix products with a wider result type."""
     if func._overloadname != "dtype" or name not in HALF:
         return func(*args, **kwargs)
     *factors, dtype = args
@@ -261,7 +261,7 @@ def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 class _Operations(TorchDispatchMode):
-    """Shows every operation to the card, those on CPU tensors too."""
+    """Pass every operation to the simulated GPU, those on CPU tensors too."""
 
     def __init__(self, card: PretendedCard) -> None:
         super().__init__()
@@ -272,10 +272,10 @@ class _Operations(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """What is decided before an operation: on which device, in which numbers, as one kernel or several.
+    """Decisions made before an operation: device, precision, and one kernel or several.
 
     Attributes:
-        casts: half-precision copies of weights, which autocast makes once a pass.
+        casts: half-precision copies of weights, which autocast makes once per pass.
     """
 
     def __init__(self, card: PretendedCard) -> None:
@@ -312,7 +312,7 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _cast(self, name: str, args: Any, kwargs: Any) -> Any:
-        """What autocast makes of an operation's tensors."""
+        """Apply autocast to the tensors of an operation."""
         half = torch.get_autocast_dtype("cuda")
 
         def to_half(x: Any) -> Any:
@@ -334,7 +334,7 @@ class _Functions(TorchFunctionMode):
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """Attention as one kernel; PyTorch on a CPU would take it apart."""
+        """Compute attention as one kernel; PyTorch would decompose it on a CPU."""
         given, mask = (query, key, value), kwargs.get("attn_mask", args[0] if args else None)
         if any(not isinstance(x, CardTensor) for x in (*given, *([] if mask is None else [mask]))):
             raise RuntimeError("attention of tensors of which some are on the CPU")
@@ -342,7 +342,7 @@ class _Functions(TorchFunctionMode):
             raise RuntimeError(f"attention of different types: {[x.dtype for x in given]}")
         self.card.kernels["attention"] += 1
         if mask is not None and mask.dtype == torch.bool:
-            self.card.kernels["mask to numbers"] += 2  # zeros, and -inf where it is not true
+            self.card.kernels["mask to numbers"] += 2  # zeros, and -inf where the mask is false
         with torch._C._DisableTorchDispatch():
             inner = [x.inner.float() for x in given]
             found = ATTENTION(*inner, *map(_inner, args), **_mapped(_inner, kwargs))
@@ -379,7 +379,7 @@ def _nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-# what torch.cuda says of the card
+# replacements for functions of torch.cuda
 _CUDA: dict[str, Any] = {
     "_lazy_init": _nothing,
     "is_available": lambda: True,

@@ -1,4 +1,4 @@
-"""Made-up results with the digests that real ones have: `write_json` and `write_lines` for the tests' fixtures."""
+"""Write made-up results with valid digests: `write_json` and `write_lines` for the tests' fixtures."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ from takd.stage import LOG, read_json
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON; a record gets the digests of what lies beside it, and its own."""
+    """Write JSON; a record gets the digests of the files beside it, and its own."""
     if path.name in RECORDS:
         value = sealed({"inputs": {}, **value, "files": value.get("files", {}) | _beside(path)})
     stage.write_json(path, value)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write lines of JSON; a log is closed, and a record beside gets the new digest."""
+    """Write JSON lines; a log gets its closing digest, and a record beside it the new digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row) + "\n" for row in rows]
     if path.stem == LOG:
@@ -28,7 +28,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Give the records of a folder the digests of what lies there now."""
+    """Update the digests in the records of a folder."""
     for name in RECORDS:
         if (folder / name).exists():
             write_json(folder / name, read_json(folder / name))
@@ -40,7 +40,7 @@ def _closed(before: bytes, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _beside(record: Path) -> dict[str, str]:
-    """What a stage would name: the folders of a model or a data set, and files that are no record, log or card."""
+    """Digests that a stage would record: of the folders of a model or data set, and of other files."""
     folders = ("model", "init", "dataset", "tokenizer")
     paths = [
         path

@@ -1,4 +1,4 @@
-"""A signal that a stage gets at a moment that no timing has to hit."""
+"""Send a signal to a stage at an exact point of its run, without timing."""
 
 import functools
 import importlib
@@ -14,13 +14,16 @@ FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir"}  # events of `s
 
 @dataclass
 class Strike:
-    """The stage sends it to itself.
+    """A signal that a stage sends to itself.
+
+    It is sent after `calls` calls of `method` have ended in this process, and `operations` file operations since then.
 
     Attributes:
-        method: module, class and name of a method; after
-        calls: of it that ended in this life, and after
-        operations: files opened, renamed and removed since then, in any thread, the signal is sent.
-        struck: a file that is made when it is sent.
+        signal: the signal.
+        method: module, class and name of the method.
+        calls: number of its calls.
+        struck: file that is created when the signal is sent.
+        operations: number of files opened, renamed, removed or created after that, in any thread.
     """
 
     signal: signal.Signals
@@ -30,7 +33,7 @@ class Strike:
     operations: int = 0
 
     def arm(self) -> None:
-        """In the process of the stage, before it starts."""
+        """Install the counters, in the process of the stage before it starts."""
         path, kind, name = self.method.rsplit(".", 2)
         owner = getattr(importlib.import_module(path), kind)
         plain = getattr(owner, name)
@@ -53,6 +56,6 @@ class Strike:
 
     def _wait_no_longer(self) -> None:
         if self.operations == 0:
-            self.operations = -1  # once, and not for the file below
+            self.operations = -1  # send it once, and not for the file below
             self.struck.touch()
             os.kill(os.getpid(), self.signal)

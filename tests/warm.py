@@ -1,4 +1,4 @@
-"""What stages import and compute first, done once in the process that the tests' stages are forked from."""
+"""Imports and first computations of stages, done once in the process that the tests' stages are forked from."""
 
 import importlib
 
@@ -18,7 +18,7 @@ for name in (
     *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
     "peft",
     "deepspeed",  # accelerate imports it when it saves a model
-    "loss_adaptive",  # a method of the tests
+    "loss_adaptive",  # a method defined by the tests
 ):
     importlib.import_module(name)
 

@@ -1,4 +1,4 @@
-"""A prepared folder for the training and evaluation stages: tokenizer, data and starting weights of a few kilobytes."""
+"""A folder with inputs of a few kilobytes for training and evaluation stages: tokenizer, data, starting weights."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -88,11 +88,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-# in metrics.jsonl, what differs between any two runs: times, and what depends on them
+# fields of metrics.jsonl that differ between any two runs: times, and values that depend on them
 TIMED = {"seconds", "checkpoints", "checkpoint_seconds", "digest"}
 
 
-# what the manifests of made-up results say that they are of
+# fields that identify made-up results in their manifests
 BASE = {"kind": "base", "spec": {"model": "student"}}
 TEACHER, STUDENT = (
     {"kind": "model", "lineage": f"{name}-sft", "seed": 3} for name in ("teacher", "student")
@@ -104,7 +104,7 @@ def of_split(name: str) -> dict[str, Any]:
 
 
 class Workspace:
-    """A folder with all that a training stage reads, and commands to run stages in it."""
+    """A folder with all inputs of a training stage, and commands to run stages in it."""
 
     def __init__(self, folder: Path, vocabulary: Sequence[str] = WORDS) -> None:
         self.folder, self.words = folder, vocabulary
@@ -129,9 +129,11 @@ class Workspace:
             self.manifest(name, **BASE)
 
     def model(self, family: str, weights: str, part: str = "base") -> str:
-        """A model of a family, as the "base", "init" or "teacher" of a training or its "student": its name here.
+        """Make a model of a family, if it does not exist, and return its name in this folder.
 
-        `weights` are "scratch" (none), or in "fp32", "bf16" or "fp16".
+        Args:
+            weights: "scratch" (a configuration only), or the precision: "fp32", "bf16" or "fp16".
+            part: "base", "init" or "teacher" of a training, or its "student".
         """
         name = f"{family}-{part}-{weights}"
         folder = self.folder / name / ("init" if part == "init" else "model")
@@ -145,11 +147,11 @@ class Workspace:
         return name
 
     def manifest(self, name: str, **fields: Any) -> None:
-        """Write the manifest of the folder `name`, with digests of all that lies there."""
+        """Write the manifest of the folder `name`, with digests of all files in it."""
         write_json(self.folder / name / "manifest.json", {"name": name, **fields})
 
     def data(self, split: str, count: int) -> None:
-        """Rows that ask for two words and get them back."""
+        """Write a split whose responses repeat the words of their prompts."""
         offset = 0 if split == "train" else 37
         rows: dict[str, list[Any]] = {
             key: []
@@ -193,10 +195,13 @@ class Workspace:
         strike: Strike | None = None,
         **settings: Any,
     ) -> Any:
-        """Start a training stage whose outputs go to the folder `name`; `inputs` are further or other ones.
+        """Start a training stage with outputs in the folder `name`.
 
-        Several processes are started by `torchrun` where asked for, else forked. `limit_file_kb` is how large a file
-        it may write, `strike` what happens to it.
+        Args:
+            processes: started by `torchrun` if `torchrun` is set, else forked.
+            inputs: further inputs, or replacements of the default ones.
+            limit_file_kb: maximum size of a file that it may write.
+            strike: a signal that the stage sends to itself.
         """
         spec = self.spec(method, **settings)
         read = {"base": "student", "tokenizer": "tokenizer", "train": "train", "dev": "dev"}
@@ -222,7 +227,7 @@ class Workspace:
         )
 
     def outputs(self, teacher: str, kind: str) -> str:
-        """What a teacher says of the training rows, `kind` "hidden" or "top_k": its name here."""
+        """Compute a teacher's outputs for the training rows, `kind` "hidden" or "top_k"; returns their name here."""
         name = f"{teacher}-{kind}"
         if not (self.folder / name).exists():
             spec = {"lineage": "teacher-sft", "seed": 3, "split": "train", "kind": kind}
@@ -233,7 +238,7 @@ class Workspace:
         return name
 
     def generations(self, teacher: str) -> str:
-        """A teacher's responses to the prompts of the training rows: their name here."""
+        """Generate a teacher's responses to the training prompts; returns their name here."""
         name, part = f"{teacher}-writes", f"{teacher}-writes/part"
         if not (self.folder / name).exists():
             decoding = {"temperature": 1.0, "max_new_tokens": 8}
@@ -268,7 +273,7 @@ class Workspace:
         return self.start(script, spec, read, written, *more, **how)
 
     def evaluate(self, name: str, model: str, *arguments: str, **spec: Any) -> Any:
-        """Start an evaluation stage whose outputs go to the folder `name`."""
+        """Start an evaluation stage with outputs in the folder `name`."""
         (self.folder / name).mkdir(exist_ok=True)
         return self.start(
             "evaluate",
@@ -290,7 +295,7 @@ class Workspace:
         )  # fmt: skip
 
     def start_evaluation_slowly(self, name: str, **arguments: Any) -> Any:
-        """One answer at a time, so that there is a moment to kill it."""
+        """Start an evaluation with one answer at a time, so that a test can interrupt it."""
         return self.evaluate(name, arguments.pop("model"), "--micro-batch=1", **arguments)
 
     def start(
@@ -302,14 +307,14 @@ class Workspace:
         *more: str,
         **how: Any,
     ) -> Forked:
-        """Start any stage; `how` as `Forked` takes it."""
+        """Start any stage; `how` is passed to `Forked`."""
         command = [str(ROOT / "workflow" / "scripts" / f"{script}.py"), "--spec", json.dumps(spec)]
         command += [word for pair in inputs for word in ("--input", pair)]
         command += [word for pair in outputs for word in ("--output", pair)]
         return Forked([*command, *more], self.folder, **how)
 
     def finished(self, process: Any, code: int = 0) -> str:
-        """Wait for a stage and check how it ended; returns what it said."""
+        """Wait for a stage, check its exit code, and return its output."""
         out, err = process.communicate(timeout=600)
         assert process.returncode == code, f"{out}\n{err}"
         return out + err

@@ -1,1 +1,1 @@
-"""Tests on a Slurm cluster of their own: a package, so that its conftest is told from that of all tests."""
+"""Tests on a private Slurm cluster; a package, so that its conftest has a module name of its own."""

@@ -1,10 +1,10 @@
 """A real Slurm cluster on this machine, for tests: two nodes that claim 32 cores and four V100s each.
 
-    python tests/slurm/cluster.py up DIR        starts it and says how to use it
-    python tests/slurm/cluster.py down DIR      ends its jobs and daemons
+    python tests/slurm/cluster.py up DIR        start it and print how to use it
+    python tests/slurm/cluster.py down DIR      end its jobs and daemons
 
-Everything is below one folder: key, sockets, state, logs. Nothing is installed, no service manager is asked, no
-file outside is changed, and ports are free ones, so that several clusters can run side by side.
+All its files are below one folder: key, sockets, state, logs. It installs nothing, needs no service manager, changes
+no other file, and uses free ports, so that several clusters can run at the same time.
 """
 
 import getpass
@@ -21,19 +21,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")  # as Debian and Ubuntu call them
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")  # names in Debian and Ubuntu
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 NODES = ("node1", "node2")
 GPUS = 4
 GRES = "gpu:v100l:4"
-SECONDS = 30.0  # until a daemon that does not answer is an error
+SECONDS = 30.0  # time limit for a response of a daemon
 TEMPLATE = Path(__file__).with_name("slurm.conf")
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 SocketsPerBoard=2 CoresPerSocket=16"
     f" ThreadsPerCore=1 RealMemory=190000 Gres={GRES} State=UNKNOWN"
 )
-# A job may be given its GPUs as devices only, so each must be one; nobody opens them.
+# Slurm allocates GPUs as device files, so each must exist; they are never opened.
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 # Snakemake's Slurm plugins drop SLURM_CONF within a job; each of Slurm's commands gets it back.
 CLIENT = """\
@@ -45,7 +45,7 @@ exec {program} "$@"
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here, in a sentence; None if one can."""
+    """Explain why no cluster can be started here; None if one can."""
     programs = [name for name in (*DAEMONS, *CLIENTS) if not _program(name)]
     if not programs:
         return None
@@ -58,24 +58,24 @@ def missing() -> str | None:
 class Cluster:
     """A cluster below `folder`.
 
-    The folder's path must be short, since sockets lie in it, and have no blanks, since Slurm's own files name it.
+    The path of the folder must be short, since it contains sockets, and have no blanks, since Slurm's files name it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.configuration = self.folder / "slurm.conf"
-        # how all that belongs to this cluster is told: by PATH or SLURM_CONF
+        # PATH or SLURM_CONF identifies the processes of this cluster
         path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
         self.environment = {
             **os.environ,
             "PATH": path,
             "SLURM_CONF": str(self.configuration),
-            # the nodes have many cores, this machine few: threads that wait for each other take twenty times as long
+            # the nodes claim more cores than there are, and threads that wait for each other are twenty times slower
             "OMP_THREAD_LIMIT": "1",
         }
 
     def start(self) -> None:
-        """Write the configuration and start all daemons; returns when the nodes take jobs."""
+        """Write the configuration and start all daemons; returns when the nodes accept jobs."""
         self._write()
         run = self.folder / "run"
         options = {
@@ -92,7 +92,7 @@ class Cluster:
         self.wait_until("both nodes are idle", self._idle)
 
     def stop(self) -> None:
-        """End all jobs, all daemons, and whatever process of the cluster is left."""
+        """End all jobs, daemons and other processes of the cluster."""
         if self.configuration.exists():
             subprocess.run(
                 [self.folder / "bin/scancel", "--user", getpass.getuser()],
@@ -100,14 +100,14 @@ class Cluster:
                 stderr=subprocess.DEVNULL,
                 timeout=SECONDS,
             )
-        # daemons first: they would start what was queued
+        # daemons first: they would start queued jobs
         for name in (*NODES, "slurmctld", "munged"):
             self._end(name)
         for process in self.processes():
             _signal(process, signal.SIGKILL)
 
     def reset(self) -> None:
-        """Back to two idle nodes, whatever happened: for the next test."""
+        """Return to two idle nodes, for the next test."""
         self.start_controller()
         for node in NODES:
             self.start_node(node)
@@ -118,7 +118,7 @@ class Cluster:
         self.wait_until("both nodes are idle", self._idle)
 
     def start_controller(self) -> None:
-        """Start slurmctld and wait until it answers; jobs that it knew are known again."""
+        """Start slurmctld and wait until it responds; it recovers the jobs of an earlier one."""
         self._daemon("slurmctld", unless="slurmctld")
         ping = [str(self.folder / "bin/scontrol"), "ping"]
         self.wait_until(
@@ -127,7 +127,7 @@ class Cluster:
         )
 
     def stop_controller(self) -> None:
-        """Stop slurmctld; jobs run on."""
+        """Stop slurmctld; jobs continue to run."""
         self._end("slurmctld")
 
     def start_node(self, node: str) -> None:
@@ -135,7 +135,7 @@ class Cluster:
         self._daemon("slurmd", "-N", node, unless=node)
 
     def lose_node(self, node: str) -> None:
-        """A node breaks down with all that runs on it, and Slurm is told, as it would find out by itself."""
+        """Kill a node with all processes on it, and mark it as down in Slurm, which would take longer to notice."""
         lost = set(self.processes(f"SLURMD_NODENAME={node}"))
         lost |= {parent for process in lost if _name(parent := parent_of(process)) == "slurmstepd"}
         self._end(node, signal.SIGKILL)
@@ -144,7 +144,7 @@ class Cluster:
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
     def call(self, *command: str) -> str:
-        """What one of Slurm's commands prints.
+        """Run one of Slurm's commands, and return its output.
 
         Raises:
             RuntimeError: it failed.
@@ -157,7 +157,7 @@ class Cluster:
         return done.stdout
 
     def jobs(self, folder: Path) -> list[dict[str, str]]:
-        """All jobs ever submitted from a folder, as `scontrol show job --details` has them, oldest first."""
+        """List all jobs submitted from a folder, with the fields of `scontrol show job --details`, oldest first."""
         found = []
         for block in self.call("scontrol", "show", "job", "--details", "--oneliner").splitlines():
             pairs = (word.partition("=") for word in block.split(" "))
@@ -170,9 +170,9 @@ class Cluster:
         return sorted(found, key=lambda job: int(job["JobId"]))
 
     def processes(self, *variables: str) -> list[int]:
-        """Daemons, jobs and whatever was started for this cluster: it is in their environment.
+        """List the daemons, jobs and other processes of this cluster, identified by their environment.
 
-        With `variables`, as NAME=VALUE, only those that have them, too.
+        With `variables`, as NAME=VALUE, only those that also have these in their environment.
         """
         programs = str(self.folder / "bin")
         found = []
@@ -185,7 +185,7 @@ class Cluster:
         return [process for process in found if process != os.getpid()]
 
     def log(self, lines: int = 40) -> str:
-        """The end of the daemons' logs, for the report of a failed test."""
+        """Return the end of the daemons' logs, for the report of a failed test."""
         texts = []
         for path in sorted((self.folder / "log").glob("*.log")):
             end = path.read_text(errors="replace").splitlines()[-lines:]
@@ -193,10 +193,10 @@ class Cluster:
         return "\n".join(texts)
 
     def wait_until(self, what: str, holds: Callable[[], bool], seconds: float = SECONDS) -> None:
-        """Ask until it holds.
+        """Wait until `holds()` is true.
 
         Raises:
-            TimeoutError: it does not, with the end of the logs.
+            TimeoutError: it is not within the time; has the end of the logs.
         """
         end = time.monotonic() + seconds
         while not holds():
@@ -205,7 +205,7 @@ class Cluster:
             time.sleep(0.1)
 
     def __enter__(self) -> "Cluster":
-        # stops the cluster when its standard input is closed: also by the end of this process, whatever ends it
+        # stops the cluster when its standard input is closed, which any end of this process does
         self._guard = subprocess.Popen(
             [sys.executable, __file__, "guard", self.folder],
             stdin=subprocess.PIPE,
@@ -258,7 +258,7 @@ class Cluster:
         )
 
     def _daemon(self, name: str, *options: str, unless: str | None = None) -> None:
-        """Start a daemon, which goes into the background by itself; not if the one called `unless` runs."""
+        """Start a daemon, which goes into the background by itself, unless the one called `unless` runs."""
         if unless and self._number(unless):
             return
         program = _program(name)
@@ -278,19 +278,19 @@ class Cluster:
             raise RuntimeError(f"{name} did not start.\n{self.log()}")
 
     def _end(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
-        """End a daemon and wait until it is gone."""
+        """End a daemon and wait until its process has ended."""
         end = time.monotonic() + SECONDS
         while process := self._number(name):
             _signal(process, how if time.monotonic() < end else signal.SIGKILL)
             time.sleep(0.1)
 
     def _number(self, name: str) -> int | None:
-        """The process of a daemon, if it runs."""
+        """Process id of a daemon, if it runs."""
         try:
             process = int((self.folder / f"run/{name}.pid").read_text())
         except (FileNotFoundError, ValueError):
             return None
-        # it may have ended long ago, its number given to another
+        # the process may have ended, and its id may be reused
         return process if process in self.processes() else None
 
     def _states(self) -> dict[str, str]:
@@ -302,7 +302,7 @@ class Cluster:
 
 
 def environment_of(process: int) -> dict[str, str]:
-    """What a process was started with; nothing where it has ended or is another user's."""
+    """Initial environment of a process; empty where it has ended or belongs to another user."""
     try:
         text = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace")
     except OSError:
@@ -318,7 +318,7 @@ def _name(process: int) -> str:
 
 
 def parent_of(process: int) -> int:
-    """The process that started one; 0 where that is not known."""
+    """Process id of the parent of a process; 0 where it is unknown."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -327,7 +327,7 @@ def parent_of(process: int) -> int:
 
 
 def _program(name: str) -> str | None:
-    # daemons are where a user's PATH does not always lead
+    # daemons may be in folders that are not in a user's PATH
     return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))
 
 

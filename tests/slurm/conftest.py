@@ -1,4 +1,4 @@
-"""A cluster for the tests of this folder, runs on it, and a training that nothing disturbed."""
+"""Fixtures: a cluster, runs on it, and an uninterrupted training."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ Start = Callable[..., Run]
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of this session, or of this worker where there are several; stopped whatever happens."""
+    """A cluster for this session, or for each pytest-xdist worker; always stopped at the end."""
     if reason := missing():
         pytest.skip(reason)
     # not pytest's own folder: the paths of sockets have to be short
@@ -28,7 +28,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def start(cluster: Cluster) -> Iterator[Start]:
-    """Starts runs. Afterwards, what they printed is shown if the test failed, and the cluster is as before."""
+    """Function that starts runs. After the test, their output is printed, and the cluster is reset."""
     runs: list[Run] = []
 
     def begin(project: SlurmProject, *arguments: str) -> Run:
@@ -47,9 +47,9 @@ def start(cluster: Cluster) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmProject:
-    """A copy in which the training has run to its end on a cluster. Do not change it."""
+    """A copy with an uninterrupted training. Shared: tests must copy it before changing it."""
     base = tmp_path_factory.getbasetemp()
-    # workers of pytest-xdist share one: the first makes it, the others wait
+    # workers of pytest-xdist share one copy: the first makes it, the others wait
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, done = base / "undisturbed", base / "undisturbed.done"
     with open(base / "undisturbed.lock", "w") as lock:
@@ -57,7 +57,7 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> S
         assert done.exists() or not folder.exists(), f"the first run in {folder} did not succeed"
         if not done.exists():
             project = make_slurm_project(folder, training_experiment())
-            # threads that share cores wait for each other
+            # more threads than cores would slow each other down
             project.replace(PROFILE, "  teacher: ?cores * gpus", "  teacher: 1")
             run = Run(cluster, project, TARGET)
             try:
@@ -70,7 +70,7 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> S
 
 @pytest.fixture
 def project(undisturbed: SlurmProject, tmp_path: Path) -> SlurmProject:
-    """A copy in which all is done but the training."""
+    """A copy in which everything but the training is finished."""
     project = undisturbed.copy(tmp_path / "project")
     for folder in ("results/small/models", "logs"):
         shutil.rmtree(project.folder / folder)

@@ -1,17 +1,17 @@
-"""What is run on the cluster: the demo in seconds a stage, and a training that is long enough to be disturbed."""
+"""Experiments for the cluster: the demo with seconds per stage, and a training long enough to be interrupted."""
 
 from typing import Any
 
 import yaml
 from conftest import ROOT
 
-STEPS = 300  # of the training that is disturbed
+STEPS = 300  # of the training that tests interrupt
 
 
 def demo_experiment() -> dict[str, Any]:
-    """The demo as it comes, but for its numbers of rows, steps and seeds."""
+    """The demo with fewer rows, steps and seeds."""
     experiment = yaml.safe_load((ROOT / "config/experiments/demo.yaml").read_text())
-    experiment["tokenizer"]["train"]["vocabulary"] = 400  # so many rows hold no 700
+    experiment["tokenizer"]["train"]["vocabulary"] = 400  # so few rows do not yield 700 tokens
     experiment["data"]["train"]["demo"]["rows"] = 200
     experiment["data"]["dev"]["demo"]["rows"] = 8
     experiment["evaluation"]["sets"]["heldout"]["demo"]["rows"] = 16
@@ -30,7 +30,7 @@ def demo_experiment() -> dict[str, Any]:
 
 
 def training_experiment() -> dict[str, Any]:
-    """The same with two small models, where training the teacher takes some seconds, with many checkpoints."""
+    """The demo with two small models, whose teacher trains for some seconds, with many checkpoints."""
     experiment = demo_experiment()
     experiment["chains"] = experiment["chains"][:1]
     del experiment["models"]["assistant"]

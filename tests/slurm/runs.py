@@ -19,31 +19,31 @@ from conftest import Project, copy_workflow
 from slurm.cluster import Cluster, parent_of
 from slurm.experiments import STEPS
 
-# for one run, with its jobs; a run that takes longer hangs
+# time limit of a run with its jobs
 SECONDS = 480.0
-# Slurm is asked soon; the profile's own values suit days
+# poll Slurm early; the profile's own values suit runs of days
 POLLING = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10")
 PROFILE = "profiles/slurm/config.yaml"
-# The training that is disturbed, and what is asked for.
+# The training that tests interrupt, and the target of the run.
 TRAINED = "results/small/models/teacher-sft/seed1"
 TARGET = f"{TRAINED}/manifest.json"
 LOG = "logs/small/models/teacher-sft/seed1.log"
 
 
 class SlurmProject(Project):
-    """A copy of the workflow with its real stages, and the Slurm profile as for a cluster without accounts."""
+    """A copy of the workflow with its real stages, and with the Slurm profile for a cluster without accounts."""
 
     def copy(self, folder: Path) -> "SlurmProject":
         return SlurmProject(super().copy(folder).folder)
 
     def trainers(self, cluster: Cluster) -> list[int]:
-        """The processes that train in this folder now."""
+        """List the processes that currently train in this folder."""
         found = []
         for process in cluster.processes():
             try:
                 words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
                 here = Path(f"/proc/{process}/cwd").resolve()
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
             # torchrun starts it with -u
             if here == self.folder and b"workflow/scripts/train.py" in words[1:3]:
@@ -56,30 +56,30 @@ class SlurmProject(Project):
         return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
 
     def weights(self) -> str:
-        """Digest of the trained weights, which the manifest must name."""
+        """Digest of the trained weights; checks that the manifest has it."""
         path = self.folder / TRAINED / "model/model.safetensors"
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         assert digest in json.dumps(json.loads((self.folder / TARGET).read_text()))
         return digest
 
     def resumed_from(self) -> int:
-        """The step from which the last attempt went on; 0 if it began anew."""
+        """Step from which the last attempt resumed; 0 if it started from the beginning."""
         found = re.search(r"goes on from step (\d+)", (self.folder / LOG).read_text())
         return int(found[1]) if found else 0
 
     def steps(self) -> list[int]:
-        """Steps that metrics.jsonl has, in the order in which they were written."""
+        """Steps in metrics.jsonl, in the order in which they were written."""
         lines = (self.folder / TRAINED / "metrics.jsonl").read_text().splitlines()
         return [line["step"] for line in map(json.loads, lines) if line["kind"] == "train"]
 
     def must_end_as(self, undisturbed: "SlurmProject") -> None:
-        """The training is whole: the same weights, byte for byte, and each step told once."""
+        """Check that the weights equal those of the undisturbed training and each step is logged once."""
         assert self.weights() == undisturbed.weights()
         assert self.steps() == undisturbed.steps() == list(range(1, STEPS + 1))
 
 
 class Run:
-    """A running `snakemake --profile profiles/slurm`, with all that it prints in a file."""
+    """A running `snakemake --profile profiles/slurm`, whose output goes to a file."""
 
     def __init__(self, cluster: Cluster, project: SlurmProject, *arguments: str) -> None:
         self.cluster, self.project, self.began = cluster, project, time.monotonic()
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         return self.file.read_text(errors="replace")
 
     @property
@@ -107,19 +107,19 @@ class Run:
         return self.process.poll() is None
 
     def in_time(self, seconds: float = SECONDS) -> bool:
-        """Whether it has run for no longer than that."""
+        """Return whether it has run for at most this time."""
         return time.monotonic() - self.began < seconds
 
     def jobs(self) -> list[dict[str, str]]:
-        """All jobs ever submitted from this folder, oldest first."""
+        """List all jobs submitted from this folder, oldest first."""
         return self.cluster.jobs(self.project.folder)
 
     def states(self) -> list[str]:
-        """How they ended."""
+        """Final states of its jobs."""
         return [job["JobState"] for job in self.jobs()]
 
     def until_checkpoint(self) -> str:
-        """Wait until the training has a checkpoint and trains; the number of its job."""
+        """Wait until the training runs and has a checkpoint; returns the id of its job."""
 
         def trains() -> bool:
             assert self.running, f"snakemake ended before there was a checkpoint:\n{self.output}"
@@ -129,15 +129,15 @@ class Run:
         return self.jobs()[-1]["JobId"]
 
     def trainers(self) -> list[int]:
-        """The processes that train in its folder now."""
+        """List the processes that currently train in its folder."""
         return self.project.trainers(self.cluster)
 
     def interrupt(self) -> None:
-        """Ctrl-C: to it and its children, as a terminal does."""
+        """Send Ctrl-C to it and its children, as a terminal does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def wait(self, seconds: float = SECONDS) -> int:
-        """Its exit status. One that does not end in time is killed: it does not heed SIGTERM."""
+        """Wait for its end and return the exit status. It is killed on timeout, since it ignores SIGTERM."""
         try:
             return self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -145,32 +145,32 @@ class Run:
             raise AssertionError(f"snakemake did not end within {seconds:.0f} s") from None
 
     def succeed(self) -> str:
-        """Wait for its end, which must be a good one; what it printed."""
+        """Wait for its end, check that it succeeded, and return its output."""
         status = self.wait()
         assert status == 0, f"snakemake ended with {status}:\n{self.output}"
         return self.output
 
     def fail(self) -> str:
-        """Wait for its end, which must be a bad one; what it printed."""
+        """Wait for its end, check that it failed, and return its output."""
         status = self.wait()
         assert status != 0, f"snakemake should have failed:\n{self.output}"
         return self.output
 
     def kill(self) -> None:
-        """End it at once, with its children; its jobs go on."""
+        """Kill it with its children; its jobs continue."""
         if self.running:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 
 def _heed_interrupts() -> None:
-    """Ctrl-C is heeded even where the tests run in the background, whose shell has it ignored."""
+    """Restore the handling of Ctrl-C, which a shell disables for processes in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
 def slowed(process: int, share: float = 0.05) -> Iterator[None]:
-    """A process that gets only a share of its time: a training that lasts, however fast the machine is."""
+    """Slow a process to a share of its speed, so that a training lasts long enough on any machine."""
     done = threading.Event()
 
     def pause() -> None:
@@ -194,7 +194,7 @@ def slowed(process: int, share: float = 0.05) -> Iterator[None]:
 
 
 def snakemake_of(trainer: int) -> int:
-    """The Snakemake within the job that started a stage."""
+    """Process id of the Snakemake within the job that started a stage."""
     process = trainer
     while b"snakemake" not in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0"):
         process = parent_of(process)
@@ -202,10 +202,10 @@ def snakemake_of(trainer: int) -> int:
 
 
 def make_slurm_project(folder: Path, experiment: Mapping[str, Any]) -> SlurmProject:
-    """Copy the workflow with its real stages, and the Slurm profile as the cluster of the tests has it."""
+    """Copy the workflow with its real stages, and with the Slurm profile adapted to the test cluster."""
     copy_workflow(folder, experiment)
     project = SlurmProject(folder.resolve())
     project.replace(PROFILE, "account: def-CHANGEME", 'account: ""')
-    # there is no GPU, and four processes would share two cores
+    # there is no GPU, and four processes would share few cores
     project.replace(PROFILE, "processes: ?gpus", "processes: 1")
     return project

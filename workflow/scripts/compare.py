@@ -1,6 +1,6 @@
-"""Compare an experiment with others that are finished.
+"""Compare an experiment with other finished experiments.
 
-python workflow/scripts/compare.py --spec JSON --code DIGEST --input results=results/NAME --input results=results/OTHER
+python workflow/scripts/compare.py --spec JSON --input results=results/NAME --input results=results/OTHER
   --output page=comparison.html --output table=comparison.csv ...
 """
 

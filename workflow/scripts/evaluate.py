@@ -1,6 +1,8 @@
-"""Let one model answer one evaluation set and score the answers.
+"""Generate one model's answers to one evaluation set, and score them.
 
-python workflow/scripts/evaluate.py --spec JSON --input model=... --input data=... --output scores=...
+python workflow/scripts/evaluate.py --spec JSON --processes 1 --micro-batch 256 --input model=model/manifest.json
+  --input data=test/manifest.json --input tokenizer=tokenizer/manifest.json --output scores=scores.json
+  --output generations=generations.jsonl --output answers=answers.jsonl --output metrics=metrics.jsonl
 """
 
 import sys
@@ -9,6 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 from takd.stage import main
 
-# processes that score answers read this file again
+# worker processes that score answers import this file again
 if __name__ == "__main__":
     main("takd.evaluation.evaluate", gpus=True)

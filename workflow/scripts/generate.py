@@ -1,7 +1,8 @@
-"""Let a teacher answer one part of the training prompts; started again, it goes on.
+"""Generate a teacher's responses to one part of the training prompts; an interrupted run is resumed.
 
-python workflow/scripts/generate.py --spec JSON --input teacher=... --input prompts=...
-  --output answers=... --output metrics=... --output manifest=...
+python workflow/scripts/generate.py --spec JSON --micro-batch 256 --input teacher=teacher/manifest.json
+  --input prompts=train/manifest.json --input tokenizer=tokenizer/manifest.json --output answers=answers.jsonl
+  --output metrics=metrics.jsonl --output manifest=manifest.json
 """
 
 import sys

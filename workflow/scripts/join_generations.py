@@ -1,7 +1,8 @@
-"""Make a data set of a teacher's answers to the training prompts.
+"""Join the parts of a teacher's responses to the training prompts into a data set.
 
-python workflow/scripts/join_generations.py --spec JSON --input piece=... --input prompts=...
-  --output dataset=... --output manifest=...
+python workflow/scripts/join_generations.py --spec JSON --input piece=part1of2/manifest.json
+  --input piece=part2of2/manifest.json --input teacher=teacher/manifest.json --input prompts=train/manifest.json
+  --input tokenizer=tokenizer/manifest.json --output dataset=dataset --output manifest=manifest.json
 """
 
 import sys

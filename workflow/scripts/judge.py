@@ -1,6 +1,7 @@
-"""Let a language model behind an endpoint rate the answers of one evaluation.
+"""Rate the answers of one evaluation with a language model behind an endpoint.
 
-python workflow/scripts/judge.py --spec JSON --input generations=... --output judgements=... --output judge=...
+python workflow/scripts/judge.py --spec JSON --input generations=generations.jsonl --output judge=judge.json
+  --output judgements=judgements.jsonl
 """
 
 import sys

@@ -1,6 +1,9 @@
-"""Ask a model and its teachers about the references and the answers of one evaluation set.
+"""Compute the likelihoods of an evaluation set's references and answers under a model and its teachers.
 
-python workflow/scripts/likelihoods.py --spec JSON --input model=... --input answers=... --output likelihoods=...
+python workflow/scripts/likelihoods.py --spec JSON --processes 1 --micro-batch 64 --input model=model/manifest.json
+  --input answers=answers.jsonl --input direct=teacher/manifest.json --input direct_answers=teacher/answers.jsonl
+  --input data=test/manifest.json --input tokenizer=tokenizer/manifest.json --output likelihoods=likelihoods.json
+  --output prompts=prompts.jsonl --output metrics=metrics.jsonl
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""Fetch the weights that a model starts from.
+"""Fetch and check the weights that a model starts from.
 
-python workflow/scripts/prepare_base.py --spec JSON --input tokenizer=... --output manifest=...
+python workflow/scripts/prepare_base.py --spec JSON --input tokenizer=tokenizer/manifest.json --output model=model
+  --output manifest=manifest.json
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Tokenise one split.
 
-python workflow/scripts/prepare_data.py --spec JSON --code DIGEST --input tokenizer=MANIFEST
-  --output dataset=FOLDER --output manifest=FILE
+python workflow/scripts/prepare_data.py --spec JSON --input tokenizer=tokenizer/manifest.json
+  --output dataset=dataset --output manifest=manifest.json
 """
 
 import sys

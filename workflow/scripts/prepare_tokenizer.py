@@ -1,7 +1,7 @@
-"""Read or train the tokenizer.
+"""Load or train the tokenizer.
 
-python workflow/scripts/prepare_tokenizer.py --spec JSON --code DIGEST --output tokenizer=FOLDER
-  --output manifest=FILE
+python workflow/scripts/prepare_tokenizer.py --spec JSON --output tokenizer=tokenizer
+  --output manifest=manifest.json
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Write the data report.
 
-python workflow/scripts/summarise_data.py --spec JSON --code DIGEST --input data=MANIFEST
-  --input data=MANIFEST ... --output report=report.json --output page=report.html
+python workflow/scripts/summarise_data.py --spec JSON --input data=train/manifest.json
+  --input data=dev/manifest.json --output report=report.json --output page=report.html
 """
 
 import sys

@@ -1,6 +1,9 @@
-"""Train one model of a chain; started again, it goes on from its last checkpoint.
+"""Train one model of a chain, resuming from the last checkpoint if there is one.
 
-python workflow/scripts/train.py --spec JSON --input base=... --input train=... --output model=... --output manifest=...
+python workflow/scripts/train.py --spec JSON --nodes 1 --processes 1 --micro-batch 64
+  --input base=base/manifest.json --input teacher=teacher/manifest.json --input train=train/manifest.json
+  --input dev=dev/manifest.json --input tokenizer=tokenizer/manifest.json --output model=model
+  --output metrics=metrics.jsonl --output manifest=manifest.json
 """
 
 import importlib
@@ -12,7 +15,7 @@ from takd.stage import main
 
 
 def named(spec):
-    """A teacher is only named, and not asked, where all that it says has been written down."""
+    """Inputs that are recorded but not read: the teacher, if the method uses only its precomputed outputs."""
     if "teacher" not in spec:
         return []
     method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD

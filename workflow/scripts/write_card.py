@@ -1,6 +1,6 @@
-"""Write the model card of one trained model, beside it and into its folder.
+"""Write the model card of one trained model, beside the model and into its folder.
 
-python workflow/scripts/write_card.py --spec JSON --code DIGEST --input models=FOLDER --input evaluations=FOLDER
+python workflow/scripts/write_card.py --spec JSON --input models=models --input evaluations=evaluations
   --output card=card.md
 """
 

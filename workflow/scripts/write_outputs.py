@@ -1,7 +1,8 @@
-"""Write down what a teacher says of the tokens of a data set; started again, it goes on.
+"""Compute a teacher's outputs for the tokens of a data set; an interrupted run is resumed.
 
-python workflow/scripts/write_outputs.py --spec JSON --input teacher=... --input data=...
-  --output outputs=... --output metrics=... --output manifest=...
+python workflow/scripts/write_outputs.py --spec JSON --micro-batch 64 --input teacher=teacher/manifest.json
+  --input data=train/manifest.json --input tokenizer=tokenizer/manifest.json --output outputs=outputs.safetensors
+  --output metrics=metrics.jsonl --output manifest=manifest.json
 """
 
 import sys

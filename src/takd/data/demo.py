@@ -1,11 +1,11 @@
-"""The built-in data: instructions with one right answer, out of nothing but a seed.
+"""Demonstration data: instructions with one correct answer, generated from a seed.
 
 Two topics. `facts` asks for the town, job, age and so on of invented people, each in four phrasings; a held-out
-row is a phrasing of a fact whose other phrasings stand in the training part. `lists` asks for simple operations
-on lists of words; a held-out row is an operation on a list that training never shows, in any phrasing.
+row is a phrasing of a fact whose other phrasings are in the training part. `lists` asks for simple operations
+on lists of words; a held-out row is an operation on a list that is not in the training part in any phrasing.
 
-The part that a row belongs to follows from a hash of it, so parts of one seed never overlap, however many rows
-are drawn. The only random function used is `Random.random`, whose sequence Python keeps over versions.
+The part of a row is determined by a hash of it, so parts of one seed never overlap, however many rows are drawn. The
+only random function used is `Random.random`, whose sequence is stable across Python versions.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ PARTS = ("train", "dev", "test")
 TOPICS = ("facts", "lists")
 PEOPLE = 80
 FACTS_SHARE = 0.1
-HELD_OUT_FACTS = 0.2  # share of the facts that keep one phrasing for dev, and as many for test
-HELD_OUT_LISTS = 0.1  # the same for word lists
+HELD_OUT_FACTS = 0.2  # share of the facts with one phrasing in dev; the same share for test
+HELD_OUT_LISTS = 0.1  # likewise for word lists
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 class Fact(NamedTuple):
-    """Something that can be known of a person: four questions, the answer, and what it may be."""
+    """An attribute of a person: four phrasings of the question, the answer, and the possible values."""
 
     questions: tuple[str, str, str, str]
     answer: str
@@ -108,7 +108,7 @@ JOINS = ("and", "or", "then", "with")
 
 
 class Operation(NamedTuple):
-    """Something to do with a list of words: phrasings (`{}`: the joining word), and the answer."""
+    """An operation on a list of words: phrasings (`{}`: the joining word), and the answer."""
 
     phrasings: tuple[str, ...]
     answer: Callable[[Sequence[str], str], str]
@@ -148,15 +148,15 @@ OPERATIONS = (
 def rows(
     part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS
 ) -> Iterator[tuple[str, str, str]]:
-    """Distinct rows (instruction, input, answer) of a part, topics mixed evenly.
+    """Draw distinct rows (instruction, input, answer) of a part, topics mixed evenly.
 
-    The same arguments give the same rows on every machine. Without `topics`, one row in ten is a fact; fewer are
-    where the part has no more of them.
+    The same arguments give the same rows on every machine. By default one row in ten is a fact, or fewer if the part
+    has no more facts.
 
     Args:
         part: "train", "dev" or "test".
-        rows: how many.
-        seed: of the invented world; parts belong together if they have the same.
+        rows: number of rows.
+        seed: of the invented people and lists; parts with the same seed belong together.
         topics: "facts", "lists" or both.
 
     Raises:
@@ -182,7 +182,7 @@ def _check(part: str, topics: Sequence[str]) -> None:
 
 
 def _facts(seed: int) -> Iterator[tuple[str, Row]]:
-    """All facts of a world in all phrasings, with the part of each."""
+    """All facts of a seed in all phrasings, with the part of each."""
     names = [start + end for start in STARTS for end in ENDS]
     people = sorted(names, key=lambda name: _share(seed, "person", name))[:PEOPLE]
     for person in people:
@@ -210,7 +210,7 @@ def _lists(part: str, count: int, seed: int) -> list[Row]:
         answer = operation.answer(words, join)
         text = " ".join(words)
         row = (f"{phrasing}.", text, answer) if apart else (f"{phrasing}: {text}", "", answer)
-        # the part goes by list and answer, so that no phrasing of a held-out task stands in train
+        # the part depends on list and answer, so that no phrasing of a held-out task is in train
         if row in found or _part(HELD_OUT_LISTS, seed, text, answer) != part:
             failures += 1
             if failures > 100 * count + 1000:
@@ -243,7 +243,7 @@ def _pick(options: Sequence[T], share: float) -> T:
 
 
 def _share(*key: object) -> float:
-    """A number from 0 up to 1, the same for the same key on every machine."""
+    """Pseudo-random number in [0, 1), the same for the same key on every machine."""
     return int(_digest(*key)[:13], 16) / 16**13
 
 

@@ -1,7 +1,7 @@
-"""Files that are fetched once, on the machine that starts the workflow, and known by what they hold.
+"""Download data files once, on the machine that starts the workflow, and identify them by their contents.
 
-An address is kept under its sha256, so that two experiments share it and a changed file is never taken for it. A file
-of the hub stays in the hub's own cache.
+A file from a URL is stored under its sha256, so that experiments share it and a changed file is not mistaken for it.
+A file of the Hub stays in the Hub's own cache.
 """
 
 import os
@@ -24,20 +24,23 @@ SCHEMES = ("https", "file")
 ATTEMPTS = 6
 WAIT = 2.0  # seconds before the second attempt, doubled before each further one
 SILENCE = 60.0  # seconds without a byte after which an attempt has failed
-FINAL = (400, 401, 403, 404, 410, 451)  # answers that another attempt will not change
+FINAL = (400, 401, 403, 404, 410, 451)  # status codes for which a retry is useless
 
 
 def fetch(source: Mapping[str, Any]) -> Path:
-    """The local file of a source: `{"url", "sha256"}`, or `{"hub", "revision", "file"}` with or without `sha256`.
+    """Return the local file of a source, downloading it if necessary.
+
+    Args:
+        source: `{"url", "sha256"}`, or `{"hub", "revision", "file"}` with or without `sha256`.
 
     Raises:
-        InputError: a file that cannot be had, or that is another one than the digest says.
+        InputError: the file cannot be downloaded, or its digest differs.
     """
     return _fetch_url(source["url"], source["sha256"]) if "url" in source else _fetch_hub(source)
 
 
 def _fetch_url(url: str, digest: str) -> Path:
-    """Download to `FOLDER/<sha256>`; what is left of an attempt that broke off is gone on with."""
+    """Download to `FOLDER/<sha256>`, resuming an interrupted download."""
     scheme = url.partition(":")[0]
     if scheme not in SCHEMES:
         raise InputError(f"{url}: begins with {scheme}; it has to begin with https:// or file://.")
@@ -45,7 +48,7 @@ def _fetch_url(url: str, digest: str) -> Path:
     if target.is_file():
         return target
     FOLDER.mkdir(parents=True, exist_ok=True)
-    # two splits may be parts of one file, and their jobs start together
+    # two splits may be parts of one file, and their jobs start at the same time
     with FileLock(FOLDER / f"{digest}.lock"):
         if target.is_file():
             return target
@@ -63,18 +66,18 @@ def _fetch_url(url: str, digest: str) -> Path:
 
 
 def _download(url: str, partial: Path) -> None:
-    """Write what an address holds, going on where the file ends; connections that break are tried again."""
+    """Download an address to a file, resuming at its end; broken connections are retried."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _append(url, partial)
             return
         except urllib.error.HTTPError as error:
             if error.code == 416:
-                return  # nothing is left to fetch, or what is there is no part of this file: the digest tells
+                return  # complete, or not a part of this file; the caller checks the digest
             reason, final = f"HTTP {error.code} {error.reason}", error.code in FINAL
         except (OSError, HTTPException, ValueError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-            # no attempt mends an address that cannot be one
+            # a retry cannot help an invalid address
             final = url.startswith("file:") or isinstance(error, ValueError)
         if final or attempt == ATTEMPTS:
             again = "" if final else f" after {ATTEMPTS} attempts, the last of which"
@@ -111,7 +114,7 @@ def _fetch_hub(source: Mapping[str, Any]) -> Path:
         path = Path(hf_hub_download(name, file, repo_type="dataset", revision=source["revision"]))
     except (
         Exception
-    ) as error:  # connections, answers and disks: what they raise has no base of its own
+    ) as error:  # errors of connections, responses and disks have no common base class
         raise hub_error(f"{file} of the data set {name}", source["revision"], error) from error
     digest = source.get("sha256")
     if digest and (found := file_digest(path)) != digest:
@@ -123,7 +126,7 @@ def _fetch_hub(source: Mapping[str, Any]) -> Path:
 
 
 def hub_error(what: str, revision: str, error: Exception) -> InputError:
-    """A sentence on why something could not be had from the hub, and what to do."""
+    """Build an error that explains why something could not be fetched from the Hub, and the remedy."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,

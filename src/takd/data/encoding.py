@@ -18,21 +18,20 @@ from takd.stage import read_json
 
 
 class Encoder:
-    """A tokenizer that reads special tokens in the data as plain characters, and those of a template as what they are.
+    """A tokenizer that reads special tokens as plain text in data, and as special tokens in a template.
 
-    Data may hold "<|endoftext|>" and the like. Special tokens come from the template, from what the tokenizer sets
-    before every text (for some families a begin token), which stands before prompts, and from the end token after
-    responses.
+    Data may contain "<|endoftext|>" and the like. Special tokens come only from the template, from the begin token that
+    some tokenizers put before every text (here before prompts), and from the end token after responses.
     """
 
     def __init__(
         self, file: Path, described: Mapping[str, Any], template: Template | str | None = None
     ) -> None:
-        """Read `tokenizer.json`.
+        """Load `tokenizer.json`.
 
         Args:
-            described: `begin`, `end` and, where the template is "chat", `template`: as in the manifest of the
-                tokenizer stage.
+            described: `begin`, `end` and, where the template is "chat", `template`, as in the manifest of the tokenizer
+                stage.
         """
         self.end: int = described["end"]
         self._begin: list[int] = described["begin"]
@@ -44,19 +43,19 @@ class Encoder:
             template = described["template"] if template == CHAT else template
             assert isinstance(template, dict)
             if CHAT in template:
-                self._begin = []  # the tokenizer's own template has it where it belongs
+                self._begin = []  # the tokenizer's own template contains it
             self._mark(file, template, described.get("chat_marks", []))
 
     @classmethod
     def beside(cls, manifest: Path, template: Template | str | None = None) -> "Encoder":
-        """Read the tokenizer beside a manifest of the tokenizer stage."""
+        """Load the tokenizer beside a manifest of the tokenizer stage."""
         return cls(manifest.parent / "tokenizer/tokenizer.json", read_json(manifest), template)
 
     def _mark(self, file: Path, template: Template, own: Sequence[str]) -> None:
-        """Put marks that no data can hold into the place of a template's special tokens.
+        """Replace a template's special tokens by marks that no data can contain.
 
-        A mark is an added token like the one that it stands for, but not a special one: the tokenizer finds it while
-        it reads special tokens as text. All that the tokenizer does around an added token stays as it is.
+        A mark is an added token with the properties of the one it replaces, but not a special one: the tokenizer finds
+        it even when it reads special tokens as text. So the handling of blanks around added tokens is unchanged.
         """
         added = self._tokenizer.get_added_tokens_decoder()
         ids = {token.content: number for number, token in added.items()}
@@ -69,11 +68,11 @@ class Encoder:
 
         def mark(match: re.Match[str]) -> str:
             token = added[ids[match[0]]]
-            # blanks that are tokens are text to a template
+            # blanks stay text in a template even if they are added tokens
             if match[0].isspace():
                 return match[0]
             text = f"{nonce}{len(new):04d}"
-            # normalised with what stands before it, it might not be found; nothing stands before the first
+            # normalised together with preceding text, a mark might not be found; the first one has none
             sides = {"lstrip": token.lstrip, "rstrip": token.rstrip}
             normalized = token.normalized and match.start() == 0
             new.append(AddedToken(text, **sides, normalized=normalized, special=False))
@@ -83,7 +82,7 @@ class Encoder:
         self._marked = templates.with_texts(template, lambda text: pattern.sub(mark, text))
         if new:
             self._prompts = _plain(file)
-            # what is no special token is one to the template
+            # in a template, every added token counts as a special one
             self._prompts.add_special_tokens([added[ids[token]] for token in set(meant)])
             self._prompts.add_tokens(new)
             for token, text in zip(new, meant, strict=True):
@@ -93,7 +92,7 @@ class Encoder:
         self._nonce = nonce
 
     def fill(self, instruction: str, context: str) -> str:
-        """The prompt of a row in the template, for `prompts`."""
+        """Fill the template with a row, giving a prompt for `prompts`."""
         return templates.fill(self._marked, instruction, context)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -117,7 +116,7 @@ class Encoder:
         return [[*ids, self.end] for ids in self._encode(self._tokenizer, texts)]
 
     def rewritten(self, texts: Sequence[str]) -> list[str]:
-        """Each text as its tokens are read, which is how a model's answers are."""
+        """Encode and decode each text, which normalises references like a model's answers."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return self._tokenizer.decode_batch([encoding.ids for encoding in encodings])
 

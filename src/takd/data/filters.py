@@ -1,6 +1,6 @@
-"""Which rows of a source are taken, by the length of their answers, and whether these are the rows that are meant.
+"""Filter the rows of a source by the length of their answers, and check count and digest of the rows.
 
-Counts and digests are of what was read, not of how it was written: two files with the same rows, one with further keys
+Counts and digests depend on the rows, not on how they are written: two files with the same rows, one with further keys
 or other escapes, have the same digest.
 """
 
@@ -18,10 +18,10 @@ KEYS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256"
 
 
 def words(row: "Row") -> int:
-    """Length of a row's answer: what white space parts in its first reference that is not blank; 0 without one.
+    """Number of words (parts between white space) in a row's first non-blank reference; 0 without one.
 
-    Punctuation that stands alone is a word, that which clings to one is none. Training learns from this reference too;
-    the others may be shorter or longer.
+    Punctuation counts as a word only if it stands alone. Training uses this reference too; the others may be shorter or
+    longer.
     """
     return next((len(text.split()) for text in row.references if text.strip()), 0)
 
@@ -29,10 +29,10 @@ def words(row: "Row") -> int:
 def keep(
     source: Mapping[str, Any], rows: Iterable["Row"], dropped: Callable[["Row"], None] | None
 ) -> Iterator["Row"]:
-    """The rows with an answer of `min_response_words` to `max_response_words`, both included.
+    """Yield the rows whose answer has `min_response_words` to `max_response_words` words, inclusive.
 
     Args:
-        dropped: told of each other row.
+        dropped: called with each other row.
     """
     least, most = source.get("min_response_words"), source.get("max_response_words")
     if least is None and most is None:
@@ -47,7 +47,7 @@ def keep(
 
 
 def describe(source: Mapping[str, Any]) -> str:
-    """The lengths that are taken, in words; empty where all are."""
+    """Describe the accepted lengths in words; empty if all are accepted."""
     least, most = source.get("min_response_words"), source.get("max_response_words")
     if least is None and most is None:
         return ""
@@ -57,10 +57,10 @@ def describe(source: Mapping[str, Any]) -> str:
 
 
 class Digest:
-    """Count and sha256 of rows, told one by one.
+    """Count and sha256 of rows, updated one row at a time.
 
-    A row counts as the line of JSON `[instruction, input, [reference, ...]]`, without blanks and with all that is not
-    ASCII escaped.
+    A row is hashed as the JSON line `[instruction, input, [reference, ...]]`, without blanks and with all non-ASCII
+    characters escaped.
     """
 
     def __init__(self) -> None:
@@ -68,19 +68,19 @@ class Digest:
         self._sha256 = hashlib.sha256()
 
     def add(self, row: "Row") -> None:
-        """One more row."""
+        """Add a row."""
         self.count += 1
         fields = [row.instruction, row.input, list(row.references)]
         self._sha256.update(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
 
     @property
     def sha256(self) -> str:
-        """Of the rows so far, 64 hexadecimal digits."""
+        """Digest of the rows so far, 64 hexadecimal digits."""
         return self._sha256.hexdigest()
 
 
 def expected(source: Mapping[str, Any], name: str, rows: Iterable["Row"]) -> Iterator["Row"]:
-    """The same rows; after the last, InputError if they are not `expect_rows`, or not those of `rows_sha256`.
+    """Yield the same rows; raise InputError at the end if `expect_rows` or `rows_sha256` does not match.
 
     Args:
         name: of the source, for the message.

@@ -1,4 +1,4 @@
-"""What a local data folder may name: nothing but files in it, whose digests the experiment's settings hold."""
+"""Check that a local data folder refers only to files inside it, whose digests the experiment's settings hold."""
 
 import json
 import re
@@ -10,14 +10,14 @@ import yaml
 
 from takd.errors import InputError
 
-# files by which `datasets` is told what to read, YAML and JSON
+# files that determine what `datasets` reads, YAML and JSON
 CARD, CONFIGURATION = "README.md", ".huggingface.yaml"
 STATES = ("state.json", "*/state.json")
 FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", re.S | re.M)
 
 
 def check_within(folder: Path) -> None:
-    """Raise InputError where a folder has `datasets` read files that do not lie in it, or that are hidden."""
+    """Raise InputError if a folder makes `datasets` read files that are hidden or outside of it."""
     for file, named in _named(folder):
         path = PurePosixPath(named.replace("\\", "/"))
         hidden = any(part.startswith(".") and part not in (".", "..") for part in path.parts)
@@ -33,7 +33,7 @@ def check_within(folder: Path) -> None:
 
 
 def _named(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Data files and folders that are named in a folder, and where."""
+    """Yield each file that refers to data files or folders, with the reference."""
     for name in (CARD, CONFIGURATION):
         file = folder / name
         if file.is_file():
@@ -44,14 +44,14 @@ def _named(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _metadata(file: Path) -> Any:
-    """The YAML of a card or of a file."""
+    """Parse the YAML of a dataset card or a configuration file."""
     try:
         text = file.read_text(encoding="utf-8")
         if file.name == CARD:
             front = FRONT.search(text)
             text = front[1] if front else ""
         found = yaml.safe_load(text)
-        json.dumps(found, default=str, skipkeys=True)  # an alias may name what it stands in
+        json.dumps(found, default=str, skipkeys=True)  # fails for an alias that contains itself
         return found
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
@@ -69,10 +69,10 @@ def _json(file: Path) -> Any:
 
 
 def _below(value: Any, key: str, named: bool = False) -> Iterator[str]:
-    """All texts that stand under a key, at any depth."""
+    """Yield all texts under a key, at any depth."""
     if isinstance(value, dict):
         for name, each in value.items():
-            # the split's name is no file
+            # the name of the split is not a file
             yield from _below(each, key, (named and name != "split") or name == key)
     elif isinstance(value, list):
         for each in value:

@@ -1,4 +1,4 @@
-"""The data report as one self-contained HTML page."""
+"""Data report as one self-contained HTML page."""
 
 from typing import Any
 
@@ -128,7 +128,7 @@ itself; where the tokenizer changes a reference, no answer matches it exactly (d
 
 
 def render(report: dict[str, Any]) -> str:
-    """The page of a data report."""
+    """Render the page of a data report."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     splits = dict(report["splits"])
     unused = {

@@ -1,4 +1,4 @@
-"""The data stage: one split, tokenised once into an Arrow data set on disk.
+"""Stage: tokenise one split into an Arrow data set on disk.
 
 Inputs: `tokenizer` (manifest of the tokenizer stage). Outputs: `dataset` (folder for
 `datasets.load_from_disk`), `manifest`.
@@ -23,7 +23,7 @@ from takd.errors import InputError
 from takd.stage import Stage
 
 TRAINED_ON = ("train", "dev")
-PORTION = 2**20  # characters of a corpus that are tokenised at once: a document may be a whole book
+PORTION = 2**20  # characters of a corpus tokenised at once, since a document may be a whole book
 NAMED = 10
 SOURCES = ("source", "exclude")
 
@@ -31,7 +31,7 @@ Tokenised = tuple[Row, list[int], list[int]]
 
 
 class Tally:
-    """Counts of what happened to rows, the numbers of the first rows that it happened to, and what is not read."""
+    """Counts of dropped and changed rows by reason, with the numbers of the first ones, and data that is not read."""
 
     def __init__(self) -> None:
         names = ("dropped_prompt_too_long", "empty_output", "duplicates", "dropped_duplicates")
@@ -51,7 +51,7 @@ class Tally:
 
 
 def run(stage: Stage) -> None:
-    """Tokenise a split; `docs/data.md` says which rows are kept.
+    """Tokenise a split; `docs/data.md` describes which rows are kept.
 
     Raises:
         InputError: a source that cannot be read, an evaluation row without a reference, nothing left to keep.
@@ -68,7 +68,7 @@ def run(stage: Stage) -> None:
     try:
         fields, said = write(stage.spec, encoder, folder)
     except BaseException:
-        # a part of a corpus may be large, and nothing goes on from it
+        # a partial corpus may be large, and cannot be resumed
         shutil.rmtree(folder, ignore_errors=True)
         raise
     stage.commit(stage.outputs["dataset"])
@@ -81,10 +81,10 @@ def run(stage: Stage) -> None:
 
 
 def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
-    """The rows of a split that its settings keep, before their length is known.
+    """Yield the rows of a split that its settings keep, before their length is known.
 
-    Blank references are taken off. Leaks and duplicates are counted by `Row.prompt`; the first of equal rows
-    stays. The order is that of the source.
+    Blank references are removed. Leaks and duplicates are counted by `Row.prompt`; the first of equal rows is kept. The
+    order is that of the source.
     """
     held_out = {row.prompt for other in spec.get("exclude", []) for row in sources.rows(other)}
     seen: set[tuple[str, str]] = set()
@@ -120,9 +120,9 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
 
 
 def _look(row: Row, tally: Tally) -> None:
-    """Count fields that hold nothing."""
+    """Count blank fields."""
     if not row.input:
-        tally.counts["without_input"] += 1  # nothing unusual, so no row is named
+        tally.counts["without_input"] += 1  # common, so no rows are listed
     elif not row.input.strip():
         tally.count("blank_input", row)
     if not row.instruction.strip():
@@ -135,10 +135,10 @@ def _look(row: Row, tally: Tally) -> None:
 def tokenise(
     spec: dict[str, Any], encoder: Encoder, rows: Iterable[Row], tally: Tally
 ) -> Iterator[Tokenised]:
-    """Each row that is kept, with its prompt's token ids and its first reference's.
+    """Yield each kept row with the token ids of its prompt and of its first reference.
 
-    The response is cut so that both fit into `max_length`. A prompt over `max_prompt_length` takes its row away
-    from the splits that training reads; a row of an evaluation set stays, with a shortened prompt.
+    The response is truncated so that both fit into `max_length`. In splits for training, a row whose prompt exceeds
+    `max_prompt_length` is dropped; in an evaluation set its prompt is shortened.
     """
     limit = spec["max_prompt_length"]
     for batch in sources.batches(rows, BATCH):
@@ -159,12 +159,12 @@ def tokenise(
 
 
 def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
-    """A prompt cut to the limit at the end of its longer field, so that the template stays whole."""
+    """Shorten a prompt to the limit at the end of its longer field, so that the template stays whole."""
 
     def encode(characters: int) -> list[int]:
         instruction, context = row.prompt
         if len(context) > len(instruction):
-            # never to nothing: an empty input would choose the other template
+            # never empty: an empty input would select the other template
             context = context[: max(characters, 1)]
         else:
             instruction = instruction[:characters]
@@ -173,7 +173,7 @@ def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
     limit = spec["max_prompt_length"]
     longest = max(map(len, row.prompt))
     fitting = bisect.bisect_right(range(longest), limit, key=lambda count: len(encode(count)))
-    # one character more is not always one token more: step back to a count that surely fits
+    # the number of tokens is not monotonic in characters: step back until the prompt fits
     for count in range(max(fitting - 1, 0), -1, -1):
         prompt = encode(count)
         if len(prompt) <= limit:

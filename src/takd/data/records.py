@@ -1,4 +1,4 @@
-"""Records of a source, as it has them: JSON lines, CSV, data sets of a folder or the hub. Text is read as text."""
+"""Records of a source as stored: JSON lines, CSV, data sets of a folder or the Hub. Values that are text stay text."""
 
 import bz2
 import csv
@@ -26,7 +26,7 @@ LINES = (".json", ".jsonl", ".ndjson")
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DATA_FILES = (".parquet", ".arrow", *LINES, *TABLES, ".gz")
 PARQUET = b"PAR1"  # at both ends of a parquet file
-NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files that stand beside data
+NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files that accompany data
 
 csv.field_size_limit(
     sys.maxsize
@@ -39,23 +39,23 @@ def records(
     streaming: bool = False,
     unread: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, Record]]:
-    """Each record of a source but the demo's, and where it stands.
+    """Yield each record of a source, except the demo's, with its location.
 
     Args:
         source: as for `takd.data.sources.rows`.
         name: of the source, for messages.
-        streaming: no copy of a data set is kept on disk.
-        unread: told of each data file of a folder that belongs to no split.
+        streaming: keep no copy of a data set on disk.
+        unread: called with each data file of a folder that belongs to no split.
 
     Raises:
-        InputError: what cannot be read, by file and line or by the number of the row.
+        InputError: a record cannot be read; names file and line, or the number of the row.
     """
     if "json" in source:
         check_unchanged(source)
         yield from _json_lines(Path(source["json"]))
         return
     if "url" in source or "file" in source:
-        # the workflow imports this module at each start, and needs none of what reaches the net
+        # imported here: the workflow imports this module at each start and downloads nothing
         from takd.data.downloads import fetch
 
         yield from _json_lines(fetch(source))
@@ -72,7 +72,7 @@ def records(
         except StopIteration:
             return
         except Exception as error:
-            # connections, decompressors and parsers: what they raise has no base of its own
+            # errors of connections, decompressors and parsers have no common base class
             wanted = (
                 "start again, to read all of it"
                 if "hub" in source
@@ -85,13 +85,13 @@ def records(
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines without their ends, counted from 1. Only a line feed ends a line: U+2028 and its kin are text."""
+    """Yield lines without their ends, counted from 1. Only a line feed ends a line; U+2028 and similar are text."""
     for number, text in _decoded(path):
         yield number, text.removesuffix("\n").removesuffix("\r")
 
 
 def files_below(place: Path, ending: str = "") -> list[Path]:
-    """A file itself, or all files below a folder with this ending but hidden ones, in order of their names."""
+    """List a file itself, or all files below a folder with this ending, sorted by name, without hidden ones."""
     if place.is_file():
         return [place]
     found = (path for path in place.rglob(f"*{ending}") if path.is_file())
@@ -101,7 +101,7 @@ def files_below(place: Path, ending: str = "") -> list[Path]:
 
 
 def others(place: Path, read: Iterable[Path]) -> list[str]:
-    """Files below a folder that are not among those that are read, but for descriptions of the data."""
+    """List files below a folder that are not among those read, except descriptions of the data."""
     known = set(read)
     return [
         path.relative_to(place).as_posix()
@@ -111,7 +111,7 @@ def others(place: Path, read: Iterable[Path]) -> list[str]:
 
 
 def check_unchanged(source: Source) -> None:
-    """Raise InputError if local files are not those that the workflow planned with.
+    """Raise InputError if local files changed since the workflow was planned.
 
     `sha256` holds the digest of the one file, or pairs of name and digest for a folder.
     """
@@ -128,7 +128,7 @@ def check_unchanged(source: Source) -> None:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words."""
+    """Describe the type of a value in words."""
     if value is None:
         return "null"
     if isinstance(value, list) and not value:
@@ -157,7 +157,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _json_file(path: Path) -> Iterator[tuple[str, Record]]:
-    """A file of a folder: JSON lines, or one JSON array of objects."""
+    """Records of a file: JSON lines, or one JSON array of objects."""
     first = next((line for _, line in lines(path) if line.strip()), "")
     if not first.lstrip().startswith("["):
         yield from _json_lines(path)
@@ -207,7 +207,7 @@ def _object(where: str, value: Any, unit: str) -> Record:
 
 
 def _table(path: Path, separator: str) -> Iterator[tuple[str, Record]]:
-    """Rows of a CSV file with a head: every cell is text, a cell that the row lacks at its end is absent."""
+    """Rows of a CSV file with a header: every cell is text; cells missing at the end of a row are absent."""
     reader = csv.reader((text for _, text in _decoded(path)), delimiter=separator, strict=True)
     head: list[str] = []
     while True:
@@ -238,7 +238,7 @@ def _table(path: Path, separator: str) -> Iterator[tuple[str, Record]]:
 
 
 def _decoded(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file with their ends, counted from 1; a file whose name ends so is decompressed."""
+    """Lines of a UTF-8 file with their ends, counted from 1; decompressed if the name's ending requires it."""
     try:
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -259,8 +259,8 @@ def _decoded(path: Path) -> Iterator[tuple[int, str]]:
 def _data_set(
     source: Source, name: str, streaming: bool, unread: Callable[[str], None] | None
 ) -> Any:
-    """A data set or a stream of it; or, of text in a folder, files and their separators (none for JSON)."""
-    # datasets takes a second to import, which the demo's sources can do without
+    """A data set or a stream of it; for text files in a folder, the files with their separators (none for JSON)."""
+    # importing datasets takes a second, which the demo does not need
     import datasets
 
     datasets.disable_progress_bars()
@@ -281,7 +281,7 @@ def _data_set(
         return _split(found, split, folder)
     except InputError:
         raise
-    except Exception as error:  # connections, decompressors and parsers, as above
+    except Exception as error:  # no common base class, as above
         damaged = _damaged_file(Path(source["folder"])) if "folder" in source else ""
         wanted = (
             "its files have to be whole" if "folder" in source else "correct it, or start again"
@@ -291,7 +291,7 @@ def _data_set(
 
 
 def _damaged_file(folder: Path) -> str:
-    """The first file of a folder that is surely not what its name says, and the remedy; empty if there is none."""
+    """Name the first file of a folder that does not match its ending, and the remedy; empty if there is none."""
     for path in (path for ending in DATA_FILES for path in files_below(folder, ending)):
         with open(path, "rb") as file:
             start = file.read(64)
@@ -313,9 +313,9 @@ def _from_hub(source: Source, split: str, streaming: bool) -> Any:
     if streaming:
         return load_dataset(*where, **pinned)
     try:
-        # else `NA`, `None`, `null` and the like in CSV files would be missing
+        # without na_filter=False, `NA`, `None`, `null` and the like in CSV files would be missing
         return load_dataset(*where, **pinned, na_filter=False)
-    except ValueError as error:  # no CSV, whose loader alone knows this option
+    except ValueError as error:  # not CSV: only the CSV loader has this option
         if "na_filter" not in str(error):
             raise
         return load_dataset(*where, **pinned)
@@ -333,13 +333,13 @@ def _data_files(
         for each in others(folder.resolve(), read):
             unread(each)
     if builder.name == "text":
-        # datasets would make a document of each line
+        # datasets would read each line as a document
         raise InputError(
             f"{folder}: holds plain text; a folder of .txt files is a corpus with the key text."
         )
     if builder.name not in ("csv", "json"):
         return load_dataset(str(folder), split=split, streaming=streaming)
-    # datasets would guess types: `NA` would be missing, "007" the number 7, "2020-01-01" a date
+    # datasets would infer types: `NA` would be missing, "007" the number 7, "2020-01-01" a date
     return [
         (_plain(Path(file)), builder.config.sep if builder.name == "csv" else None)
         for file in _split(files, split, folder)
@@ -363,7 +363,7 @@ def _split(found: Mapping[Any, Any], split: str, folder: Path) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what an error arose from."""
+    """First line of the original error behind an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"

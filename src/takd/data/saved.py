@@ -1,4 +1,4 @@
-"""How data sets are written: in a stream, with a digest of what they hold."""
+"""Write data sets as a stream, with a digest of their contents."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ BATCH = 1024
 
 
 def row_features() -> Any:
-    """The columns of a prepared split."""
-    # datasets takes a second to import, which the demo's sources can do without
+    """Columns of a prepared split."""
+    # importing datasets takes a second, which the demo's sources do not need
     from datasets import Features, List, Value
 
     ids = List(Value("int32"))
@@ -31,7 +31,7 @@ def row_features() -> Any:
 
 
 def save(examples: Iterable[dict[str, Any]], features: Any, folder: Path) -> str:
-    """Write examples, whose keys are in the order of the features, as a data set; returns the sha256 over them."""
+    """Write examples, whose keys are in the order of the features, as a data set; returns their sha256."""
     from datasets import Dataset, disable_progress_bars
     from datasets.arrow_writer import ArrowWriter
 
@@ -48,7 +48,7 @@ def save(examples: Iterable[dict[str, Any]], features: Any, folder: Path) -> str
             writer.write_batch({name: [example[name] for example in batch] for name in features})
         writer.finalize()
     saved = Dataset.from_file(str(stream))
-    # its fingerprint, which is saved with it, would else be another one each time
+    # the default fingerprint, which is saved too, would differ each time
     Dataset(saved.data, saved.info, fingerprint=digest.hexdigest()[:16]).save_to_disk(str(folder))
     shutil.rmtree(stream.parent)
     return digest.hexdigest()

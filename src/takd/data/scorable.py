@@ -1,7 +1,7 @@
-"""Whether the measures can see the references that answers will be scored against; docs/measures.md.
+"""Check that the measures can score the references of an evaluation set; docs/measures.md.
 
-Each reference is scored against itself before a model is trained: one that gets 0, or that no answer can equal, tells
-nothing of any model, and where all are like that ROUGE-L picks weights at random.
+Each reference is scored against itself before a model is trained. One that scores 0, or that no answer can equal, does
+not distinguish models; if all are like that, selecting weights by ROUGE-L is random.
 """
 
 from collections import Counter
@@ -14,9 +14,9 @@ NAMED = 10
 
 
 class Scorable:
-    """Counts of rows, and the numbers of the first, that ROUGE-L or exact match cannot see.
+    """Counts of rows that ROUGE-L or exact match cannot score, with the numbers of the first ones.
 
-    A row is counted if that holds for all its references: the score is the best over them.
+    A row counts if this holds for all its references, since the score is the best over them.
     """
 
     def __init__(self) -> None:
@@ -30,12 +30,12 @@ class Scorable:
         self.named: dict[str, list[int]] = {}
 
     def see(self, number: int, references: Sequence[str], rewritten: Sequence[str]) -> None:
-        """One more row.
+        """Add a row.
 
         Args:
             number: of the row in its source.
             references: of the row.
-            rewritten: each of them as its tokens are read, which is how answers are.
+            rewritten: each of them encoded and decoded, like a model's answers.
         """
         self.rows += 1
         if words.unseen(references):
@@ -53,17 +53,17 @@ class Scorable:
             numbers.append(number)
 
     def choose(self, setting: str) -> str:
-        """The tokens of ROUGE-L for the whole set: the setting, or by what the references are where it is "auto"."""
+        """ROUGE-L tokenizer for the whole set: the setting, or for "auto" one chosen by the references."""
         if setting != words.AUTO:
             return setting
         return words.choose(self.counts["unseen_by_standard"], self.rows)
 
     def record(self) -> dict[str, Any]:
-        """What the manifest and the data report have of it."""
+        """Entry for the manifest and the data report."""
         return {"rows": self.rows, "counts": dict(self.counts), "named": self.named}
 
     def sentences(self, tokenizer: str) -> list[str]:
-        """What to tell who waits, with what to do, where ROUGE-L has these tokens."""
+        """Warnings for the user, with remedies, where ROUGE-L uses this tokenizer."""
         said = []
         if self.counts["unseen_by_standard"]:
             letters = "are mostly of letters that the standard tokens of ROUGE-L (a to z, 0 to 9) leave out"

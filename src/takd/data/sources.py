@@ -1,4 +1,4 @@
-"""Where rows come from: JSON lines, here or fetched, a folder or the hub through `datasets`, the demo's generator."""
+"""Sources of rows: JSON lines, local or downloaded, a folder or the Hub through `datasets`, the demo's generator."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Row(NamedTuple):
-    """One instruction with its answers, as the source has it."""
+    """One instruction with its answers, as in the source."""
 
     number: int
     """Position in the source, from 0; blank lines do not count."""
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
     @property
     def prompt(self) -> tuple[str, str]:
-        """What makes two rows the same question: instruction and input, character by character."""
+        """Instruction and input; rows are duplicates if these are equal, character by character."""
         return self.instruction, self.input
 
 
@@ -42,15 +42,15 @@ def rows(
         source: `{"json": path}`, `{"url": address, "sha256"}`, `{"hub": name, "revision", "config", "split"}`,
             `{"hub": name, "revision", "file", "sha256"}`, `{"folder": path, "split"}` or
             `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked. `rows` is the first
-            row and the one after the last; `columns` has other names of `instruction`, `input` and `output`.
-            `min_response_words` and `max_response_words` leave rows out (`takd.data.filters`); `expect_rows` and
-            `rows_sha256` say what is left.
-        dropped: told of each row that is left out for the length of its answer.
-        unused: gets the keys and files that are not read.
+            row and the one after the last; `columns` maps `instruction`, `input` and `output` to other names.
+            `min_response_words` and `max_response_words` filter rows (`takd.data.filters`); `expect_rows` and
+            `rows_sha256` describe the rows that remain.
+        dropped: called with each row that is dropped for the length of its answer.
+        unused: collects the keys and files that are not read.
 
     Raises:
-        InputError: a file or split that is not there or changed, fewer rows than are asked for, other rows than are
-            expected, or a row that is not one; names the line.
+        InputError: a file or split is missing or changed, there are fewer rows than requested or other rows than
+            expected, or a row is invalid; names the line.
     """
     kept = filters.keep(source, _rows(source, unused or Unused()), dropped)
     return filters.expected(source, describe(source), kept)
@@ -73,7 +73,7 @@ def _rows(source: Source, unused: Unused) -> Iterator[Row]:
         unused.see(number, record, names.values())
         instruction = _text(where, names["instruction"], record)
         empty = record.get(names["input"]) is None
-        # the usual column may be absent, one that is named may not
+        # the default column may be absent, but a named one must exist
         if empty and (names["input"] in record or "input" not in columns):
             context = ""
         else:
@@ -92,14 +92,14 @@ def texts(
     """Read the documents of a plain-text corpus.
 
     Args:
-        source: `{"text": path}`, a file or a folder of .txt files (a document is a paragraph: blank lines and
-            the end of a file part them), or one of the sources of `rows` whose rows have the key `text`. Empty
-            documents are left out. Nothing is read, or fetched from the hub, before it is asked for.
-        empty: told of each document that is left out.
-        unused: gets the keys and files that are not read.
+        source: `{"text": path}`, a file or a folder of .txt files (a document is a paragraph, ended by blank lines or
+            the end of the file), or one of the sources of `rows` whose rows have the key `text`. Empty documents are
+            left out. Reading is lazy: nothing is read or downloaded before it is needed.
+        empty: called for each document that is left out.
+        unused: collects the keys and files that are not read.
 
     Raises:
-        InputError: as for `rows`, and for a stream that breaks off.
+        InputError: as for `rows`, and for an interrupted stream.
     """
     unused = unused or Unused()
     if "text" in source:
@@ -123,7 +123,7 @@ def texts(
 
 
 def describe(source: Source) -> str:
-    """A source in a few words, for messages and the data report."""
+    """Describe a source in a few words, for messages and the data report."""
     if "demo" in source:
         wanted = source["demo"]
         lengths = filters.describe(source)

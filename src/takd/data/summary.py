@@ -1,4 +1,4 @@
-"""The data report: what each split holds, what was taken away, and what stands in two splits at once.
+"""Stage: write the data report, with the contents of each split, dropped rows, and rows shared by splits.
 
 Inputs: `data` (manifest of each split, in any order). Outputs: `report` (JSON), `page` (HTML).
 """
@@ -46,14 +46,14 @@ def run(stage: Stage) -> None:
 
 
 def leaks(splits: Mapping[str, Any], sets: list[str]) -> list[dict[str, Any]]:
-    """Rows of train and dev that stand in a split they should not know.
+    """Find rows of train and dev that also occur in a split that must be disjoint from them.
 
     Two rows are the same if instruction and input are equal, character by character; the answer may differ.
-    Counted in the sources, so before anything is dropped.
+    Counted in the sources, before anything is dropped.
 
     Returns:
-        For train and dev against each evaluation set, and train against dev: `split`, `other`, `rows` (of
-        `split`), `other_rows` (rows of `other` that are hit), `examples` (the first pairs of row numbers).
+        For train and dev against each evaluation set, and train against dev: `split`, `other`, `rows` (number in
+        `split`), `other_rows` (number of matching rows in `other`), `examples` (the first pairs of row numbers).
     """
     prompts = {
         split: [row.prompt for row in sources.rows(source)]

@@ -1,7 +1,7 @@
-"""How a row becomes a prompt.
+"""Templates that turn a row into a prompt.
 
-A template is two texts, `with_input` and `without_input`, or the tokenizer's own for one user message: `chat`, a text
-with `{content}`, and `strip`, whether it takes the blanks off around what the user writes.
+A template is two texts, `with_input` and `without_input`, or the tokenizer's own chat template for one user message:
+`chat`, a text with `{content}`, and `strip`, whether it strips blanks around the message.
 """
 
 import json
@@ -18,14 +18,14 @@ CHAT = "chat"
 """The value of `data.template` that stands for the tokenizer's own."""
 REMEDY = "write the template out, as with_input and without_input."
 _FIELD = re.compile(r"\{(instruction|input|content)\}")
-# written as special tokens are in the chat formats that there are: <|im_end|>, <end_of_turn>, </s>, [/INST]
+# forms of special tokens in known chat formats: <|im_end|>, <end_of_turn>, </s>, [/INST]
 _MARK = re.compile(
     r"<[|｜][^<>\n]{1,40}[|｜]>|</?[A-Za-z_][\w▁ -]{0,38}>|<<?/?SYS>>?|\[/?[A-Z][A-Z_ ]{2,38}\]"
 )
 _KNOWN = re.compile(
     r"<[|｜].*[|｜]>|</?(s|bos|eos|pad|unk|(start|end)_of_\w+)>|<</?SYS>>|\[/?[A-Z_]+\]"
 )
-# what users may write: a chat template that changes any of it is not one text around the message
+# test messages: a template that changes any of them is more than text around the message
 _WRITTEN = (
     "Ab.",
     "a\n\n\nb  c",
@@ -37,20 +37,20 @@ _WRITTEN = (
 
 
 def texts(template: Template) -> list[str]:
-    """The texts of a template."""
+    """List the texts of a template."""
     return [text for text in template.values() if isinstance(text, str)]
 
 
 def with_texts(template: Template, change: Callable[[str], str]) -> Template:
-    """The template with its texts changed."""
+    """Apply a function to the texts of a template."""
     return {key: change(v) if isinstance(v, str) else v for key, v in template.items()}
 
 
 def fill(template: Template, instruction: str, context: str) -> str:
-    """The prompt of a row: `with_input` where it has an input, else `without_input`.
+    """Fill a template with a row: `with_input` if the row has an input, else `without_input`.
 
     Only `{instruction}` and `{input}` of the template are replaced: braces in the row, and all other braces of
-    the template, stay as they are. In a chat, the user writes the instruction, and the input on the next line.
+    the template, stay as they are. In a chat template, the message is the instruction, with the input on the next line.
     """
     if CHAT in template:
         content = f"{instruction}\n{context}" if context else instruction
@@ -63,10 +63,10 @@ def fill(template: Template, instruction: str, context: str) -> str:
 
 
 def chat_of(tokenizer: Any, name: str) -> Template:
-    """The tokenizer's own template for one user message and the start of the answer.
+    """Extract the tokenizer's own template for one user message and the start of the answer.
 
     Raises:
-        InputError: it has none, or one that makes more of a message than it says.
+        InputError: there is none, or it changes the message.
     """
 
     def render(content: str) -> str:
@@ -75,7 +75,7 @@ def chat_of(tokenizer: Any, name: str) -> Template:
             return tokenizer.apply_chat_template(
                 [message], tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # whatever the template raises
+        except Exception as error:  # a template may raise anything
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
                 f"tokenizer {name}: its chat template cannot be used for one user message ({reason}); {REMEDY}"
@@ -85,7 +85,7 @@ def chat_of(tokenizer: Any, name: str) -> Template:
         raise InputError(
             f"tokenizer {name} has no chat template, for which data.template asks; {REMEDY}"
         )
-    content = secrets.token_hex(16)  # unlike any text of a template
+    content = secrets.token_hex(16)  # occurs in no template
     text = render(content)
     blank = f" \n{content}\n "
     template = {CHAT: text.replace(content, "{content}"), "strip": render(blank) == text}
@@ -98,9 +98,10 @@ def chat_of(tokenizer: Any, name: str) -> Template:
 
 
 def as_chat_template(template: Template, begin: str) -> str:
-    """The template of an experiment in Jinja, as tokenizers carry it.
+    """Convert the template of an experiment to a Jinja chat template for a tokenizer.
 
-    For one user message, whose `input` is the row's. `begin` is what the tokenizer sets before every text.
+    It takes one user message, whose key `input` holds the row's input. `begin` is the text of the tokens that the
+    tokenizer puts before every text.
     """
 
     def written(text: str) -> str:
@@ -123,15 +124,15 @@ def as_chat_template(template: Template, begin: str) -> str:
 
 
 def marks(text: str) -> list[str]:
-    """What looks like a special token in a text."""
+    """List what looks like a special token in a text."""
     return list(dict.fromkeys(match[0] for match in _MARK.finditer(text)))
 
 
 def unknown_marks(template: Template, known: Iterable[str], own: Iterable[str]) -> list[str]:
-    """What looks like a special token in a template, and is read as text.
+    """List what looks like a special token in a template but is read as text.
 
     Args:
-        known: special tokens and other added ones of the tokenizer.
+        known: special and other added tokens of the tokenizer.
         own: `marks` of the tokenizer's own chat template, which it reads as text, too.
     """
     known, own = set(known), set(own)

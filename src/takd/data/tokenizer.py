@@ -1,4 +1,4 @@
-"""The tokenizer stage: one tokenizer for all models of an experiment, as a folder.
+"""Stage: write the one tokenizer for all models of an experiment, as a folder.
 
 Inputs: none. Outputs: `tokenizer` (folder for `AutoTokenizer.from_pretrained`), `manifest`.
 """
@@ -22,16 +22,16 @@ ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("
 
 
 def run(stage: Stage) -> None:
-    """Read or train the tokenizer, write it, and say what it is in the manifest.
+    """Load or train the tokenizer, write it, and describe it in the manifest.
 
-    The manifest has `vocabulary` (the largest id + 1), `end` and `pad` (ids; a tokenizer without a pad token gets
-    its end token as such, since masks go by length), and `begin` (ids that it sets before a text of its own). Where
-    the template is "chat", it has the tokenizer's own as `template`. Any other template of the experiment goes into
-    the folder as `chat_template`.
+    The manifest has `vocabulary` (the largest id + 1), `end` and `pad` (ids; without a pad token, `pad` is the end
+    token, which is safe since masks use lengths), and `begin` (ids that the tokenizer puts before a text). If the
+    template is "chat", the manifest has the tokenizer's own as `template`. Any other template of the experiment is
+    written into the folder as `chat_template`.
 
     Raises:
-        InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; another
-            vocabulary than declared; a training text too small for it; no chat template where one is asked for.
+        InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
+            vocabulary other than declared; a training text too small for it; no chat template where one is required.
     """
     source = stage.spec["source"]
     folder = stage.temporary(stage.outputs["tokenizer"])
@@ -52,7 +52,7 @@ def run(stage: Stage) -> None:
 
 
 def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A byte-level BPE of the training rows, prompts in their template and answers."""
+    """Train a byte-level BPE tokenizer on the training rows, prompts in their template and answers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     wanted = spec["source"]["train"]["vocabulary"]
@@ -79,7 +79,7 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             f" set a number from 258 to {size}."
         )
     tokenizer.save(str(folder / "tokenizer.json"))
-    # what transformers reads beside it; written by hand, since importing transformers takes seconds
+    # read by transformers; written by hand, since importing transformers takes seconds
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
@@ -98,7 +98,7 @@ def _convert(
     template: Template | str | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """A tokenizer of the hub, a folder or a GGUF file, in the format of a folder."""
+    """Convert a tokenizer of the Hub, a folder or a GGUF file to the format of a folder."""
     from transformers import AutoTokenizer
 
     place, options = _place(source)
@@ -111,14 +111,14 @@ def _convert(
     except ImportError as error:
         package = error.name or "a package that transformers names in its message"
         raise InputError(f"tokenizer {name}: reading it needs {package}; install it.") from error
-    except Exception as error:  # the hub, parsers and each kind of tokenizer: no base of their own
+    except Exception as error:  # the Hub, parsers, tokenizers: no common base class
         raise InputError(
             f"tokenizer {name} cannot be read ({reason(error)}); see that its name is right and its files are whole."
         ) from error
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer {name} has no fast implementation (tokenizer.json).")
     plain = tokenizer("a", add_special_tokens=False).input_ids
-    # transformers gives an empty tokenizer, not an error, where it does not find the files it expects
+    # transformers returns an empty tokenizer, without an error, if expected files are missing
     if not plain or str(tokenizer.decode(plain)).strip() != "a":
         raise InputError(
             f"tokenizer {name} is empty: it cannot encode the letter a; the folder has to hold tokenizer.json,"
@@ -153,7 +153,7 @@ def _convert(
         _end_no_text(tokenizer, marked[:start])
     own = tokenizer.chat_template or ""
     facts["chat_marks"] = templates.marks(own if isinstance(own, str) else own.get("default", ""))
-    tokenizer.response_template = None  # how the answers of its own model are taken apart
+    tokenizer.response_template = None  # parses the answers of its original model, not of ours
     if template == CHAT:
         facts["template"] = templates.chat_of(tokenizer, name)
     if isinstance(template, dict):
@@ -169,7 +169,7 @@ def _convert(
 
 
 def _end_no_text(tokenizer: Any, begin: list[int]) -> None:
-    """Let a tokenizer set nothing behind a text: a prompt goes on, as it did in training."""
+    """Configure a tokenizer to append nothing to a text, since a prompt is continued, as in training."""
     from tokenizers.processors import TemplateProcessing
 
     tokens = tokenizer.convert_ids_to_tokens(begin)
@@ -185,11 +185,11 @@ def _end_no_text(tokenizer: Any, begin: list[int]) -> None:
 
 
 def _carries(tokenizer: Any, folder: Path, facts: dict[str, Any], template: Template) -> bool:
-    """Give the tokenizer the template as its chat template, in a form that gives the prompts of the data stage."""
+    """Set the template as the tokenizer's chat template if it reproduces the prompts of the data stage."""
     encoder = Encoder(folder / "tokenizer.json", facts, template)
     wanted = encoder.prompts([encoder.fill(*asked) for asked in ASKED])
     begin = "".join(tokenizer.convert_ids_to_tokens(facts["begin"]))
-    # some tokenizers set a blank before a text, but none behind a token that stands before it
+    # some tokenizers put a blank before a text, but not after a preceding token
     for start in (begin, f"{begin} "):
         tokenizer.chat_template = templates.as_chat_template(template, start)
         messages = [[{"role": "user", "content": text, "input": more}] for text, more in ASKED]
@@ -200,7 +200,7 @@ def _carries(tokenizer: Any, folder: Path, facts: dict[str, Any], template: Temp
 
 
 def _place(source: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes: a name on the hub or a folder, and options."""
+    """Arguments for `from_pretrained`: a name on the Hub or a folder, and options."""
     if "hub" in source:
         return source["hub"], {"revision": source.get("revision")}
     records.check_unchanged(source)

@@ -1,29 +1,29 @@
-"""What a source holds and is not read: keys of its records, and files of its folder."""
+"""Parts of a source that are not read: keys of its records, and files of its folder."""
 
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SHOWN = 40  # characters of an example
-SAID = 6  # keys and files on the console
-MOST = 100  # keys that are told apart
+SHOWN = 40  # characters shown of an example
+SAID = 6  # keys and files listed on the console
+MOST = 100  # keys that are counted separately
 FURTHER = "(further keys)"
-LIKELY = ("context", "input", "inputs")  # what the input of a row is called elsewhere
+LIKELY = ("context", "input", "inputs")  # common names of a row's input in other data sets
 
 
 @dataclass
 class Unused:
-    """Keys that are not read, with how many records have something there, and files that are not read."""
+    """Keys that are not read, with the number of records in which they are not empty, and files that are not read."""
 
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By key: `rows`, and of the first of them its number and what it holds, `row` and `example`."""
     files: list[str] = field(default_factory=list)
 
     def see(self, number: int, record: Mapping[str, Any], read: Collection[str]) -> None:
-        """Count the keys of a record that are not among those that are read."""
+        """Count the keys of a record that are not among those read."""
         for key, value in record.items():
-            # values of other types, such as arrays, may not say whether they are empty
+            # other types, such as arrays, may not support a test for emptiness
             empty = value is None or (isinstance(value, str | list | dict) and not value)
             if key in read or empty:
                 continue
@@ -39,11 +39,11 @@ class Unused:
         self.files.append(_encodable(file))
 
     def record(self) -> dict[str, Any]:
-        """What a manifest and the data report have of it."""
+        """Entry for the manifest and the data report."""
         return {"keys": self.keys, "files": self.files}
 
     def sentences(self, rows: int, without_input: int) -> list[str]:
-        """What to tell who waits; with what to do where the input may be among the keys that are not read.
+        """Warnings for the user, with a remedy where an unread key may hold the input.
 
         Args:
             rows: of the source.
@@ -71,7 +71,7 @@ class Unused:
 
 
 def _encodable(text: str) -> str:
-    """A text that can be written as UTF-8: half of a surrogate pair is escaped."""
+    """Escape lone surrogates, so that a text can be written as UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,1 +1,1 @@
-"""Before a run: what stands in its way (`doctor`), and what it will take (`plan`). No module here needs torch."""
+"""Checks and estimates before a run: obstacles (`doctor`) and resource needs (`plan`). No module here imports torch."""

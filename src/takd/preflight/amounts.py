@@ -1,4 +1,4 @@
-"""Numbers that a profile gives to jobs, such as `micro_batch`: refused before anything is planned with them."""
+"""Validation of the numbers that a profile gives to jobs, such as `micro_batch`, before planning."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,12 +8,12 @@ from takd.errors import InputError
 
 COUNTS = ("processes", "nodes", "micro_batch", "threads")
 SWITCHES = ("gradient_checkpointing", "compile", "deterministic")
-# with units, or computed; Snakemake reads these, and lets 0 and some words through
+# may have units or be computed; Snakemake parses these, but accepts 0 and some words
 AMOUNTS = ("runtime", "mem_mb")
 
 
 def wrong(name: str, value: Any) -> str | None:
-    """What would be right for a resource; None where the value is."""
+    """Describe the valid values of a resource if `value` is invalid; None if it is valid."""
     number = _number(value)
     if name in COUNTS:
         fine = number is not None and number >= 1 and number == int(number)
@@ -26,7 +26,7 @@ def wrong(name: str, value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number, or a text that is one; what is not finite counts as -1, since it never is right."""
+    """Parse a number or a numeric text; values that are not finite become -1, which is never valid."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -35,10 +35,10 @@ def _number(value: Any) -> float | None:
 
 
 def check_profile(settings: Any) -> None:
-    """Raise InputError for all wrong numbers in set-resources and set-threads, a line each.
+    """Raise InputError for all invalid numbers in set-resources and set-threads, one per line.
 
     Args:
-        settings: Snakemake's `resource_settings`. What is computed for each attempt is looked at when jobs are known.
+        settings: Snakemake's `resource_settings`. Values computed per attempt are checked once the jobs are known.
     """
     given = [
         ("set-resources", rule, name, resource)
@@ -67,7 +67,7 @@ def _computed(resource: Any, value: Any) -> bool:
 
 
 def check_jobs(found: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise InputError for all wrong numbers that jobs, by their rule, get; a line each."""
+    """Raise InputError for all invalid numbers that jobs, given by their rule, get; one per line."""
     refuse(
         f"profile: {rule} gets {name} = {resources[name]}, but it must be {right}."
         for rule, resources in found
@@ -77,6 +77,6 @@ def check_jobs(found: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def refuse(lines: Iterable[str]) -> None:
-    """Raise InputError for lines, if there are any, each once."""
+    """Raise InputError with the distinct lines, if there are any."""
     if told := list(dict.fromkeys(lines)):
         raise InputError(*told)

@@ -1,4 +1,4 @@
-"""What is read from this machine before a run: thin, and apart from what is concluded from it."""
+"""Read the facts about this machine before a run; other modules draw conclusions from them."""
 
 import ast
 import getpass
@@ -31,7 +31,7 @@ PATIENCE = 10  # seconds for a command of Slurm, or for the hub
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU of this machine, as nvidia-smi names it."""
+    """A GPU of this machine, as reported by nvidia-smi."""
 
     name: str
     gigabytes: float
@@ -40,11 +40,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Torch:
-    """The torch that is installed, without importing it.
+    """The installed torch, determined without importing it.
 
     Attributes:
-        cuda: version that it was built against; None of a build for the CPU.
-        archs: for which it has kernels; None where that was not asked.
+        cuda: CUDA version that it was built against; None for a CPU build.
+        archs: compute architectures that it has kernels for; None if not determined.
     """
 
     version: str
@@ -54,7 +54,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """Exit code and output of a command."""
 
     code: int
     said: str
@@ -66,16 +66,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is so on this machine.
+    """Facts about this machine.
 
     Attributes:
-        versions: of packages that the environment pins: installed (None: not there), and pinned.
-        slurm: what sinfo said of the cluster's GPUs; None where Slurm is not used.
-        accounts: that Slurm knows of this user; None where it does not tell.
+        versions: installed (None if missing) and pinned version of each package that the environment pins.
+        slurm: sinfo's output on the cluster's GPUs; None where Slurm is not used.
+        accounts: this user's Slurm accounts; None if unavailable.
         hub: names of repositories that still have to be fetched.
-        hub_problem: why the hub cannot be reached, if it was tried and cannot.
-        free: bytes at the results, and at the hub's cache; None where they are one disk.
-        attempts: of each job.
+        hub_problem: why the Hub cannot be reached; None if it can or was not tried.
+        free: free bytes on the disk of the results.
+        free_cache: free bytes on the disk of the Hub's cache; None if it is the same disk.
+        attempts: number of attempts of each job.
     """
 
     python: str
@@ -106,13 +107,13 @@ class Prepared:
 
 
 def read_experiment(root: Path, name: str | None, variables: Mapping[str, str]) -> Experiment:
-    """An experiment by its name; without one, that of config/config.yaml."""
+    """Read an experiment by name; without one, that of config/config.yaml."""
     name = experiment_name(root, name)
     return experiments.load(experiments.file_of(root, name), root, variables)
 
 
 def experiment_name(root: Path, name: str | None) -> str:
-    """The name asked for, or that in config/config.yaml."""
+    """Return the given name, or else that in config/config.yaml."""
     file = "config/config.yaml"
     return name or str(read_yaml(root / file, file).value["experiment"])
 
@@ -125,10 +126,10 @@ def prepare(
     variables: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> Prepared:
-    """Read the experiment, ask Snakemake for its jobs, and find out which card they will get.
+    """Read the experiment, list its jobs with Snakemake, and determine the card they will get.
 
     Raises:
-        InputError: something of it is wrong, or the card is none of those that are known.
+        InputError: the experiment or profile is invalid, or the card is unknown.
     """
     experiment = read_experiment(root, name, variables)
     for split in counts:
@@ -148,7 +149,7 @@ def prepare(
 
 
 def read_profile(root: Path, profile: str) -> dict[str, Any]:
-    """The settings of a profile, computed values included, as Snakemake reads them."""
+    """Read the settings of a profile, computed values included, in the way Snakemake does."""
     folder = root / profile
     path = folder / "config.yaml" if folder.is_dir() else folder
     if not path.is_file():
@@ -163,7 +164,7 @@ def read_profile(root: Path, profile: str) -> dict[str, Any]:
 
 
 def choose_card(name: str | None, found: Sequence[Job]) -> Card:
-    """The card that was named; else the one that jobs ask for; else this machine's; else its CPU.
+    """Choose the card: the one named, else the one that jobs request, else this machine's GPU or CPU.
 
     Raises:
         InputError: a card that is not in the table.
@@ -188,7 +189,7 @@ def choose_card(name: str | None, found: Sequence[Job]) -> Card:
 
 
 def own_gpus() -> list[Gpu]:
-    """This machine's GPUs."""
+    """List this machine's GPUs."""
     query = "--query-gpu=name,memory.total,compute_cap"
     answer = ask("nvidia-smi", query, "--format=csv,noheader,nounits")
     found = []
@@ -200,7 +201,7 @@ def own_gpus() -> list[Gpu]:
 
 
 def ask(*command: str) -> Answer:
-    """Run a command that should answer at once."""
+    """Run a command, with a short time limit."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     except FileNotFoundError:
@@ -213,7 +214,7 @@ def ask(*command: str) -> Answer:
 
 
 def installed_torch(archs: bool = False) -> Torch | None:
-    """The torch that is installed; its architectures need an import, of seconds, in a process of its own."""
+    """Describe the installed torch; `archs` needs an import, which takes seconds in a separate process."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return None
@@ -227,7 +228,7 @@ def installed_torch(archs: bool = False) -> Torch | None:
     version, cuda = values.get("__version__") or metadata.version("torch"), values.get("cuda")
     if not (archs and cuda):
         return Torch(version, cuda)
-    # torch.cuda.get_arch_list() is empty where there is no card, as on a login node; its source is not
+    # torch.cuda.get_arch_list() is empty without a GPU, as on a login node; the function it wraps is not
     code = "import torch; print(getattr(torch._C, '_cuda_getArchFlags', lambda: '')() or '')"
     answer = ask(sys.executable, "-c", code)
     return Torch(
@@ -236,7 +237,7 @@ def installed_torch(archs: bool = False) -> Torch | None:
 
 
 def pinned(root: Path) -> dict[str, tuple[str | None, str]]:
-    """Packages of envs/cpu.txt by name: what is installed, and what is pinned."""
+    """Map each package of envs/cpu.txt to its installed and its pinned version."""
     found: dict[str, tuple[str | None, str]] = {}
     path = root / "envs/cpu.txt"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -250,7 +251,7 @@ def pinned(root: Path) -> dict[str, tuple[str | None, str]]:
 
 
 def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]:
-    """Repositories of the hub that jobs which are left to do need and that are not in its cache."""
+    """List the Hub repositories that jobs still to be run need and that are not in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     settings = experiment.settings
@@ -275,7 +276,7 @@ def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]
 
 
 def hub_problem(timeout: float = PATIENCE) -> str | None:
-    """Why the hub cannot be reached; None where it can."""
+    """Explain why the Hub cannot be reached; None if it can."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set"
     place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -290,41 +291,41 @@ def hub_problem(timeout: float = PATIENCE) -> str | None:
 
 
 def free_bytes(place: Path) -> float:
-    """Free disk at a place that need not be there yet."""
+    """Free bytes on the disk of a path that need not exist yet."""
     while not place.exists():
         place = place.parent
     return float(shutil.disk_usage(place).free)
 
 
 def device_of(place: Path) -> int:
-    """The disk of a place that need not be there yet."""
+    """Device number of the disk of a path that need not exist yet."""
     while not place.exists():
         place = place.parent
     return place.stat().st_dev
 
 
 def hub_cache() -> Path:
-    """Where the hub keeps what it fetched."""
+    """Folder of the Hub's cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def account_of(found: Sequence[Job]) -> str | None:
-    """The account that submitted jobs name."""
+    """Slurm account that the submitted jobs name."""
     names = [job.resources.get("slurm_account") for job in found if job.computes]
     return next((name for name in names if name), None)
 
 
 def known_accounts() -> list[str] | None:
-    """This user's accounts, as Slurm tells them; None where it does not, as without its database."""
+    """List this user's Slurm accounts; None if unavailable, for instance without Slurm's database."""
     answer = ask("sacctmgr", "-n", "-s", "list", "user", user(), "format=account%256")
     names = sorted({line.strip() for line in answer.said.splitlines() if line.strip()})
     return names if answer.works and names else None
 
 
 def user() -> str:
-    """Who runs this; a number where nobody has a name for it."""
+    """Name of the current user, or the user id where it has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -332,7 +333,7 @@ def user() -> str:
 
 
 def facts(prepared: Prepared, planned: Sequence[Planned]) -> Facts:
-    """All that `doctor` looks at."""
+    """Collect everything that `doctor` checks."""
     root, settings = prepared.root, prepared.settings
     executor = settings.get("executor")
     results = root / "results"

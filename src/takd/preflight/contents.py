@@ -1,6 +1,6 @@
-"""What the data and the weights of an experiment hold, as far as they are here, against what it says of them.
+"""Check the available data and weights of an experiment against its settings.
 
-What is found here would otherwise stop a stage, or waste its time, once the stages before it are done.
+Such faults would otherwise stop a stage, or waste its time, once the stages before it are done.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
 from takd.preflight.work import total_steps
 
-READ_WHOLE = 2**26  # bytes up to which a source is read to its end, which takes a second or two
+READ_WHOLE = 2**26  # bytes up to which a source is read completely, which takes a second or two
 DOWNLOADS = Path("resources/downloads")
 
 
 def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
-    """Whether the rows of local data are what training and evaluation read, and whether dev repeats train.
+    """Check that local data have the rows that training and evaluation read, and that dev does not repeat train.
 
     Of large files and of folders, only the first row is read.
     """
@@ -49,13 +49,13 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
 
 
 def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
-    """Prompts of a split whose source is here: all, or the first. None of a corpus.
+    """Prompts of a split whose source is on this machine: all, or only the first. None of a corpus.
 
     Raises:
-        InputError: it has no row, or a row that is not one.
+        InputError: it has no row, or an invalid row.
     """
     spec = experiment.data_spec(split)["source"]
-    # digests and counts are for the stage that reads all
+    # digests and counts are checked by the stage that reads all rows
     source = {key: value for key, value in spec.items() if key not in (*KEYS, "sha256")}
     if "url" in source:
         place = experiment.root / DOWNLOADS / spec["sha256"]
@@ -86,11 +86,11 @@ def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
 
 
 def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
-    """Whether local models are as large as declared and read texts of `max_length`."""
+    """Check that local models have the declared size and enough positions for `max_length`."""
     names = [job.wildcards["model"] for job in jobs if job.rule == "base" and job.to_do]
     longest = experiment.settings["data"]["max_length"]
     fine, looked = True, False
-    # weights that were prepared before, and are links to a folder or to the hub's cache
+    # prepared weights are links to a folder or to the Hub's cache
     before = (
         set(experiment.settings["models"]) - set(names)
         if any(job.trains and job.to_do for job in jobs)
@@ -130,7 +130,7 @@ def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
 
 
 def of_warmup(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Whether each training is longer than its warm-up."""
+    """Check that each training is longer than its warm-up."""
     seen: set[str] = set()
     for each in planned:
         if not (each.job.trains and each.job.to_do) or each.stage in seen:

@@ -1,11 +1,11 @@
-"""What cards can do, by the names that clusters give them.
+"""Capabilities of GPUs, by the names that clusters give them.
 
 From NVIDIA's data sheets: "V100 Tensor Core GPU" (2020), "T4" (2019), "Quadro RTX 6000" (2019), "RTX 6000 Ada"
 (2023), "A100 Tensor Core GPU" (2022), "A30" (2021), "A40" (2022), "A10" (2021), "L4" (2023), "L40S" (2023), "H100
 Tensor Core GPU" (2023), "H200" (2024), "GH200" (2024), "DGX B200" (2024, an eighth of it); and the white paper
-"Ampere GA102" (RTX 3090). They were written down from memory of these sheets: a wrong peak shifts the hours that a
-plan expects, and nothing else. Peaks are of dense matrices; where a sheet gives a number with sparsity, it is halved
-here. Compute capabilities are those of CUDA's programming guide.
+"Ampere GA102" (RTX 3090). The values were written down from memory of these sheets: a wrong peak changes only the
+estimated hours of a plan. Peaks are of dense matrices; where a sheet gives a number with sparsity, it is halved here.
+Compute capabilities are those of CUDA's programming guide.
 """
 
 import re
@@ -18,14 +18,14 @@ from takd.schema import suggest
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, or a CPU core as if it were one.
+    """A GPU, or a CPU core treated as one.
 
     Attributes:
-        gigabytes: of memory (2^30 bytes), as the name has it.
+        gigabytes: GPU memory in units of 2^30 bytes, nominal.
         capability: compute capability.
         half: peak of dense half-precision matrix products with float32 sums, TFLOP/s.
         single: peak of float32 outside of tensor cores, TFLOP/s.
-        bandwidth: of its memory, GB/s.
+        bandwidth: memory bandwidth, GB/s.
         others: further names that clusters and drivers use, as regular expressions.
     """
 
@@ -39,15 +39,15 @@ class Card:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether this is no card at all."""
+        """Whether this is a CPU."""
         return self.capability == (0, 0)
 
     def precision(self, setting: str = "auto", pretrained: str = "") -> str:
-        """What a setting comes to on it, as `takd.precision.resolve`."""
+        """Precision that a setting gives on this card, as in `takd.precision.resolve`."""
         return resolve(setting, None if self.on_cpu else self.capability, pretrained)
 
     def peak(self, precision: str) -> float:
-        """FLOP/s at best."""
+        """Peak FLOP/s in a precision."""
         return 1e12 * (self.single if precision == "fp32" else self.half)
 
 
@@ -78,7 +78,7 @@ CPU = Card("cpu", 0, (0, 0), 0.09, 0.09, 10)
 
 
 def find_card(name: str) -> Card:
-    """A card by one of its names, such as `v100l`, `a100` or `Tesla V100-SXM2-32GB`.
+    """Find a card by one of its names, such as `v100l`, `a100` or `Tesla V100-SXM2-32GB`.
 
     Raises:
         InputError: an unknown card.
@@ -93,7 +93,7 @@ def find_card(name: str) -> Card:
 
 
 def known(name: str) -> bool:
-    """Whether `find_card` finds it."""
+    """Return whether `find_card` finds the name."""
     return _lookup(name) is not None
 
 
@@ -108,10 +108,10 @@ def _lookup(name: str) -> Card | None:
 
 
 def asked_for(resources: dict[str, str]) -> tuple[str, int] | None:
-    """Name and number of the cards that a job gets on each node, from its resources; None where it names none.
+    """Name and number of the cards that a job requests on each node, from its resources; None without a request.
 
     Reads `gres` ("gpu:v100l:4") and, in `slurm_extra`, `--gres`, `--gpus-per-node` and `--gpus`. The name is empty
-    where any card is right.
+    if any card will do.
     """
     texts = [resources.get("gres", "")]
     texts += re.findall(

@@ -1,4 +1,4 @@
-"""What a job writes: what stays, and what is gone when it ends."""
+"""Disk space that a job writes: permanent results, and temporary files such as checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from takd.preflight.footprint import trained_parameters, zero
 from takd.preflight.shapes import Shape
 from takd.preflight.work import Rows
 
-CHECKPOINTS = 3  # two are kept, beside the one that is being written
-KEPT = 3  # weights that were best at a step: of now, and those that the two checkpoints name
-# bytes of a token in a prepared data set (its number, and the text that is kept beside), and in a file of answers
+CHECKPOINTS = 3  # two are kept, and another one is being written
+KEPT = 3  # best weights so far: the current ones, and those that the two checkpoints refer to
+# bytes per token in a prepared data set (its id and its text), and in a file of answers
 PREPARED = 10
 ANSWERED = 14
 
 
 @dataclass(frozen=True)
 class Written:
-    """Bytes on disk."""
+    """Bytes on disk: those that stay, and those that are deleted when the job ends."""
 
     stays: float = 0.0
     meanwhile: float = 0.0
@@ -29,10 +29,10 @@ class Written:
 def training(
     spec: Mapping[str, Any], student: Shape, teacher: Shape | None, response: float
 ) -> Written:
-    """A training: weights in float32, and its checkpoints.
+    """Disk space of a training: weights in float32, and its checkpoints.
 
-    A checkpoint holds weights and two moments in float32, of adapters alone where only they train; with MiniLLM the
-    round's rollouts with the teacher's hidden states.
+    A checkpoint holds weights and two moments in float32, only of the adapters with LoRA; with MiniLLM also the round's
+    rollouts with the teacher's hidden states.
     """
     settings = spec["settings"]
     weights = 4.0 * student.parameters
@@ -47,22 +47,22 @@ def training(
 
 
 def data(rows: Rows) -> Written:
-    """A prepared split."""
+    """Disk space of a prepared split."""
     return Written(PREPARED * (rows.count or 0) * rows.whole)
 
 
 def answers(count: float, response: float) -> Written:
-    """Responses as text and as tokens; while they come, also in a file to go on from."""
+    """Disk space of responses as text and as tokens; during decoding also in a file to resume from."""
     size = ANSWERED * count * response
     return Written(size, size)
 
 
 def outputs(teacher: Shape, rows: Rows, kind: str, top_k: int, number: int) -> Written:
-    """What a teacher says of the response tokens of a split."""
+    """Disk space of a teacher's precomputed outputs for the response tokens of a split."""
     a_token = 8 * top_k if kind == "top_k" else number * teacher.width
     return Written((rows.count or 0) * rows.response * a_token)
 
 
 def base(weights: Mapping[str, Any], parameters: int) -> Written:
-    """Starting weights: those of the hub stay in its cache, those of a folder where they are."""
+    """Disk space of starting weights; Hub weights stay in the cache, and local ones in their folder."""
     return Written(4.0 * parameters if "gguf" in weights else 0.0)

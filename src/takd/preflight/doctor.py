@@ -1,4 +1,4 @@
-"""What stands in the way of a run: facts in, findings out, each in one line with what to do.
+"""Check for obstacles to a run: turns facts into findings, each one line with a remedy.
 
 python -m takd doctor --experiment NAME --profile profiles/slurm
 """
@@ -15,15 +15,15 @@ from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
 from takd.preflight.table import size
 
 PLACEHOLDER = "CHANGEME"
-# packages without which the stages cannot start; others of the environment only serve reports and tests
+# packages that the stages need; others of the environment only serve reports and tests
 NEEDED = ("snakemake", "torch", "transformers", "accelerate", "datasets", "tokenizers")
-# builds of torch against a newer CUDA than this have had no kernels for Volta since
+# builds of torch for a newer CUDA than this have no kernels for Volta
 VOLTA_CUDA, FIRST_WITHOUT_VOLTA = (12, 6), (2, 11)
 LAST_VOLTA = "2.14"
 
 
 def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[Finding]:
-    """Everything that there is to say."""
+    """Run all checks."""
     jobs = [each.job for each in planned]
     return [
         *versions(facts),
@@ -46,7 +46,7 @@ def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[
 
 
 def versions(facts: Facts) -> Iterator[Finding]:
-    """What is installed, against what the environment pins."""
+    """Compare installed with pinned packages."""
     major, minor = map(int, facts.python.split(".")[:2])
     if (major, minor) < (3, 11):
         yield Finding("error", "python", f"{facts.python} is too old: takd needs 3.11 or newer.")
@@ -70,12 +70,12 @@ def versions(facts: Facts) -> Iterator[Finding]:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Major and minor; the build for a CUDA behind the + is another matter."""
+    """Major and minor version, without the CUDA build after the +."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:2])
 
 
 def kernels(facts: Facts, card: Card) -> Iterator[Finding]:
-    """Whether the torch that is installed computes on the card of the plan, and on those of this machine."""
+    """Check that the installed torch has kernels for the card of the plan and for this machine's cards."""
     if facts.torch is None:
         yield Finding("error", "torch", "not installed: run `make env`.")
         return
@@ -90,7 +90,7 @@ def kernels(facts: Facts, card: Card) -> Iterator[Finding]:
 
 
 def torch_for(torch: Torch, name: str, capability: tuple[int, int]) -> Finding:
-    """Whether a build of torch has kernels for a card: by its list where it is known, else by its CUDA."""
+    """Check that a build of torch has kernels for a card: by its list of architectures, else by its CUDA version."""
     sm = f"{name} (sm_{capability[0]}{capability[1]})"
     volta = capability == (7, 0)
     install = (
@@ -115,7 +115,7 @@ def torch_for(torch: Torch, name: str, capability: tuple[int, int]) -> Finding:
 
 
 def deepspeed(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Whether DeepSpeed is there where a training asks for it."""
+    """Check that DeepSpeed is installed if a training uses it."""
     asking = sorted(
         {
             each.job.lineage
@@ -138,7 +138,7 @@ def deepspeed(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Ite
 
 
 def slurm(facts: Facts, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Whether Slurm answers, and whether it has the GPUs that jobs ask for."""
+    """Check that Slurm responds and has the GPUs that jobs request."""
     if facts.executor != "slurm":
         where = f"executor {facts.executor}" if facts.executor else "jobs run on this machine"
         yield Finding("ok", "Slurm", f"not used: {where}")
@@ -168,17 +168,17 @@ def slurm(facts: Facts, planned: Sequence[Planned]) -> Iterator[Finding]:
 
 
 def unreachable(said: str) -> Finding:
-    """Slurm does not answer."""
+    """Finding for a Slurm that does not respond."""
     reason = (said.strip().splitlines() or ["it gave no reason"])[-1]
     text = f"Slurm does not answer ({reason}): start this on a login node of the cluster, or take profiles/local."
     return Finding("error", "Slurm", text)
 
 
 def account(executor: str | None, name: str | None, known: list[str] | None) -> Iterator[Finding]:
-    """Whether the profile says whom Slurm charges, and whether Slurm knows that account.
+    """Check that the profile names a Slurm account, and that Slurm knows it.
 
     Args:
-        known: accounts that Slurm names; None where it does not tell.
+        known: this user's Slurm accounts; None if unavailable.
     """
     if executor != "slurm":
         return
@@ -203,7 +203,7 @@ def account(executor: str | None, name: str | None, known: list[str] | None) -> 
 
 
 def files(facts: Facts) -> Iterator[Finding]:
-    """Whether the local files that the experiment names are there."""
+    """Check that the local files that the experiment names exist."""
     if facts.missing:
         yield Finding("error", "files", facts.missing)
     else:
@@ -211,7 +211,7 @@ def files(facts: Facts) -> Iterator[Finding]:
 
 
 def hub(wanted: Sequence[str], problem: str | None) -> Iterator[Finding]:
-    """Whether what is still to be fetched can be."""
+    """Check that the Hub can be reached if something has to be fetched."""
     if not wanted:
         yield Finding("ok", "hub", "nothing is to be fetched")
     elif problem:
@@ -225,7 +225,7 @@ def hub(wanted: Sequence[str], problem: str | None) -> Iterator[Finding]:
 
 
 def space(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Whether the disk holds what the experiment will write."""
+    """Check that the disk has room for what the experiment will write."""
     stays, meanwhile = peak_disk(planned)
     fetched = hub_disk(planner.experiment, planned) if facts.hub else 0.0
     if facts.free_cache is None:
@@ -238,7 +238,7 @@ def space(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Iterato
 
 
 def free_for(free: float, stays: float, meanwhile: float) -> Finding:
-    """Whether so many bytes are enough."""
+    """Check that the free bytes suffice."""
     have, need = f"{size(free) or '0B'} free", f"{size(stays) or '0B'} that stay"
     if stays > free:
         text = f"{have}, but the run writes {need}: make room, or make `results` a link to a larger disk."
@@ -257,7 +257,7 @@ def free_for(free: float, stays: float, meanwhile: float) -> Finding:
 
 
 def time(planned: Sequence[Planned], attempts: int) -> Iterator[Finding]:
-    """Whether jobs end within the attempts that they have."""
+    """Check that jobs end within their attempts."""
     late: dict[str, tuple[float, float]] = {}
     for each in planned:
         allowed = each.job.given.runtime / 60 * attempts * 0.95

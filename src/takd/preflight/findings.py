@@ -1,11 +1,11 @@
-"""What `doctor` says of one thing that it looked at."""
+"""Result of one check by `doctor`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
         level: "ok", "warning" (may go wrong, or only costs time) or "error" (will go wrong).

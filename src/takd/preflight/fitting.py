@@ -1,4 +1,4 @@
-"""Whether jobs fit: into a card's memory, into a node's, and into the number types that a card has."""
+"""Check that jobs fit into GPU memory and a node's main memory, and that the card supports their precision."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +14,7 @@ from takd.schema import suggest
 
 
 def unlisted(executor: str | None, jobs: Sequence[Job]) -> Iterator[Finding]:
-    """Whether the profile of a cluster gives each rule that computes what it needs."""
+    """Check that a cluster's profile sets the resources of each rule that computes."""
     submitted = [job for job in jobs if job.computes and not job.local]
     if executor != "slurm" or not submitted:
         return
@@ -43,8 +43,8 @@ def unlisted(executor: str | None, jobs: Sequence[Job]) -> Iterator[Finding]:
 
 
 def no_rules(named: Collection[str], rules: Collection[str]) -> Iterator[Finding]:
-    """Names in set-resources and set-threads of a profile that no rule has, which Snakemake passes over."""
-    # the rule of the judge stands only in the plan of an experiment with one
+    """Find names in set-resources and set-threads that are no rules, which Snakemake ignores silently."""
+    # the rule `judge` exists only in experiments with a judge
     for name in sorted(set(named) - {*rules, "judge"}):
         text = (
             f"set-resources or set-threads names {name}, which is no rule; {suggest(name, rules)}"
@@ -53,7 +53,7 @@ def no_rules(named: Collection[str], rules: Collection[str]) -> Iterator[Finding
 
 
 def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Whether each stage fits on a GPU, and which micro-batch would."""
+    """Check that each stage fits on a GPU; if not, suggest a micro-batch that does."""
     card = planner.card
     if card.on_cpu:
         return
@@ -84,7 +84,7 @@ def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
 def host_memory(
     executor: str | None, planner: Planner, planned: Sequence[Planned]
 ) -> Iterator[Finding]:
-    """Whether each training fits into the main memory that Slurm gives it on a node."""
+    """Check that each training fits into the main memory that Slurm gives it on a node."""
     if executor != "slurm" or planner.card.on_cpu:
         return
     seen: set[tuple[str, str]] = set()
@@ -116,7 +116,7 @@ def host_memory(
 
 
 def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
-    """Which models compute in fp32, and which might, as the card lacks the type that they were pretrained in."""
+    """Report models that compute, or may compute, in fp32 because the card lacks bfloat16."""
     card = planner.card
     if card.precision("auto") != "fp16":
         return
@@ -144,7 +144,7 @@ def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]
 
 
 def _remedy(planner: Planner, each: Planned) -> str:
-    """What would make a stage fit."""
+    """Suggest how to make a stage fit."""
     job = each.job
     found = largest_micro_batch(each.footprint_with(planner), job.given, planner.card)
     if found is not None:
@@ -166,10 +166,10 @@ def _remedy(planner: Planner, each: Planned) -> str:
 def largest_micro_batch(
     footprint_of: Any, resources: Resources, card: Card
 ) -> tuple[int, bool] | None:
-    """The largest micro-batch, and whether it needs gradient checkpointing, with which a stage fits; None: none.
+    """Largest micro-batch that fits, and whether it needs gradient checkpointing; None if none fits.
 
     Args:
-        footprint_of: the footprint with given resources.
+        footprint_of: function from resources to a footprint.
     """
     for checkpointing in (resources.gradient_checkpointing, True):
         size = resources.micro_batch

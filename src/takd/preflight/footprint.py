@@ -1,9 +1,9 @@
-"""Peak memory of a stage on one GPU, from shapes.
+"""Peak memory of a stage on one GPU, computed from shapes.
 
-Every item is the bytes of tensors that the code makes, by name, so that a stage that does not fit tells what fills it.
-What PyTorch itself takes is the constants RUNTIME and HOST_RUNTIME, and what it cannot use of a card's memory the share
-USABLE; these are assumptions. tests/test_footprint.py holds the items against real runs; docs/preflight.md says how
-well they agree.
+Items are bytes by name of the tensors that the code allocates, so that it is visible what fills the memory. Memory
+of PyTorch itself is given by the constants RUNTIME and HOST_RUNTIME, and the usable share of a card's memory by
+USABLE; these are assumptions. tests/test_footprint.py compares the items with real runs; docs/preflight.md reports
+how well they agree.
 """
 
 import math
@@ -17,15 +17,15 @@ from takd.preflight.shapes import Shape
 GIB = 2**30
 RUNTIME = 1.0 * GIB  # bytes: CUDA context, cuBLAS workspaces, NCCL's buffers
 HOST_RUNTIME = 3.0 * GIB  # bytes of main memory of a process: libraries, CUDA's context, data
-USABLE = 0.92  # of a card's memory: the driver keeps some, and the allocator's free pieces are not all of use
+USABLE = 0.92  # share of a card's memory: the driver keeps some, and fragmentation wastes some
 
-# as in takd.kvcache, takd.tokenloss, takd.training.loop, which cannot be imported without torch; a test compares them
+# copies of constants in takd.kvcache, takd.tokenloss and takd.training.loop, which import torch; a test compares them
 GROWTH = 64
 READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 TILE = 64
 HEAD_ROWS = 16384
-DRAWN_AT_ONCE = 4  # micro-batches of a training that are decoded together
+DRAWN_AT_ONCE = 4  # micro-batches that a training decodes together
 
 # float32 tensors of (chunk, vocabulary) that live at once while a loss is differentiated, as measured
 LOGITS = {
@@ -45,7 +45,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Texts:
-    """Longest texts of a stage, in tokens."""
+    """Lengths of the longest texts of a stage, in tokens."""
 
     prompt: int
     response: int
@@ -57,7 +57,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job gets: processes, one a GPU, on each of its nodes, and how they run.
+    """Resources of a job: processes (one per GPU) on each of its nodes, and how they run.
 
     Attributes:
         runtime: minutes of one attempt.
@@ -71,17 +71,17 @@ class Resources:
 
     @property
     def world(self) -> int:
-        """Processes in all."""
+        """Number of processes on all nodes."""
         return self.processes * self.nodes
 
 
 @dataclass
 class Footprint:
-    """Bytes on one GPU by what takes them.
+    """Bytes on one GPU, by name.
 
     Attributes:
-        always: as long as the stage runs.
-        moments: what comes on top of it at times, never two at once.
+        always: for the whole stage.
+        moments: in addition during each phase; phases do not overlap.
     """
 
     always: dict[str, float] = field(default_factory=dict)
@@ -89,21 +89,21 @@ class Footprint:
 
     @property
     def worst(self) -> str:
-        """The moment that takes most."""
+        """Phase with the largest footprint."""
         return max(self.moments, key=lambda name: sum(self.moments[name].values()))
 
     @property
     def peak(self) -> float:
-        """Bytes at the worst moment."""
+        """Peak bytes."""
         return sum(self.always.values()) + sum(self.moments[self.worst].values())
 
     def items(self) -> list[tuple[str, float]]:
-        """What is there at the worst moment, the largest first."""
+        """Items of the largest phase, the largest first."""
         found = {**self.always, **self.moments[self.worst]}
         return sorted(found.items(), key=lambda item: -item[1])
 
     def fits(self, card: Card) -> bool:
-        """Whether a card can hold it."""
+        """Return whether the footprint fits into the memory of a card."""
         return self.peak <= USABLE * card.gigabytes * GIB
 
 
@@ -115,11 +115,11 @@ def training(
     resources: Resources,
     card: Card,
 ) -> Footprint:
-    """A training stage.
+    """Footprint of a training stage.
 
     Args:
-        teacher: None where it is not loaded.
-        spec: as `Experiment.train_spec` gives it.
+        teacher: None if it is not loaded.
+        spec: as returned by `Experiment.train_spec`.
     """
     settings = spec["settings"]
     precision = card.precision(settings["precision"], student.pretrained)
@@ -150,7 +150,7 @@ def training(
     footprint.moments["training"] = moment
     rows, world = resources.micro_batch * DRAWN_AT_ONCE, resources.world
     copies = half_copies(student, settings, precision)
-    # never more rows than a process has prompts
+    # a process has no more rows than prompts
     asked = min(rows, math.ceil(settings["dev_rows"] / world)) if settings["dev_rows"] else rows
     footprint.moments["answering dev"] = {
         **copies,
@@ -175,9 +175,10 @@ def asking(
     beside: Shape | None = None,
     setting: str = "auto",
 ) -> Footprint:
-    """A stage that asks a trained model: an evaluation, a part of a teacher's responses, its outputs, likelihoods.
+    """Footprint of a stage that runs a trained model: evaluation, teacher generations or outputs, likelihoods.
 
     Args:
+        decodes: whether the stage samples; otherwise it only reads texts.
         beside: a teacher that reads the same texts.
         setting: the stage's `precision`.
     """
@@ -197,7 +198,7 @@ def asking(
             number = max(number, taught)
         footprint.moments["reading"] = {
             "one block's activations": max(reading(m, rows * texts.whole, number) for m in both),
-            # of one model, its log-probabilities; of two also what their divergences are summed from
+            # log-probabilities of one model; of two also the terms of their divergences
             "logits": (3 if beside is None else 6) * _chunk(model, tokens, device),
         }
     return footprint
@@ -210,10 +211,10 @@ def host(
     resources: Resources,
     card: Card,
 ) -> dict[str, float]:
-    """Bytes of a node's main memory that a training on GPUs takes at its worst moment, by what takes them.
+    """Peak bytes of a node's main memory in a training on GPUs, by name.
 
-    Each process reads the whole student in float32, and a teacher while it is there. Later the first process holds a
-    copy of what is written: of a checkpoint, or under DeepSpeed, which writes its own, of the exported model.
+    Each process loads the whole student in float32, and a teacher where there is one. Later the first process holds a
+    copy of what is written: a checkpoint, or with DeepSpeed, which writes its own checkpoints, the exported model.
     """
     settings, processes = spec["settings"], resources.processes
     trained = trained_parameters(student, settings)
@@ -234,7 +235,7 @@ def host(
 
 
 def trained_parameters(shape: Shape, settings: Mapping[str, Any]) -> int:
-    """Parameters with a gradient."""
+    """Number of parameters with a gradient."""
     lora = settings.get("lora")
     return shape.lora(lora["rank"], lora["targets"])[0] if lora else shape.parameters
 
@@ -245,9 +246,9 @@ def states(
     """Bytes of the student's weights and of its optimizer on one GPU.
 
     Plain and DDP: weights in float32 (autocast computes in half precision), two moments of AdamW, and DDP's buckets,
-    which hold every gradient once more. DeepSpeed: weights in the precision of the computation, of which ZeRO-3 keeps a
-    part; master weights and moments in float32, divided over the processes from ZeRO-1 on; beside ZeRO-3 a whole copy
-    in that precision that samples.
+    which hold a copy of every gradient. DeepSpeed: weights in the computing precision, partitioned with ZeRO-3; master
+    weights and moments in float32, partitioned over the processes from ZeRO-1 on; with ZeRO-3 also a whole copy in the
+    computing precision for sampling.
     """
     trained, number = trained_parameters(shape, settings), BYTES[precision]
     frozen = 0.0
@@ -265,7 +266,7 @@ def states(
     found = {"student's weights": weights / (processes if stage == 3 else 1)}
     if "offload_param" in offload:
         found["student's weights"] = 0.0
-    # fp32 has no other master weights, but ZeRO keeps its own part of them all the same
+    # fp32 needs no separate master weights, but ZeRO keeps them all the same
     if "offload_optimizer" not in offload:
         found["master weights and moments"] = 12.0 * trained / (processes if stage else 1)
     if stage == 3:
@@ -274,7 +275,7 @@ def states(
 
 
 def zero(settings: Mapping[str, Any]) -> tuple[int | None, Mapping[str, Any]]:
-    """ZeRO's stage, None without DeepSpeed, and its settings."""
+    """Stage and settings of ZeRO; the stage is None without DeepSpeed."""
     if not settings.get("deepspeed"):
         return None, {}
     config = settings["deepspeed"]["config"].get("zero_optimization", {})
@@ -282,7 +283,7 @@ def zero(settings: Mapping[str, Any]) -> tuple[int | None, Mapping[str, Any]]:
 
 
 def gradients(shape: Shape, settings: Mapping[str, Any], precision: str, processes: int) -> float:
-    """Bytes of gradients on one GPU, while micro-batches add up."""
+    """Bytes of gradients on one GPU during accumulation over micro-batches."""
     trained = trained_parameters(shape, settings)
     stage, _ = zero(settings)
     if stage is None:
@@ -291,7 +292,7 @@ def gradients(shape: Shape, settings: Mapping[str, Any], precision: str, process
 
 
 def half_copies(shape: Shape, settings: Mapping[str, Any], precision: str) -> dict[str, float]:
-    """Autocast turns float32 weights into half precision once a pass, and keeps them until its end."""
+    """Bytes of autocast's half-precision copies of the weights, which are cached until the end of a pass."""
     if precision == "fp32" or settings.get("deepspeed"):
         return {}
     if not settings.get("lora"):
@@ -303,11 +304,11 @@ def half_copies(shape: Shape, settings: Mapping[str, Any], precision: str) -> di
 
 
 def block_activations(shape: Shape, precision: str, dropout: bool = False) -> float:
-    """Bytes that one block keeps of one token for the backward pass.
+    """Bytes per token that one block keeps for the backward pass.
 
-    Norms keep their input in float32 (RMSNorm also what it multiplies with its weight); each linear layer keeps its
-    input, of which autocast makes a copy for every layer that reads it; attention its queries, keys, values and
-    result; the feed-forward part the input and the result of its activation function, or the result alone (ReLU).
+    Norms keep their input in float32 (RMSNorm also the normalised input); each linear layer keeps its input, which
+    autocast copies for every layer that reads it; attention its queries, keys, values and result; the feed-forward part
+    the input and the result of its activation function, or the result alone (ReLU).
     """
     number, width = BYTES[precision], shape.width
     norms = 4 * width * (4 if shape.gated else 2)
@@ -327,10 +328,10 @@ def activations(
     dropout: bool = False,
     checkpointing: bool = False,
 ) -> float:
-    """Bytes that the body keeps of a micro-batch for the backward pass."""
+    """Bytes that all blocks keep of a micro-batch for the backward pass."""
     tokens = rows * length
     block = block_activations(shape, precision, dropout)
-    ends = 4 * shape.width * (3 if shape.gated else 2)  # the last norm, and what it gives
+    ends = 4 * shape.width * (3 if shape.gated else 2)  # input and output of the last norm
     if checkpointing:
         return tokens * (4 * shape.width * shape.layers + block + ends)
     return tokens * (shape.layers * block + ends)
@@ -346,7 +347,7 @@ def loss(
     device: str,
     taught: int = 2,
 ) -> dict[str, float]:
-    """Bytes of the product with the vocabulary: a chunk's tensors, and what the head needs for all of them.
+    """Bytes of the output embedding and the loss: the tensors of one chunk, and those of the head for all chunks.
 
     Args:
         number, taught: bytes of a number of the student's, and of the teacher's.
@@ -365,12 +366,12 @@ def loss(
     found["hidden states"] = tokens * hidden
     if teacher is not None and spec["method"] != "minillm":
         whole = micro_batch * texts.whole
-        found["hidden states"] += reading(teacher, whole, taught) / 2  # gone before the loss
+        found["hidden states"] += reading(teacher, whole, taught) / 2  # freed before the loss
     return found
 
 
 def _compared(spec: Mapping[str, Any]) -> str:
-    """What a method computes of a chunk of logits; a method that is not known here counts as the costliest."""
+    """Loss that a method computes on a chunk of logits; unknown methods count as the costliest."""
     settings = spec["settings"]
     if settings.get("teacher_outputs") == "top_k":
         return "likeliest"
@@ -385,7 +386,7 @@ def _chunk(shape: Shape, tokens: int, device: str) -> float:
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:
-    """Tokens of a chunk of the loss; the same as `takd.tokenloss.chunk_size`."""
+    """Number of tokens in a chunk of the loss; the same as `takd.tokenloss.chunk_size`."""
     tokens = CHUNK_BYTES[device] // (4 * vocabulary)
     return max(16, tokens - tokens % TILE if tokens > TILE else tokens)
 
@@ -396,7 +397,7 @@ def cache(shape: Shape, rows: int, columns: int, number: int) -> float:
 
 
 def reading(shape: Shape, tokens: int, number: int) -> float:
-    """Bytes of one block at work on so many tokens, when nothing is kept for a backward pass."""
+    """Bytes of one block's activations on a number of tokens, without a backward pass."""
     inner = (3 if shape.gated else 2) * shape.inner
     return float(tokens * (12 * shape.width + number * (2 * shape.width + shape.queries + inner)))
 
@@ -410,9 +411,10 @@ def sampling(
     device: str,
     taught: int = 2,
 ) -> dict[str, float]:
-    """Bytes of decoding: caches, what reading prompts takes beside them, tensors of (rows, vocabulary).
+    """Bytes of decoding: caches, activations while prompts are read, and tensors of (rows, vocabulary).
 
-    All prompts are read at once before there are caches; later a few at a time, a quarter of the rows at most.
+    The first prompts are all read at once, before there are caches; later ones a few at a time, at most a quarter of
+    the rows.
 
     Args:
         number, taught: bytes of a number of the student's, and of the teacher's.
@@ -438,7 +440,7 @@ def sampling(
 
 
 def room(texts: Texts) -> int:
-    """Columns of a cache in the end, which has room for some more at first and grows by some at a time."""
+    """Final number of columns of a cache, which grows in steps."""
     first = texts.prompt + GROWTH
     more = math.ceil(max(0, texts.whole - first) / (GROWTH + 1))
     return first + more * (GROWTH + 1)

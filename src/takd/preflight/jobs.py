@@ -1,7 +1,7 @@
-"""The jobs of an experiment: which there are, what a profile gives them, and which are left to do.
+"""The jobs of an experiment: their resources under a profile, and which are still to be run.
 
-Snakemake itself is asked, so that a stale result counts as one to do, and so that the defaults of rules and what a
-profile sets need no second reading.
+They come from a dry run of Snakemake, so that stale results count as jobs to run, and defaults of rules and settings
+of the profile are resolved by Snakemake itself.
 """
 
 import re
@@ -18,7 +18,7 @@ from takd.preflight import amounts
 from takd.preflight.footprint import Resources
 
 TRAININGS = ("teacher", "sft")
-# what rules ask for by themselves, which suits the demo
+# defaults of the rules, chosen for the demo
 UNSET = {"mem_mb": "4000", "runtime": str(7 * 24 * 60)}
 
 
@@ -27,10 +27,10 @@ class Job:
     """One job of the workflow.
 
     Attributes:
-        output: its first output, by which it is known.
-        resources: as Snakemake prints them.
-        threads: cores, of all its processes on a node; None where nobody said.
-        local: whether it runs where Snakemake does.
+        output: its first output, which identifies it.
+        resources: as printed by Snakemake.
+        threads: cores of all its processes on a node; None if unknown.
+        local: whether it runs on the machine of Snakemake itself.
         to_do: whether a run would start it now.
     """
 
@@ -48,7 +48,7 @@ class Job:
 
     @property
     def computes(self) -> bool:
-        """Whether it wants a GPU."""
+        """Whether it uses a GPU."""
         return self.trains or self.rule in (
             "evaluate",
             "likelihoods",
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def lineage(self) -> str:
-        """Of the model that it trains or asks."""
+        """Lineage of the model that it trains or runs."""
         names = self.wildcards
         if self.rule in TRAININGS:
             return supervised(names["model"])
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def given(self) -> Resources:
-        """What it gets, as far as its memory and its time depend on it."""
+        """Resources on which its memory and time depend."""
         known = {name: self.resources[name] for name in NUMBERS if name in self.resources}
         return Resources(
             processes=int(known.get("processes", 1)),
@@ -89,12 +89,12 @@ NUMBERS = ("processes", "nodes", "micro_batch", "gradient_checkpointing", "runti
 def of_experiment(
     root: Path, name: str, variables: Mapping[str, str], profile: str | None
 ) -> list[Job]:
-    """All jobs of an experiment, in the order in which a run would start them.
+    """List all jobs of an experiment, in the order in which a run would start them.
 
     Raises:
-        InputError: Snakemake cannot plan it; in its words.
+        InputError: Snakemake cannot plan it; the message is Snakemake's.
     """
-    # side by side: each takes seconds
+    # in parallel: each takes seconds
     forced = _start(root, name, variables, profile, ["--forceall"])
     if not (root / "results" / name).exists():
         return _checked(parse(_finished(forced)))
@@ -105,7 +105,7 @@ def of_experiment(
 
 
 def _checked(found: Iterable[Job]) -> list[Job]:
-    """The jobs, after a look at their numbers."""
+    """Return the jobs after checking their numbers."""
     listed = list(found)
     amounts.check_jobs((job.rule, job.resources) for job in listed)
     return listed
@@ -133,7 +133,7 @@ def _finished(process: Any) -> str:
 
 
 def parse(printed: str) -> Iterator[Job]:
-    """The jobs that a dry run names; target rules, which make nothing, are left out."""
+    """Parse the jobs from the output of a dry run; target rules, which make nothing, are left out."""
     for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \w+:$)", printed, flags=re.M)[1:]:
         head, *lines = block.splitlines()
         fields = dict(re.findall(r"^    (\w+): (.*)$", "\n".join(lines), re.M))
@@ -150,15 +150,15 @@ def parse(printed: str) -> Iterator[Job]:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`a=1, b=x:y` as a mapping; a value may hold a comma that no name follows."""
+    """Parse `a=1, b=x:y` into a mapping; a value may contain a comma unless a name follows."""
     return dict(re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", text))
 
 
 def of_dag(workflow: Any) -> list[Job]:
-    """The jobs that a run is about to start, from within Snakemake.
+    """List the jobs that a run is about to start, from within Snakemake.
 
     Raises:
-        InputError: the profile gives one a number that cannot be, such as no process.
+        InputError: the profile sets an invalid number, such as zero processes.
     """
     found = [
         Job(

@@ -1,4 +1,4 @@
-"""What an experiment will take, before anything is submitted: jobs, tokens, operations, hours, memory, disk.
+"""Resource needs of an experiment, before anything is submitted: jobs, tokens, FLOPs, hours, memory, disk.
 
 python -m takd plan --experiment NAME --profile profiles/slurm
 """
@@ -25,12 +25,12 @@ LARGE = 2**30  # bytes above which the lines of a file are not counted
 
 @dataclass(frozen=True)
 class Planned:
-    """One job with all that is expected of it.
+    """One job with its estimates.
 
     Attributes:
-        stage: the line of the table that it is part of.
-        work, estimate: None where the number of rows is not known yet.
-        footprint: None of a job that computes nothing on a GPU.
+        stage: line of the table that it belongs to.
+        work, estimate: None while the number of rows is unknown.
+        footprint: None for a job that does not use a GPU.
     """
 
     job: Job
@@ -48,15 +48,15 @@ class Planned:
         return self.estimate.seconds / 3600 / self.job.given.world
 
     def footprint_with(self, planner: "Planner") -> Any:
-        """Its footprint as a function of what it gets."""
+        """Footprint as a function of the resources."""
         return lambda given: planner.footprint(self.job, given)
 
 
 class Planner:
-    """Expects what each job of an experiment takes on a card.
+    """Estimate the needs of each job of an experiment on a card.
 
     Args:
-        counts: rows of splits that are not there yet, by split.
+        counts: number of rows of splits that do not exist yet, by split.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Planner:
 
     @property
     def unknown(self) -> list[str]:
-        """Splits whose number of rows nobody knows yet."""
+        """Splits whose number of rows is unknown."""
         return [split for split, rows in self.rows.items() if rows.count is None]
 
     def plan(self, jobs: Iterable[Job]) -> list[Planned]:
-        """Every job with what is expected of it."""
+        """Estimate the needs of every job."""
         return [self.planned(job) for job in jobs]
 
     def planned(self, job: Job) -> Planned:
-        """One job with what is expected of it."""
+        """Estimate the needs of one job."""
         stage = f"{job.rule} {self._stage(job)}".strip()
         if not job.computes:
             return Planned(job, stage, written=self._small(job))
@@ -99,11 +99,11 @@ class Planner:
         )
 
     def asked(self, job: Job) -> Shape:
-        """Shape of the model that a job trains or asks."""
+        """Shape of the model that a job trains or runs."""
         return self.shapes[lineage.split(job.lineage)[-1].model]
 
     def teacher(self, job: Job) -> Shape | None:
-        """Shape of the teacher that a training loads; None where what it wrote down is enough."""
+        """Shape of the teacher that a training loads; None if precomputed outputs are enough."""
         above = lineage.teacher_of(job.lineage)
         settings = self.spec(job)["settings"]
         if above is None or job.method == "seqkd" or settings.get("teacher_outputs") == "top_k":
@@ -111,7 +111,7 @@ class Planner:
         return self.shapes[lineage.split(above)[-1].model]
 
     def compared_with(self, job: Job) -> list[Shape]:
-        """Shapes of the teachers that a model is read beside, each teacher once."""
+        """Shapes of the teachers that also read the texts in `likelihoods`, each teacher once."""
         names = job.wildcards
         spec = self.experiment.likelihoods_spec(names["lineage"], int(names["seed"]), names["set"])
         teachers = dict.fromkeys(map(tuple, spec["teachers"].values()))
@@ -122,18 +122,18 @@ class Planner:
         return self.experiment.train_spec(job.lineage, int(job.wildcards["seed"]))
 
     def setting(self, job: Job) -> str:
-        """The setting `precision` of a job that computes."""
+        """Value of the setting `precision` of a job that uses a GPU."""
         if job.trains:
             return self.spec(job)["settings"]["precision"]
         part = "evaluation" if job.rule in ("evaluate", "likelihoods") else "teacher_writes"
         return self.experiment.settings[part]["precision"]
 
     def precision(self, job: Job) -> str:
-        """In which numbers a job computes."""
+        """Precision in which a job computes."""
         return self.card.precision(self.setting(job), self.asked(job).pretrained)
 
     def work(self, job: Job) -> Work | None:
-        """What a job computes."""
+        """Computation of a job."""
         shape, number = self.asked(job), BYTES[self.precision(job)]
         if job.trains:
             blocks = self.rows.get("corpus")
@@ -160,7 +160,7 @@ class Planner:
         return work.outputs(shape, self._read(job), job.wildcards["kind"])
 
     def footprint(self, job: Job, given: footprint.Resources) -> Footprint:
-        """Memory of a job on one GPU, with the longest texts that its data may hold."""
+        """GPU memory of a job on one GPU, with the longest texts that its settings allow."""
         data = self.experiment.settings["data"]
         longest = data["max_length"] - data["max_prompt_length"]
         texts = Texts(data["max_prompt_length"], longest)
@@ -178,13 +178,13 @@ class Planner:
         return footprint.asking(shape, texts, given, self.card, decodes, largest, setting)
 
     def host(self, job: Job) -> dict[str, float]:
-        """Main memory of a node that a training takes, by what takes it."""
+        """Main memory of a node that a training takes, by name."""
         return footprint.host(
             self.asked(job), self.teacher(job), self.spec(job), job.given, self.card
         )
 
     def written(self, job: Job) -> Written:
-        """What a job writes to disk."""
+        """Disk space that a job writes."""
         shape = self.asked(job)
         if job.trains:
             return disk.training(
@@ -195,7 +195,7 @@ class Planner:
             rows = self.rows[job.wildcards["set"]]
             return disk.answers((rows.count or 0) * seeds, rows.response)
         if job.rule == "likelihoods":
-            return Written()  # a line a prompt
+            return Written()  # one line per prompt
         if job.rule == "generate":
             rows = self._part(job)
             return disk.answers(rows.count or 0, rows.response)
@@ -204,7 +204,7 @@ class Planner:
         return disk.outputs(shape, self._read(job), job.wildcards["kind"], top_k, number)
 
     def _stage(self, job: Job) -> str:
-        """Trainings stand in the table by model, all else by rule."""
+        """Line of the table: trainings by model, other jobs by rule."""
         return job.lineage if job.trains else ""
 
     def _small(self, job: Job) -> Written:
@@ -228,7 +228,7 @@ class Planner:
         return self.rows["train" if read == "generations" else read]
 
     def _rows(self, split: str) -> Rows:
-        """Rows of a split: as prepared; else as many as its source has, as long as they may be."""
+        """Rows of a split: as prepared, else the count of its source with the longest allowed texts."""
         experiment = self.experiment
         folder = experiment.root / "results" / experiment.name / "data" / split
         if (found := rates.rows_of(folder / "manifest.json")) is not None:
@@ -247,7 +247,7 @@ class Planner:
 
 
 def _lines(path: Path) -> int | None:
-    """Lines of a file that is there and not huge."""
+    """Number of non-empty lines of a file; None if it is missing or huge."""
     if not path.is_file() or path.stat().st_size > LARGE:
         return None
     with open(path, "rb") as file:
@@ -255,9 +255,9 @@ def _lines(path: Path) -> int | None:
 
 
 def peak_disk(planned: Sequence[Planned]) -> tuple[float, float]:
-    """Bytes that stay of the jobs that are left, and the most that there may be at once beside them.
+    """Bytes that remaining jobs leave on disk, and the largest amount of temporary files at one time.
 
-    Models of one depth of their chains may train side by side; those below wait for them.
+    Models at the same depth of their chains may train at the same time; deeper ones wait for them.
     """
     left = [each for each in planned if each.job.to_do]
     by_depth: dict[int, float] = {}
@@ -268,7 +268,7 @@ def peak_disk(planned: Sequence[Planned]) -> tuple[float, float]:
 
 
 def hub_disk(experiment: Experiment, planned: Sequence[Planned]) -> float:
-    """Bytes of weights that are still to be fetched from the hub, into its cache; in float32 at most."""
+    """Bytes of weights that are still to be fetched from the Hub into its cache, at most (float32)."""
     names = {
         each.job.wildcards["model"]
         for each in planned

@@ -1,7 +1,7 @@
-"""How fast a card computes: measured by runs that are there, else assumed from its data sheet.
+"""Speed of a card: measured from existing runs, else estimated from its data sheet.
 
-A run is measured by the end of its metrics.jsonl. What it computed is counted as a plan would count it, scaled to the
-tokens that it really read and drew.
+Runs are timed by the closing line of their metrics.jsonl. Their FLOPs are counted as in a plan, scaled to the tokens
+that were really read and drawn.
 """
 
 import json
@@ -22,19 +22,19 @@ from takd.preflight.work import Rows, Work
 PASSES_SHARE = 0.30
 READING_SHARE = 0.50
 BLOCK_SECONDS = 0.5e-3
-# of a core's peak while decoding: the demo's models reached 3 to 16 GFLOP/s, those of dolly-tiny 4 to 7
+# share of a core's peak while decoding: the demo's models reached 3 to 16 GFLOP/s, those of dolly-tiny 4 to 7
 CPU_DECODING_SHARE = 0.06
-# a run of a model this much smaller or larger tells little of one's speed
+# ratio of sizes beyond which the speed of one model does not predict that of another
 SIMILAR = 4.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run that was measured.
+    """Measured cost of one run.
 
     Attributes:
         kind: the method, "evaluate" or "likelihoods".
-        parameters: of the model that was trained or asked.
+        parameters: of the model that was trained or run.
         seconds: summed over its processes.
     """
 
@@ -47,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a job, summed over its GPUs, and where they come from."""
+    """Seconds of a job, summed over its GPUs, and the source of the estimate."""
 
     seconds: float
     source: str
@@ -56,7 +56,7 @@ class Estimate:
 def estimate(
     planned: Work, kind: str, parameters: int, card: Card, precision: str, runs: Iterable[Measured]
 ) -> Estimate:
-    """How long a job takes: by runs of its kind on this card with models nearest in size, else as assumed."""
+    """Estimate the time of a job from runs of its kind on this card, nearest in model size, else from assumptions."""
 
     def apart(run: Measured) -> float:
         return max(run.parameters / parameters, parameters / run.parameters)
@@ -76,7 +76,7 @@ def estimate(
 
 
 def assumed(planned: Work, card: Card, precision: str) -> float:
-    """Seconds by the data sheet: whole texts by arithmetic; decoding by whichever of three things takes longest."""
+    """Seconds by the data sheet: passes over whole texts by FLOPs, decoding by the slowest of three limits."""
     peak = card.peak(precision)
     passes = planned.passes / (PASSES_SHARE * peak)
     if card.on_cpu:
@@ -89,7 +89,7 @@ def assumed(planned: Work, card: Card, precision: str) -> float:
 
 
 def measured(results: Path) -> list[Measured]:
-    """All finished trainings and evaluations below a folder `results`, of whichever experiment."""
+    """List all finished trainings and evaluations below a folder `results`, of any experiment."""
     found: list[Measured] = []
     for manifest in sorted(results.glob("*/models/*/seed*/manifest.json")):
         found += _training(manifest)
@@ -101,7 +101,7 @@ def measured(results: Path) -> list[Measured]:
 
 
 def rows_of(manifest: Path) -> Rows | None:
-    """The rows of a prepared split; None where it is not there, or is of another version of this workflow."""
+    """Rows of a prepared split; None if it is missing or from another version of this workflow."""
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
         counts, tokens = found["counts"], found["tokens"]
@@ -114,7 +114,7 @@ def rows_of(manifest: Path) -> Rows | None:
 
 
 def _training(manifest: Path) -> Iterator[Measured]:
-    """A finished training; none where something that it was made of is gone, or was of another version."""
+    """Yield a finished training, unless an input is missing or from another version."""
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
         spec, journal = found["spec"], _journal(manifest.with_name("metrics.jsonl"))
@@ -129,7 +129,7 @@ def _training(manifest: Path) -> Iterator[Measured]:
         given = Resources(processes=end["processes"])
         blocks = rows_of(data / "corpus/manifest.json")
         length = round(blocks.whole) if blocks else 0
-        # responses drawn on dev; those at the start tell nothing of the run
+        # responses drawn on dev; those before the first step are not representative
         drawn = [line["response_length"] for line in journal if line["kind"] == "dev"][1:]
         longest = spec["max_length"] - spec["max_prompt_length"]
         mean = min(sum(drawn) / len(drawn), longest) if drawn else None
@@ -147,7 +147,7 @@ def _training(manifest: Path) -> Iterator[Measured]:
 
 
 def _evaluation(scores: Path) -> Iterator[Measured]:
-    """A finished evaluation, in the same way."""
+    """Yield a finished evaluation, in the same way as `_training`."""
     folder = scores.parent
     try:
         found = json.loads(scores.read_text(encoding="utf-8"))
@@ -168,7 +168,7 @@ def _evaluation(scores: Path) -> Iterator[Measured]:
 
 
 def _likelihoods(path: Path) -> Iterator[Measured]:
-    """A finished reading of an evaluation's texts, as many as its log counted."""
+    """Yield a finished likelihood stage, scaled to the tokens that its log counted."""
     results = path.parents[5]
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -190,12 +190,12 @@ def _likelihoods(path: Path) -> Iterator[Measured]:
 
 
 def _card(device: str) -> str | None:
-    """Name in the table; None of a card that is not there."""
+    """Name of the card in the table; None if it is not there."""
     return find_card(device).name if known(device) else None
 
 
 def _model(folder: Path, seed: int) -> shapes.Shape:
-    """Shape of a trained model; the head of a chain is there with one seed only."""
+    """Shape of a trained model; the head of a chain exists with one seed only."""
     place = folder / f"seed{seed}" / "model"
     if not place.exists() and lineage.teacher_of(folder.name) is None:
         place = next(folder.glob("seed*/model"), place)

@@ -1,4 +1,4 @@
-"""The shape of a model, from which its memory and its work follow."""
+"""Shape of a model, which determines its memory and its FLOPs."""
 
 import json
 import math
@@ -17,20 +17,20 @@ GPT2_VOCABULARY = 50257
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer.
+    """Dimensions of a transformer.
 
     Attributes:
         family: `model_type` of its configuration.
-        width: of the hidden states.
-        keys: width of keys, and of values, of one token in one block: below `queries` with grouped queries.
-        queries: width of queries.
-        inner: width within the feed-forward part.
-        gated: whether that has three matrices.
+        width: size of the hidden states.
+        keys: size of the keys, and of the values, per token and block: below `queries` with grouped-query attention.
+        queries: size of the queries.
+        inner: inner size of the feed-forward part.
+        gated: whether the feed-forward part has three matrices.
         vocabulary: rows of its embedding.
-        positions: rows of its embedding of positions, if it has one.
-        tied: whether the output embedding is the input's.
-        estimated: whether all this was only concluded from its number of parameters.
-        pretrained: type that it was pretrained in, such as "bfloat16"; empty if unknown.
+        positions: rows of its position embedding, 0 without one.
+        tied: whether input and output embedding share their weights.
+        estimated: whether the shape was derived from the number of parameters alone.
+        pretrained: precision that it was pretrained in, such as "bfloat16"; empty if unknown.
     """
 
     family: str
@@ -50,7 +50,7 @@ class Shape:
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of the linear layers of one block; a GPT-2 has queries, keys and values in one."""
+        """Inputs and outputs of the linear layers of one block; GPT-2 has one for queries, keys and values."""
         width, inner = self.width, self.inner
         if self.family == "gpt2":
             attention = [(width, self.queries + 2 * self.keys)]
@@ -61,17 +61,17 @@ class Shape:
 
     @property
     def block(self) -> int:
-        """Weights of one block's matrices: what a token is multiplied with."""
+        """Number of weights in the matrices of one block."""
         return sum(one * other for one, other in self.matrices)
 
     @property
     def body(self) -> int:
-        """Weights of all blocks' matrices."""
+        """Number of weights in the matrices of all blocks."""
         return self.layers * self.block
 
     @property
     def embedding(self) -> int:
-        """Weights of the input embedding; of the output embedding as well, if they are one."""
+        """Number of weights of the input embedding."""
         return self.vocabulary * self.width
 
     @property
@@ -82,10 +82,10 @@ class Shape:
         return self.body + embeddings + norms + self.layers * self.biases
 
     def lora(self, rank: int, targets: list[str] | None) -> tuple[int, int]:
-        """Parameters of adapters, and weights of the matrices that they stand beside."""
+        """Number of parameters of LoRA adapters, and of weights in the adapted matrices."""
         chosen = self.matrices
         if targets is not None:
-            # names differ between families; what they name does not
+            # families use different names for the same matrices
             kinds = [_matrix(target) for target in targets]
             chosen = [m for at, m in enumerate(self.matrices) if self._kind(at) in kinds] or chosen
         adapters = sum(rank * (one + other) for one, other in chosen)
@@ -98,7 +98,7 @@ class Shape:
 
 
 def _matrix(target: str) -> str:
-    """What the end of a layer's name stands for."""
+    """Kind of matrix that the end of a layer's name denotes."""
     names = {
         "qkv": ("c_attn", "qkv_proj", "query_key_value"),
         "q": ("q_proj",),
@@ -116,8 +116,8 @@ def _matrix(target: str) -> str:
 
 
 def of_config(config: dict[str, Any]) -> Shape:
-    """The shape that a `config.json` describes; keys that are absent have the family's usual values."""
-    # where a model reads more than text, the settings of its text lie one level deeper
+    """Shape that a `config.json` describes; absent keys get the family's usual values."""
+    # multimodal models nest the settings of their text model
     config = {**config, **(config.get("text_config") or {})}
     family = config.get("model_type", "gpt2")
 
@@ -155,7 +155,7 @@ def of_config(config: dict[str, Any]) -> Shape:
 
 
 def of_scratch(shape: dict[str, Any], vocabulary: int) -> Shape:
-    """The shape of a model from scratch, as the experiment gives it."""
+    """Shape of a model trained from scratch, as given in the experiment."""
     return of_config(
         {
             "model_type": shape.get("architecture", "gpt2"),
@@ -169,10 +169,10 @@ def of_scratch(shape: dict[str, Any], vocabulary: int) -> Shape:
 
 
 def estimated(parameters: int, vocabulary: int = GPT2_VOCABULARY, positions: int = 1024) -> Shape:
-    """A GPT-2 of about so many parameters: of the widths in steps of 64, the one that comes nearest.
+    """Shape of a GPT-2 with about this many parameters: the width, a multiple of 64, that comes nearest.
 
-    GPT-2's own sizes are met: 12, 24, 36 and 48 blocks of width 768, 1024, 1280 and 1600. Models beyond them are wider
-    and not deeper.
+    GPT-2's own sizes are reproduced: 12, 24, 36 and 48 blocks of width 768, 1024, 1280 and 1600. Larger models get
+    wider, not deeper.
     """
     best: Shape | None = None
     for width in range(64, 32 * 1024, 64):
@@ -200,7 +200,7 @@ def _distance(shape: Shape, parameters: int) -> float:
 
 
 def of_model(experiment: Experiment, name: str) -> Shape:
-    """The shape of a model of an experiment: as stated, as its files say, or estimated from its size."""
+    """Shape of a model of an experiment: as stated, from its files, or estimated from its size."""
     weights = experiment.settings["models"][name]["weights"]
     tokenizer = experiment.settings["tokenizer"]
     vocabulary = tokenizer.get("train", tokenizer).get("vocabulary") or GPT2_VOCABULARY
@@ -216,5 +216,5 @@ def of_model(experiment: Experiment, name: str) -> Shape:
 
 
 def config_of(folder: Path) -> Shape:
-    """The shape of the model in a folder."""
+    """Shape of the model in a folder."""
     return of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))

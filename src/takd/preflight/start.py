@@ -1,6 +1,6 @@
-"""What is checked when a run starts: in seconds, without torch, in the process of Snakemake itself.
+"""Checks at the start of a run, within seconds and without torch, in the process of Snakemake itself.
 
-Only what surely fails stops a run. Expectations, of memory for instance, are lines that warn.
+Only certain failures stop a run. Estimates, of memory for instance, give warnings.
 """
 
 import os
@@ -17,7 +17,7 @@ from takd.preflight.findings import Finding
 from takd.preflight.jobs import Job, of_dag
 from takd.preflight.plan import Planned, Planner, peak_disk
 
-# states of a job that works, or will, or may still be writing its checkpoint
+# states of a job that runs, will run, or may still be writing its checkpoint
 AT_WORK = {
     *(
         "PENDING",
@@ -34,7 +34,7 @@ AT_WORK = {
 
 
 def check(experiment: Experiment, workflow: Any) -> list[str]:
-    """Warnings, a line each.
+    """Check a run that is about to start, and return warnings, one per line.
 
     Args:
         workflow: Snakemake's, about to start its jobs.
@@ -65,14 +65,14 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
         found += expected(experiment, jobs, executor)
     except InputError:
         raise
-    except Exception as error:  # what only expects must not be what stops a run
+    except Exception as error:  # an error in an estimate must not stop a run
         text = f"nothing can be expected ({type(error).__name__}: {error})"
         found.append(Finding("warning", "preflight", text))
     return [f"Warning: {each.subject}: {each.text}" for each in found if each.level != "ok"]
 
 
 def check_slurm(jobs: Sequence[Job]) -> None:
-    """Refuse a run that Slurm would not take, or of which an earlier one is still at work."""
+    """Raise InputError if Slurm would reject the run, or if an earlier run is still active."""
     answer = collect.ask("squeue", "-h", "-u", collect.user(), "-o", "%i|%k|%T|%Z")
     name = collect.account_of(jobs)
     asks = name is not None and doctor.PLACEHOLDER in name
@@ -85,11 +85,11 @@ def check_slurm(jobs: Sequence[Job]) -> None:
 def slurm_findings(
     queue: Answer, account: str | None, accounts: list[str] | None, folder: str
 ) -> Iterator[Finding]:
-    """What of Slurm stops a run.
+    """Find what would stop a run on Slurm.
 
     Args:
-        queue: what squeue said of this user's jobs: id, comment, state and folder.
-        accounts: that Slurm names of this user; None where it was not asked or does not tell.
+        queue: squeue's output on this user's jobs: id, comment, state and folder.
+        accounts: this user's Slurm accounts; None if unavailable.
     """
     if not queue.works:
         yield doctor.unreachable(queue.said)
@@ -106,7 +106,7 @@ def slurm_findings(
 
 
 def earlier_jobs(said: str, folder: str) -> list[str]:
-    """Ids of jobs that Snakemake submitted from a folder and that are not done, as squeue prints `%i|%k|%T|%Z`."""
+    """Ids of unfinished jobs that Snakemake submitted from a folder, from squeue's output `%i|%k|%T|%Z`."""
     found = []
     for line in said.splitlines():
         if line.count("|") < 3:
@@ -122,14 +122,14 @@ def earlier_jobs(said: str, folder: str) -> list[str]:
 def expected(
     experiment: Experiment, jobs: Sequence[Job], executor: str | None = None
 ) -> Iterator[Finding]:
-    """Warnings on disk, memory, the build of torch, and the hub.
+    """Yield warnings about disk, memory, the build of torch, and the Hub.
 
     Raises:
-        InputError: the weights alone that the run will write are more than there is room for.
+        InputError: the disk lacks room even for the weights that the run will write.
     """
     try:
         card = collect.choose_card(None, jobs)
-    except InputError:  # a card that nobody described is no reason to say more
+    except InputError:  # an unknown card is not worth a warning
         card = CPU
     planner = Planner(experiment, card)
     planned = planner.plan(jobs)

@@ -1,4 +1,4 @@
-"""The plan as text, and as JSON."""
+"""Output of the plan as text and as JSON."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ HEADINGS = (
 
 
 def lines(planned: Sequence[Planned]) -> list[dict[str, Any]]:
-    """A line for each stage, in the order of a run, then all of them and what is left; None where it is not known."""
+    """Build a line for each stage, in the order of a run, then totals of all and of remaining jobs; None if unknown."""
     stages = list(dict.fromkeys(each.stage for each in sorted(planned, key=_place)))
     found = [_line(name, [each for each in planned if each.stage == name]) for name in stages]
     found.append(_line("all", planned))
@@ -35,7 +35,7 @@ ORDER = (
 
 
 def _place(each: Planned) -> tuple[int, int]:
-    """Where a job stands in the table: students after their teachers, the report last."""
+    """Sort key of a job in the table: students after their teachers, the report last."""
     rule = each.job.rule
     if rule in ORDER:
         return ORDER.index(rule), 0
@@ -67,7 +67,7 @@ def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
 
 
 def text(planner: Planner, planned: Sequence[Planned]) -> str:
-    """The table, and what one must know to read it."""
+    """Format the table with explanatory notes."""
     gpu = "core" if planner.card.on_cpu else "GPU"
     table = [[heading.format(gpu=gpu) for heading in HEADINGS]]
     for line in lines(planned):
@@ -104,7 +104,7 @@ def text(planner: Planner, planned: Sequence[Planned]) -> str:
 
 
 def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
-    """What the numbers rest on."""
+    """List the assumptions behind the numbers."""
     card, experiment = planner.card, planner.experiment
     found = []
     if card.on_cpu:
@@ -150,7 +150,7 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
 
 
 def assumption(planner: Planner, others: bool) -> str:
-    """What hours rest on where nothing was measured."""
+    """State the basis of hours that are not measured."""
     card = planner.card
     which = "Other hours" if others else "Hours"
     if card.on_cpu:
@@ -167,7 +167,7 @@ def assumption(planner: Planner, others: bool) -> str:
 
 
 def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
-    """The same for machines: bytes, seconds and operations."""
+    """Plan as JSON: bytes, seconds and FLOPs."""
     stays, meanwhile = peak_disk(planned)
     return {
         "experiment": planner.experiment.name,
@@ -198,14 +198,14 @@ def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
 
 
 def _count(value: float | None) -> str:
-    """`1.5e+15` as `1.5P`."""
+    """Format a number with a suffix: `1.5e+15` as `1.5P`."""
     if value is None:
         return "?"
     return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E", "Z"))
 
 
 def size(value: float | None) -> str:
-    """Bytes, in decimal units as disks are sold."""
+    """Format bytes in decimal units, as disks are labelled."""
     if not value:
         return ""
     return f"{_scaled(value, 1000, ('', 'k', 'M', 'G', 'T', 'P'))}B"

@@ -1,8 +1,9 @@
-"""How much a stage computes: tokens and floating-point operations, from shapes and counts, pass by pass.
+"""Computation of a stage: tokens and FLOPs from shapes and counts, pass by pass.
 
-Of one token, a pass through the body costs two operations a weight, and attention 4 · width · context a block; backward
-costs twice that, and attention 2.5 times (its scores are computed again). The output embedding is applied to response
-tokens alone. Padding is left out: batches are sorted by length. A test holds the formulas against torch's own counter.
+Per token, a forward pass through the blocks costs two FLOPs per weight, and attention 4 · width · context per block;
+the backward pass costs twice that, and for attention 2.5 times (its scores are recomputed). The output embedding is
+applied to response tokens only. Padding is ignored: batches are sorted by length. A test compares the formulas with
+torch's own counter.
 """
 
 import math
@@ -18,12 +19,12 @@ ATTENTION_BACKWARD = 2.5
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts of a split.
+    """Rows of a split.
 
     Attributes:
-        count: None where nobody knows yet.
-        prompt, response: tokens of a row, on average; or at most, where `bound`.
-        bound: whether these are limits, since the data have not been prepared.
+        count: None while unknown.
+        prompt, response: tokens of a row: the mean, or the maximum where `bound`.
+        bound: whether these are maxima, since the data have not been prepared.
     """
 
     count: int | None
@@ -36,7 +37,7 @@ class Rows:
         return self.prompt + self.response
 
     def first(self, count: int | None) -> "Rows":
-        """The first so many rows, or all."""
+        """Return the first `count` rows, or all for None."""
         if count is None:
             return self
         fewer = count if self.count is None else min(count, self.count)
@@ -45,13 +46,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed, over all processes.
+    """Computation of a stage, over all processes.
 
     Attributes:
-        tokens: as metrics.jsonl counts them: read in training, and drawn.
-        passes: operations of passes over whole texts.
-        decoding: operations of passes of one token a row.
-        block_steps: passes of one token a row through one block, for rows that are decoded together.
+        tokens: tokens read in training and tokens drawn, as counted in metrics.jsonl.
+        passes: FLOPs of passes over whole texts.
+        decoding: FLOPs of passes of one token per row.
+        block_steps: number of passes through one block, of one token per row, for rows that are decoded together.
         read: bytes of weights and caches that decoding reads.
     """
 
@@ -77,13 +78,13 @@ class Work:
 
 
 def body_forward(shape: Shape, length: float) -> float:
-    """Operations of one row of so many tokens through the blocks."""
+    """FLOPs of a forward pass of one row, `length` tokens long, through the blocks."""
     attention = 4 * shape.layers * length**2 * shape.queries
     return 2 * shape.body * length + attention
 
 
 def head(shape: Shape, tokens: float) -> float:
-    """Operations of the output embedding on so many tokens."""
+    """FLOPs of the output embedding on a number of tokens."""
     return 2 * shape.embedding * tokens
 
 
@@ -95,12 +96,12 @@ def trained(
     checkpointing: bool = False,
     twice: bool = False,
 ) -> float:
-    """Operations of one row forward and backward.
+    """FLOPs of one row forward and backward.
 
     Args:
-        predicted: tokens whose distribution the loss needs.
+        predicted: number of tokens whose distribution the loss needs.
         lora: settings of adapters, or None; frozen matrices have no gradient.
-        twice: whether the output embedding's products are computed once more for the backward pass (ZeRO-3).
+        twice: whether the output embedding is recomputed in the backward pass (ZeRO-3).
     """
     attention = 4 * shape.layers * length**2 * shape.queries
     matrices = 2 * shape.body * length
@@ -125,12 +126,12 @@ def decoded(
     number: int = 2,
     prompts: float | None = None,
 ) -> Work:
-    """Work of drawing responses from one model.
+    """Computation of drawing responses from one model.
 
     Args:
         together: rows that one process decodes at once.
         number: bytes of a weight.
-        prompts: prompts to read, where fewer than rows: equal ones are read once.
+        prompts: number of prompts to read, if fewer than rows: equal prompts are read once.
     """
     if rows == 0:
         return Work()
@@ -139,7 +140,7 @@ def decoded(
     prefill = body_forward(model, prompt) * (rows if prompts is None else prompts)
     a_token = 2 * model.body + 4 * model.layers * context * model.queries
     decoding = rows * (steps * a_token + head(model, response))
-    # what each process does one after the other
+    # number of batches that each process decodes in sequence
     waves = max(1.0, rows / processes / together)
     at_once = min(together, rows / processes)
     weights = number * (model.body + model.embedding)
@@ -153,7 +154,7 @@ def decoded(
 
 
 def total_steps(settings: Mapping[str, Any], rows: Rows, method: str) -> int | None:
-    """Optimizer steps of a training, as `Method.total_steps`; None where the rows would have to be known."""
+    """Optimizer steps of a training, as `Method.total_steps`; None if it depends on an unknown number of rows."""
     bounds = [settings["steps"]] if settings["steps"] else []
     if settings["epochs"] and rows.count is not None:
         if method == "minillm":
@@ -178,14 +179,14 @@ def training(
     number: int = 2,
     drawn: float | None = None,
 ) -> Work | None:
-    """Work of a training stage; None where the rows would have to be known.
+    """Computation of a training stage; None if it depends on an unknown number of rows.
 
     Args:
-        spec: as `Experiment.train_spec` gives it.
+        spec: as returned by `Experiment.train_spec`.
         train, dev: whole splits.
-        block_length: of the plain text, where there is one.
+        block_length: tokens of a block of the plain-text corpus, if there is one.
         number: bytes of a weight while decoding.
-        drawn: tokens of a drawn response on average; None takes them to be as long as the references.
+        drawn: mean tokens of a drawn response; None assumes the length of the references.
     """
     settings, method = spec["settings"], spec["method"]
     train, dev = train.first(settings["rows"]), dev.first(settings["dev_rows"])
@@ -219,9 +220,9 @@ def training(
 
 
 def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float]:
-    """Steps on responses that the student draws then, and on older ones of it, as expected (`takd.methods.regimes`).
+    """Expected steps on responses that the student draws anew, and on its earlier ones (`takd.methods.regimes`).
 
-    With `adaptive`, φ is taken to stay where it starts: how often the dev loss will rise, nobody knows.
+    With `adaptive`, φ is assumed to keep its initial value, since the changes of the dev loss are unknown.
     """
     sampling = settings.get("sampling", "fixed")
     if sampling == "mixed":
@@ -236,7 +237,7 @@ def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float
 
 @dataclass(frozen=True)
 class _How:
-    """The passes of a training, each over all processes."""
+    """Computation of the parts of a training, each over all processes."""
 
     student: Shape
     teacher: Shape | None
@@ -245,7 +246,7 @@ class _How:
     number: int
 
     def drawn(self, rows: Rows, count: float, teacher: bool) -> Work:
-        """Responses to so many prompts, by the student, with or without its teacher."""
+        """Responses to `count` prompts, by the student, with or without its teacher."""
         together = self.resources.micro_batch * DRAWN_AT_ONCE
         models = [self.student, *([self.teacher] if teacher and self.teacher else [])]
         work = Work(tokens=count * rows.response)
@@ -262,7 +263,7 @@ class _How:
         return work
 
     def rollout(self, rows: Rows, count: int) -> Work:
-        """One round's responses; a teacher that does not mix reads them once."""
+        """Responses of one round; a teacher without teacher-mixed sampling reads them once."""
         mixing = self.settings["teacher_mix"] is not None and self.settings["teacher_mix"] > 0
         work = self.drawn(rows, count, teacher=mixing)
         if not mixing and self.teacher is not None:
@@ -271,18 +272,18 @@ class _How:
         return work
 
     def evaluation(self, dev: Rows, drawn: float) -> Work:
-        """One measurement on dev: a response each, which the journal does not count, and the loss."""
+        """One dev evaluation: a response per row, whose tokens the log does not count, and the loss."""
         assert dev.count is not None
         work = self.drawn(replace(dev, response=drawn), dev.count, teacher=False)
         read = body_forward(self.student, dev.whole) + head(self.student, dev.response)
         return Work(0.0, work.passes + dev.count * read, *work.values[2:])
 
     def step(self, rows: Rows, count: int, teacher_outputs: str) -> Work:
-        """One optimizer step on so many rows.
+        """One optimizer step on `count` rows.
 
         Args:
-            teacher_outputs: "live" (the teacher reads the rows), "hidden" or "kept" (its output embedding alone is
-                applied), "top_k" or "none" (nothing of it).
+            teacher_outputs: "live" (the teacher reads the rows), "hidden" or "kept" (only its output embedding is
+                applied), "top_k" or "none" (no computation by the teacher).
         """
         operations = trained(
             self.student,
@@ -302,7 +303,7 @@ class _How:
 def evaluation(
     model: Shape, rows: Rows, seeds: int, resources: Resources, number: int = 2
 ) -> Work | None:
-    """Work of answering a set with every decoding seed."""
+    """Computation of answering a set with every decoding seed."""
     if rows.count is None:
         return None
     count = rows.count * seeds
@@ -320,9 +321,9 @@ def evaluation(
 
 
 def likelihoods(model: Shape, teachers: Sequence[Shape], rows: Rows, seeds: int) -> Work | None:
-    """Work of reading a set's references, and with each teacher once more these, the model's answers and the teacher's.
+    """Computation of the likelihood stage: the references, and per teacher these and the answers of both models.
 
-    One reference a prompt, and answers as long as it.
+    Assumes one reference per prompt, and answers of the same length.
     """
     if rows.count is None:
         return None
@@ -337,7 +338,7 @@ def likelihoods(model: Shape, teachers: Sequence[Shape], rows: Rows, seeds: int)
 
 
 def outputs(teacher: Shape, rows: Rows, kind: str) -> Work | None:
-    """Work of writing down what a teacher says of a split."""
+    """Computation of a teacher's outputs on a split."""
     if rows.count is None:
         return None
     operations = body_forward(teacher, rows.whole)

@@ -1,4 +1,4 @@
-"""What a model costs with all that it needs: its teachers, what they wrote ahead, and what it and they started from."""
+"""Accumulated cost of a model: its training, those of the models it depends on, and their precomputed outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from takd.report.read import Results, Row, Written
 
 @dataclass(frozen=True)
 class Accumulated:
-    """Training of one lineage and of everything above it, per training seed.
+    """Cost of one lineage and of every training it depends on, per training seed.
 
     Attributes:
-        hours: for each training seed, hours of training and of what was written ahead for it, times processes. A
-            process is a GPU where there is one.
-        tokens: for each training seed, tokens trained on and sampled, of all these trainings and by their teachers
-            ahead. What a teacher only reads is not among them, whether it is asked ahead or live.
-        trainings: how many trainings one seed needs.
+        hours: GPU hours (hours times processes; a process is a GPU where there is one) of these trainings and of the
+            teacher generations and outputs computed ahead for them, by training seed.
+        tokens: tokens trained on and sampled by these trainings and by their teachers ahead, by training seed. Tokens
+            that a teacher only scores are not counted, whether ahead or during training.
+        trainings: trainings needed for one seed.
     """
 
     lineage: str
@@ -35,10 +35,10 @@ class Accumulated:
 
 
 def needed(results: Results, lineage: str, seed: int) -> list[Node]:
-    """The trainings without which a model would not be there, itself included, each once.
+    """List the trainings that a model depends on, itself included, each once.
 
-    Those of its chain (the head is trained with the first seed, for all seeds) and, where the training began from
-    fine-tuned weights, the supervised training that they come from. Such a start may be shared.
+    These are the trainings of its chain (the head is trained with the first seed, for all seeds) and, where a training
+    started from fine-tuned weights, the supervised training that made them. Several models may share such a start.
     """
     found: dict[Node, None] = {}
     for prefix in prefixes(lineage):
@@ -51,7 +51,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
 
 
 def read_ahead(results: Results, nodes: Sequence[Node]) -> list[Written]:
-    """What was written ahead and read by these trainings, each once; their manifests name it among the inputs."""
+    """List the precomputed teacher outputs that these trainings read (by their manifests), each once."""
     inputs = {
         digest
         for node in nodes
@@ -62,7 +62,7 @@ def read_ahead(results: Results, nodes: Sequence[Node]) -> list[Written]:
 
 
 def accumulate(results: Results) -> list[Accumulated]:
-    """The accumulated cost of every lineage."""
+    """Compute the accumulated cost of every lineage."""
     costs = []
     for lineage in results.lineages:
         hours, tokens, trainings = {}, {}, 0
@@ -80,12 +80,12 @@ def accumulate(results: Results) -> list[Accumulated]:
 
 
 def hours_of(end: Row) -> float:
-    """Hours of one stage times its processes, by the closing line of its log."""
+    """Hours of one stage times its processes, from the closing line of its log."""
     return float(end.get("seconds", 0.0)) / 3600 * int(end.get("processes", 1))
 
 
 def unit(results: Results) -> str:
-    """`GPU hours`, or `CPU hours` where all trainings ran without a GPU, and all that was written ahead for them."""
+    """Name the unit of cost: `GPU hours`, or `CPU hours` if no training and no precomputation used a GPU."""
     ends = [model.end for model in results.models.values()]
     ends += [end for written in results.written for end in written.ends]
     cpu = {end.get("device", "cpu") == "cpu" for end in ends}

@@ -1,4 +1,4 @@
-"""Build the report: tables, figures and pages out of the results of all models.
+"""Build the report: tables, figures and pages from the results of all models.
 
 Outputs, each optional: the names of `takd.report.parts.PARTS`.
 """
@@ -21,7 +21,7 @@ from takd.stage import Stage, read_json, write_text
 
 
 def run(stage: Stage) -> None:
-    """Write the outputs that were asked for.
+    """Write the requested outputs.
 
     Inputs: `models`, `evaluations` and `teachers` (the folders above the lineages), `data_report` and `data_page` (the
     data report as JSON and as a page). Raises InputError for a missing file or an unknown output.
@@ -59,7 +59,7 @@ def run(stage: Stage) -> None:
     }
     texts = {name: drawing.svg for name, drawing in figures.items()}
     texts |= {f"{name}_csv": drawing.csv for name, drawing in figures.items()}
-    # what is no text, and too long to hold
+    # written straight to a file: too large to build in memory
     writers: dict[str, Callable[[Path], None]] = {
         "scores_parquet": lambda path: tidy.write_parquet(
             results, stage.input("evaluations"), path
@@ -73,7 +73,7 @@ def run(stage: Stage) -> None:
         else:
             known = ", ".join([*makers, *texts, *writers])
             raise InputError(f"--output {name}: no such part of the report; there are {known}")
-    # no other stage reads it: it is there for those who check what they were given
+    # no other stage reads it; it lets recipients of a report verify its files
     stage.write_record(next(iter(stage.outputs.values())).parent / REPORT)
     stage.say(
         f"report: {len(results.lineages)} lineages, {len(results.nodes)} models,"

@@ -1,11 +1,11 @@
-"""What the captions say of an experiment: n, seeds and settings, as text that reStructuredText leaves alone."""
+"""Texts for the captions of Snakemake's report (n, seeds and settings), escaped for reStructuredText."""
 
 import re
 from typing import Any
 
 
 def facts(spec: dict[str, Any]) -> dict[str, str]:
-    """Texts for the captions, from the settings of the report."""
+    """Build the texts for the captions from the settings of the report."""
     return {
         "training_seeds": numbered(spec["seeds"], "training seed"),
         "decoding_seeds": numbered(spec["decoding_seeds"], "decoding seed"),
@@ -19,12 +19,12 @@ def facts(spec: dict[str, Any]) -> dict[str, str]:
 
 
 def numbered(seeds: list[int], what: str) -> str:
-    """`n = 2 training seeds (1, 2)`."""
+    """Format a list of seeds with its length: `n = 2 training seeds (1, 2)`."""
     return f"n = {len(seeds)} {what}{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
 
 
 def decoding(settings: dict[str, Any]) -> str:
-    """A decoding record in words."""
+    """Describe the decoding settings in words."""
     words = ["greedy"]
     if settings["sample"]:
         words = [f"sampled at temperature {settings['temperature']}"]
@@ -38,5 +38,5 @@ def decoding(settings: dict[str, Any]) -> str:
 
 
 def escape(text: str) -> str:
-    """Take their meaning from the characters that mark up reStructuredText."""
+    """Escape the characters that reStructuredText reads as mark-up."""
     return re.sub(r"([\\*`_|<>])", r"\\\1", text)

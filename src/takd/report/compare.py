@@ -1,4 +1,4 @@
-"""Compare experiments: a page, a table and a figure out of the results of several.
+"""Compare several experiments: a page, a table and a figure from their results.
 
 Outputs, each optional: the names of `takd.report.compare_plan.PARTS`.
 """
@@ -31,7 +31,7 @@ MINUTES = {
 
 
 def run(stage: Stage) -> None:
-    """Write the outputs that were asked for.
+    """Write the requested outputs.
 
     Inputs: `results`, the folder of each experiment's results in the order of the settings. Raises InputError for a
     missing file or an unknown output.
@@ -58,7 +58,7 @@ def run(stage: Stage) -> None:
 
 
 def page(comparison: Comparison, svg: str) -> str:
-    """What differs and what came of it, side by side."""
+    """Render the page that shows the differences in settings and in results side by side."""
     experiments = comparison.experiments
 
     def places(name: str, lineage: str) -> list[Place]:
@@ -99,7 +99,7 @@ def page(comparison: Comparison, svg: str) -> str:
 def findings(
     comparison: Comparison, settings: Sequence[Line], origins: Sequence[Line]
 ) -> list[tuple[str, list[str]]]:
-    """What the comparison says of each other experiment: what differs, and what came of it on the first set."""
+    """Summarise how each other experiment differs from the first, and its results on the first evaluation set."""
     found = []
     for place, other in enumerate(comparison.experiments[1:], 1):
         told = [f"{other.name} and {comparison.first.name} share no model on an evaluation set."]
@@ -112,7 +112,7 @@ def findings(
 def _differs(
     comparison: Comparison, place: int, settings: Sequence[Line], origins: Sequence[Line]
 ) -> str:
-    """How an experiment differs from the first, in settings and in what nobody may have meant to change."""
+    """Describe how an experiment differs from the first, in settings and in code, data, weights and versions."""
     apart = [line for line in settings if line.apart(place)]
     pair = f"{comparison.experiments[place].name} differs from {comparison.first.name}"
     if not apart:
@@ -143,7 +143,7 @@ def _short(value: str) -> str:
 
 
 def _told(comparison: Comparison, place: int, name: str) -> list[str]:
-    """Which models of an experiment are told apart from those of the first on a set."""
+    """Describe which models of an experiment differ significantly from those of the first on a set."""
     outcomes = comparison.against(name, place)
     results = comparison.experiments[place].results
     tested = {lineage: o for lineage, o in outcomes.items() if o.difference is not None}
@@ -174,7 +174,7 @@ def _sentence(comparison: Comparison, place: int, name: str, title: str, outcome
 
 
 def _dev_obstacles(comparison: Comparison) -> list[str]:
-    """Why the curves on dev of an experiment may not lie at the height of the first's."""
+    """Reasons why the dev curves of the experiments may not be comparable in level."""
     first, *rest = comparison.experiments
     found = []
     for each in rest:
@@ -186,12 +186,12 @@ def _dev_obstacles(comparison: Comparison) -> list[str]:
 
 
 def _holder(experiments: Sequence[Compared], lineage: str) -> Compared:
-    """The first experiment that has a lineage."""
+    """Find the first experiment that has a lineage."""
     return next(each for each in experiments if lineage in each.results.lineages)
 
 
 def _measured(experiments: Sequence[Compared]) -> list[Measure]:
-    """Those that one of the experiments has, less those that have a table of their own."""
+    """List the measures that any of the experiments has, except those with a table of their own."""
     found = {m.name for each in experiments for m in measures.measured(each.results)}
     return [m for m in measures.MEASURES if m.name in found and m.name != "rougeL"]
 
@@ -204,7 +204,7 @@ def _mean(experiments: Sequence[Compared], measure: Measure, place: Place) -> fl
 
 
 def _ahead(experiments: Sequence[Compared]) -> bool:
-    """Whether a teacher of any experiment wrote something ahead for its students."""
+    """Return whether any experiment has precomputed teacher generations or outputs."""
     return any(each.results.written for each in experiments)
 
 
@@ -220,9 +220,10 @@ def _total(found: Sequence[Cost]) -> dict[str, float]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Long form: one line a set, lineage, measure and experiment; costs have no set and are sums over training seeds.
+    """Write the comparison in long form: one line per set, lineage, measure and experiment.
 
-    A difference is that from the first experiment; `not_tested` says why there is none.
+    Costs have no set and are sums over training seeds. Differences are from the first experiment; `not_tested` gives
+    the reason where there is none.
     """
     lines = []
     measured = [m for m in measures.MEASURES if m.name == "rougeL"]
@@ -271,7 +272,7 @@ def _columns(name: str, lineage: str, measure: str, each: Compared) -> dict[str,
 
 
 def _blank() -> dict[str, Any]:
-    """Columns of a number without uncertainty."""
+    """Empty values for the columns of a number without uncertainty."""
     return {k: None for k in table.columns("value", None) if k != "value"} | _tested(None)
 
 

@@ -1,7 +1,7 @@
-"""Which experiments are compared, what is read of them, and whether it is there. Read while Snakemake plans.
+"""Which experiments are compared, which files are read, and whether they exist. Read while Snakemake plans.
 
-The first experiment is the one that runs (`experiment=`), and is brought up to date like for its report. The others
-(`with=`) are only read: what was trained in another experiment is no business of this run.
+The first experiment (`experiment=`) is run and brought up to date, as for its report. The others (`with=`) are only
+read and must be finished.
 """
 
 import re
@@ -39,9 +39,9 @@ NOTHING_NAMED = (
 
 
 def others(value: Any, first: str) -> list[str]:
-    """Names in `with=`, in the order given: a text with commas, or a list.
+    """Parse the names in `with=`, in the order given: a text with commas, or a list.
 
-    Raises InputError for a name that is none, stands twice or is that of the first experiment, and for too many.
+    Raises InputError for an invalid name, a repeated one, that of the first experiment, and for too many names.
     """
     if value is None:
         return []
@@ -69,9 +69,10 @@ def others(value: Any, first: str) -> list[str]:
 def load_all(
     root: Path, first_name: str, named: Any, variables: Mapping[str, str]
 ) -> list[Experiment]:
-    """Load the experiment that runs, and those that it is compared with: the value of `with=`.
+    """Load the experiment to run and those to compare it with (the value of `with=`).
 
-    A variable is given to those whose file has it in a path; one that no file has goes to the first, which refuses it.
+    Each variable is passed to the experiments whose file uses it in a path. A variable that no file uses is passed to
+    the first experiment, whose loading then fails with an error.
     """
     names = [first_name, *others(named, first_name)]
     files = [file_of(root, str(name)) for name in names]
@@ -87,7 +88,7 @@ def load_all(
 
 
 def _variables(file: Path) -> set[str]:
-    """Names in braces in an experiment file; no file is an error that `load` explains."""
+    """Names in braces in an experiment file; empty for a missing file, which `load` reports."""
     text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
     return set(re.findall(r"\{(\w+)\}", text))
 
@@ -98,10 +99,10 @@ def results(experiment: Experiment) -> str:
 
 
 def files(experiment: Experiment, measured: Sequence[str]) -> dict[str, str]:
-    """What is read of an experiment: path -> what it is, in words.
+    """Map the path of each file that is read of an experiment to a description of it.
 
     Args:
-        measured: files of each evaluation, of experiments with or without a judge.
+        measured: names of the files of each evaluation; they depend on whether the experiment has a judge.
     """
     found: dict[str, str] = {}
     folder = results(experiment)
@@ -136,7 +137,7 @@ def check(
     measured: Sequence[str],
     variables: Mapping[str, str],
 ) -> None:
-    """Raise InputError where the comparison of an experiment with the `rest`, if any, cannot be made."""
+    """Raise InputError if the experiment cannot be compared with the `rest`, which may be empty."""
     for each in rest:
         require_finished(each, measured, variables)
     if rest:
@@ -146,7 +147,7 @@ def check(
 def require_finished(
     experiment: Experiment, measured: Sequence[str], variables: Mapping[str, str]
 ) -> None:
-    """Raise InputError if an experiment has not been run to its end; it says what is missing and how it is made."""
+    """Raise InputError for an unfinished experiment, naming the missing files and how to make them."""
     needed = files(experiment, measured)
     missing = [path for path in needed if not Path(path).is_file()]
     if not missing:
@@ -163,7 +164,7 @@ def require_finished(
 
 
 def require_shared(experiments: Sequence[Experiment]) -> None:
-    """Raise InputError for an experiment that has no model in common with any other one."""
+    """Raise InputError for an experiment that has no model in common with any other."""
     for experiment in experiments:
         mine = {node.lineage for node in experiment.nodes}
         rest = {n.lineage for other in experiments if other is not experiment for n in other.nodes}
@@ -176,17 +177,17 @@ def require_shared(experiments: Sequence[Experiment]) -> None:
 
 
 def folder(names: Sequence[str]) -> str:
-    """Name of the folder of a comparison with the experiments `names`."""
+    """Name the folder of a comparison with the experiments `names`."""
     joined = "+".join(names)
     return joined if len(joined) <= LONGEST else f"{joined[:LONGEST]}-{short_digest(*names)}"
 
 
 def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str]) -> dict[str, Any]:
-    """Settings of the stage.
+    """Settings of the comparison stage.
 
-    `made` holds digests of the settings that each training would have now, by which the stage sees models that
-    were made by others. `content` changes with the results of an experiment that is only read, whatever their time
-    stamps; the results of the first are inputs that Snakemake itself keeps up to date.
+    `made` holds digests of the settings that each training would have now, which show whether the models were trained
+    with other settings. `content` changes with the results of the experiments that are only read, whatever their time
+    stamps; the results of the first experiment are inputs that Snakemake itself keeps up to date.
     """
     return {
         "experiments": [
@@ -213,13 +214,13 @@ def made(settings: Mapping[str, Any]) -> str:
 
 
 def content(experiment: Experiment, measured: Sequence[str]) -> str:
-    """Digest of the results of an experiment: of all its small files, which name the large ones or follow from them."""
+    """Digest of all small files of an experiment's results; these name the large files or determine them."""
     small = [path for path in files(experiment, measured) if path.endswith(".json")]
     return short_digest(*(part for path in small for part in (path, Path(path).read_text("utf-8"))))
 
 
 def facts(experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Texts for the captions."""
+    """Build the texts for the captions."""
     first, *rest = experiments
     return {
         "first": escape(first.name),

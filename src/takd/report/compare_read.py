@@ -1,4 +1,4 @@
-"""Read the experiments of a comparison: their results, and what identifies their data and starting weights."""
+"""Read the experiments of a comparison: their results, and the identity of their data and starting weights."""
 
 import functools
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """That of the experiment, where it says more than its name."""
+        """Title of the experiment, empty where it equals the name."""
         title = str(self.results.spec["title"])
         return "" if title == self.name else title
 
     @functools.cached_property
     def made_otherwise(self) -> list[Node]:
-        """Models that were trained by other settings than the experiment's file has now."""
+        """Models that were trained with other settings than those now in the experiment's file."""
         return [
             node
             for node, model in self.results.models.items()
@@ -45,12 +45,12 @@ class Compared:
         ]
 
     def has(self, lineage: str, set_name: str) -> bool:
-        """Whether it has scores of a lineage on an evaluation set."""
+        """Return whether the experiment has scores of a lineage on an evaluation set."""
         return lineage in self.results.lineages and set_name in self.results.spec["sets"]
 
 
 def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
-    """Read all experiments; `folders` are those of their results. Raises InputError for a missing file."""
+    """Read all experiments; `folders` holds the results folder of each. Raises InputError for a missing file."""
     return [_read(each, folder) for each, folder in zip(spec["experiments"], folders, strict=True)]
 
 

@@ -1,9 +1,9 @@
-"""Scores of the models that experiments share, side by side, and what may be said of their differences.
+"""Compare the scores of models that several experiments share, and test their differences.
 
-A model is shared if its lineage is the same. Each is held against the one of the first experiment, paired by prompt,
-decoding seed and training seed, by the functions that compare the models of one experiment
-(`takd.report.comparisons`). All tests on one evaluation set are one family, whose p values are corrected together.
-Where the pairing would be none (other prompts, another decoding), there is no test, and the reason is said.
+Models are shared if their lineages are equal. Each is compared with that of the first experiment, paired by prompt,
+decoding seed and training seed, with the functions that compare models within one experiment
+(`takd.report.comparisons`). All tests on one evaluation set are one family, with Holm-corrected p values. Where pairs
+do not match (other prompts, other decoding), there is no test, and the reason is given.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ MEASURE = "rougeL"
 
 
 class Place(NamedTuple):
-    """A cell: an evaluation set, a lineage, and the number of the experiment."""
+    """Index of a cell: evaluation set, lineage, and number of the experiment."""
 
     set: str
     lineage: str
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What comes of holding a model against that of the first experiment: a difference, or why there is none."""
+    """Result of comparing a model with that of the first experiment: a difference, or why there is none."""
 
     difference: Difference | None = None
     same: bool = False
@@ -39,13 +39,13 @@ class Outcome:
 
     @property
     def told(self) -> bool:
-        """Whether a direction is told, of the method or of the models as they were trained."""
+        """Whether the difference is significant, for the method or for these trained models."""
         found = self.difference
         return found is not None and bool(found.verdict or found.of_models)
 
     @property
     def word(self) -> str:
-        """For a table."""
+        """Outcome in a few words, for a table."""
         if self.same:
             return "same model"
         if self.difference is None:
@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is compared, by evaluation set and lineage."""
+    """Outcomes and scores of all shared models, by evaluation set and lineage."""
 
     experiments: list[Compared]
     sets: list[str]
@@ -73,7 +73,7 @@ class Comparison:
         return self.experiments[0]
 
     def alone(self) -> dict[str, list[str]]:
-        """Lineages that one experiment alone has, by its name."""
+        """Lineages that only one experiment has, by the name of the experiment."""
         found = {
             each.name: [x for x in each.results.lineages if x not in self.shared]
             for each in self.experiments
@@ -81,7 +81,7 @@ class Comparison:
         return {name: lineages for name, lineages in found.items() if lineages}
 
     def sets_alone(self) -> dict[str, list[str]]:
-        """Evaluation sets that one experiment alone has, by its name."""
+        """Evaluation sets that only one experiment has, by the name of the experiment."""
         found = {
             each.name: [name for name in each.results.spec["sets"] if name not in self.sets]
             for each in self.experiments
@@ -89,11 +89,11 @@ class Comparison:
         return {name: sets for name, sets in found.items() if sets}
 
     def on(self, set_name: str) -> list[str]:
-        """The shared lineages that two or more experiments have on a set."""
+        """List the shared lineages that at least two experiments have on a set."""
         return [x for x in self.shared if sum(e.has(x, set_name) for e in self.experiments) > 1]
 
     def against(self, set_name: str, experiment: int) -> dict[str, Outcome]:
-        """What comes of holding an experiment against the first on a set, by lineage."""
+        """Outcomes of comparing an experiment with the first on a set, by lineage."""
         return {
             place.lineage: outcome
             for place, outcome in self.outcomes.items()
@@ -101,11 +101,11 @@ class Comparison:
         }
 
     def told(self, set_name: str, lineage: str) -> bool:
-        """Whether a lineage is told apart from that of the first experiment in any other one."""
+        """Return whether a lineage differs significantly from the first experiment's in any other one."""
         return any(outcome.told for outcome in self._of(set_name, lineage))
 
     def same(self, set_name: str, lineage: str) -> bool:
-        """Whether a lineage is the same model in all experiments that have it."""
+        """Return whether a lineage is the same model in all experiments that have it."""
         outcomes = self._of(set_name, lineage)
         return bool(outcomes) and all(outcome.same for outcome in outcomes)
 
@@ -113,11 +113,11 @@ class Comparison:
         return [o for p, o in self.outcomes.items() if (p.set, p.lineage) == (set_name, lineage)]
 
     def tests(self, set_name: str) -> int:
-        """Size of the family of tests on a set."""
+        """Number of tests in the family of a set."""
         return sum(p.set == set_name and o.difference is not None for p, o in self.outcomes.items())
 
     def reasons(self, set_name: str) -> dict[str, list[str]]:
-        """Why models are not paired on a set: reason -> lineages, by experiment."""
+        """Map each reason why models are not paired on a set, with its experiment, to the lineages."""
         found: dict[str, list[str]] = {}
         for place, outcome in self.outcomes.items():
             if place.set == set_name and outcome.reason:
@@ -127,7 +127,7 @@ class Comparison:
 
 
 def compare(experiments: Sequence[Compared]) -> Comparison:
-    """Scores of all shared lineages, and their differences from the first experiment."""
+    """Compute the scores of all shared lineages and their differences from the first experiment."""
     every = [each.results for each in experiments]
     comparison = Comparison(
         list(experiments),
@@ -145,20 +145,20 @@ def compare(experiments: Sequence[Compared]) -> Comparison:
 
 
 def _several(lists: Sequence[Sequence[str]]) -> list[str]:
-    """What stands in two or more lists, in the order of the first that has it."""
+    """List the items that occur in two or more lists, in order of first occurrence."""
     every = [item for found in lists for item in found]
     return [item for item in dict.fromkeys(every) if every.count(item) > 1]
 
 
 def _test(comparison: Comparison, name: str) -> None:
-    """Put the outcomes on one set into the comparison."""
+    """Run the tests of one set and store the outcomes in the comparison."""
     gaps: dict[Place, Array] = {}
     for lineage in comparison.on(name):
         for number, each in enumerate(comparison.experiments[1:], 1):
             if not (each.has(lineage, name) and comparison.first.has(lineage, name)):
                 continue
             place = Place(name, lineage, number)
-            # in the order of the table, whatever comes of it
+            # keeps the order of the table
             comparison.outcomes[place] = Outcome()
             pairing = _pair(comparison.first, each, lineage, name)
             if isinstance(pairing, Outcome):
@@ -170,7 +170,7 @@ def _test(comparison: Comparison, name: str) -> None:
 
 
 def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome | Array:
-    """Differences (R, P, D) of the scores of a lineage, other less first; an outcome where none is to be tested."""
+    """Differences (R, P, D) of the scores of a lineage, other minus first, or an outcome where there is no test."""
     seeds = _both(first.results.seeds(lineage), other.results.seeds(lineage))
     draws = _both(first.results.spec["decoding_seeds"], other.results.spec["decoding_seeds"])
     reason = next(_obstacles(first, other, lineage, name, seeds, draws), None)
@@ -193,7 +193,7 @@ def _obstacles(
     seeds: Sequence[int],
     draws: Sequence[int],
 ) -> Iterator[str]:
-    """Why the answers of two models are no pairs, the weightiest reason first."""
+    """Reasons why the answers of two models cannot be paired, the most important first."""
     digests = [each.data[name]["sha256"] for each in (first, other)]
     if digests[0] != digests[1]:
         yield (
@@ -239,6 +239,6 @@ def _scores(
 
 
 def _weights(experiment: Compared, lineage: str, seed: int) -> str | None:
-    """sha256 of the weights that were evaluated."""
+    """sha256 of the evaluated weights."""
     manifest = experiment.results.models[Node(lineage, seed)].manifest
     return (manifest.get("weights") or {}).get("model")

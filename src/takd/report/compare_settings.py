@@ -1,5 +1,4 @@
-"""What differs between experiments: settings, and digests of code, data and weights, so that a change that nobody
-intended is seen."""
+"""Differences between experiments in settings and in digests of code, data and weights, including unintended ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Line:
-    """One thing, and what it is in each experiment; None where an experiment has none."""
+    """One setting or digest, with its value in each experiment; None where an experiment has none."""
 
     kind: str
     what: str
@@ -36,22 +35,23 @@ class Line:
         )
 
     def apart(self, place: int) -> bool:
-        """Whether an experiment differs from the first.
+        """Return whether an experiment differs from the first.
 
-        One that lacks a setting does; one that lacks a digest does not: a setting will have told why.
+        An experiment that lacks a setting differs. One that lacks a digest does not: the difference in settings
+        explains it.
         """
         one, other = self.values[0], self.values[place]
         return one != other and (self.kind == SETTING or None not in (one, other))
 
 
 def settings(experiments: Sequence[Compared]) -> list[Line]:
-    """The settings that differ, flattened (`training.minillm.steps`), in the order of the experiment files."""
+    """List the settings that differ, flattened (`training.minillm.steps`), in the order of the experiment files."""
     found = [_settings(each) for each in experiments]
     return [line for line in _lines(SETTING, found) if line.differs]
 
 
 def origins(experiments: Sequence[Compared]) -> list[Line]:
-    """What made the results besides the settings, equal or not: code, data, starting weights, versions, devices."""
+    """List what else determines the results, equal or not: code, data, starting weights, versions, devices."""
     kinds = {
         "code": _code,
         "data": lambda each: {name: _data(found) for name, found in each.data.items()},
@@ -75,7 +75,7 @@ def origins(experiments: Sequence[Compared]) -> list[Line]:
 
 
 def equal(lines: Sequence[Line]) -> dict[str, list[str]]:
-    """What is the same in all experiments, by kind."""
+    """List what is the same in all experiments, by kind."""
     found: dict[str, list[str]] = {}
     for line in lines:
         if not line.differs:
@@ -98,7 +98,7 @@ def _settings(experiment: Compared) -> dict[str, str]:
 
 
 def _code(experiment: Compared) -> dict[str, str]:
-    """Of the trainings by method, and of what made data and starting weights."""
+    """Code digests of the trainings by method, and of the stages that made data and starting weights."""
     found: dict[str, set[str]] = {}
     for node, model in experiment.results.models.items():
         method = split(node.lineage)[-1].method

@@ -1,9 +1,9 @@
-"""The pairs of models that the questions of an experiment are about, their differences, and what may be said of them.
+"""Compare the pairs of models that answer the questions of an experiment, with confidence intervals and tests.
 
-Three questions, each asked on every evaluation set: does a distilled model beat the same model trained on labels
-alone; does a chain through assistants beat distillation straight from its head; does one method (or one setting of
-it) beat another where all else in the chain is the same. The tests of one question on one set are one family, whose
-p values are corrected together (Holm).
+Three questions, each tested on every evaluation set: does a distilled model beat the same model trained on labels
+alone; does a chain through assistants beat distillation directly from its head; does one method (or one setting of
+it) beat another where the chains are otherwise the same. The tests of one question on one set are one family, with
+Holm-corrected p values.
 """
 
 import functools
@@ -54,18 +54,18 @@ class Score:
 
     @property
     def interval(self) -> Interval | None:
-        """The widest claim that the trainings allow."""
+        """Confidence interval over trainings if there are several, else over prompts."""
         return self.over_trainings or self.over_prompts
 
     def text(self, signed: bool = False) -> str:
-        """`62.9 (61.2 to 64.4)`."""
+        """Format as `62.9 (61.2 to 64.4)`."""
         value = number(self.mean, signed)
         return f"{value} ({self.interval.text(signed)})" if self.interval else value
 
 
 @dataclass(frozen=True)
 class Difference(Score):
-    """How far one model is above another one. The p values are corrected within the family."""
+    """Mean difference of the scores of two models. The p values are corrected within the family."""
 
     p_prompts: float | None
     p_trainings: float | None
@@ -80,17 +80,17 @@ class Difference(Score):
 
     @property
     def verdict(self) -> str:
-        """`higher` or `lower` where interval and p allow it, of the recipe if there are several trainings."""
+        """`higher` or `lower` if significant, else empty; about the recipe if there are several trainings."""
         return self.direction if _told(self.p, self.interval) else ""
 
     @property
     def of_models(self) -> str:
-        """`higher` or `lower` of the models as they were trained, whatever other trainings might give."""
+        """`higher` or `lower` if significant for these trained models, over prompts alone; else empty."""
         return self.direction if _told(self.p_prompts, self.over_prompts) else ""
 
     @property
     def words(self) -> str:
-        """The verdict in words, with the interval that it rests on."""
+        """The verdict in words, with its confidence interval and p value."""
         if self.interval is None:
             return "one prompt tells of no other"
         said = f"95 % interval from {self.interval.text(signed=True)}, {p_text(self.p)}"
@@ -114,7 +114,7 @@ def _told(p: float | None, interval: Interval | None) -> bool:
 
 
 def p_text(p: float | None) -> str:
-    """`p = 0.012`, `p < 0.001`, in one piece."""
+    """Format a p value with no-break spaces: `p = 0.012`, `p < 0.001`."""
     if p is None:
         return "no p"
     text = "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}"
@@ -122,7 +122,7 @@ def p_text(p: float | None) -> str:
 
 
 class Pair(NamedTuple):
-    """A question about two lineages: how far is `ours` above `theirs`?"""
+    """Two lineages to compare: the difference is `ours` minus `theirs`."""
 
     question: str
     ours: str
@@ -147,13 +147,13 @@ class Analysis:
         ]
 
     def difference(self, set_name: str, question: str, lineage: str) -> Difference | None:
-        """That of a lineage with its counterpart; None if it has none."""
+        """Difference of a lineage from its counterpart; None if it has none."""
         found = (d for pair, d in self.of(set_name, question) if pair.ours == lineage)
         return next(found, None)
 
 
 def direct(lineage: str) -> str | None:
-    """Lineage of the same student, distilled by the same method straight from the head of the chain.
+    """Lineage of the same student distilled by the same method directly from the head of the chain.
 
     None for a lineage without an assistant.
     """
@@ -162,7 +162,7 @@ def direct(lineage: str) -> str | None:
 
 
 def pairs(results: Results) -> list[Pair]:
-    """All pairs that share a training seed, by question."""
+    """List all pairs that share a training seed, by question."""
     known = results.lineages
     found = [Pair("sft", lineage, supervised(split(lineage)[-1].model)) for lineage in known]
     found += [Pair("direct", lineage, other) for lineage in known if (other := direct(lineage))]
@@ -180,10 +180,10 @@ def pairs(results: Results) -> list[Pair]:
 
 
 def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]) -> bool:
-    """Whether two chains of the same models differ in one hop, or one method throughout stands against another.
+    """Return whether two chains of the same models differ in one hop, or by one method throughout.
 
-    A model is the same with other settings if its name is that of the other with something after a dot
-    (`120M.nomix`) and it is of the same size.
+    Models count as the same with other settings if one name is the other plus a suffix after a dot (`120M.nomix`) and
+    their sizes are equal.
     """
     if len(ours) != len(theirs) or len(ours) == 1:
         return False
@@ -200,14 +200,14 @@ def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]
 
 
 def _shared(results: Results, pair: Pair) -> list[int]:
-    """Training seeds that both have: trainings of one seed share their data's order and their supervised start."""
+    """Training seeds that both have: the same seed means the same data order and the same supervised start."""
     theirs = results.seeds(pair.theirs)
     return [seed for seed in results.seeds(pair.ours) if seed in theirs]
 
 
 @functools.lru_cache(maxsize=1)
 def analyse(results: Results) -> Analysis:
-    """All scores and differences with their uncertainty, once for all parts of the report."""
+    """Compute all scores and differences with their uncertainty, once for all parts of the report."""
     analysis = Analysis()
     asked = pairs(results)
     for name in results.spec["sets"]:
@@ -234,12 +234,12 @@ def analyse(results: Results) -> Analysis:
 
 
 def family(gaps: Sequence[Array]) -> list[Difference]:
-    """Differences (R, P, D) on the same P prompts, tested as one family: their p values are corrected together."""
+    """Test differences (R, P, D) on the same P prompts as one family, with corrected p values."""
     return _corrected(_differences(gaps, _over_prompts(gaps))) if gaps else []
 
 
 def _over_prompts(arrays: Sequence[Array]) -> list[Interval | None]:
-    """Intervals of means (R, P, D) with common resamples of the prompts."""
+    """Confidence intervals of means (R, P, D), with the same resamples of the prompts for all."""
     if arrays[0].shape[1] < 2:
         return [None] * len(arrays)
     ends = over_prompts(np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1))
@@ -247,12 +247,12 @@ def _over_prompts(arrays: Sequence[Array]) -> list[Interval | None]:
 
 
 def _score(scores_rpd: Array, interval: Interval | None, least: float) -> Score:
-    """Uncertainty of a mean (R, P, D) of scores between `least` and 100."""
+    """Mean score (R, P, D), between `least` and 100, with its uncertainty."""
     trainings, prompts, _ = scores_rpd.shape
     recipe = None
     if trainings > 1 and prompts > 1:
         low, high, _ = over_trainings(scores_rpd.mean(axis=2))
-        # no true mean lies beyond the ends of the scale
+        # a mean cannot lie outside the scale
         recipe = Interval(max(least, float(low)), min(100.0, float(high)))
     return Score(
         mean=float(scores_rpd.mean()),
@@ -266,7 +266,7 @@ def _score(scores_rpd: Array, interval: Interval | None, least: float) -> Score:
 
 
 def _differences(gaps: Sequence[Array], intervals: Sequence[Interval | None]) -> list[Difference]:
-    """Differences with the p values of each test alone."""
+    """Differences with uncorrected p values."""
     if not gaps:
         return []
     p_prompts = sign_flip(np.stack([gap.mean(axis=(0, 2)) for gap in gaps], axis=1))
@@ -275,7 +275,7 @@ def _differences(gaps: Sequence[Array], intervals: Sequence[Interval | None]) ->
         score = _score(gap, interval, -100.0)
         recipe = None
         if score.over_trainings is not None:
-            # two recipes are not told apart by trainings that are not: both tests have to reject
+            # recipes differ only if these trained models do as well: both tests must reject
             recipe = max(p, float(over_trainings(gap.mean(axis=2)).p))
         alone = None if interval is None else p
         found.append(Difference(**vars(score), p_prompts=alone, p_trainings=recipe))
@@ -283,7 +283,7 @@ def _differences(gaps: Sequence[Array], intervals: Sequence[Interval | None]) ->
 
 
 def _corrected(family: Sequence[Difference]) -> list[Difference]:
-    """The differences of one family with p values corrected by Holm, those over prompts and trainings apart."""
+    """Apply Holm's correction to one family, to the p values over prompts and over trainings separately."""
     over_prompts_p = _holm([difference.p_prompts for difference in family])
     over_trainings_p = _holm([difference.p_trainings for difference in family])
     return [
@@ -295,6 +295,6 @@ def _corrected(family: Sequence[Difference]) -> list[Difference]:
 
 
 def _holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction of the tests that were made."""
+    """Apply Holm's correction to the tests that were made; None stays None."""
     corrected = iter(holm(p for p in p_values if p is not None))
     return [None if p is None else next(corrected) for p in p_values]

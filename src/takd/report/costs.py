@@ -1,4 +1,4 @@
-"""What the models cost: minutes of training, of writing ahead for students, and of evaluation; tokens, devices."""
+"""Cost of the models: minutes of training, of precomputing teacher outputs and of evaluation; tokens, devices."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ EVALUATION = {ANSWERS: "answering", LIKELIHOODS: "reading"}
 
 
 def writing_stage(written: Written) -> str:
-    """What the stage is called that wrote something ahead."""
+    """Name the stage that precomputed teacher generations or outputs."""
     return "teacher, answers" if written.drawn else "teacher, outputs"
 
 
 @dataclass(frozen=True)
 class Writes:
-    """What the models of one lineage wrote ahead for their students in one stage, over their training seeds.
+    """Cost of one lineage's generations or outputs computed ahead for its students, over its training seeds.
 
     Attributes:
-        runs: parts are runs of their own.
+        runs: number of jobs; each part counts as one.
     """
 
     stage: str
@@ -36,12 +36,12 @@ class Writes:
 
 @dataclass(frozen=True)
 class Cost:
-    """All runs of one lineage together, over its training seeds.
+    """Cost of all runs of one lineage, over its training seeds.
 
     Attributes:
-        skipped: steps whose gradient was not finite, and which changed nothing.
+        skipped: steps skipped because the gradient was not finite.
         judged: answers that the experiment's judge rated; the endpoint's time and tokens are not known here.
-        writes: by stage; empty where no student reads anything that was written ahead.
+        writes: by stage; empty where no student reads precomputed generations or outputs.
     """
 
     lineage: str
@@ -61,7 +61,7 @@ class Cost:
 
     @property
     def writing_minutes(self) -> float:
-        """Of what it wrote ahead for its students."""
+        """Minutes of computing generations and outputs ahead for its students."""
         return sum(each.minutes for each in self.writes)
 
     @property
@@ -70,7 +70,7 @@ class Cost:
 
     @property
     def evaluation_minutes(self) -> float:
-        """Answering the prompts, and reading the texts for their likelihoods."""
+        """Minutes of answering the prompts and of computing likelihoods."""
         return self.answering_minutes + self.reading_minutes
 
     @property
@@ -87,13 +87,13 @@ class Cost:
 
     @property
     def speed(self) -> float | None:
-        """Training tokens a second."""
+        """Training tokens per second."""
         return self.tokens / self.training_minutes / 60 if self.training_minutes else None
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """All runs of one stage together."""
+    """Cost of all runs of one stage."""
 
     stage: str
     runs: int
@@ -103,7 +103,7 @@ class StageCost:
 
 
 def by_lineage(results: Results) -> list[Cost]:
-    """The cost of each lineage, in the order of training."""
+    """Compute the cost of each lineage, in the order of training."""
     costs = []
     for lineage in results.lineages:
         models = results.of(lineage)
@@ -132,7 +132,7 @@ def by_lineage(results: Results) -> list[Cost]:
 
 
 def _writes(written: Sequence[Written]) -> list[Writes]:
-    """What one lineage wrote ahead, by stage."""
+    """Cost of one lineage's precomputed generations and outputs, by stage."""
     by_stage: dict[str, list[Written]] = {}
     for each in written:
         by_stage.setdefault(writing_stage(each), []).append(each)
@@ -154,7 +154,7 @@ def _devices(ends: Iterable[Row]) -> str:
 
 
 def _minutes(ends: Iterable[Row]) -> float:
-    """Wall time of stages by their logs' last lines."""
+    """Wall time of stages in minutes, from the closing lines of their logs."""
     return sum(float(end.get("seconds", 0.0)) for end in ends) / 60
 
 
@@ -163,7 +163,7 @@ def _tokens(ends: Iterable[Row]) -> int:
 
 
 def by_stage(costs: list[Cost], sets: int) -> list[StageCost]:
-    """The cost of training by each method, of what teachers wrote ahead, and of the stages of evaluation."""
+    """Compute the cost of training by method, of precomputed teacher outputs, and of the evaluation stages."""
     stages = []
     for method in dict.fromkeys(cost.method for cost in costs):
         of_method = [cost for cost in costs if cost.method == method]
@@ -198,7 +198,7 @@ def by_stage(costs: list[Cost], sets: int) -> list[StageCost]:
 
 
 def device_text(end: dict[str, Any]) -> str:
-    """`2 × cuda, fp16`."""
+    """Format the device of a run: `2 × cuda, fp16`."""
     count = end.get("processes", 1)
     device = str(end.get("device", "unknown"))
     many = f"{count} × {device}" if count > 1 else device
@@ -206,7 +206,7 @@ def device_text(end: dict[str, Any]) -> str:
 
 
 def lines(costs: Sequence[Cost]) -> list[Row]:
-    """The numbers, one line a lineage and stage; a lineage that wrote nothing ahead has no line of it."""
+    """Build the rows of the table, one per lineage and stage; without precomputed outputs there is no row for them."""
     found: list[Row] = []
     for cost in costs:
         trained = {"steps": cost.steps, "skipped": cost.skipped, "device": cost.device}

@@ -1,8 +1,8 @@
-"""CSV for spreadsheets: no text is a formula there, and reading a file back gives what was written.
+"""CSV for spreadsheets: no text is read as a formula, and reading a file back gives the written values.
 
-A text that begins with what a spreadsheet takes for a formula (=, +, -, @, their full-width forms, a tab or a carriage
-return), or with an apostrophe, gets an apostrophe before it (OWASP, "CSV Injection"). Whoever reads the file takes one
-apostrophe from the beginning of a text that has one. Numbers stay as they are, negative ones too.
+A text that begins with a character that spreadsheets take for a formula (=, +, -, @, their full-width forms, a tab or
+a carriage return), or with an apostrophe, gets an apostrophe before it (OWASP, "CSV Injection"). To recover the text,
+remove one apostrophe from its beginning. Numbers stay as they are, negative ones too.
 """
 
 import csv
@@ -19,10 +19,10 @@ def to_csv(
     lines: Iterable[Mapping[str, Any]],
     plain: Callable[[Any], Any] = lambda value: value,
 ) -> str:
-    """A head and lines, whose keys are `names`; nothing for None.
+    """Write a header and lines, whose keys are `names`; None becomes an empty cell.
 
     Args:
-        plain: how a value that is no text is written.
+        plain: converts a value that is not text before it is written.
     """
     rows = [[_cell(line.get(name), plain) for name in names] for line in lines]
     return "".join(map(_line, [[safe(name) for name in names], *rows]))
@@ -30,13 +30,13 @@ def to_csv(
 
 def _line(cells: Sequence[Any]) -> str:
     file = io.StringIO()
-    # with both characters of this end, cells that hold either are quoted
+    # with CRLF as line end, cells that contain either character are quoted
     csv.writer(file, lineterminator="\r\n").writerow(cells)
     return file.getvalue().removesuffix("\r\n") + "\n"
 
 
 def safe(text: str) -> str:
-    """A text as it stands in a cell."""
+    """Escape a text for a cell."""
     return f"{MARK}{text}" if text.startswith(FORMULA) else text
 
 

@@ -1,4 +1,4 @@
-"""What each measure is, in a sentence; docs/measures.md has the formulas and sources."""
+"""Definition of each measure in a sentence; docs/measures.md has the formulas and sources."""
 
 from takd.report.measures import Measure
 
@@ -31,10 +31,10 @@ DEFINITIONS = {
 
 
 def definition(measure: Measure) -> str:
-    """What a measure is; its title where nothing more is known."""
+    """Definition of a measure; its title where there is none."""
     return DEFINITIONS.get(measure.name, measure.title)
 
 
 def better(measure: Measure) -> str:
-    """An arrow for which way is better; empty where neither is."""
+    """Arrow that shows which direction is better; empty where neither is."""
     return {"higher": "↑ better", "lower": "↓ better"}.get(measure.better, "")

@@ -1,6 +1,6 @@
-"""What a report cannot say, and where its experiment departs from MiniLLM as published (arXiv 2306.08543).
+"""Limits of a report, and departures of its experiment from MiniLLM as published (arXiv 2306.08543).
 
-Only what settings, manifests and the data report show: a departure that none of them holds goes unmentioned.
+Only departures that settings, manifests or the data report show are listed.
 """
 
 import json
@@ -32,7 +32,7 @@ MINILLM = {
 
 
 def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
-    """Few seeds, questions that no pair answers, leaks, departures."""
+    """List the limits: few seeds, unanswered questions, leaks, departures."""
     found = departures(results, data_report)
     departing = f"The run departs from {PAPER}: {'; '.join(found)}."
     none = (
@@ -48,7 +48,7 @@ def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
 
 
 def few_seeds(results: Results) -> list[str]:
-    """What one or two training seeds leave open."""
+    """State the limits of one or two training seeds."""
     count = len(results.spec["seeds"])
     if count == 1:
         return [
@@ -64,14 +64,14 @@ def few_seeds(results: Results) -> list[str]:
 
 
 def unasked(results: Results) -> list[str]:
-    """Questions that no two of the models answer."""
+    """List the questions that no two of the models answer."""
     asked = {pair.question for pair in pairs(results)}
     missing = [title for question, title in QUESTIONS.items() if question not in asked]
     return [f"No two models here answer: {'; '.join(missing)}."] if missing else []
 
 
 def leaks(data_report: dict[str, Any]) -> list[str]:
-    """Prompts of an evaluation set that the models were trained on."""
+    """List prompts of an evaluation set that the models were trained on."""
     if data_report["splits"]["train"]["counts"].get("dropped_leaks"):
         return []
     found = [
@@ -87,7 +87,7 @@ def leaks(data_report: dict[str, Any]) -> list[str]:
 
 
 def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
-    """Each in a few words."""
+    """List the departures, each in a few words."""
     spec = results.spec
     found = []
     if len(spec["sets"]) < SETS:
@@ -159,7 +159,7 @@ def _lora(results: Results) -> list[str]:
 
 
 def _minillm(results: Results) -> list[str]:
-    """Settings of MiniLLM that are others than the paper's, with the models that have them unless all do."""
+    """Settings of MiniLLM that differ from the paper's, with the affected models unless all are."""
     hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
     models = [hop.model for hop in hops if hop.method == "minillm"]
     found = []

@@ -1,4 +1,4 @@
-"""What ran on what, with which code, as the closing lines of the logs say, and what the models started from."""
+"""Devices and code of the runs, from the closing lines of their logs, and the sources of starting weights."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from takd.report.read import Results, Row
 
 
 class Used(NamedTuple):
-    """All runs of one kind of stage on one kind of device."""
+    """Runs of one kind of stage on one kind of device."""
 
     stage: str
     device: str
@@ -22,7 +22,7 @@ class Used(NamedTuple):
 
 
 def used(results: Results) -> list[Used]:
-    """Each combination of stage, device and precision once, in the order of the stages."""
+    """List each combination of stage, device and precision once, in the order of the stages."""
     rows: dict[tuple[str, str, int, str, str], list[float]] = {}
     for stage, end in _ends(results):
         if not end:
@@ -39,7 +39,7 @@ def used(results: Results) -> list[Used]:
 
 
 class Code(NamedTuple):
-    """All runs of one kind of stage with the same code."""
+    """Runs of one kind of stage with the same code."""
 
     stage: str
     commit: str
@@ -48,7 +48,7 @@ class Code(NamedTuple):
 
 
 def codes(results: Results) -> list[Code]:
-    """Each combination of stage, commit and digest once, in the order of the stages."""
+    """List each combination of stage, commit and digest once, in the order of the stages."""
     counts = Counter(
         (stage, str(end.get("commit") or ""), str(end.get("code") or ""))
         for stage, end in _ends(results)
@@ -66,7 +66,7 @@ def _ends(results: Results) -> Iterator[tuple[str, Row]]:
 
 
 def start_text(source: dict[str, Any]) -> str:
-    """Where weights or a tokenizer come from: `hub openai-community/gpt2, revision 607a…`, in the file's own words."""
+    """Describe a source of weights or a tokenizer, such as `hub openai-community/gpt2, revision 607a…`."""
     words = []
     for key, value in source.items():
         if value is None:

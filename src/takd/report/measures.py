@@ -1,6 +1,6 @@
-"""The measures of an evaluation, each by name: where its number is and which way is better.
+"""Measures of an evaluation by name: where each value is stored and which direction is better.
 
-docs/measures.md defines them. All of the report, and the tidy files, go by this list.
+docs/measures.md defines them. The report and the tidy files use this list.
 """
 
 import statistics
@@ -11,7 +11,7 @@ from takd.report.read import Evaluation, Results
 
 
 class Measure(NamedTuple):
-    """One number of an evaluation."""
+    """One measure of an evaluation."""
 
     name: str
     title: str
@@ -23,14 +23,14 @@ class Measure(NamedTuple):
     digits: int = 1
 
     def of(self, evaluation: Evaluation) -> float | None:
-        """The number of one model on one set; None where it was not measured, or is not finite."""
+        """Value for one model on one set; None where it was not measured or is not finite."""
         found: Any = getattr(evaluation, self.file)
         for key in self.path:
             found = None if found is None else found.get(key)
         return None if found is None else float(found)
 
     def by_seed(self, evaluation: Evaluation) -> dict[int, float]:
-        """The number of each decoding seed, where it is known."""
+        """Value for each decoding seed, where it is known."""
         found: Any = getattr(evaluation, self.file)
         for key in self.path[:-1]:
             found = None if found is None else found.get(key)
@@ -76,7 +76,7 @@ MEASURES = [
 
 
 def mean(results: Results, measure: Measure, lineage: str, set_name: str) -> float | None:
-    """Mean over training seeds; None where one has none."""
+    """Mean over training seeds; None if any seed has no value."""
     found = [measure.of(results.evaluations[model.node, set_name]) for model in results.of(lineage)]
     return _mean(found)
 
@@ -87,5 +87,5 @@ def _mean(found: Sequence[float | None]) -> float | None:
 
 
 def measured(results: Results) -> list[Measure]:
-    """Those that at least one model has."""
+    """List the measures that at least one model has."""
     return [m for m in MEASURES if any(m.of(e) is not None for e in results.evaluations.values())]

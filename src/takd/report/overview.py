@@ -1,7 +1,7 @@
-"""The overview: some ten sentences for someone who was not there, all of them made from the data.
+"""Overview of an experiment: about ten sentences, all generated from the results.
 
-What was trained, what was found and with what certainty (`verdicts`), what it cost, and what it cannot say
-(`departures`). What no test stands behind is said to be a mean.
+They cover what was trained, what was found and how certain it is (`verdicts`), the cost, and the limits
+(`departures`). A statement without a test behind it is marked as a mean.
 """
 
 from collections import Counter
@@ -23,14 +23,14 @@ DEVICES = 3
 
 
 class Point(NamedTuple):
-    """Some sentences under one heading."""
+    """Sentences under one heading."""
 
     title: str
     sentences: list[str]
 
 
 def points(results: Results, groups: list[Group], data_report: dict[str, Any]) -> list[Point]:
-    """The overview; a point that the data say nothing of is left out."""
+    """Build the overview; points without data are left out."""
     first, *others = results.spec["sets"]
     found = [
         Point("What was trained", trained(results, groups, data_report)),
@@ -45,7 +45,7 @@ def points(results: Results, groups: list[Group], data_report: dict[str, Any]) -
 
 
 def trained(results: Results, groups: list[Group], data_report: dict[str, Any]) -> list[str]:
-    """Experiment, teacher, chains, methods, seeds, data."""
+    """Describe experiment, teacher, chains, methods, seeds and data."""
     spec = results.spec
     chains = [split(chain["lineage"]) for chain in spec["chains"]]
     sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
@@ -88,7 +88,7 @@ def trained(results: Results, groups: list[Group], data_report: dict[str, Any]) 
 
 
 def against_teachers(results: Results, groups: list[Group]) -> list[str]:
-    """Reverse KL, exposure bias and calibration of the students, beside those of labels alone."""
+    """Describe reverse KL, exposure bias and calibration of the students, next to models trained on labels alone."""
     name = results.spec["sets"][0]
     by_name = {measure.name: measure for measure in measures.MEASURES}
     students = [row.lineage for row in of_role(groups, "student")]
@@ -114,7 +114,7 @@ def against_teachers(results: Results, groups: list[Group]) -> list[str]:
 
 
 def cost(results: Results) -> str:
-    """Device time of training, of what was written ahead, and of evaluation; tokens, devices."""
+    """Describe the device time of training, of precomputed teacher outputs and of evaluation; tokens, devices."""
     training: dict[str, Counter[str]] = {}
     tokens = 0
     for model in results.models.values():
@@ -150,13 +150,13 @@ def cost(results: Results) -> str:
 
 
 def _device_seconds(end: Row) -> dict[str, float]:
-    """Seconds times processes, each of which has one GPU, or a share of the CPU."""
+    """Seconds times processes, by device; each process has one GPU, or a share of the CPU."""
     kind = "CPU process" if end.get("device", "cpu") == "cpu" else "GPU"
     return {kind: float(end.get("seconds", 0.0)) * int(end.get("processes", 1))}
 
 
 def _hours(seconds: Counter[str]) -> str:
-    """`3.4 GPU hours`, `12.0 GPU minutes`; both kinds of device where there are both."""
+    """Format device time: `3.4 GPU hours`, `12.0 GPU minutes`; both kinds of device where there are both."""
     parts = []
     for kind, spent in sorted(seconds.items(), reverse=True):
         value, unit = (spent / 3600, "hours") if spent >= 3600 else (spent / 60, "minutes")

@@ -1,4 +1,4 @@
-"""The pages: self-contained HTML that loads nothing from anywhere, readable on paper and on a phone."""
+"""Pages of the report: self-contained HTML that loads nothing external and suits print and phones."""
 
 import json
 import re
@@ -40,7 +40,7 @@ HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 def overview_page(
     results: Results, groups: list[table.Group], data_report: dict[str, Any], chains_svg: str
 ) -> str:
-    """The sentences, the figure along the chains, and where to look for more."""
+    """Render the overview: the sentences, the figure along the chains, and links to the other pages."""
     places: dict[tuple[str, str], list[Part]] = {}
     for part in PARTS.values():
         if part.stem != "overview":
@@ -57,7 +57,7 @@ def overview_page(
 
 
 def results_page(results: Results, groups: list[table.Group], chains_svg: str) -> str:
-    """Title, findings, the figure along the chains, and one sortable table an evaluation set."""
+    """Render the results: title, findings, the figure along the chains, and a sortable table per evaluation set."""
     cited = table.sources(groups)
     shown = {
         name: [
@@ -94,12 +94,12 @@ def results_page(results: Results, groups: list[table.Group], chains_svg: str) -
 
 
 def samples_page(results: Results, groups: list[table.Group]) -> str:
-    """Some prompts of each set, with the answer of every model beside the references."""
+    """Render some prompts of each set, with the answer of every model beside the references."""
     return _render("samples.html", results, **samples.shown(results, groups))
 
 
 def learning_page(results: Results) -> str:
-    """The learning curves of all models, which can be shown and hidden."""
+    """Render the learning curves of all models, which can be shown and hidden."""
     sizes = marks.by_size(results)
     return _render(
         "learning.html",
@@ -119,7 +119,7 @@ def learning_page(results: Results) -> str:
 
 
 def costs_page(results: Results, costs: list[Cost], costs_svg: str, quality_svg: str) -> str:
-    """Minutes and tokens by stage and by lineage, and what each lineage costs with all that it needs."""
+    """Render the costs: minutes and tokens by stage and by lineage, and the accumulated cost of each lineage."""
     return _render(
         "costs.html",
         results,
@@ -134,7 +134,7 @@ def costs_page(results: Results, costs: list[Cost], costs_svg: str, quality_svg:
 
 
 def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
-    """What was trained, from what, with which settings, and the digests that identify it."""
+    """Render the provenance: models, their sources and settings, and the digests that identify them."""
     spec = results.spec
     versions: dict[str, set[str]] = {}
     for model in results.models.values():
@@ -155,7 +155,7 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
             for model, settings in (spec["overrides"] or {}).items()
             if settings
         },
-        # one record for decoding, printed for both uses; a key that only one has shows as a dash
+        # the two uses share one decoding record; a key that only one has shows as a dash
         decoding_keys=list(dict.fromkeys([*spec["decoding"], *spec["dev_decoding"]])),
         data_report=data_report,
         used=hardware.used(results),
@@ -172,17 +172,17 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
 
 
 def comparison_page(first: Results, **values: Any) -> str:
-    """Several experiments side by side; `values` are those of `takd.report.compare.page`."""
+    """Render the comparison of several experiments; `values` are those of `takd.report.compare.page`."""
     return _render("comparison.html", first, **values)
 
 
 def inline(svg: str) -> Markup:
-    """An SVG file's drawing, to stand inside a page: scaled to the page's width, with ids that no other drawing has."""
+    """Turn an SVG file into an element of a page: scaled to the page's width, with ids unique to the drawing."""
     return Markup(scoped(svg))
 
 
 def visible(text: str) -> str:
-    """A model's text with what no page may hold made visible: control characters, halves of surrogate pairs."""
+    """Replace characters that HTML cannot hold (control characters, lone surrogates) by visible ones."""
     return HIDDEN.sub(lambda found: _visible(ord(found[0])), text)
 
 
@@ -191,7 +191,7 @@ def _visible(code: int) -> str:
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
-    """Nested settings as one level: `{"a": {"b": 1}}` gives `{"a.b": "1"}`."""
+    """Flatten nested settings: `{"a": {"b": 1}}` gives `{"a.b": "1"}`."""
     found: dict[str, str] = {}
     for key, value in settings.items():
         name = f"{above}{key}"
@@ -203,7 +203,7 @@ def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
 
 
 def plain(value: Any) -> str:
-    """A setting's value as it is written in an experiment file."""
+    """Format a setting's value as in an experiment file."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

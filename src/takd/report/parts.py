@@ -1,7 +1,7 @@
-"""The parts of the report: the one list that the rule, the stage and the tests go by.
+"""Parts of the report: the list that the rule, the stage and the tests share.
 
 A part is a file in `results/<experiment>/report/` and an entry of Snakemake's report, where entries are told apart by
-their labels and sorted by them within a category. Its caption, `workflow/report/<stem>.rst`, is named like the file.
+their labels and sorted by them within a category. Its caption is `workflow/report/<stem>.rst`.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Part(NamedTuple):
 
 
 def _figure(stem: str, category: str, about: str) -> dict[str, Part]:
-    """A figure and the numbers that it shows."""
+    """Parts of a figure: the drawing and its numbers."""
     return {
         stem: Part(f"{stem}.svg", category, about, "figure"),
         f"{stem}_csv": Part(f"{stem}.csv", category, about, "numbers (CSV)"),

@@ -1,9 +1,8 @@
-"""Read what a run left behind: every model's manifest and training log, every evaluation's scores and texts, and
-the logs of what teachers wrote ahead for their students.
+"""Read the results of an experiment: manifests, logs, scores and texts of its models and precomputed outputs.
 
-The settings of the report name all models and sets, so the files are found by path and none is searched for.
-Generations can be large (ten thousand prompts a set), so they are streamed: of each file only the rows that
-the samples page shows and the scores of each answer are kept.
+The settings of the report name all models and sets, so files are found by path, without a search. Generations can be
+large (ten thousand prompts a set), so they are streamed: only the rows shown on the samples page and the scores of each
+answer are kept.
 """
 
 import functools
@@ -50,14 +49,14 @@ class Model:
 
     @property
     def kept_step(self) -> int | None:
-        """Step whose weights were exported, judged by ROUGE-L on dev."""
+        """Step whose weights were exported, selected by ROUGE-L on dev."""
         best = (self.manifest.get("best") or {}).get("rougeL")
         return None if best is None else int(best["step"])
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one evaluation set. Scores are x 100."""
+    """Results of one model on one evaluation set. Scores are x 100."""
 
     node: Node
     set: str
@@ -74,22 +73,22 @@ class Evaluation:
 
     @functools.cached_property
     def by_prompt(self) -> dict[Any, float]:
-        """ROUGE-L of each prompt id, the mean over decoding seeds."""
+        """ROUGE-L by prompt id, averaged over decoding seeds."""
         return dict(zip(self.ids, self.by_draw["rougeL"].mean(axis=1).tolist(), strict=True))
 
     @property
     def minutes(self) -> float:
-        """Wall time of decoding, and of reading the texts, over all restarts, in minutes."""
+        """Wall time of decoding and of computing likelihoods, over all restarts, in minutes."""
         return sum(float(end.get("seconds", 0.0)) for end in (self.end, self.likelihoods_end)) / 60
 
     @property
     def tokens(self) -> int:
-        """Tokens decoded and read."""
+        """Tokens decoded and scored."""
         return sum(int(end.get("tokens", 0)) for end in (self.end, self.likelihoods_end))
 
     @property
     def rouge_tokenizer(self) -> str:
-        """Tokens of ROUGE-L, "standard" or "unicode": scores with different ones do not compare."""
+        """ROUGE-L tokenizer, "standard" or "unicode"; scores with different ones are not comparable."""
         return str(self.scores["rouge_tokenizer"])
 
     def mean(self, measure: str) -> float:
@@ -98,7 +97,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Written:
-    """What a teacher wrote down ahead for its students: all parts of its answers, or its outputs on some data."""
+    """Generations (all parts) or outputs on some data that a teacher computed ahead for its students."""
 
     writing: Writing
     digest: str
@@ -112,7 +111,7 @@ class Written:
 
     @property
     def drawn(self) -> bool:
-        """Whether its tokens were drawn; else they were read."""
+        """Whether the teacher sampled the tokens; otherwise it scored given ones."""
         return self.writing.place == GENERATIONS
 
     @property
@@ -127,7 +126,7 @@ class Written:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """All that the report shows."""
+    """Results of one experiment, as the report needs them."""
 
     spec: dict[str, Any]
     models: dict[Node, Model]
@@ -149,7 +148,7 @@ class Results:
 
     @functools.cached_property
     def unicode_sets(self) -> list[str]:
-        """Sets whose ROUGE-L has other tokens than the standard ones."""
+        """Evaluation sets whose ROUGE-L uses another tokenizer than the standard one."""
         found = {n for (_, n), e in self.evaluations.items() if e.rouge_tokenizer != STANDARD}
         return [name for name in self.spec["sets"] if name in found]
 
@@ -157,11 +156,11 @@ class Results:
         return [node.seed for node in self.models if node.lineage == lineage]
 
     def of(self, lineage: str) -> list[Model]:
-        """The models of one lineage, one a training seed."""
+        """Models of one lineage, one per training seed."""
         return [model for node, model in self.models.items() if node.lineage == lineage]
 
     def by_seed(self, lineage: str, set_name: str, measure: str) -> dict[int, float]:
-        """Score of each training seed."""
+        """Score by training seed."""
         return {
             seed: self.evaluations[Node(lineage, seed), set_name].mean(measure)
             for seed in self.seeds(lineage)
@@ -170,7 +169,7 @@ class Results:
     def scores(
         self, lineage: str, set_name: str, measure: str, seeds: list[int]
     ) -> NDArray[np.float64]:
-        """Score of each training seed, prompt and decoding seed (R, P, D)."""
+        """Scores by training seed, prompt and decoding seed (R, P, D)."""
         return np.stack(
             [self.evaluations[Node(lineage, seed), set_name].by_draw[measure] for seed in seeds]
         )
@@ -181,7 +180,7 @@ def read(
 ) -> Results:
     """Read the results of all models that `spec` names.
 
-    `models`, `evaluations` and `teachers` (needed where `spec` names something written ahead) are the folders above
+    `models`, `evaluations` and `teachers` (needed where `spec` names precomputed teacher outputs) are the folders above
     `<lineage>/seed<k>/`. Raises InputError if a file is missing, damaged or of another model.
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
@@ -212,7 +211,7 @@ def read(
 
 
 def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
-    """What was added up over the tokens of each prompt's texts, of one model on one set."""
+    """Sums over the tokens of each prompt's texts, of one model on one set."""
     folder = evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods"
     return _lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
@@ -224,7 +223,7 @@ def _evaluation(
     spec: dict[str, Any],
     shown: dict[Any, dict[Node, Row]],
 ) -> Evaluation:
-    """Scores of one model on one set; its rows of the prompts in `shown` are put there."""
+    """Scores of one model on one set; rows of the prompts in `shown` are stored there."""
     of_set = {**node._asdict(), "set": name}
     scores = _record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
@@ -259,7 +258,7 @@ def _model(node: Node, models: Path) -> Model:
     folder = models / node.lineage / f"seed{node.seed}"
     manifest = _record(folder / "manifest.json", {"kind": "model", **node._asdict()})
     rows = _log(folder / "metrics.jsonl", folder / "manifest.json")
-    # a log goes on over restarts, so a step may stand in it twice: the later line holds
+    # a log continues over restarts, so a step may occur twice: the later line counts
     train = {row["step"]: row for row in rows if row["kind"] == "train"}
     dev = {row["step"]: row for row in rows if row["kind"] == "dev"}
     return Model(
@@ -280,19 +279,19 @@ def _written(writing: Writing, teachers: Path) -> Written:
 
 
 def _end(rows: list[Row]) -> Row:
-    """The closing line; the last one if there is none."""
+    """The closing line of a log; the last one if there is none."""
     closing = [row for row in rows if row["kind"] == "end"]
     return (closing or rows or [{}])[-1]
 
 
 def _spread_out(ids: list[Any], count: int) -> list[Any]:
-    """`count` ids spaced evenly over the list: neighbours in a data set are often of one kind."""
+    """Choose `count` ids evenly spaced over the list, since neighbours in a data set are often alike."""
     count = min(count, len(ids))
     return [ids[index * len(ids) // count] for index in range(count)]
 
 
 def _record(path: Path, wanted: dict[str, Any], log: Path | None = None) -> dict[str, Any]:
-    """A record that is what was written and of what is wanted."""
+    """Read a record, and check that it is undamaged and matches `wanted`."""
     try:
         found = read_record(path)
     except DamagedError as error:
@@ -302,7 +301,7 @@ def _record(path: Path, wanted: dict[str, Any], log: Path | None = None) -> dict
 
 
 def _log(path: Path, record: Path) -> list[Row]:
-    """The log of a stage, which makes it anew with its record."""
+    """Read the log of a stage; running the stage again rewrites it with its record."""
     try:
         return read_log(path)
     except DamagedError as error:
@@ -310,7 +309,7 @@ def _log(path: Path, record: Path) -> list[Row]:
 
 
 def _lines(path: Path, record: Path) -> Iterator[Row]:
-    """Lines of a file that a record speaks of, after a look at its digest."""
+    """Read the lines of a file after checking its digest against the record."""
     for fault in faults(record, read_record(record), [path.name]):
         raise remade(fault, record)
     with open(path, encoding="utf-8") as file:

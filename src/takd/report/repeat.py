@@ -1,7 +1,7 @@
-"""How to repeat each number, and how to cite it: commands to be run as they stand, and BibTeX.
+"""Commands that reproduce each number, and BibTeX entries.
 
-Names come from the experiment's file and are hostile: values are quoted for a shell, comments keep to one line,
-BibTeX is escaped.
+Names from the experiment's file may hold any character: values are quoted for the shell, comments stay on one line,
+and BibTeX is escaped.
 """
 
 import shlex
@@ -48,7 +48,7 @@ class Block(NamedTuple):
 
 
 def whole(results: Results) -> str:
-    """Commands for all of the experiment, and for its report."""
+    """Commands that run the whole experiment and its report."""
     run = _snakemake(results)
     commands = {
         f"{run} -n": "which stages would run, and why",
@@ -60,7 +60,7 @@ def whole(results: Results) -> str:
 
 
 def numbers(results: Results) -> list[Block]:
-    """For each evaluation set the command for each model's scores, after a comment with the number."""
+    """For each evaluation set, a command for each model's scores, with the number in a comment."""
     blocks = []
     for name in results.spec["sets"]:
         lines = []
@@ -75,7 +75,7 @@ def numbers(results: Results) -> list[Block]:
 
 
 def digests(results: Results) -> str:
-    """Weights of all models, as `sha256sum --check` reads them."""
+    """Digests of the weights of all models, in the format of `sha256sum --check`."""
     return "\n".join(
         f"{digest}  {_folder(results)}/models/{node.lineage}/seed{node.seed}/{name}/model.safetensors"
         for node, model in results.models.items()
@@ -84,7 +84,7 @@ def digests(results: Results) -> str:
 
 
 def code(results: Results) -> str:
-    """A command for each method that prints the digest of its code, to be held against the recorded ones."""
+    """Commands that print the code digest of each method, to compare with the recorded one."""
     recorded: dict[str, set[str]] = {}
     for model in results.models.values():
         method = split(model.node.lineage)[-1].method
@@ -103,10 +103,10 @@ def code(results: Results) -> str:
 
 
 def identity(results: Results, data_report: dict[str, Any]) -> dict[str, str]:
-    """What identifies this run: digests of its settings, its data, and all its weights."""
+    """Digests that identify this run: of its settings, its data, and all its weights."""
     rows = {name: found["sha256"] for name, found in data_report["splits"].items()}
     weights = {f"{n.lineage}/{n.seed}": m.manifest["weights"] for n, m in results.models.items()}
-    # in how many parts a teacher wrote its answers is no setting of them
+    # the number of parts of a teacher's generations does not change them
     settings = {key: value for key, value in results.spec.items() if key != "written"}
     return {
         "settings": short_digest(canonical_json(settings)),
@@ -116,7 +116,7 @@ def identity(results: Results, data_report: dict[str, Any]) -> dict[str, str]:
 
 
 def bibtex(results: Results, data_report: dict[str, Any]) -> str:
-    """Entries of the two papers and of this run; who ran it, and when, no file says."""
+    """BibTeX entries of the two papers and of this run, whose author and date no file holds."""
     spec = results.spec
     found = identity(results, data_report)
     note = ", ".join(f"{key} {digest}" for key, digest in found.items())
@@ -138,19 +138,19 @@ def _folder(results: Results) -> str:
 
 
 def _snakemake(results: Results, *targets: str) -> str:
-    # targets first: --config takes all that follows it for settings
+    # targets first: --config takes all arguments after it as settings
     settings = f"experiment={results.spec['experiment']}"
     words = ["snakemake", *targets, "--profile", PROFILE, "--config", settings]
     return shlex.join(words)
 
 
 def comment(text: str) -> str:
-    """A comment of a shell, on one line whatever the text holds."""
+    """Format a shell comment that stays on one line whatever the text holds."""
     return "# " + " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _tex(text: str) -> str:
-    """A text with the characters that TeX gives a meaning escaped, on one line."""
+    """Escape a text for TeX, on one line."""
     names = {
         "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
         "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}",

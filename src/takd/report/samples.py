@@ -1,4 +1,4 @@
-"""What the page of generations shows: some prompts of each set, the answer of every model beside the references."""
+"""Content of the generations page: some prompts of each set, with the answer of every model beside the references."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ WORD = 40
 
 @dataclass(frozen=True)
 class Model:
-    """A model whose answers are shown: its place in the table of results, and what it is called."""
+    """A model on the page: its position in the table of results, and its name."""
 
     place: int
     node: Node
@@ -26,7 +26,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Answer:
-    """One model's answer of the first decoding seed, with the scores of all; ROUGE-L and exact match x 100."""
+    """One model's answer with the first decoding seed, and the scores of all seeds; ROUGE-L and exact match x 100."""
 
     model: Model
     text: str
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, and what the models made of it."""
+    """One prompt with the answers of all models."""
 
     anchor: str
     """Names the prompt in a link. It comes from its row, so it stays when more samples are shown."""
@@ -51,15 +51,15 @@ class Prompt:
 
     @property
     def spread(self) -> float:
-        """Highest less lowest mean ROUGE-L of the models."""
+        """Highest minus lowest mean ROUGE-L of the models."""
         means = [answer.mean for answer in self.answers]
         return max(means) - min(means) if means else 0.0
 
 
 def shown(results: Results, groups: list[Group]) -> dict[str, Any]:
-    """The values of the template: the models in the order of the table of results, the prompts of each set, the seeds.
+    """Build the template's values: models in the order of the results table, prompts of each set, seeds.
 
-    Of several training seeds the first is shown.
+    With several training seeds, the first is shown.
     """
     models = [
         Model(place, Node(row.lineage, row.seeds[0]), named(results, row.lineage), row.role)
@@ -109,9 +109,9 @@ def _answer(model: Model, row: Row, mean: float) -> Answer:
 
 
 def folded(text: str) -> Iterator[str]:
-    """A long text as its beginning and the rest, which together are the text; a short one as it is.
+    """Split a long text into its beginning and the rest; yield a short one whole.
 
-    It is parted after a word where that is near, so that no word that is searched for lies in both parts.
+    The split is after a word where one ends nearby, so that a search finds each word in one part.
     """
     if len(text) <= FIRST + WORD:
         yield text

@@ -1,7 +1,7 @@
-"""A figure laid out by inches.
+"""Figure layout in inches.
 
-Matplotlib's own layout engines differ in the last digits from run to run, and a report that is made again from
-the same results should be the same file. A sheet grows downwards: rows of panels, headings, legends.
+Matplotlib's own layout engines differ in the last digits from run to run, but equal results should give identical
+files. A sheet grows downwards: rows of panels, headings, legends.
 """
 
 import math
@@ -18,12 +18,12 @@ LINE = 0.22
 
 
 class Sheet:
-    """Rows of panels of one height under each other. All lengths are inches, places are counted from the top."""
+    """Rows of panels of equal height, one below the other. All lengths are inches, positions are from the top."""
 
     def __init__(
         self, width: float, rows: int, height: float, below: float, margin: float = 0.65
     ) -> None:
-        """`below` is the room under each row for what is written there, `margin` that on a panel's left."""
+        """`below` is the space for text under each row, `margin` that to the left of a panel."""
         self.width = width
         self.height = height
         self.below = below
@@ -38,13 +38,13 @@ class Sheet:
             self.add_row()
 
     def extend(self, height: float) -> float:
-        """Make room at the bottom; returns the place where it starts."""
+        """Add space at the bottom; returns the position where it starts."""
         start = self._end
         self._end += height
         return start
 
     def add_row(self) -> None:
-        """Start another row of panels, with room for their titles."""
+        """Start another row of panels, with space for their titles."""
         self._tops.append(self.extend(TITLE + self.height + self.below) + TITLE)
 
     def left(self, column: int, columns: int) -> float:
@@ -52,18 +52,18 @@ class Sheet:
         return self.margin + column * (self.width - EDGE) / columns
 
     def foot(self, row: int, distance: float) -> float:
-        """Place at a distance below the panels of a row."""
+        """Position at a distance below the panels of a row."""
         return self._tops[row] + self.height + distance
 
     def panel(self, row: int, column: int, columns: int, share: Axes | None = None) -> Axes:
-        """Add a panel to a row of `columns`; it may share another one's y axis."""
+        """Add a panel to a row of `columns`; it may share another panel's y axis."""
         axis = self._figure.add_axes((0, 0, 1, 1), label=str(len(self._panels)), sharey=share)
         width = (self.width - EDGE) / columns - self.margin
         self._panels.append((axis, self.left(column, columns), self._tops[row], width))
         return axis
 
     def write(self, text: str, top: float) -> None:
-        """A heading at the left edge."""
+        """Write a heading at the left edge."""
         self._headings.append((text, top))
 
     def legend(
@@ -74,18 +74,18 @@ class Sheet:
         left: float = EDGE,
         columns: int = 1,
     ) -> None:
-        """A legend with its upper left corner at (left, top)."""
+        """Add a legend with its upper left corner at (left, top)."""
         self._legends.append((handles, texts, top, left, columns))
 
     def key(self, handles: Sequence[Line2D], texts: Sequence[str]) -> None:
-        """A legend at the bottom over the whole width, in as many columns as its longest text lets stand."""
+        """Add a legend at the bottom over the whole width, with as many columns as its longest text allows."""
         longest = max(map(len, texts))
         columns = min(len(texts), 3 if longest <= 34 else 2 if longest <= 56 else 1)
         top = self.extend(LINE * math.ceil(len(texts) / columns) + EDGE)
         self.legend(handles, texts, top, columns=columns)
 
     def finish(self) -> Figure:
-        """Put everything in its place, now that the height is known."""
+        """Place all elements, now that the height is known."""
         self._figure.set_size_inches(self.width, self._end)
         for axis, left, top, width in self._panels:
             size = (width / self.width, self.height / self._end)
@@ -104,5 +104,5 @@ class Sheet:
         return self._figure
 
     def _corner(self, left: float, top: float) -> tuple[float, float]:
-        """A place as shares of the figure, counted from its lower left corner."""
+        """Convert a position to fractions of the figure, from its lower left corner."""
         return left / self.width, 1 - top / self._end

@@ -1,19 +1,19 @@
 """Uncertainty of a mean score and of a difference, over prompts and over trainings.
 
 A score y_rpd belongs to training r of R, prompt p of P and draw d of D (a decoding seed). Draws are averaged first:
-their noise is independent from prompt to prompt, so what is left of it is part of the spread over prompts. The
-estimand is the mean over all prompts of the kind that the set is a sample of, and over all draws,
+their noise is independent between prompts, so what remains of it is part of the spread over prompts. The estimand is
+the mean over all prompts of the population that the set samples, and over all draws,
 
 - of *these trained models*: `over_prompts` (percentile bootstrap) and `sign_flip` (permutation test), or
 - of *the recipe*, over all trainings it might have had: `over_trainings`, which needs R >= 2. Trainings and prompts
   are crossed random effects.
 
-Two models are compared by the differences of their scores, prompt by prompt, draw by draw and training by training,
-so all of the functions serve a difference as well.
+Two models are compared by the differences of their scores, paired by prompt, draw and training, so all functions
+apply to differences as well.
 
-Why not the bootstrap over trainings: of two to five trainings it is far too narrow (for R = 2 its spread is the true
-one over sqrt 2, and its quantiles are those of the normal distribution). `tests/test_statistics.py` measures how
-often the intervals hold the truth; docs/report.md says what came out.
+Why not the bootstrap over trainings: with two to five trainings its intervals are far too narrow (for R = 2 its spread
+is the true one over sqrt 2, and its quantiles are those of the normal distribution). `tests/test_statistics.py`
+measures the coverage of the intervals; docs/report.md gives the results.
 """
 
 import math
@@ -44,12 +44,12 @@ class Interval(NamedTuple):
         return self.low <= value <= self.high
 
     def text(self, signed: bool = False, digits: int = 1) -> str:
-        """`−0.4 to 1.2`; `signed` writes a plus or a minus before both ends."""
+        """Format as `−0.4 to 1.2`; `signed` writes a plus or a minus before both ends."""
         return f"{number(self.low, signed, digits)} to {number(self.high, signed, digits)}"
 
 
 def number(value: float, signed: bool = False, digits: int = 1) -> str:
-    """A number with a true minus; what rounds to zero has no sign unless `signed` asks for one."""
+    """Format a number with a true minus; what rounds to zero has no sign unless `signed` is set."""
     value = round(value, digits) + 0.0
     return (f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}").replace("-", "−")
 
@@ -86,12 +86,12 @@ def over_prompts(scores_pk: Array) -> Array:
 
 
 def sign_flip(differences_pk: Array) -> Array:
-    """Paired permutation tests over prompts: two-sided p values of no difference between two trained models.
+    """Paired permutation tests over prompts: two-sided p values for no difference between two trained models.
 
-    If neither model is better, which of the two gave which score of a prompt is chance, so the sign of each prompt's
-    difference may be flipped (Fisher's randomisation test). For differences that are not symmetric about zero it
-    still tests their mean, in large samples (Romano, JASA 85, 1990). The observed assignment counts as one of them,
-    so p is never zero (Phipson and Smyth, 2010).
+    Under the null hypothesis the two scores of a prompt are exchangeable, so the sign of each prompt's difference may
+    be flipped (Fisher's randomisation test). For differences that are not symmetric about zero it still tests their
+    mean, in large samples (Romano, JASA 85, 1990). The observed assignment counts as one of them, so p is never zero
+    (Phipson and Smyth, 2010).
 
     Args:
         differences_pk: difference of each of P prompts in each of K pairs. All pairs share the flips.
@@ -100,7 +100,7 @@ def sign_flip(differences_pk: Array) -> Array:
         p values (K,).
     """
     observed = np.abs(differences_pk.sum(axis=0))
-    # rounding must not part sums that are equal
+    # rounding must not separate equal sums
     reached = observed - 1e-9 * np.abs(differences_pk).sum(axis=0)
     count = np.zeros(differences_pk.shape[1])
     rng = np.random.default_rng(SEED)
@@ -111,13 +111,13 @@ def sign_flip(differences_pk: Array) -> Array:
 
 
 def _parts(prompts: int) -> Iterable[int]:
-    """Sizes of the parts in which the resamples are drawn."""
+    """Sizes of the batches in which the resamples are drawn."""
     size = max(1, CELLS // prompts)
     return (min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size))
 
 
 class OverTrainings(NamedTuple):
-    """What several trainings tell of a recipe; each an array of the leading shape of the scores."""
+    """Mean over trainings and prompts with its uncertainty; arrays of the leading shape of the scores."""
 
     low: Any
     high: Any
@@ -128,15 +128,15 @@ class OverTrainings(NamedTuple):
 def over_trainings(scores_rp: Array) -> OverTrainings:
     """Confidence interval of a mean over trainings and prompts, both random and crossed.
 
-    Two-way random effects, y_rp = m + a_r + b_p + e_rp. With the mean squares of trainings, prompts and residual the
-    variance of the mean is estimated without bias by (MS_R + MS_P - MS_E)/(RP): the part of the trainings is
-    v_R = MS_R/(RP), the variance over the trainings' means by R, with R - 1 degrees of freedom; the rest, of the
-    prompts, is v_P = (MS_P - MS_E)/(RP), at least 0, with P - 1. The quantile is that of Cochran and Cox (Experimental
-    Designs, 1950, section 4.14) for a sum of two variances known to different degrees: the mean of both quantiles of
-    t, weighted by v_R and v_P. Satterthwaite's degrees of freedom will not do here: they are estimated as well, and
-    are large where v_R is small by chance; of two trainings such intervals hold the truth in 87 % of cases only.
+    Two-way random effects, y_rp = m + a_r + b_p + e_rp. With the mean squares of trainings, prompts and residual, an
+    unbiased estimate of the variance of the mean is (MS_R + MS_P - MS_E)/(RP). The part of the trainings is v_R =
+    MS_R/(RP), the variance of the trainings' means over R, with R - 1 degrees of freedom; the part of the prompts is
+    v_P = (MS_P - MS_E)/(RP), at least 0, with P - 1. The quantile is that of Cochran and Cox (Experimental Designs,
+    1950, section 4.14) for a sum of two variances with different degrees of freedom: the mean of both quantiles of t,
+    weighted by v_R and v_P. Satterthwaite's degrees of freedom are not used: they are estimated as well, and are large
+    where v_R is small by chance; with two trainings the coverage of such intervals is only 87 %.
 
-    Where the residual is all that varies over prompts this is exactly the t interval over the trainings' means.
+    Where only the residual varies over prompts, this is exactly the t interval over the trainings' means.
 
     Args:
         scores_rp: (..., R, P) with R >= 2 trainings and P >= 2 prompts, draws averaged.
@@ -155,15 +155,15 @@ def over_trainings(scores_rp: Array) -> OverTrainings:
     variance = var_trainings + var_prompts
 
     def half(log_p: Any) -> Any:
-        """Half the length of the interval that leaves out p."""
+        """Half the width of the confidence interval at level 1 - p."""
         tail = np.exp(log_p) / 2
         ends = var_trainings * stdtrit(trainings - 1, tail)
         ends += var_prompts * stdtrit(prompts - 1, tail)
-        # scores that are all equal leave a mean without any doubt
+        # equal scores have a standard error of zero
         nothing = np.zeros_like(variance)
         return -np.divide(ends, np.sqrt(variance), out=nothing, where=variance > 0)
 
-    # the half length falls as p grows: bisection finds the p at which the interval ends at zero
+    # the half width falls as p grows: bisection finds the p at which the interval ends at zero
     low, high = np.full_like(variance, math.log(1e-12)), np.zeros_like(variance)
     for _ in range(50):
         middle = (low + high) / 2
@@ -175,10 +175,10 @@ def over_trainings(scores_rp: Array) -> OverTrainings:
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
-    """Holm's correction for many comparisons (Scandinavian Journal of Statistics 6, 1979): adjusted p values.
+    """Adjust p values for multiple tests by Holm's method (Scandinavian Journal of Statistics 6, 1979).
 
-    The chance that any difference of the family is called one by mistake stays below the level, whatever the
-    dependence between the tests. The k-th smallest of m is multiplied by m - k + 1, and none falls below an earlier.
+    The probability of any false rejection in the family stays below the level, whatever the dependence between the
+    tests. The k-th smallest of m p values is multiplied by m - k + 1, and none falls below an earlier one.
     """
     found = list(p_values)
     adjusted = [1.0] * len(found)

@@ -1,4 +1,4 @@
-"""The table of results: one row a lineage, grouped by teacher, supervised baselines, and chains."""
+"""Table of results: one row per lineage, grouped by teacher, supervised baselines, and chains."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,25 @@ _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
 
 
 def chain_text(lineage: str) -> str:
-    """`teacher → assistant → student`."""
+    """Format a chain: `teacher → assistant → student`."""
     return " → ".join(hop.model for hop in split(lineage))
 
 
 def methods_text(lineage: str) -> str:
-    """Methods of the hops after the teacher, once if they are all the same; `sft` for a supervised model."""
+    """List the methods of the hops after the teacher, once if all are the same; `sft` for a supervised model."""
     methods = [hop.method for hop in split(lineage)[1:]] or [SUPERVISED]
     return methods[0] if len(set(methods)) == 1 else " → ".join(methods)
 
 
 def full_text(lineage: str) -> str:
-    """Chain and methods: `teacher → student (minillm)`."""
+    """Format chain and methods: `teacher → student (minillm)`."""
     return f"{chain_text(lineage)} ({methods_text(lineage)})"
 
 
 def chain_label(chain: Mapping[str, str]) -> str:
-    """Label that the experiment gives a chain; empty if that says only what the chain is.
+    """Label that the experiment gives a chain; empty if it only repeats the chain.
 
-    What no XML file may hold, and so no figure, is replaced.
+    Characters that are not allowed in XML, and so not in SVG, are replaced.
     """
     label = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", chain.get("label") or "")
     return "" if label == chain_text(chain["lineage"]) else label
@@ -41,7 +41,7 @@ def chain_label(chain: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """A published score beside ours. It comes without a spread, so only our interval can be held against it."""
+    """A published score to compare with ours. It has no published uncertainty: only our interval is used."""
 
     source: str
     value: float
@@ -109,7 +109,7 @@ class Group:
 def build(results: Results) -> list[Group]:
     """Group all lineages: teachers, supervised baselines, then one group for each chain of models.
 
-    A lineage stands once: under the chain that it ends, else under the first chain that passes through it.
+    Each lineage appears once: under the chain that it ends, else under the first chain that contains it.
     """
     chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
     heads = list(dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains))
@@ -179,7 +179,7 @@ def _cell(results: Results, lineage: str, name: str) -> Cell:
 
 
 def findings(results: Results, groups: list[Group], name: str) -> list[str]:
-    """What one evaluation set says, in sentences; verdicts only where interval and test allow them."""
+    """Summarise one evaluation set in sentences; a direction is stated only for significant differences."""
     sentences = []
     for row in (row for group in groups for row in group.rows):
         cell = row.cells[name]
@@ -208,13 +208,13 @@ def findings(results: Results, groups: list[Group], name: str) -> list[str]:
 
 
 def named(results: Results, lineage: str) -> str:
-    """A lineage by chain and methods, with the label of its chain."""
+    """Name a lineage by chain and methods, with the label of its chain."""
     labels = {chain["lineage"]: chain_label(chain) for chain in reversed(results.spec["chains"])}
     return " ".join(filter(None, [labels.get(lineage, ""), full_text(lineage)]))
 
 
 def sources(groups: list[Group]) -> list[str]:
-    """Where the published scores come from, each once."""
+    """List the sources of the published scores, each once."""
     return list(
         dict.fromkeys(
             published.source
@@ -227,7 +227,7 @@ def sources(groups: list[Group]) -> list[str]:
 
 
 def to_csv(results: Results, groups: list[Group]) -> str:
-    """The table as CSV: one line a lineage and evaluation set, one column a variable."""
+    """Write the table as CSV: one line per lineage and evaluation set, one column per variable."""
     cited = sources(groups)
     lines = []
     for group in groups:
@@ -276,7 +276,7 @@ def _csv_line(
 
 
 def columns(key: str, score: Score | None) -> dict[str, float | None]:
-    """A score with its 95 % intervals and its standard errors, under names that start with `key`."""
+    """Map a score, its 95 % confidence intervals and its standard errors to columns that start with `key`."""
     wide = score.interval if score else None
     over_prompts = score.over_prompts if score else None
     return {
@@ -292,7 +292,7 @@ def columns(key: str, score: Score | None) -> dict[str, float | None]:
 
 
 def differences_csv(results: Results) -> str:
-    """Every difference that a question is about as CSV: one line a pair and evaluation set.
+    """Write the tested differences as CSV: one line per pair and evaluation set.
 
     p values are corrected within the family, which is one question on one set.
     """
@@ -320,12 +320,12 @@ def differences_csv(results: Results) -> str:
 
 
 def write_csv(lines: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
-    """Rows as CSV; numbers with at most four decimals, nothing for None. Without any row, the head with `names`."""
+    """Write rows as CSV, numbers with at most four decimals, None as an empty cell; without rows, only `names`."""
     return csvfile.to_csv(list(lines[0]) if lines else names, lines, _plain)
 
 
 def _plain(value: Any) -> Any:
-    # adding nothing makes a zero of what rounds to minus zero
+    # adding zero turns minus zero into zero
     return (
         f"{round(value, 4) + 0.0:.4f}".rstrip("0").rstrip(".")
         if isinstance(value, float)

@@ -1,13 +1,13 @@
-"""Every number of an experiment in long form: one line a number, one column a variable (Wickham, Tidy Data, 2014).
+"""All numbers of an experiment in long form: one line per number, one column per variable (Wickham, Tidy Data, 2014).
 
-`scores.csv` has the means, `scores.parquet` the means and what they are made of. The column `statistic` says which:
+`scores.csv` has the means, `scores.parquet` also the values behind them. The column `statistic` is one of:
 
 - `mean`: a measure of one model on one set, over all prompts; over all decoding seeds where `decoding_seed` is empty;
 - `score`: one answer, x 100 (`takd.report.read.MEASURES`): a prompt and a decoding seed;
-- `sum`: what was added up over the tokens of one prompt's texts, of all references or of all decoding seeds
+- `sum`: a sum over the tokens of one prompt's texts, of all references or of all decoding seeds
   (`likelihoods/prompts.jsonl`). Names are `references/<quantity>` and `<role>/<texts>/<quantity>`, as in that file; the
   mean over any choice of prompts is the sum of the quantity over that of `tokens`. Where the first teacher is the
-  direct one, only `direct` is there.
+  direct one, only `direct` is present.
 """
 
 import itertools
@@ -39,7 +39,7 @@ BETTER = {measure.name: measure.better for measure in MEASURES}
 
 
 def to_csv(results: Results) -> str:
-    """The means of all measures, in full precision; nothing where a column does not apply."""
+    """Write the means of all measures in full precision; cells that do not apply are empty."""
     return csvfile.to_csv(
         COLUMNS,
         (
@@ -61,7 +61,7 @@ def _about(results: Results, evaluation: Evaluation) -> Line:
 
 
 def _means(evaluation: Evaluation) -> Iterator[Line]:
-    """Every measure that the model has on the set, over all decoding seeds and for each."""
+    """Yield every measure of a model on a set, over all decoding seeds and for each."""
     for measure in MEASURES:
         whole = measure.of(evaluation)
         values = {None: whole} | dict(sorted(measure.by_seed(evaluation).items()))
@@ -76,15 +76,15 @@ def _number(statistic: str, seed: int | None, prompt: int | None, name: str, val
 
 
 def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
-    """All numbers, one row group a model and set and kind, so that a reader may take few and none is held twice.
+    """Write all numbers as Parquet, one row group per model, set and kind, so that memory use stays low.
 
     The bytes depend on the results and on the version of pyarrow, which the file names as its writer.
 
     Args:
         evaluations: folder above the lineages, where the sums are.
-        path: the file to write; a reader sees the old one or the new, never a part.
+        path: the file to write; it is replaced atomically.
     """
-    # reading a report's files should not need it
+    # imported here: reading a report should not need pyarrow
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -108,14 +108,14 @@ def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
 
 
 def _column(pa: Any, values: list[Any], kind: Any) -> Any:
-    """Texts are few and repeat: each is stored once."""
+    """Build a column; texts are dictionary-encoded, since few values repeat often."""
     if not pa.types.is_dictionary(kind):
         return pa.array(values, kind)
     return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
 
 
 def _scores(evaluation: Evaluation) -> Iterator[Line]:
-    """Every answer: measure by measure, prompt by prompt, seed by seed."""
+    """Yield the scores of every answer, by measure, prompt and decoding seed."""
     seeds = evaluation.scores["decoding_seeds"]
     for measure in OF_ANSWERS:
         scores_pd: np.ndarray = evaluation.by_draw[measure]
@@ -125,7 +125,7 @@ def _scores(evaluation: Evaluation) -> Iterator[Line]:
 
 
 def _sums(read: Iterator[Row]) -> Iterator[Line]:
-    """The sums of each prompt over its texts of a kind."""
+    """Yield the sums of each prompt over its texts of a kind."""
     for line in read:
         for name, texts in _kinds(line):
             quantities = (key for key in texts[0] if key not in ("reference", "seed", "bins"))
@@ -135,7 +135,7 @@ def _sums(read: Iterator[Row]) -> Iterator[Line]:
 
 
 def _kinds(line: Row) -> Iterator[tuple[str, list[Row]]]:
-    """The texts of a prompt by what they are and whose."""
+    """Group the texts of a prompt by kind and by teacher."""
     for name, found in line.items():
         if name == "references":
             yield name, found

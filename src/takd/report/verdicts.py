@@ -1,6 +1,6 @@
-"""What was found, in a few sentences: best students, verdicts counted, other sets, published numbers.
+"""Main findings in a few sentences: best students, counts of significant differences, other sets, published numbers.
 
-A difference is given with the words of `takd.report.comparisons`, and those that tell nothing are counted.
+Differences are described as in `takd.report.comparisons`; those that are not significant are counted.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ def of_role(groups: list[Group], role: str) -> list[Row]:
 
 
 def best(results: Results, groups: list[Group], name: str) -> str:
-    """The teacher's score and that of the best student of each size."""
+    """State the teacher's score and that of the best student of each size."""
     parts = [
         f"the {titled('teacher', [row.model])} has ROUGE-L {row.cells[name].rougeL.text()}"
         for row in of_role(groups, "teacher")
@@ -46,7 +46,7 @@ def best(results: Results, groups: list[Group], name: str) -> str:
 
 
 def _leaders(groups: list[Group], name: str) -> dict[str, list[Row]]:
-    """Of each student model, large ones first, the rows with the highest score to the digit that is shown."""
+    """For each student model, large ones first, the rows with the highest score as rounded for display."""
     rows = sorted(of_role(groups, "student"), key=lambda row: -row.parameters)
     by_model: dict[str, list[Row]] = {}
     for row in rows:
@@ -62,7 +62,7 @@ def _leaders(groups: list[Group], name: str) -> dict[str, list[Row]]:
 
 
 def answers(results: Results) -> list[str]:
-    """Each question on the first set: how many differences are told, and the largest of them."""
+    """State for each question on the first set how many differences are significant, and the largest of them."""
     analysis = analyse(results)
     first = results.spec["sets"][0]
     sentences = []
@@ -79,16 +79,16 @@ def answers(results: Results) -> list[str]:
 
 
 def scope(difference: Difference) -> str:
-    """What a verdict speaks of: `method` where other trainings would tell it too, `here` of those made alone, or ``."""
+    """Scope of a significant difference: `method` (over trainings), `here` (only these trained models), or ``."""
     if difference.verdict and difference.over_trainings is not None:
         return "method"
     return "here" if difference.of_models else ""
 
 
 def tally(found: Found, question: str) -> str:
-    """`higher in 7, lower in 1, not told in 4`.
+    """Count the outcomes: `higher in 7, lower in 1, not told in 4`.
 
-    One method against another has no direction to count: which of the two is named first means nothing.
+    Between two methods the direction is not counted, since their order in a pair is arbitrary.
     """
     several = any(difference.over_trainings is not None for _, difference in found)
     counts = Counter(
@@ -115,7 +115,7 @@ def _share(count: int, total: int) -> str:
 
 
 def _largest(results: Results, found: Found, question: str) -> str:
-    """The largest differences that are told; where none is, how large one may be."""
+    """The largest significant differences; if there are none, how large a difference may still be."""
     told = [one for one in found if scope(one[1])]
     if not told:
         means = _between([d.mean for _, d in found])
@@ -152,7 +152,7 @@ def _told(results: Results, pair: Pair, difference: Difference) -> str:
 
 
 def elsewhere(results: Results, groups: list[Group]) -> list[str]:
-    """What the other sets add, and whether they contradict the first."""
+    """State the results on the other sets, and whether they contradict the first."""
     first, *others = results.spec["sets"]
     analysis = analyse(results)
     parts, told, turned = [], 0, []
@@ -180,7 +180,7 @@ def elsewhere(results: Results, groups: list[Group]) -> list[str]:
 
 
 def _same_leaders(groups: list[Group], first: str, others: Sequence[str]) -> list[str]:
-    """How often the best student of the first set is the best of its size elsewhere."""
+    """Count how often the best student of the first set is the best of its size on the other sets."""
     here = _leaders(groups, first)
     chosen = [m for m in here if sum(row.model == m for row in of_role(groups, "student")) > 1]
     if not chosen:
@@ -204,7 +204,7 @@ def _same_leaders(groups: list[Group], first: str, others: Sequence[str]) -> lis
 
 
 def published(groups: list[Group]) -> list[str]:
-    """How many published numbers our intervals hold, for each source."""
+    """Count for each source how many published numbers lie within our intervals."""
     sentences = []
     for source in sources(groups):
         found = [

@@ -1,4 +1,4 @@
-"""Small parts of sentences."""
+"""Formatting of small parts of sentences."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from takd.report.statistics import number
 
 
 def listed(items: Iterable[Any]) -> str:
-    """`a, b and c`."""
+    """Join items: `a, b and c`."""
     *most, last = map(str, items)
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -17,7 +17,7 @@ def counted(count: int, what: str) -> str:
 
 
 def titled(role: str, names: Iterable[Any]) -> str:
-    """`teacher XL`, and no `teacher teacher` where a model has the name of what it is."""
+    """Name models with their role, `teacher XL`, but avoid `teacher teacher` where name and role are equal."""
     text = listed(names)
     return text if text.split(" ")[0] == role else f"{role} {text}"
 
@@ -27,7 +27,7 @@ def capital(text: str) -> str:
 
 
 def span(values: Iterable[float | None], digits: int) -> str:
-    """`0.5 to 0.8`; empty if nothing was measured."""
+    """Format a range: `0.5 to 0.8`; empty if nothing was measured."""
     known = [value for value in values if value is not None]
     if not known:
         return ""

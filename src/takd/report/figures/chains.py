@@ -16,7 +16,7 @@ from takd.report.table import chain_label, columns, full_text
 
 
 def chains(results: Results) -> Drawing:
-    """ROUGE-L along each chain, one panel an evaluation set; bars are 95 % intervals."""
+    """Draw ROUGE-L along each chain, one panel per evaluation set; bars are 95 % confidence intervals."""
     sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
     order = sorted(sizes, key=lambda model: (-sizes[model], list(sizes).index(model)))
     ends = list(dict.fromkeys(chain["lineage"] for chain in results.spec["chains"]))
@@ -30,7 +30,7 @@ def chains(results: Results) -> Drawing:
             for place, model in enumerate(order):
                 _point(axis, results, supervised(model), name, place, "#555555", "_")
             for number, end in enumerate(ends):
-                # lines lie apart by a little, so that their bars do not cover each other
+                # lines are slightly offset, so that their bars do not overlap
                 shift = 0.06 * (number - (len(ends) - 1) / 2) * min(1, 9 / len(ends))
                 points = []
                 for lineage in prefixes(end):
@@ -83,7 +83,7 @@ def _point(
 
 
 def _numbers(results: Results, ends: list[str]) -> list[Row]:
-    """One line a set, chain and model of it; a chain that is "sft" is a model trained on labels alone."""
+    """One row per set, chain and model of the chain; the chain "sft" means trained on labels alone."""
     known = [*results.spec["models"]]
     lines = [(SUPERVISED, supervised(model)) for model in known]
     lines += [(full_text(end), lineage) for end in ends for lineage in prefixes(end)]

@@ -11,7 +11,7 @@ from takd.report.table import full_text
 
 
 def costs(found: Sequence[Cost]) -> Drawing:
-    """Minutes of training, of writing ahead for students, and of evaluation of each lineage, over all its seeds."""
+    """Draw the minutes of training, precomputing teacher outputs and evaluation of each lineage, over all seeds."""
     names = [full_text(cost.lineage) for cost in found]
     training = [cost.training_minutes for cost in found]
     writing = [cost.writing_minutes for cost in found]

@@ -1,4 +1,4 @@
-"""Figures: what the trainings logged, against the step."""
+"""Figures: quantities logged during training, against the step."""
 
 import math
 
@@ -14,7 +14,7 @@ from takd.report.table import chain_text, full_text, methods_text
 
 
 def learning_curves(results: Results) -> Drawing:
-    """ROUGE-L on dev against the step: one panel a model, one line a lineage; the kept step is ringed."""
+    """Draw ROUGE-L on dev against the step: one panel per model, one line per lineage, a ring at the kept step."""
     models = list(dict.fromkeys(split(lineage)[-1].model for lineage in results.lineages))
     of_model = {m: [x for x in results.lineages if split(x)[-1].model == m] for m in models}
     longest = max(len(short_text(lineage)) for lineage in results.lineages)
@@ -53,7 +53,7 @@ NOT_A_CURVE = {"kind", "step", "steps", "seconds", "tokens", "learning_rate", "n
 
 
 def training_curves(results: Results) -> Drawing:
-    """What each method logs while it trains: rows of panels for a method, one panel a quantity."""
+    """Draw the quantities that each method logs: rows of panels for a method, one panel per quantity."""
     methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
     columns = 4
     look = looks(results)
@@ -84,7 +84,7 @@ def training_curves(results: Results) -> Drawing:
 
 
 def _quantities(results: Results, method: str) -> list[str]:
-    """Names of the numbers that a method's log holds: the well-known first, then its own."""
+    """Names of the numbers in a method's log: those common to all methods first, then its own."""
     found: dict[str, None] = {}
     for model in results.models.values():
         if split(model.node.lineage)[-1].method == method:
@@ -103,11 +103,11 @@ def curve(
     marker: bool = True,
     name: str | None = None,
 ) -> bool:
-    """Draw a number against the step, under an identifier; returns whether there was anything to draw."""
+    """Draw a number against the step, with an identifier; returns whether there was anything to draw."""
     points = [(row["step"], row[quantity]) for row in rows if row.get(quantity) is not None]
     if not points:
         return False
-    # a mark at about every tenth point tells lines apart where colour cannot
+    # marks distinguish lines without colour; about every tenth point has one
     every = max(1, len(points) // 10)
     axis.plot(
         *zip(*points, strict=True), color=look.colour, linestyle=look.dashes, alpha=0.85,
@@ -127,13 +127,13 @@ def ring(axis: Axes, model: Model, look: Look, name: str | None = None) -> None:
 
 
 def short_text(lineage: str) -> str:
-    """Name of a lineage in a panel that already names the student."""
+    """Short name of a lineage, for a panel that already names the student."""
     above = " → ".join(hop.model for hop in split(lineage)[:-1])
     return f"{methods_text(lineage)} from {above}" if above else methods_text(lineage)
 
 
 def _numbers(results: Results, log: str) -> list[Row]:
-    """Long form: one line a model, step and quantity of its log "train" or "dev"."""
+    """Long form: one row per model, step and quantity of its log "train" or "dev"."""
     return [
         {"lineage": lineage, "seed": model.node.seed, "step": row["step"]}
         | {"quantity": quantity, "value": float(value)}

@@ -1,4 +1,4 @@
-"""Figure: learning curves of the models that experiments share, laid over each other."""
+"""Figure: learning curves of the models that several experiments share, in the same axes."""
 
 import math
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ from takd.report.table import full_text
 
 
 class Curves(NamedTuple):
-    """An experiment by its name."""
+    """Name and results of an experiment."""
 
     name: str
     results: Results
 
 
 def learning(experiments: Sequence[Curves], lineages: Sequence[str]) -> Drawing:
-    """ROUGE-L on dev against the step, one panel a lineage, one look an experiment, one line a training seed.
+    """Draw ROUGE-L on dev against the step: one panel per lineage, one look per experiment, one line per seed.
 
-    A ring marks the step that was kept. There is at least one lineage.
+    A ring marks the step that was kept. `lineages` must not be empty.
     """
     looks = [_look(place) for place in range(len(experiments))]
     longest = max(len(full_text(lineage)) for lineage in lineages)
     columns = min(len(lineages), 3 if longest <= 28 else 2 if longest <= 46 else 1)
-    # names in a figure are names: a dollar sign starts no formula
+    # a dollar sign in a name must not start a formula
     with matplotlib.rc_context(STYLE | {"text.parse_math": False}):
         rows = math.ceil(len(lineages) / columns)
         sheet = Sheet(WIDTH, rows, height=2.1 if columns > 1 else 2.6, below=0.55)
@@ -59,7 +59,7 @@ def learning(experiments: Sequence[Curves], lineages: Sequence[str]) -> Drawing:
 
 
 def _look(place: int) -> Look:
-    """Colour, marker and dashes all tell experiments apart."""
+    """Look of an experiment: colour, marker and dashes all differ."""
     return Look(
         COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)]
     )
@@ -87,7 +87,7 @@ def _dev(rows: Sequence[Row]) -> list[Row]:
 
 
 def _numbers(experiments: Sequence[Curves], lineages: Sequence[str]) -> list[Row]:
-    """One line a mark."""
+    """One row per point."""
     return [
         {
             "lineage": lineage,

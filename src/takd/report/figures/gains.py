@@ -1,4 +1,4 @@
-"""Figure: what the assistants gain over distillation straight from the teacher (the question of TAKD)."""
+"""Figure: gain of assistants over distillation directly from the teacher (the question of TAKD)."""
 
 import matplotlib
 from matplotlib.lines import Line2D
@@ -29,9 +29,10 @@ COLUMNS = (
 
 
 def gains(results: Results) -> Drawing:
-    """Difference of ROUGE-L to the direct chain, one panel a student and set, one place a route of assistants.
+    """Draw the difference in ROUGE-L from the direct chain, one panel per student and set, one column per route.
 
-    Filled marks are differences that can be told apart from zero (interval and corrected p, `Difference.verdict`).
+    A route is the assistants between teacher and student. Filled marks are significant differences (confidence interval
+    and corrected p value, `Difference.verdict`).
     """
     found = analyse(results)
     pairs = [pair for pair, _ in found.of(results.spec["sets"][0], "direct")]
@@ -111,7 +112,7 @@ def _route_text(route: tuple[str, ...], sizes: dict[str, int]) -> str:
 
 
 def _numbers(results: Results, sizes: dict[str, int]) -> list[Row]:
-    """One line a set and chain; `assistant_parameters` is the size of the last assistant, who teaches the student."""
+    """One row per set and chain; `assistant_parameters` is the size of the last assistant, the student's teacher."""
     lines = []
     for name in results.spec["sets"]:
         for pair, difference in analyse(results).of(name, "direct"):

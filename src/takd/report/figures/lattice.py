@@ -1,4 +1,4 @@
-"""Figure: all chains at once, as a tree whose levels are the models."""
+"""Figure: all chains in one tree whose levels are the models."""
 
 import textwrap
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ LEVEL, BOX, TALL = 1.12, 1.22, 0.62
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything stands, in inches."""
+    """Positions of all elements, in inches."""
 
     levels: dict[str, float]
     """Model -> how far down."""
@@ -46,17 +46,17 @@ class Plan:
 
 @dataclass
 class _Places:
-    """Hands out places from left to right."""
+    """Allocator of positions from left to right."""
 
     taken: int = 0
     of: dict[str, float] = field(default_factory=dict)
 
 
 def lattice(results: Results) -> Drawing:
-    """Every path that was trained: a level a model, a box what a path ends in, an edge the method that taught it.
+    """Draw every path that was trained: a level is a model, a box the end of a path, an edge a method.
 
     Paths with the same beginning share it. A thick box is the best mean among the ends of chains in one model, where
-    several chains end there. Supervised students stand at their level's name.
+    several chains end there. Supervised students stand at the name of their level.
     """
     plan = _plan(results)
     methods = list(dict.fromkeys(split(x)[-1].method for x in results.lineages if teacher_of(x)))
@@ -98,7 +98,7 @@ def lattice(results: Results) -> Drawing:
 
 
 def _plan(results: Results) -> Plan:
-    """Place every path: its children below it, side by side, itself above their middle."""
+    """Place every path: its children side by side below it, the path itself above their middle."""
     sizes = by_size(results)
     depth = {model: place for place, model in enumerate(sizes)}
     below: dict[str, list[str]] = {}
@@ -113,7 +113,7 @@ def _plan(results: Results) -> Plan:
     def put(lineage: str) -> float:
         children = sorted(below.get(lineage, []), key=level)
         found = [put(child) for child in children]
-        # a box may only stand above its children's middle if all of them are below it
+        # a box is centred above its children only if all of them are below it
         if found and all(level(child) > level(lineage) for child in children):
             places.of[lineage] = (found[0] + found[-1]) / 2
         else:
@@ -130,7 +130,7 @@ def _plan(results: Results) -> Plan:
 
 
 def _best(results: Results, name: str) -> set[str]:
-    """For each model in which several chains end, the end with the highest mean (or those)."""
+    """For each model in which several chains end, the ends with the highest mean."""
     scores = analyse(results).scores
     ends: dict[str, list[str]] = {}
     for end in dict.fromkeys(chain["lineage"] for chain in results.spec["chains"]):
@@ -146,7 +146,7 @@ def _best(results: Results, name: str) -> set[str]:
 
 
 def _level_text(results: Results, name: str, model: str, plan: Plan) -> str:
-    """Name and size of a model, and what it reaches without a teacher."""
+    """Name and size of a model, and its score when trained on labels alone."""
     size = size_text(by_size(results)[model])
     lines = [model] if model == size else [model, f"{size} parameters"]
     alone = supervised(model)
@@ -183,7 +183,7 @@ def _box(axis: Axes, results: Results, plan: Plan, name: str, lineage: str, thic
 
 
 def _edge(axis: Axes, plan: Plan, lineage: str, methods: list[str]) -> None:
-    """Down from the teacher, across, and into the student's box; each method runs at a height of its own."""
+    """Draw an edge: down from the teacher, across, and into the student's box, at a height of its own per method."""
     teacher = teacher_of(lineage)
     if teacher is None:
         return
@@ -208,7 +208,7 @@ def _stroke(method: str, methods: list[str]) -> Line2D:
 
 
 def _numbers(results: Results, plan: Plan) -> list[Row]:
-    """One line a set and path."""
+    """One row per set and path."""
     labels = {chain["lineage"]: chain_label(chain) for chain in reversed(results.spec["chains"])}
     return [
         {

@@ -1,4 +1,4 @@
-"""What the figures of scores share: how students and methods look, bars, headings, a figure of nothing."""
+"""Elements shared by the figures of scores: looks of students and methods, bars, headings, an empty figure."""
 
 from collections.abc import Iterable
 
@@ -26,7 +26,7 @@ GREY = "#555555"
 
 
 def n_text(results: Results, name: str) -> str:
-    """How many numbers a score on an evaluation set is the mean of."""
+    """State how many values a score on an evaluation set averages."""
     prompts = results.evaluations[results.nodes[0], name].scores["n"]
     seeds, draws = len(results.spec["seeds"]), len(results.spec["decoding_seeds"])
     return (
@@ -37,7 +37,7 @@ def n_text(results: Results, name: str) -> str:
 
 
 def heading(sheet: Sheet, results: Results, name: str, what: str = "") -> None:
-    """Name of an evaluation set above its panels, with n."""
+    """Write the name of an evaluation set above its panels, with n."""
     said = f"{name}{', ' if what else ''}{what}: {n_text(results, name)}"
     sheet.write(said, sheet.extend(0.18))
 
@@ -49,13 +49,13 @@ def by_size(results: Results) -> dict[str, int]:
 
 
 def name_and_size(model: str, parameters: int) -> str:
-    """`student (150k)`; the name alone where it says the size."""
+    """Format `student (150k)`; the name alone where it already gives the size."""
     size = size_text(parameters)
     return model if model == size else f"{model} ({size})"
 
 
 def looks_of_students(results: Results) -> dict[Hop, Look]:
-    """One look a student and method: colour by student, dashes by method, a marker of its own."""
+    """Assign one look per student and method: colour by student, dashes by method, a marker of its own."""
     hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
     models = list(dict.fromkeys(hop.model for hop in hops))
     methods = list(dict.fromkeys(hop.method for hop in hops if hop.method != SUPERVISED))
@@ -80,7 +80,7 @@ def looks_of_students(results: Results) -> dict[Hop, Look]:
 def point(
     axis: Axes, at: float, score: Score, look: Look, hollow: bool = False, faint: bool = False
 ) -> None:
-    """A mean with its 95 % interval; `faint` where many stand close together."""
+    """Draw a mean with its 95 % confidence interval; `faint` where many points are close together."""
     ends = score.interval
     bar = None if ends is None else [[score.mean - ends.low], [ends.high - score.mean]]
     drawn = axis.errorbar(
@@ -93,7 +93,7 @@ def point(
 
 
 def mark(look: Look, hollow: bool = False, line: bool = False) -> Line2D:
-    """How a point looks in a legend."""
+    """Legend entry of a point."""
     return Line2D(
         [], [], color=look.colour, marker=look.marker, markersize=6, markeredgewidth=1.2,
         markerfacecolor="white" if hollow else look.colour,
@@ -102,7 +102,7 @@ def mark(look: Look, hollow: bool = False, line: bool = False) -> Line2D:
 
 
 def nothing(text: str) -> str:
-    """A figure that says in one line why it shows nothing."""
+    """Draw a figure with one line of text that explains why it is empty."""
     with matplotlib.rc_context(STYLE):
         sheet = Sheet(WIDTH, rows=0, height=0.5, below=0)
         sheet.write(text, sheet.extend(0.3))
@@ -110,5 +110,5 @@ def nothing(text: str) -> str:
 
 
 def spread_out(count: int, width: float) -> Iterable[float]:
-    """Places beside each other around zero for what shares one place."""
+    """Offsets around zero that place several marks side by side at one position."""
     return ((place - (count - 1) / 2) * width for place in range(count))

@@ -1,4 +1,4 @@
-"""The panels of the page of learning curves: one drawing a quantity, every line known by the lineage that it is of."""
+"""Panels of the learning-curve page: one drawing per quantity, each line identified by its lineage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ PHONE = {"lines.linewidth": 1.3, "font.size": 10.8, "axes.titlesize": 10.8}
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number against the step."""
+    """A logged number to draw against the step."""
 
     title: str
     about: str
@@ -34,7 +34,8 @@ class Quantity:
 def reverse_kl(model: Model) -> str:
     """Name under which a method logs the reverse KL to its teacher.
 
-    MiniLLM's is its single-step term (Gu et al., 2024, section 2.2); others call their divergence so, whichever it is.
+    For MiniLLM this is its single-step term (Gu et al., 2024, section 2.2). Other methods use the name for their
+    divergence, whichever it is.
     """
     settings = model.manifest["spec"].get("settings", {})
     if settings.get("divergence") == "reverse_kl":
@@ -55,7 +56,7 @@ QUANTITIES = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity: its drawing, empty if nothing logged it, and the lineages that it shows."""
+    """One quantity: its drawing, empty if no method logged it, and the lineages that it shows."""
 
     quantity: Quantity
     svg: str
@@ -65,7 +66,7 @@ class Panel:
 
 
 def panels(results: Results) -> list[Panel]:
-    """All quantities, one line a training; each line, mark and ring carries its lineage (`scope.line_id`)."""
+    """Draw all quantities, one line per training; each line, mark and ring carries its lineage (`scope.line_id`)."""
     return [_panel(results, quantity) for quantity in QUANTITIES]
 
 
@@ -93,9 +94,9 @@ def _panel(results: Results, quantity: Quantity) -> Panel:
 
 
 def _fit(axis: Axes) -> bool:
-    """Fit the axis to what training gave; returns whether something of step 0 is beyond it.
+    """Fit the axis to the values after step 0; returns whether a value of step 0 lies outside.
 
-    A model with random weights has a loss and a response length that press all later values into a line.
+    The loss and response length of a model with random weights would compress all later values into a line.
     """
     points: list[tuple[float, float]] = [
         (float(step), float(value))

@@ -1,4 +1,4 @@
-"""Figure: how good a model is against what it cost, with all that it needs."""
+"""Figure: quality of a model against its accumulated cost, which includes the models it depends on."""
 
 from collections.abc import Sequence
 
@@ -24,11 +24,11 @@ Point = tuple[float, float, str]
 
 
 def quality(results: Results) -> Drawing:
-    """ROUGE-L against accumulated training cost: a row a set, hours on the left and tokens on the right."""
+    """Draw ROUGE-L against accumulated training cost: one row per set, hours on the left and tokens on the right."""
     costs = accumulate(results)
     look = looks_of_students(results)
     tags = _tags(results)
-    # both axes alike
+    # both x axes are treated alike
     log = any(min(at) > 0 and max(at) / min(at) > FAR for _, at in _panels(results, costs))
     written: list[tuple[Axes, list[Point]]] = []
     with matplotlib.rc_context(STYLE):
@@ -64,7 +64,7 @@ def quality(results: Results) -> Drawing:
 def _panels(results: Results, costs: Sequence[Accumulated]) -> list[tuple[str, list[float]]]:
     what = unit(results)
     hours = [cost.mean_hours for cost in costs]
-    # a demo takes minutes
+    # demo runs cost fractions of an hour
     small = max(hours) < 1
     said = what.replace("hours", "minutes") if small else what
     return [
@@ -86,7 +86,7 @@ def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
 
 
 def short(value: float) -> str:
-    """`0.5`, `12`, `30k`, `1.2M`."""
+    """Format a number: `0.5`, `12`, `30k`, `1.2M`."""
     for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{name}"
@@ -94,7 +94,7 @@ def short(value: float) -> str:
 
 
 def _tags(results: Results) -> dict[str, str]:
-    """What stands beside a point: the label of the chain that ends there if it is short and its own, else a number."""
+    """Label of each point: that of the chain that ends there if it is short and unique, else a number."""
     labels = {chain["lineage"]: chain_label(chain) for chain in results.spec["chains"]}
     known = list(labels.values())
     found, count = {}, 0
@@ -109,11 +109,11 @@ def _tags(results: Results) -> dict[str, str]:
 
 
 def _write_tags(axis: Axes, points: Sequence[Point]) -> None:
-    """Write each tag beside its point, at the first place around it that no point and no other tag covers."""
+    """Write each label beside its point, at the first free position around it."""
     axis.autoscale_view()
     places = [axis.transData.transform((at, mean)) for at, mean, _ in points]
     covered = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in places]
-    # points of Matplotlib are dots here only at 72 dots an inch
+    # Matplotlib's points equal pixels only at 72 dpi
     dots = axis.figure.dpi / 72
     for (x, y), (at, mean, tag) in zip(places, points, strict=True):
         wide, high = (4 + 5.2 * len(tag)) * dots, 9 * dots
@@ -132,14 +132,14 @@ def _write_tags(axis: Axes, points: Sequence[Point]) -> None:
             tag, (at, mean), (right * away, up * 9), textcoords="offset points", fontsize=9,
             ha="left" if right > 0 else "right", va="center", zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
-            # a thin line leads from a tag that had to stand away
+            # a thin line connects a label that is not adjacent to its point
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 2}
             if up or away > 5 else None,
         )  # fmt: skip
 
 
 def _numbers(results: Results, costs: Sequence[Accumulated]) -> list[Row]:
-    """One line a set and lineage; costs are means over training seeds."""
+    """One row per set and lineage; costs are means over training seeds."""
     what = unit(results)
     tags = _tags(results)
     return [

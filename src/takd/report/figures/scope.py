@@ -1,4 +1,4 @@
-"""Several drawings in one page: their identifiers, which must not clash, and the lines that a page can hide."""
+"""Several SVG drawings in one page: unique identifiers, and lines that the page can hide."""
 
 import hashlib
 import re
@@ -14,16 +14,16 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 def line_id(lineage: str, seed: int, what: str) -> str:
-    """Identifier (`gid`) of what is drawn of one training of a lineage (0: of all), by which a page finds it again."""
+    """Identifier (`gid`) of an element drawn for one training of a lineage (seed 0: for all), used by the page."""
     return f"lineage:{lineage}:{seed}:{what}"
 
 
 def scoped(svg: str) -> str:
-    """An SVG file as an element of a page, without a size of its own.
+    """Turn an SVG file into an element of a page, without a size of its own.
 
-    Matplotlib numbers its groups from one in every file (`axes_1`) and names clip paths and markers by their shape; in
-    one page the first of each would serve all drawings, and be gone from all when its own is hidden. So all identifiers
-    get a prefix that belongs to the drawing's bytes. What `line_id` named gets `data-lineage`.
+    Matplotlib numbers its groups from one in every file (`axes_1`) and names clip paths and markers by their shape. In
+    one page the first of each would serve all drawings, and vanish from all when its own drawing is hidden. So all
+    identifiers get a prefix derived from the drawing's bytes. Elements named by `line_id` get `data-lineage`.
     """
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
@@ -58,7 +58,7 @@ _STROKES = {"-": "", "--": "6 3", "-.": "7 2 1.5 2", ":": "1.5 2"}
 
 
 def stroke(look: Look) -> Markup:
-    """How a line looks, small enough to stand in a text."""
+    """Sample of a line, small enough for running text."""
     return Markup(
         f'<svg class="stroke" viewBox="0 0 36 12" aria-hidden="true" fill="{look.colour}" stroke="{look.colour}">'
         f'<path d="M0 6h36" fill="none" stroke-width="2" stroke-dasharray="{_STROKES[look.dashes]}"/>'

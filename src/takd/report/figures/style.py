@@ -1,7 +1,7 @@
-"""What all figures share: one look a lineage, the style, and how a drawing becomes a file.
+"""Style shared by all figures: one look per lineage, and the conversion of a drawing to a file.
 
-The same results give the same bytes: no date, a fixed salt for the identifiers. Text stays text, so that it can
-be searched and scales. Colours are those of Okabe and Ito, and every line differs in marker or dashes too.
+Equal results give equal bytes: no date, and a fixed salt for the identifiers. Text stays text, so that it can be
+searched and scales. Colours are those of Okabe and Ito, and lines also differ in marker or dashes.
 """
 
 import io
@@ -24,7 +24,7 @@ SUPERVISED_COLOURS = ("#000000", "#666666", "#999999")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "takd",
-    # a dollar sign in a label is a dollar sign
+    # a dollar sign in a label must not start a formula
     "text.parse_math": False,
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 10,
@@ -47,7 +47,7 @@ WIDTH = 9.0
 
 
 class Look(NamedTuple):
-    """How a lineage is drawn in every figure."""
+    """Look of a lineage, the same in every figure."""
 
     colour: str
     marker: str
@@ -55,7 +55,7 @@ class Look(NamedTuple):
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """One look a lineage: supervised ones grey, distilled ones coloured, ends of chains first."""
+    """Assign one look per lineage: supervised ones grey, distilled ones coloured, ends of chains first."""
     ends = {chain["lineage"] for chain in results.spec["chains"]}
     chosen: dict[str, Look] = {}
     plain = coloured = 0
@@ -73,7 +73,7 @@ def looks(results: Results) -> dict[str, Look]:
 
 
 def size_text(parameters: float) -> str:
-    """`1.3M`, `14M`, `760M`, `1.5B`."""
+    """Format a number of parameters: `1.3M`, `14M`, `760M`, `1.5B`."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if parameters >= unit:
             value = parameters / unit
@@ -82,7 +82,7 @@ def size_text(parameters: float) -> str:
 
 
 class Drawing(NamedTuple):
-    """A figure as SVG, and the numbers that it shows."""
+    """A figure as SVG, and its numbers."""
 
     svg: str
     numbers: list[Row]
@@ -91,18 +91,18 @@ class Drawing(NamedTuple):
 
     @property
     def csv(self) -> str:
-        """The numbers, one line for each mark of the figure."""
+        """The numbers as CSV, one line for each mark of the figure."""
         return write_csv(self.numbers, self.columns)
 
 
 def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:
-    """How a lineage looks in a legend."""
+    """Legend entry of a lineage."""
     shape = look.marker if marker else None
     return Line2D([], [], color=look.colour, linestyle=look.dashes, marker=shape, markersize=size)
 
 
 def to_svg(figure: Figure) -> str:
-    """The file."""
+    """Convert a figure to the text of an SVG file."""
     file = io.StringIO()
     # no metadata at all: a date would change the bytes, and its schema names are web addresses
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

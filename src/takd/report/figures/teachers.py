@@ -1,4 +1,4 @@
-"""Figure: how good students are against the size of their teacher (the capacity gap of TAKD)."""
+"""Figure: quality of students against the size of their teacher (the capacity gap of TAKD)."""
 
 import math
 
@@ -16,10 +16,10 @@ from takd.report.table import chain_text, columns, methods_text
 
 
 def teachers(results: Results) -> Drawing:
-    """ROUGE-L of each student against the parameters of its direct teacher, a line a student and method.
+    """Draw ROUGE-L of each student against its direct teacher's parameters, a line per student and method.
 
-    A line joins the shortest chains from each teacher to the student; longer ones, whose teacher was taught by more
-    models, are hollow marks beside it. The student trained on labels alone is a dotted level.
+    A line joins the shortest chains from each teacher to the student. Longer chains, whose teacher was itself distilled
+    through more models, are hollow marks beside it. A dotted level shows the student trained on labels alone.
     """
     groups = _groups(results)
     look = looks_of_students(results)
@@ -36,7 +36,7 @@ def teachers(results: Results) -> Drawing:
         for place, name in enumerate(sets):
             axis = sheet.panel(place // across, place % across, across)
             for number, (hop, group) in enumerate(groups.items()):
-                # a little apart, so that bars of one teacher do not cover each other
+                # slightly offset, so that bars at one teacher do not overlap
                 shift = 1.035 ** (number - (len(groups) - 1) / 2)
                 _line(axis, results, name, group, look[hop], shift)
             for number, model in enumerate(levels):
@@ -60,14 +60,14 @@ def teachers(results: Results) -> Drawing:
 
 
 def _groups(results: Results) -> dict[Hop, dict[str, bool]]:
-    """Student and method -> each of its lineages and whether it is the shortest from its teacher; large ones first."""
+    """Map student and method to its lineages and whether each is the shortest from its teacher; large ones first."""
     sizes = by_size(results)
     found: dict[Hop, dict[str, bool]] = {}
     taught = [lineage for lineage in results.lineages if teacher_of(lineage)]
     for lineage in sorted(taught, key=lambda found: -sizes[split(found)[-1].model]):
         group = found.setdefault(split(lineage)[-1], {})
         teacher = split(lineage)[-2].model
-        # lineages come short ones first
+        # lineages are sorted, short ones first
         group[lineage] = all(split(other)[-2].model != teacher for other in group)
     return found
 
@@ -93,7 +93,7 @@ def _line(
 
 
 def _level(axis: Axes, model: str, level: float, colour: str, right: bool) -> None:
-    """A student trained on labels alone; names left and right in turn, so that close ones do not meet."""
+    """Draw the level of a student trained on labels alone; names alternate sides, so that close ones do not overlap."""
     axis.axhline(level, color=colour, linestyle=(0, (2, 2)))
     axis.annotate(
         model, (1 if right else 0, level), (-2 if right else 3, 1.5), fontsize=7.5,
@@ -104,7 +104,7 @@ def _level(axis: Axes, model: str, level: float, colour: str, right: bool) -> No
 
 
 def _ticks(results: Results, groups: dict[Hop, dict[str, bool]]) -> dict[int, list[str]]:
-    """Size -> names of the teachers that have it."""
+    """Map each size to the names of the teachers of that size."""
     found: dict[int, list[str]] = {}
     for lineage in (lineage for group in groups.values() for lineage in group):
         names = found.setdefault(_size(results, lineage), [])
@@ -124,7 +124,7 @@ def _finish(axis: Axes, results: Results, groups: dict[Hop, dict[str, bool]]) ->
 
 
 def _numbers(results: Results, groups: dict[Hop, dict[str, bool]]) -> list[Row]:
-    """One line a set and student; a supervised student has no teacher."""
+    """One row per set and student; a supervised student has no teacher."""
     students = list(dict.fromkeys(hop.model for hop in groups))
     lineages = [supervised(model) for model in students if supervised(model) in results.lineages]
     joined = {lineage: shortest for group in groups.values() for lineage, shortest in group.items()}

@@ -1,9 +1,9 @@
-"""Stage: the card of one model, which the hub and its visitors read (Mitchell et al., Model Cards, 2019).
+"""Stage: write the model card of one model for the Hugging Face Hub (Mitchell et al., Model Cards, 2019).
 
-Inputs: `models` and `evaluations` (the folders above the lineages). Outputs: `card`, and beside it, undeclared,
-`model/README.md` with the same bytes. Snakemake allows no output within another rule's; the card goes into
-the model's folder all the same, since that folder is what one copies or uploads. Nothing compares the folder: a model
-is known by its manifest, which has the digest of the weights.
+Inputs: `models` and `evaluations` (the folders above the lineages). Outputs: `card`, and, undeclared,
+`model/README.md` with the same bytes. Snakemake allows no output inside another rule's output; the card is written
+into the model's folder all the same, since that folder is what users copy or upload. This makes nothing stale: a
+model is identified by its manifest, which has the digest of the weights.
 """
 
 import json
@@ -45,17 +45,17 @@ def run(stage: Stage) -> None:
         raise remade(fault, manifest)
     chat = stage.spec["template"] == CHAT or has_chat_template(folder)
     text = card(results, chat)
-    # of use to Snakemake alone, which does without it, and no file to upload
+    # Snakemake's time stamp is not needed here and should not be uploaded
     (folder / ".snakemake_timestamp").unlink(missing_ok=True)
     write_text(folder / "README.md", text)
-    # last: what says that all is there
+    # last, since this output marks the stage as complete
     write_text(stage.outputs["card"], text)
     (node,) = results.nodes
     stage.say(f"{node.lineage} seed {node.seed}: model card")
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer in a model's folder has one: the experiment's template, wherever it can be written so."""
+    """Return whether the tokenizer in a model's folder has a chat template."""
     settings = folder / "tokenizer_config.json"
     return (folder / "chat_template.jinja").is_file() or (
         settings.is_file() and bool(read_json(settings).get("chat_template"))
@@ -63,9 +63,9 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def card(results: Results, chat: bool) -> str:
-    """The card of the one model of `results`: front matter and Markdown.
+    """Render the card of the one model in `results`: front matter and Markdown.
 
-    `chat` says whether its tokenizer has a chat template.
+    `chat` tells whether its tokenizer has a chat template.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -80,7 +80,7 @@ def card(results: Results, chat: bool) -> str:
     )
     head = front_matter(results)
     text = str(ModelCard(f"---\n{head.to_yaml(line_break=chr(10))}\n---\n\n{body}"))
-    ModelCard(text)  # what cannot be read back is no card
+    ModelCard(text)  # fails if the card cannot be read back
     return text
 
 
@@ -112,7 +112,7 @@ def _facts(results: Results) -> dict[str, Any]:
 
 
 def weights_text(source: dict[str, Any]) -> str:
-    """Where the weights began, without a path of the machine that they were on."""
+    """Describe the source of the weights, without local paths."""
     if "scratch" in source:
         return "random weights"
     if "hub" in source:
@@ -125,7 +125,7 @@ def weights_text(source: dict[str, Any]) -> str:
 
 
 def source_text(source: dict[str, Any]) -> str:
-    """What data are, without a path of the machine that they were on."""
+    """Describe the source of data, without local paths."""
     for kind in ("json", "text", "folder"):
         if kind in source:
             return f"{Path(source[kind]).name} (local)"
@@ -137,7 +137,7 @@ def source_text(source: dict[str, Any]) -> str:
 
 
 def _training(model: Model) -> dict[str, Any]:
-    """The settings of the training, and what came of them."""
+    """Settings and outcome of the training."""
     manifest, end = model.manifest, model.end
     settings = {
         key: value if isinstance(value, str) else json.dumps(value)
@@ -160,7 +160,7 @@ def _training(model: Model) -> dict[str, Any]:
 
 
 def _evaluation(results: Results) -> list[dict[str, Any]]:
-    """One row a measure: its value on each set, with the interval where it has one."""
+    """One row per measure: its value on each set, with the confidence interval where it has one."""
     found, (node,) = analyse(results), results.nodes
     rows = []
     for measure in measured(results):
@@ -176,7 +176,7 @@ def _evaluation(results: Results) -> list[dict[str, Any]]:
 
 
 def snippet(spec: dict[str, Any], chat: bool) -> str:
-    """A program that asks the model as it was asked in the evaluation; the folder of the card is the current one."""
+    """Program that prompts the model as in the evaluation, run from the folder of the card."""
     record = spec["decoding"]
     drawn = {"do_sample": record["sample"]}
     if record["sample"]:

@@ -1,4 +1,4 @@
-"""The head of a model card: what the hub reads of it."""
+"""Front matter of a model card: the metadata that the Hub reads."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ METRICS = {"rougeL": "rouge"}
 
 
 def front_matter(results: Results) -> ModelCardData:
-    """Tags, base model, data sets and the evaluation results of the one model of `results`.
+    """Build tags, base model, data sets and evaluation results of the one model in `results`.
 
-    What is not known is left out: a licence and a language stand in no experiment file, and `base_model` and `datasets`
-    are names on the hub.
+    Unknown fields are left out: experiment files hold neither licence nor language, and `base_model` and `datasets` are
+    names on the Hub.
     """
     spec, (node,) = results.spec, results.nodes
     hop = split(node.lineage)[-1]
@@ -36,7 +36,7 @@ def front_matter(results: Results) -> ModelCardData:
 
 
 def tags(lineage: str) -> list[str]:
-    """What the model is, and the methods of its chain."""
+    """Tags of the model, and the methods of its chain."""
     hops = split(lineage)
     if len(hops) == 1:
         return ["takd", "supervised-fine-tuning"]
@@ -46,13 +46,13 @@ def tags(lineage: str) -> list[str]:
 
 
 def eval_results(results: Results) -> list[EvalResult]:
-    """Every measure that the model has, on every set."""
+    """List every measure of the model on every set."""
     spec, (node,) = results.spec, results.nodes
     seeds = ", ".join(map(str, spec["decoding_seeds"]))
     found, taken = [], set()
     for name in spec["sets"]:
         place = _dataset(name, spec["sources"][name])
-        # results of what looks the same are put under one name
+        # entries that look alike would be merged under one name
         if tuple(place.values()) in taken:
             place = _dataset(name, {})
         taken.add(tuple(place.values()))
@@ -76,7 +76,7 @@ def eval_results(results: Results) -> list[EvalResult]:
 
 
 def _dataset(name: str, source: dict[str, Any]) -> dict[str, Any]:
-    """Where a set is on the hub; its own name where it is not."""
+    """Name of a set on the Hub; its own name where it is not there."""
     return {
         "dataset_type": source.get("hub", name),
         "dataset_config": source.get("config") or source.get("file"),

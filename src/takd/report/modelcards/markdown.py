@@ -1,4 +1,4 @@
-"""Foreign text in Markdown: read as it stands, whatever it holds."""
+"""Escaping of arbitrary text for Markdown."""
 
 import html
 import re
@@ -7,23 +7,23 @@ from takd.report.pages import visible
 
 
 def plain(text: object) -> str:
-    """Text within a line or a cell of a table, never at the start of a line: no mark-up, no HTML, no line breaks."""
+    """Escape text within a line or table cell (not at the start of a line): no mark-up, HTML or line breaks."""
     line = " ".join(visible(str(text)).split())
-    # HTML first: its entities hold characters that Markdown knows
+    # HTML first: its entities contain characters that have a meaning in Markdown
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(line, quote=False))
 
 
 def code(text: object) -> str:
-    """Text as code in a line or a cell of a table."""
+    """Format text as code in a line or a table cell."""
     line = " ".join(visible(str(text)).split())
     ticks = "`" * (1 + _longest(line))
-    # a bar ends a cell even in code, unless it is escaped
+    # an unescaped bar ends a cell even inside code
     line = line.replace("|", "\\|")
     return f"{ticks} {line} {ticks}" if "`" in line or not line else f"{ticks}{line}{ticks}"
 
 
 def fence(text: str, language: str = "text") -> str:
-    """Text as a block of code."""
+    """Format text as a code block."""
     ticks = "`" * max(3, 1 + _longest(text))
     return f"{ticks}{language}\n{visible(text)}\n{ticks}"
 

@@ -1,4 +1,4 @@
-"""What a model card is told of its experiment; read while Snakemake plans."""
+"""Settings of a model card, taken from the experiment; read while Snakemake plans."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from takd.lineage import split
 def card_settings(experiment: Experiment, lineage: str, seed: int) -> dict[str, Any]:
     """Settings of the stage that writes the card of one model.
 
-    Nothing in it is of other models than those of the chain, so that a chain or a seed more rewrites no card.
+    They cover the models of its chain only, so that adding a chain or a seed rewrites no card.
     """
     hops = [hop.model for hop in split(lineage)]
     report = experiment.report_spec()
@@ -19,7 +19,7 @@ def card_settings(experiment: Experiment, lineage: str, seed: int) -> dict[str, 
         "nodes": [[lineage, seed]],
         "models": {name: experiment.parameters[name] for name in hops},
         "weights": {name: experiment.settings["models"][name]["weights"] for name in hops},
-        # what the reader of evaluations asks for besides
+        # also needed to read the evaluations
         "chains": [],
         "written": [],
         "samples": 0,
