@@ -200,9 +200,7 @@ def rows_to_check(config: Any, longest: int) -> list[int]:
 
 def _borders(settings: Mapping[str, Any]) -> Iterator[int]:
     for key, value in settings.items():
-        if isinstance(
-            value, Mapping
-        ):  # the rotary frequencies, in Gemma 3 those of each kind of layer
+        if isinstance(value, Mapping):  # rotary settings, which Gemma 3 nests by kind of layer
             yield from _borders(value)
         elif key in BORDERS:
             # some families give one for each layer

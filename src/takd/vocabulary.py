@@ -78,9 +78,7 @@ def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
         # transformers gives an empty tokenizer, not an error, where it does not find what it expects
         if not own("a", add_special_tokens=False).input_ids:
             return "it cannot encode the letter a"
-    except (
-        Exception
-    ) as error:  # each kind of tokenizer fails in its own way, for lack of a package too
+    except Exception as error:  # each kind of tokenizer raises its own exceptions
         return f"reading it fails ({reason(error)})"
     if difference := first_difference(own, ours):
         raise InputError(

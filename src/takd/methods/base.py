@@ -167,9 +167,8 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # that of a large corpus takes seconds, and is asked for at each step
+# cached: each step needs it, and computing it takes seconds for a large corpus
+@functools.lru_cache(maxsize=8)
 def permutation(count: int, *key: int) -> Tensor:
     """A permutation of range(count) that is a pure function of its key, (count,); not to be written to."""
     return torch.randperm(count, generator=generator(*key))

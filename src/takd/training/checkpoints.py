@@ -286,10 +286,8 @@ class Lock:
         except FileNotFoundError:
             return {}, None
         except (ValueError, RecursionError):
-            return (
-                {},
-                seen,
-            )  # its writer died between creating and filling it, or another program wrote it
+            # its writer died between creating and filling it, or another program wrote it
+            return {}, seen
         process = owner.get("process") if isinstance(owner, dict) else None
         if type(process) is not int or not 0 < process < 2**31:
             return {}, seen
