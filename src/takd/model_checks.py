@@ -16,7 +16,7 @@ from takd.weight_files import reason
 FITTING = "use a family such as gpt2, opt, llama, mistral or qwen2."
 STEPS = 4  # tokens that each text decodes
 SHORT = 24  # tokens of the longer text, if the family has no borders and texts are no longer
-FAR = 1024  # longest text that is checked: families may have borders under other keys
+FAR = 1024  # tokens of the last text, if texts are that long: families may have borders under other keys
 # Configuration keys for lengths beyond which a model computes differently: attention windows,
 # chunks, and changes of the rotary frequencies.
 BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
@@ -226,7 +226,7 @@ def _random_texts(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[i
 
 
 def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Compute hidden states at the ends of random texts in two ways, (texts, tokens, hidden size) each.
+    """Compute the last hidden states of random texts in two ways, (texts, tokens, hidden size).
 
     Returns:
         The states when decoding all texts together token by token, and when reading each text
@@ -248,7 +248,7 @@ def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Return the largest distance of two vectors (last dimension), relative to the second one's norm."""
+    """Return the largest distance of two vectors (last dimension), relative to the second."""
     found, expected = found.float(), expected.float()
     distance, length = (found - expected).norm(dim=-1), expected.norm(dim=-1)
     return (distance / length.clamp_min(1e-30)).max().item()

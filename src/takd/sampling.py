@@ -29,7 +29,7 @@ from takd.tokenloss import chunk_size
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding settings, shared by dev evaluation, evaluation and training, and shown in the report."""
+    """Decoding settings of all kinds of sampling, shown in the report."""
 
     max_new_tokens: int
     sample: bool = True
@@ -325,7 +325,7 @@ class _Decoder:
         return next_b
 
     def scaled(self, logits_bv: Tensor) -> Tensor:
-        """Return log-probabilities if they are recorded; else logits, which select the same token."""
+        """Return log-probabilities if they are recorded, else logits: the argmax is the same."""
         logits_bv = tempered(logits_bv, self.decoding.temperature)
         return logits_bv.log_softmax(-1) if self.scored else logits_bv
 

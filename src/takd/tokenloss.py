@@ -40,13 +40,13 @@ def sum_over_tokens(
     *,
     chunk: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum a loss and its statistics over tokens, with gradients for hidden states and output embedding.
+    """Sum a loss and its statistics over tokens, with gradients for hidden states and head.
 
-    With gradients disabled, only the values are computed.
+    With gradients disabled, only the values are computed. The head is the output embedding.
 
     Args:
         loss: loss and statistics of some tokens; gradients flow through its logits only.
-        model: model whose output embedding computes the logits.
+        model: model whose head computes the logits.
         hidden_nh: hidden states, (n, hidden size).
         columns: other inputs of the loss, (n, ...) each.
         vocabulary: entries to which logits are cut.
@@ -168,7 +168,7 @@ def _scaled(product: Tensor, unit: Tensor | None) -> Tensor:
 
 
 def _in_range(grad_mv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Cast logit gradients to a dtype; return them with the unit by which they were divided (None: 1).
+    """Cast logit gradients to a dtype; also return the unit that they were divided by (None: 1).
 
     Float16 has no numbers above 65504 and few digits below 6e-5, and the loss is not scaled yet, so
     the largest gradient is brought near 1. The unit is a power of two, so no digit changes.
