@@ -45,7 +45,7 @@ def run(stage: Stage) -> None:
             model is of an unsupported kind; its parameter count or its tokenizer is not that of the
             experiment; or it has too few positions for the experiment's texts.
     """
-    # DeepSpeed, which transformers imports, else warns on the console that it found no card
+    # otherwise DeepSpeed, which transformers imports, warns on the console about a missing GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     name, weights = stage.spec["model"], stage.spec["weights"]
     target = stage.temporary(stage.outputs["model"])

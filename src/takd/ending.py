@@ -109,7 +109,7 @@ def end_within(seconds: float, code: int) -> None:
     )
     try:
         libc = ctypes.CDLL("librt.so.1")
-    except OSError:  # not Linux's C library, and no machine whose GPUs others wait for
+    except OSError:  # no Linux C library, so no GPU server whose GPUs would stay blocked
         return
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, UNBUFFERED, 0)
     _call_later(libc, seconds, libc.puts, ctypes.addressof(_sentence))
@@ -127,7 +127,7 @@ def _call_later(libc: ctypes.CDLL, seconds: float, function: Any, value: int) ->
 
 
 def _vanish() -> None:
-    if _code is None:  # this is no stage's own end
+    if _code is None:  # the stage did not end through `leave`
         return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

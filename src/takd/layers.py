@@ -17,14 +17,14 @@ from takd.errors import InputError
 from takd.weight_files import opened, read_config, reason
 
 INDEX = "model.safetensors.index.json"
-# `model.layers.3.mlp.up_proj.weight`: what stands before the first number, the number, and the rest
+# splits `model.layers.3.mlp.up_proj.weight` into prefix, layer index and rest
 BLOCK = re.compile(r"((?:[^.\d][^.]*\.)+)(\d+)(\..+)")
-# lists that may be as long as there are layers, and numbered settings, of something else
+# lists and numbered settings that are not per layer, whatever their length
 NOT_OF_LAYERS = re.compile(r"_(tokens?|tokens?_ids?|words_ids)$|^(architectures|id2label)$")
 WINDOWS = ("sliding_window", "attention_chunk_size")
 WINDOW = 8  # tokens of the attention window in the comparison of two models
 SAME = 1e-4  # relative error of hidden states that rounding may cause
-# Parts of the names of other stacks than the text's, in models that read more than text
+# parts of the names of non-text layer stacks in multimodal models
 OTHER_STACKS = re.compile("vision|visual|image|audio|speech")
 
 

@@ -20,12 +20,14 @@ FAR = 1024  # tokens of the last text, if texts are that long: families may have
 # Configuration keys for lengths beyond which a model computes differently: attention windows,
 # chunks, and changes of the rotary frequencies.
 BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
-# Largest relative error of a hidden vector that is taken for rounding. Measured in these types: correct decoding is off
-# by at most 1.3e-6, 0.0025 and 0.018 with SmolLM2-135M, and by 2.5e-6, 0.0053 and 0.037 with random GPT-2, OPT, Llama,
-# Mistral, Qwen2 and Gemma 3 of 6 blocks of width 256 (GPT-2 and Llama of 30, too), weights up to four times as large as
-# freshly drawn ones. Positions off by one, a token less in the cache, one layer with another row's keys, or no window
-# are off by 0.14 and more with SmolLM2-135M, and by about 0.1 to 1.3 in random models whose weights are as large as
-# those of trained ones. Freshly drawn weights hardly heed positions (0.006 to 0.05): there, float32 alone tells.
+# Largest relative error of a hidden vector that counts as rounding, by dtype. Measured for correct
+# decoding (float32, float16, bfloat16): at most 1.3e-6, 0.0025 and 0.018 with SmolLM2-135M, and
+# 2.5e-6, 0.0053 and 0.037 with random GPT-2, OPT, Llama, Mistral, Qwen2 and Gemma 3 of 6 blocks of
+# width 256 (also GPT-2 and Llama of 30 blocks), with weights up to four times as large as initial
+# ones. Wrong positions, a missing token in the cache, keys of another row in one layer, or a
+# missing window cause errors of 0.14 and more with SmolLM2-135M, and of about 0.1 to 1.3 in random
+# models with weights as large as trained ones. Initial weights hardly depend on positions (errors
+# of 0.006 to 0.05), so only float32 detects errors there.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 7e-2}
 
 
@@ -215,7 +217,7 @@ def _borders(settings: Mapping[str, Any]) -> Iterator[int]:
         if isinstance(value, Mapping):  # rotary settings, which Gemma 3 nests by kind of layer
             yield from _borders(value)
         elif key in BORDERS:
-            # some families give one for each layer
+            # some families have one value per layer
             yield from (each for each in (value if isinstance(value, list) else [value]) if each)
 
 

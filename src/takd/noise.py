@@ -19,6 +19,8 @@ def _int32(words: Tensor) -> Tensor:
 def _mix_(x: Tensor) -> Tensor:
     """Mix all bits of 32-bit words in place, with the finaliser of MurmurHash3, a bijection."""
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+    # `>>` copies the sign bit of an int32, so the masks clear the upper bits; constants less 2^32
+    # are the int32 numbers of equal bits
     x.mul_(0x85EBCA6B - 2**32)
     x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF))
     x.mul_(0xC2B2AE35 - 2**32)
@@ -27,6 +29,7 @@ def _mix_(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _token_words(vocabulary: int, device: torch.device) -> Tensor:
+    # the same for all rows and steps, so computed once
     return _mix_(torch.arange(1, vocabulary + 1, dtype=torch.int32, device=device))
 
 

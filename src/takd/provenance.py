@@ -217,7 +217,8 @@ def _outline(node: Any, parts: list[str], imported: list[Imported]) -> None:
     if isinstance(node, ast.AST):
         parts.append(type(node).__name__)
         if isinstance(node, ast.Constant):
-            # `kind` tells only how a string was written; the type keeps 1, True and "1" apart
+            # `kind` (the prefix of a string) does not matter; the type distinguishes 1, True and
+            # "1"
             parts.append(f"({type(node.value).__name__} {node.value!r})")
             return
         if isinstance(node, Imported):

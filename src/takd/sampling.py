@@ -167,6 +167,7 @@ def _read(
         chosen = order[start : start + micro_batch]
         layout = Layout.of([texts[i] for i in chosen], teacher.device)
         hidden_nh = layout.hidden(teacher)
+        # in chunks, so that the logits of all tokens never exist at once
         size = chunk_size(vocabulary, teacher.device)
         pieces = zip(hidden_nh.split(size), layout.targets_n.split(size), strict=True)
         log_n = torch.cat(
@@ -208,6 +209,7 @@ class _Repeats:
 
     def add(self, token: int) -> None:
         if len(self.tokens) >= self.size - 1:
+            # the tokens that followed each sequence of n - 1 tokens so far
             self.followers.setdefault(self._last(), []).append(token)
         self.tokens.append(token)
 
@@ -258,6 +260,7 @@ class _Decoder:
             if queue and (len(free) >= max(1, len(self.rows) // 8) or not any(self.rows)):
                 self.admit(free, queue)
             next_b = self.sample()
+            # the only regular transfer from the device in a step
             yield from self.retire(next_b.tolist())
             if not any(self.rows):
                 continue
@@ -383,6 +386,7 @@ class _Decoder:
         for cache in self.caches:
             cache.keep(places)
         self.rows = [self.rows[place] for place in places]
+        # teacher_bth is empty without a teacher in the decoding
         self.seeds_b, self.keys_b, self.drawn_b, self.tokens_bt, self.teacher_bth = (
             held[places] if len(held) else held
             for held in (self.seeds_b, self.keys_b, self.drawn_b, self.tokens_bt, self.teacher_bth)

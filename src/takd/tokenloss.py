@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from takd.models import autocast_type, cut, output_layer, vocabulary_product, wide_product
 
-# (logits (m, vocabulary), columns of the same tokens) -> loss of each token (m,), statistics of each token (m,)
+# (logits (m, vocabulary), columns of the same tokens) -> loss and statistics of each token, (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 
 # bytes of one (chunk, vocabulary) tensor: small on a CPU, which loses time on new memory pages;
@@ -58,7 +58,7 @@ def sum_over_tokens(
     size = chunk or chunk_size(vocabulary, hidden_nh.device)
     head = output_layer(model)
     statistics: dict[str, Tensor] = {}
-    # asked here, since autograd disables gradients within `_Fused.forward`
+    # read here, since autograd disables gradients within `_Fused.forward`
     learns = torch.is_grad_enabled()
 
     def fused(hidden_nh: Tensor) -> Tensor:
@@ -124,6 +124,7 @@ class _Fused(torch.autograd.Function):
             piece_mh = hidden_nh[start : start + size].to(dtype)
             logits_mv = vocabulary_product(piece_mh, head_vh, head_bias_v)
             with torch.enable_grad() if learns else torch.no_grad():
+                # a leaf tensor, so that this backward pass ends at the logits
                 logits_mv.requires_grad_(learns)
                 value_m, values = loss(logits_mv, _pieces(columns, start, size))
                 value = value_m.sum()
@@ -145,6 +146,7 @@ class _Fused(torch.autograd.Function):
                         product = wide_product(grad_mv[:, part].T, piece_mh)
                         weight_grad[part] += _scaled(product, unit)
             total = total + value.detach()
+            # returned through the dictionary: they need no gradients, and their names vary
             _add(statistics, values)
         ctx.save_for_backward(*gradients)
         ctx.types = [None if tensor is None else tensor.dtype for tensor in inputs]

@@ -14,7 +14,7 @@ from typing import Any
 
 from takd.errors import InputError
 
-LARGEST_HEADER = 100_000_000  # bytes, of safetensors itself
+LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 VALUES_AT_ONCE = 2**24
 POINTER = b"version https://git-lfs"
 # what a file with a wrong suffix (.safetensors or .json) really is, by its first bytes
@@ -80,7 +80,7 @@ def read_config(folder: Path, name: str) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each family checks its settings in its own way
+    except Exception as error:  # each model family raises its own exceptions
         raise InputError(
             f"model '{name}': {path} is no configuration of a {kind} ({reason(error)}); {AGAIN}."
         ) from None

@@ -7,7 +7,7 @@ import numpy as np
 
 BINS = 15  # Guo et al.'s M
 
-# of each bin: predictions, right ones, sum of confidences; (3, BINS)
+# for each bin: predictions, correct ones, sum of confidences; (3, BINS)
 Counts = np.ndarray
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# errors at the steps of one text, the first one after the prompt first
+# errors at the steps of one text, from the first step after the prompt on
 Errors = Sequence[float]
 
 

@@ -59,7 +59,9 @@ SECONDS = (10, 300)  # timeouts: to connect, and between two bytes
 REPLY_SECONDS = 600.0  # limit for one whole reply
 REPLY_BYTES = 2_000_000
 ATTEMPTS = 6
-LONGEST_PAUSE = 60.0  # seconds before another attempt, whatever the endpoint asks for
+LONGEST_PAUSE = (
+    60.0  # longest wait in seconds before another attempt, even if the endpoint requests more
+)
 RATING = r"([0-9]+(?:\.[0-9]+)?)(?: ?/ ?10)?"
 RATINGS = re.compile(rf"\s*{RATING}[ \t,;]+{RATING}[ \t]*(?:\r?\n|$)")
 

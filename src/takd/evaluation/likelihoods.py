@@ -30,7 +30,8 @@ from takd.stage import Interrupted, Stage, write_text
 from takd.training.devices import device_name, own
 from takd.training.progress import Journal, Progress, timed
 
-# "references"; and of each teacher "<role>/references", "<role>/own" (the model's answers), "<role>/teacher" (its own)
+# "references", and for each teacher "<role>/references", "<role>/own" (responses of the model) and
+# "<role>/teacher" (responses of the teacher)
 Part = str
 ROLES = ("direct", "first")
 DRAWN = ("own", "teacher")

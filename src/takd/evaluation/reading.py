@@ -44,7 +44,7 @@ class Text:
         return self.row, self.index
 
 
-# of one text: "row", "index", "tokens" (how many are predicted), and sums over them, in nats
+# for one text: "row", "index", "tokens" (number of predicted tokens), and sums over them, in nats
 Record = dict[str, Any]
 
 

@@ -174,6 +174,7 @@ class MiniLLM(Method):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         s = self.settings
+        # optimizer steps in one pass over a round
         self.steps_per_epoch_of_round = s["rollouts_per_round"] // s["batch_size"]
         self.steps_per_round = self.steps_per_epoch_of_round * s["inner_epochs"]
         self.round = -1
@@ -256,6 +257,7 @@ class MiniLLM(Method):
         )
         flat_n = torch.cat([row_t[:n] for row_t, n in zip(returns_bt, lengths, strict=True)])
         if s["whitening"] != "none":
+            # "slots": over responses padded to the maximum length, as in the authors' code
             padded = len(rollouts) * self.context.max_new_tokens
             flat_n = whiten(flat_n, padded if s["whitening"] == "slots" else flat_n.numel())
         pieces = flat_n.split(lengths)
@@ -277,6 +279,7 @@ class MiniLLM(Method):
         def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
             log_q_mv = tempered(logits_mv, s["temperature"]).log_softmax(-1)
             log_q_m = log_q_mv.gather(-1, columns["target"][:, None])[:, 0]
+            # relative to the policy that sampled the round, some steps ago
             log_ratio_m, weight_m = log_q_m - columns["drawn"], columns["weight"]
             policy_m = policy_loss(
                 log_ratio_m,
@@ -336,6 +339,7 @@ class MiniLLM(Method):
         s, corpus = self.settings, self.context.corpus
         assert corpus is not None
         size = s["lm_batch_size"] or s["batch_size"]
+        # the key 1 gives the corpus another order than the prompts
         indices = batch_indices(len(corpus), size, step, self.context.seed, 1)
         blocks = corpus[indices]["input_ids"]
         # without a prompt, the first token of a block is not predicted
@@ -370,6 +374,7 @@ class MiniLLM(Method):
         lengths = [len(row.response) for row in rows]
         kept = zip(*(state[name].split(lengths) for name in KEPT), strict=True)
         self.rollouts = [
+            # cloned, since a slice would keep the tensors of the whole round in memory
             Rollout(row.id, row.index, row.prompt, row.response, *(t.clone() for t in tensors))
             for row, tensors in zip(rows, kept, strict=True)
         ]

@@ -71,6 +71,8 @@ class Checkpoints:
 
     def commit(self, step: int) -> None:
         """Flush a partial checkpoint to disk, rename it to its final name, and remove old ones."""
+        # flushed before the rename, so that a folder with a final name is complete even after a
+        # crash
         partial = self.partial(step)
         for path in partial.rglob("*"):
             if path.is_file():
@@ -162,6 +164,7 @@ def sweep(results: Path) -> None:
     """
     for root in results.glob("**/checkpoints"):
         done = (root.parent / name for name in LAST_WRITTEN)
+        # with a lock, the stage is running again
         if any(path.exists() for path in done) and not (root / "lock").exists():
             shutil.rmtree(root)
 
@@ -250,6 +253,7 @@ class Lock:
 
     def _create(self) -> bool:
         try:
+            # mode x fails if the file exists, so only one process can create the lock
             with open(self.path, "x", encoding="utf-8") as file:
                 owner = {"host": socket.gethostname(), "process": os.getpid()}
                 json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID")}, file)
@@ -263,6 +267,7 @@ class Lock:
 
     def _wait_for_owner_to_be_gone(self) -> None:
         owner, seen = self._read()
+        # process ids are only comparable on the same host; elsewhere only the heartbeat is visible
         if owner.get("host") == socket.gethostname() and not _alive(owner["process"]):
             return
         patience = 6 * HEARTBEAT_SECONDS

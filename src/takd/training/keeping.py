@@ -111,6 +111,7 @@ class Keeper:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "journal": self.journal.state(),
             }
+            # the tensors are copies, so training can change the weights while they are written
             self._writing = self._writer.submit(self._write, step, tensors, progress)
         waited = time.monotonic() - began
         self.journal.checkpoints += 1

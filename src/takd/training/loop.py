@@ -214,6 +214,7 @@ class Run:
         """
         if self.world == 1:
             return list(flags)
+        # one collective operation for all flags
         counts = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
         return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
 
