@@ -59,14 +59,20 @@ def total_variation(student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
 
 
 def skewed_forward_kl(student_nv: Tensor, teacher_nv: Tensor, skew: float) -> Tensor:
-    """KL(p ‖ λ p + (1 - λ) q), at most -log λ (DistiLLM, arXiv 2402.03898, section 3.1); λ = 0 is KL(p ‖ q)."""
+    """KL(p ‖ λ p + (1 - λ) q), at most -log λ; λ = 0 is KL(p ‖ q).
+
+    DistiLLM, arXiv 2402.03898, section 3.1.
+    """
     if skew == 0:
         return forward_kl(student_nv, teacher_nv)
     return forward_kl(mixture(teacher_nv, student_nv, skew), teacher_nv)
 
 
 def skewed_reverse_kl(student_nv: Tensor, teacher_nv: Tensor, skew: float) -> Tensor:
-    """KL(q ‖ (1 - λ) p + λ q), at most -log λ (DistiLLM, arXiv 2402.03898, section 3.1); λ = 0 is KL(q ‖ p)."""
+    """KL(q ‖ (1 - λ) p + λ q), at most -log λ; λ = 0 is KL(q ‖ p).
+
+    DistiLLM, arXiv 2402.03898, section 3.1.
+    """
     if skew == 0:
         return reverse_kl(student_nv, teacher_nv)
     return reverse_kl(student_nv, mixture(student_nv, teacher_nv, skew))

@@ -21,7 +21,7 @@ NO_WEIGHTS = (
 
 
 def safetensors_parameters(folder: Path) -> int | None:
-    """Count the parameters in a model folder; None if safetensors files are missing or cut.
+    """Count the parameters in a model folder; None if its safetensors are missing or incomplete.
 
     Shared parameters count once, also where a tied output embedding was saved a second time.
     """

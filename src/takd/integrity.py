@@ -131,7 +131,7 @@ def _fault(path: Path, expected: str) -> str | None:
 
 
 def closing_digest(before: bytes, line: Mapping[str, Any]) -> str:
-    """Compute the digest in the closing `line` of a log, over all bytes before it and its values."""
+    """Compute the digest in the closing `line` of a log, over all bytes before it and itself."""
     rest = {name: value for name, value in line.items() if name != "digest"}
     return _sha256(before + json.dumps(rest).encode())
 

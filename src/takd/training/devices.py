@@ -76,7 +76,7 @@ def choose_precision(setting: str, pretrained: str = "") -> str:
 
 
 def describe(precision: str, pretrained: str = "") -> str:
-    """Describe a precision and its device for the log, with the reason where it is unexpected."""
+    """Describe a precision and its device for the log, and why it is not another one."""
     if not torch.cuda.is_available():
         return f"{precision} on the CPU"
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()

@@ -165,5 +165,5 @@ class Progress:
             print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Remove the bar from the terminal."""
+        """Close the bar."""
         self._bar.close()
