@@ -5,9 +5,10 @@
     python -m takd data [--experiment NAME] [--config data=FOLDER]
     python -m takd verify [--experiment NAME | FOLDER]
 
-`plan` says what it will take, `doctor` what stands in its way; docs/preflight.md explains their numbers. `data` reads
-the experiment's rows and prints what pins them. `verify` compares all results, or those in a folder that came from
-elsewhere, with the digests in their records (docs/faults.md).
+`plan` estimates the time and resources of each stage, and `doctor` lists what would prevent a run
+(docs/preflight.md explains both). `data` prints the row counts and digests of the data, to be
+copied into the experiment file. `verify` compares all results, or those in FOLDER, with the digests
+in their records (docs/faults.md).
 """
 
 import argparse
@@ -24,7 +25,10 @@ EXPECTED = ("expect_rows", "rows_sha256")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Answer; the exit code is 1 where `doctor` finds an error or `verify` a fault, or the question is wrong."""
+    """Run one command and return its exit code.
+
+    The code is 1 where `doctor` finds an error, `verify` finds a fault, or an argument is wrong.
+    """
     options = _parser().parse_args(arguments)
     try:
         return {"plan": plan, "doctor": doctor, "data": data, "verify": verify}[options.question](
@@ -33,13 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Print the table of stages."""
+    """Print the table of planned stages."""
     from takd.preflight import table
     from takd.preflight.collect import prepare
 
@@ -53,7 +57,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what stands in the way."""
+    """Print the problems that would prevent or disturb a run."""
     from takd.preflight import doctor
     from takd.preflight.collect import facts, prepare
 
@@ -68,7 +72,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def data(options: argparse.Namespace) -> int:
-    """Print `expect_rows` and `rows_sha256` of all rows that there are, as they stand in an experiment file."""
+    """Print `expect_rows` and `rows_sha256` of each split, ready for the experiment file."""
     from takd.data.filters import Digest
     from takd.data.sources import rows
     from takd.data.unused import Unused
@@ -85,7 +89,7 @@ def data(options: argparse.Namespace) -> int:
             for row in rows(source, unused=unused):
                 found.add(row)
                 without_input += not row.input
-        except InputError as error:  # the others may be there
+        except InputError as error:  # other splits may still be readable
             print(f"{split}: {error}", file=sys.stderr)
             wrong = 1
         else:
@@ -96,7 +100,7 @@ def data(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Print what of the results is not what was written, a line each."""
+    """Print each fault in the results on its own line, then a summary."""
     from takd.preflight.collect import experiment_name
     from takd.verify import verify
 

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685) on any model: small trained matrices beside frozen weights, put in and merged in place.
+"""LoRA adapters (arXiv 2106.09685): trained low-rank matrices beside frozen weights.
 
-The model stays what `transformers` made it: its body, its embeddings and its decoding work as before, and what is
-written is a plain model.
+Adapters are injected in place, so the model keeps its `transformers` class and its decoding code.
+On export they are merged, and the folder holds a plain model.
 """
 
 from typing import Any
@@ -24,21 +24,24 @@ def add_lora(
     seed: int,
     frozen_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Freeze a model and put adapters beside its linear layers: W x becomes W x + (alpha / rank) B A x.
+    """Freeze a model and add adapters to its linear layers: W x becomes W x + (alpha / rank) B A x.
 
-    A is drawn with `seed` and B is zero, so that the model computes at first what it did before.
+    A is drawn with `seed` and B is zero, so the model's outputs are unchanged before training.
 
     Args:
-        settings: `rank`, `alpha`, `dropout`, and `targets`: last parts of the names of layers, or None for all linear
-            layers of the body; the output embedding never has one.
-        name: the model's, for messages.
-        frozen_dtype: type of the frozen matrices beside adapters. The type of the computation is right: autocast
-            turns them into it at every pass anyway.
+        settings: `rank`, `alpha`, `dropout`, and `targets`: the last parts of layer names, or None
+            for all linear layers of the body. The output embedding never gets an adapter.
+        name: name of the model, for error messages.
+        frozen_dtype: dtype of the frozen matrices that have adapters. Use the dtype of the
+            computation, since autocast would cast them to it in every forward pass.
 
     Raises:
-        InputError: a target that is no linear layer, or a rank above the size of a layer.
+        InputError: a target is no linear layer, or the rank exceeds the size of a layer.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and few trainings need it
+    from peft import (
+        LoraConfig,
+        inject_adapter_in_model,
+    )  # imported here: the import is slow, and few runs need it
 
     layers = _chosen(model, settings["targets"], name)
     narrowest = min(layers, key=lambda layer: min(layers[layer].weight.shape))
@@ -64,7 +67,7 @@ def add_lora(
 def _chosen(
     model: PreTrainedModel, targets: list[str] | None, name: str
 ) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers of the body that get adapters, by their full names."""
+    """Linear layers of the body that get adapters, by their full names."""
     inside = f"{model.base_model_prefix}."
     linear = {
         path: layer
@@ -90,15 +93,15 @@ def _chosen(
 
 
 def _adapted(model: nn.Module) -> dict[str, Any]:
-    """The layers with adapters, by name."""
+    """Layers that have adapters, by name."""
     return {path: layer for path, layer in model.named_modules() if hasattr(layer, "base_layer")}
 
 
 @torch.no_grad()
 def plain_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of the same model without adapters: merged, in float32; the model itself is left as it is.
+    """Return the state dict without adapters: adapters are merged into their layers in float32.
 
-    A model without adapters gives its own.
+    The model itself is not changed. A model without adapters returns its own state dict.
     """
     layers = _adapted(model)
     weights = {}
@@ -109,7 +112,7 @@ def plain_weights(model: PreTrainedModel) -> dict[str, Tensor]:
                 weights[key] = tensor
             continue
         if rest == "weight":
-            # not on the device, where there may be no room for all weights twice
+            # merged on the CPU: the device may lack memory for a second copy of the weights
             tensor = (tensor.float() + layers[owner].get_delta_weight(NAME).float()).cpu()
         weights[f"{owner}.{rest}"] = tensor
     return weights

@@ -1,8 +1,9 @@
-"""Stage: fetch the weights that a model starts from, and see that they are what the experiment says.
+"""Stage: fetch the weights that a model starts from, and check them against the experiment.
 
-Inputs: `tokenizer` (manifest). Outputs: `model` (folder in Hugging Face format), `manifest`. Weights of the hub stay
-in its cache and those of a folder where they are; `model` then holds links. A model from scratch is a `config.json`
-alone, whose weights the training seed draws. This stage may need the internet: it runs on the login node.
+Inputs: `tokenizer` (manifest). Outputs: `model` (folder in Hugging Face format), `manifest`.
+Weights from the hub stay in its cache and weights of a local folder stay there; `model` then holds
+links. A model from scratch is a `config.json` alone, and its weights are drawn with the training
+seed. This stage may need the internet, so it runs on the login node.
 """
 
 import os
@@ -37,14 +38,14 @@ SHARDS = "model-*-of-*.safetensors"
 
 
 def run(stage: Stage) -> None:
-    """Fetch, make or describe the weights, and check them.
+    """Fetch, create or describe the weights, and check them.
 
     Raises:
-        InputError: no safetensors in the source, not all of them, or damaged ones; weights that are not finite; a
-            model of a kind that cannot be trained here; another number of parameters than declared, another tokenizer
-            than the experiment's, or fewer positions than its texts are long.
+        InputError: safetensors are missing, incomplete or damaged; weights are not finite; the
+            model is of an unsupported kind; its parameter count or its tokenizer is not that of the
+            experiment; or it has too few positions for the experiment's texts.
     """
-    # DeepSpeed, which transformers imports, else warns on the console that it found no card
+    # otherwise DeepSpeed, which transformers imports, warns on the console about a missing GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     name, weights = stage.spec["model"], stage.spec["weights"]
     target = stage.temporary(stage.outputs["model"])
@@ -64,7 +65,7 @@ def run(stage: Stage) -> None:
 
 
 def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:
-    """Put the weights of the hub, a folder or a GGUF file into `target`; what the manifest says of them."""
+    """Put weights from the hub, a folder or a GGUF file into `target`; return manifest facts."""
     source = (
         _from_hub(weights) if "hub" in weights else Path(weights.get("folder") or weights["gguf"])
     )
@@ -80,7 +81,7 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
             stage.say(f"model '{name}': its own tokenizer was not compared, as {unread}")
     kept = weights.get("keep_layers")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        # whole first, where only some of its layers stay
+        # where layers are dropped, the whole model goes into a temporary folder first
         whole = target if kept is None else Path(folder)
         if "gguf" in weights:
             _from_gguf(source, whole, name)
@@ -99,9 +100,10 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
 
 
 def weights_digests(folder: Path) -> list[list[str]]:
-    """Name and sha256 of each file of a model's folder that this stage reads; none where there is no such folder.
+    """Return name and sha256 of each file of a model folder that this stage reads.
 
-    Of a folder that this workflow wrote, its record beside it says them.
+    Empty if there is no folder. For a folder that this workflow wrote, the digests are taken from
+    its record.
     """
     wanted = ("config.json", "*.safetensors", INDEX, *FILES, *ALSO)
     files = sorted(
@@ -117,18 +119,21 @@ def weights_digests(folder: Path) -> list[list[str]]:
 
 
 def relink(model: Path, weights: Mapping[str, Any]) -> bool:
-    """Point the links of a finished base at the same weights in another place; whether any was changed.
+    """Point the links of a finished base model at the new location of its weights.
 
-    A new place of equal weights runs no job, and the old one may be gone.
+    Moving weights reruns no stage, so links to the old location must be replaced here.
 
     Args:
         model: the folder that this stage wrote.
         weights: its settings, with `folder` and `sha256`.
+
+    Returns:
+        Whether any link was changed.
     """
     try:
         files = read_record(model.parent / LAST_WRITTEN[0])["files"]
     except DamagedError:
-        return False  # it is not finished, or will be refused
+        return False  # unfinished or damaged: the stage or its readers report that
     known = dict(map(tuple, weights["sha256"]))
     changed = False
     for link in model.iterdir() if model.is_dir() else ():
@@ -144,7 +149,7 @@ def relink(model: Path, weights: Mapping[str, Any]) -> bool:
 
 
 def _link(source: Path, target: Path, name: str) -> None:
-    """Links to a model's files, which are too large to copy; copies where a wrapper has changed the tensors' names."""
+    """Link to a model's files, too large to copy; copy those whose tensors must be renamed."""
     index: dict[str, Any] = {}
     if (source / WHOLE).is_file():
         files = [source / WHOLE]
@@ -186,7 +191,7 @@ def _link(source: Path, target: Path, name: str) -> None:
 
 
 def _shards(source: Path, index: dict[str, Any], name: str) -> list[str]:
-    """Names of the files that an index speaks of."""
+    """Names of the weight files that an index lists."""
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(shard, str) and shard == Path(shard).name for shard in places.values()
@@ -198,7 +203,7 @@ def _shards(source: Path, index: dict[str, Any], name: str) -> list[str]:
 
 
 def _from_hub(weights: dict[str, Any]) -> Path:
-    """The folder of a commit in the hub's cache, fetched where it is not there; safetensors and text alone."""
+    """Return the folder of a commit in the hub's cache, downloading missing files."""
     from huggingface_hub import snapshot_download
 
     wanted = ["config.json", WHOLE, SHARDS, INDEX, *FILES, *ALSO]
@@ -206,20 +211,18 @@ def _from_hub(weights: dict[str, Any]) -> Path:
         folder = snapshot_download(
             weights["hub"], revision=weights["revision"], allow_patterns=wanted
         )
-    except (
-        Exception
-    ) as error:  # connections, answers and disks: what they raise has no base of its own
+    except Exception as error:  # network and disk errors have no common base
         raise hub_error(f"the model {weights['hub']}", weights["revision"], error) from error
     return Path(folder)
 
 
 def _from_gguf(path: Path, target: Path, name: str) -> None:
-    """Dequantise a GGUF file; the model that transformers makes of it cannot be saved itself."""
+    """Dequantise a GGUF file and write its weights as safetensors."""
     from transformers import AutoModelForCausalLM
 
     try:
         source = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # the file, its family or its types: what they raise has no base
+    except Exception as error:  # libraries raise errors without a common base
         raise InputError(
             f"model '{name}': {path} cannot be read as GGUF ({reason(error)}); fetch it again, or use safetensors of"
             " the same model."
@@ -228,7 +231,8 @@ def _from_gguf(path: Path, target: Path, name: str) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
-    # such a file does not say; most are of models pretrained in bfloat16, and float32 is never wrong
+    # a GGUF file does not record the pretraining dtype; bfloat16 is the most common, and the safe
+    # choice, as `resolve` then uses fp32 on GPUs without bfloat16
     setattr(config, PRETRAINED, "bfloat16")
     model.load_state_dict(source.state_dict())
     model.tie_weights()
@@ -253,7 +257,7 @@ def _from_scratch(shape: dict[str, Any], tokenizer: dict[str, Any], target: Path
 
 
 def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
-    """Number of parameters, after a look at names, shapes, sizes and numbers; one tensor at a time is loaded."""
+    """Check names, shapes, sizes and values, tensor by tensor; return the parameter count."""
     from transformers import AutoModelForCausalLM
 
     from takd.models import check_vocabulary, load_tokenizer, parameter_count
@@ -268,7 +272,7 @@ def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # each family builds itself in its own way
+    except Exception as error:  # each model family raises its own exceptions
         raise InputError(
             f"model '{name}' cannot be built from its config.json ({reason(error)}); {AGAIN}, weights and config.json"
             " of one model."

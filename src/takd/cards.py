@@ -1,7 +1,8 @@
-"""Whether a build of torch can compute on a card at all.
+"""Check whether a PyTorch build supports a GPU.
 
-Pure and without torch, so that a stage can ask it before anything is loaded, and a test without a GPU. What else is
-known of cards stands in `takd.preflight.datasheets`: a line there should make no stage run again.
+This module does not import torch, so a stage can run the check before loading anything and a test
+needs no GPU. Other data about GPUs belong in `takd.preflight.datasheets`, where a change reruns no
+stage.
 """
 
 import re
@@ -13,10 +14,15 @@ VOLTA = "make env TARGET=volta"
 
 
 def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
-    """Whether a build whose `torch.cuda.get_arch_list()` is given runs on a card of a compute capability.
+    """Return whether a PyTorch build has code for a GPU of the given compute capability.
 
-    Machine code (`sm_XY`) runs on cards of the same major version and a minor version that is not lower; with a letter
-    (`sm_90a`) on that very version. Intermediate code (`compute_XY`, PTX) is translated for all newer cards.
+    Machine code (`sm_XY`) runs on GPUs of the same major version and an equal or higher minor
+    version; with a letter (`sm_90a`), on exactly that version. PTX (`compute_XY`) is compiled for
+    any newer GPU.
+
+    Args:
+        capability: `torch.cuda.get_device_capability()`.
+        arch_list: `torch.cuda.get_arch_list()`.
     """
     for arch in arch_list:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", arch)
@@ -37,15 +43,15 @@ def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
 def check_kernels(
     capability: tuple[int, int], arch_list: Sequence[str], name: str, torch_version: str
 ) -> None:
-    """Refuse a card for which torch was not built.
+    """Raise an error if PyTorch was not built for a GPU.
 
     Args:
         capability: `torch.cuda.get_device_capability()`.
         arch_list: `torch.cuda.get_arch_list()`.
-        name: the card's, for the message.
+        name: name of the GPU, for the message.
 
     Raises:
-        InputError: there are no kernels for the card; says what to install.
+        InputError: there are no kernels for the GPU; the message names a build that has them.
     """
     if has_kernels(capability, arch_list):
         return

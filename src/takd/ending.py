@@ -1,13 +1,14 @@
-"""How a stage ends: its process group in an order that cannot hang, and all else within a time limit.
+"""Exit of a stage: destroy the process group without a deadlock, and enforce a time limit.
 
 Two things can keep a process with a process group, and its GPUs, from ending after its last step:
 
-- Destroying ProcessGroupGloo joins its workers, and a worker that frees the last tensors of a collective needs the GIL
-  for that. Where the last reference to the group is dropped by C++ code that holds the GIL, as DDP's Reducer does, each
-  waits for the other for ever. Python's own references give up the GIL first.
-- A library's destructor hangs while the interpreter takes apart what is left, in whatever order.
+- Destroying ProcessGroupGloo joins its worker threads, and a worker that frees the last tensors of
+a collective needs the GIL. If the last reference to the group is dropped by C++ code that holds the
+GIL, as DDP's Reducer does, the two deadlock. Python's own references release the GIL first. - A
+library's destructor may hang during interpreter shutdown, whose order is undefined.
 
-So models go while torch still holds the group, then the group, and nothing else is taken apart.
+So models are freed while torch still holds the group, then the group is destroyed, and the rest of
+the interpreter shutdown is skipped.
 """
 
 import atexit
@@ -20,41 +21,46 @@ import sys
 from typing import Any, NoReturn
 
 SECONDS_TO_END = 60.0
-SECONDS_TO_TELL = 2.0  # from the sentence on the console to the end, for the stacks in the log
+SECONDS_TO_TELL = (
+    2.0  # between the sentence on the console and the exit, to write the stacks into the log
+)
 
 _code: int | None = None
-_sentence: Any = None  # C reads it until the end
+_sentence: Any = None  # a C timer reads it later: keep a reference
 
 
 def skip_teardown() -> None:
-    """Have this process end when its exit functions have run. Call it first: what is registered first runs last."""
+    """Make this process end right after its exit functions, without interpreter shutdown.
+
+    Call it before any other `atexit` registration: functions registered first run last.
+    """
     atexit.register(_vanish)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code; for when nothing on the stack refers to models or optimizers any more.
+    """End this process; call it when nothing on the stack refers to models or optimizers.
 
-    After a success all processes wait for the last one, within the time limit of their group. A process that failed
-    leaves at once: others may be in a collective, for which destroying the group would wait. They end by its closed
-    connections, or by torchrun.
+    After a success, all processes wait for the last one, within the time limit of their group. A
+    process that failed leaves at once: others may be in a collective operation, and destroying the
+    group would wait for it. Those end when their connection to this process closes, or torchrun
+    ends them.
     """
     global _code
-    torch: Any = sys.modules.get(
-        "torch"
-    )  # a stage that has no use for it should not wait for its import
+    # no import: a stage that does not use torch should not wait for it
+    torch: Any = sys.modules.get("torch")
     grouped = torch is not None and torch.distributed.is_initialized()
     if grouped and code == 0:
-        gc.collect()  # hooks of parameters are cycles, which would keep DDP and DeepSpeed
+        gc.collect()  # parameter hooks form reference cycles that keep DDP and DeepSpeed alive
         code = _wait_for_all(torch)
     end_within(SECONDS_TO_END, code)
     if grouped and code == 0:
-        torch.distributed.destroy_process_group()  # with those that DeepSpeed made
+        torch.distributed.destroy_process_group()  # and the groups that DeepSpeed created
     _code = code
     sys.exit(code)
 
 
 def _wait_for_all(torch: Any) -> int:
-    """Wait until all processes have come so far; the exit code."""
+    """Wait until all processes have reached this point; return the exit code."""
     nccl = "nccl" in torch.distributed.get_backend()
     try:
         torch.distributed.barrier(device_ids=[torch.cuda.current_device()] if nccl else None)
@@ -65,7 +71,7 @@ def _wait_for_all(torch: Any) -> int:
 
 
 class _Event(ctypes.Structure):
-    """struct sigevent of 64-bit Linux: call `function(value)` in a thread of its own."""
+    """struct sigevent of 64-bit Linux, which calls `function(value)` in a new thread."""
 
     _fields_ = (
         ("value", ctypes.c_void_p),
@@ -78,7 +84,7 @@ class _Event(ctypes.Structure):
 
 
 class _Times(ctypes.Structure):
-    """struct itimerspec of 64-bit Linux: the interval, which is none, and the first time."""
+    """struct itimerspec of 64-bit Linux: the interval (zero) and the time of the first expiry."""
 
     _fields_ = tuple(
         (name, ctypes.c_long) for name in ("again", "again_ns", "seconds", "nanoseconds")
@@ -89,11 +95,11 @@ SIGEV_THREAD, CLOCK_MONOTONIC, UNBUFFERED = 2, 1, 2
 
 
 def end_within(seconds: float, code: int) -> None:
-    """End this process with an exit code if it is still there after so many seconds, whatever it does.
+    """End this process with an exit code if it is still running after the given seconds.
 
-    The log (stderr) then gets the stack of each thread, the console (stdout) a sentence. All of it is done by timers of
-    the C library: a thread of Python would never run while another one holds the GIL. faulthandler alone would end with
-    exit code 1, for which Snakemake deletes outputs that are whole.
+    Writes the stack of each thread to the log (stderr) and one sentence to the console (stdout).
+    This uses timers of the C library, since a Python thread cannot run while another one holds the
+    GIL. faulthandler alone would exit with code 1, for which Snakemake deletes complete outputs.
     """
     global _sentence
     faulthandler.dump_traceback_later(seconds)
@@ -103,7 +109,7 @@ def end_within(seconds: float, code: int) -> None:
     )
     try:
         libc = ctypes.CDLL("librt.so.1")
-    except OSError:  # not Linux's C library, and no machine whose GPUs others wait for
+    except OSError:  # no Linux C library, so no GPU server whose GPUs would stay blocked
         return
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, UNBUFFERED, 0)
     _call_later(libc, seconds, libc.puts, ctypes.addressof(_sentence))
@@ -121,7 +127,7 @@ def _call_later(libc: ctypes.CDLL, seconds: float, function: Any, value: int) ->
 
 
 def _vanish() -> None:
-    if _code is None:  # this is no stage's own end
+    if _code is None:  # the stage did not end through `leave`
         return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

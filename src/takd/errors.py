@@ -1,4 +1,4 @@
-"""The one error that a user of the workflow is meant to read."""
+"""The error class whose message is written for users of the workflow."""
 
 import errno
 
@@ -7,7 +7,7 @@ FULL = {
     errno.EDQUOT: "the quota of this disk is used up",
     errno.EFBIG: "files may not be that large (ulimit -f)",
 }
-# in the words of libraries that hide the number
+# for libraries that raise an error without its errno
 SAID = {
     "no space left on device": errno.ENOSPC,
     "disk quota exceeded": errno.EDQUOT,
@@ -16,9 +16,10 @@ SAID = {
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong: one sentence that says where, what, and what would be right.
+    """An error in the user's input: one sentence that names the place, the fault and the remedy.
 
-    Several errors that are told at once are a line each. What is not shown of a text, line breaks among it, is escaped.
+    Several errors that are reported together have a line each. Non-printable characters are
+    escaped.
     """
 
     def __init__(self, *sentences: str) -> None:
@@ -26,15 +27,15 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """A text in one line: characters that are not shown as escapes."""
+    """Return a text with non-printable characters, line breaks included, escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def no_room(error: BaseException, place: object) -> str | None:
-    """A sentence where an error, or what it came from, is that a file could not be written for want of room.
+    """Return a sentence if an error, or its cause, is a full disk or quota; else None.
 
     Args:
-        place: what was written to, where the error does not say it.
+        place: the path to name if the error does not hold one.
     """
     seen: list[BaseException] = []
     now: BaseException | None = error

@@ -1,12 +1,11 @@
-"""An experiment: its file read, checked and completed, and what each stage is told of it.
+"""An experiment: its file, read and checked, with defaults, and the settings of each stage.
 
-Snakemake reads this while it parses, on every start and in every job, so it imports nothing heavy
-and touches neither the hub nor weights.
+Snakemake imports this module on every start and in every job, so it imports nothing heavy and reads
+neither the hub nor weights.
 
-Local files that an experiment names may be absent while a run is only planned: the plan of the real
-experiments must work right after a clone, and the plan does not depend on what the data are. Their
-digests are then absent from the settings of their stages, and `require_files` refuses before the
-first job of a real run. To refuse on reading instead would make every plan depend on downloads.
+Local files of an experiment may be missing while a run is only planned, so that the real
+experiments can be planned right after a clone. The digests of missing files are left out of the
+settings, and `require_files` raises an error before the first job of a real run.
 """
 
 import functools
@@ -34,10 +33,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 def file_of(root: Path, name: str) -> Path:
-    """File of an experiment.
+    """Return the file of an experiment.
 
-    Raises InputError for what is no name. One with a path in it is none: `sub/base` and `base` would share a folder of
+    Names with a folder in them are refused, because `sub/base` and `base` would share a folder of
     results.
+
+    Raises:
+        InputError: the name is not valid.
     """
     if not NAME.fullmatch(name):
         raise InputError(
@@ -50,11 +52,16 @@ def file_of(root: Path, name: str) -> Path:
 def load(path: Path, root: Path, variables: Mapping[str, str] | None = None) -> "Experiment":
     """Read and check an experiment file.
 
-    Paths in the file are relative to `root`, the repository. `variables` (from `--config
-    name=value`) stand for `{name}` in them and come before the file's own `variables`.
+    Missing local data are no error here: see `Experiment.require_files`.
 
-    Raises InputError for the first thing that is wrong. Local data that are missing are no error
-    here: see `Experiment.require_files`.
+    Args:
+        path: the experiment file.
+        root: the repository, to which paths in the file are relative.
+        variables: values for `{name}` in paths (`--config name=value`), which take precedence over
+            the file's own `variables`.
+
+    Raises:
+        InputError: the file is missing, or breaks the schema or a rule; one line per error.
     """
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     if not path.is_file():
@@ -71,7 +78,7 @@ def load(path: Path, root: Path, variables: Mapping[str, str] | None = None) -> 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A checked experiment with all defaults resolved."""
+    """A checked experiment with all defaults filled in."""
 
     name: str
     root: Path
@@ -81,7 +88,7 @@ class Experiment:
 
     @property
     def methods(self) -> list[str]:
-        """The distillation methods that there are."""
+        """All distillation methods."""
         return checks.distillation_methods()
 
     @property
@@ -91,7 +98,7 @@ class Experiment:
 
     @property
     def shards(self) -> int:
-        """Parts of a teacher's generations that are made side by side."""
+        """Number of parts into which a teacher's generations are divided, for parallel jobs."""
         return self.settings["teacher_writes"]["shards"]
 
     @property
@@ -101,7 +108,7 @@ class Experiment:
 
     @property
     def splits(self) -> list[str]:
-        """Names of all data to prepare: train, dev, corpus if there is one, evaluation sets."""
+        """Names of all data to prepare: train, dev, corpus if there is one, and evaluation sets."""
         corpus = ["corpus"] if self.settings["data"]["corpus"] else []
         return ["train", "dev", *corpus, *self.sets]
 
@@ -119,26 +126,27 @@ class Experiment:
 
     @property
     def lineages(self) -> list[str]:
-        """The last model of each chain."""
+        """Lineage of the last model of each chain."""
         return [chain["lineage"] for chain in self.chains]
 
     @property
     def heads(self) -> list[str]:
-        """Models at the head of a chain, which are trained with the first seed and taught by none."""
+        """Models at the head of a chain: supervised, and trained with the first seed only."""
         return list(dict.fromkeys(chain["models"][0] for chain in self.settings["chains"]))
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
-        """Every model to train and score, teachers before students.
+        """All models to train and score, teachers before students.
 
-        Each student's supervised run is among them, for every seed: it is a start or the baseline.
+        The supervised run of each student is included for every seed, as a start or as the
+        baseline.
         """
         students = {name: None for chain in self.settings["chains"] for name in chain["models"][1:]}
         return lineage.nodes(self.lineages, self.seeds, students)
 
     @functools.cached_property
     def missing(self) -> list[str]:
-        """Local files and folders that are named and not there, or of another kind, each with its key."""
+        """Local files and folders that do not exist or are of the wrong kind, each with its key."""
         return [
             f"{key} is '{path}', which {problem}"
             for key, path in self._local_paths()
@@ -146,7 +154,7 @@ class Experiment:
         ]
 
     def require_files(self) -> None:
-        """Raise InputError if local data or weights are missing; for the start of a real run."""
+        """Raise InputError if local data or weights are missing; called before a real run."""
         if self.missing:
             others = f" ({len(self.missing) - 1} others neither)" if len(self.missing) > 1 else ""
             raise InputError(
@@ -155,12 +163,12 @@ class Experiment:
             )
 
     def start_of(self, name: str) -> str:
-        """What the last model of a lineage starts from: "base" (its `weights`) or "sft"."""
+        """Return what a lineage's last model starts from: "base" (its `weights`) or "sft"."""
         hop = lineage.split(name)[-1]
         return self._training(*hop).get("start", "base")
 
     def _held_out(self, split: str) -> list[str]:
-        """Evaluation sets whose prompts a split must not hold."""
+        """Evaluation sets whose prompts must not occur in a split."""
         return list(self.sets) if split == "train" and self.settings["data"]["drop_leaks"] else []
 
     def tokenizer_spec(self) -> Spec:
@@ -190,7 +198,7 @@ class Experiment:
             spec["drop_leaks"] = data["drop_leaks"]
             excluded = [self._source(name) for name in self._held_out(split)]
             spec["exclude"] = [self._with_digests(source) for source in excluded]
-        else:  # answers are scored against its references
+        else:  # responses are scored against its references
             spec["rouge_tokenizer"] = self.settings["evaluation"]["rouge_tokenizer"]
         return spec
 
@@ -208,14 +216,14 @@ class Experiment:
             weights = self._with_digests(weights)
         spec = {"model": model, "weights": weights, "parameters": self.parameters[model]}
         if "scratch" in weights:
-            return spec  # whose positions are checked when the file is read
+            return spec  # its positions are checked when the experiment is read
         return {**spec, "max_length": self.settings["data"]["max_length"]}
 
     def train_spec(self, name: str, seed: int) -> Spec:
         """Settings of the stage that trains the last model of a lineage."""
         model, method = lineage.split(name)[-1]
         settings = self._training(model, method)
-        settings.pop("objective", None)  # only gives defaults of others
+        settings.pop("objective", None)  # it only selects defaults of other settings
         if settings["deepspeed"]:
             path = self.root / checks.DEEPSPEED / f"{settings['deepspeed']}.json"
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -239,20 +247,20 @@ class Experiment:
         }
 
     def writings(self, name: str) -> dict[str, str]:
-        """What a student reads that its teacher wrote down, by input: its place in the teacher's folder.
+        """Return the teacher outputs that a student reads: path in the teacher's folder, by input.
 
-        `generations` are the teacher's responses to the training prompts, `outputs/<split>/<kind>` what it says of
-        the tokens of a split or of its generations.
+        `generations` are the teacher's responses to the training prompts; `outputs/<split>/<kind>`
+        are its distributions for the tokens of a split or of its generations.
         """
         return writings.places(self.train_spec(name, self.seeds[0])["settings"])
 
     @functools.cached_property
     def written(self) -> list[Writing]:
-        """What teachers write down for their students, each once."""
+        """All stored teacher outputs that the experiment needs, without duplicates."""
         return writings.of_nodes(self.nodes, self.seeds, self.shards, self.writings)
 
     def generations_spec(self, name: str, seed: int) -> Spec:
-        """Settings of the stage that joins a teacher's responses; the number of parts is none of them."""
+        """Settings of the stage that joins a teacher's generations, without the number of parts."""
         settings = self.settings["teacher_writes"]
         decoding = {
             "temperature": settings["temperature"],
@@ -267,11 +275,11 @@ class Experiment:
         }
 
     def generate_spec(self, name: str, seed: int, part: int, parts: int) -> Spec:
-        """Settings of the stage that lets a teacher answer one part of the training prompts."""
+        """Settings of the stage that generates a teacher's responses to one part of the prompts."""
         return {**self.generations_spec(name, seed), "part": part, "parts": parts}
 
     def outputs_spec(self, name: str, seed: int, split: str, kind: str) -> Spec:
-        """Settings of the stage that writes down what a teacher says of the tokens of a split."""
+        """Settings of the stage that stores a teacher's distributions for the tokens of a split."""
         settings = self.settings["teacher_writes"]
         spec = {"lineage": name, "seed": seed, "split": split, "kind": kind}
         spec["precision"] = settings["precision"]
@@ -290,7 +298,7 @@ class Experiment:
         }
 
     def likelihoods_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
-        """Settings of the stage that asks a model and its teachers about the texts of an evaluation set."""
+        """Settings of the stage that computes likelihoods and divergences from the teachers."""
         return {
             "lineage": name,
             "seed": seed,
@@ -302,16 +310,17 @@ class Experiment:
         }
 
     def judge_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
-        """Settings of the stage that lets another model rate answers; only where the experiment asks for it."""
+        """Settings of the stage that lets another model rate responses, if there is a judge."""
         evaluation = self.settings["evaluation"]
         seeds = evaluation["judge"]["seeds"] or evaluation["seeds"][:1]
         judge = {**evaluation["judge"], "seeds": seeds}
         return {"lineage": name, "seed": seed, "set": evaluation_set, "judge": judge}
 
     def _compared_with(self, name: str, seed: int) -> dict[str, list[Any]]:
-        """The direct and the first teacher of a model, as lineage and training seed, where it has them.
+        """Direct and first teacher of a model, as [lineage, training seed].
 
-        A supervised student, which none taught, is compared with the head of its chains where they have but one.
+        A supervised student, which has no teacher, is compared with the head of its chains if they
+        have only one.
         """
         direct, head = lineage.teacher_of(name), lineage.prefixes(name)[0]
         if direct:
@@ -367,13 +376,13 @@ class Experiment:
         return {**settings, "max_new_tokens": self._longest_response}
 
     def _template(self) -> dict[str, str] | str:
-        """Two texts, or `chat` for the tokenizer's own."""
+        """Prompt templates with and without input, or `chat` for the tokenizer's chat template."""
         template = self.settings["data"]["template"]
         named = schema.load_schema()["properties"]["data"]["properties"]["template"]["x-templates"]
         return named.get(template, template) if isinstance(template, str) else template
 
     def _source(self, split: str) -> dict[str, Any]:
-        """The source of a split, without keys that its kind does not read."""
+        """Source of a split, without the keys that its kind does not use."""
         sets = self.settings["evaluation"]["sets"]
         source = sets[split] if split in sets else self.settings["data"][split]
         kinds = {
@@ -399,7 +408,10 @@ class Experiment:
         return [Path(source[kind]) / path.relative_to(place) for path in kept]
 
     def _with_digests(self, source: Mapping[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
-        """A local source with `sha256`: of the file, or [name, digest] of each file of a folder `but` some endings."""
+        """Add `sha256` to a local source, as [digest] or, for a folder, [name, digest] per file.
+
+        Files whose suffix is in `but` are left out.
+        """
         if any(kind in source for kind in ("hub", "url", "demo")):
             return dict(source)
         if "sha256" in source:
@@ -413,7 +425,7 @@ class Experiment:
         return {**source, "sha256": digests}
 
     def _named_digest(self, source: Mapping[str, Any]) -> str:
-        """The digest that the experiment gives a file. InputError if the file is there and has another."""
+        """The file's digest in the experiment; raise InputError if the file exists and differs."""
         named: str = source["sha256"]
         path = self.root / source["json"]
         if path.is_file() and (found := source_digest(path)) != named:
@@ -436,7 +448,7 @@ class Experiment:
 
 
 def _problem(path: Path, kind: str) -> str:
-    """Why a path is not what its key, such as `json` or `folder`, names; empty where it is."""
+    """Describe why a path does not suit its key, such as `json` or `folder`; empty if it does."""
     if not path.exists():
         return "does not exist"
     if path.is_dir():

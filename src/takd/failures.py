@@ -1,6 +1,7 @@
-"""What a run says of jobs that failed: of each the one useful sentence, at the end, and where its logs are.
+"""Summary of failed jobs: one useful sentence for each, at the end, and the paths of its logs.
 
-Snakemake prints the whole command of a failed job, settings as JSON included, several times, and its logs in full.
+By default Snakemake prints the whole command of a failed job several times, with its settings as
+JSON, and its logs in full.
 """
 
 import logging
@@ -15,19 +16,19 @@ from typing import Any
 from snakemake.logging import LogEvent, logger
 
 COMMAND = re.compile(r"Command '.*' (?=returned non-zero|died with)", re.S)
-SAID = ("Error: ", "Stopped: ")  # how a stage begins its last sentence
+SAID = ("Error: ", "Stopped: ")  # prefixes of the last sentence of a stage
 SLURM = re.compile(r"slurmstepd: error: .*|error: .*(?:Exceeded|CANCELLED|TIME LIMIT|oom).*", re.I)
-READ = 100_000  # bytes of the end of a log in which the sentence is looked for
-LISTED = 20  # failed jobs that are told
+READ = 100_000  # bytes at the end of a log that are searched
+LISTED = 20  # failed jobs that the summary shows
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed.
+    """A failed job.
 
     Attributes:
-        logs: the stage's own, then Slurm's.
-        message: of Slurm; empty elsewhere.
+        logs: logs of the stage, then Slurm's.
+        message: Slurm's message; empty without Slurm.
     """
 
     rule: str
@@ -37,13 +38,17 @@ class Failure:
 
 
 class Failures(logging.Filter):
-    """Takes commands out of what Snakemake logs, and keeps which jobs failed and did not succeed since."""
+    """Log filter that removes commands from Snakemake's messages and collects failed jobs.
+
+    A job that succeeds in a later attempt is removed again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.left: dict[Any, Failure] = {}
 
     def filter(self, record: Any) -> bool:
+        """Record failed and finished jobs, shorten the message, and let it through."""
         event = getattr(record, "event", None)
         if event == LogEvent.JOB_ERROR:
             output, message = (getattr(record, name, None) for name in ("output", "rule_msg"))
@@ -64,10 +69,10 @@ class Failures(logging.Filter):
         return True
 
     def summary(self, logs: Sequence[str]) -> str:
-        """What there is to read at the end of a run that failed: a line a job.
+        """Return the summary of a failed run, one line per job.
 
         Args:
-            logs: Snakemake's own.
+            logs: paths of Snakemake's own logs.
         """
         head = f"{len(self.left)} job{'s' * (len(self.left) != 1)} failed; Snakemake's own log: {', '.join(logs)}"
         lines = [
@@ -80,7 +85,7 @@ class Failures(logging.Filter):
 
 
 def _note(failure: Failure) -> str:
-    """What to do where somebody cancelled the job."""
+    """Advice for a job that somebody cancelled; else empty."""
     if "CANCELLED" not in failure.message:
         return ""
     return (
@@ -90,7 +95,7 @@ def _note(failure: Failure) -> str:
 
 
 def sentence(logs: Sequence[str]) -> str:
-    """The sentence with which a stage ended; else Slurm's; else the last line of its log."""
+    """Return the last sentence of a stage; else Slurm's error; else the last line of its log."""
     ends = [_end(Path(log)) for log in logs]
     for lines in ends:
         for line in reversed(lines):
@@ -105,7 +110,7 @@ def sentence(logs: Sequence[str]) -> str:
 
 
 def _end(path: Path) -> list[str]:
-    """Lines at the end of a log that are not empty."""
+    """Non-empty lines at the end of a log."""
     try:
         with open(path, "rb") as file:
             file.seek(max(path.stat().st_size - READ, 0))
@@ -116,7 +121,7 @@ def _end(path: Path) -> list[str]:
 
 
 def listen() -> Failures:
-    """Begin to watch Snakemake's log; once for a process."""
+    """Attach the filter to Snakemake's log, once per process, and return it."""
     for known in logger.filters:
         if isinstance(known, Failures):
             return known

@@ -1,4 +1,4 @@
-"""What the headers of safetensors files say, read without torch."""
+"""Parameter counts and context lengths of model folders, read from file headers without torch."""
 
 import json
 import math
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 TOLERANCE = 0.25  # share by which the declared number of parameters may differ
-LONGEST = 100_000_000  # bytes of a header, as the format allows
-# as families call them
+LONGEST = 100_000_000  # bytes of a header, the limit of the format
+# names of the setting in different model families
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-# masks and tables that older versions of GPT-2, GPT-NeoX and Llama saved beside their weights
+# buffers (masks, tables) that older versions of GPT-2, GPT-NeoX and Llama saved with their weights
 NO_WEIGHTS = (
     ".attn.bias",
     ".attn.masked_bias",
@@ -21,9 +21,9 @@ NO_WEIGHTS = (
 
 
 def safetensors_parameters(folder: Path) -> int | None:
-    """Number of parameters in a model's folder, shared ones once; None where its safetensors are not all there.
+    """Count the parameters in a model folder; None if its safetensors are missing or incomplete.
 
-    Of weights that are saved once more under another name, as a tied output embedding may be, one is counted.
+    Shared parameters count once, also where a tied output embedding was saved a second time.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -36,11 +36,11 @@ def safetensors_parameters(folder: Path) -> int | None:
             shapes.pop("lm_head.weight", None)
         return sum(map(math.prod, shapes.values())) or None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, struct.error):
-        return None  # the stage that reads them says what is wrong
+        return None  # the stage that reads the files reports the error
 
 
 def positions(folder: Path) -> int | None:
-    """Longest text that the model in a folder reads, by its `config.json`; None where that sets no limit."""
+    """Return the longest text that a model can read, by `config.json`; None without a limit."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = config.get("text_config") or config
@@ -51,7 +51,7 @@ def positions(folder: Path) -> int | None:
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors of a file, by name."""
+    """Shapes of the tensors in a file, by name."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > LONGEST:

@@ -1,7 +1,8 @@
-"""A model as its configuration describes it, with made-up weights that take next to no memory.
+"""Models with made-up weights that use almost no memory, built from a configuration alone.
 
-What a family computes, and from which settings, can so be seen of a model of any size on the machine that starts the
-workflow: its parameters are views of a few random numbers each, and a forward pass makes one of them whole at a time.
+They show what a model family computes, for a model of any size, on the machine that starts the
+workflow. Each parameter is a strided view of a few random numbers, and a forward pass materialises
+one parameter at a time.
 """
 
 import zlib
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 
 
 def hollow(config: Any, drawn_as: Callable[[str], str] = lambda name: name) -> Any:
-    """A causal language model in evaluation mode; equal names and shapes of parameters get equal numbers.
+    """Build a causal language model in evaluation mode, with weights seeded by parameter names.
 
     Args:
-        drawn_as: the name by which a parameter's numbers are drawn, given its own.
+        drawn_as: maps a parameter's name to the name that seeds its numbers, so that parameters
+            with different names can get equal numbers.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        # experts one after the other, as products of many at once want whole matrices
+        # "eager" computes one expert after the other; the batched kernels need contiguous matrices
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, experts_implementation="eager"
         )
@@ -35,10 +37,10 @@ def hollow(config: Any, drawn_as: Callable[[str], str] = lambda name: name) -> A
 
 
 def _numbers(name: str, shape: torch.Size) -> Tensor:
-    """Random numbers that depend on the name: those of a matrix are repeated along its diagonals."""
+    """Random numbers seeded by the name; a matrix repeats them along its diagonals."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     few = torch.randn(sum(shape) + 1, generator=generator)
     if len(shape) < 2:
         return 1 + few[: shape.numel()].view(shape) / 8
-    # about as large as those of trained models, so that positions and windows matter
+    # about as large as trained weights, so that positions and attention windows affect the result
     return (few * 2 / shape[-1] ** 0.5).as_strided(shape, [1] * len(shape))

@@ -1,4 +1,4 @@
-"""A trained model that is asked and not trained."""
+"""Load trained models for evaluation and generation."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from takd.training.devices import DTYPES, choose_precision, describe, own
 
 
 def settle(stage: Stage) -> None:
-    """Compute as the stage was told to, and keep the bars of the libraries off the console."""
+    """Set threads and determinism for a stage, and hide the progress bars of libraries."""
     devices.settle(stage.threads, stage.deterministic)
     disable_progress_bars()
     logging.disable_progress_bar()
@@ -31,11 +31,15 @@ def load(
     longest: int | None = None,
     reads: int | None = None,
 ) -> tuple[PreTrainedModel, int]:
-    """Read a model onto the device at hand, in the numbers that the settings ask for, and its vocabulary.
+    """Load a model onto this process's device for inference.
 
     Args:
-        longest: tokens of the longest text that the model will decode; None if it only reads.
-        reads: tokens of the longest text that it will read, if it does not decode.
+        longest: tokens of the longest text that the model will decode; None if it only reads texts.
+        reads: tokens of the longest text that the model will read, if it does not decode.
+
+    Returns:
+        The model, in the precision that the settings choose, and the number of vocabulary entries
+            that it shares with the tokenizer.
 
     Raises:
         InputError: as `models.check_vocabulary` and `check_model`.

@@ -1,4 +1,4 @@
-"""What a stage reads is compared with its records before anything of it is used (`takd.integrity`)."""
+"""Check of a stage's inputs against the digests in their records, before any input is used."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -34,16 +34,16 @@ def verify(
     threads: int = 1,
     named: Collection[str] = (),
 ) -> None:
-    """Compare all files that a stage reads with the digests in their records, and these with the stage's settings.
+    """Compare the input files of a stage with their records, and the records with its settings.
 
-    Folders of many results are left to the stage that searches them.
+    Folders of many results are checked by the stage that searches them.
 
     Args:
-        named: inputs of which nothing but the record is read.
-        threads: that read at once.
+        named: inputs of which only the record is read.
+        threads: files that are read in parallel.
 
     Raises:
-        InputError: a file or a record is damaged, missing or of something else.
+        InputError: a file or a record is damaged, missing or belongs to another result.
     """
     for name, paths in inputs.items():
         for path in paths:
@@ -73,12 +73,13 @@ def _verify(spec: dict[str, Any], name: str, path: Path, threads: int, named: bo
 
 
 def check(path: Path, record: Record, wanted: Mapping[str, Any]) -> None:
-    """See that a record is of what is wanted, such as a lineage and a training seed.
+    """Check that a record describes what is wanted, such as a lineage and a training seed.
 
     Raises:
-        InputError: it is of something else.
+        InputError: a value differs.
     """
-    # most of it stands among the settings of the stage that wrote it, which have a kind of their own
+    # most values are in the `spec` of the stage that wrote the record; the record's own keys, such
+    # as `kind`, take precedence
     said = {**record.get("spec", {}), **record}
     if any(said.get(key) != value for key, value in wanted.items()):
         is_of, was_expected = (
@@ -88,7 +89,7 @@ def check(path: Path, record: Record, wanted: Mapping[str, Any]) -> None:
 
 
 def expected(name: str, record: Record, spec: dict[str, Any]) -> dict[str, Any]:
-    """What the record behind the input `name` of a stage must be of, by the stage's settings."""
+    """Return what the record of the input `name` must hold, according to the stage's settings."""
     kind: dict[str, Any] = {"kind": KINDS[name]} if name in KINDS else {}
     of_itself: dict[str, Any] = {key: spec[key] for key in ("lineage", "seed") if key in spec}
     role = name.removesuffix("_answers")
@@ -103,7 +104,7 @@ def expected(name: str, record: Record, spec: dict[str, Any]) -> dict[str, Any]:
         return {**kind, **_node(spec["teachers"][role]), **of_set}
     if name in ("answers", "generations"):
         return {**of_itself, "set": spec["set"]}
-    # a teacher's own responses stand in the place of a split
+    # a teacher's generations may replace a split as training data
     responses = record.get("kind") == "generations"
     if name in ("train", "dev", "corpus", "prompts", "data"):
         if responses:

@@ -1,8 +1,9 @@
-"""Digests by which results and checkpoints are known to be what was written.
+"""Digests that detect damaged results and checkpoints.
 
-A record (a manifest, the scores of an evaluation, the progress of a checkpoint) holds the sha256 of every file that it
-speaks of, by its path from the record's folder (`files`), and one of its own content (`digest`). A training log,
-whose times differ between equal runs, stands in no record: its closing line holds the digest of the whole log.
+A record (a manifest, the scores of an evaluation, the progress of a checkpoint) holds the sha256 of
+each file that it covers, by its path from the record's folder (`files`), and one of its own content
+(`digest`). Training logs contain times, which differ between equal runs, so no record covers them:
+the last line of a log holds the digest of the whole log.
 """
 
 import hashlib
@@ -23,31 +24,31 @@ PROGRESS = "progress.json"
 """Record of a checkpoint."""
 REPORT, DATA_REPORT = "digests.json", "report.json"
 RECORDS = (*LAST_WRITTEN, REPORT, DATA_REPORT, PROGRESS)
-CARD = "README.md"  # comes into a model's folder later, as a copy of card.md beside it
+CARD = "README.md"  # copied into a model's folder later, from the card.md beside it
 
 
 class DamagedError(InputError):
-    """Something on the disk is not what was written there."""
+    """A file is missing or differs from what was written."""
 
 
 def sealed(record: Mapping[str, Any]) -> Record:
-    """A record with a digest of its content, as JSON gives that back."""
+    """Return a record, normalised by a JSON round trip, with a digest of its content."""
     content = json.loads(json.dumps({k: v for k, v in record.items() if k != "digest"}))
     return {**content, "digest": _sha256(canonical_json(content).encode())}
 
 
 def read_record(path: Path) -> Record:
-    """Read a record whose digest is right.
+    """Read a record and check its digest.
 
     Raises:
-        DamagedError: there is none, or it is not what was written.
+        DamagedError: the record is missing or damaged.
     """
     try:
         text = path.read_text(encoding="utf-8")
         record = json.loads(text)
         if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
             record = {}
-        # the text, too: the last digits of a number may be others and mean the same
+        # compare the text too: a number with damaged last digits may parse to the same value
         sound = "digest" in record and sealed(record)["digest"] == record["digest"]
         sound = sound and readable_json(record) == text
     except FileNotFoundError:
@@ -64,7 +65,7 @@ def read_record(path: Path) -> Record:
 
 
 def digests(paths: Iterable[Path], base: Path, threads: int = 1) -> dict[str, str]:
-    """sha256 of the files at and below `paths`, by their path from `base`."""
+    """Compute the sha256 of all files at and below `paths`, by their path from `base`."""
     files = sorted(file for path in paths for file in _files(path))
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(file_digest, files))
@@ -73,7 +74,10 @@ def digests(paths: Iterable[Path], base: Path, threads: int = 1) -> dict[str, st
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """Files that are read with what they lie beside: neither the card nor hidden ones, such as Snakemake's stamp."""
+    """Files at and below a path, without the model card and hidden files.
+
+    Snakemake puts a hidden timestamp into output folders.
+    """
     if not path.is_dir():
         yield path
         return
@@ -84,18 +88,18 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def parts(record: Record) -> list[str]:
-    """Files and folders beside a record that it speaks of."""
+    """Return the files and folders beside a record that it covers."""
     return list(dict.fromkeys(name.split("/")[0] for name in record["files"]))
 
 
 def faults(
     path: Path, record: Record, wanted: Collection[str] | None = None, threads: int = 1
 ) -> list[str]:
-    """What is wrong with the files that the record at `path` speaks of, a sentence each.
+    """Return one sentence for each file that differs from the record at `path`.
 
     Args:
-        wanted: the `parts` to look at; all if None.
-        threads: that read at once.
+        wanted: the `parts` to check; all if None.
+        threads: files that are read in parallel.
     """
     folder = path.parent
     wanted = parts(record) if wanted is None else wanted
@@ -127,16 +131,16 @@ def _fault(path: Path, expected: str) -> str | None:
 
 
 def closing_digest(before: bytes, line: Mapping[str, Any]) -> str:
-    """What the closing `line` of a log says of the bytes before it and of itself."""
+    """Compute the digest in the closing `line` of a log, over all bytes before it and itself."""
     rest = {name: value for name, value in line.items() if name != "digest"}
     return _sha256(before + json.dumps(rest).encode())
 
 
 def read_log(path: Path) -> list[Record]:
-    """Read the log of a finished stage (`metrics.jsonl`), one dictionary a line.
+    """Read the log of a finished stage (`metrics.jsonl`), one dictionary per line.
 
     Raises:
-        DamagedError: there is none, or it is not what was written.
+        DamagedError: the log is missing, or its digest differs.
     """
     try:
         text = path.read_bytes()
@@ -154,9 +158,9 @@ def read_log(path: Path) -> list[Record]:
 
 
 def remade(fault: str, record: Path) -> InputError:
-    """The sentence for a fault in the results of a stage, with what makes them anew."""
+    """Return an error for a fault in a stage's results that explains how to make them again."""
     first = f"delete {record} and start" if record.exists() else "start"
-    # without a target, Snakemake makes nothing that a finished report was made from
+    # without a target, Snakemake does not remake the inputs of a finished report
     return InputError(f"{fault}; {first} snakemake again with {record} as its target.")
 
 

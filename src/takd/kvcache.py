@@ -1,4 +1,4 @@
-"""Keys and values of rows of different lengths that are decoded together."""
+"""KV cache for rows of different lengths that are decoded together."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,25 +9,26 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from takd.models import decoding_mask, hidden_states, lowered_type
 
-GROWTH = 64  # columns
-READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}  # tokens
+GROWTH = 64  # columns allocated ahead, so that few steps have to copy the cache
+# most tokens, padding included, in one pass over prompts
+READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 
 
 class RaggedCache(Cache):
-    """Each row's keys and values from column 0 on; a new token is written where its own row ends.
+    """KV cache in which each row starts at column 0 and grows at its own end.
 
-    Rows need no padding on the left, a row that is finished makes room for another prompt at once, and a step
-    copies nothing but the new token's keys and values.
+    Rows need no padding on the left, a finished row can be replaced by another prompt at once, and
+    a step copies only the keys and values of the new tokens.
 
     Attributes:
-        lengths: tokens in each row; 0 for a row that is free.
+        lengths: number of tokens in each row; 0 for a free row.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
         super().__init__(layers=[])
         self.model = model
         self.lengths = [0] * rows
-        # the same on the device, and which rows are taken
+        # lengths and used rows again, on the device: a step needs no transfer from the host
         self._lengths_b = torch.zeros(rows, dtype=torch.long, device=model.device)
         self._taken_b = torch.zeros_like(self._lengths_b)
         self._rows_b = torch.arange(rows, device=model.device)
@@ -35,12 +36,13 @@ class RaggedCache(Cache):
         self._values: list[Tensor] = []
 
     def read(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-        """Read whole prompts into free rows; gives their last hidden states, (prompts, hidden size).
+        """Read whole prompts into free rows; return last hidden states, (prompts, hidden size).
 
-        Padding stands on the right, where causal attention never sees it, so that no mask is needed. A prompt
-        that stands there several times is read once.
+        Prompts are padded on the right, where causal attention never reaches the padding, so no
+        attention mask is needed. Equal prompts are read once.
         """
         device = self.model.device
+        # sorted by length, so that prompts that are read together need little padding
         different = sorted({tuple(prompt) for prompt in prompts}, key=len)
         places = {prompt: place for place, prompt in enumerate(different)}
         source = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
@@ -57,6 +59,8 @@ class RaggedCache(Cache):
             hidden.append(hidden_bth[torch.arange(len(piece), device=device), lasts])
             layers: list[Any] = read.layers
             self._make_room(width, layers)
+            # each row gets the keys of its prompt's copy in this piece. Columns beyond the prompt's
+            # end receive those of the padding: the mask hides them until new tokens overwrite them
             here = (source >= start) & (source < end)
             for layer, keys, values in zip(layers, self._keys, self._values, strict=True):
                 chosen = source[here] - start
@@ -69,7 +73,7 @@ class RaggedCache(Cache):
         return torch.cat(hidden)[source]
 
     def step(self, tokens_b: Tensor) -> Tensor:
-        """One more token in every row that is taken; gives hidden states, (rows, hidden size)."""
+        """Append one token to each used row; return the last hidden states, (rows, hidden size)."""
         self._make_room(max(self.lengths) + 1)
         hidden = hidden_states(
             self.model,
@@ -78,19 +82,21 @@ class RaggedCache(Cache):
             positions_bt=self._lengths_b[:, None],
             cache=self,
         )
+        # free rows take part to keep the batch's shape; they stay at length 0, and their column 0
+        # is overwritten by the next prompt
         self.lengths = [length + 1 if length else 0 for length in self.lengths]
         self._lengths_b += self._taken_b
         return hidden[:, 0]
 
     def free(self, rows: Sequence[int]) -> None:
-        """Forget what rows hold."""
+        """Mark rows as free."""
         target = torch.tensor(rows, device=self._lengths_b.device)
         for row in rows:
             self.lengths[row] = 0
         self._lengths_b[target], self._taken_b[target] = 0, 0
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
+        """Drop all rows but the given ones."""
         source = torch.tensor(rows, device=self._lengths_b.device)
         self.lengths = [self.lengths[row] for row in rows]
         self._lengths_b, self._taken_b = self._lengths_b[source], self._taken_b[source]
@@ -102,7 +108,8 @@ class RaggedCache(Cache):
 
     def _make_room(self, columns: int, like: Sequence[Any] = ()) -> None:
         if not self._keys:
-            # as attention takes them: rotary positions leave keys in float32 under autocast, and these the values
+            # in the dtype that attention computes in: under autocast, rotary embeddings leave keys
+            # in float32
             lowered = lowered_type(self.model)
             for layer in like:
                 for held, tensor in ((self._keys, layer.keys), (self._values, layer.values)):
@@ -117,12 +124,12 @@ class RaggedCache(Cache):
                     more = tensor.new_zeros(rows, heads, missing + GROWTH, size)
                     held[index] = torch.cat([tensor, more], 2)
 
-    # what a model's attention asks of its cache
+    # the attention layers call the methods below, in `step` only: `read` uses another cache
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one token a row; gives all keys and values up to the longest row's."""
+        """Write one token per row; return keys and values up to the end of the longest row."""
         columns = max(self.lengths) + 1
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         keys[self._rows_b, :, self._lengths_b] = key_states[:, :, 0].to(keys.dtype)
@@ -130,12 +137,15 @@ class RaggedCache(Cache):
         return keys[:, :, :columns], values[:, :, :columns]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens in the longest row."""
+        """Return the number of tokens in the longest row."""
         return max(self.lengths)
 
 
 def _pieces(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Spans of sorted lengths that together take at most so many tokens with their padding."""
+    """Split sorted lengths into spans of at most `most` tokens, padding included.
+
+    A single longer text is a span of its own.
+    """
     start = 0
     for end in range(1, len(lengths) + 1):
         if end == len(lengths) or (end + 1 - start) * lengths[end] > most:

@@ -1,6 +1,7 @@
-"""How a stage becomes several processes: one per GPU, on one node or on several.
+"""Launch of a stage as several processes: one per GPU, on one node or several.
 
-All replace this process, so that a signal reaches what does the work, and a lock that it holds stays held.
+Each launcher replaces this process (exec), so that signals reach the process that does the work and
+locks stay held.
 """
 
 import os
@@ -10,21 +11,21 @@ import sys
 
 from takd.errors import InputError
 
-# How PyTorch takes memory of a card, by its names in newer and older versions
+# environment variables of PyTorch's CUDA allocator, in newer and older versions
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def launch(nodes: int, processes: int, threads: int) -> None:
-    """Start this same command once per process; returns only where one process is all.
+    """Start this same command once per process; return only if one process is enough.
 
     Args:
-        nodes: of the Slurm job that this runs in; 1 needs no Slurm.
-        processes: on each node.
-        threads: of each process.
+        nodes: nodes of the current Slurm job; 1 needs no Slurm.
+        processes: processes on each node.
+        threads: threads of each process.
 
     Raises:
-        InputError: several nodes, but no Slurm job of so many.
+        InputError: several nodes are needed, but this is no Slurm job of that many nodes.
     """
     if "RANK" in os.environ or nodes * processes == 1:
         return
@@ -36,19 +37,21 @@ def launch(nodes: int, processes: int, threads: int) -> None:
 
 
 def set_allocator() -> None:
-    """Let pieces of a card's memory grow, unless the user says how it is taken.
+    """Enable expandable segments in PyTorch's CUDA allocator, unless the user has configured it.
 
-    Texts of ever other lengths else leave pieces between which the next one does not fit.
+    Texts of varying lengths otherwise fragment the memory.
     """
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def over_nodes(nodes: int, processes: int, threads: int) -> list[str]:
-    """One torchrun on each node of this Slurm job, which meet on the first one.
+    """Return the command that runs one torchrun on each node of this Slurm job.
+
+    All of them rendezvous on the first node.
 
     Raises:
-        InputError: this is no Slurm job, or one of another number of nodes.
+        InputError: this is no Slurm job, or it has another number of nodes.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
@@ -63,7 +66,7 @@ def over_nodes(nodes: int, processes: int, threads: int) -> list[str]:
             f"job {job} has {len(hosts)} nodes ({names}) and the training was to use {nodes}; `nodes`, `tasks` and"
             " `mpi: srun` go together in the profile, see profiles/README.md."
         )
-    # the address by which Slurm itself reaches the node; its name need not be known everywhere
+    # the address that Slurm uses; other nodes may be unable to resolve the node's name
     found = re.search(r"NodeAddr=(\S+)", _ask("scontrol", "--oneliner", "show", "node", hosts[0]))
     place = found[1] if found else hosts[0]
     port = 20_000 + int(job) % 10_000

@@ -1,7 +1,8 @@
-"""A smaller model made of some of the transformer blocks of a larger one, in their order, with all the rest as it was.
+"""Smaller models made of some transformer blocks of a larger one, with all other weights unchanged.
 
-DistilBERT and DistilGPT2 started so (arXiv 1910.01108). Works on the files: a block's tensors are renamed, one file
-after the other, so that no more than a file is in memory, and the configuration says how many there are.
+DistilBERT and DistilGPT2 were initialised this way (arXiv 1910.01108). Works on files: tensors are
+renamed one file at a time, so that memory holds at most one file, and the number of layers in the
+configuration is adjusted.
 """
 
 import copy
@@ -16,22 +17,22 @@ from takd.errors import InputError
 from takd.weight_files import opened, read_config, reason
 
 INDEX = "model.safetensors.index.json"
-# `model.layers.3.mlp.up_proj.weight`: what stands before the first number, the number, and the rest
+# splits `model.layers.3.mlp.up_proj.weight` into prefix, layer index and rest
 BLOCK = re.compile(r"((?:[^.\d][^.]*\.)+)(\d+)(\..+)")
-# lists that may be as long as there are layers, and numbered settings, of something else
+# lists and numbered settings that are not per layer, whatever their length
 NOT_OF_LAYERS = re.compile(r"_(tokens?|tokens?_ids?|words_ids)$|^(architectures|id2label)$")
 WINDOWS = ("sliding_window", "attention_chunk_size")
-WINDOW = 8  # tokens, where two models are compared
-SAME = 1e-4  # relative error of hidden states that is taken for rounding
-# Parts of the names of other stacks than the text's, in models that read more than text
+WINDOW = 8  # tokens of the attention window in the comparison of two models
+SAME = 1e-4  # relative error of hidden states that rounding may cause
+# parts of the names of non-text layer stacks in multimodal models
 OTHER_STACKS = re.compile("vision|visual|image|audio|speech")
 
 
 def choose(keep: int | list[int], layers: int, name: str) -> list[int]:
-    """Numbers of the layers that stay, from 0; a count is spread evenly from the first layer to the last.
+    """Return the indices of the layers to keep, from 0, spreading a count from first to last.
 
     Raises:
-        InputError: more layers, or others, than there are.
+        InputError: the count or an index exceeds the layers of the model.
     """
     if isinstance(keep, int):
         if keep > layers:
@@ -50,15 +51,17 @@ def choose(keep: int | list[int], layers: int, name: str) -> list[int]:
 
 
 def keep_layers(source: Path, target: Path, keep: int | list[int], name: str) -> list[int]:
-    """Write a model of some of the layers of the one in `source` to `target`; gives their numbers in the source.
+    """Write a model with some of the layers of the model in `source`; return their indices there.
 
     Args:
-        source: `config.json` and safetensors, with an index where they are several.
-        keep: numbers of layers, rising, or how many.
+        source: folder with `config.json` and safetensors, and an index if there are several files.
+        target: folder for the smaller model.
+        keep: ascending layer indices, or their number.
+        name: name of the model, for error messages.
 
     Raises:
-        InputError: as `choose`; for tensors that are not those of one stack of blocks; for a family in which the layers
-            that stay would compute something else than they do in the source.
+        InputError: as `choose`; the tensors do not form a single stack of blocks; or the kept
+            layers would compute something else than in the source.
     """
     config = read_config(source, name)
     text = config.get_text_config()
@@ -75,10 +78,10 @@ def keep_layers(source: Path, target: Path, keep: int | list[int], name: str) ->
 
 
 def shortened(config: Any, kept: list[int], name: str) -> Any:
-    """The configuration of a model of some of its layers: how many there are, and what it says of each.
+    """Return the configuration for the kept layers, with per-layer settings selected.
 
     Raises:
-        InputError: settings that do not allow it.
+        InputError: the settings do not allow it.
     """
     text = config.get_text_config()
     layers = text.num_hidden_layers
@@ -86,7 +89,7 @@ def shortened(config: Any, kept: list[int], name: str) -> Any:
     of_text = settings
     if text is not config:
         of_text = settings[next(key for key in config.sub_configs if getattr(config, key) is text)]
-    # what a family says of each layer, such as which of them look no further than a window or have no positions
+    # per-layer settings, such as which layers have a sliding window or no position embedding
     for key, value in of_text.items():
         if NOT_OF_LAYERS.search(key):
             continue
@@ -98,17 +101,18 @@ def shortened(config: Any, kept: list[int], name: str) -> Any:
     of_text[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
     try:
         return type(config).from_dict(settings)
-    except Exception as error:  # each family checks its settings in its own way
+    except Exception as error:  # each model family raises its own exceptions
         raise _unfit(
             name, config, f"its config.json cannot be shortened ({reason(error)})"
         ) from None
 
 
 def _check_same(config: Any, part: Any, kept: list[int], name: str) -> None:
-    """Make sure that a model of some layers computes what the whole one does when the others hand on their input.
+    """Check that the smaller model equals the whole one with dropped layers as the identity.
 
-    Some families count or name layers in other settings than lists, or compute with a layer's number. Both models have
-    made-up weights (`takd.hollow`), and windows that are shorter than the text.
+    This detects families that number layers in settings other than lists, or whose computation
+    depends on a layer's index. Both models have made-up weights (`takd.hollow`), and attention
+    windows shorter than the text.
     """
     import torch
 
@@ -135,7 +139,7 @@ def _check_same(config: Any, part: Any, kept: list[int], name: str) -> None:
         with torch.no_grad():
             expected, found = (hidden_states(model, ids) for model in (whole, short))
         distance = relative_error(found, expected)
-    except Exception as error:  # a family that cannot be asked in this way raises anything
+    except Exception as error:  # an unsupported family may raise any exception
         raise _unfit(
             name, config, f"some of its layers cannot be compared with all ({reason(error)})"
         ) from None
@@ -148,7 +152,7 @@ def _check_same(config: Any, part: Any, kept: list[int], name: str) -> None:
 
 
 def _stacks(model: Any, layers: int) -> dict[str, Any]:
-    """The lists that have an entry for each layer of the text model, by name; not those within layers."""
+    """Module lists with one entry per layer of the text model, by name; no nested lists."""
     from torch import nn
 
     found: dict[str, Any] = {}
@@ -161,7 +165,7 @@ def _stacks(model: Any, layers: int) -> dict[str, Any]:
 
 
 def _in_whole(key: str, stacks: Collection[str], kept: list[int]) -> str:
-    """The name that a parameter of the smaller model has in the whole one."""
+    """Name in the whole model of a parameter of the smaller one."""
     for stack in stacks:
         if key.startswith(f"{stack}."):
             number, dot, rest = key.removeprefix(f"{stack}.").partition(".")
@@ -170,7 +174,7 @@ def _in_whole(key: str, stacks: Collection[str], kept: list[int]) -> str:
 
 
 def _hand_on(layer: Any, args: Any, kwargs: Any, output: Any) -> Any:
-    """A forward hook: the layer's result is its input."""
+    """Forward hook that replaces a layer's output by its input."""
     hidden = args[0] if args else kwargs["hidden_states"]
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

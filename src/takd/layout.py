@@ -1,4 +1,4 @@
-"""How texts of different lengths lie in one batch, and where their responses are predicted."""
+"""Batches of prompts and responses, and the positions that predict response tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from takd.models import hidden_states
 
 @dataclass
 class Layout:
-    """Texts padded on the right to the longest, and where their response tokens are predicted.
+    """A batch padded on the right, with the positions that predict response tokens.
 
     Attributes:
-        ids_bt: (batch, length).
-        rows_n, columns_n: positions whose next token is a response token, text by text.
-        targets_n: those next tokens.
+        ids_bt: token ids, (batch, length).
+        rows_n, columns_n: positions whose next token is a response token, text by text, (n,).
+        targets_n: those next tokens, (n,).
     """
 
     ids_bt: Tensor
@@ -29,7 +29,10 @@ class Layout:
     def of(
         cls, texts: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
     ) -> "Layout":
-        """Lay out prompts and responses; an empty prompt gives its first response token no prediction."""
+        """Lay out (prompt, response) pairs.
+
+        After an empty prompt the first response token is not predicted, as nothing precedes it.
+        """
         width = max(len(prompt) + len(response) for prompt, response in texts)
         ids = torch.zeros(len(texts), width, dtype=torch.long)
         where: list[tuple[int, int]] = []
@@ -42,5 +45,5 @@ class Layout:
         return cls(*(t.to(device) for t in (ids, rows_n, columns_n, targets_n)))
 
     def hidden(self, model: PreTrainedModel) -> Tensor:
-        """Hidden states that predict the response tokens, (n, hidden size)."""
+        """Compute the hidden states that predict the response tokens, (n, hidden size)."""
         return hidden_states(model, self.ids_bt)[self.rows_n, self.columns_n]

@@ -1,8 +1,8 @@
-"""Which GPUs a stage takes where several may run side by side.
+"""Assignment of GPUs to stages that run in parallel on one machine.
 
-Slurm gives a job its GPUs. On a machine without it, or within one job that runs a whole workflow, stages that Snakemake
-runs side by side would all take the first one. So a stage holds a lock for each GPU that it uses; the system frees it
-when the process ends, however that ends.
+Slurm assigns GPUs to jobs. Without it, or within one job that runs a whole workflow, all stages
+that Snakemake runs in parallel would use the first GPU. So a stage locks a file for each GPU that
+it uses; the operating system releases the lock when the process ends, however it ends.
 """
 
 import contextlib
@@ -23,18 +23,19 @@ SECONDS_BETWEEN_TRIES = 0.5
 
 
 def lease(count: int, say: Callable[[str], None]) -> None:
-    """Take `count` GPUs for this process and those that it becomes or starts, by CUDA_VISIBLE_DEVICES.
+    """Reserve `count` GPUs for this process and its children by setting CUDA_VISIBLE_DEVICES.
 
-    Waits while too few are free. Does nothing without GPUs, and in processes of torchrun, whose parent holds the lease.
+    Waits while too few are free. Does nothing without GPUs, or in processes of torchrun, whose
+    parent holds the locks.
     """
     if "RANK" in os.environ:
         return
     cards = visible()
     if not cards:
         return
-    # more than there are is the stage's own error to report, with what it was asked for
+    # if too many are requested, the stage reports that itself
     count = min(count, len(cards))
-    # each Slurm job may count its GPUs from 0, and they are its own
+    # each Slurm job may number its own GPUs from 0
     job = os.environ.get("SLURM_JOB_ID", "no-job")
     folder = _open_own(Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}-{job}")
     waited = False
@@ -47,12 +48,12 @@ def lease(count: int, say: Callable[[str], None]) -> None:
         time.sleep(SECONDS_BETWEEN_TRIES)
     os.close(folder)
     for file in held.values():
-        os.set_inheritable(file, True)  # torchrun takes this process's place
+        os.set_inheritable(file, True)  # stays locked when torchrun replaces this process
     os.environ[VISIBLE] = ",".join(held)
 
 
 def visible() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if VISIBLE in os.environ:
         return [card for card in os.environ[VISIBLE].split(",") if card not in ("", "-1")]
     try:
@@ -64,10 +65,10 @@ def visible() -> list[str]:
 
 
 def _open_own(path: Path) -> int:
-    """Open the folder of this user's locks, whose name others know and whose parent they may write to.
+    """Open this user's folder of locks; other users can create files in its parent.
 
     Raises:
-        InputError: somebody else made it, or a link in its place.
+        InputError: another user created the folder, or it is a link.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -92,7 +93,7 @@ def _foreign(path: Path) -> InputError:
 
 
 def _take(cards: list[str], count: int, folder: int) -> dict[str, int]:
-    """Up to `count` GPUs that nobody holds, each with its open lock in an open folder."""
+    """Lock up to `count` free GPUs; return the open lock file of each."""
     held: dict[str, int] = {}
     for card in cards:
         if len(held) == count:

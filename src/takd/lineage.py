@@ -1,7 +1,8 @@
-"""A model's identity is the chain that made it: `teacher-sft__assistant-minillm__student-minillm`.
+"""Lineages: the names of models, such as `teacher-sft__assistant-minillm__student-minillm`.
 
-Hops are written `<model>-<method>` and joined by `__`; the first hop is supervised. A lineage is also a path,
-so two chains that share a prefix share the models of that prefix, which are then trained once.
+A lineage lists the hops of a chain as `<model>-<method>`, joined by `__`; the first hop is
+supervised. It is also a folder name, so two chains with a common prefix share the models of that
+prefix, which are trained once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,31 +13,31 @@ MODEL_PATTERN = r"[A-Za-z0-9.]+"
 
 
 class Hop(NamedTuple):
-    """One trained model of a chain and the method that trained it."""
+    """A trained model of a chain and the method that trained it."""
 
     model: str
     method: str
 
 
 class Node(NamedTuple):
-    """One trained model: its lineage and its training seed."""
+    """A trained model: its lineage and its training seed."""
 
     lineage: str
     seed: int
 
 
 def join(hops: Iterable[Hop]) -> str:
-    """Write hops as a lineage."""
+    """Format hops as a lineage."""
     return "__".join(f"{hop.model}-{hop.method}" for hop in hops)
 
 
 def split(lineage: str) -> list[Hop]:
-    """Read a lineage back into its hops."""
+    """Parse a lineage into its hops."""
     return [Hop(*part.rsplit("-", 1)) for part in lineage.split("__")]
 
 
 def of_chain(models: Sequence[str], methods: Sequence[str]) -> str:
-    """Lineage of a chain: a supervised teacher, then one distillation a hop.
+    """Return the lineage of a chain: a supervised teacher, then one distillation per hop.
 
     `methods` has one entry per hop after the teacher.
     """
@@ -46,42 +47,45 @@ def of_chain(models: Sequence[str], methods: Sequence[str]) -> str:
 
 
 def supervised(model: str) -> str:
-    """Lineage of a model that was only fine-tuned on labels."""
+    """Return the lineage of a model that was only fine-tuned on labels."""
     return join([Hop(model, SUPERVISED)])
 
 
 def teacher_of(lineage: str) -> str | None:
-    """Lineage of the model that taught this one; None for a supervised model."""
+    """Return the lineage of a model's direct teacher; None for a supervised model."""
     return lineage.rpartition("__")[0] or None
 
 
 def prefixes(lineage: str) -> list[str]:
-    """The lineage of every model of the chain, the head first, this one last."""
+    """Return the lineage of each model of the chain, from its head to this model."""
     hops = split(lineage)
     return [join(hops[: count + 1]) for count in range(len(hops))]
 
 
 def teacher_seed(teacher: str, seed: int, seeds: Sequence[int]) -> int:
-    """Training seed of the teacher of a student that is trained with `seed`.
+    """Return the training seed of the teacher of a student that is trained with `seed`.
 
-    The supervised head of a chain is trained once, with the first seed: it is the costliest model and the
-    fixed point that students are compared against. Everything below it is trained anew for each seed, so that
-    the spread over seeds holds the assistants' share.
+    The supervised head of a chain is trained once, with the first seed: it is the most expensive
+    model and the fixed reference for its students. All models below it are trained once per seed,
+    so that the spread over seeds includes the variance of the assistants.
     """
     return seeds[0] if teacher_of(teacher) is None else seed
 
 
 def pattern(methods: Iterable[str]) -> str:
-    """Regular expression that matches any lineage whose hops use `methods`."""
+    """Return a regular expression that matches any lineage whose hops use `methods`."""
     hop = f"{MODEL_PATTERN}-({'|'.join(sorted(methods))})"
     return f"{MODEL_PATTERN}-{SUPERVISED}(__{hop})*"
 
 
 def nodes(lineages: Iterable[str], seeds: Sequence[int], initial: Iterable[str]) -> list[Node]:
-    """Every model to train and score, each once, teachers before their students.
+    """Return all models to train and score, without duplicates, teachers before their students.
 
-    `lineages` are the ends of the chains; `initial` names the models whose supervised run starts a distillation
-    or stands beside it as the baseline, for every seed.
+    Args:
+        lineages: lineages of the last models of the chains.
+        seeds: training seeds.
+        initial: models that also need a supervised run for every seed, as the start of a
+            distillation or as the baseline.
     """
     found: dict[Node, None] = {}
     for seed in seeds:

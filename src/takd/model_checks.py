@@ -1,4 +1,4 @@
-"""What a model is asked once it is loaded: whether the losses and the sampling of this package fit its family."""
+"""Checks that a loaded model fits the losses and the sampling of this package."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,31 +14,36 @@ from takd.models import hidden_states, lowered_type
 from takd.weight_files import reason
 
 FITTING = "use a family such as gpt2, opt, llama, mistral or qwen2."
-STEPS = 4  # tokens that each row decodes
-SHORT = 24  # tokens of the longer row where a family has no border and no text is longer
-FAR = 1024  # tokens of the longest row, if texts are so long: borders may have names that are not known here
-# Keys of a configuration that name a length from which on a model computes otherwise: windows, blocks, and switches
-# of the rotary frequencies.
+STEPS = 4  # tokens that each text decodes
+SHORT = 24  # tokens of the longer text, if the family has no borders and texts are no longer
+FAR = 1024  # tokens of the last text, if texts are that long: families may have borders under other keys
+# Configuration keys for lengths beyond which a model computes differently: attention windows,
+# chunks, and changes of the rotary frequencies.
 BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
-# Largest relative error of a hidden vector that is taken for rounding. Measured in these types: correct decoding is off
-# by at most 1.3e-6, 0.0025 and 0.018 with SmolLM2-135M, and by 2.5e-6, 0.0053 and 0.037 with random GPT-2, OPT, Llama,
-# Mistral, Qwen2 and Gemma 3 of 6 blocks of width 256 (GPT-2 and Llama of 30, too), weights up to four times as large as
-# freshly drawn ones. Positions off by one, a token less in the cache, one layer with another row's keys, or no window
-# are off by 0.14 and more with SmolLM2-135M, and by about 0.1 to 1.3 in random models whose weights are as large as
-# those of trained ones. Freshly drawn weights hardly heed positions (0.006 to 0.05): there, float32 alone tells.
+# Largest relative error of a hidden vector that counts as rounding, by dtype. Measured for correct
+# decoding (float32, float16, bfloat16): at most 1.3e-6, 0.0025 and 0.018 with SmolLM2-135M, and
+# 2.5e-6, 0.0053 and 0.037 with random GPT-2, OPT, Llama, Mistral, Qwen2 and Gemma 3 of 6 blocks of
+# width 256 (also GPT-2 and Llama of 30 blocks), with weights up to four times as large as initial
+# ones. Wrong positions, a missing token in the cache, keys of another row in one layer, or a
+# missing window cause errors of 0.14 and more with SmolLM2-135M, and of about 0.1 to 1.3 in random
+# models with weights as large as trained ones. Initial weights hardly depend on positions (errors
+# of 0.006 to 0.05), so only float32 detects errors there.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 7e-2}
 
 
 def check_model(
     model: PreTrainedModel, name: str, longest: int | None = None, reads: int | None = None
 ) -> None:
-    """Make sure that a model computes finite numbers, and in the way that this package relies on.
+    """Check that a model computes finite values, and in the way that this package relies on.
 
-    It is asked on its device, in its types and under the autocast that is on, so call this as the model will be used.
+    The check runs on the model's device, in its dtypes and under the current autocast, so call it
+    where the model will be used.
 
     Args:
-        longest: tokens of the longest text that it will decode; None if it only reads.
-        reads: tokens of the longest text that it will read beside others, if it does not decode.
+        model: the model.
+        name: its name, for error messages.
+        longest: tokens of the longest text that it will decode; None if it only reads texts.
+        reads: tokens of the longest text that it will read in a batch, if it does not decode.
 
     Raises:
         InputError: as `check_projection`, `check_decoding` and `check_reading`.
@@ -52,14 +57,14 @@ def check_model(
 
 @contextmanager
 def _refusing(model: PreTrainedModel, name: str, what: str) -> Iterator[None]:
-    """Have a model in evaluation mode; what it raises becomes an InputError that says `what` it cannot do."""
+    """Run a check in evaluation mode; turn exceptions into an InputError that says what fails."""
     was_training = model.training
     model.eval()
     try:
         yield
     except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except Exception as error:  # a family may ask for anything, and raises anything without it
+    except Exception as error:  # an unsupported family may raise any exception
         raise InputError(
             f"model '{name}' ({model.config.model_type}) cannot {what} ({reason(error)}); {FITTING}"
         ) from error
@@ -69,14 +74,15 @@ def _refusing(model: PreTrainedModel, name: str, what: str) -> Iterator[None]:
 
 @torch.no_grad()
 def check_projection(model: PreTrainedModel, name: str) -> None:
-    """Make sure that logits are the output embedding of the last hidden states, and nothing more.
+    """Check that logits are exactly the output embedding applied to the last hidden states.
 
-    What enters and leaves the output embedding is watched: logits that are changed after it differ from its result in
-    any precision, while logits computed twice in half precision differ by rounding.
+    A hook records input and output of the output embedding. Logits that are changed later differ
+    from its output in any precision, whereas computing logits twice in half precision would differ
+    by rounding.
 
     Raises:
-        InputError: numbers that are not finite, a family that cannot read a text alone, or one that scales, caps or
-            otherwise changes its logits.
+        InputError: values are not finite; the family cannot process a text alone; or it scales,
+            caps or otherwise changes its logits.
     """
     with _refusing(model, name, "make logits of a text alone"):
         ids = torch.arange(4, device=model.device)[None]
@@ -92,6 +98,7 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
         hidden = hidden_states(model, ids)
         _check_finite(hidden, name)
         _check_finite(logits, name)
+        # written as `not ... <=` so that NaN fails, too
         if (
             not isinstance(head, nn.Linear)
             or not passed
@@ -107,20 +114,23 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
 
 @torch.no_grad()
 def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
-    """Make sure that a model decodes token by token what it computes at once, across all borders of its family.
+    """Check that decoding token by token gives the same hidden states as a single pass.
 
-    Under autocast it is compared without it as well, where faults stand out of the rounding, unless its weights are of
-    several types.
+    The texts cross all length limits of the family. Under autocast, the check also runs without it,
+    where errors stand out from rounding, unless the weights have several dtypes.
 
     Args:
+        model: the model.
+        name: its name, for error messages.
         longest: tokens of the longest text that it will decode.
 
     Raises:
-        InputError: numbers that are not finite, or attention that asks more of its cache than keys and values.
+        InputError: values are not finite, or attention needs more from its cache than keys and
+            values.
     """
     kind = model.device.type
     modes = {torch.is_autocast_enabled(kind)}
-    # LoRA has frozen weights in half precision beside float32, with which autocast alone can compute
+    # LoRA models have half-precision weights beside float32 ones, which only autocast can combine
     if len({parameter.dtype for parameter in model.parameters()}) == 1:
         modes.add(False)
     with _refusing(model, name, "be decoded token by token"):
@@ -134,18 +144,21 @@ def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
 
 @torch.no_grad()
 def check_reading(model: PreTrainedModel, name: str, longest: int) -> None:
-    """Make sure that a text has the same hidden states beside longer texts as alone.
+    """Check that a text has the same hidden states in a batch with longer texts as alone.
 
     Args:
+        model: the model.
+        name: its name, for error messages.
         longest: tokens of the longest text that the model will read.
 
     Raises:
-        InputError: numbers that are not finite, or results that depend on the other rows of a batch.
+        InputError: values are not finite, or depend on the other rows of the batch.
     """
     with _refusing(model, name, "read several texts at once"):
         lengths = rows_to_check(model.config, longest)
         texts = _random_texts(model, lengths)
         width = max(lengths)
+        # padded on the right without a mask, as the losses pad their batches
         padded = torch.tensor([[*text, *text[-1:] * (width - len(text))] for text in texts])
         together = hidden_states(model, padded.to(model.device))
         for row, text in enumerate(texts):
@@ -164,11 +177,11 @@ def _check_equal(
     where: str,
     why: str,
 ) -> None:
-    """Make sure that hidden states are finite, and equal but for rounding.
+    """Check that hidden states are finite, and equal up to rounding.
 
     Args:
         lengths: tokens of the texts.
-        where: they differ, and `why` that matters, for the message.
+        where, why: parts of the message: where results differ, and why that matters.
     """
     _check_finite(expected, name)
     _check_finite(found, name)
@@ -184,15 +197,16 @@ def _check_equal(
 
 
 def rows_to_check(config: Any, longest: int) -> list[int]:
-    """Lengths of texts that lead a model across each of its borders, and far beyond the last.
+    """Return lengths of texts that cross each length limit of a model, and go well beyond the last.
 
-    None is longer than `longest`: what lies beyond that matters to nobody, and so the check costs no more than a few of
-    the texts that the model is about to read in any case. The last row is as long as those, up to `FAR` tokens.
+    None exceeds `longest`, as longer texts do not occur, so the check costs no more than a few
+    texts of the real data. The last length is that of the longest texts, up to `FAR` tokens.
     """
     settings = config.get_text_config()
     longest = min(longest, getattr(settings, "max_position_embeddings", longest))
     borders = sorted({border for border in _borders(settings.to_dict()) if border < longest})
-    # what a window hides must be a good part of the text to be seen; a switch has to fall among the decoded tokens
+    # a missing window shows only if it hides a large part of the text; a change of frequencies must
+    # lie among the decoded tokens
     far = max(2 * borders[-1] if borders else SHORT, min(longest, FAR))
     rows = [STEPS + 3, *(border + STEPS - 1 for border in borders), far]
     return [min(length, longest) for length in rows]
@@ -200,12 +214,10 @@ def rows_to_check(config: Any, longest: int) -> list[int]:
 
 def _borders(settings: Mapping[str, Any]) -> Iterator[int]:
     for key, value in settings.items():
-        if isinstance(
-            value, Mapping
-        ):  # the rotary frequencies, in Gemma 3 those of each kind of layer
+        if isinstance(value, Mapping):  # rotary settings, which Gemma 3 nests by kind of layer
             yield from _borders(value)
         elif key in BORDERS:
-            # some families give one for each layer
+            # some families have one value per layer
             yield from (each for each in (value if isinstance(value, list) else [value]) if each)
 
 
@@ -216,7 +228,12 @@ def _random_texts(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[i
 
 
 def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Hidden states at the ends of random texts, decoded together and each text alone: (texts, tokens, hidden size)."""
+    """Compute the last hidden states of random texts in two ways, (texts, tokens, hidden size).
+
+    Returns:
+        The states when decoding all texts together token by token, and when reading each text
+            alone.
+    """
     texts = _random_texts(model, lengths)
     steps = min(STEPS, min(lengths) - 1)
     alone = [
@@ -224,6 +241,7 @@ def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple
         for text in texts
     ]
     cache = RaggedCache(model, len(texts))
+    # the first state comes from reading the prompts, the others from decoding `steps` tokens
     decoded = [cache.read([text[:-steps] for text in texts], range(len(texts)))]
     for step in range(-steps, 0):
         tokens_b = torch.tensor([text[step] for text in texts], device=model.device)
@@ -232,7 +250,7 @@ def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Largest distance of two vectors (of the last dimension), as a share of the second one's length."""
+    """Return the largest distance of two vectors (last dimension), relative to the second."""
     found, expected = found.float(), expected.float()
     distance, length = (found - expected).norm(dim=-1), expected.norm(dim=-1)
     return (distance / length.clamp_min(1e-30)).max().item()

@@ -1,7 +1,7 @@
-"""Language models and tokenizers: the one place that knows their files and families.
+"""Language models and tokenizers: loading, forward passes, logits, differences of families.
 
-A model is a folder in Hugging Face format. A folder without weights is a model from scratch: its `config.json`
-gives the shape and the training seed draws the weights.
+A model is a folder in Hugging Face format. A folder without weights is a model from scratch: its
+`config.json` gives the shape, and the training seed draws the weights.
 """
 
 import contextlib
@@ -28,32 +28,34 @@ DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
     *("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"),
 )
-# the same functions in one kernel instead of eight
+# equal functions that run as one kernel instead of eight
 FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
 VOCABULARY_BLOCK = 2048
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Read a tokenizer from a folder; never from a hub and never with foreign code."""
+    """Load a tokenizer from a local folder, without custom code."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(
     folder: Path, *, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Read a causal language model from a folder, in evaluation mode.
+    """Load a causal language model from a folder, in evaluation mode.
 
     Args:
-        folder: `config.json` and safetensors; without weights the model is drawn at random with `seed`.
-        dropout: probability of every dropout in the model while it trains.
-        dtype: type of the parameters.
+        folder: `config.json` and safetensors; without weights, the model is initialised with
+            `seed`.
+        seed: seed of the initial weights.
+        dropout: dropout probability everywhere in the model during training.
+        dtype: dtype of the parameters.
 
     Raises:
         InputError: the folder has weights, but none in safetensors format.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # goes on to what is saved of the model, whose own type says nothing of its origin
+    # saved with the trained model, whose float32 weights do not show the pretraining dtype
     setattr(config, PRETRAINED, pretrained_in(folder))
     for key in DROPOUT_KEYS:
         if hasattr(config, key):
@@ -78,7 +80,7 @@ def load_model(
     else:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    # a pad token that is also an end token stands in texts, and learns from them
+    # a pad token that is also the end token occurs in texts, so its embedding must be trained
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None
@@ -86,10 +88,11 @@ def load_model(
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Number of entries that the tokenizer and the model share.
+    """Return the number of vocabulary entries that the tokenizer and the model share.
 
-    Models of one tokenizer may pad their embeddings to different sizes, and may lack an entry for a pad token at its
-    end, which stands in no text; everything that compares two models cuts both to the smaller of their numbers.
+    Models with the same tokenizer may pad their embeddings to different sizes, or lack an entry for
+    a pad token at the end, which occurs in no text. Comparisons of two models cut both to the
+    smaller number.
 
     Raises:
         InputError: the model has fewer entries than the tokenizer uses.
@@ -116,17 +119,21 @@ def hidden_states(
     positions_bt: Tensor | None = None,
     cache: Any = None,
 ) -> Tensor:
-    """Last hidden states, (batch, length, hidden size).
+    """Compute the last hidden states, (batch, length, hidden size).
 
-    Padding belongs on the right: causal attention never sees it there, positions count from 0 as always, and no
-    mask is needed.
+    Texts must be padded on the right, where causal attention never reaches the padding: positions
+    then count from 0 as usual, and no attention mask is needed.
 
     Args:
-        ids_bt: tokens, (batch, length).
-        mask: (batch, 1, length, cached and new tokens), True where a token may look, or one for each kind of layer.
-            None: causal, and within the windows of a family that has them.
-        positions_bt: None counts from 0, or from where the cache ends.
-        cache: a `transformers` cache, which is extended; None decodes nothing step by step.
+        model: a causal language model.
+        ids_bt: token ids, (batch, length).
+        mask: attention mask, (batch, 1, length, cached and new tokens), True where a token may
+            attend, or one mask per kind of layer. None: causal, within the family's attention
+            windows.
+        positions_bt: position ids, (batch, length); None counts from 0, or from the end of the
+            cache.
+        cache: a `transformers` KV cache, which is extended; None for a single pass over whole
+            texts.
     """
     body = model.base_model
     arguments: dict[str, Any] = {}
@@ -146,13 +153,15 @@ def hidden_states(
 def decoding_mask(
     model: PreTrainedModel, lengths_b: Tensor, columns: int
 ) -> Tensor | dict[str, Tensor]:
-    """What the next token of each row may look at: a `mask` for `hidden_states`, (batch, 1, 1, columns).
+    """Attention mask for the next token of each row, (batch, 1, 1, columns), for `hidden_states`.
 
-    A model whose mask is given builds none itself, so layers that look no further back than a window (Mistral's all,
-    some of Qwen2's) get theirs here.
+    Layers with sliding-window attention (all of Mistral's, some of Qwen2's) get a mask of their
+    own, since a model that is given a mask does not build the windows itself.
 
     Args:
-        lengths_b: tokens of each row that are cached; the next one stands in this column.
+        model: the model that decodes.
+        lengths_b: cached tokens of each row, (batch,), which is also the column of the next token.
+        columns: columns of the mask.
     """
     at = torch.arange(columns, device=lengths_b.device)
     causal = (at <= lengths_b[:, None])[:, None, None]
@@ -166,10 +175,11 @@ def decoding_mask(
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Prepare a model for inference: no dropout, no gradients, and arithmetic in the type of its own weights.
+    """Prepare a model for inference: no dropout, no gradients, and computation in its own dtype.
 
-    A teacher runs inside the autocast of its student, which would keep the hidden states of half-precision weights
-    in float32, cast its norms at every step, and lower one whose weights are float32 because float16 overflows in it.
+    A teacher runs inside its student's autocast. Autocast would keep the hidden states of
+    half-precision weights in float32, cast norms at each step, and lower a model that needs float32
+    because it overflows in float16.
     """
     setattr(model, _FROZEN, True)
     return model.eval().requires_grad_(False)
@@ -179,29 +189,29 @@ _FROZEN = "takd_frozen"
 
 
 def lowered_type(model: PreTrainedModel) -> torch.dtype | None:
-    """The type to which autocast lowers a model's products at the moment; None where they are in their own."""
+    """Return the dtype to which autocast now casts this model's products; None if it does not."""
     return None if getattr(model, _FROZEN, False) else autocast_type(model.device)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
-    """The type to which autocast lowers products at the moment; None where it lowers none."""
+    """Return the dtype to which autocast casts matrix products now; None if it is off."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Have products computed in the types of their operands."""
+    """Context in which products are computed in the dtypes of their operands."""
     if autocast_type(device) is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
-    """Compute float32 logits of hidden states, (..., hidden size) to (..., vocabulary); without gradients.
+    """Compute float32 logits without gradients, (..., hidden size) to (..., vocabulary).
 
-    Only the operands are rounded to half precision. Rounding logits near -65, where GPT-2's lie, would put an error
-    with a standard deviation of 0.13 (bfloat16) into each log-probability, and with it into the ratios and weights of
-    policy gradients; rounded operands give 0.001.
+    Only the operands are rounded to half precision. Rounding GPT-2's logits, which are near -65, to
+    bfloat16 would give each log-probability an error with standard deviation 0.13, and so distort
+    ratios and importance weights of policy gradients; with rounded operands the error is 0.001.
     """
     head = output_layer(model)
     dtype = lowered_type(model) or head.weight.dtype
@@ -212,27 +222,27 @@ def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:
-    """The layer that makes logits of the last hidden states."""
+    """Return the output embedding, which computes logits from the last hidden states."""
     head = model.get_output_embeddings()
-    assert isinstance(head, nn.Linear), type(head)  # check_projection has seen to it
+    assert isinstance(head, nn.Linear), type(head)  # ensured by check_projection
     return head
 
 
 def cut(bias_v: Tensor | None, vocabulary: int) -> Tensor | None:
-    """The bias of the entries that the tokenizer uses, if there is a bias."""
+    """Cut the bias of the output embedding, if there is one, to the entries of the tokenizer."""
     return None if bias_v is None else bias_v[:vocabulary]
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits divided by a temperature; 1 costs no pass over the vocabulary."""
+    """Divide logits by a temperature; temperature 1 returns them as they are."""
     return logits if temperature == 1 else logits / temperature
 
 
 def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
-    """Product of two matrices, (n, k) and (k, m), that is not rounded to the half precision of its operands.
+    """Multiply matrices (n, k) and (k, m), with a float32 result for half-precision operands.
 
-    A GPU adds up in float32 and returns that; a CPU, which multiplies half precision slowly, gets the same by
-    multiplying in float32.
+    A GPU accumulates in float32 and returns that; a CPU, on which half-precision products are slow,
+    multiplies in float32.
     """
     with without_autocast(left_nk.device):
         if left_nk.dtype not in (torch.float16, torch.bfloat16):
@@ -243,9 +253,10 @@ def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
 
 
 def vocabulary_product(hidden: Tensor, weight_vh: Tensor, bias_v: Tensor | None = None) -> Tensor:
-    """Logits of hidden states, (..., hidden size) to (..., vocabulary): float32 unless the operands are wider.
+    """Compute logits, (..., hidden size) to (..., vocabulary), in float32 or wider.
 
-    On a CPU, block by block: the library's product of a few rows with 50,000 columns runs at half of its rate.
+    On a CPU this runs in blocks of the vocabulary, because a product of a few rows with 50,000
+    columns reaches half of the library's speed.
     """
     flat_nh = hidden.reshape(-1, hidden.shape[-1])
     rows = weight_vh.shape[0]
@@ -259,18 +270,19 @@ def vocabulary_product(hidden: Tensor, weight_vh: Tensor, bias_v: Tensor | None 
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
+    """Count the parameters of a model, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def checkpoint_activations(model: PreTrainedModel, name: str) -> None:
-    """Keep no activations within a block while training; the backward pass computes them once more.
+    """Enable gradient checkpointing: the backward pass recomputes activations within blocks.
 
     Raises:
-        InputError: a family that cannot.
+        InputError: the model family does not support it.
     """
     try:
-        # the reentrant kind asks for a gradient at a block's input, which frozen embeddings do not give
+        # the reentrant variant needs gradients at a block's input, which frozen embeddings do not
+        # have
         model.activation_checkpointing_enable({"use_reentrant": False})
     except ValueError:
         raise InputError(
@@ -280,18 +292,18 @@ def checkpoint_activations(model: PreTrainedModel, name: str) -> None:
 
 
 def compile_training(model: PreTrainedModel, device: torch.device) -> None:
-    """Let training passes of the body run through torch.compile; evaluation and decoding stay as they are.
+    """Use torch.compile for training passes of the body; evaluation and decoding stay uncompiled.
 
     Raises:
-        InputError: nothing can be compiled on this machine.
+        InputError: torch.compile does not work on this machine.
     """
     body = model.base_model
     plain = body.forward
-    # dropout draws the same numbers compiled or not
+    # fallback_random: dropout draws the same numbers with and without compilation
     how: dict[str, Any] = {"dynamic": True, "options": {"fallback_random": True}}
     try:
         torch.compile(torch.neg, **how)(torch.ones(2, device=device))
-    except Exception as error:  # whatever the compilers behind it raise
+    except Exception as error:  # the compilers raise various exceptions
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             "compile needs a C++ compiler and Python's headers on this machine (apt-get install g++ python3-dev);"

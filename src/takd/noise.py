@@ -1,4 +1,4 @@
-"""Sampling noise that belongs to the prompt: a counter-based generator, without any state."""
+"""Counter-based Gumbel noise for sampling: each value depends on its keys only, with no state."""
 
 import functools
 
@@ -9,14 +9,18 @@ CACHED_WORDS = 2**16
 
 
 def _int32(words: Tensor) -> Tensor:
-    """Words of 32 bits as signed integers of the same bits, whose products wrap around."""
+    """Return the lower 32 bits of words as signed integers, whose products wrap around."""
+    # torch has no unsigned 32-bit products: words from 2^31 on become the negative number of equal
+    # bits
     words = words & 0xFFFFFFFF
     return (words - ((words & 0x80000000) << 1)).int()
 
 
 def _mix_(x: Tensor) -> Tensor:
-    """Scatter every bit of 32-bit words, in place: the finaliser of MurmurHash3, a bijection."""
+    """Mix all bits of 32-bit words in place, with the finaliser of MurmurHash3, a bijection."""
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+    # `>>` copies the sign bit of an int32, so the masks clear the upper bits; constants less 2^32
+    # are the int32 numbers of equal bits
     x.mul_(0x85EBCA6B - 2**32)
     x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF))
     x.mul_(0xC2B2AE35 - 2**32)
@@ -25,15 +29,18 @@ def _mix_(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _token_words(vocabulary: int, device: torch.device) -> Tensor:
+    # the same for all rows and steps, so computed once
     return _mix_(torch.arange(1, vocabulary + 1, dtype=torch.int32, device=device))
 
 
 def gumbel_noise(seeds_b: Tensor, keys_b: Tensor, positions_b: Tensor, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise that is a pure function of its keys, (batch, vocabulary), float32.
+    """Compute standard Gumbel noise as a pure function of its keys, (batch, vocabulary), float32.
 
     Args:
-        seeds_b, keys_b, positions_b: (batch,) int64, of which the lower 32 bits count.
+        seeds_b, keys_b, positions_b: keys, (batch,) int64, of which the lower 32 bits are used.
+        vocabulary: number of tokens.
     """
+    # two words (64 bits) per row: with one word, two rows would soon share all of their noise
     first_b, second_b = (_int32(torch.full_like(seeds_b, c)) for c in (0x243F6A88, 0x13198A2E))
     for words_b in map(_int32, (seeds_b, keys_b, positions_b)):
         first_b = _mix_((first_b ^ words_b) + (0x9E3779B9 - 2**32))
@@ -41,13 +48,15 @@ def gumbel_noise(seeds_b: Tensor, keys_b: Tensor, positions_b: Tensor, vocabular
     device = seeds_b.device
     tokens_v = _token_words(vocabulary, device)
     noise_bv = torch.empty(len(seeds_b), vocabulary, device=device)
-    # a CPU is ten times as fast on pieces that stay in its cache
+    # a CPU is ten times faster on pieces that fit into its cache
     rows = max(1, CACHED_WORDS // vocabulary) if device.type == "cpu" else len(seeds_b)
     for start in range(0, len(seeds_b), rows):
         piece = slice(start, start + rows)
         words = (tokens_v ^ first_b[piece, None]).add_(second_b[piece, None])
         _mix_(words).bitwise_and_(0x7FFFFFFF)
-        # v in (0, 1) and E = -log(1 - v): float32 is finest near 0, where the winners of the race are
+        # v is uniform in (0, 1), E = -log(1 - v) is exponential, and -log E is Gumbel noise. The
+        # largest noise comes from the smallest v, where float32 is finest and log1p keeps all
+        # digits
         minus_v = noise_bv[piece].copy_(words).add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
         minus_v.log1p_().neg_().log_().neg_()
     return noise_bv

@@ -1,4 +1,4 @@
-"""What Hugging Face's TrainingArguments, `generate()` and others call the keys of an experiment file."""
+"""Names of settings in Hugging Face and other tools, for suggestions in error messages."""
 
 NAMES = {
     "learning_rate": "lr max_lr",
@@ -40,7 +40,7 @@ NAMES = {
 USUAL = {other: name for name, others in NAMES.items() for other in others.split()}
 
 PROFILE = "it is a resource, which the profile sets for a rule: "
-# what is no key of an experiment, and what there is instead
+# settings that an experiment file does not have, and what to use instead
 INSTEAD = {
     "gradient_accumulation_steps": "it follows from batch_size, which counts all devices, and the micro_batch of the"
     " profile.",

@@ -1,24 +1,29 @@
-"""In which numbers a model computes: decided here for stages and for plans, which know the card by its name alone."""
+"""Choice of a model's precision, from its setting, the GPU and the pretraining dtype.
+
+Free of torch, so that plans can use it for a GPU that is known by name only.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BFLOAT16 = (8, 0)  # compute capability from which a card has it
-PRETRAINED = "pretrained_dtype"  # key of config.json that goes on to all models that are trained from a model
+BFLOAT16 = (8, 0)  # lowest compute capability that supports it
+PRETRAINED = (
+    "pretrained_dtype"  # key of config.json that is copied to all models trained from a model
+)
 Capability = tuple[int, int]
 
 
 def resolve(setting: str, capability: Capability | None, pretrained: str = "") -> str:
-    """What `auto` comes to: fp32 on a CPU, bf16 where the card has it, else fp16; other settings stay.
+    """Resolve `auto`: fp32 on a CPU, bf16 on GPUs that support it, else fp16; keep other settings.
 
-    A model that was pretrained in bfloat16 has activations beyond float16's range, as Qwen2's and Gemma's: on a card
-    without bfloat16 it gets fp32.
+    Models that were pretrained in bfloat16, such as Qwen2 and Gemma, have activations beyond the
+    range of float16, so they use fp32 on GPUs without bfloat16.
 
     Args:
-        capability: compute capability of the card; None on a CPU.
-        pretrained: as `pretrained_dtype`.
+        capability: compute capability of the GPU; None on a CPU.
+        pretrained: as returned by `pretrained_dtype`.
     """
     if setting != "auto":
         return setting
@@ -30,11 +35,11 @@ def resolve(setting: str, capability: Capability | None, pretrained: str = "") -
 
 
 def pretrained_dtype(config: Mapping[str, Any]) -> str:
-    """Type that a model, or the one that it was trained from, was pretrained in, such as "bfloat16"; "" if unknown.
+    """Return the dtype that a model or its ancestor was pretrained in; "" if unknown.
 
     Args:
-        config: contents of its config.json. What training writes are float32 weights, so that their own type says
-            nothing; the origin's stands beside it.
+        config: contents of `config.json`. Training always writes float32 weights, so the original
+            dtype, such as "bfloat16", is stored under a separate key.
     """
     text = config.get("text_config") or {}
     for settings in (config, text):
@@ -45,5 +50,5 @@ def pretrained_dtype(config: Mapping[str, Any]) -> str:
 
 
 def pretrained_in(folder: Path) -> str:
-    """The same of the model in a folder."""
+    """Return the `pretrained_dtype` of the model in a folder."""
     return pretrained_dtype(json.loads((folder / "config.json").read_text(encoding="utf-8")))

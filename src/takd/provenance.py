@@ -1,10 +1,11 @@
-"""What a stage depends on: digests of code and files, and canonical JSON for its settings.
+"""Digests of code, files and settings, which decide whether a stage has to rerun.
 
-Snakemake compares parameters as text and files by checksum; it never sees imported modules. A stage is
-therefore given a digest of the code that it really uses as a parameter. The digest covers the syntax tree,
-without comments and docstrings, of the import closure of the stage's entry modules inside this package, so
-that editing a comment reruns nothing and editing a method reruns that method's stages and what follows.
-Imports made by name at run time are invisible here: name those modules as entries.
+Snakemake compares parameters as text and files by checksum, but does not see imported modules. So
+each stage gets a digest of the code that it uses as a parameter. The digest covers the syntax tree,
+without comments and docstrings, of the entry modules of the stage and all modules of this package
+that they import. Editing a comment reruns nothing; editing a method reruns the stages of that
+method and their dependents. Imports by name at run time are not detected: pass those modules as
+entries.
 """
 
 import ast
@@ -27,18 +28,18 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no blanks: equal settings give equal text, whatever their order."""
+    """Serialise to JSON with sorted keys and no blanks, so that equal settings give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def readable_json(value: Any) -> str:
-    """JSON as it stands in files: sorted keys, a line for each."""
+    """Serialise to JSON as it is stored in files: sorted keys, one per line."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return text + "\n"
 
 
 def short_digest(*parts: str) -> str:
-    """First 16 hexadecimal digits of the sha256 of the parts, each ended by a zero byte."""
+    """Return the first 16 hexadecimal digits of the sha256 of zero-terminated parts."""
     total = hashlib.sha256()
     for part in parts:
         total.update(part.encode() + b"\0")
@@ -46,15 +47,17 @@ def short_digest(*parts: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 SMALL = 16 * 2**20
 """Bytes up to which a source is hashed at each start."""
-MANY = 2**30  # bytes of which the reading is announced
-SETTLED = 2.0  # seconds after which another change of a file has another time
+MANY = 2**30  # bytes above which the reading of a file is announced
+SETTLED = (
+    2.0  # age in seconds of a change after which the next change surely has another time stamp
+)
 KNOWN = SOURCE.parent / ".snakemake/takd-digests"
 """Digests of larger sources, a file each."""
 
@@ -62,23 +65,26 @@ PLACES = ("json", "text", "folder", "gguf", "url", "hub", "revision", "file")
 
 
 def without_places(value: Any) -> Any:
-    """Settings without the places of data and weights that they know by `sha256`, at any depth.
+    """Remove, at any depth, the locations of data and weights that have a `sha256`.
 
-    A source's digest says all of it, so that the same file in another place is the same source.
+    The digest identifies a source, so the same file in another location is the same source.
     """
     if isinstance(value, Mapping):
         left_out = PLACES if "sha256" in value else ()
         kept = {k: without_places(v) for k, v in value.items() if k not in left_out}
-        # of one file, whether it is fetched or lies here
+        # one form for a single file, whether it is downloaded or local
         return {**kept, "sha256": [kept["sha256"]]} if isinstance(kept.get("sha256"), str) else kept
     return [without_places(each) for each in value] if isinstance(value, list) else value
 
 
 def source_digest(path: Path) -> str:
-    """sha256 of a file that an experiment reads. Every job asks: it is read again only after a change of size or time.
+    """Return the sha256 of a file that an experiment reads.
+
+    Digests of large files are cached on disk and recomputed when size, time or inode change, since
+    each job needs them.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         status = path.stat()
@@ -102,7 +108,9 @@ def _source_digest(path: Path, known: tuple[str, int, int, int]) -> str:
         print(f"Reading {path} for its digest ({size / 1e9:.1f} GB) ...", file=sys.stderr)
     digest = file_digest(path)
     if time.time() - changed / 1e9 > SETTLED:
-        with contextlib.suppress(OSError):  # no room, or no right: it is hashed again
+        with contextlib.suppress(
+            OSError
+        ):  # no space or no permission: the file is hashed again next time
             KNOWN.mkdir(parents=True, exist_ok=True)
             partial = entry.with_name(f"{entry.name}.{os.getpid()}")
             partial.write_text(digest, encoding="ascii")
@@ -111,9 +119,9 @@ def _source_digest(path: Path, known: tuple[str, int, int, int]) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of all files below a folder, in hexadecimal.
+    """Return the sha256 over the names and contents of all files below a folder, in hexadecimal.
 
-    Leaves out the stamp that Snakemake puts into an output folder after the job.
+    Leaves out the timestamp file that Snakemake adds to an output folder after the job.
     """
     total = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -123,7 +131,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit that the code stands at, with `-dirty` after it where tracked files differ; None without git."""
+    """Return the current commit, with `-dirty` if tracked files differ; None without git."""
     command = [
         "git",
         "-C",
@@ -142,9 +150,13 @@ def git_commit() -> str | None:
 
 @functools.cache
 def code_digest(*entries: str) -> str:
-    """Digest of the modules of this package that `entries` (dotted names) import, directly or not.
+    """Return the digest of the modules that `entries` import from this package, transitively.
 
-    Raises ModuleNotFoundError for an entry that is not a module below the source folder.
+    Args:
+        entries: dotted names of modules.
+
+    Raises:
+        ModuleNotFoundError: an entry is no module below the source folder.
     """
     for entry in entries:
         if _module_file(entry) is None:
@@ -178,7 +190,7 @@ DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 @functools.cache
 def _read(text: str) -> tuple[str, list[Imported]]:
-    """Outline and imports of a module: many stages share it, and each asks."""
+    """Outline and imports of a module; cached, since many stages share modules."""
     parts: list[str] = []
     imported: list[Imported] = []
     _outline(ast.parse(text), parts, imported)
@@ -197,14 +209,16 @@ def _names(node: Imported, package: str) -> Iterator[str]:
 
 
 def _outline(node: Any, parts: list[str], imported: list[Imported]) -> None:
-    """Add the syntax tree as text, without positions, docstrings and empty fields, and collect its imports.
+    """Append the syntax tree as text, without positions and docstrings; collect imports.
 
-    `ast.dump` would do, but it changes between Python versions, and a new interpreter should retrain nothing.
+    `ast.dump` is not used because its output changes between Python versions, and a new interpreter
+    should not cause retraining.
     """
     if isinstance(node, ast.AST):
         parts.append(type(node).__name__)
         if isinstance(node, ast.Constant):
-            # `kind` tells only how a string was written; the type keeps 1, True and "1" apart
+            # `kind` (the prefix of a string) does not matter; the type distinguishes 1, True and
+            # "1"
             parts.append(f"({type(node.value).__name__} {node.value!r})")
             return
         if isinstance(node, Imported):

@@ -16,12 +16,12 @@ HEAD = ["key", "type", "default", "what", "trade-off"]
 
 
 def page(text: str) -> str:
-    """The page with everything below its mark made anew."""
+    """Return the page with everything below its mark regenerated."""
     return text[: text.index(MARK) + len(MARK)] + "\n" + tables()
 
 
 def tables() -> str:
-    """Every key with its type, default, meaning and trade-off, as Markdown."""
+    """Return Markdown tables of all keys with type, default, meaning and trade-off."""
     schema = load_schema()
     top = schema["properties"]
     single = {key: part for key, part in top.items() if not list(below(part))}
@@ -33,9 +33,9 @@ def tables() -> str:
 
 
 def below(part: dict[str, Any], above: str = "") -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Each key below a part of the schema, what the schema says of it, and whether it is required.
+    """Yield each key below a part of the schema, its schema, and whether it is required.
 
-    Keys that the user names are written NAME. Parts that stand by reference are not entered.
+    Keys that users name are written NAME. Parts that are included by reference are not expanded.
     """
     children = {above + key: value for key, value in part.get("properties", {}).items()}
     free = part.get("additionalProperties")
@@ -113,7 +113,7 @@ def _default(part: dict[str, Any], required: bool) -> str:
 
 
 def _defaults(parts: dict[str, dict[str, Any]]) -> str:
-    """The default of the first method, and of those that have another."""
+    """Default of the first method, and those of methods that differ from it."""
     first, *others = ((name, _default(part, False)) for name, part in parts.items())
     return ", ".join(
         [first[1], *(f"{name} {value}" for name, value in others if value != first[1])]

@@ -1,12 +1,13 @@
-"""Sampling from a language model, alone or mixed with its teacher, with noise that belongs to the prompt.
+"""Sampling from a language model, alone or mixed with its teacher, with noise keyed by the prompt.
 
-A token is drawn as the argmax of log-probabilities plus Gumbel noise, where the noise is a pure function of
-(seed, prompt, position, token). What a prompt gets as its text therefore does not depend on the size or the
-order of a batch, on padding, or on the number of devices, but for two tokens that are equal up to rounding; rows can
-be sorted by length and leave when done.
+Each token is the argmax of log-probabilities plus Gumbel noise, which is an exact sample of the
+distribution. The noise is a pure function of (seed, prompt, position, token), so a response depends
+on neither the size nor the order of a batch, nor on padding or the number of devices, except where
+rounding changes the order of two nearly equal tokens. Prompts can therefore be sorted by length,
+and finished rows replaced at once.
 
-Teacher-mixed sampling is that of MiniLLM (arXiv 2306.08543, section 2.2): every token comes from
-p̃ = α p + (1 - α) q, teacher p, student q.
+Teacher-mixed sampling is that of MiniLLM (arXiv 2306.08543, section 2.2): tokens come from p̃ = α p
++ (1 - α) q, with teacher p and student q.
 """
 
 import math
@@ -28,7 +29,7 @@ from takd.tokenloss import chunk_size
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is drawn. One record for all uses, and printed in the report."""
+    """Decoding settings of all kinds of sampling, shown in the report."""
 
     max_new_tokens: int
     sample: bool = True
@@ -38,7 +39,7 @@ class Decoding:
     no_repeat_ngram: int = 0
 
     def warpers(self) -> LogitsProcessorList:
-        """What cuts the tail off a distribution, in the order of `transformers.generate`."""
+        """Return the top-k and top-p processors, in the order of `transformers.generate`."""
         warpers = LogitsProcessorList()
         if self.sample and self.top_k:
             warpers.append(TopKLogitsWarper(self.top_k))
@@ -49,10 +50,12 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its noise is keyed by.
+    """A prompt, and the keys of its noise.
 
     Attributes:
-        limit: most tokens of its response, where that is fewer than the decoding's `max_new_tokens`.
+        tokens: token ids.
+        key, seed: keys of the noise.
+        limit: longest response, if shorter than the decoding's `max_new_tokens`.
     """
 
     tokens: Sequence[int]
@@ -63,18 +66,18 @@ class Prompt:
 
 @dataclass
 class Response:
-    """What one prompt got.
+    """The response to one prompt.
 
     Attributes:
-        tokens: drawn tokens, (length,), with the end token if it was drawn.
-        finished: whether the end token was drawn.
+        tokens: sampled tokens, (length,), including the end token if it was sampled.
+        finished: whether the end token was sampled.
         student: log q of each token, (length,), float32, at the decoding's temperature.
         teacher: log p of each token.
-        mixed: log p̃ of each token, the distribution that it was drawn from.
-        teacher_hidden: the teacher's last hidden states that predict each token, (length, hidden size), from which
-            its whole distributions are one matrix product away.
+        mixed: log p̃ of each token, for the distribution that it was sampled from.
+        teacher_hidden: the teacher's last hidden states that predict each token, (length, hidden
+            size), from which its distributions can be computed with one matrix product.
 
-    All but the tokens is empty without a teacher: who draws from the student alone scores nothing.
+    All but `tokens` and `finished` are empty if there is no teacher.
     """
 
     tokens: Tensor
@@ -86,7 +89,7 @@ class Response:
 
 
 def mixed_log_probabilities(student: Tensor, teacher: Tensor | None, teacher_mix: float) -> Tensor:
-    """log p̃ = log(α p + (1 - α) q) from log q and log p, elementwise."""
+    """Compute log p̃ = log(α p + (1 - α) q) from log q and log p, elementwise."""
     if teacher is None or teacher_mix == 0:
         return student
     return torch.logaddexp(teacher + math.log(teacher_mix), student + math.log1p(-teacher_mix))
@@ -105,23 +108,28 @@ def draw(
     teacher_mix: float = 0.0,
     finished: Callable[[int, Response], None] | None = None,
 ) -> list[Response]:
-    """One response for each prompt, in the order of the prompts.
+    """Sample one response per prompt, in the order of the prompts.
 
-    Each model reads a prompt once and then one token a step; log-probabilities and the teacher's hidden states come
-    out of that decoding, so that nothing has to be scored again. A teacher that does not mix is no part of the
-    decoding: it reads each text once when all are there.
+    Each model reads a prompt once and then one token per step. Log-probabilities and the teacher's
+    hidden states are recorded while decoding, so no second pass is needed. A teacher that does not
+    mix takes no part in decoding: it reads all texts at the end.
 
     Args:
         student, teacher: models in evaluation mode on one device.
-        micro_batch: rows that are decoded together; it changes no text but by rounding.
-        teacher_mix: α, the teacher's share of the distribution that is sampled.
-        finished: told of each response, with the index of its prompt, as soon as it ends. It may raise to end all.
+        prompts: prompts with the keys of their noise.
+        decoding: decoding settings.
+        end_token: id of the token that ends a response.
+        vocabulary: entries to which logits are cut.
+        micro_batch: rows decoded together; affects responses by rounding only.
+        teacher_mix: α, the teacher's share of the sampled distribution.
+        finished: callback for each response when it ends, with the index of its prompt. It may
+            raise an exception to stop the decoding.
     """
     if not prompts:
         return []
     for model in (student, *([teacher] if teacher is not None else [])):
         assert not any(module.training for module in model.modules()), "dropout is on"
-    # equal prompts side by side, so that they are read once; equal lengths too, so that little is padded
+    # equal prompts are adjacent, so that they are read once, and equal lengths, to avoid padding
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].tokens))
     mixing = teacher is not None and teacher_mix > 0
     decoder = _Decoder(
@@ -152,13 +160,14 @@ def _read(
     vocabulary: int,
     micro_batch: int,
 ) -> None:
-    """Fill in what a teacher that took no part in the drawing says of the responses."""
+    """Fill in log-probabilities and hidden states of a teacher that took no part in sampling."""
     texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
     for start in range(0, len(order), micro_batch):
         chosen = order[start : start + micro_batch]
         layout = Layout.of([texts[i] for i in chosen], teacher.device)
         hidden_nh = layout.hidden(teacher)
+        # in chunks, so that the logits of all tokens never exist at once
         size = chunk_size(vocabulary, teacher.device)
         pieces = zip(hidden_nh.split(size), layout.targets_n.split(size), strict=True)
         log_n = torch.cat(
@@ -177,7 +186,7 @@ def _read(
 
 @dataclass
 class _Row:
-    """A place in the batch: what is drawn there now."""
+    """A row of the batch: the response that is being sampled there."""
 
     index: int
     limit: int
@@ -187,7 +196,7 @@ class _Row:
 
 @dataclass
 class _Repeats:
-    """Which tokens would repeat an n-gram of a text that grows."""
+    """Tokens that would repeat an n-gram of a growing text."""
 
     size: int
     tokens: list[int]
@@ -200,6 +209,7 @@ class _Repeats:
 
     def add(self, token: int) -> None:
         if len(self.tokens) >= self.size - 1:
+            # the tokens that followed each sequence of n - 1 tokens so far
             self.followers.setdefault(self._last(), []).append(token)
         self.tokens.append(token)
 
@@ -211,7 +221,7 @@ class _Repeats:
 
 
 class _Decoder:
-    """Rows that are decoded together; one that is finished makes room for the next prompt."""
+    """Rows that are decoded together; a finished row is replaced by the next prompt."""
 
     def __init__(
         self,
@@ -234,24 +244,28 @@ class _Decoder:
             torch.zeros(rows, dtype=torch.long, device=device) for _ in range(3)
         )
         self.tokens_bt = torch.zeros(rows, steps, dtype=torch.long, device=device)
-        # student, teacher, mixed
+        # log-probabilities of each token under student, teacher and mixture
         self.scores_kbt = torch.zeros(3, rows, steps, device=device)
-        # of each model, the last hidden state of each row; of the teacher, those of all its tokens
+        # hidden: per model, the state that predicts each row's next token; teacher_bth: the
+        # teacher's states for all tokens of the response
         self.hidden: list[Tensor] = []
         self.teacher_bth = torch.zeros(0, device=device)
 
     def run(self, queue: deque[tuple[int, Prompt]]) -> Iterator[tuple[int, Response]]:
-        """Responses with the indices of their prompts, as they are finished."""
+        """Yield finished responses with the indices of their prompts."""
         while queue or any(self.rows):
             free = [place for place, row in enumerate(self.rows) if row is None]
-            # reading one prompt costs about as much as a step of all rows: wait until some can be read together
+            # reading one prompt costs about as much as a step of all rows: wait to read several
+            # together
             if queue and (len(free) >= max(1, len(self.rows) // 8) or not any(self.rows)):
                 self.admit(free, queue)
             next_b = self.sample()
+            # the only regular transfer from the device in a step
             yield from self.retire(next_b.tolist())
             if not any(self.rows):
                 continue
-            # copying the caches costs about as much as a step too
+            # shrinking the batch copies the caches, which costs about as much as a step: only when
+            # a quarter of the rows is free, and no prompt is left to fill them
             taken = [place for place, row in enumerate(self.rows) if row is not None]
             if not queue and len(taken) <= 0.75 * len(self.rows):
                 self.keep(taken)
@@ -259,7 +273,7 @@ class _Decoder:
             self.hidden = [cache.step(next_b) for cache in self.caches]
 
     def admit(self, free: list[int], queue: deque[tuple[int, Prompt]]) -> None:
-        """Read the next prompts into free places."""
+        """Read the next prompts into free rows."""
         places = free[: len(queue)]
         admitted = [queue.popleft() for _ in places]
         prompts = [prompt for _, prompt in admitted]
@@ -282,20 +296,24 @@ class _Decoder:
         self.drawn_b[places] = 0
 
     def sample(self) -> Tensor:
-        """The next token of every row, (rows,)."""
+        """Sample the next token of each row, (rows,)."""
         logs = [
             self.scaled(project(model, hidden_bh, self.vocabulary))
             for model, hidden_bh in zip(self.models, self.hidden, strict=True)
         ]
+        # without a second model, logs[-1] is the student's, and so is the mixture
         mixed_bv = mixed_log_probabilities(logs[0], logs[-1], self.teacher_mix)
         if self.decoding.no_repeat_ngram or self.warpers:
             mixed_bv = self.cut(mixed_bv)
+        # Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample. A
+        # constant added to a row changes no argmax, so unnormalised logits do as well
         noisy_bv = mixed_bv
         if self.decoding.sample:
             noise_bv = gumbel_noise(self.seeds_b, self.keys_b, self.drawn_b, self.vocabulary)
             noisy_bv = noise_bv.add_(mixed_bv)
         next_b = noisy_bv.argmax(-1)
-        # a free row's last place is overwritten before it is read
+        # free rows keep counting: clamp their column; the next response overwrites it before it is
+        # read
         last = self.tokens_bt.shape[1] - 1
         here = torch.arange(len(self.rows), device=next_b.device), self.drawn_b.clamp(max=last)
         self.tokens_bt[here] = next_b
@@ -310,23 +328,23 @@ class _Decoder:
         return next_b
 
     def scaled(self, logits_bv: Tensor) -> Tensor:
-        """Log-probabilities where they are wanted; else logits, of which the same token wins."""
+        """Return log-probabilities if they are recorded, else logits: the argmax is the same."""
         logits_bv = tempered(logits_bv, self.decoding.temperature)
         return logits_bv.log_softmax(-1) if self.scored else logits_bv
 
     def cut(self, mixed_bv: Tensor) -> Tensor:
-        """The distribution without what the decoding rules out."""
+        """Apply n-gram blocking, top-k and top-p to the distribution."""
         mixed_bv = mixed_bv.clone()
         for place, row in enumerate(self.rows):
             if row is not None and row.repeats is not None and (banned := row.repeats.banned()):
                 mixed_bv[place, banned] = -math.inf
-        # what cuts the tail does not look at the tokens before
+        # top-k and top-p do not use the previous tokens
         before = cast(LongTensor, self.tokens_bt[:, :0])
         cut_bv = self.warpers(before, cast(FloatTensor, mixed_bv))
         return cut_bv.log_softmax(-1) if self.scored else cut_bv
 
     def retire(self, next_tokens: list[int]) -> Iterator[tuple[int, Response]]:
-        """Responses that are finished with these tokens; their places are free then."""
+        """Yield the responses that end with these tokens, and free their rows."""
         ended: list[tuple[int, _Row]] = []
         for place, (row, token) in enumerate(zip(self.rows, next_tokens, strict=True)):
             if row is None:
@@ -344,6 +362,7 @@ class _Decoder:
         scores_kbt = self.scores_kbt[:, places, :longest].cpu()
         with_teacher = len(self.models) > 1
         for line, (place, row) in enumerate(ended):
+            # cloned, since a slice would keep the tensors of all rows in memory
             length = row.drawn
             yield (
                 row.index,
@@ -363,10 +382,11 @@ class _Decoder:
             cache.free(places)
 
     def keep(self, places: list[int]) -> None:
-        """Drop all places but these."""
+        """Drop all rows but the given ones."""
         for cache in self.caches:
             cache.keep(places)
         self.rows = [self.rows[place] for place in places]
+        # teacher_bth is empty without a teacher in the decoding
         self.seeds_b, self.keys_b, self.drawn_b, self.tokens_bt, self.teacher_bth = (
             held[places] if len(held) else held
             for held in (self.seeds_b, self.keys_b, self.drawn_b, self.tokens_bt, self.teacher_bth)

@@ -1,4 +1,4 @@
-"""The schema of an experiment file: check a file by it, and fill in its defaults.
+"""The schema of an experiment file: validation, and default values.
 
 After a change, `PYTHONPATH=src python -m takd.reference` rewrites the tables of docs/experiment.md.
 """
@@ -20,8 +20,8 @@ SCHEMA = Path(__file__).resolve().parents[2] / "workflow/schemas/experiment.sche
 
 RESERVED = ("experiment", "with")
 """Names of `--config` that mean something else than a variable of an experiment."""
-LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
-MANY = 12  # names above which a message with a suggestion does not list all
+LONGEST_NAME = 255  # bytes of a file name, on common file systems
+MANY = 12  # most names that a message with a suggestion lists
 
 KINDS = {
     dict: "a mapping",
@@ -51,12 +51,12 @@ BOUNDS = {
 
 @functools.cache
 def load_schema() -> dict[str, Any]:
-    """The schema, as a JSON schema of draft 2020-12."""
+    """Return the schema, a JSON schema of draft 2020-12."""
     return read_yaml(SCHEMA, SCHEMA.name).value
 
 
 def follow(schema: Any) -> dict[str, Any]:
-    """A part of the schema, with its reference replaced by what it refers to; its own keys win."""
+    """Return a part of the schema with its reference resolved; its own keys take precedence."""
     reference = schema.get("$ref")
     return (
         {**load_schema()["$defs"][reference.rpartition("/")[2]], **schema} if reference else schema
@@ -64,7 +64,10 @@ def follow(schema: Any) -> dict[str, Any]:
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    """`pattern` of JSON Schema, whose $ is the end of a text; Python's also stands before a last line break."""
+    """Check `pattern` as JSON Schema defines it: $ matches only at the very end.
+
+    In Python, $ also matches before a final line break.
+    """
     if isinstance(instance, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), instance):
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
@@ -73,14 +76,18 @@ _Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
 
 
 def check(file: YamlFile) -> None:
-    """Raise InputError for all in a file that the schema does not allow, a line each, in the order of the file."""
+    """Validate a file against the schema.
+
+    Raises:
+        InputError: the file breaks the schema; one line per error, in the order of the file.
+    """
     if not isinstance(file.value, dict):
         what = "is empty" if file.value is None else f"holds {KINDS[type(file.value)]}"
         raise InputError(
             f"{file.name} {what}; an experiment is a mapping with the keys {_required()}."
         )
     errors = list(_Validator(load_schema()).iter_errors(file.value))
-    # what a list holds is for later where it has too many entries
+    # where a list is too long, errors of its items are not reported yet
     long = [tuple(error.absolute_path) for error in errors if error.validator == "maxItems"]
     found = [each for error in errors for each in _explain(error)]
     found = [each for each in found if not any(each[0][:-1] == key for key in long)]
@@ -90,10 +97,14 @@ def check(file: YamlFile) -> None:
 
 
 def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
-    """The content of a checked file with defaults, numbers of one type, and variables in paths.
+    """Return the content of a checked file, with defaults and with variables in paths replaced.
 
-    `variables` come first, then those of the file. Raises InputError for each variable that nobody
-    gives, or that is given and stands in no path, and for paths that can be none.
+    Args:
+        file: the checked file.
+        variables: values for `{name}` in paths, which take precedence over the file's own.
+
+    Raises:
+        InputError: a variable has no value or is not used, or a path is not valid.
     """
     own = file.value.get("variables", {})
     given = {**own, **variables}
@@ -164,13 +175,13 @@ def _fill(
         items = schema.get("items", {})
         return [_fill(items, item, place, (*key, at), partial) for at, item in enumerate(value)]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        # 1 and 1.0 are equal settings, and must give equal text
+        # 1 and 1.0 are equal settings, and must serialise to equal text
         return float(value) if "number" in schema.get("type", ()) else int(value)
     return place(value, key) if schema.get("x-path") and value is not None else value
 
 
 def _preset(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
-    """What values of a part's keys give other keys as defaults (`x-presets`)."""
+    """Defaults that the values of some keys give to other keys (`x-presets`)."""
     given: dict[str, Any] = {}
     for name, choices in schema.get("x-presets", {}).items():
         if name in value:
@@ -181,7 +192,7 @@ def _preset(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A value as it may stand in a sentence."""
+    """Format a value for an error message."""
     if isinstance(value, dict | list | type(None)):
         return KINDS[type(value)]
     if isinstance(value, bool):
@@ -192,7 +203,7 @@ def show(value: Any) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """What a misspelt name may have meant, and what there is: in full unless that is a long list."""
+    """Return a suggestion for a misspelt name, with all known names unless there are many."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     there = f"there are: {', '.join(known) or 'none'}"
@@ -202,7 +213,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _meant(name: str, key: Key, known: Iterable[str]) -> str:
-    """What a key that is not known may have meant: by its name elsewhere, by its place, by its letters."""
+    """Suggest what an unknown key may mean, by its name in other tools, its place, its letters."""
     if name in INSTEAD:
         return INSTEAD[name]
     own = USUAL.get(name.lower(), name)
@@ -220,7 +231,7 @@ def _meant(name: str, key: Key, known: Iterable[str]) -> str:
 
 @functools.cache
 def _places() -> list[str]:
-    """All keys with fixed names, from the top; NAME stands for those that a user gives."""
+    """All keys with fixed names, from the top; NAME stands for names that users choose."""
     found: list[str] = []
 
     def walk(part: Any, above: Key) -> None:
@@ -240,7 +251,7 @@ def _required() -> str:
 
 
 def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
-    """The keys that an error is about, and a sentence on each without the key."""
+    """Yield the keys that an error concerns, each with a sentence without the key."""
     key, value, schema = tuple(error.absolute_path), error.instance, error.schema
     match error.validator:
         case "additionalProperties":
@@ -253,7 +264,7 @@ def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
                 if name not in value:
                     yield key, f"lacks the key {name}{_meaning(schema, name)}."
         case "oneOf" if not isinstance(value, dict):
-            return  # told by its type
+            return  # another error reports its type
         case _:
             yield _explain_one(error)
 
@@ -295,7 +306,7 @@ def _explain_one(error: ValidationError) -> tuple[Key, str]:
 
 
 def _right(error: ValidationError) -> str:
-    """What would be right in the place of a single value."""
+    """Describe what would be valid in place of a single value."""
     value, schema = error.instance, error.schema
     if error.validator == "enum":
         close = difflib.get_close_matches(str(value), error.validator_value, n=1)
@@ -333,5 +344,5 @@ def _meaning(schema: dict[str, Any], name: str) -> str:
 
 
 def _choices(options: list[dict[str, Any]]) -> list[str]:
-    """The keys of which a `oneOf` asks for one."""
+    """Keys of a `oneOf`, of which exactly one must be given."""
     return [name for option in options for name in option.get("required", [])]

@@ -1,7 +1,7 @@
-"""What every stage of the workflow shares: its command line, its check of the code, its way to write files.
+"""What all stages share: command line, check of code and inputs, and output files.
 
-A stage is a function `run(stage)` in a module of this package. It reads its settings from one JSON string and
-its inputs and outputs from named paths; it never sees Snakemake.
+A stage is a function `run(stage)` in a module of this package. It gets its settings as one JSON
+string, and its inputs and outputs as named paths; it does not depend on Snakemake.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from takd.launch import launch, set_allocator
 from takd.lease import lease
 from takd.provenance import code_digest, file_digest, git_commit, readable_json
 
-PIECE = "piece"  # name of inputs that are pieces of the result
-LOG = "metrics"  # name of the output that holds times
-USED_OF_RUNTIME = 0.95  # the rest is for a last step, a checkpoint, and starting up
+PIECE = "piece"  # name of inputs that are pieces of the result, such as parts of generations
+LOG = "metrics"  # name of the output that is a log
+USED_OF_RUNTIME = 0.95  # the rest is for start-up, a last step and a checkpoint
 CHECKPOINT_SECONDS = 600.0
-BEGAN = "TAKD_BEGAN"  # when the job's first process started, for those that it starts
+BEGAN = "TAKD_BEGAN"  # environment variable: when the first process of the job started
 
-NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's words
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # part of torch's error message
 
 VERSIONED = (
     "torch",
@@ -52,12 +52,25 @@ VERSIONED = (
 
 
 class Interrupted(Exception):
-    """The stage was asked to stop, or its time is up; what it had is in its checkpoint."""
+    """Raised when a stage stops early, on SIGTERM or at its time limit; its progress is saved."""
 
 
 @dataclass
 class Stage:
-    """One run of a stage: settings, named paths, and what it may use."""
+    """One run of a stage: its settings, named paths and resources.
+
+    Attributes:
+        spec: settings.
+        code: digest of the code of the stage.
+        inputs: paths by name.
+        outputs: one path by name.
+        threads: threads of each process.
+        processes: processes on each node, one per GPU.
+        micro_batch: rows that a process handles at once.
+        deadline: Unix time at which the stage must stop; None for no limit.
+        checkpoint_seconds: longest time between two checkpoints.
+        stop_requested: whether SIGTERM was received.
+    """
 
     spec: dict[str, Any]
     code: str
@@ -75,7 +88,7 @@ class Stage:
     git_commit: str | None = None
 
     def input(self, name: str) -> Path:
-        """The one input called `name`."""
+        """Return the only input called `name`."""
         paths = self.many(name)
         if len(paths) != 1:
             raise InputError(
@@ -84,38 +97,43 @@ class Stage:
         return paths[0]
 
     def many(self, name: str) -> list[Path]:
-        """All inputs called `name`, in the order given."""
+        """Return all inputs called `name`, in the given order."""
         return self.inputs.get(name, [])
 
     def origin(self) -> dict[str, str | None]:
-        """Which code this is, for the closing line of a log; manifests, which others depend on, hold no commit."""
+        """Return commit and code digest for the last line of a log.
+
+        Manifests hold no commit, since stages that read them would rerun after each commit.
+        """
         return {"commit": self.git_commit, "code": self.code}
 
     def say(self, text: str) -> None:
-        """A line for the one who waits: to the log (stderr) and to the console (stdout)."""
+        """Print a message to log (stderr) and console (stdout), in the first process only."""
         if int(os.environ.get("RANK", 0)) == 0:
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError):  # a log on a full disk: the console still tells
+                with contextlib.suppress(
+                    OSError
+                ):  # the log's disk may be full; the console still works
                     print(text, file=stream, flush=True)
 
     def should_stop(self) -> bool:
-        """Whether SIGTERM came or the time budget is used up: checkpoint and leave."""
+        """Return whether to save a checkpoint and stop, on SIGTERM or at the time limit."""
         return self.stop_requested or (self.deadline is not None and time.time() > self.deadline)
 
     def temporary(self, path: Path) -> Path:
-        """A fresh folder beside `path`, to be filled and then committed."""
+        """Create an empty folder beside `path`, to be filled and then moved there with `commit`."""
         work = path.with_name(f".{path.name}.partial")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         return work
 
     def commit(self, path: Path) -> None:
-        """Put the folder that `temporary(path)` gave into place, whole.
+        """Move the folder from `temporary(path)` to `path`, replacing what was there.
 
-        Its files get the permissions that new files have here: safetensors writes some that nobody else may read.
+        Files get the default permissions: safetensors creates some that only their owner may read.
         """
         work = path.with_name(f".{path.name}.partial")
-        mode = work.stat().st_mode & 0o666  # a new folder's, by umask
+        mode = work.stat().st_mode & 0o666  # that of a new folder, which follows the umask
         for file in work.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 file.chmod(mode)
@@ -129,15 +147,17 @@ class Stage:
         known_by_content: Collection[str] = (),
         **fields: Any,
     ) -> None:
-        """Write what identifies this stage's result.
+        """Write the manifest that identifies the result of this stage.
 
-        Holds no times and no machine, so that equal work done again gives the same bytes, and stages that
-        read it do not rerun. Written last: a manifest means that all the rest is there.
+        It holds no times and no machine names, so that equal work gives equal bytes and stages that
+        read it do not rerun. It is written last: if a manifest exists, all other outputs do.
 
         Args:
-            files: what `digests` gives, where that is known already.
-            known_by_content: settings that are left out, since the digests of the result say more than they do: where
-                it comes from, and what was only checked.
+            path: the manifest.
+            files: digests of the outputs, if already known.
+            known_by_content: settings to leave out because the digests of the result already
+                identify them, such as where a source lies or what was only checked.
+            **fields: further facts.
         """
         versions = {name: _version(name) for name in VERSIONED}
         spec = {key: value for key, value in self.spec.items() if key not in known_by_content}
@@ -145,9 +165,10 @@ class Stage:
         self.write_record(path, files, **fields, **more)
 
     def write_record(self, path: Path, files: dict[str, str] | None = None, **fields: Any) -> None:
-        """Write facts with the digests of what was read and of all outputs beside, and one of the record itself.
+        """Write facts, the digests of inputs and outputs, and a digest of the record itself.
 
-        Pieces of the result are left out of its inputs, so that as many or as few of them give the same record, too.
+        Inputs that are pieces of the result are left out, so that the number of pieces does not
+        change the record.
         """
         sources = {
             name: [file_digest(path) for path in paths if path.is_file()]
@@ -159,21 +180,22 @@ class Stage:
         write_json(path, sealed({**fields, **log, "inputs": sources, "files": files}))
 
     def digests(self, record: Path) -> dict[str, str]:
-        """sha256 of every file of the outputs, by its path from the folder of their record.
+        """Return the sha256 of each output file, by its path from the folder of the record.
 
-        Without the log, whose times differ between equal runs; its last line holds its own digest.
+        The log is left out, since its times differ between equal runs; its last line holds its own
+        digest.
         """
         paths = [p for name, p in self.outputs.items() if name != LOG and p != record]
         return digests(paths, record.parent, self.threads)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as canonical, indented JSON; a reader sees the old file or the new, never a part."""
+    """Write a value as canonical, indented JSON, atomically."""
     write_text(path, readable_json(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old file or the new, never a part."""
+    """Write a text file atomically: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", encoding="utf-8") as file:
@@ -196,8 +218,11 @@ def main(
 ) -> None:
     """Run the stage in `module` with the arguments of the command line.
 
-    `also` names further modules that the settings choose at run time, for the digest of the code; `gpus` are used by
-    stages that ask or train a model; `named` gives the inputs of which nothing but the manifest is read.
+    Args:
+        module: dotted name of the stage's module.
+        also: returns modules that the settings select at run time, for the digest of the code.
+        gpus: whether the stage uses GPUs.
+        named: returns the inputs of which only the manifest is read.
     """
     began = time.time()
     ending.skip_teardown()
@@ -245,9 +270,13 @@ def main(
 
 
 def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collection[str]) -> int:
-    """Run the stage; the exit code. Nothing that the stage or its error refers to outlives this function."""
+    """Run the stage and return the exit code.
+
+    Being a function of its own, it frees everything that the stage and its errors refer to on
+    return.
+    """
     try:
-        if "RANK" not in os.environ:  # once, before there are several processes
+        if "RANK" not in os.environ:  # only once, before torchrun starts several processes
             verify(stage, named)
         if gpus:
             set_allocator()
@@ -270,7 +299,7 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
                 " `deterministic: 1` asks; set it to 0 for this rule in the profile."
             )
             return 1
-        # the log gets the traceback; the console should say more than that a command failed
+        # the traceback goes to the log; the console gets one line
         print(f"Error: {type(error).__name__}: {error}", flush=True)
         traceback.print_exc()
         return 1
@@ -278,7 +307,7 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
 
 
 def verify(stage: Stage, named: Collection[str]) -> None:
-    """Compare what a stage reads with its records, and write into the log how long that took."""
+    """Compare the inputs of a stage with their records, and log how long that took."""
     began = time.monotonic()
     reading.verify(stage.spec, stage.inputs, stage.threads * stage.processes, named)
     print(
@@ -287,7 +316,7 @@ def verify(stage: Stage, named: Collection[str]) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, on the console and in the log."""
+    """Argument parser that reports an error as one sentence, on the console and in the log."""
 
     def error(self, message: str) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
@@ -383,7 +412,10 @@ def _named(pairs: list[tuple[str, Path]]) -> dict[str, list[Path]]:
 
 
 def _deadline(began: float, runtime: float | None) -> float | None:
-    """When to leave: torchrun starts this program anew, which takes none of the job's time away."""
+    """Return when to stop, as Unix time.
+
+    Under torchrun this program starts again, so the time is counted from the job's first process.
+    """
     if not runtime:
         return None
     began = float(os.environ.setdefault(BEGAN, str(began)))

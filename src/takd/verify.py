@@ -1,8 +1,8 @@
-"""Whether results are what was written: all files of an experiment's folder against the digests in its records.
+"""Check of all results in an experiment's folder against the digests in their records.
 
-`python -m takd verify` asks; what came from elsewhere is checked without its experiment's file. Two things are looked
-for besides damaged, missing and foreign files: a record in another model's place, and one that was made from other
-files than lie here now.
+Used by `python -m takd verify`, which needs no experiment file, so that results from elsewhere can
+be checked. Besides damaged, missing and unknown files, it detects records in the folder of another
+model, and results made from other inputs than those that exist now.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class Verified(NamedTuple):
-    """What was looked at, and what is wrong with it, a sentence each."""
+    """Outcome of a check: number and size of the files, and one sentence per fault."""
 
     files: int
     bytes: int
@@ -35,10 +35,10 @@ class Verified(NamedTuple):
 
 
 def verify(results: Path, threads: int = 1) -> Verified:
-    """Compare all that lies below a folder of results; only reads.
+    """Compare all files below a folder of results with their records; change nothing.
 
     Raises:
-        InputError: there is no such folder, or nothing in it that a stage wrote.
+        InputError: the folder does not exist, or holds no results.
     """
     if not results.is_dir():
         raise InputError(f"{results}: no such folder; name one below results/.")
@@ -65,7 +65,7 @@ def verify(results: Path, threads: int = 1) -> Verified:
         if "log" in record and not (log := path.parent / record["log"]).is_file():
             found.append(f"{log}: is missing")
         found += _place(path, record, results)
-    # of what lies beside a damaged record nothing is known
+    # files beside a damaged record cannot be judged
     found += _unnamed([p for p in done if broken.isdisjoint(p.parents)], records)
     if not found:
         found += _origins(records, done)
@@ -79,7 +79,7 @@ def _counts(path: Path, results: Path) -> bool:
 
 
 def _place(path: Path, record: Record, results: Path) -> list[str]:
-    """A record says itself which model, seed and set it is of, and so does its path."""
+    """Faults of a record whose path names another model, seed or set than its content."""
     parts = path.relative_to(results).parent.parts
     wanted: dict[str, Any] = {}
     match parts:
@@ -104,7 +104,7 @@ def _number(seed: str) -> int | None:
 
 
 def _origins(records: dict[Path, Record], files: list[Path]) -> Iterator[str]:
-    """What a result was made from must be what lies here."""
+    """Yield results that were made from other inputs than those in the folder."""
     read = (path for path in files if path in records or path.suffix in (".jsonl", ".html"))
     known = set(map(file_digest, read))
     for path, record in records.items():
@@ -114,7 +114,7 @@ def _origins(records: dict[Path, Record], files: list[Path]) -> Iterator[str]:
 
 
 def _unnamed(files: list[Path], records: dict[Path, Record]) -> Iterator[str]:
-    """Files of which no record speaks, but for cards, to which one adds a licence."""
+    """Yield files that no record covers, except model cards, to which users may add a licence."""
     named = {path.parent / part for path, record in records.items() for part in parts(record)}
     for path in files:
         known = path.name in (*RECORDS, LOG, "card.md")

@@ -1,7 +1,7 @@
-"""Whether a model reads the same tokens as the experiment's tokenizer, told before anything is trained.
+"""Check that a model has the tokenizer of the experiment, before anything is trained.
 
-A loss that compares two models' distributions compares them token by token: token 262 has to be the same text for
-teacher and student. How far their embeddings are padded beyond the last token does not matter.
+Losses compare the distributions of two models token by token, so a token id must mean the same text
+for teacher and student. Padding of their embeddings beyond the last token does not matter.
 """
 
 import re
@@ -12,13 +12,15 @@ from typing import Any
 from takd.errors import InputError
 from takd.weight_files import reason
 
-# of these the source of a model needs one to have a tokenizer
+# a source with at least one of these files has a tokenizer
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
-# beside them, what `AutoTokenizer` reads
+# other files that `AutoTokenizer` reads
 ALSO = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# settings that `from_pretrained` adds, or that name code; a saved tokenizer is read elsewhere and without any
+# settings that `from_pretrained` adds, or that name custom code; a saved tokenizer must not hold
+# them, as it is loaded elsewhere and without custom code
 OF_THE_READING = ("local_files_only", "is_local", "auto_map")
-# words, numbers, blanks, code, other scripts: where tokenizers of one vocabulary differ in how they split text
+# texts that tokenizers with equal vocabularies may split differently: words, numbers, blanks, code,
+# other scripts
 TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs.",
     "  def f(x):\n\treturn x ** 2  # naïve\n\n\n",
@@ -30,12 +32,15 @@ PAD = re.compile(r"[^\w\s]+(pad|padding)[^\w\s]+", re.IGNORECASE)  # [PAD], <pad
 
 
 def entries(tokenizer: Any) -> int:
-    """The largest id + 1: entries of the embeddings of a model that has all tokens. Ids may have gaps."""
+    """Return the largest token id + 1: the embedding rows of a model that has all tokens."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def used_entries(tokenizer: Any) -> int:
-    """The same without pad tokens, which stand in no text, at the end: what a model needs."""
+    """Return the embedding rows that a model needs: `entries` without pad tokens at the end.
+
+    Pad tokens occur in no text.
+    """
     kept = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     return 1 + max(
         number
@@ -45,25 +50,25 @@ def used_entries(tokenizer: Any) -> int:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer without what its reading left in its settings."""
+    """Save a tokenizer without the settings that `from_pretrained` added."""
     for key in OF_THE_READING:
         tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(folder)
 
 
 def has_tokenizer(source: Path) -> bool:
-    """Whether a model's source (a folder, or a GGUF file) comes with a tokenizer."""
+    """Return whether a model's source (a folder or a GGUF file) includes a tokenizer."""
     return source.is_file() or any((source / name).is_file() for name in FILES)
 
 
 def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
-    """Compare the tokenizer in a model's source with the experiment's in `folder`.
+    """Compare the tokenizer of a model's source with the experiment's in `folder`.
 
     Returns:
-        None where they agree, or why the source's tokenizer cannot be read.
+        None if they agree, or the reason why the source's tokenizer cannot be read.
 
     Raises:
-        InputError: they differ; names the first token that does.
+        InputError: they differ; the message names the first difference.
     """
     from transformers import AutoTokenizer
 
@@ -75,12 +80,10 @@ def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
         own = AutoTokenizer.from_pretrained(
             source.parent if source.is_file() else source, **options
         )
-        # transformers gives an empty tokenizer, not an error, where it does not find what it expects
+        # without the expected files, transformers returns an empty tokenizer instead of an error
         if not own("a", add_special_tokens=False).input_ids:
             return "it cannot encode the letter a"
-    except (
-        Exception
-    ) as error:  # each kind of tokenizer fails in its own way, for lack of a package too
+    except Exception as error:  # each kind of tokenizer raises its own exceptions
         return f"reading it fails ({reason(error)})"
     if difference := first_difference(own, ours):
         raise InputError(
@@ -91,9 +94,9 @@ def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
 
 
 def first_difference(own: Any, ours: Any) -> str | None:
-    """The first token in which two tokenizers differ, in words; None where they agree.
+    """Describe the first token in which two tokenizers differ; None if they agree.
 
-    A special token that only one of them adds is no difference, and neither is a pad token, whatever its name.
+    Special tokens that only one tokenizer adds, and pad tokens, may differ.
     """
     theirs, mine = (
         {number: token for token, number in tokenizer.get_vocab().items()}
@@ -108,7 +111,8 @@ def first_difference(own: Any, ours: Any) -> str | None:
             continue
         words = [f"is {token!r}" if token is not None else "is missing" for token in (there, here)]
         return f"token {number} {words[0]} there and {words[1]} here"
-    # the text of each token, as far as merges make one of it, and some that show how text is split
+    # equal vocabularies may still merge and split differently: encode the text of each token and
+    # some examples
     special = {*own.added_tokens_decoder, *ours.added_tokens_decoder}
     special |= {number for number, token in theirs.items() if PAD.fullmatch(token)}
     texts = [*TEXTS, *(own.decode([number]) for number in sorted(theirs.keys() - special))]

@@ -1,6 +1,7 @@
-"""Files of models as users bring them: what is damaged or does not fit in them is told in one sentence.
+"""Checks of weight files and configurations that users provide.
 
-Safetensors are read by their headers, or tensor by tensor, so that a model of any size fits into memory.
+Safetensors are read by their headers or tensor by tensor, so that models of any size can be
+checked.
 """
 
 import json
@@ -13,10 +14,10 @@ from typing import Any
 
 from takd.errors import InputError
 
-LARGEST_HEADER = 100_000_000  # bytes, of safetensors itself
+LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 VALUES_AT_ONCE = 2**24
 POINTER = b"version https://git-lfs"
-# what a file holds that is called .safetensors or .json and is none, by its first bytes
+# what a file with a wrong suffix (.safetensors or .json) really is, by its first bytes
 OTHERS = {
     POINTER: "is a pointer of git-lfs and not the file itself; fetch the file (git lfs pull)",
     b"PK\x03\x04": "is a pickled or zipped file under this name; convert it (save_pretrained does so)",
@@ -24,20 +25,21 @@ OTHERS = {
     b"<": "is a web page, such as an error or a login; fetch the file again",
 }
 AGAIN = "fetch or copy it again, all of it"
-# parts of names that DataParallel, torch.compile, FSDP and activation checkpointing put in when they save
+# parts that DataParallel, torch.compile, FSDP and activation checkpointing add to tensor names
 WRAPPERS = re.compile(
     r"^(?:module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file that a user brings.
+    """Read a JSON file that holds an object.
 
     Args:
+        path: the file.
         what: whose file it is, such as "model 'm'", for the message.
 
     Raises:
-        InputError: no file, not JSON, or no object.
+        InputError: the file is missing, is not JSON, or holds no object.
     """
     try:
         content = path.read_bytes()
@@ -53,11 +55,11 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
 
 
 def read_config(folder: Path, name: str) -> Any:
-    """The configuration in a model's folder, if this package can use such a model.
+    """Read the configuration in a model's folder, and check that such a model is supported.
 
     Raises:
-        InputError: an unreadable `config.json`, a type that transformers does not know, or a model that is quantised,
-            has an encoder, or is no language model.
+        InputError: `config.json` cannot be read, its type is unknown to transformers, or the model
+            is quantised, has an encoder, or is no language model.
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -78,7 +80,7 @@ def read_config(folder: Path, name: str) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # each family checks its settings in its own way
+    except Exception as error:  # each model family raises its own exceptions
         raise InputError(
             f"model '{name}': {path} is no configuration of a {kind} ({reason(error)}); {AGAIN}."
         ) from None
@@ -96,10 +98,10 @@ def read_config(folder: Path, name: str) -> Any:
 
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[Any]:
-    """A safetensors file, open for reading.
+    """Open a safetensors file for reading.
 
     Raises:
-        InputError: it is something else, or not all of it is there.
+        InputError: the file is incomplete or of another format.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -111,7 +113,7 @@ def opened(path: Path, name: str) -> Iterator[Any]:
 
 
 def tensor_names(files: Sequence[Path], name: str) -> dict[str, Path]:
-    """The file of each tensor.
+    """Return the file of each tensor, by name.
 
     Raises:
         InputError: as `opened`.
@@ -124,13 +126,15 @@ def tensor_names(files: Sequence[Path], name: str) -> dict[str, Path]:
 
 
 def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()) -> None:
-    """Make sure that no weight is NaN or infinite.
+    """Check that no weight is NaN or infinite.
 
     Args:
-        ignored: tensors that the model does not read.
+        files: safetensors files.
+        name: name of the model, for the message.
+        ignored: tensors that the model does not use.
 
     Raises:
-        InputError: as `opened`, and for the first tensor that holds such a number.
+        InputError: as `opened`, and for the first tensor with such a value.
     """
     for path in files:
         with opened(path, name) as file:
@@ -150,14 +154,14 @@ def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()
 
 
 def unwrapped(key: str) -> str:
-    """A tensor's name without what wrappers of a model add to it when they save: `module.`, `_orig_mod.`."""
+    """Remove prefixes that wrappers of a model add to tensor names: `module.`, `_orig_mod.`."""
     while (shorter := WRAPPERS.sub("", key)) != key:
         key = shorter
     return key
 
 
 def copy_unwrapped(source: Path, target: Path) -> None:
-    """Copy a safetensors file with `unwrapped` names; what its tensors hold stays as it is."""
+    """Copy a safetensors file with `unwrapped` names; the data of the tensors stay unchanged."""
     with open(source, "rb") as old, open(target, "wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         text = json.dumps({unwrapped(key): entry for key, entry in header.items()}).encode()
@@ -167,21 +171,22 @@ def copy_unwrapped(source: Path, target: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """An error of a library in a few words: its kind, and the first sentence of what it says."""
+    """Summarise an exception of a library: its class and the first sentence of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    # validation errors of configurations give the reason in the second line
+    # validation errors of configurations have the reason in the second line
     said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {said.partition('. ')[0].rstrip('.')}"
 
 
 def _damage(path: Path, error: Exception) -> str:
-    """What is wrong with a file that is no safetensors file, and the remedy."""
+    """Describe the damage of a file that is no valid safetensors file, and the remedy."""
     if isinstance(error, OSError) and not path.is_file():
         return f"is no file that can be read; {AGAIN}"
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(64)
-        # the length of a header may begin like another kind of file; a header begins with a brace
+        # the first 8 bytes, a length, may look like another format; byte 9 is the brace of the
+        # header
         if start[8:9] != b"{" and (other := foreign(start)):
             return other
         length = int.from_bytes(start[:8], "little")
@@ -200,7 +205,7 @@ def _damage(path: Path, error: Exception) -> str:
 
 
 def foreign(content: bytes) -> str:
-    """What a file that begins so is instead of what its name says, and the remedy; empty if that cannot be told."""
+    """Describe what a file really is, by its first bytes, and the remedy; empty if unknown."""
     if not content.strip():
         return f"is empty; {AGAIN}"
     return next((what for start, what in OTHERS.items() if content.startswith(start)), "")

@@ -1,4 +1,4 @@
-"""What teachers write down ahead for their students, and where it lies below `results/<experiment>/teachers/`."""
+"""Stored outputs of teachers, and their locations below `results/<experiment>/teachers/`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ GENERATIONS = "generations"
 
 
 class Writing(NamedTuple):
-    """The responses of a teacher to the training prompts, or what it says of the tokens of some data.
+    """A stored teacher output: generations for training prompts, or distributions for data.
 
     Attributes:
-        place: `generations` or `outputs/<data>/<kind>`, below the folder of the teacher and its seed.
-        parts: of responses, which are joined; None where one stage writes all.
+        place: `generations` or `outputs/<data>/<kind>`, below the folder of teacher and seed.
+        parts: number of parts of generations, which are joined; None if a single stage writes all.
     """
 
     teacher: str
@@ -23,16 +23,17 @@ class Writing(NamedTuple):
 
     @property
     def folder(self) -> str:
+        """Folder of the output, relative to the teachers' folder."""
         return f"{self.teacher}/seed{self.seed}/{self.place}"
 
     @property
     def manifest(self) -> str:
-        """Names it among the inputs of a student."""
+        """Manifest of the output, which is an input of students."""
         return f"{self.folder}/manifest.json"
 
     @property
     def logs(self) -> list[str]:
-        """Of each stage that wrote a part of it."""
+        """Logs of all stages that wrote a part of it."""
         if self.parts is None:
             return [f"{self.folder}/metrics.jsonl"]
         return [
@@ -42,7 +43,7 @@ class Writing(NamedTuple):
 
 
 def places(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What a training of these settings reads that its teacher wrote down, by input: its place."""
+    """Return the teacher outputs that a training with these settings reads: location by input."""
     answers = settings.get("responses") == "teacher"
     found = {"train": GENERATIONS} if answers else {}
     if (kind := settings.get("teacher_outputs", "live")) != "live":
@@ -56,7 +57,14 @@ def places(settings: Mapping[str, Any]) -> dict[str, str]:
 def of_nodes(
     nodes: Iterable[Node], seeds: Sequence[int], parts: int, read: Callable[[str], dict[str, str]]
 ) -> list[Writing]:
-    """What the models' teachers write down, each once; `read` gives the `places` of a lineage."""
+    """Return all teacher outputs that the models need, without duplicates.
+
+    Args:
+        nodes: models to train.
+        seeds: training seeds.
+        parts: number of parts of generations.
+        read: returns the `places` of a lineage.
+    """
     found: dict[Writing, None] = {}
     for name, seed in nodes:
         if teacher := teacher_of(name):

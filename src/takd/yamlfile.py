@@ -1,6 +1,6 @@
-"""Read a YAML file strictly: by the few rules of YAML 1.2, each key once, and with its line.
+"""Strict YAML reader: scalar types of YAML 1.2, no duplicate keys, and the line of each key.
 
-PyYAML follows YAML 1.1, in which `5e-5` is a text and `no` is false, and keeps the last of two
+PyYAML follows YAML 1.1, in which `5e-5` is a string and `no` is false, and keeps the last of two
 equal keys.
 """
 
@@ -30,17 +30,17 @@ PLAIN = {
 }
 TAG = "tag:yaml.org,2002:"
 
-# bounds far beyond any experiment, below what would crash the parser or fill the memory
+# limits far above any experiment, but below what crashes the parser or exhausts the memory
 BYTES = 1_000_000
 DEPTH = 50
 VALUES = 100_000
 DIGITS = 18
 SHOWN = 100  # characters of a key or a value that a message shows
-LISTED = 20  # errors of one file that are told at once
+LISTED = 20  # errors of a file that are shown at once
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads plain scalars by the core schema of YAML 1.2."""
+    """YAML loader that resolves plain scalars by the core schema of YAML 1.2."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
@@ -50,7 +50,7 @@ for _name, (_pattern, _first) in PLAIN.items():
 
 
 class KeyedError(InputError):
-    """An error of a file and the key that it is about."""
+    """An error in a file, with the key that it concerns."""
 
     def __init__(self, key: Key, text: str) -> None:
         super().__init__(text)
@@ -59,7 +59,7 @@ class KeyedError(InputError):
 
 @dataclass
 class YamlFile:
-    """The content of a YAML file, and where in it each key stands."""
+    """The content of a YAML file, with the line of each key."""
 
     name: str
     value: Any = None
@@ -69,13 +69,13 @@ class YamlFile:
     faults: int = 0
 
     def error(self, key: Key, text: str, name: str = "") -> KeyedError:
-        """An error in one sentence: the file, the line, the key, and then `text`; `name` is a key that it lacks."""
+        """Build an error that names file, line and key before `text`; `name` is a missing key."""
         where = f"{self.name}, line {self.line(key)}: {dotted(key)}"
         return KeyedError((*key, name), f"{where} {text}")
 
     @contextlib.contextmanager
     def each(self) -> Iterator[None]:
-        """Keep errors of what is done within for `refuse`, the first of each key, so that the rest is checked."""
+        """Collect errors for `refuse`, the first of each key, so that checks can continue."""
         try:
             yield
         except KeyedError as error:
@@ -84,19 +84,19 @@ class YamlFile:
                 self.wrong.append(error)
 
     def refuse(self) -> None:
-        """Raise one InputError for all that `each` kept, a line a sentence."""
+        """Raise one InputError for all errors that `each` collected, one per line."""
         if self.wrong:
             raise together(self.wrong)
 
     def line(self, key: Key) -> int:
-        """Line of a key, from 1; where it is not written, of the nearest key above it."""
+        """Return the line of a key, from 1; for an absent key, that of the nearest key above it."""
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key, 1)
 
 
 def together(errors: Iterable[InputError]) -> InputError:
-    """Several errors as one: a line each, no line twice, and no more lines than can be read."""
+    """Combine several errors into one, without duplicate lines, up to a maximum number."""
     lines = list(dict.fromkeys(map(str, errors)))
     if len(lines) > LISTED:
         lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more errors."]
@@ -108,7 +108,7 @@ def _short(part: str | int) -> str | int:
 
 
 def dotted(key: Key) -> str:
-    """A key as text: `chains[0].models[1]`."""
+    """Format a key as text, such as `chains[0].models[1]`."""
     text = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part if part.isprintable() else repr(part)}"
         for part in map(_short, key)
@@ -117,10 +117,15 @@ def dotted(key: Key) -> str:
 
 
 def read_yaml(path: Path, name: str) -> YamlFile:
-    """Read a file; `name` stands for it in messages.
+    """Read a YAML file.
 
-    Raises InputError for what is not YAML, for a key that stands twice, for values that JSON does
-    not have, and for what is too large or too deep to be an experiment.
+    Args:
+        path: the file.
+        name: its name in error messages.
+
+    Raises:
+        InputError: the file is not YAML, has a duplicate key or a value that JSON cannot represent,
+            or is too large or too deeply nested for an experiment.
     """
     file = YamlFile(name)
     text = _text(path, name)
@@ -160,7 +165,7 @@ def _text(path: Path, name: str) -> str:
 
 
 def _check_depth(text: str, name: str) -> None:
-    """Refuse what the parser, which descends by recursion in C, would crash on."""
+    """Refuse deep nesting, on which the parser, recursive C code, would crash."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(

@@ -1,4 +1,4 @@
-"""What an experiment file must obey beyond its schema: rules between keys, names that exist."""
+"""Checks of an experiment file beyond its schema: rules between keys, and names that must exist."""
 
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,14 @@ __all__ = [
 
 
 def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int]:
-    """Raise InputError for all rules that a file breaks, a line each; return each model's parameters."""
+    """Check all rules; return the number of parameters of each model.
+
+    Raises:
+        InputError: the file breaks a rule; one line per error.
+    """
     check_data(file, settings)
     parameters = check_models(file, settings, root)
-    # what chains say of models and methods is looked at where the chain itself can be
+    # rules about models and methods apply only to chains that are valid themselves
     sound = check_chains(file, settings, parameters)
     complete = len(sound) == len(settings["chains"])
     of_chains = {**settings, "chains": sound}

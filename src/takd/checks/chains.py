@@ -1,4 +1,4 @@
-"""Rules of `chains`: names that exist, sizes that fall, a method for every hop."""
+"""Checks of `chains`: existing names, decreasing sizes, and a method for every hop."""
 
 import math
 from typing import Any
@@ -14,10 +14,12 @@ from takd.yamlfile import Key, YamlFile, dotted
 def check_chains(
     file: YamlFile, settings: dict[str, Any], parameters: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Check all chains; those without an error.
+    """Check all chains; return those without errors.
 
     Args:
-        parameters: by model, of those whose size is known.
+        file: the experiment file, which collects errors.
+        settings: its content with defaults.
+        parameters: size by model, for models whose size is known.
     """
     seen: dict[str, Key] = {}
     labels: dict[str, Key] = {}

@@ -1,4 +1,4 @@
-"""What checks of an experiment share: the methods that there are, and what a chain and its settings say."""
+"""Helpers of the checks: available methods, hops of a chain, and settings of a training."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from takd.lineage import SUPERVISED
 from takd.schema import load_schema
 
-LISTED = 10_000  # numbers whose divisors a message lists
+LISTED = 10_000  # largest number whose divisors a message lists
 
 
 def distillation_methods() -> list[str]:
-    """The methods of the schema that have a teacher."""
+    """Return the methods of the schema that have a teacher."""
     return [name for name in load_schema()["$defs"]["methods"]["properties"] if name != SUPERVISED]
 
 
 def by_hop(chain: dict[str, Any]) -> list[list[str]]:
-    """For each entry of a chain's `methods`, the method of every hop."""
+    """Return the method of every hop, for each entry of a chain's `methods`."""
     hops = len(chain["models"]) - 1
     return [[entry] * hops if isinstance(entry, str) else entry for entry in chain["methods"]]
 
 
 def training_settings(settings: dict[str, Any], model: str, method: str) -> dict[str, Any]:
-    """Settings of a method for a model: its own before those for all models."""
+    """Return a method's settings for a model; its own take precedence over those for all models."""
     own = settings["models"][model].get("training", {}).get(method, {})
     resolved = {**settings["training"][method], **own}
     if resolved.get("rollouts_per_round", 0) is None:
@@ -30,7 +30,7 @@ def training_settings(settings: dict[str, Any], model: str, method: str) -> dict
 
 
 def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every model with every method that trains it, each pair once."""
+    """Yield every pair of a model and a method that trains it, once."""
     pairs: dict[tuple[str, str], None] = {}
     for chain in settings["chains"]:
         pairs.update(((name, SUPERVISED), None) for name in chain["models"])
@@ -40,13 +40,13 @@ def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def vocabulary_size(settings: dict[str, Any]) -> int | None:
-    """Number of tokens, where the file says it."""
+    """Return the number of tokens, if the file states it."""
     tokenizer = settings["tokenizer"]
     return tokenizer.get("train", tokenizer).get("vocabulary")
 
 
 def divisors(number: int) -> str:
-    """What divides a number, for a message."""
+    """List the divisors of a number, for a message."""
     if number > LISTED:
         return f"a divisor of {number}"
     return "one of " + ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

@@ -1,4 +1,4 @@
-"""Rules between the keys of `data`, `tokenizer` and the evaluation sets' sources."""
+"""Checks of `data`, `tokenizer` and the sources of evaluation sets."""
 
 import json
 from typing import Any
@@ -7,6 +7,7 @@ from takd.yamlfile import Key, YamlFile
 
 
 def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
+    """Check the keys of `data`, the tokenizer and the sources against each other."""
     data, sets = file.value["data"], file.value["evaluation"]["sets"]
     sources: dict[Key, Any] = {
         ("data", name): data.get(name) for name in ("train", "dev", "corpus")

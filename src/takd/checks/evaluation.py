@@ -1,4 +1,4 @@
-"""Rules of `evaluation`, and of the published numbers that `report` shows beside ours."""
+"""Checks of `evaluation`, and of the published results that `report` compares with."""
 
 from typing import Any
 
@@ -9,7 +9,13 @@ from takd.yamlfile import Key, YamlFile
 
 
 def check_evaluation(file: YamlFile, settings: dict[str, Any], complete: bool) -> None:
-    """Args: complete: whether the settings have all chains, so that all lineages are known."""
+    """Check evaluation settings and published results.
+
+    Args:
+        file: the experiment file, which collects errors.
+        settings: its content with defaults.
+        complete: whether all chains are valid, so that all lineages are known.
+    """
     evaluation = settings["evaluation"]
     with file.each():
         if not evaluation["decoding"]["sample"] and len(evaluation["seeds"]) > 1:

@@ -1,4 +1,4 @@
-"""Rules of `models`: sizes that are declared or follow from a shape."""
+"""Checks of `models`: declared sizes, and sizes computed from a shape."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 
 def gpt2_parameters(shape: dict[str, Any], vocabulary: int) -> int:
-    """Number of parameters of a GPT-2 whose output layer is its token embedding.
+    """Compute the number of parameters of a GPT-2 with tied output embedding.
 
     A block of width w has 4 w² weights in its attention, 8 w² in its feed-forward layers, and 13 w
     in biases and norms.
@@ -22,7 +22,7 @@ def gpt2_parameters(shape: dict[str, Any], vocabulary: int) -> int:
 
 
 def check_models(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int]:
-    """Check all models; the parameters of those without an error."""
+    """Check all models; return the parameters of those without errors."""
     parameters = {}
     for name, model in settings["models"].items():
         with file.each():
@@ -76,7 +76,7 @@ def _check_model(
 
 
 def _check_kept(file: YamlFile, key: Key, weights: dict[str, Any]) -> None:
-    """Layers that are kept of a model; how many there are is known when the weights are."""
+    """Check `keep_layers`, as far as possible before the weights are known."""
     kept = weights.get("keep_layers")
     if kept is None:
         return

@@ -1,4 +1,4 @@
-"""Rules of `training`, of a model's own settings, and of what a teacher writes down for them."""
+"""Checks of `training`, of models' own training settings, and of stored teacher outputs."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from takd.yamlfile import Key, YamlFile, dotted
 
 DEEPSPEED = "config/deepspeed"
 WRITTEN = ("responses", "teacher_outputs", "lm_teacher_outputs")
-# settings that only some ways of sampling read
+# settings that only some sampling regimes use
 REGIMES = {
     "temperature": ("mixed", "adaptive"),
     "on_policy_share": ("mixed",),
@@ -21,6 +21,7 @@ REGIMES = {
 
 
 def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None:
+    """Check the training settings of every pair of model and method."""
     with file.each():
         if SUPERVISED not in settings["training"]:
             raise file.error(
@@ -36,7 +37,7 @@ def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None
 def _check_pair(
     file: YamlFile, settings: dict[str, Any], root: Path, model: str, method: str
 ) -> None:
-    """Settings of one method for one model; of errors in what models share, that of the first model is kept."""
+    """Check the settings of a method for a model; report shared errors for the first model only."""
     resolved = training_settings(settings, model, method)
 
     def where(name: str) -> Key:
@@ -79,6 +80,7 @@ def _check_pair(
 
 
 def check_teacher_writes(file: YamlFile, settings: dict[str, Any]) -> None:
+    """Check the settings of stored teacher outputs."""
     every = [training_settings(settings, *pair) for pair in trained(settings)]
     asked = {value for resolved in every for value in resolved.items() if value[0] in WRITTEN}
     text = {("responses", "teacher")}
@@ -107,7 +109,7 @@ def check_teacher_writes(file: YamlFile, settings: dict[str, Any]) -> None:
 def _check_regime(
     file: YamlFile, resolved: dict[str, Any], where: Callable[[str], Key], shared: bool
 ) -> None:
-    """Where a method's responses come from; `shared` is whether all models take them from there."""
+    """Check the sampling regime; `shared` is whether the settings apply to all models."""
     sampling, capacity = resolved["sampling"], resolved["capacity"]
     with file.each():
         if sampling == "adaptive" and capacity < resolved["batch_size"]:
@@ -133,7 +135,7 @@ def _check_regime(
 
 
 def _check_lora(file: YamlFile, key: Key, resolved: dict[str, Any], width: int) -> None:
-    """Of a model from scratch; what the layers of other models are is known when they are there."""
+    """Check LoRA settings of a model from scratch, whose layers are known."""
     if resolved.get("start", "base") == "base":
         raise file.error(
             key,

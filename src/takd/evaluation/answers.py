@@ -1,4 +1,4 @@
-"""Answers of a model to many prompts, written down as they come: a run that is killed goes on from them."""
+"""Responses of a model to many prompts, saved as they are sampled, so that runs can resume."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ Answers = dict[Key, dict[str, Any]]
 
 
 def prompts_of(dataset: Dataset, rows: Iterable[int], seeds: Iterable[int]) -> dict[Key, Prompt]:
-    """The prompts of some rows of a prepared data set, each with every seed."""
+    """Return the prompts of some rows of a prepared data set, each with every seed."""
     chosen, seeds = list(rows), list(seeds)
     found = dataset.select_columns(["id", "prompt_ids"])[chosen]
     columns = zip(chosen, found["id"], found["prompt_ids"], strict=True)
@@ -37,30 +37,33 @@ def answer(
     folder: Path,
     share: Share | None = None,
 ) -> Answers:
-    """Let a model answer prompts; those whose answer is in the folder are not drawn again.
+    """Sample the responses to prompts; those that the folder already holds are not sampled again.
 
-    An answer is written down when it ends, so that a run that is killed loses those that it was at: at most a
-    micro-batch of each process.
+    Each response is saved when it ends, so a killed run loses at most one micro-batch per process.
 
     Args:
-        title: what the one who waits is told, such as the model and what it answers.
+        stage: resources of the stage.
+        title: text for progress messages, such as the model and the data.
         model: folder of the model.
-        folder: where the answers are written down.
-        share: where several processes share the prompts; all of them return all answers.
+        tokenizer: the tokenizer.
+        prompts: prompts by row and seed.
+        decoding: decoding settings.
+        folder: folder in which responses are saved.
+        share: this process's share of the prompts; all processes return all responses.
 
     Raises:
-        InputError: the model cannot be decoded by `takd.sampling`.
-        Interrupted: asked to stop or out of time; what has been answered is in the folder.
+        InputError: `takd.sampling` does not support the model.
+        Interrupted: SIGTERM or time limit; finished responses are in the folder.
     """
     share = share or Share()
     store = Store(folder, "answers", share, stage.say)
     answers = stored(store)
     left = [(key, prompt) for key, prompt in prompts.items() if key not in answers]
-    # whoever writes before all have read would change what is left for the others
+    # no process may write before all have read, as they would disagree about what is left
     share.wait()
     if not left:
         return answers
-    # equal lengths side by side; every process gets its share of each length
+    # sorted by length; every process gets a share of each length
     left.sort(key=lambda pair: len(pair[1].tokens))
     mine = share.of(left)
     if mine:
@@ -99,5 +102,5 @@ def answer(
 
 
 def stored(store: Store) -> Answers:
-    """Answers that are written down."""
+    """Return the saved responses."""
     return {(found.pop("row"), found.pop("seed")): found for found in store.read()}

@@ -1,4 +1,4 @@
-"""Whether a model is as often right as it is sure: expected calibration error of its next-token predictions."""
+"""Calibration of a model: expected calibration error of its next-token predictions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,21 @@ import numpy as np
 
 BINS = 15  # Guo et al.'s M
 
-# of each bin: predictions, right ones, sum of confidences; (3, BINS)
+# for each bin: predictions, correct ones, sum of confidences; (3, BINS)
 Counts = np.ndarray
 
 
 def count(confidence_n: np.ndarray, correct_n: np.ndarray) -> Counts:
-    """Predictions counted by their confidence, (3, BINS).
+    """Count predictions by their confidence, (3, BINS).
 
-    Bin m of M holds confidences in ((m - 1) / M, m / M], all of equal width.
+    Bin m of M holds confidences in ((m - 1) / M, m / M].
 
     Args:
         confidence_n: probability of the likeliest token, in (0, 1].
         correct_n: whether that token was the next one.
+
+    Returns:
+        For each bin: number of predictions, number of correct ones, sum of confidences.
     """
     bin_n = np.clip(np.ceil(confidence_n * BINS).astype(int) - 1, 0, BINS - 1)
     weights = (None, correct_n.astype(float), confidence_n.astype(float))
@@ -26,18 +29,18 @@ def count(confidence_n: np.ndarray, correct_n: np.ndarray) -> Counts:
 
 
 def expected_calibration_error(counts: Counts) -> float:
-    """ECE = Σ_m |B_m| / n · |accuracy(B_m) - confidence(B_m)|, between 0 and 1.
+    """Compute ECE = Σ_m |B_m| / n · |accuracy(B_m) - confidence(B_m)|, between 0 and 1.
 
-    Guo et al., 2017 (arXiv 1706.04599, eq. 3). MiniLLM (arXiv 2306.08543) reports it of zero-shot classification; here
-    it is of the next token of the references.
-    Biased upwards where bins hold few predictions.
+    Guo et al., 2017 (arXiv 1706.04599, eq. 3). MiniLLM (arXiv 2306.08543) reports it for zero-shot
+    classification; here it is for the next token of the references. Biased upwards where bins hold
+    few predictions.
     """
     total, correct, confidence = counts
     return float(np.abs(correct - confidence).sum() / total.sum())
 
 
 def packed(counts: Counts) -> dict[str, list[float]]:
-    """The bins that hold something, for JSON: number -> predictions, right ones, sum of confidences."""
+    """Convert non-empty bins for JSON: index -> predictions, correct ones, sum of confidences."""
     full = np.flatnonzero(counts[0])
     return {
         str(m): [int(counts[0, m]), int(counts[1, m]), round(counts[2, m], 6)]
@@ -46,7 +49,7 @@ def packed(counts: Counts) -> dict[str, list[float]]:
 
 
 def unpacked(bins: Mapping[str, Any]) -> Counts:
-    """The counts that `packed` packed."""
+    """Convert the output of `packed` back to counts."""
     counts = np.zeros((3, BINS))
     for number, values in bins.items():
         counts[:, int(number)] = values

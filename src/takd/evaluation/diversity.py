@@ -1,4 +1,4 @@
-"""How different the answers of a model are, between 0 and 100; no references are needed."""
+"""Diversity of a model's responses, between 0 and 100, without references."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,20 +14,21 @@ BLEU = 4
 
 
 def words(text: str, tokenizer: str = STANDARD) -> list[str]:
-    """Words and runs of punctuation, as diversity counts them: the same for all models, whatever their tokenizer.
+    """Split a text into words and runs of punctuation, independently of the model's tokenizer.
 
-    Where ROUGE has "unicode" tokens on a set, single characters are words in scripts that put no spaces between them,
-    whose sentences would else be one word each.
+    For sets whose ROUGE tokenizer is "unicode", each character of scripts without spaces is a word;
+    otherwise a sentence would be a single word.
     """
     return pieces(text) if tokenizer == UNICODE else wordpunct_tokenize(text)
 
 
 def distinct(texts: Iterable[str], n: int, tokenizer: str = STANDARD) -> float | None:
-    """Distinct-n: different n-grams of words among all n-grams of all texts together, x 100.
+    """Compute distinct-n: the share of different n-grams among all n-grams of all texts, x 100.
 
-    Li et al., 2016 (arXiv 1510.03055, section 5.2), who divide by the number of words; divided by the number of
-    n-grams, as here, in MiniLLM (arXiv 2306.08543, section 3.3: N / C, for n = 4), so that 100 means that none occurs
-    twice. Falls with the number of texts: compare sets of equal size only. None without n-grams.
+    Li et al., 2016 (arXiv 1510.03055, section 5.2) divide by the number of words. As in MiniLLM
+    (arXiv 2306.08543, section 3.3: N / C, for n = 4), this divides by the number of n-grams, so 100
+    means that none occurs twice. It falls with the number of texts: compare sets of equal size
+    only. None if there are no n-grams.
     """
     seen: set[tuple[str, ...]] = set()
     total = 0
@@ -39,12 +40,12 @@ def distinct(texts: Iterable[str], n: int, tokenizer: str = STANDARD) -> float |
 
 
 def self_bleu(texts: Sequence[str], tokenizer: str = STANDARD) -> float | None:
-    """Self-BLEU: mean BLEU of each text with the others as its references, x 100; lower is more diverse.
+    """Compute self-BLEU, the mean BLEU of each text against the others, x 100; low is diverse.
 
-    Zhu et al., 2018 (Texygen, arXiv 1802.01886, section 3.3), of the answers that one prompt gets with several seeds.
-    BLEU (Papineni et al., 2002) up to 4-grams with smoothing method 1 of Chen and Cherry (2014), which Texygen uses
-    too; a text of fewer than four words is judged by the n-grams that it has. Texts without words equal each other.
-    None for fewer than two texts.
+    Zhu et al., 2018 (Texygen, arXiv 1802.01886, section 3.3), for the responses to one prompt with
+    several seeds. BLEU (Papineni et al., 2002) up to 4-grams, with smoothing method 1 of Chen and
+    Cherry (2014), as in Texygen. Texts of fewer than four words use the n-grams that they have;
+    texts without words equal each other. None for fewer than two texts.
     """
     if len(texts) < 2:
         return None
@@ -58,6 +59,6 @@ def _bleu(text: list[str], references: list[list[str]]) -> float:
         return float([] in references)
     order = min(BLEU, len(text))
     smoothing = SmoothingFunction().method1
-    # of no value to nltk: a reference without words has no length to be near to
+    # left out: a reference without words has no length that a text could be close to
     longer = [reference for reference in references if reference]
     return float(sentence_bleu(longer, text, [1 / order] * order, smoothing)) if longer else 0.0

@@ -1,8 +1,9 @@
-"""Stage: let one model answer one evaluation set, with every decoding seed, and score the answers.
+"""Stage: sample a model's responses to an evaluation set, with each decoding seed, and score them.
 
-Inputs: `model`, `data`, `tokenizer` (manifests). Outputs: `generations` (one line a prompt, all its answers), `answers`
-(the same as tokens, one line an answer, for those who ask models about them), `scores`, `metrics`. Answers are written
-down as they come, and a killed run goes on from them.
+Inputs: `model`, `data`, `tokenizer` (manifests). Outputs: `generations` (one line per prompt, with
+all its responses), `answers` (the same as tokens, one line per response, for the likelihoods
+stage), `scores`, `metrics`. Responses are saved as they are sampled, and a killed run resumes from
+them.
 """
 
 import json
@@ -26,7 +27,7 @@ from takd.training.progress import Journal, timed
 
 
 def run(stage: Stage) -> None:
-    """Decode what is left, score, write."""
+    """Sample the missing responses, score all, and write the outputs."""
     inference.settle(stage)
     with (
         shared(stage, stage.outputs["scores"]) as (folder, share),
@@ -53,7 +54,7 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
     if not share.first:
         return
     journal.tokens = sum(len(found["tokens"]) for found in answers.values())
-    # the other processes have nothing left to do
+    # the first process does the rest
     threads = stage.threads * share.count
     rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], threads, rouge_tokenizer))
     lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
@@ -68,7 +69,7 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
     device = device_name(own())
     journal.close(len(answers), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
-    # last: what the report and its readers wait for
+    # written last: it marks the result as complete
     stage.write_record(
         stage.outputs["scores"],
         **{key: spec[key] for key in ("lineage", "seed", "set", "decoding")},
@@ -92,7 +93,7 @@ def _rows(
     threads: int,
     rouge_tokenizer: str,
 ) -> Iterator[dict[str, Any]]:
-    """One record a prompt with its answers and their scores."""
+    """Yield one record per prompt, with its responses and their scores."""
     texts = [
         tokenizer.batch_decode(
             [answers[row, seed]["tokens"] for seed in seeds], skip_special_tokens=True
@@ -120,7 +121,7 @@ def _rows(
 def _scores(
     rows: Sequence[dict[str, Any]], seeds: Sequence[int], rouge_tokenizer: str
 ) -> dict[str, Any]:
-    """Means over prompts, by decoding seed and over all."""
+    """Means over prompts, by decoding seed and overall."""
     scores = {}
     for name in measures.MEASURES:
         by_seed = {
@@ -140,7 +141,7 @@ def _scores(
 def _diversity(
     rows: Sequence[dict[str, Any]], seeds: Sequence[int], rouge_tokenizer: str
 ) -> dict[str, Any]:
-    """Distinct-n over the prompts of each decoding seed, self-BLEU over the decoding seeds of each prompt."""
+    """Distinct-n over prompts by decoding seed, and self-BLEU over the seeds of each prompt."""
     found: dict[str, Any] = {}
     for n in diversity.DISTINCT:
         by_seed = {

@@ -1,35 +1,38 @@
-"""Exposure bias: what a model errs more on the contexts that it writes itself than on those that its teacher writes.
+"""Exposure bias: the excess error of a model on its own contexts, compared with its teacher's.
 
-Definitions of Arora et al., 2022 (arXiv 2204.01171), with the teacher p as the oracle, as in MiniLLM (arXiv 2306.08543,
-appendix B.5, eq. 30 to 32). The error of a model q at a context is KL(p ‖ q) of the next token there, exact over the
-vocabulary, of the step that predicts the *first* token on: there, after the prompt, both contexts are the same, and so
-are both errors. (A script that begins one step later compares contexts that are one token apart already at its
-beginning, and loses the step that both have in common.)
+Definitions of Arora et al., 2022 (arXiv 2204.01171), with the teacher p as the oracle, as in
+MiniLLM (arXiv 2306.08543, appendix B.5, eq. 30 to 32). The error of a model q at a context is KL(p
+‖ q) of the next token, exact over the vocabulary. Sums start with the step that predicts the
+*first* token: there the context is the prompt in both cases, and both errors are equal. (A script
+that starts one step later leaves out this common step, and compares contexts that already differ by
+a token.)
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# errors at the steps of one text, the first one after the prompt first
+# errors at the steps of one text, from the first step after the prompt on
 Errors = Sequence[float]
 
 
 def accumulated(texts: Sequence[Errors], length: int) -> np.ndarray:
-    """Expected sum of the errors of the first l steps, l = 1 ... length, (length,).
+    """Compute the expected sum of errors over the first l steps, l = 1 ... length, (length,).
 
-    Of texts that q wrote, the accumulated regret R(l) = Σ_{t ≤ l} E_{y_<t ~ q} KL(p ‖ q | y_<t); of texts that p wrote,
-    l · ε(l) = Σ_{t ≤ l} E_{y_<t ~ p} KL(p ‖ q | y_<t), which is KL(p ‖ q) of the first l tokens. After its end a text
-    has no more steps, and both models agree that it is over: the error there is 0.
+    For texts written by q this is the accumulated regret R(l) = Σ_{t ≤ l} E_{y_<t ~ q} KL(p ‖ q |
+    y_<t). For texts written by p it is l · ε(l) = Σ_{t ≤ l} E_{y_<t ~ p} KL(p ‖ q | y_<t), which is
+    KL(p ‖ q) of the first l tokens. After the end of a text the error is 0, since both models agree
+    that it is over.
     """
     return np.cumsum(_sums(texts, length)) / len(texts)
 
 
 def accumulated_while_running(texts: Sequence[Errors], length: int) -> np.ndarray:
-    """The same with the mean at each step over those texts that reach it, (length,); nan from where none does.
+    """Compute `accumulated` with each step's mean over the texts that reach it, (length,).
 
-    Differs where p and q end their texts at different lengths: here who stops early saves no errors. The script of
-    MiniLLM's authors takes the mean within a prompt first, and counts prompts without a running text as 0.
+    nan from the first step that no text reaches. Differs where p and q end their texts at different
+    lengths: here stopping early avoids no errors. The script of MiniLLM's authors takes the mean
+    within a prompt first, and counts prompts without a running text as 0.
     """
     steps = np.array([len(errors) for errors in texts])
     running = (steps[None] > np.arange(length)[:, None]).sum(-1)
@@ -38,20 +41,21 @@ def accumulated_while_running(texts: Sequence[Errors], length: int) -> np.ndarra
 
 
 def excess_accumulated_error(regret: np.ndarray, oracle: np.ndarray) -> np.ndarray:
-    """ExAccErr(l) = (R(l) - l ε(l)) / (l ε(l)) · 100 %, of each length; nan where the model makes no error at all.
+    """Compute ExAccErr(l) = (R(l) - l ε(l)) / (l ε(l)) · 100 %, (length,).
 
-    0 at l = 1. Below 0 only where the model's own contexts are truly easier for it than its teacher's.
+    nan where the model makes no error at all. 0 at l = 1. Negative only where the model's own
+    contexts are easier for it than its teacher's.
 
     Args:
-        regret: R(l), from texts of the model.
-        oracle: l ε(l), from texts of the teacher.
+        regret: R(l), from texts of the model, (length,).
+        oracle: l ε(l), from texts of the teacher, (length,).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(oracle > 0, 100 * (regret - oracle) / oracle, np.nan)
 
 
 def _sums(texts: Sequence[Errors], length: int) -> np.ndarray:
-    """Sum over the texts of the errors at each step, (length,)."""
+    """Sum over texts of the errors at each step, (length,)."""
     sums = np.zeros(length)
     for errors in texts:
         first = errors[:length]

@@ -1,12 +1,13 @@
-"""Stage: let a language model behind an OpenAI-compatible endpoint rate answers against the first reference.
+"""Stage: have a language model behind an OpenAI-compatible endpoint rate responses.
 
-Input: `generations` of the evaluation stage. Outputs: `judgements` (one line an answer: the prompt that was sent, the
-reply, the ratings), `judge` (means). Off unless the experiment asks for it.
+Input: `generations` of the evaluation stage. Outputs: `judgements` (one line per response: prompt,
+reply, ratings), `judge` (means). Runs only if the experiment asks for it.
 
-As in MiniLLM (arXiv 2306.08543, section 3.1, "GPT-4 feedback"), the judge rates reference and answer from 1 to 10, and
-the score is the ratio of both sums, x 100. Which of the two stands first is drawn by a coin of the prompt's own, since
-judges favour a place (Zheng et al., 2023, arXiv 2306.05685, section 3.3). The key comes from the environment, goes into
-the header of the request alone, and is written nowhere.
+As in MiniLLM (arXiv 2306.08543, section 3.1, "GPT-4 feedback"), the judge rates the first reference
+and the response from 1 to 10, and the score is the ratio of the two sums, x 100. Their order is
+random per prompt and seed, since judges have a position bias (Zheng et al., 2023, arXiv 2306.05685,
+section 3.3). The API key is read from the environment, sent in the request header only, and never
+written to a file.
 """
 
 import json
@@ -54,11 +55,13 @@ Rate each answer by how helpful, relevant, accurate and detailed it is, from 1 (
 answers means nothing. Write the two ratings, of answer 1 and of answer 2, as two numbers with a space between them,
 alone on the first line; then give your reasons."""
 
-SECONDS = (10, 300)  # to connect, and without a byte
-REPLY_SECONDS = 600.0  # of one whole reply
+SECONDS = (10, 300)  # timeouts: to connect, and between two bytes
+REPLY_SECONDS = 600.0  # limit for one whole reply
 REPLY_BYTES = 2_000_000
 ATTEMPTS = 6
-LONGEST_PAUSE = 60.0  # seconds before another attempt, whatever the endpoint asks for
+LONGEST_PAUSE = (
+    60.0  # longest wait in seconds before another attempt, even if the endpoint requests more
+)
 RATING = r"([0-9]+(?:\.[0-9]+)?)(?: ?/ ?10)?"
 RATINGS = re.compile(rf"\s*{RATING}[ \t,;]+{RATING}[ \t]*(?:\r?\n|$)")
 
@@ -66,26 +69,26 @@ Row = dict[str, Any]
 
 
 class Judge(Protocol):
-    """Whoever rates."""
+    """Interface of judges."""
 
     def reply(self, prompt: str) -> str:
-        """What is said to a prompt; may be called by several threads.
+        """Return the judge's reply to a prompt; called from several threads.
 
         Raises:
-            InputError: nothing can be expected from asking on.
+            InputError: further requests would fail too.
         """
         ...
 
 
 def _retry(pause: float, say: Callable[[str], None]) -> Retry:
-    """When a request is made again: after twice as long each time, or as long as the endpoint asks for."""
+    """Return the retry policy: exponential waiting times, or those that the endpoint requests."""
 
     class Waiting(Retry):
         def get_retry_after(self, response: Any) -> float | None:
             asked = super().get_retry_after(response)
             if asked is None:
                 return None
-            # within reason: else a job would stand for days
+            # limited: otherwise the endpoint could block a job for days
             seconds = min(asked, LONGEST_PAUSE)
             say(f"the judge answers with status {response.status}; asking again in {seconds:.0f} s")
             return seconds
@@ -101,7 +104,7 @@ def _retry(pause: float, say: Callable[[str], None]) -> Retry:
 
 
 class _Bearer(AuthBase):
-    """The key in the header; as an `auth` object, so that no .netrc takes its place."""
+    """Authorization header with the key; as an `auth` object, so that requests ignores .netrc."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -113,19 +116,21 @@ class _Bearer(AuthBase):
 
 
 class Endpoint:
-    """An endpoint that takes OpenAI's `POST /chat/completions`: the service itself, vLLM, llama.cpp, Ollama, ..."""
+    """Judge behind an endpoint with OpenAI's `POST /chat/completions`, such as vLLM's."""
 
     def __init__(
         self, settings: Row, pause: float = 1.0, say: Callable[[str], None] = print
     ) -> None:
-        """Read the key, if there is to be one.
+        """Read the key, if one is needed.
 
         Args:
-            pause: seconds before a second attempt.
-            say: gets a sentence where an attempt has to wait.
+            settings: settings of the judge.
+            pause: seconds before the second attempt.
+            say: prints a message before each wait.
 
         Raises:
-            InputError: the variable that should hold the key does not, or the address holds one.
+            InputError: the environment variable of the key is not set, or the address contains a
+                key.
         """
         address = urlsplit(settings["endpoint"])
         if address.username or address.password or address.query:
@@ -141,7 +146,7 @@ class Endpoint:
             )
         key = os.environ.get(variable, "") if variable else ""
         if not (key.isascii() and key.isprintable()) or key != key.strip():
-            # a header cannot hold it, and what says so would show it
+            # not valid in a header; the exception of `requests` would contain the key
             raise InputError(
                 f"the environment variable {variable} (evaluation.judge.key_variable) holds a blank at an end, a line"
                 " break or another character that no key has; set it to the key alone."
@@ -163,7 +168,7 @@ class Endpoint:
             "max_tokens": settings["max_tokens"],
         }
         try:
-            # a redirection could take the prompts to another place
+            # a redirection could send the prompts to another server
             with self._session.post(
                 self._url,
                 json=body,
@@ -176,7 +181,7 @@ class Endpoint:
         except InputError:
             raise
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-            # no text of it: that may repeat the key
+            # without its text, which may repeat the key
             raise InputError(
                 f"the judge at {self._url} cannot be reached ({type(error).__name__}); what it said so far is kept."
             ) from None
@@ -191,11 +196,11 @@ class Endpoint:
             raise InputError(
                 f"the judge at {self._url} sends no chat completion; is the endpoint right (often it ends in /v1)?"
             ) from None
-        # half of a pair of surrogates is no text that could be written down
+        # an unpaired surrogate cannot be encoded in UTF-8
         return said.encode("utf-8", "replace").decode("utf-8")
 
     def _content(self, answer: requests.Response) -> bytes:
-        """The unpacked body of an answer, which may neither be endless nor come for ever."""
+        """Return the decompressed body of an answer, with limits on its size and time."""
         content, deadline = b"", time.monotonic() + REPLY_SECONDS
         while piece := answer.raw.read1(65536, decode_content=True):
             content += piece
@@ -208,22 +213,22 @@ class Endpoint:
 
 
 def reference_first(key: int, seed: int) -> bool:
-    """Whether the reference stands before the answer: a coin that belongs to the prompt and the seed."""
+    """Return whether the reference precedes the response: a coin flip seeded by prompt and seed."""
     return int(short_digest(f"{key} {seed}"), 16) % 2 == 0
 
 
 def prompt_of(row: Row, output: Row) -> str:
-    """What the judge is asked about an answer."""
+    """Build the judge's prompt for a response."""
     pair = [row["references"][0], output["text"]]
     if not reference_first(row["id"], output["seed"]):
         pair.reverse()
     task = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
-    # no text can hold a digest of itself
+    # a text cannot contain its own digest
     return PROMPT.format(mark=short_digest(task, *pair), task=task, first=pair[0], second=pair[1])
 
 
 def ratings(reply: str) -> tuple[float, float] | None:
-    """The two numbers of 1 to 10 of a reply's first line; None where there are none, which counts as unreadable."""
+    """Parse the two ratings of 1 to 10 in a reply's first line; None if it is unreadable."""
     found = RATINGS.match(reply)
     if not found:
         return None
@@ -232,17 +237,17 @@ def ratings(reply: str) -> tuple[float, float] | None:
 
 
 def run(stage: Stage) -> None:
-    """Ask for what has not been judged, write."""
+    """Request the missing judgements, and write the outputs."""
     with resumable(stage, stage.outputs["judge"]) as folder:
         judge(stage, folder, Endpoint(stage.spec["judge"], say=stage.say))
 
 
 def judge(stage: Stage, folder: Path, by: Judge) -> None:
-    """Judge the answers with the wanted decoding seeds; every reply is kept as it comes.
+    """Judge the responses with the selected decoding seeds; each reply is saved when it arrives.
 
     Raises:
-        InputError: the judge cannot be asked, or no reply can be read.
-        Interrupted: asked to stop or out of time.
+        InputError: the judge is not available, or no reply is readable.
+        Interrupted: SIGTERM or time limit.
     """
     spec, settings = stage.spec, stage.spec["judge"]
     title = f"{settings['model']} judges {spec['lineage']} seed {spec['seed']} on {spec['set']}"
@@ -285,7 +290,7 @@ def judge(stage: Stage, folder: Path, by: Judge) -> None:
 def _ask(
     by: Judge, prompts: dict[tuple[int, int], str], parallel: int
 ) -> Iterator[tuple[tuple[int, int], str]]:
-    """Replies as they come; no more are asked for at once than may be lost."""
+    """Yield replies as they arrive, with a limited number of open requests."""
     waiting = iter(prompts.items())
     with ThreadPoolExecutor(parallel) as pool:
         running: dict[Future[str], tuple[int, int]] = {}
@@ -310,7 +315,7 @@ def _judgement(key: tuple[int, int], prompt: str, reply: str) -> Row:
 
 
 def summary(lines: Sequence[Row]) -> Row:
-    """Ratio of the sums of ratings, x 100, and the means, over the answers whose ratings can be read."""
+    """Return the ratio of the sums of ratings, x 100, and the means, over readable ratings."""
     read = [line for line in lines if line["rating"] is not None]
     answers, references = ([line[name] for line in read] for name in ("rating", "reference_rating"))
     return {

@@ -1,12 +1,13 @@
-"""Stage: what a model, its teacher and the first teacher of its chain say of references and of answers.
+"""Stage: likelihoods of references and responses under a model, its teacher and its first teacher.
 
-Inputs: `model`, `data`, `tokenizer` (manifests), `answers` (the model's, of the evaluation stage); and, of each teacher
-that the settings name and that is not the one before, its manifest and its answers: `direct`, `direct_answers`,
-`first`, `first_answers`. Outputs: `prompts` (one line a prompt, sums over the tokens of each text, from which every
-mean here can be made again, and intervals over prompts), `likelihoods` (the means), `metrics`.
+Inputs: `model`, `data`, `tokenizer` (manifests), and the model's `answers` from the evaluation
+stage. For each of the settings' teachers, without duplicates, its manifest and its answers:
+`direct`, `direct_answers`, `first`, `first_answers`. Outputs: `prompts` (one line per prompt, with
+sums over the tokens of each text, from which all means and confidence intervals over prompts can be
+computed), `likelihoods` (the means), `metrics`.
 
-docs/measures.md defines what is measured on which texts. What is known of a text is written down with its batch: a run
-that is killed loses one.
+docs/measures.md defines the measures and their texts. Results are saved batch by batch, so a killed
+run loses at most one batch.
 """
 
 import functools
@@ -29,7 +30,8 @@ from takd.stage import Interrupted, Stage, write_text
 from takd.training.devices import device_name, own
 from takd.training.progress import Journal, Progress, timed
 
-# "references"; and of each teacher "<role>/references", "<role>/own" (the model's answers), "<role>/teacher" (its own)
+# "references", and for each teacher "<role>/references", "<role>/own" (responses of the model) and
+# "<role>/teacher" (responses of the teacher)
 Part = str
 ROLES = ("direct", "first")
 DRAWN = ("own", "teacher")
@@ -37,7 +39,7 @@ KINDS = ("references", *DRAWN)
 
 
 def run(stage: Stage) -> None:
-    """Read what is left, put the means together, write."""
+    """Compute what is missing, then the means, and write the outputs."""
     inference.settle(stage)
     with (
         shared(stage, stage.outputs["likelihoods"]) as (folder, share),
@@ -55,7 +57,7 @@ def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     share.wait()
     if not share.first:
         return
-    # as it was written down, whichever attempt read it; in the order of the data
+    # read back from the store, so that all attempts give the same result; in the order of the data
     found: dict[tuple[Part, int, int], Record] = {}
     for record in store.read():
         found[record.pop("part"), record["row"], record["index"]] = record
@@ -67,7 +69,7 @@ def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     journal.close(len(found), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     measured = summary(records, spec["teachers"])
-    # last: what its readers wait for
+    # written last: it marks the result as complete
     stage.write_record(
         stage.outputs["likelihoods"],
         **{key: spec[key] for key in ("lineage", "seed", "set", "teachers")},
@@ -89,7 +91,7 @@ def _title(spec: dict[str, Any]) -> str:
 
 
 def separate(teachers: dict[str, Any]) -> list[str]:
-    """The roles that have a model of their own: the direct teacher may be the first one."""
+    """Return the roles with a model of their own: direct and first teacher may be the same."""
     return [
         role for role in ROLES if role in teachers and not (role == "first" and _same(teachers))
     ]
@@ -100,7 +102,7 @@ def _same(teachers: dict[str, Any]) -> bool:
 
 
 def _texts(stage: Stage, dataset: Dataset) -> dict[Part, list[Text]]:
-    """What is read, by part, in the order of the data."""
+    """Texts to read, by part, in the order of the data."""
     prompts = dataset["prompt_ids"]
     encoder, longest = Encoder.beside(stage.input("tokenizer")), stage.spec["max_length"]
     references = [
@@ -118,7 +120,7 @@ def _texts(stage: Stage, dataset: Dataset) -> dict[Part, list[Text]]:
 
 
 def _answers(stage: Stage, name: str, prompts: Sequence[Sequence[int]]) -> list[Text]:
-    """Answers that an evaluation wrote down: one for each row and decoding seed."""
+    """Responses from the evaluation stage: one per row and decoding seed."""
     path = stage.input(name)
     with open(path, encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
@@ -133,14 +135,14 @@ def _answers(stage: Stage, name: str, prompts: Sequence[Sequence[int]]) -> list[
 
 
 def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Share) -> None:
-    """Read this process's batches that are not in the store."""
+    """Process this process's batches that are not in the store yet."""
     spec = stage.spec
     done = {(record["part"], record["row"], record["index"]) for record in store.read()}
-    # as in `answers`: nobody writes before all have read
+    # as in `answers`: no process may write before all have read
     share.wait()
     mine: dict[Part, list[list[Text]]] = {}
     for part, all_of_it in texts.items():
-        # the batches do not depend on what is done already, and so neither do the last digits
+        # batches do not depend on earlier attempts, so rounding does not either
         ordered = sorted(all_of_it, key=lambda text: (len(text), text.key))
         size = stage.micro_batch
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -174,7 +176,7 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
                 parts = [f"{role}/{kind}" for kind in KINDS]
                 if not any(mine[part] for part in parts):
                     continue
-                teacher = None  # out of the memory before the next one comes
+                teacher = None  # frees its memory before the next model is loaded
                 teacher, its_own = load(role, spec["teachers"][role][0])
                 shared = min(vocabulary, its_own)
                 compare = functools.partial(reading.comparison, model, teacher, vocabulary=shared)
@@ -192,7 +194,7 @@ def _total(record: Record, name: str) -> float:
 def _prompts(
     dataset: Dataset, records: dict[Part, list[Record]], teachers: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Sums over the tokens of each text of a prompt, the texts in order of references or seeds."""
+    """Yield each prompt's sums over the tokens of its texts, by reference or seed."""
     by_row: list[dict[Part, list[Record]]] = [{} for _ in range(len(dataset))]
     for part, found in records.items():
         for record in found:
@@ -211,9 +213,9 @@ def _prompts(
 
 
 def summary(records: dict[Part, list[Record]], teachers: dict[str, Any]) -> dict[str, Any]:
-    """The means, in nats a token: over all tokens of all texts, so that each token counts the same.
+    """Compute the means over all tokens of all texts, in nats per token.
 
-    Of the teachers, "first" is there also where it is the direct one. docs/measures.md says what each is.
+    "first" is included even if it is the direct teacher. docs/measures.md defines each measure.
     """
     read = records["references"]
     counts = sum(
@@ -241,7 +243,7 @@ def summary(records: dict[Part, list[Record]], teachers: dict[str, Any]) -> dict
 
 
 def _against(records: dict[Part, list[Record]], role: str) -> dict[str, Any]:
-    """What is measured against one teacher."""
+    """Measures against one teacher."""
     own, oracle = records[f"{role}/own"], records[f"{role}/teacher"]
     found: dict[str, Any] = {}
     for kind in KINDS:

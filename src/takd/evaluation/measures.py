@@ -1,6 +1,6 @@
-"""Measures of generated text against its references, each between 0 and 100, higher is better.
+"""Measures of generated text against references, between 0 and 100; higher is better.
 
-Trainings judge their dev answers by them. docs/measures.md has all measures side by side.
+Also used for dev evaluations. docs/measures.md lists all measures.
 """
 
 import functools
@@ -14,12 +14,12 @@ from rouge_score.tokenizers import Tokenizer
 
 from takd.evaluation import words
 
-STEMS = 2**16  # words whose stems are kept
+STEMS = 2**16  # words whose stems are cached
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class _Stemmer:
-    """The stemmer of `rouge_score`, that stems a word once: stemming takes it 40 % of its time."""
+    """The stemmer of `rouge_score` with a cache: stemming takes 40 % of its time."""
 
     def __init__(self) -> None:
         self.stem = functools.lru_cache(STEMS)(PorterStemmer().stem)
@@ -48,26 +48,29 @@ def _scorer(tokenizer: str) -> RougeScorer:
 
 
 def rouge_l(text: str, references: Sequence[str], tokenizer: str = words.AUTO) -> float:
-    """ROUGE-L F1 with stemming (Lin, 2004; the package `rouge_score`), best over the references.
+    """Compute ROUGE-L F1 with stemming (Lin, 2004; package `rouge_score`), best over references.
 
     Args:
-        tokenizer: "standard", the package's (a–z and 0–9 alone); "unicode", `takd.evaluation.words`; or "auto", the
-            second where the first tells little of the references. The stages name the one that the data stage chose
-            for the whole set.
+        text: the generated text.
+        references: its references.
+        tokenizer: "standard", the package's (a–z and 0–9 only); "unicode", that of
+            `takd.evaluation.words`; or "auto", which uses "unicode" if "standard" ignores most of
+            the references. Stages pass the one that the data stage chose for the whole set.
     """
     scorer = _scorer(words.suited(references) if tokenizer == words.AUTO else tokenizer)
     return 100 * max(scorer.score(reference, text)["rougeL"].fmeasure for reference in references)
 
 
 def exact_match(text: str, references: Sequence[str]) -> float:
-    """100 if the text equals a reference up to white space at its ends, else 0."""
+    """Return 100 if the text equals a reference, apart from surrounding white space, else 0."""
     return 100.0 * any(text.strip() == reference.strip() for reference in references)
 
 
 def normalised_match(text: str, references: Sequence[str]) -> float:
-    """100 if the text equals a reference in lower case, without ASCII punctuation, with single spaces; else 0.
+    """Return 100 if the normalised text equals a normalised reference, else 0.
 
-    The exact match of MiniLLM's code, which has it from SQuAD and keeps articles.
+    Normalised: lower case, no ASCII punctuation, single spaces. As in MiniLLM's code, which follows
+    SQuAD but keeps articles.
     """
     return 100.0 * any(_normalised(text) == _normalised(reference) for reference in references)
 
@@ -80,7 +83,7 @@ MEASURES = ("rougeL", "exact_match", "normalised_match")
 
 
 def scores(text: str, references: Sequence[str], tokenizer: str) -> dict[str, float]:
-    """All measures of one text; `tokenizer` as for `rouge_l`."""
+    """Compute all measures of a text; `tokenizer` as for `rouge_l`."""
     found = (
         rouge_l(text, references, tokenizer),
         exact_match(text, references),

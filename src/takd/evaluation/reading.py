@@ -1,6 +1,7 @@
 """Likelihoods and confidences of a model on given texts, and divergences between two models.
 
-Nothing of the size of (tokens, vocabulary) is larger than a chunk, and what leaves is a few numbers a text.
+Logits are computed in chunks, so that no (tokens, vocabulary) tensor of a whole batch exists;
+results are a few numbers per text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,12 @@ DIGITS = 8
 
 @dataclass(frozen=True)
 class Text:
-    """A response to the prompt of a row: the reference, or the answer with the seed, of number `index`."""
+    """A response to a row's prompt: a reference, or a sampled response.
+
+    Attributes:
+        row: row of the data set.
+        index: number of the reference, or seed of the sampled response.
+    """
 
     row: int
     index: int
@@ -38,13 +44,18 @@ class Text:
         return self.row, self.index
 
 
-# of one text: "row", "index", "tokens" (how many are predicted), and sums over them, in nats
+# for one text: "row", "index", "tokens" (number of predicted tokens), and sums over them, in nats
 Record = dict[str, Any]
 
 
 @torch.no_grad()
 def likelihoods(model: PreTrainedModel, texts: Sequence[Text], *, vocabulary: int) -> list[Record]:
-    """`nll`: -Σ log q(y_t); `bins`: `calibration.packed` counts of the predictions of the likeliest next token."""
+    """Compute likelihoods and calibration counts of texts.
+
+    Returns:
+        For each text, `nll`, -Σ log q(y_t), and `bins`, the `calibration.packed` counts of its
+            next-token predictions.
+    """
     layout = _layout(texts, model)
     parts: list[list[Tensor]] = []
     for (hidden_mh,), targets_m in _chunks(layout, [model], vocabulary):
@@ -68,18 +79,25 @@ def comparison(
     vocabulary: int,
     steps: bool,
 ) -> list[Record]:
-    """`nll` and `teacher_nll`, -Σ log q(y_t) and -Σ log p(y_t); `forward_kl` and `reverse_kl`, Σ_t KL(p ‖ q) and
-    Σ_t KL(q ‖ p) of the next token after each y_<t, exact over the vocabulary.
+    """Compare a model with a teacher on texts, exactly over the vocabulary.
 
     Args:
-        steps: `forward_kl` is the list of its terms and not their sum.
+        model: the model q.
+        teacher: the teacher p.
+        texts: texts to read.
+        vocabulary: entries to which the logits of both models are cut.
+        steps: whether `forward_kl` is the list of its terms instead of their sum.
+
+    Returns:
+        For each text, `nll`, -Σ log q(y_t), and `teacher_nll`, -Σ log p(y_t); `forward_kl`, Σ_t
+            KL(p ‖ q), and `reverse_kl`, Σ_t KL(q ‖ p), of the next token after each y_<t.
     """
     layout = _layout(texts, model)
     parts: list[list[Tensor]] = []
     for (hidden_mh, teacher_mh), targets_m in _chunks(layout, [model, teacher], vocabulary):
         log_q_mv = project(model, hidden_mh, vocabulary).log_softmax(-1)
         log_p_mv = project(teacher, teacher_mh, vocabulary).log_softmax(-1)
-        # no divergence is negative, but a sum of rounded terms may be
+        # a divergence is not negative, but rounding may make the sum so
         kls = [kl(log_q_mv, log_p_mv).clamp(min=0) for kl in (forward_kl, reverse_kl)]
         parts.append([-_of(log_q_mv, targets_m), -_of(log_p_mv, targets_m), *kls])
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
@@ -104,7 +122,7 @@ def _layout(texts: Sequence[Text], model: PreTrainedModel) -> Layout:
 def _chunks(
     layout: Layout, models: Sequence[PreTrainedModel], vocabulary: int
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Hidden states of each model, and the tokens that they predict, chunk by chunk."""
+    """Yield hidden states of each model, and the tokens that they predict, chunk by chunk."""
     hidden = [layout.hidden(model) for model in models]
     size = chunk_size(vocabulary, hidden[0].device)
     for start in range(0, max(1, len(layout.targets_n)), size):
@@ -115,7 +133,7 @@ def _chunks(
 def _by_text(
     texts: Sequence[Text], layout: Layout, columns: Sequence[Tensor]
 ) -> Iterator[tuple[Text, list[np.ndarray]]]:
-    """Each text with its own part of columns of (n,), in float64."""
+    """Yield each text with its part of (n,) columns, in float64."""
     counts = layout.rows_n.bincount(minlength=len(texts)).tolist()
     parts = [column.double().cpu().split(counts) for column in columns]
     for text, *values in zip(texts, *parts, strict=True):

@@ -1,4 +1,4 @@
-"""Measures of many answers, by several processes where there is enough to do for them."""
+"""Scores of many responses, computed in several processes if that is worthwhile."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from typing import Any
 
 from takd.evaluation import diversity, measures, words
 
-# pairs of words that ROUGE compares in a second, about, and what starting a process costs
+# approximate word pairs that ROUGE compares per second, and seconds to start a process
 PAIRS_PER_SECOND = 2e6
 START_SECONDS = 3.0
-PIECE = 32  # prompts that a process scores at a time
+PIECE = 32  # prompts per task of the pool
 
 
 def of_prompt(
     tokenizer: str, texts: Sequence[str], references: Sequence[str]
 ) -> dict[str, list[float] | float | None]:
-    """All measures of one prompt: of each answer, and of the answers together."""
+    """Compute all measures of one prompt's responses, individually and together."""
     of_texts = [measures.scores(text, references, tokenizer) for text in texts]
     found: dict[str, list[float] | float | None] = {
         name: [scores[name] for scores in of_texts] for name in measures.MEASURES
@@ -32,13 +32,13 @@ def score(
     threads: int,
     tokenizer: str = words.STANDARD,
 ) -> list[dict[str, Any]]:
-    """`of_prompt` of each prompt.
+    """Compute `of_prompt` for each prompt.
 
     Args:
-        texts: answers to each prompt.
-        references: of each prompt.
-        threads: most processes.
-        tokenizer: of ROUGE, "standard" or "unicode".
+        texts: responses to each prompt.
+        references: references of each prompt.
+        threads: largest number of processes.
+        tokenizer: tokenizer of ROUGE, "standard" or "unicode".
     """
     count = _tokens if tokenizer == words.UNICODE else _words
     pairs = sum(
@@ -67,8 +67,8 @@ def pooled(
     workers: int,
     tokenizer: str = words.STANDARD,
 ) -> list[dict[str, Any]]:
-    """The same by so many processes."""
-    # not forked: the parent holds threads, and a GPU
+    """Compute `score` in a pool of `workers` processes."""
+    # no fork: the parent has threads and may use a GPU
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         return list(pool.map(partial(of_prompt, tokenizer), texts, references, chunksize=PIECE))

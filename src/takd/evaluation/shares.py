@@ -1,8 +1,8 @@
-"""Work that several processes share: each does every n-th piece, the first one puts the results together.
+"""Division of work among processes: each does every n-th piece, and the first combines the results.
 
-What a piece comes to depends on nothing but itself (and rounding), so neither does the result depend on the number of
-processes. They need no collective operation but a barrier: each writes what it found into a file of its own, and the
-first reads all.
+The result of a piece depends on that piece only (up to rounding), so results do not depend on the
+number of processes. The only collective operation is a barrier: each process writes its results to
+a file of its own, and the first reads all files.
 """
 
 import contextlib
@@ -22,36 +22,37 @@ from takd.training.checkpoints import resumable, resume_key
 
 Piece = TypeVar("Piece")
 
-PATIENCE = timedelta(days=7)  # of the first to be done for the last: the job's own time ends before
+PATIENCE = timedelta(days=7)  # timeout of the barrier, beyond the time limit of any job
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which of the processes this one is."""
+    """This process's share of the work."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that puts the results together."""
+        """Whether this is the process that combines the results."""
         return self.rank == 0
 
     def of(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
-        """The pieces that are this process's to do."""
+        """Return the pieces that this process has to do."""
         return pieces[self.rank :: self.count]
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have reached this point."""
         if self.count > 1:
             torch.distributed.barrier()
 
 
 @contextlib.contextmanager
 def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
-    """The folder for what the next attempt goes on from (`checkpoints.resumable`), the same for all processes.
+    """Yield the folder for partial results (`checkpoints.resumable`) and this process's share.
 
-    The first process holds its lock. Their group ends with the stage (`takd.ending`).
+    The first process holds the folder's lock. The process group ends with the stage
+    (`takd.ending`).
     """
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if share.count == 1:
@@ -69,13 +70,13 @@ def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
 
 
 class Store:
-    """Records that were found, one a line of JSON, a file for each process: `NAME.jsonl`, `NAME.1.jsonl`, ...
+    """Saved results, one JSON record per line: `NAME.jsonl`, `NAME.1.jsonl`, ... by process.
 
-    Written down as they are found, each after a digest of its line. A process that is killed may leave half a line,
-    which is no record; what a damaged line held is found once more.
+    Records are saved immediately, each after a digest of its line. A killed process may leave half
+    a line, which is ignored, and results on damaged lines are computed again.
 
     Attributes:
-        say: tells the one who waits.
+        say: prints a message.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Store:
         self._file = folder / f"{name}{mark}.jsonl"
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The whole records of all processes of this and of earlier attempts."""
+        """Yield the undamaged records of all processes, of this and earlier attempts."""
         for path in sorted(self._folder.glob(f"{self._name}*.jsonl")):
             with open(path, "rb") as file:
                 for number, line in enumerate(file, 1):
@@ -100,7 +101,7 @@ class Store:
 
     @contextlib.contextmanager
     def appending(self) -> Iterator["Store"]:
-        """Go on after the last whole record of this process's file."""
+        """Open this process's file for writing after its last complete record."""
         if self._file.exists():
             whole = self._file.read_bytes()
             with open(self._file, "rb+") as file:
@@ -109,7 +110,7 @@ class Store:
             yield self
 
     def add(self, *records: dict[str, Any]) -> None:
-        """Write down records that were found together."""
+        """Save records that belong together."""
         for line in map(json.dumps, records):
             self._open.write(f"{_digest(line.encode())} {line}\n")
         self._open.flush()

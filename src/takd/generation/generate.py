@@ -1,9 +1,9 @@
-"""Stage: let a teacher answer one part of the training prompts.
+"""Stage: sample a teacher's responses to one part of the training prompts.
 
-Inputs: `teacher`, `prompts`, `tokenizer` (manifests). Outputs: `answers` (one line a prompt: its row, its tokens,
-whether the end token was drawn), `metrics`, `manifest`. Answers are written down as they come, and a killed run goes
-on from them. What a prompt gets as its answer depends on nothing but the prompt (and rounding), so neither does it
-on the number of parts.
+Inputs: `teacher`, `prompts`, `tokenizer` (manifests). Outputs: `answers` (one line per prompt: its
+row, its tokens, whether the end token was sampled), `metrics`, `manifest`. Responses are saved as
+they are sampled, and a killed run resumes from them. A response depends on its prompt only (up to
+rounding), not on the number of parts.
 """
 
 import json
@@ -20,7 +20,7 @@ from takd.training.progress import timed
 
 
 def run(stage: Stage) -> None:
-    """Decode what is left of the part's rows, which are every `parts`-th of the split."""
+    """Sample the missing responses of this part, which is every `parts`-th row of the split."""
     inference.settle(stage)
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("prompts").parent / "dataset"))

@@ -1,10 +1,11 @@
-"""Stage: make a data set of what a teacher answered to the training prompts.
+"""Stage: build a data set from a teacher's responses to the training prompts.
 
-Inputs: `piece` (manifests of the parts), `prompts`, `tokenizer`, and `teacher`, which is only named. Outputs:
-`dataset` (the columns of a prepared split, and row by row its prompts), `manifest`.
+Inputs: `piece` (manifests of the parts), `prompts`, `tokenizer`, and the manifest of `teacher`.
+Outputs: `dataset` (the columns of a prepared split, with the same prompts row by row), `manifest`.
 
-A response that was cut at its greatest length stays as it is, without an end token, as a reference that is too long
-does: what is there is the beginning of what the teacher would have said. (The authors' code puts an end token there.)
+A response that was cut at the maximum length stays without an end token, as truncated references
+do, since it is only the beginning of what the teacher would have written. (The authors' code adds
+an end token.)
 """
 
 import heapq
@@ -23,10 +24,10 @@ from takd.stage import PIECE, Stage
 
 
 def run(stage: Stage) -> None:
-    """Put the parts' answers in the place of the references.
+    """Replace the references by the responses of all parts.
 
     Raises:
-        InputError: the parts do not hold one answer to each prompt.
+        InputError: the parts do not hold exactly one response to each prompt.
     """
     spec = stage.spec
     prompts = load_from_disk(str(stage.input("prompts").parent / "dataset"))
@@ -59,7 +60,7 @@ def run(stage: Stage) -> None:
 def answered(
     row: dict[str, Any], tokens: list[int], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """A row of a prepared split with other tokens as its response, and their text as its one reference."""
+    """Return a row with other tokens as its response, and their text as its only reference."""
     text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     return {**row, "response_ids": tokens, "references": [text]}
 
@@ -67,7 +68,7 @@ def answered(
 def _pairs(
     prompts: Dataset, answers: Iterator[dict[str, Any]], folder: Path
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Rows with their answers."""
+    """Yield rows with their responses."""
     for index, row in enumerate(prompts):
         answer = next(answers, {"row": None})
         if answer["row"] != index:

@@ -1,11 +1,12 @@
-"""Stage: write down what a teacher says of the tokens of a data set, once for all its students.
+"""Stage: store a teacher's outputs for the tokens of a data set, once for all its students.
 
-Inputs: `teacher`, `data`, `tokenizer` (manifests). Outputs: `outputs` (what `takd.methods.teachers.StoredOutputs`
-reads: the response tokens of one row after the other, in the order of the data set), `metrics`, `manifest`.
+Inputs: `teacher`, `data`, `tokenizer` (manifests). Outputs: `outputs` (the format of
+`takd.methods.teachers.StoredOutputs`: response tokens row by row, in the order of the data set),
+`metrics`, `manifest`.
 
-Kind `hidden` keeps the last hidden states, from which whole distributions are one matrix product away; kind `top_k`
-the log-probabilities of the likeliest tokens. The file is filled portion by portion, and a killed run goes on with
-the portion that it was at.
+Kind `hidden` stores the last hidden states, from which full distributions are one matrix product
+away; kind `top_k` stores the log-probabilities of the likeliest tokens. The file is written in
+portions, and a killed run resumes with the unfinished portion.
 """
 
 import os
@@ -31,18 +32,18 @@ from takd.training.checkpoints import resumable
 from takd.training.devices import device_name, own
 from takd.training.progress import Progress, timed
 
-PORTION = 2**15  # tokens that are in the memory at once, and the most that are lost
+PORTION = 2**15  # tokens in memory at once, and the most that a killed run loses
 
 # prompt and response
 Text = tuple[Sequence[int], Sequence[int]]
 
 
 def run(stage: Stage) -> None:
-    """Fill the file, or what is left of it, and put it into place.
+    """Write the file, or the rest of it, and move it into place.
 
     Raises:
-        InputError: more tokens are to be kept than there are.
-        Interrupted: asked to stop or out of time.
+        InputError: `top_k` is not less than the number of tokens.
+        Interrupted: SIGTERM or time limit.
     """
     inference.settle(stage)
     spec = stage.spec
@@ -63,10 +64,13 @@ def run(stage: Stage) -> None:
 
 
 def offsets(dataset: Dataset) -> Tensor:
-    """The token at which each row begins, and the end, (rows + 1,): as many tokens as `Layout` predicts."""
+    """Return the token at which each row begins, and the end, (rows + 1,).
+
+    Rows have as many tokens as `Layout` predicts.
+    """
     lengths = _lengths(dataset)
     if "input_ids" in lengths:
-        counts = (lengths["input_ids"] - 1).clamp(min=0)  # nothing predicts the first
+        counts = (lengths["input_ids"] - 1).clamp(min=0)  # the first token is not predicted
     else:
         unpredicted = (lengths["prompt_ids"] == 0).long()
         counts = (lengths["response_ids"] - unpredicted).clamp(min=0)
@@ -74,7 +78,7 @@ def offsets(dataset: Dataset) -> Tensor:
 
 
 def _lengths(dataset: Dataset) -> dict[str, Tensor]:
-    """Tokens of each row, (rows,), by column."""
+    """Number of tokens in each row, (rows,), by column."""
     return {
         name: torch.tensor(pyarrow.compute.list_value_length(dataset.data.column(name)).to_pylist())
         for name in dataset.column_names
@@ -85,7 +89,7 @@ def _lengths(dataset: Dataset) -> dict[str, Tensor]:
 def likeliest(
     model: PreTrainedModel, hidden_nh: Tensor, vocabulary: int, count: int
 ) -> dict[str, Tensor]:
-    """The `count` likeliest next tokens and their log-probabilities, (n, count) each, from hidden states."""
+    """Compute the `count` likeliest next tokens and their log-probabilities, (n, count) each."""
     pieces = hidden_nh.split(chunk_size(vocabulary, hidden_nh.device))
     found = [project(model, piece, vocabulary).log_softmax(-1).topk(count) for piece in pieces]
     return {
@@ -95,7 +99,7 @@ def likeliest(
 
 
 def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
-    """Write the file `outputs.safetensors` into the folder; returns the number of tokens."""
+    """Write the file `outputs.safetensors` into the folder; return its number of tokens."""
     spec, kind = stage.spec, stage.spec["kind"]
     tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
@@ -142,7 +146,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
 
 
 def _kept(file: TensorFile, columns: Collection[str], store: Store, starts: Sequence[int]) -> int:
-    """Rows of earlier attempts whose outputs are in the file as they were written, up to the first damage."""
+    """Count the rows of earlier attempts whose outputs are undamaged, up to the first damage."""
     written = {record["first"]: record for record in store.read()}
     done = 0
     while (record := written.get(done)) is not None:
@@ -157,7 +161,7 @@ def _kept(file: TensorFile, columns: Collection[str], store: Store, starts: Sequ
 
 
 def _portions(starts: Sequence[int], done: int) -> Iterator[tuple[int, int]]:
-    """Ranges of the rows that are left, of about `PORTION` tokens each."""
+    """Yield ranges of the remaining rows, of about `PORTION` tokens each."""
     first = done
     for row in range(done, len(starts) - 1):
         if starts[row + 1] - starts[first] >= PORTION or row == len(starts) - 2:
@@ -169,7 +173,7 @@ def _portions(starts: Sequence[int], done: int) -> Iterator[tuple[int, int]]:
 def _portion(
     stage: Stage, model: PreTrainedModel, vocabulary: int, dataset: Dataset, first: int, after: int
 ) -> dict[str, Tensor]:
-    """Outputs of a range of rows, joined, (tokens, ...) each."""
+    """Compute the outputs of a range of rows, concatenated, (tokens, ...) each."""
     texts = _texts(dataset, first, after)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
     found: dict[int, dict[str, Tensor]] = {}

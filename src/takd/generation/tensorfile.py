@@ -1,4 +1,4 @@
-"""A safetensors file that is filled piece by piece, so that it may be larger than the memory."""
+"""A safetensors file that is written in pieces, so that it may be larger than the memory."""
 
 import hashlib
 import json
@@ -21,10 +21,10 @@ NAMES = {
 
 
 class TensorFile:
-    """The file at a path with tensors of known names, types and shapes.
+    """A safetensors file with tensors of known names, dtypes and shapes.
 
-    Format (https://huggingface.co/docs/safetensors): the length of the header as a 64-bit number, the header as
-    JSON, the tensors' bytes one after the other.
+    Format (https://huggingface.co/docs/safetensors): the length of the header as a 64-bit integer,
+    the header as JSON, and the bytes of the tensors one after the other.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TensorFile:
     ) -> None:
         self.path, self._tensors, self._begins = path, tensors, dict[str, int]()
         header, end = {}, 0
-        # wide numbers first: each begins at a multiple of its width
+        # tensors with wide dtypes first, so that each begins at a multiple of its item size
         for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
             self._begins[name] = end
             end += math.prod(shape) * dtype.itemsize
@@ -44,20 +44,20 @@ class TensorFile:
         self._size = len(self._head) + end
 
     def begin(self) -> None:
-        """Make the file, all zeros."""
+        """Create the file, filled with zeros."""
         with open(self.path, "wb") as file:
             file.write(self._head)
             file.truncate(self._size)
 
     def begun(self) -> bool:
-        """Whether the file is there, and is one of these tensors."""
+        """Return whether the file exists and has the header of these tensors."""
         if not self.path.exists() or self.path.stat().st_size != self._size:
             return False
         with open(self.path, "rb") as file:
             return file.read(len(self._head)) == self._head
 
     def digest(self, names: Iterable[str], first: int, after: int) -> str:
-        """sha256 of the rows `first` to `after` (not included) of some tensors, as they lie in the file."""
+        """Return the sha256 of the rows `first` to `after` (exclusive) of some tensors."""
         total = hashlib.sha256()
         with open(self.path, "rb") as file:
             for name in sorted(names):
@@ -67,13 +67,13 @@ class TensorFile:
         return total.hexdigest()
 
     def _place(self, name: str, row: int) -> tuple[int, int]:
-        """Where a row of a tensor begins, and the bytes of a row."""
+        """Position of a tensor's row in the file, and its size in bytes."""
         dtype, shape = self._tensors[name]
         width = math.prod(shape[1:]) * dtype.itemsize
         return len(self._head) + self._begins[name] + row * width, width
 
     def write(self, first: int, pieces: Mapping[str, Tensor]) -> None:
-        """Write a piece of each tensor, from its row `first` on, and flush them to the disk."""
+        """Write a piece of each tensor, beginning with its row `first`, and flush it to disk."""
         with open(self.path, "rb+") as file:
             for name, piece in pieces.items():
                 dtype, shape = self._tensors[name]

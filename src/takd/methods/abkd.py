@@ -1,7 +1,8 @@
-"""ABKD (Wang et al., arXiv 2505.04560): the α–β divergence, between forward and reverse KL in two ways.
+"""ABKD (Wang et al., arXiv 2505.04560): the α-β divergence, which includes both KL divergences.
 
-L = (1/N) Σ_t D_αβ(p, q) with D_αβ = -1/(αβ) Σ_v [ p^α q^β - α/(α+β) p^(α+β) - β/(α+β) q^(α+β) ] (definition 4.1). The
-paper trains with it on fixed data, and also in the regimes of GKD and DistiLLM (see `takd.methods.regimes`).
+L = (1/N) Σ_t D_αβ(p, q) with D_αβ = -1/(αβ) Σ_v [ p^α q^β - α/(α+β) p^(α+β) - β/(α+β) q^(α+β) ]
+(definition 4.1). The paper trains with it on fixed data, and also in the regimes of GKD and
+DistiLLM (see `takd.methods.regimes`).
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from takd.methods.regimes import StudentRows
 
 
 class Abkd(StudentRows):
-    """α–β divergence."""
+    """ABKD, in any sampling regime."""
 
     @property
     def divergence(self) -> Divergence:

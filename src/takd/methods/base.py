@@ -1,7 +1,8 @@
-"""What a method of training is: what it trains on at a step, and its loss there.
+"""Interface of training methods: the batch of each step, and its loss.
 
-A method sees neither devices nor processes nor checkpoints; the loop sees no divergence. Batches are global and
-pure functions of (seed, step), so that neither the number of processes nor a restart changes them.
+A method does not depend on devices, processes or checkpoints, and the training loop does not depend
+on losses. Batches are global, and pure functions of (seed, step), so neither the number of
+processes nor a restart changes them.
 """
 
 import functools
@@ -19,12 +20,12 @@ from takd.layout import Layout
 from takd.methods.teachers import StoredOutputs
 from takd.sampling import Prompt, Response
 
-# Sums over tokens, already divided by the global count: they add up over micro-batches and processes.
+# sums over tokens, divided by the global count, so that micro-batches and processes can be added
 Statistics = dict[str, Tensor]
 # (student, rows of one micro-batch) -> loss, statistics
 LossFunction = Callable[[PreTrainedModel, Sequence[Any]], tuple[Tensor, Statistics]]
-# (prompts, temperature, teacher's share α; None: the teacher is not asked) -> one response each, on the CPU, the
-# same on every process
+# (prompts, temperature, teacher's share α, or None to leave the teacher out) -> one response per
+# prompt, on the CPU, the same on every process
 Sampler = Callable[[Sequence[Prompt], float, float | None], list[Response]]
 
 
@@ -33,8 +34,8 @@ class Example:
     """A prompt and a response, as token ids.
 
     Attributes:
-        id: number of the row in its source, which keys the noise of its prompt.
-        index: its place in the prepared data set, where stored teacher outputs are found; -1 for none.
+        id: number of the row in its source, one of the keys of its sampling noise.
+        index: row of the prepared data set, under which teacher outputs are stored; -1 for none.
     """
 
     id: int
@@ -48,7 +49,7 @@ class Example:
 
 @dataclass
 class Part:
-    """Rows of the global batch of one step that share a loss."""
+    """Rows of a step's global batch that share a loss."""
 
     rows: Sequence[Any]
     loss: LossFunction
@@ -56,16 +57,17 @@ class Part:
 
 @dataclass
 class Context:
-    """What a method may use.
+    """Data and models for a method.
 
     Attributes:
-        settings: the method's settings, all defaults resolved.
+        settings: settings of the method, with all defaults.
+        seed: training seed.
         train: columns `prompt_ids`, `response_ids`, `id`.
         corpus: column `input_ids` of fixed-length blocks, or None.
-        teacher: in evaluation mode, or None.
-        stored: outputs of the teacher that a stage wrote down, for "train" and "corpus".
-        vocabulary: entries to which both models' logits are cut.
-        max_new_tokens: longest response that may be drawn.
+        teacher: teacher in evaluation mode, or None.
+        stored: stored teacher outputs, for "train" and "corpus".
+        vocabulary: entries to which the logits of both models are cut.
+        max_new_tokens: longest response that may be sampled.
     """
 
     settings: dict[str, Any]
@@ -80,14 +82,14 @@ class Context:
 
 @dataclass
 class Method:
-    """Base of all methods."""
+    """Base class of all training methods."""
 
     context: Context
-    decays_all = False  # weight decay spares biases and norms, as in the authors' code of sft, kd and distillm
+    decays_all = False  # no weight decay of biases and norms, as in the authors' code of sft, kd and distillm
 
     @staticmethod
     def asks_teacher(settings: dict[str, Any]) -> bool:
-        """Whether the teacher itself is needed; else what a stage wrote down is all."""
+        """Return whether the teacher model is needed, in addition to any stored outputs."""
         return True
 
     @property
@@ -100,53 +102,55 @@ class Method:
         return self.context.teacher
 
     def steps_per_epoch(self) -> float:
-        """Optimizer steps in one pass over the training rows."""
+        """Return the optimizer steps in one pass over the training rows."""
         return len(self.context.train) / self.settings["batch_size"]
 
     def total_steps(self) -> int:
-        """Optimizer steps of the run: by `steps` or by `epochs`, whichever is shorter."""
+        """Return the optimizer steps of the run: the smaller one of `steps` and `epochs`."""
         steps, epochs = self.settings["steps"], self.settings["epochs"]
         bounds = [math.ceil(epochs * self.steps_per_epoch())] if epochs else []
         return max(1, min([*bounds, *([steps] if steps else [])]))
 
     def part_sizes(self) -> list[int]:
-        """Rows of each part of a step's global batch."""
+        """Return the number of rows in each part of a step's global batch."""
         return [self.settings["batch_size"]]
 
     def prepare(self, step: int, sample: Sampler) -> None:
-        """Before a step: draw what it needs, if it has to be drawn."""
+        """Sample the responses that a step needs; called before each step."""
 
     def learned(self, step: int, values: dict[str, float]) -> None:
-        """After the optimizer step of the batch that `parts(step)` gave.
+        """Handle the end of the optimizer step on the batch that `parts(step)` returned.
 
-        What a method makes of it has to be in `state`.
+        Anything that a method derives from it must be part of `state`.
 
         Args:
-            values: as in the training log, the same on all processes: `loss` and the statistics of the losses, all
-                means over the global batch; `learning_rate`; `gradient_norm`, which is not finite where the step was
-                skipped, as others may be then.
+            step: the step, counted from 0.
+            values: values as in the training log, the same on all processes: `loss` and the
+                statistics of the loss, which are means over the global batch; `learning_rate`; and
+                `gradient_norm`. If the step was skipped, `gradient_norm` is not finite, and others
+                may not be finite either.
         """
 
     def observe(self, step: int, dev_loss: float) -> None:
-        """After an evaluation on dev; `step` steps are done."""
+        """Handle a dev evaluation, after `step` steps."""
 
     def parts(self, step: int) -> list[Part]:
-        """The global batch of a step, counted from 0."""
+        """Return the global batch of a step, counted from 0."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold besides weights and optimizer."""
+        """Return the tensors that a checkpoint needs in addition to weights and optimizer."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore a `state`."""
 
 
 class LabelledRows(Method):
-    """A method that trains on labelled rows, in shuffled passes, with one loss."""
+    """Base class of methods with one loss on labelled rows, in shuffled passes."""
 
     def rows(self, step: int) -> list[Example]:
-        """Labelled rows of the batch of a step."""
+        """Return the labelled rows of a step's batch."""
         train, size = self.context.train, self.settings["batch_size"]
         return examples(train, batch_indices(len(train), size, step, self.context.seed))
 
@@ -155,28 +159,30 @@ class LabelledRows(Method):
         return [Part(rows, self.loss(response_tokens(rows)))]
 
     def loss(self, tokens: int) -> LossFunction:
-        """The loss of a micro-batch as its share of the mean over `tokens`."""
+        """Return the loss of a micro-batch, as its share of the mean over `tokens`."""
         raise NotImplementedError
 
 
 def generator(*key: int) -> torch.Generator:
-    """A random generator that is a pure function of its key."""
+    """Return a random generator that is a pure function of its key."""
     mixed = 0
     for word in key:
         mixed = (mixed * 6364136223846793005 + word + 1442695040888963407) % 2**63
     return torch.Generator().manual_seed(mixed)
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # that of a large corpus takes seconds, and is asked for at each step
+# cached: each step needs it, and computing it takes seconds for a large corpus
+@functools.lru_cache(maxsize=8)
 def permutation(count: int, *key: int) -> Tensor:
-    """A permutation of range(count) that is a pure function of its key, (count,); not to be written to."""
+    """Return a permutation of range(count) that is a pure function of its key, (count,).
+
+    The tensor is cached, so it must not be modified.
+    """
     return torch.randperm(count, generator=generator(*key))
 
 
 def batch_indices(count: int, size: int, step: int, *key: int) -> list[int]:
-    """Rows of the batch of a step: one shuffled pass over the data after the other, no row left out."""
+    """Return the rows of a step's batch: shuffled passes over the data, without dropping a rest."""
     indices: list[int] = []
     position = step * size
     while len(indices) < size:
@@ -188,14 +194,14 @@ def batch_indices(count: int, size: int, step: int, *key: int) -> list[int]:
 
 
 def examples(dataset: Dataset, indices: Sequence[int]) -> list[Example]:
-    """Rows of a prepared data set."""
+    """Return rows of a prepared data set."""
     rows = dataset[list(indices)]
     columns = zip(rows["id"], indices, rows["prompt_ids"], rows["response_ids"], strict=True)
     return [Example(*row) for row in columns]
 
 
 def prompts_of(rows: Sequence[Example], seed: int, draw: int) -> list[Prompt]:
-    """The rows' prompts; one that comes again in another draw, or twice in this one, gets other noise."""
+    """Return prompts whose noise differs between draws, and between equal prompts of one draw."""
     return [
         Prompt(row.prompt, row.id, (seed * 1_000_003 + draw) * 8191 + line)
         for line, row in enumerate(rows)
@@ -203,17 +209,17 @@ def prompts_of(rows: Sequence[Example], seed: int, draw: int) -> list[Prompt]:
 
 
 def laid_out(rows: Sequence[Example], device: torch.device) -> Layout:
-    """Rows as one batch."""
+    """Return rows as one padded batch."""
     return Layout.of([(row.prompt, row.response) for row in rows], device)
 
 
 def response_tokens(rows: Sequence[Example]) -> int:
-    """Response tokens of a batch, the normaliser of means over tokens."""
+    """Count the response tokens of a batch, over which losses are averaged."""
     return sum(len(row.response) for row in rows)
 
 
 def packed(rows: Sequence[Example], prefix: str = "") -> dict[str, Tensor]:
-    """Rows as tensors whose names begin with `prefix`, for a checkpoint."""
+    """Convert rows to tensors for a checkpoint; names begin with `prefix`."""
     sizes = [[row.id, row.index, len(row.prompt), len(row.response)] for row in rows]
     return {
         f"{prefix}rows": torch.tensor(sizes, dtype=torch.long).reshape(-1, 4),
@@ -225,7 +231,7 @@ def packed(rows: Sequence[Example], prefix: str = "") -> dict[str, Tensor]:
 
 
 def unpacked(state: dict[str, Tensor], prefix: str = "") -> list[Example]:
-    """The rows that `packed` made tensors of."""
+    """Convert the tensors of `packed` back to rows."""
     ids, indices, *sizes = state[f"{prefix}rows"].unbind(-1)
     texts = [
         [part.tolist() for part in state[f"{prefix}{name}"].split(size.tolist())]

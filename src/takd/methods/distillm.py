@@ -1,7 +1,7 @@
-"""DistiLLM (Ko et al., arXiv 2402.03898): a skewed KL on data, and ever more on old responses of the student.
+"""DistiLLM (Ko et al., arXiv 2402.03898): a skewed KL, and adaptive off-policy student responses.
 
-L = (1/N) Σ_t KL(p ‖ λ p + (1 - λ) q), or KL(q ‖ (1 - λ) p + λ q), with λ = `skew` (section 3.1); the responses come
-from the adaptive off-policy regime (section 3.2), see `takd.methods.regimes`.
+L = (1/N) Σ_t KL(p ‖ λ p + (1 - λ) q), or KL(q ‖ (1 - λ) p + λ q), with λ = `skew` (section 3.1).
+Responses come from the adaptive off-policy regime (section 3.2), see `takd.methods.regimes`.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ DIVERGENCES = {"skewed_forward_kl": skewed_forward_kl, "skewed_reverse_kl": skew
 
 
 class DistiLLM(StudentRows):
-    """Skewed forward or reverse KL."""
+    """DistiLLM, with skewed forward or reverse KL."""
 
     @property
     def divergence(self) -> Divergence:

@@ -1,8 +1,8 @@
 """Generalised knowledge distillation (GKD; Agarwal et al., arXiv 2306.13649).
 
-L = (1/N) Σ_t D_β(p, q) with the generalised Jensen-Shannon divergence D_β = β KL(p ‖ m) + (1 - β) KL(q ‖ m),
-m = β p + (1 - β) q (section 3), at each step with probability λ = `on_policy_share` on responses that the student has
-just drawn, else on the data (algorithm 1). β = 0 is KL(p ‖ q), β = 1 is KL(q ‖ p).
+L = (1/N) Σ_t D_β(p, q) with the generalised Jensen-Shannon divergence D_β = β KL(p ‖ m) + (1 - β)
+KL(q ‖ m), m = β p + (1 - β) q (section 3). β = 0 is KL(p ‖ q), β = 1 is KL(q ‖ p). Each step uses
+new on-policy responses with probability λ = `on_policy_share`, else the data (algorithm 1).
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from takd.methods.regimes import StudentRows
 
 
 class Gkd(StudentRows):
-    """Generalised Jensen-Shannon divergence."""
+    """GKD, with the generalised Jensen-Shannon divergence."""
 
     @property
     def divergence(self) -> Divergence:

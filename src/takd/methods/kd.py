@@ -1,7 +1,7 @@
-"""Word-level knowledge distillation on the labelled rows (Hinton et al., arXiv 1503.02531; Sanh et al., 1910.01108).
+"""Word-level knowledge distillation (Hinton et al., arXiv 1503.02531; Sanh et al., 1910.01108).
 
-L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ D(p, q) ] with λ = `ratio`, over the N response tokens of the global batch;
-p and q are conditioned on the reference response. D is the forward KL unless told otherwise.
+L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ D(p, q) ] with λ = `ratio`, over the N response tokens of
+the global batch. p and q are conditioned on the reference response. D is the forward KL by default.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ DIVERGENCES: dict[str, Divergence] = {
 
 
 class Kd(LabelledRows):
-    """Labelled rows with the teacher's distribution beside the labels."""
+    """Word-level distillation on labelled rows, mixed with cross-entropy on the labels."""
 
     @staticmethod
     def asks_teacher(settings: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The loss that most methods share: labels and a divergence from the teacher, mixed."""
+"""Losses that several methods share: cross-entropy on labels, mixed with a divergence."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def label_loss(vocabulary: int, tokens: int) -> LossFunction:
-    """Sum of -log q(y_t) over a micro-batch's response tokens, divided by `tokens`."""
+    """Return the loss -log q(y_t), summed over response tokens and divided by `tokens`."""
 
     def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
         return -_log_likelihood(logits_mv.log_softmax(-1), columns["target"]), {}
@@ -31,7 +31,15 @@ def label_loss(vocabulary: int, tokens: int) -> LossFunction:
 def label_and_divergence_loss(
     teacher: TeacherView, divergence: Divergence, ratio: float, vocabulary: int, tokens: int
 ) -> LossFunction:
-    """Σ_t (1 - ratio) (-log q(y_t)) + ratio D(p, q) over a micro-batch, divided by `tokens`."""
+    """Return the loss (1 - ratio) (-log q(y_t)) + ratio D(p, q), summed and divided by `tokens`.
+
+    Args:
+        teacher: source of the teacher's distributions.
+        divergence: D.
+        ratio: weight of the divergence.
+        vocabulary: entries to which logits are cut.
+        tokens: response tokens of the global batch.
+    """
 
     def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
         log_q_mv = logits_mv.log_softmax(-1)

@@ -1,16 +1,17 @@
 """MiniLLM: reverse KL on the student's own responses (Gu et al., arXiv 2306.08543).
 
-The gradient of KL(q ‖ p) over whole responses splits (section 2.2) into a single-step term, exact over the
-vocabulary at the visited states, and a long term, a policy gradient whose reward is
-r_t = log p(y_t) - log q(y_t). Responses come from p̃ = α p + (1 - α) q (teacher-mixed sampling) and are weighted by
-w_t = q / p̃; the reward to go is divided by the tokens left (length normalisation). As in the authors' code a round
-of responses is drawn, passed over `inner_epochs` times with a clipped ratio ρ_t = q / q_drawn, and drawn anew:
+The gradient of KL(q ‖ p) over whole responses splits (section 2.2) into two terms: a single-step
+term, exact over the vocabulary at the visited states, and a long term, a policy gradient with the
+reward r_t = log p(y_t) - log q(y_t). Responses are sampled from p̃ = α p + (1 - α) q (teacher-mixed
+sampling) and weighted by w_t = q / p̃. The reward to go is divided by the number of remaining
+tokens (length normalisation). As in the authors' code, a round of responses is sampled, used for
+`inner_epochs` passes with a clipped ratio ρ_t = q / q_drawn, and then replaced:
 
     L = (1/N) Σ_t [ max(-A_t ρ_t w_t, -A_t clip(ρ_t w_t, 1 - ε, 1 + ε)) + KL(q(·|y_<t) ‖ p(·|y_<t)) ] + L_LM
 
-Where the authors' code departs from the paper (discount, r_t inside its own return, scale, whitening, clipping),
-the settings' defaults follow the code; `objective: paper` gives the paper's equations and `objective: exact` the
-gradient of KL(q ‖ p) without an approximation (docs/methods.md).
+Where the authors' code departs from the paper (discount, r_t inside its own return, scale,
+whitening, clipping), the default settings follow the code. `objective: paper` selects the paper's
+equations, and `objective: exact` the exact gradient of KL(q ‖ p) (docs/methods.md).
 """
 
 from collections.abc import Sequence
@@ -47,12 +48,12 @@ from takd.tokenloss import sum_over_tokens
 
 @dataclass(frozen=True)
 class Rollout(Example):
-    """A drawn response with what its drawing told of each token.
+    """A sampled response, with the values of each token that were recorded while sampling.
 
     Attributes:
         student, teacher, mixed: log q, log p and log p̃ of the tokens, (length,) each.
         teacher_hidden: the teacher's last hidden states that predict them, (length, hidden size).
-        advantage: (length,).
+        advantage: advantage A_t of each token, (length,).
     """
 
     student: Tensor
@@ -66,7 +67,7 @@ KEPT = ("student", "teacher", "mixed", "teacher_hidden")
 
 
 def rewards(student_t: Tensor, teacher_t: Tensor, scale: float, limit: float | None) -> Tensor:
-    """r_t = (log p - log q) / scale, cut to ±limit (None: not cut), (length,)."""
+    """Compute r_t = (log p - log q) / scale, clipped to ±limit (None: not clipped), (length,)."""
     reward_t = (teacher_t - student_t) / scale
     return reward_t if limit is None else reward_t.clamp(-limit, limit)
 
@@ -78,20 +79,24 @@ def returns(
     include_current: bool,
     length_normalisation: bool,
 ) -> Tensor:
-    """R_t = Σ_k γ^(k-t) r_k of each response, (batch, length).
+    """Compute the returns R_t = Σ_k γ^(k-t) r_k of each response, (batch, length).
 
     Args:
-        rewards_bt: padded with zeros on the right.
-        include_current: sum from k = t (the authors' code); else from k = t + 1 with discounts starting at 1,
-            which is the paper's R_{t+1}, since the single-step term covers t.
-        length_normalisation: divide by the number of tokens summed (at least 1).
+        rewards_bt: rewards, padded with zeros on the right.
+        lengths_b: tokens of each response.
+        discount: γ.
+        include_current: sum from k = t (the authors' code); else from k = t + 1 with discounts
+            starting at 1, which is the paper's R_{t+1}, since the single-step term covers t.
+        length_normalisation: divide by the number of rewards summed (at least 1).
     """
+    # entry (t, k) of the weights is the discount of reward k in return t, and 0 for earlier rewards
     first = 0 if include_current else 1
     at_t = torch.arange(rewards_bt.shape[1])
     later_tk = at_t[None, :] - at_t[:, None] - first
     weights_tk = torch.where(later_tk >= 0, discount ** later_tk.clamp(min=0), 0.0)
     result_bt = rewards_bt @ weights_tk.to(rewards_bt.dtype).T
     if length_normalisation:
+        # tokens of the response from t on, or after t
         result_bt = result_bt / (lengths_b[:, None] - at_t - first).clamp(min=1)
     return result_bt
 
@@ -104,12 +109,19 @@ def whiten(values_n: Tensor, slots: int) -> Tensor:
             over padded responses, which shifts and shrinks every advantage; n itself whitens over tokens.
     """
     mean = values_n.sum() / slots
+    # each padding slot holds 0, and so adds mean²
     squares = ((values_n - mean) ** 2).sum() + (slots - values_n.numel()) * mean**2
     return (values_n - mean) * torch.rsqrt(squares / slots + 1e-8)
 
 
 def importance_weights(student_t: Tensor, mixed_t: Tensor, kind: str) -> Tensor:
-    """w_t of one response, (length,): q / p̃ at the token, its product up to the token, or 1 ("none")."""
+    """Compute w_t of one response, (length,).
+
+    Args:
+        student_t, mixed_t: log q and log p̃ of its tokens, (length,).
+        kind: "token" for q / p̃ at the token, "prefix" for its product up to the token, "none" for
+            1.
+    """
     if kind == "none":
         return torch.ones_like(student_t)
     log_t = student_t - mixed_t
@@ -117,8 +129,12 @@ def importance_weights(student_t: Tensor, mixed_t: Tensor, kind: str) -> Tensor:
 
 
 def state_weights(student_t: Tensor, mixed_t: Tensor) -> Tensor:
-    """Product of q / p̃ over the tokens before each token, (length,): how likely q comes to that state, over p̃."""
+    """Compute the product of q / p̃ over the tokens before each token, (length,).
+
+    It is the probability that q reaches that state, relative to p̃.
+    """
     log_t = student_t - mixed_t
+    # the sum without the token itself, so that the first token's weight is 1
     return (log_t.cumsum(0) - log_t).exp()
 
 
@@ -129,12 +145,14 @@ def policy_loss(
     clip: float | None,
     clip_weighted_ratio: bool,
 ) -> Tensor:
-    """Clipped policy-gradient loss of each token, (n,).
+    """Compute the clipped policy-gradient loss of each token, (n,).
 
     Args:
-        log_ratio_n: log q - log q_drawn; the gradient flows through it alone.
+        log_ratio_n: log q - log q_drawn; gradients flow through it only.
+        weight_n: importance weight w.
+        advantage_n: advantage A.
         clip: ε; None for no clipping.
-        clip_weighted_ratio: clip ρ w, as the authors' code does; else clip ρ and multiply by w then.
+        clip_weighted_ratio: clip ρ w, as the authors' code does; else clip ρ, then multiply by w.
     """
     ratio_n = log_ratio_n.exp()
     plain_n = -advantage_n * ratio_n * weight_n
@@ -144,17 +162,19 @@ def policy_loss(
         clipped_n = (ratio_n * weight_n).clamp(1 - clip, 1 + clip)
     else:
         clipped_n = ratio_n.clamp(1 - clip, 1 + clip) * weight_n
+    # the larger of the two losses, as in PPO: a pessimistic bound
     return torch.maximum(plain_n, -advantage_n * clipped_n)
 
 
 class MiniLLM(Method):
-    """Rounds of rollouts; each step takes a part of the round."""
+    """MiniLLM: rounds of on-policy rollouts, of which each step uses a part."""
 
     decays_all = True  # as in the authors' code
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         s = self.settings
+        # optimizer steps in one pass over a round
         self.steps_per_epoch_of_round = s["rollouts_per_round"] // s["batch_size"]
         self.steps_per_round = self.steps_per_epoch_of_round * s["inner_epochs"]
         self.round = -1
@@ -162,7 +182,7 @@ class MiniLLM(Method):
 
     @property
     def reads_corpus(self) -> bool:
-        """Whether plain text is part of each step."""
+        """Whether each step includes plain text."""
         return self.context.corpus is not None and self.settings["lm_weight"] > 0
 
     def steps_per_epoch(self) -> float:
@@ -174,8 +194,9 @@ class MiniLLM(Method):
         return [size, *([self.settings["lm_batch_size"] or size] if self.reads_corpus else [])]
 
     def prepare(self, step: int, sample: Sampler) -> None:
-        """Draw the responses of a round before its first step."""
+        """Sample the responses of a round before its first step."""
         index = step // self.steps_per_round
+        # sampled at an earlier step of the round, or restored from a checkpoint
         if index == self.round:
             return
         train, seed, s = self.context.train, self.context.seed, self.settings
@@ -194,8 +215,10 @@ class MiniLLM(Method):
         assert step // self.steps_per_round == self.round
         size = self.settings["batch_size"]
         inner, offset = divmod(step % self.steps_per_round, self.steps_per_epoch_of_round)
+        # each pass over the round has its own order
         order = permutation(len(self.rollouts), self.context.seed, self.round, inner).tolist()
         chosen = [self.rollouts[i] for i in order[offset * size : (offset + 1) * size]]
+        # per step and for the global batch, since whitening depends on all of its rows
         rows = self.with_advantages(chosen)
         tokens = response_tokens(rows)
         parts = [Part(rows, self.loss(tokens, self.divisor(rows)))]
@@ -204,11 +227,14 @@ class MiniLLM(Method):
         return parts
 
     def divisor(self, rows: Sequence[Rollout]) -> int:
-        """What the sum over a global batch is divided by: its response tokens, or its responses."""
+        """Return the divisor of a global batch's sum: its response tokens or its responses."""
         return len(rows) if self.settings["mean_over"] == "responses" else response_tokens(rows)
 
     def weighted_rewards(self, row: Rollout) -> Tensor:
-        """r_t of a response, (length,); with `importance: per_decision` r_t Π_{k≤t} q / p̃ (Precup et al., 2000)."""
+        """Compute the rewards r_t of a response, (length,).
+
+        With `importance: per_decision` they are r_t Π_{k≤t} q / p̃ (Precup et al., 2000).
+        """
         s = self.settings
         reward_t = rewards(row.student, row.teacher, s["reward_scale"], s["reward_clip"])
         if s["importance"] == "per_decision":
@@ -216,7 +242,7 @@ class MiniLLM(Method):
         return reward_t
 
     def with_advantages(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Returns of a global batch, whitened over it."""
+        """Return rollouts with their advantages: returns, whitened over the global batch."""
         s = self.settings
         lengths = [len(row.response) for row in rollouts]
         rewards_bt = pad_sequence(
@@ -231,6 +257,7 @@ class MiniLLM(Method):
         )
         flat_n = torch.cat([row_t[:n] for row_t, n in zip(returns_bt, lengths, strict=True)])
         if s["whitening"] != "none":
+            # "slots": over responses padded to the maximum length, as in the authors' code
             padded = len(rollouts) * self.context.max_new_tokens
             flat_n = whiten(flat_n, padded if s["whitening"] == "slots" else flat_n.numel())
         pieces = flat_n.split(lengths)
@@ -240,11 +267,11 @@ class MiniLLM(Method):
         ]
 
     def loss(self, tokens: int, divisor: int | None = None) -> LossFunction:
-        """Policy and single-step loss of a micro-batch as its share of the global batch's.
+        """Return the policy and single-step loss of a micro-batch, as a share of the global loss.
 
         Args:
-            tokens: response tokens of the global batch, over which statistics are means.
-            divisor: of the loss's sum over tokens; None is `tokens`.
+            tokens: response tokens of the global batch, over which statistics are averaged.
+            divisor: divisor of the loss's sum over tokens; None is `tokens`.
         """
         s, vocabulary = self.settings, self.context.vocabulary
         teacher = KeptTeacher(self.teacher, vocabulary, s["temperature"])
@@ -252,6 +279,7 @@ class MiniLLM(Method):
         def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
             log_q_mv = tempered(logits_mv, s["temperature"]).log_softmax(-1)
             log_q_m = log_q_mv.gather(-1, columns["target"][:, None])[:, 0]
+            # relative to the policy that sampled the round, some steps ago
             log_ratio_m, weight_m = log_q_m - columns["drawn"], columns["weight"]
             policy_m = policy_loss(
                 log_ratio_m,
@@ -272,13 +300,15 @@ class MiniLLM(Method):
 
         def loss(student: PreTrainedModel, rows: Sequence[Rollout]) -> tuple[Tensor, Statistics]:
             layout = laid_out(rows, student.device)
-            # per_decision has its weights in the rewards, and the exact weight of a state beside them
+            # with per_decision, the rewards already include the importance weights
             per_decision = s["importance"] == "per_decision"
             kind = "none" if per_decision else s["importance"]
             weights = [importance_weights(row.student, row.mixed, kind) for row in rows]
             columns = {
                 "drawn": torch.cat([row.student for row in rows]),
                 "weight": torch.cat(weights),
+                # weight of the single-step term if `single_step_importance`: the exact weight of
+                # the state with per_decision, else w_t as in the policy term
                 "state_weight": torch.cat(
                     [state_weights(row.student, row.mixed) for row in rows]
                     if per_decision
@@ -305,12 +335,14 @@ class MiniLLM(Method):
         return loss
 
     def language_modelling(self, step: int) -> Part:
-        """Plain text as a further part of the batch: keeps what the student knows (section 2.3)."""
+        """Return the plain-text part of a batch, which preserves known abilities (section 2.3)."""
         s, corpus = self.settings, self.context.corpus
         assert corpus is not None
         size = s["lm_batch_size"] or s["batch_size"]
+        # the key 1 gives the corpus another order than the prompts
         indices = batch_indices(len(corpus), size, step, self.context.seed, 1)
         blocks = corpus[indices]["input_ids"]
+        # without a prompt, the first token of a block is not predicted
         rows = [Example(-1, i, [], block) for i, block in zip(indices, blocks, strict=True)]
         tokens = sum(len(block) - 1 for block in blocks)
         vocabulary, stored = self.context.vocabulary, self.context.stored.get("corpus")
@@ -326,7 +358,7 @@ class MiniLLM(Method):
         return Part(rows, loss)
 
     def state(self) -> dict[str, Tensor]:
-        """The round's rollouts: the weights that drew them are gone in the middle of a round."""
+        """Return the rollouts of the round, since the weights that sampled them no longer exist."""
         state = {"round": torch.tensor([self.round])}
         if self.rollouts:
             rows = self.rollouts
@@ -342,6 +374,7 @@ class MiniLLM(Method):
         lengths = [len(row.response) for row in rows]
         kept = zip(*(state[name].split(lengths) for name in KEPT), strict=True)
         self.rollouts = [
+            # cloned, since a slice would keep the tensors of the whole round in memory
             Rollout(row.id, row.index, row.prompt, row.response, *(t.clone() for t in tensors))
             for row, tensors in zip(rows, kept, strict=True)
         ]

@@ -1,11 +1,12 @@
-"""Where the responses of a step come from: from the data, from the student, or from what the student said before.
+"""Sampling regimes: responses from the data, from the student, or from its earlier responses.
 
-`fixed` takes the rows of the data set. `mixed` (GKD, arXiv 2306.13649, algorithm 1) lets the student of now answer the
-prompts of a step with probability λ. `adaptive` (DistiLLM, arXiv 2402.03898, section 3.2 and algorithm 1) lets the
-probability φ of taking the student's responses grow each time that the dev loss has risen, keeps them in a buffer, and
-draws new ones for a share of the steps that falls over the run; the other steps take old ones out of the buffer.
+`fixed` uses the data. `mixed` (GKD, arXiv 2306.13649, algorithm 1) uses on-policy responses with
+probability λ. `adaptive` (DistiLLM, arXiv 2402.03898, section 3.2 and algorithm 1) uses student
+responses with a probability φ that grows whenever the dev loss has risen. It keeps them in a
+buffer, and samples new ones in a share of the steps that falls to 0 over the run; other steps use
+off-policy responses from the buffer.
 
-Which it is holds for the whole global batch of a step and is a pure function of (seed, step, φ).
+The choice holds for the whole global batch of a step, and is a pure function of (seed, step, φ).
 """
 
 import math
@@ -35,16 +36,17 @@ from takd.methods.teachers import LiveTeacher
 
 
 class StudentRows(LabelledRows):
-    """A method whose batches are rows of the data set or responses of the student to their prompts.
+    """Base class of methods that train on rows of the data or on student responses.
 
-    L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ D(p, q) ] with λ = `ratio` on rows of the data set, and D alone on the
-    student's responses, which are no labels; the gradient does not flow through the drawing.
+    L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ D(p, q) ] with λ = `ratio` on rows of the data, and D
+    alone on student responses, which are no labels. Sampling is not differentiated.
 
     Attributes:
-        share: φ, the probability that a step takes responses of the student (`adaptive`).
-        dev_loss: the dev loss at which φ grew last, or that of the start.
-        buffer: the latest responses of the student (`adaptive`).
-        drawn: the student's responses that the batch of step `step` is made of; None where it is of the data set.
+        share: φ, the probability that a step uses student responses (`adaptive`).
+        dev_loss: the dev loss when φ last grew, or at the start.
+        buffer: the latest student responses (`adaptive`).
+        step: the step that `drawn` belongs to.
+        drawn: the student responses of this step's batch; None if it uses the data.
     """
 
     def __init__(self, context: Any) -> None:
@@ -57,26 +59,27 @@ class StudentRows(LabelledRows):
 
     @property
     def divergence(self) -> Divergence:
-        """D."""
+        """The divergence D."""
         raise NotImplementedError
 
     def student_share(self) -> float:
-        """Probability with which a step takes responses of the student."""
+        """Return the probability that a step uses student responses."""
         shares = {"fixed": 0.0, "mixed": self.settings["on_policy_share"], "adaptive": self.share}
         return shares[self.settings["sampling"]]
 
     def source(self, step: int) -> str:
-        """Where the responses of a step come from: "data", "student" or "buffer"."""
+        """Return the source of a step's responses: "data", "student" or "buffer"."""
         s, share = self.settings, self.student_share()
         chance = torch.rand((), generator=generator(self.context.seed, step, 1)).item()
         if chance >= share:
             return "data"
+        # share of new responses: φ at the first step, falling linearly to 0
         falling = share * (1 - step / self.total_steps())
         filled = s["sampling"] == "adaptive" and len(self.buffer) == s["capacity"]
         return "buffer" if filled and chance >= falling else "student"
 
     def prepare(self, step: int, sample: Sampler) -> None:
-        """Draw the responses of a step, or take them out of the buffer."""
+        """Sample the responses of a step, or take them from the buffer."""
         if step == self.step:
             return
         s, seed, source = self.settings, self.context.seed, self.source(step)
@@ -95,9 +98,9 @@ class StudentRows(LabelledRows):
             self.drawn = [self.buffer[i] for i in chosen.tolist()]
 
     def observe(self, step: int, dev_loss: float) -> None:
-        """φ grows where the dev loss has risen by `loss_rise` since φ grew last, or since the start.
+        """Increase φ if the dev loss rose by `loss_rise` since φ last grew, or since the start.
 
-        As in the authors' code, a dev loss that falls moves nothing.
+        As in the authors' code, a falling dev loss changes nothing.
         """
         s = self.settings
         if step == 0:
@@ -129,7 +132,10 @@ class StudentRows(LabelledRows):
         return loss
 
     def state(self) -> dict[str, Tensor]:
-        """φ and what moves it, the buffer, and the batch of this step, whose student is gone after it."""
+        """Return φ, its reference dev loss, the buffer, and this step's batch.
+
+        The batch is saved because the weights that sampled it no longer exist after the step.
+        """
         return {
             "step": torch.tensor([self.step]),
             "share": torch.tensor([self.share, self.dev_loss], dtype=torch.float64),

@@ -1,7 +1,8 @@
-"""Where the teacher's distributions at a batch's tokens come from.
+"""Sources of the teacher's distributions at the tokens of a batch.
 
-The teacher runs; or its last hidden states were kept when it drew the responses, and its distributions are one
-matrix product away; or a stage wrote down what it says of the training rows, once for all students.
+The teacher runs beside the student; or its hidden states were kept when responses were sampled, and
+one matrix product gives its distributions; or a stage stored its outputs for the training rows,
+once for all students.
 """
 
 from collections.abc import Sequence
@@ -20,20 +21,20 @@ from takd.models import project, tempered
 
 
 class TeacherView(Protocol):
-    """The teacher's distributions at the response tokens of a batch."""
+    """Interface: the teacher's distributions at the response tokens of a batch."""
 
     def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
-        """What is needed of each token, (n, ...)."""
+        """Return what `pair` needs of each token, (n, ...)."""
         ...
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of student and teacher over the same choices, (n, choices) each."""
+        """Return log-probabilities of student and teacher for the same choices, (n, choices)."""
         ...
 
 
 @dataclass
 class LiveTeacher:
-    """The teacher runs beside the student."""
+    """Teacher that runs beside the student."""
 
     model: PreTrainedModel
     vocabulary: int
@@ -54,7 +55,7 @@ class LiveTeacher:
 
 
 class KeptTeacher(LiveTeacher):
-    """The rows carry the teacher's hidden states, `teacher_hidden` of (length, hidden size) each."""
+    """Teacher whose hidden states are part of the rows: `teacher_hidden`, (length, hidden size)."""
 
     def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
         kept = torch.cat([row.teacher_hidden for row in rows])
@@ -62,10 +63,11 @@ class KeptTeacher(LiveTeacher):
 
 
 class StoredOutputs:
-    """Teacher outputs on disk: one row after the other, read where they are needed.
+    """Stored teacher outputs, read from disk row by row.
 
-    A safetensors file holds `offsets` (rows + 1,), the token at which each row begins, and either `hidden`
-    (tokens, hidden size), or `tokens` and `log_probabilities` (tokens, k) of the likeliest tokens.
+    A safetensors file holds `offsets`, (rows + 1,), the token at which each row begins, and either
+    `hidden`, (tokens, hidden size), or `tokens` and `log_probabilities`, (tokens, k), of the k
+    likeliest tokens.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +76,7 @@ class StoredOutputs:
         self.offsets = self._file.get_tensor("offsets").tolist()
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The outputs of some rows, joined: (tokens, ...) each."""
+        """Return the outputs of some rows, concatenated: (tokens, ...) each."""
         found: dict[str, Tensor] = {}
         for name in self.names:
             part = self._file.get_slice(name)
@@ -84,7 +86,7 @@ class StoredOutputs:
 
 @dataclass
 class StoredTeacher:
-    """The k likeliest tokens and the tail, as a stage wrote them down: no teacher is needed."""
+    """Stored log-probabilities of the k likeliest tokens; the teacher model is not needed."""
 
     stored: StoredOutputs
 
@@ -104,7 +106,7 @@ class StoredTeacher:
 
 @dataclass
 class StoredHidden(LiveTeacher):
-    """The teacher's hidden states, as a stage wrote them down: its whole distributions."""
+    """Stored hidden states, from which the teacher's head computes full distributions."""
 
     stored: StoredOutputs | None = None
 
@@ -117,11 +119,13 @@ class StoredHidden(LiveTeacher):
 def teacher_view(
     outputs: str, model: PreTrainedModel | None, vocabulary: int, stored: StoredOutputs | None
 ) -> TeacherView:
-    """The teacher as it runs (`outputs` "live"), or as a stage wrote it down ("top_k", "hidden").
+    """Return the source for `outputs`: "live" runs the teacher; "top_k" and "hidden" are stored.
 
     Args:
-        model: the teacher; None is enough for "top_k".
-        stored: what the stage wrote; None is enough for "live".
+        outputs: "live", "top_k" or "hidden".
+        model: the teacher; may be None for "top_k".
+        vocabulary: entries to which logits are cut.
+        stored: the stored outputs; may be None for "live".
     """
     if outputs == "top_k":
         assert stored is not None

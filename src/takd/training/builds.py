@@ -1,4 +1,4 @@
-"""Locks of DeepSpeed's builds: it compiles its kernels when it first needs them, one process at a time."""
+"""Wait for locks on DeepSpeed's kernels, which it compiles on first use, one process at a time."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ LONGEST_BUILD = 600.0  # seconds; one takes a minute or two
 
 
 def locks() -> list[Path]:
-    """Locks on builds of DeepSpeed's kernels, left or held."""
+    """Return the locks on builds of DeepSpeed's kernels, in use or left behind."""
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -28,20 +28,21 @@ def locks() -> list[Path]:
 
 
 def await_builds(say: Callable[[str], None], longest: float = LONGEST_BUILD) -> None:
-    """Wait for builds that are under way elsewhere.
+    """Wait for builds in other processes.
 
     Args:
-        longest: age in seconds from which on a lock is taken for what a killed build left.
+        say: prints a message.
+        longest: age in seconds above which a lock is taken to be left behind by a killed build.
 
     Raises:
-        InputError: a lock that nobody will take away, on which torch waits for ever.
+        InputError: a lock was left behind, and torch would wait for it forever.
     """
     told = False
     while held := locks():
         for lock in held:
             try:
                 age = time.time() - lock.stat().st_mtime
-            except FileNotFoundError:  # done meanwhile
+            except FileNotFoundError:  # the build has finished
                 continue
             if age > longest:
                 raise InputError(

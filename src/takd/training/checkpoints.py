@@ -1,7 +1,8 @@
-"""Checkpoints that survive what Snakemake does to a failed job's outputs, and a lock against a second copy.
+"""Checkpoints that survive when Snakemake deletes a failed job's outputs, and a lock on a stage.
 
-Everything lives in `checkpoints/<key>/` beside the declared outputs, undeclared. The key is made of settings, code
-and inputs, so that work on other settings is never resumed.
+Checkpoints are in `checkpoints/<key>/` beside the outputs, and are not declared to Snakemake. The
+key is a digest of settings, code and inputs, so a run never resumes from a checkpoint of other
+ones.
 """
 
 import contextlib
@@ -33,26 +34,26 @@ from takd.stage import Stage, write_json
 
 KEPT_CHECKPOINTS = 2
 LOG = "metrics.jsonl"
-READERS = 4  # threads that compare a checkpoint with its digests
+READERS = 4  # threads that compute digests of a checkpoint
 HEARTBEAT_SECONDS = 5.0
-SHARE_OF_RUN = 0.05  # of a training that may be lost
-SHARE_OF_TIME = 0.02  # that checkpoints may take
+SHARE_OF_RUN = 0.05  # of the training between two checkpoints, which a crash may lose
+SHARE_OF_TIME = 0.02  # of the time that checkpoints may take
 
 
 def resume_key(stage: Stage) -> str:
-    """Digest of all that decides what a stage computes: its settings, its code, its inputs."""
+    """Return the digest of all that determines a stage's result: settings, code and inputs."""
     inputs = {name: [file_digest(path) for path in paths] for name, paths in stage.inputs.items()}
     return short_digest(canonical_json(stage.spec), stage.code, canonical_json(inputs))
 
 
 class Checkpoints:
-    """The checkpoints of one run of a stage, newest last."""
+    """Checkpoints and kept weights of one run of a stage."""
 
     def __init__(self, root: Path, key: str) -> None:
         self.root, self.folder = root, root / key
 
     def open(self) -> None:
-        """Make the folder; drop checkpoints of other settings and those that were being written."""
+        """Create the folder; remove checkpoints of other keys, and incomplete ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for other in self.root.iterdir():
             if other.is_dir() and other != self.folder:
@@ -61,56 +62,63 @@ class Checkpoints:
             shutil.rmtree(partial)
 
     def all(self) -> list[Path]:
-        """Folders of whole checkpoints, oldest first."""
+        """Return the folders of complete checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*"))
 
     def partial(self, step: int) -> Path:
-        """Where the checkpoint of a step is written before it is whole."""
+        """Return the folder in which a step's checkpoint is written until it is complete."""
         return self.folder / f".step-{step:09d}.partial"
 
     def commit(self, step: int) -> None:
-        """Flush a partial checkpoint to disk, give it its name, and drop what only older ones than two need."""
+        """Flush a partial checkpoint to disk, rename it to its final name, and remove old ones."""
+        # flushed before the rename, so that a folder with a final name is complete even after a
+        # crash
         partial = self.partial(step)
         for path in partial.rglob("*"):
             if path.is_file():
                 flush(path)
         final = self.folder / f"step-{step:09d}"
+        # os.replace cannot replace a folder that is not empty
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         self._keep(KEPT_CHECKPOINTS)
 
     def drop(self, checkpoint: Path) -> None:
-        """Remove a checkpoint that cannot be gone on from, and kept weights that no other one names."""
+        """Remove a damaged checkpoint, and kept weights that no other checkpoint refers to."""
         shutil.rmtree(checkpoint)
         self._keep(KEPT_CHECKPOINTS)
 
     def kept(self, step: int) -> Path:
-        """Folder of the weights that were best at a step."""
+        """Return the folder of the weights kept at a step, the best on dev."""
         return self.folder / f"kept-{step:09d}"
 
     def forget_newer(self, step: int) -> None:
-        """Remove kept weights of later steps: they will be made again."""
+        """Remove kept weights of later steps, which will run again."""
         for folder in self.folder.glob("kept-*"):
             if folder.name > self.kept(step).name:
                 shutil.rmtree(folder)
 
     def _keep(self, count: int) -> None:
-        """Drop all but the newest checkpoints, and kept weights that none of these names and that are not newer."""
+        """Remove all but the `count` newest checkpoints, and old kept weights that none uses."""
         for old in self.all()[:-count]:
             shutil.rmtree(old)
         checkpoints = self.all()
         named = {name for checkpoint in checkpoints for name in kept_by(checkpoint)}
         newest = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
         for folder in self.folder.glob("kept-*"):
+            # newer weights belong to the next checkpoint, which is not written yet
             if folder.name not in named and folder.name <= self.kept(newest).name:
                 shutil.rmtree(folder)
 
     def close(self) -> None:
-        """The stage's outputs are in place: keep no more than it takes to put them there once more.
+        """Remove all but what is needed to restore the outputs, once they are in place.
 
-        Should the job end badly before Snakemake has noted its success, they are deleted. `sweep` removes the rest.
+        If the job fails before Snakemake has recorded its success, Snakemake deletes the outputs.
+        `sweep` removes the rest later.
         """
         self._keep(1)
+        # the record of the last step and the kept weights are enough: a rerun finds no step left to
+        # do, and publishes the weights again. Its list of files is emptied, as they are deleted
         (last,) = self.all()
         write_json(last / PROGRESS, sealed({**read_record(last / PROGRESS), "files": {}}))
         for path in last.iterdir():
@@ -121,7 +129,7 @@ class Checkpoints:
 
 
 def examine(checkpoint: Path) -> tuple[Record, list[str]]:
-    """The record of a checkpoint, and what is wrong with all that it speaks of: its files, kept weights, the log."""
+    """Return a checkpoint's record, and the faults of its files, kept weights and log."""
     try:
         record = read_record(checkpoint / PROGRESS)
     except DamagedError as error:
@@ -133,6 +141,7 @@ def examine(checkpoint: Path) -> tuple[Record, list[str]]:
     log, state = folder / LOG, record["journal"]
     written = b""
     if log.exists():
+        # the log may be longer: lines after the checkpoint are cut off on resume
         with open(log, "rb") as file:
             written = file.read(state["metrics_bytes"])
     if hashlib.sha256(written).hexdigest() != state["metrics_sha256"]:
@@ -141,7 +150,7 @@ def examine(checkpoint: Path) -> tuple[Record, list[str]]:
 
 
 def kept_by(checkpoint: Path) -> Record:
-    """Digests of the kept weights that a checkpoint names, by folder; of a damaged one, none."""
+    """Return the digests of a checkpoint's kept weights, by folder; empty if it is damaged."""
     try:
         return dict(read_record(checkpoint / PROGRESS)["kept"])
     except DamagedError:
@@ -149,31 +158,32 @@ def kept_by(checkpoint: Path) -> Record:
 
 
 def sweep(results: Path) -> None:
-    """Remove what finished stages below `results` have left for the case that their success is not noted.
+    """Remove the checkpoints of all finished stages below `results`.
 
-    For the end of a run that succeeded: then it is.
+    Called at the end of a successful run, when Snakemake has recorded the success of all stages.
     """
     for root in results.glob("**/checkpoints"):
         done = (root.parent / name for name in LAST_WRITTEN)
+        # with a lock, the stage is running again
         if any(path.exists() for path in done) and not (root / "lock").exists():
             shutil.rmtree(root)
 
 
 def flush(path: Path) -> None:
-    """Have a file on the disk, and not on its way there."""
+    """Write a file's buffered content to the disk (fsync)."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 @dataclass
 class Pace:
-    """When a checkpoint is due.
+    """Interval between checkpoints.
 
-    After 5 % of the training or `longest`, whichever is less, so that no more is lost with a node; but where that is
-    a matter of seconds, not so often that training waits for checkpoints more than 2 % of the time.
+    It is 5 % of the training or `longest`, whichever is less, which bounds the work that a crash
+    can lose. Where checkpoints would take more than 2 % of the time, it grows, up to `longest`.
 
     Attributes:
-        longest: seconds.
+        longest: longest interval in seconds.
         cost: seconds that training waited for the last checkpoint.
     """
 
@@ -184,22 +194,25 @@ class Pace:
         self._saved = time.monotonic()
 
     def saved(self, cost: float) -> None:
-        """A checkpoint was made just now."""
+        """Record that a checkpoint was just written."""
         self.cost, self._saved = cost, time.monotonic()
 
     def interval(self, seconds: float, done: int, total: int) -> float:
-        """Seconds between two checkpoints of a training whose first `done` steps took `seconds`."""
+        """Return the seconds between two checkpoints, if the first `done` steps took `seconds`."""
         share = SHARE_OF_RUN * seconds / max(done, 1) * total
         return min(self.longest, max(share, self.cost / SHARE_OF_TIME))
 
     def due(self, seconds: float, done: int, total: int) -> bool:
-        """Whether it is time."""
+        """Return whether a checkpoint is due."""
         return time.monotonic() - self._saved >= self.interval(seconds, done, total)
 
 
 @contextlib.contextmanager
 def resumable(stage: Stage, output: Path) -> Iterator[Path]:
-    """A folder beside an output for what the next attempt goes on from; `sweep` removes it."""
+    """Lock and yield a folder beside an output for partial results, which `sweep` removes.
+
+    The next attempt of the stage resumes from them.
+    """
     root = output.parent / "checkpoints"
     checkpoints = Checkpoints(root, resume_key(stage))
     with Lock(root / "lock", stage.say):
@@ -208,11 +221,11 @@ def resumable(stage: Stage, output: Path) -> Iterator[Path]:
 
 
 class Lock:
-    """Keeps a second copy of a stage out, by a file whose time stamp is a heartbeat.
+    """Lock file that prevents two copies of a stage; its time stamp is a heartbeat.
 
-    A head process can die and be started again while its job still runs; without this, two jobs would train into
-    one folder. The lock of a process that is gone is taken over: at once on the same host, else when its
-    heartbeat has stood still for a while.
+    If Snakemake's main process dies and is restarted while its job still runs, two jobs would
+    otherwise write to the same folder. The lock of a dead process is taken over: at once on the
+    same host, else if its heartbeat has stopped for a while.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
@@ -240,6 +253,7 @@ class Lock:
 
     def _create(self) -> bool:
         try:
+            # mode x fails if the file exists, so only one process can create the lock
             with open(self.path, "x", encoding="utf-8") as file:
                 owner = {"host": socket.gethostname(), "process": os.getpid()}
                 json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID")}, file)
@@ -253,6 +267,7 @@ class Lock:
 
     def _wait_for_owner_to_be_gone(self) -> None:
         owner, seen = self._read()
+        # process ids are only comparable on the same host; elsewhere only the heartbeat is visible
         if owner.get("host") == socket.gethostname() and not _alive(owner["process"]):
             return
         patience = 6 * HEARTBEAT_SECONDS
@@ -277,19 +292,17 @@ class Lock:
                 )
 
     def _read(self) -> tuple[dict[str, Any], float | None]:
-        """Who holds the lock, and its last heartbeat; None if nobody does."""
+        """Return the owner of the lock and its last heartbeat; ({}, None) if there is no lock."""
         try:
-            # opened, since a network file system may answer for an open file only what is true now
+            # opened first: network file systems refresh a cached time stamp when a file is opened
             with open(self.path, encoding="utf-8") as file:
                 seen = os.fstat(file.fileno()).st_mtime
                 owner = json.load(file)
         except FileNotFoundError:
             return {}, None
         except (ValueError, RecursionError):
-            return (
-                {},
-                seen,
-            )  # its writer died between creating and filling it, or another program wrote it
+            # its writer died between creating and filling it, or another program wrote it
+            return {}, seen
         process = owner.get("process") if isinstance(owner, dict) else None
         if type(process) is not int or not 0 < process < 2**31:
             return {}, seen

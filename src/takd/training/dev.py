@@ -1,4 +1,4 @@
-"""How good a student is on the dev rows: its loss on the references, and the scores of what it writes."""
+"""Dev evaluation of a student: loss on the references, and scores of sampled responses."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from takd.training.student import Student
 
 
 def dev_loss(student: Student, dev: Dataset, vocabulary: int, micro_batch: int) -> float:
-    """Mean of -log q over all response tokens of the dev rows; every process reads its share."""
+    """Return the mean of -log q over all response tokens of the dev rows, on all processes."""
     accelerator = student.accelerator
     rows = examples(dev, range(len(dev)))
     loss = label_loss(vocabulary, response_tokens(rows))
@@ -27,7 +27,7 @@ def dev_loss(student: Student, dev: Dataset, vocabulary: int, micro_batch: int) 
 
 
 def dev_prompts(dev: Dataset, seed: int) -> list[Prompt]:
-    """The prompts of the dev rows, with the same noise at every evaluation."""
+    """Return the prompts of the dev rows, with the same noise at each dev evaluation."""
     return [Prompt(row.prompt, row.id, seed) for row in examples(dev, range(len(dev)))]
 
 
@@ -37,7 +37,7 @@ def dev_scores(
     tokenizer: PreTrainedTokenizerBase,
     rouge_tokenizer: str,
 ) -> dict[str, float]:
-    """Means over the dev rows of the measures on one drawn response each."""
+    """Return the means of all measures over the dev rows, with one response per row."""
     texts = tokenizer.batch_decode([r.tokens.tolist() for r in responses], skip_special_tokens=True)
     pairs = list(zip(texts, dev["references"], strict=True))
     count = len(pairs)

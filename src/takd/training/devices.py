@@ -1,4 +1,4 @@
-"""Devices, precision and process groups: everything that Accelerate has to be told."""
+"""Devices, precision and process groups: the setup of torch, Accelerate and DeepSpeed."""
 
 import os
 from datetime import timedelta
@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 if not torch.cuda.is_available():
-    # read when accelerate imports DeepSpeed, which else warns on the console that it found no card
+    # read when Accelerate imports DeepSpeed, which otherwise warns on the console about a missing
+    # GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
@@ -18,43 +19,48 @@ from takd.cards import check_kernels
 from takd.errors import InputError
 from takd.precision import BFLOAT16, resolve
 
-# How long processes wait for one another. NCCL's ten minutes are too short while the first one writes a large model to
-# a busy disk; a process that dies is noticed by torchrun, long before.
+# Timeout of collective operations. NCCL's ten minutes are too short while the first process writes
+# a large model to a busy disk; torchrun detects processes that die much sooner.
 PATIENCE = timedelta(hours=1)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def settle(threads: int, deterministic: bool) -> None:
-    """Use so many threads and, where asked for, only algorithms that give the same numbers each time.
+    """Set the number of threads and, if asked for, use deterministic algorithms only.
 
-    torch then takes such a variant of an operation where it has one, the backward passes of attention included, and
-    raises RuntimeError where it has none (`stage` makes a sentence of it). Call it before CUDA is used.
+    Operations without a deterministic variant then raise RuntimeError, which `takd.stage` reports
+    as one sentence. Call it before CUDA is used.
     """
     torch.set_num_threads(threads)
     if not deterministic:
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # a fixed workspace for each stream
-    os.environ.setdefault("NCCL_ALGO", "Ring")  # in-network sums (NVLS) have no fixed order
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # cuBLAS is deterministic with a fixed workspace only
+    os.environ.setdefault(
+        "NCCL_ALGO", "Ring"
+    )  # in-network sums (NVLS) have no fixed order of summation
     torch.use_deterministic_algorithms(True)
-    # it would fill each new tensor, and no number here depends on memory that nothing was written to
+    # filling each new tensor takes time, and no result depends on uninitialised memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def own() -> torch.device:
-    """This process's card, or else the CPU."""
+    """Return this process's GPU, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def choose_precision(setting: str, pretrained: str = "") -> str:
-    """Resolve `auto` for the device at hand, as `takd.precision.resolve`.
+    """Resolve `auto` for the current device, as `takd.precision.resolve`.
 
     Args:
-        pretrained: type that the model was pretrained in.
+        setting: "auto", "fp32", "fp16" or "bf16".
+        pretrained: dtype that the model was pretrained in.
 
     Raises:
-        InputError: float16 on a CPU, or a card for which this torch has no kernels.
+        InputError: float16 on a CPU, or a GPU for which this torch build has no kernels.
     """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -70,7 +76,7 @@ def choose_precision(setting: str, pretrained: str = "") -> str:
 
 
 def describe(precision: str, pretrained: str = "") -> str:
-    """In what numbers a model computes, on what, and why not in others."""
+    """Describe a precision and its device for the log, and why it is not another one."""
     if not torch.cuda.is_available():
         return f"{precision} on the CPU"
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
@@ -91,14 +97,17 @@ def start(
     gradient_clip: float,
     deepspeed: dict[str, Any] | None,
 ) -> Accelerator:
-    """Join the process group and say how to train.
+    """Join the process group and create the Accelerator.
 
     Args:
-        accumulation: micro-batches of one optimizer step on each process.
-        deepspeed: `{"name", "config"}` of a file in config/deepspeed, or None for plain or DDP training.
+        precision: "fp32", "fp16" or "bf16".
+        accumulation: micro-batches per optimizer step on each process.
+        micro_batch: rows of a micro-batch.
+        gradient_clip: largest gradient norm.
+        deepspeed: `{"name", "config"}` of a file in config/deepspeed; None for one process or DDP.
 
     Raises:
-        RuntimeError: Accelerate set up something else than was asked for.
+        RuntimeError: Accelerate set up another number of processes or another backend.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     on_gpu = torch.cuda.is_available()
@@ -114,8 +123,8 @@ def start(
         backend = "nccl" if on_gpu else "gloo"
         if "RANK" not in os.environ:
             _group_of_one(backend)
-        # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process group
-        # each of two CPU processes would believe that it is alone
+        # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process
+        # group each CPU process would run as if it were the only one
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         PartialState(backend=backend, timeout=PATIENCE)
         config = {
@@ -140,7 +149,7 @@ def start(
 
 
 def _group_of_one(backend: str) -> None:
-    """The process group that DeepSpeed wants even of one process, on a port that no other training of the node has."""
+    """Create the process group of one process that DeepSpeed requires, on a free port."""
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     os.environ.update(MASTER_ADDR=store.host, MASTER_PORT=str(store.port))
@@ -148,18 +157,18 @@ def _group_of_one(backend: str) -> None:
 
 
 def uses_zero3(accelerator: Accelerator) -> bool:
-    """Whether each process holds only a part of each parameter."""
+    """Return whether parameters are sharded over processes (ZeRO stage 3)."""
     plugin = accelerator.state.deepspeed_plugin
     return plugin is not None and plugin.zero_stage == 3
 
 
 def seed_generators(seed: int) -> None:
-    """Seed what dropout draws from: `torch.manual_seed` in a fiftieth of its time, which tiny models notice."""
+    """Seed the generators of dropout: 50 times faster than `torch.manual_seed`, for tiny models."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(seed)
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the card, or "cpu"."""
+    """Return the name of the GPU, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,4 +1,4 @@
-"""The folder of a trained model: its weights, and files that say what it was trained and is evaluated with."""
+"""Folder of a trained model: weights, configuration, generation settings and tokenizer."""
 
 import copy
 import tempfile
@@ -19,17 +19,18 @@ from takd.models import DROPOUT_KEYS, load_tokenizer
 from takd.sampling import Decoding
 from takd.vocabulary import first_difference, save_tokenizer
 
-# what `config.json` may say of the source's own decoding, files and code
+# settings of `config.json` that refer to the source's own decoding, files or code
 OF_THE_SOURCE = ("task_specific_params", "prefix", "decoder_start_token_id", "auto_map")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What is written beside the weights of a model.
+    """Files that are written beside the weights of a model.
 
     Attributes:
-        config: that of the source, with the token ids of the experiment's tokenizer.
-        generation: how `generate` and `pipeline` decode by default: greedily, as the evaluation does without sampling.
+        config: the source's configuration, with the token ids of the experiment's tokenizer.
+        generation: defaults of `generate` and `pipeline`: greedy decoding.
+        tokenizer: the experiment's tokenizer.
     """
 
     config: PretrainedConfig
@@ -45,12 +46,16 @@ class Exported:
         vocabulary: int,
         decoding: Decoding,
     ) -> "Exported":
-        """Describe a model that was read from the folder `source`.
+        """Describe a model that was loaded from the folder `source`.
 
         Args:
-            vocabulary: entries that the tokenizer uses. Training leaves those above as they were, and no evaluation
-                draws one, so `generate` must not either.
-            decoding: its `max_new_tokens` and `no_repeat_ngram` hold for greedy decoding, too.
+            model: the model.
+            source: its folder.
+            tokenizer: the experiment's tokenizer.
+            vocabulary: entries that the tokenizer uses. Entries above are never trained or sampled
+                here, so `generate` must not sample them either.
+            decoding: source of `max_new_tokens` and `no_repeat_ngram`, which also apply to greedy
+                decoding.
         """
         tokens = {
             "bos_token_id": tokenizer.bos_token_id,
@@ -80,9 +85,9 @@ class Exported:
         return cls(config, generation, tokenizer)
 
     def misread(self) -> str | None:
-        """How `AutoTokenizer` reads the tokenizer otherwise beside this configuration; None where it does not.
+        """Describe how `AutoTokenizer` would misread the tokenizer here; None if it would not.
 
-        For some types of models, transformers builds a tokenizer of its own from the vocabulary alone.
+        For some model types, transformers builds a tokenizer from the vocabulary alone.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.config.save_pretrained(folder)
@@ -95,7 +100,7 @@ class Exported:
         return first_difference(again, self.tokenizer)
 
     def write(self, model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
-        """Write a folder that `from_pretrained` reads; `weights` are those of `model` without adapters."""
+        """Write a folder for `from_pretrained`; `weights` are those of `model` without adapters."""
         model.generation_config = self.generation
         model.save_pretrained(folder, state_dict=weights)
         for part, _ in _parts(self.config, self.config):
@@ -106,7 +111,7 @@ class Exported:
 
 
 def _splitting(tokenizer: Any) -> list[bytes | None]:
-    """What a tokenizer does to a text before it looks for tokens."""
+    """Serialised normaliser and pre-tokenizer, which run before tokens are looked up."""
     backend = tokenizer.backend_tokenizer
     parts = (backend.normalizer, backend.pre_tokenizer)
     return [None if part is None else part.__getstate__() for part in parts]
@@ -115,6 +120,6 @@ def _splitting(tokenizer: Any) -> list[bytes | None]:
 def _parts(
     config: PretrainedConfig, other: PretrainedConfig
 ) -> list[tuple[PretrainedConfig, PretrainedConfig]]:
-    """Two configurations side by side, and those of their text models where these lie within."""
+    """Pairs of two configurations and, if they contain them, of their text configurations."""
     whole, text = (config, other), (config.get_text_config(), other.get_text_config())
     return [whole] if text[0] is config else [whole, text]

@@ -1,4 +1,4 @@
-"""What a run keeps: the weights that were best on dev, and checkpoints to go on from."""
+"""Saving and resuming of a training run: best weights on dev, and checkpoints."""
 
 import math
 import time
@@ -26,9 +26,9 @@ Tensors = dict[str, dict[str, Tensor]]  # by file and name
 
 @dataclass
 class Best:
-    """The best dev value of a measure so far, the step that had it, and the dev loss there.
+    """The best dev value of a measure so far, its step, and the dev loss at that step.
 
-    Of equal values the one with the lower loss is better, of equal losses the earlier one.
+    Of equal values the one with the lower loss is better; of equal losses, the earlier one.
     """
 
     measure: str
@@ -37,29 +37,30 @@ class Best:
     loss: float | None = None
 
     def improves(self, values: dict[str, float]) -> bool:
-        """Whether these dev values, `loss` among them, are better than the best so far."""
+        """Return whether dev values, which include `loss`, are better than the best so far."""
         value, loss = values[self.measure], values["loss"]
         if not math.isfinite(value):
             return False
         if self.value is None or self.loss is None:
             return True
         if value == self.value:
-            # a loss that is not finite is worse than any other
+            # a finite loss is better than one that is not
             return loss < self.loss or (math.isfinite(loss) and not math.isfinite(self.loss))
         return value < self.value if self.measure == "loss" else value > self.value
 
 
 @dataclass
 class Keeper:
-    """Writes and reads what one run keeps, in the folder of its checkpoints.
+    """Writer and reader of a run's best weights and checkpoints.
 
-    A checkpoint is copied to main memory while training waits, and written while it goes on. DeepSpeed writes its
-    own, each process its part, and training waits. Digests of all files are taken while training goes on.
+    A checkpoint is copied to main memory while training waits, and written in the background.
+    DeepSpeed writes its own checkpoints, one part per process, while training waits. Digests of all
+    files are computed in the background.
 
     Attributes:
-        best: names of outputs ("model", "init") and the dev measure that picks their weights.
-        say: tells the one who waits.
-        kept: digests of the files of kept weights, by folder and file; of the first process alone.
+        best: best dev value by output ("model", "init"), which selects its weights.
+        say: prints a message.
+        kept: digests of kept weights, by folder and file; in the main process only.
     """
 
     student: Student
@@ -78,7 +79,7 @@ class Keeper:
         self.kept: dict[str, dict[str, str]] = {}
 
     def observe(self, step: int, values: dict[str, float]) -> None:
-        """Keep the weights of now where a measure that picks a model is the best so far."""
+        """Export the current weights if they are the best so far by a selecting measure."""
         for best in self.best.values():
             if best.improves(values):
                 best.step, best.value, best.loss = step, values[best.measure], values["loss"]
@@ -86,10 +87,10 @@ class Keeper:
             self.student.export(self.checkpoints.kept(step), self.exported)
 
     def save(self, step: int) -> float:
-        """Make a checkpoint; returns the seconds that training waited for it.
+        """Write a checkpoint; return the seconds that training waited for it.
 
         Raises:
-            InputError: this one or the one before could not be written.
+            InputError: this checkpoint or the previous one could not be written.
         """
         began = time.monotonic()
         self.finish()
@@ -110,6 +111,7 @@ class Keeper:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "journal": self.journal.state(),
             }
+            # the tensors are copies, so training can change the weights while they are written
             self._writing = self._writer.submit(self._write, step, tensors, progress)
         waited = time.monotonic() - began
         self.journal.checkpoints += 1
@@ -117,7 +119,7 @@ class Keeper:
         return waited
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is on the disk.
+        """Wait until the last checkpoint is on disk.
 
         Raises:
             InputError: it could not be written.
@@ -144,21 +146,24 @@ class Keeper:
         self.kept = {name: self.kept.get(name) or self._digests(name) for name in names}
         record = {**progress, "kept": self.kept, "files": digests([partial], partial)}
         write_json(partial / PROGRESS, sealed(record))
-        flush(self.journal.path)  # as long as the checkpoint says
+        flush(
+            self.journal.path
+        )  # the log must be on disk up to the length that the checkpoint records
         self.checkpoints.commit(step)
 
     def _digests(self, kept: str) -> dict[str, str]:
         return digests([self.checkpoints.folder / kept], self.checkpoints.folder)
 
     def resume(self, total: int) -> int:
-        """Go on from the newest checkpoint that is whole; returns the number of the `total` steps that are done.
+        """Load the newest undamaged checkpoint; return the number of completed steps of `total`.
 
-        Nothing of a checkpoint is used before it is compared with its digests.
+        A checkpoint's digests are checked before anything of it is used.
 
         Raises:
-            InputError: there are checkpoints, and all are damaged.
+            InputError: there are checkpoints, but all are damaged.
         """
-        # on a network file system, processes may see different ones; the first decides
+        # on a network file system, processes may see different checkpoints, so the main process
+        # chooses
         chosen = self._choose() if self.accelerator.is_main_process else None
         folder, progress, error = broadcast_object_list([chosen])[0]
         if error:
@@ -167,7 +172,7 @@ class Keeper:
             self.journal.restart()
             return 0
         if progress["step"] == total:
-            pass  # what is kept is all that is asked for, and may be all that is there
+            pass  # finished: only kept weights are needed, and `Checkpoints.close` may have removed the rest
         elif self.sharded:
             self.accelerator.load_state(str(folder))
         else:
@@ -185,7 +190,10 @@ class Keeper:
         return progress["step"]
 
     def _choose(self) -> tuple[Path | None, Record, str | None]:
-        """The newest whole checkpoint and its record, or what to say where all are damaged; drops damaged ones."""
+        """Return the newest undamaged checkpoint and its record, or an error if all are damaged.
+
+        Removes damaged checkpoints if an undamaged one exists.
+        """
         damaged: list[Path] = []
         said = ""
         for folder in reversed(self.checkpoints.all()):

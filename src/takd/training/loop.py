@@ -1,8 +1,8 @@
-"""The one training loop: batches and losses come from a method, everything else is here.
+"""The training loop: steps, dev evaluations, checkpoints and logging, for all methods.
 
-Each step's global batch is split over processes and micro-batches; losses are shares of a mean over the global
-batch, so that neither changes more than rounding. A run that was killed goes on from its last checkpoint and ends with
-the weights of one that was not (docs/workflow.md, Reproducibility).
+Each step's global batch is divided among processes and micro-batches. Losses are shares of a mean
+over the global batch, so their number changes results by rounding only. A run that was killed
+resumes from its last checkpoint and ends with the same weights (docs/workflow.md, Reproducibility).
 """
 
 import math
@@ -40,11 +40,17 @@ class Run:
     """One training run.
 
     Attributes:
+        stage: paths and resources.
+        accelerator: Accelerate's interface to devices and processes.
+        method: the training method.
         model: the model to train, not yet on its device.
-        dev: prepared data set for dev loss and dev ROUGE-L.
-        exported: what stands beside the weights that it writes.
-        keep: names of outputs ("model", "init") and the dev measure that picks their weights.
-        rouge_tokenizer: of ROUGE-L on the dev rows, as the data stage chose it.
+        exported: files that are written beside the weights.
+        dev: prepared data set for dev evaluations.
+        decoding: decoding settings of dev evaluations.
+        precision: "fp32", "fp16" or "bf16".
+        keep: outputs ("model", "init"), with the dev measure that selects their weights.
+        checkpoints: folder of the run's checkpoints.
+        rouge_tokenizer: tokenizer of ROUGE-L on the dev rows, chosen by the data stage.
     """
 
     stage: Stage
@@ -84,11 +90,12 @@ class Run:
         self.end_token: int = self.tokenizer.eos_token_id
 
     def train(self) -> None:
-        """Run all steps that are left.
+        """Run all remaining steps.
 
         Raises:
-            Interrupted: asked to stop or out of time; a checkpoint has been written.
-            InputError: no finite gradient for many steps in a row; a checkpoint has been written. Or none could be.
+            Interrupted: SIGTERM or time limit; a checkpoint has been written.
+            InputError: many steps in a row had no finite gradient (a checkpoint has been written),
+                or a checkpoint could not be written.
         """
         step = self.keeper.resume(self.total)
         self.introduce(step)
@@ -97,6 +104,7 @@ class Run:
         if step == 0:
             self.evaluate(0)
         while step < self.total:
+            # sampling comes before the optimizer step, with the weights that this step starts from
             self.method.prepare(step, self.sample)
             values = self.optimize(step)
             self.method.learned(step, values)
@@ -117,6 +125,7 @@ class Run:
                 self.stage.should_stop(), pace.due(self.journal.seconds, step, self.total)
             )
             if due or stop or diverged or last:
+                # the last step is saved too: publishing compares the kept weights with its digests
                 pace.saved(self.keeper.save(step))
             if (stop or diverged) and not last:
                 progress.close()
@@ -126,7 +135,7 @@ class Run:
         self.keeper.finish()
 
     def introduce(self, step: int) -> None:
-        """Say what begins, or goes on, and on what."""
+        """Print what starts or resumes, and on which devices."""
         count = f"{self.world} process{'es' if self.world > 1 else ''}"
         how = describe(self.precision, getattr(self.model.config, PRETRAINED))
         self.stage.say(
@@ -136,7 +145,7 @@ class Run:
         )
 
     def skipped(self, step: int) -> None:
-        """Count a step whose gradient was not finite; the optimizer left it out, and the weights are those before."""
+        """Count a step that was skipped because its gradient was not finite."""
         self.journal.skipped += 1
         if self.main and self.journal.skipped in (1, 10, 100, 1000):
             self.stage.say(
@@ -144,7 +153,7 @@ class Run:
             )
 
     def leave(self, step: int, rate: float, diverged: bool) -> None:
-        """Raise what says why a run ends before its last step."""
+        """Raise the error that explains why a run ends before its last step."""
         if diverged:
             raise InputError(
                 f"{self.title}: no finite gradient in {SKIPPED_IN_A_ROW} steps in a row, up to step {step} of"
@@ -157,20 +166,20 @@ class Run:
         )
 
     def optimize(self, step: int) -> dict[str, float]:
-        """One optimizer step on the global batch; returns means over it."""
+        """Run one optimizer step on the global batch; return means over the batch."""
         s = self.settings
         rate = learning_rate(s, step, self.total)
         for group in self.student.optimizer.param_groups:
             group["lr"] = rate
         self.student.train()
-        # dropout is the only use of the global generator: no state of it has to be saved
+        # only dropout uses the global generator; reseeded at each step, it needs no saved state
         seed_generators((self.seed * 1_000_003 + step) * 1_009 + self.rank)
         sums: dict[str, Tensor] = {}
         norm = math.nan
         for part, rows in self.micro_batches(self.method.parts(step)):
             with self.accelerator.accumulate(self.student.module):
                 loss, statistics = self.student.module(part.loss, rows)
-                # processes are averaged and micro-batches divided by their number; ours are shares of a sum
+                # Accelerate averages over processes and micro-batches; these losses are sums
                 scale = self.world * self.accelerator.gradient_accumulation_steps
                 self.accelerator.backward(loss * scale)
                 for key, value in {"loss": loss.detach(), **statistics}.items():
@@ -178,7 +187,10 @@ class Run:
                 if self.accelerator.sync_gradients:
                     clip = s["gradient_clip"]
                     norm = self.accelerator.clip_grad_norm_(self.student.module.parameters(), clip)
+                    # DeepSpeed clips by itself, and may report no norm
                     norm = math.nan if norm is None else float(norm)
+                    # with a loss scaler (fp16) the call is needed even then: it skips the update,
+                    # and lowers the scale
                     if math.isfinite(norm) or self.accelerator.scaler is not None:
                         self.student.optimizer.step()
                     self.student.optimizer.zero_grad()
@@ -187,25 +199,29 @@ class Run:
         return {**values, "learning_rate": rate, "gradient_norm": round(norm, 6)}
 
     def micro_batches(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Sequence[Any]]]:
-        """This process's share of the global batch, in pieces that fit the device."""
+        """Yield this process's share of the global batch, in micro-batches."""
         for part in parts:
             self.journal.tokens += sum(len(row) for row in part.rows)
-            # sorted, so that little of a micro-batch is padding
+            # sorted by length, so that micro-batches have little padding
             mine = sorted(part.rows, key=len)[self.rank :: self.world]
             for start in range(0, len(mine), self.stage.micro_batch):
                 yield part, mine[start : start + self.stage.micro_batch]
 
     def agree(self, *flags: bool) -> list[bool]:
-        """Whether any process says so, of each flag: all must leave the loop at the same step."""
+        """Return, for each flag, whether any process has set it.
+
+        All processes must leave the loop at the same step.
+        """
         if self.world == 1:
             return list(flags)
+        # one collective operation for all flags
         counts = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
         return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
 
     def sample(
         self, prompts: Sequence[Prompt], temperature: float, teacher_mix: float | None
     ) -> list[Response]:
-        """Responses of the student, alone or mixed with its teacher; every process draws its share."""
+        """Sample responses from the student, alone or mixed with its teacher, for a method."""
         decoding = Decoding(self.decoding.max_new_tokens, temperature=temperature)
         teacher = None if teacher_mix is None else self.method.teacher
         responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher)
@@ -219,7 +235,8 @@ class Run:
         teacher_mix: float = 0.0,
         teacher: PreTrainedModel | None = None,
     ) -> list[Response]:
-        """One response per prompt, the same list on every process."""
+        """Sample one response per prompt, divided among processes; all return the same list."""
+        # every n-th prompt of a sorted list: equal work for all processes
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
         mine = order[self.rank :: self.world]
         with self.student.whole() as student:
@@ -229,6 +246,7 @@ class Run:
                 decoding,
                 end_token=self.end_token,
                 vocabulary=self.method.context.vocabulary,
+                # without activations for a backward pass, more rows fit into memory
                 micro_batch=max(self.stage.micro_batch, 1) * 4,
                 teacher=teacher,
                 teacher_mix=teacher_mix,
@@ -238,7 +256,7 @@ class Run:
         return [everywhere[i] for i in range(len(prompts))]
 
     def evaluate(self, step: int) -> None:
-        """Dev loss and dev ROUGE-L; keeps the weights where a measure that picks a model is best."""
+        """Run a dev evaluation, and keep the weights if they are the best by some measure."""
         began = time.monotonic()
         responses = self.draw(dev_prompts(self.dev, self.seed), self.decoding)
         vocabulary, micro_batch = self.method.context.vocabulary, self.stage.micro_batch
@@ -254,11 +272,11 @@ class Run:
                 f"  ({self.journal.seconds:.0f} s, of which {time.monotonic() - began:.0f} s dev)"
             )
         self.method.observe(step, values["loss"])
-        if step:  # the start is on the curve, but no result of this training
+        if step:  # the initial weights are on the curve, but no result of this training
             self.keeper.observe(step, values)
 
     def end(self) -> None:
-        """Close the journal with what the run took."""
+        """Write the last line of the log, with devices, counts and times."""
         self.journal.close(
             self.total,
             device=device_name(self.accelerator.device),
@@ -273,7 +291,10 @@ class Run:
 
 
 def learning_rate(settings: dict[str, Any], step: int, total: int) -> float:
-    """Learning rate of a step, counted from 0: linear warm-up, then constant, linear or cosine decay to 0."""
+    """Return the learning rate of a step, counted from 0: linear warm-up, then the schedule.
+
+    The schedule is constant, or a linear or cosine decay to 0.
+    """
     peak, warmup = settings["learning_rate"], settings["warmup_steps"]
     if step < warmup:
         return peak * (step + 1) / warmup

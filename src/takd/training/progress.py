@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a bar in a terminal, plain lines elsewhere, and metrics.jsonl."""
+"""Progress of a run: a bar in a terminal or lines in a log, and metrics.jsonl."""
 
 import contextlib
 import hashlib
@@ -16,17 +16,19 @@ from tqdm import tqdm
 from takd.integrity import closing_digest
 from takd.stage import read_json, write_json
 
-SECONDS_BETWEEN_NOTES = 5.0  # the most that a kill takes from the time
+SECONDS_BETWEEN_NOTES = 5.0  # time that a killed attempt may lose
 SPENT = "spent.json"
 COUNTED = ("tokens", "skipped", "checkpoints", "checkpoint_seconds")
 
 
 class Journal:
-    """metrics.jsonl: one JSON object a line, with seconds and tokens counted over all restarts.
+    """Writer of metrics.jsonl: a JSON object per line, with counts over all restarts.
 
     Attributes:
-        skipped: steps without a finite gradient, whose update was left out.
-        checkpoints: how many were made, and `checkpoint_seconds` that training waited for them.
+        tokens: tokens processed so far.
+        skipped: steps that were skipped because their gradient was not finite.
+        checkpoints: checkpoints written so far.
+        checkpoint_seconds: seconds that training waited for checkpoints.
     """
 
     def __init__(self, path: Path, active: bool) -> None:
@@ -38,11 +40,11 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Time spent so far, in this process and those before it."""
+        """Seconds spent so far, in this process and earlier ones."""
         return self._seconds_before + time.monotonic() - self._started
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold for the counts to go on."""
+        """Return what a checkpoint needs to continue the counts."""
         counted = {name: getattr(self, name) for name in COUNTED}
         written = self.path.read_bytes() if self.path.exists() else b""
         return {
@@ -53,7 +55,7 @@ class Journal:
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on after a checkpoint: forget the lines written after it."""
+        """Restore a `state`, and remove the lines written after it."""
         self._seconds_before, self._started = state["seconds"], time.monotonic()
         for name in COUNTED:
             setattr(self, name, state[name])
@@ -62,16 +64,16 @@ class Journal:
                 file.truncate(state["metrics_bytes"])
 
     def restart(self) -> None:
-        """Begin anew: there is no checkpoint to go on from."""
+        """Start with an empty log."""
         if self.active:
             self.path.write_bytes(b"")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line; a number that is not finite becomes null, which JSON has."""
+        """Append a line; numbers that are not finite become null, as JSON has none."""
         self._append(self._line(kind, step, values))
 
     def close(self, step: int, **values: Any) -> None:
-        """Append the last line, which has a digest of the whole log."""
+        """Append the last line, which holds a digest of the whole log."""
         line = self._line("end", step, values)
         if self.active:
             before = self.path.read_bytes() if self.path.exists() else b""
@@ -97,9 +99,9 @@ class Journal:
 
 @contextlib.contextmanager
 def timed(folder: Path, active: bool = True) -> Iterator[Journal]:
-    """The journal of a stage that goes on from what it wrote down, with the seconds of all attempts, killed ones too.
+    """Open the journal of a resumable stage, with the seconds of all attempts so far.
 
-    A thread notes them now and then, since a process that is killed has no last word.
+    A thread saves the time regularly, since a killed process cannot.
     """
     journal, note = Journal(folder / "metrics.jsonl", active), folder / SPENT
     if note.exists():
@@ -109,7 +111,7 @@ def timed(folder: Path, active: bool = True) -> Iterator[Journal]:
             print(
                 f"{note} is damaged: the time of earlier attempts is not counted", file=sys.stderr
             )
-    # the lines of an attempt whose success was not noted are told anew
+    # lines of an earlier attempt are written again
     journal.restart()
     ended = threading.Event()
 
@@ -130,7 +132,7 @@ def timed(folder: Path, active: bool = True) -> Iterator[Journal]:
 
 
 class Progress:
-    """A bar in a terminal; elsewhere a line of the log now and then."""
+    """Progress bar in a terminal; elsewhere a line in the log every few seconds."""
 
     SECONDS_BETWEEN_LINES = 15.0
 
@@ -149,7 +151,7 @@ class Progress:
         self._first, self._began, self._last = done, time.monotonic(), 0.0
 
     def step(self, done: int, values: dict[str, float]) -> None:
-        """One more step is done."""
+        """Show that `done` steps are complete."""
         self._bar.update(done - self._bar.n)
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._bar.set_postfix_str(text, refresh=False)
@@ -163,5 +165,5 @@ class Progress:
             print(f"{self.title}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Close the bar."""
         self._bar.close()

@@ -1,4 +1,4 @@
-"""The model in training, and the two ways to use it: behind a loss with gradients, and whole, to draw text from."""
+"""The model in training, in its two uses: forward passes with a loss, and sampling."""
 
 import contextlib
 import copy
@@ -22,12 +22,12 @@ from takd.training.exporting import Exported
 
 
 class LossModule(nn.Module):
-    """The student with a loss on top: DDP and DeepSpeed must see every pass through their own forward."""
+    """The student and its loss as one module: DDP and DeepSpeed hook into its forward."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.config = model.config  # DeepSpeed's "auto" values are read off it
+        self.config = model.config  # DeepSpeed resolves "auto" values from it
 
     def forward(self, loss: LossFunction, rows: Sequence[Any]) -> Any:
         assert all(module.training for module in self.modules()), "Student.train comes first"
@@ -39,12 +39,14 @@ class Student:
     """A model with its optimizer, on its device.
 
     Attributes:
-        model: not yet on its device when it comes; parameters without gradient stay as they are.
-        settings: those of the method.
-        compiled: whether training passes run through torch.compile.
-        dtype: of the numbers that text is drawn with.
-        decays_all: whether weight decay takes biases and norms too.
-        module: the model behind its losses, as DDP or DeepSpeed wraps it; every training pass goes through it.
+        accelerator: Accelerate's interface to devices and processes.
+        model: the model, not yet on its device when given; parameters without gradients are not
+            trained.
+        settings: settings of the method.
+        compiled: whether training passes use torch.compile.
+        dtype: dtype of the copy that samples under ZeRO-3.
+        decays_all: whether weight decay includes biases and norms.
+        module: the model with its loss, wrapped by DDP or DeepSpeed; used in all training passes.
     """
 
     accelerator: Accelerator
@@ -57,9 +59,10 @@ class Student:
     def __post_init__(self) -> None:
         s = self.settings
         self._sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self._sharded:  # before DeepSpeed hangs its hooks into the model
+        if self._sharded:  # before DeepSpeed adds hooks to the model
             self._shape = _unfilled(self.model, torch.float32, torch.device("cpu"))
-        # ZeRO-3 leaves each process a part of each parameter: what samples is a whole copy beside it
+        # ZeRO-3 shards each parameter over processes, so a whole copy of the model is used for
+        # sampling
         self._copy: PreTrainedModel | None = None
         if uses_zero3(self.accelerator):
             self._copy = _unfilled(self.model, self.dtype, self.accelerator.device)
@@ -75,12 +78,12 @@ class Student:
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
 
     def train(self) -> None:
-        """Have dropout in the passes that follow, in every module: `whole` and what reads a model leave it off."""
+        """Switch all modules to training mode, with dropout."""
         self.module.train()
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:
-        """The model in evaluation mode, with all its parameters at hand."""
+        """Yield the model in evaluation mode, with all its parameters, to sample or evaluate."""
         self.module.eval()
         model = self.model if self._copy is None else self._refreshed(self._copy)
         with self.accelerator.autocast(), torch.no_grad():
@@ -88,9 +91,10 @@ class Student:
 
     @torch.no_grad()
     def _refreshed(self, whole: PreTrainedModel) -> PreTrainedModel:
-        """The copy with the parameters of now.
+        """Update the copy with the current parameters.
 
-        Processes draw responses of different lengths, so they must not have to gather a layer together.
+        Under ZeRO-3 each layer of the model itself would have to be gathered by all processes at
+        once, but they sample responses of different lengths.
         """
         import deepspeed
 
@@ -100,7 +104,7 @@ class Student:
         return whole
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Copies on the CPU of all that training changes: `model` by name, `optimizer` by parameter and quantity."""
+        """Copy trained tensors to the CPU: `model` by name, `optimizer` by index and quantity."""
         parameters = self.model.named_parameters()
         moments = self.optimizer.state_dict()["state"]
         return {
@@ -114,7 +118,7 @@ class Student:
 
     @torch.no_grad()
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take back what `state` gave."""
+        """Restore a `state`."""
         parameters = dict(self.model.named_parameters())
         for name, value in state["model"].items():
             parameters[name].copy_(value)
@@ -126,7 +130,7 @@ class Student:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def export(self, folder: Path, exported: Exported) -> None:
-        """Write the model as a plain Hugging Face folder, adapters merged, with what is `exported` beside."""
+        """Write a plain Hugging Face folder: merged weights and the `exported` files."""
         model = self._masters() if self._sharded else self.model
         if self.accelerator.is_main_process:
             assert model is not None
@@ -135,7 +139,10 @@ class Student:
 
     @torch.no_grad()
     def _masters(self) -> PreTrainedModel | None:
-        """The model in float32, in the main process: DeepSpeed's module has rounded weights, or a part of them."""
+        """Return the float32 model in the main process, and None in others.
+
+        DeepSpeed's own module has rounded weights, or only a part of them.
+        """
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -143,7 +150,7 @@ class Student:
         if self.accelerator.is_main_process:
             whole = _unfilled(self._shape, torch.float32, torch.device("cpu"))
         targets = repeat(None) if whole is None else whole.parameters()
-        # all processes have to take part in gathering each
+        # gathering a parameter is a collective operation: all processes must take part
         for target, parameter in zip(targets, self.model.parameters(), strict=False):
             value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             with deepspeed.zero.GatheredParameters([parameter], enabled=value is None):
@@ -155,7 +162,10 @@ class Student:
 def parameter_groups(
     module: nn.Module, weight_decay: float, decays_all: bool
 ) -> list[dict[str, Any]]:
-    """The trained parameters with their weight decay: matrices decay; biases and norms only where all do."""
+    """Return the trained parameters in groups with and without weight decay.
+
+    Matrices always decay, biases and norms only with `decays_all`.
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     decays = [decays_all or parameter.ndim > 1 for parameter in trained]
     groups = [
@@ -165,11 +175,14 @@ def parameter_groups(
         }
         for decay in (True, False)
     ]
-    return [group for group in groups if group["params"]]  # DeepSpeed takes no empty one
+    return [group for group in groups if group["params"]]  # DeepSpeed does not accept empty groups
 
 
 def _unfilled(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The same model in another type, whose parameters have no values yet: no second one takes memory meanwhile."""
+    """Return the model in another dtype, with uninitialised parameters.
+
+    The original's values are never copied, which would need memory for a second model.
+    """
     empty: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device), False)
         for parameter in model.parameters()

@@ -1,9 +1,10 @@
 """Stage: train one model of a chain, by any method.
 
-Inputs: `base` (starting weights), `tokenizer`, `train`, `dev`, and `teacher`, `init`, `corpus`, `outputs` and
-`corpus_outputs` (what the teacher says of `train` and `corpus`) where the method uses them; all are manifests with
-their folders beside them. Outputs: `model` (best by the dev measure `keep`), `init` (supervised runs: best by dev
-loss, the start of on-policy students), `metrics`, `manifest`.
+Inputs: `base` (initial weights), `tokenizer`, `train`, `dev`, and, if the method uses them,
+`teacher`, `init`, `corpus`, and the teacher's stored outputs for `train` and `corpus`: `outputs`,
+`corpus_outputs`. All are manifests, with their folders beside them. Outputs: `model` (best by the
+dev measure `keep`), `init` (supervised runs: best by dev loss, the initial weights of on-policy
+students), `metrics`, `manifest`.
 """
 
 import importlib
@@ -39,11 +40,11 @@ WEIGHTS = "model.safetensors"
 
 
 def run(stage: Stage) -> None:
-    """Train, resuming where an earlier attempt stopped, and put the outputs into place."""
+    """Train, resuming from the last checkpoint, and move the outputs into place."""
     devices.settle(stage.threads, stage.deterministic)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    # it warns at each save that tied weights are written once
+    # at each save it would warn that tied weights are saved once
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     root = stage.outputs["manifest"].parent / "checkpoints"
     checkpoints = Checkpoints(root, resume_key(stage))
@@ -146,13 +147,13 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         checkpoints,
         read_json(stage.input("dev"))["rouge_tokenizer"],
     )
-    # as the student will be sampled: on its device, in its types, under its autocast
+    # checked as it will sample: on its device, in its dtypes, under its autocast
     with job.student.whole() as whole:
         check_model(whole, spec["model"], spec["max_length"])
     try:
         job.train()
     finally:
-        job.keeper.finish()  # whatever ends it, a checkpoint that is being written becomes whole
+        job.keeper.finish()  # also after an error, complete the checkpoint that is being written
     job.end()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -164,14 +165,18 @@ def _rows(stage: Stage, split: str) -> Dataset:
 
 
 def _weights(stage: Stage) -> Path:
-    """Folder that the student starts from."""
+    """Folder of the student's initial weights."""
     if stage.many("init"):
         return stage.input("init").parent / "init"
     return stage.input("base").parent / "model"
 
 
 def _micro_batches(method: Method, stage: Stage) -> int:
-    """Micro-batches of one step on each process; refuses batches that cannot be split evenly."""
+    """Micro-batches per step and process.
+
+    Raises:
+        InputError: the batch cannot be divided evenly among processes.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     count = 0
     for size in method.part_sizes():
@@ -185,7 +190,7 @@ def _micro_batches(method: Method, stage: Stage) -> int:
 
 
 def _publish(stage: Stage, job: Run, parameters: int) -> None:
-    """Put outputs into place: folders, metrics, and the manifest last."""
+    """Move outputs into place: folders, metrics, and the manifest last."""
     for name, best in job.keeper.best.items():
         if best.step is None:
             raise InputError(
@@ -213,7 +218,7 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
 
 
 def _compare(job: Run, files: dict[str, str]) -> None:
-    """See that what is published are the weights that were kept."""
+    """Check that the published weights are those that were kept."""
     for name, best in job.keeper.best.items():
         assert best.step is not None
         kept = job.checkpoints.kept(best.step).name
@@ -230,7 +235,7 @@ def _compare(job: Run, files: dict[str, str]) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """The same file under another name: what is kept until success is noted takes no second place on the disk."""
+    """Hard-link a file, so that it shares disk space with the kept weights; else copy it."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
