@@ -16,7 +16,7 @@ from takd.sampling import Decoding, Prompt, draw
 END = 2
 # settings by the names that families have for them; each takes those that it knows
 TINY = {
-    **{"vocab_size": 64, "bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0},
+    **{"bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0},
     **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8},
     **{"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64},
     **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48, "ffn_dim": 48},
@@ -24,8 +24,7 @@ TINY = {
     **{"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4},
     **{"n_routed_experts": 4, "num_experts_per_tok": 2, "q_lora_rank": 8, "kv_lora_rank": 8},
     **{"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "sliding_window": 8},
-    **{"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 64},
-    "shared_expert_intermediate_size": 16,
+    **{"hidden_size_per_layer_input": 4, "shared_expert_intermediate_size": 16},
 }
 DECODE = """
     afmoe apertus arcee aria_text biogpt bitnet ctrl cwm diffllama doge ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon
@@ -47,13 +46,15 @@ PROMPTS = [[5, 6, 7], [*range(9, 3, -1), *range(9, 19)], [11, 12, 13, 14, 20, 21
 LONGEST = 40
 
 
-def tiny(kind):
+def tiny(kind, vocabulary=64):
     """A random model whose weights are about as large as those of trained ones."""
     family = CONFIG_MAPPING[kind]
     known = {key for each in family.__mro__ for key in getattr(each, "__annotations__", {})}
     known |= set(family.attribute_map)
     torch.manual_seed(0)
-    config = family(**{key: value for key, value in TINY.items() if key in known})
+    settings = {key: value for key, value in TINY.items() if key in known}
+    settings |= {key: vocabulary for key in known & {"vocab_size", "vocab_size_per_layer_input"}}
+    config = family(**settings)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

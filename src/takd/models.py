@@ -23,6 +23,7 @@ from transformers import (
 from takd.errors import InputError
 from takd.precision import PRETRAINED, pretrained_in
 from takd.vocabulary import entries, used_entries
+from takd.weight_files import reason
 
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
@@ -50,7 +51,7 @@ def load_model(
         dtype: type of the parameters.
 
     Raises:
-        InputError: the folder has weights, but none in safetensors format.
+        InputError: the folder has weights, but none in safetensors format; or the family refuses dropout.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # goes on to what is saved of the model, whose own type says nothing of its origin
@@ -61,23 +62,31 @@ def load_model(
     for key in ("activation_function", "hidden_act"):
         if (name := getattr(config, key, None)) in FUSED_ACTIVATIONS:
             setattr(config, key, FUSED_ACTIVATIONS[name])
-    if any(folder.glob("*.safetensors")):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+    weights = any(folder.glob("*.safetensors"))
+    if not weights and (any(folder.glob("*.bin")) or any(folder.glob("*.pt"))):
         raise InputError(
             f"{folder} holds weights in a pickled format only; convert them to safetensors"
             " (save_pretrained does so), since unpickling a file runs its code."
         )
-    else:
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    try:
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        else:
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:  # DiffLlama's
+        if not dropout or "dropout" not in str(error):
+            raise
+        raise InputError(
+            f"a {config.model_type} cannot be trained with dropout ({reason(error)}); set `dropout: 0` in `training`."
+        ) from None
     # a pad token that is also an end token stands in texts, and learns from them
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):

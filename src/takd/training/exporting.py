@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -28,7 +29,8 @@ class Exported:
     """What is written beside the weights of a model.
 
     Attributes:
-        config: that of the source, with the token ids of the experiment's tokenizer.
+        config: that of the source, with the token ids of the experiment's tokenizer. Where a family needs a number for
+            a token that the tokenizer does not have, it is that of the end token.
         generation: how `generate` and `pipeline` decode by default: greedily, as the evaluation does without sampling.
     """
 
@@ -68,8 +70,12 @@ class Exported:
             for key in DROPOUT_KEYS:
                 if hasattr(part_before, key):
                     setattr(part, key, getattr(part_before, key))
-            for key, value in {**tokens, "tie_word_embeddings": tied}.items():
-                setattr(part, key, value)
+            part.tie_word_embeddings = tied
+            for key, token in tokens.items():
+                try:
+                    setattr(part, key, token)
+                except StrictDataclassFieldValidationError:  # CWM, for one, has to have each token
+                    setattr(part, key, tokenizer.eos_token_id)
         generation = GenerationConfig(
             **tokens, do_sample=False, max_new_tokens=decoding.max_new_tokens
         )
