@@ -24,23 +24,24 @@ TINY = {
     **{"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4},
     **{"n_routed_experts": 4, "num_experts_per_tok": 2, "q_lora_rank": 8, "kv_lora_rank": 8},
     **{"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "sliding_window": 8},
-    **{"hidden_size_per_layer_input": 4, "shared_expert_intermediate_size": 16},
+    **{"hidden_size_per_layer_input": 4, "shared_expert_intermediate_size": 16, "rotary_dim": 4},
+    **{"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
 }
 DECODE = """
-    afmoe apertus arcee aria_text biogpt bitnet ctrl cwm diffllama doge ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon
-    flex_olmo gemma gemma3_text gemma4_text gemma4_unified_text glm glm4 glm4_moe gpt2 gpt-sw3 gpt_bigcode gpt_neox
-    granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder
-    jais2 jetmoe kolibri1 laguna lfm2 llama mellum minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral
-    nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3
-    solar_open stablelm starcoder2
+    afmoe apertus arcee aria_text biogpt bitnet codegen ctrl cwm diffllama doge ernie4_5 ernie4_5_moe exaone4
+    exaone_moe falcon flex_olmo flint gemma gemma3_text gemma4_text gemma4_unified_text glm glm4 glm4_moe gpt-sw3
+    gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
+    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe
+    kolibri1 laguna lfm2 llama mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
+    mixtral mpt nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe
+    seed_oss smollm3 solar_open stablelm starcoder2 xglm
 """
 REFUSED = """
-    bart beam bert bert-generation big_bird bigbird_pegasus blenderbot bloom camembert codegen cohere cohere2
-    cohere2_moe cpmant deepseek_v2 deepseek_v3 deepseek_v4 electra ernie falcon_mamba flint gemma2 gpt_neox_japanese
-    gpt_oss gptj granite_swa granitemoe_swa hy_v4 inkling_text jamba kimi_linear lfm3 llama4_text mamba marian mbart
-    megatron-bert mimo_v2_flash minicpm3 minimax modernbert-decoder moshi mpt mvp nanochat olmo_hybrid openai-gpt
-    pegasus qwen3_5_text qwen3_next recurrent_gemma rembert roberta roformer trocr vaultgemma xglm xlm xlnet xlstm
-    xmod youtu
+    bart beam bert bert-generation big_bird bigbird_pegasus blenderbot bloom camembert cohere cohere2 cohere2_moe
+    cpmant deepseek_v2 deepseek_v3 deepseek_v4 electra ernie falcon_mamba gemma2 gpt_neo hy_v4 inkling_text jamba
+    kimi_linear lfm3 llama4_text mamba marian mbart megatron-bert minicpm3 minimax modernbert-decoder moshi mvp
+    nanochat olmo_hybrid openai-gpt pegasus qwen3_5_text qwen3_next recurrent_gemma rembert roberta roformer trocr
+    vaultgemma xlm xlnet xlstm xmod youtu
 """
 PROMPTS = [[5, 6, 7], [*range(9, 3, -1), *range(9, 19)], [11, 12, 13, 14, 20, 21]]
 LONGEST = 40
@@ -93,3 +94,12 @@ def test_any_other_family_is_refused_in_one_sentence(kind):
     said = str(told.value)
     assert said.startswith(f"model '{kind}' (") and said.endswith("mistral or qwen2.")
     assert "\n" not in said and not re.search(r"\. [A-Z]", said)
+
+
+def test_a_window_of_gpt_neo_is_the_longest_text():
+    """It counts from the longest row of a batch; no longer texts have none of it."""
+    model = tiny("gpt_neo")
+    check_model(model, "gpt_neo", 8)
+    for longest in (9, 12, LONGEST):
+        with pytest.raises(InputError, match=r"keep data\.max_length at most 8, or "):
+            check_model(model, "gpt_neo", longest)

@@ -10,7 +10,15 @@ from chat_tokenizers import save_chat
 from families import FAMILIES, save_weights
 from test_all_families import DECODE, tiny
 from test_data import SHORT, run_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2Config, pipeline
+from torch.testing import assert_close
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    GenerationConfig,
+    GPT2Config,
+    pipeline,
+)
 from workspace import Workspace
 
 from takd.data.encoding import Encoder
@@ -97,6 +105,9 @@ def export(tokenizer, source, folder, decoding, dropout=0.3):
     with torch.no_grad():  # what would win every argmax, but is no token
         model.get_output_embeddings().weight[len(tokenizer) :] *= 3
     exported.write(model, model.state_dict(), folder)
+    ids = torch.arange(7)[None]
+    with torch.no_grad():
+        assert_close(load_model(folder)(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("no_repeat", [0, 2])
@@ -121,12 +132,12 @@ def greedily(model, prompts, tokenizer, end, no_repeat=0):
     return draw(model, rows, decoding, end_token=end, vocabulary=len(tokenizer), micro_batch=4)
 
 
-def compare_with_pipeline(folder, tokenizer, encoder, no_repeat=0):
+def compare_with_pipeline(folder, tokenizer, encoder, no_repeat=0, pairs=PROMPTS):
     """Responses of the model in `folder`, which its pipeline gives as well, for texts and for messages."""
-    asked = encoder.prompts([encoder.fill(*pair) for pair in PROMPTS])
+    asked = encoder.prompts([encoder.fill(*pair) for pair in pairs])
     drawn = greedily(load_model(folder), asked, tokenizer, encoder.end, no_repeat)
     generate = pipeline("text-generation", model=str(folder))
-    for pair, ids, response in zip(PROMPTS, asked, drawn, strict=True):
+    for pair, ids, response in zip(pairs, asked, drawn, strict=True):
         (found,) = generate(fill(SHORT, *pair), return_tensors=True)
         assert found["generated_token_ids"] == [*ids, *response.tokens.tolist()]
         text = tokenizer.decode(response.tokens, skip_special_tokens=True)
@@ -154,12 +165,14 @@ def test_pipeline_decodes_each_family_and_stops_as_an_evaluation(manifests, tmp_
     source = with_decoding(tmp_path / "source", says)
     dropout = 0.0 if family == "diffllama" else 0.3
     export(tokenizer, source, tmp_path / "out", Decoding(9), dropout)
-    first = compare_with_pipeline(tmp_path / "out", tokenizer, encoder)[0]
+    first = compare_with_pipeline(tmp_path / "out", tokenizer, encoder, pairs=PROMPTS[:3])[0]
     assert first.finished and first.tokens[-1] == encoder.end and len(first.tokens) <= 3
     read = AutoConfig.from_pretrained(tmp_path / "out")
     begin = encoder.end if family == "cwm" else None  # its configuration has to have one
-    assert (read.bos_token_id, read.eos_token_id, read.pad_token_id) == (begin, END, PAD)
-    assert GenerationConfig.from_pretrained(tmp_path / "out").bos_token_id is None
+    pad = 0 if family == "xglm" else PAD  # the number of a position, too
+    assert (read.bos_token_id, read.eos_token_id, read.pad_token_id) == (begin, END, pad)
+    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (generation.bos_token_id, generation.pad_token_id) == (None, PAD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -200,6 +213,28 @@ def test_a_tokenizer_that_is_misread_beside_its_model_is_told(manifests, tmp_pat
         model = load_model(source)
         found = Exported.of(model, source, tokenizer, len(tokenizer), Decoding(9)).misread()
         assert found is None if says is None else found and found.startswith(says)
+
+
+def test_a_model_with_images_speaks_for_the_experiment_in_both_its_settings(manifests, tmp_path):
+    """The larger Gemma 3: a configuration of the text within that of the whole."""
+    manifest = manifests["gemma"]
+    tokenizer, encoder = (
+        load_tokenizer(manifest.parent / "tokenizer"),
+        Encoder.beside(manifest, SHORT),
+    )
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 16, "image_size": 28, "patch_size": 14}
+    text = FAMILIES["gemma3"](ROWS, 16).to_dict()
+    save_weights(
+        Gemma3Config(text_config=text, vision_config=vision), tmp_path / "source", torch.bfloat16
+    )
+    source = with_decoding(tmp_path / "source", {**STOPS, **BEAMS})
+    export(tokenizer, source, tmp_path / "out", Decoding(9))
+    compare_with_pipeline(tmp_path / "out", tokenizer, encoder, pairs=PROMPTS[:3])
+    read = AutoConfig.from_pretrained(tmp_path / "out")
+    for part in (read, read.get_text_config()):
+        found = (part.bos_token_id, part.eos_token_id, part.pad_token_id)
+        assert found == (tokenizer.bos_token_id, encoder.end, tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize("tied", [False, True])

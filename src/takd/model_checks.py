@@ -19,7 +19,10 @@ SHORT = 24  # tokens of the longer row where a family has no border and no text 
 FAR = 1024  # tokens of the longest row, if texts are so long: borders may have names that are not known here
 # Keys of a configuration that name a length from which on a model computes otherwise: windows, blocks, and switches
 # of the rotary frequencies.
-BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
+BORDERS = (
+    *("sliding_window", "window_size"),
+    *("attention_chunk_size", "original_max_position_embeddings"),
+)
 # Largest relative error of a hidden vector that is taken for rounding. Measured in these types: correct decoding is off
 # by at most 1.3e-6, 0.0025 and 0.018 with SmolLM2-135M, and by 2.5e-6, 0.0053 and 0.037 with random GPT-2, OPT, Llama,
 # Mistral, Qwen2 and Gemma 3 of 6 blocks of width 256 (GPT-2 and Llama of 30, too), weights up to four times as large as

@@ -169,9 +169,19 @@ def decoding_mask(
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
-        return causal
-    windowed = causal & (at > lengths_b[:, None] - window)[:, None, None]
-    return {"full_attention": causal, "sliding_attention": windowed} if kinds else windowed
+        return _added(causal, model)
+    windowed = _added(causal & (at > lengths_b[:, None] - window)[:, None, None], model)
+    if not kinds:
+        return windowed
+    return {"full_attention": _added(causal, model), "sliding_attention": windowed}
+
+
+def _added(mask: Tensor, model: PreTrainedModel) -> Tensor:
+    """A mask as the attention of this family takes it: GPT-J's, for one, adds it to the scores."""
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return mask
+    zero = torch.zeros((), dtype=model.dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(model.dtype).min)
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

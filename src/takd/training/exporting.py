@@ -22,6 +22,8 @@ from takd.vocabulary import first_difference, save_tokenizer
 
 # what `config.json` may say of the source's own decoding, files and code
 OF_THE_SOURCE = ("task_specific_params", "prefix", "decoder_start_token_id", "auto_map")
+# families that make a row of their table of positions zero, by the pad token's number
+PAD_IN_POSITIONS = ("xglm",)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Exported:
                     setattr(part, key, getattr(part_before, key))
             part.tie_word_embeddings = tied
             for key, token in tokens.items():
+                if key == "pad_token_id" and part.model_type in PAD_IN_POSITIONS:
+                    continue  # `generate` and `pipeline` take that of `generation`
                 try:
                     setattr(part, key, token)
                 except StrictDataclassFieldValidationError:  # CWM, for one, has to have each token
