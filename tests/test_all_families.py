@@ -28,7 +28,7 @@ TINY = {
     **{"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
 }
 DECODE = """
-    afmoe apertus arcee aria_text biogpt bitnet codegen ctrl cwm diffllama doge ernie4_5 ernie4_5_moe exaone4
+    afmoe apertus arcee aria_text biogpt bitnet bloom codegen ctrl cwm diffllama doge ernie4_5 ernie4_5_moe exaone4
     exaone_moe falcon flex_olmo flint gemma gemma3_text gemma4_text gemma4_unified_text glm glm4 glm4_moe gpt-sw3
     gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
     granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe
@@ -37,8 +37,8 @@ DECODE = """
     seed_oss smollm3 solar_open stablelm starcoder2 xglm
 """
 REFUSED = """
-    bart beam bert bert-generation big_bird bigbird_pegasus blenderbot bloom camembert cohere cohere2 cohere2_moe
-    cpmant deepseek_v2 deepseek_v3 deepseek_v4 electra ernie falcon_mamba gemma2 gpt_neo hy_v4 inkling_text jamba
+    bart beam bert bert-generation big_bird bigbird_pegasus blenderbot camembert cohere cohere2 cohere2_moe cpmant
+    deepseek_v2 deepseek_v3 deepseek_v4 electra ernie falcon_mamba gemma2 gpt_neo hy_v4 inkling_text jamba
     kimi_linear lfm3 llama4_text mamba marian mbart megatron-bert minicpm3 minimax modernbert-decoder moshi mvp
     nanochat olmo_hybrid openai-gpt pegasus qwen3_5_text qwen3_next recurrent_gemma rembert roberta roformer trocr
     vaultgemma xlm xlnet xlstm xmod youtu
@@ -47,7 +47,7 @@ PROMPTS = [[5, 6, 7], [*range(9, 3, -1), *range(9, 19)], [11, 12, 13, 14, 20, 21
 LONGEST = 40
 
 
-def tiny(kind, vocabulary=64):
+def tiny(kind, vocabulary=64, **more):
     """A random model whose weights are about as large as those of trained ones."""
     family = CONFIG_MAPPING[kind]
     known = {key for each in family.__mro__ for key in getattr(each, "__annotations__", {})}
@@ -55,7 +55,7 @@ def tiny(kind, vocabulary=64):
     torch.manual_seed(0)
     settings = {key: value for key, value in TINY.items() if key in known}
     settings |= {key: vocabulary for key in known & {"vocab_size", "vocab_size_per_layer_input"}}
-    config = family(**settings)
+    config = family(**settings | more)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,10 +65,19 @@ def tiny(kind, vocabulary=64):
 
 
 @pytest.mark.parametrize("kind", DECODE.split())
-@torch.no_grad()
 def test_a_family_decodes_as_generate_does(kind):
     """Greedily, prompts of different lengths together against each alone; windows are shorter than the texts."""
-    model = tiny(kind)
+    compare_with_generate(tiny(kind), kind)
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_falcon_with_alibi_decodes_as_generate_does(newer):
+    model = tiny("falcon", alibi=True, new_decoder_architecture=newer)
+    compare_with_generate(model, "falcon")
+
+
+@torch.no_grad()
+def compare_with_generate(model, kind):
     check_model(model, kind, LONGEST)
     check_model(model, kind, reads=LONGEST)
     rows = [Prompt(tokens, key, 7) for key, tokens in enumerate(PROMPTS)]

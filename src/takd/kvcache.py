@@ -133,6 +133,10 @@ class RaggedCache(Cache):
         """Tokens in the longest row."""
         return max(self.lengths)
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns that attention sees, and the first of them."""
+        return max(self.lengths) + query_length, 0
+
 
 def _pieces(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     """Spans of sorted lengths that together take at most so many tokens with their padding."""

@@ -157,6 +157,8 @@ def decoding_mask(
 ) -> Tensor | dict[str, Tensor]:
     """What the next token of each row may look at: a `mask` for `hidden_states`, (batch, 1, 1, columns).
 
+    BLOOM, and Falcon with ALiBi, count positions in a mask that is (batch, columns), and make the other one of it.
+
     A model whose mask is given builds none itself, so layers that look no further back than a window (Mistral's all,
     some of Qwen2's) get theirs here.
 
@@ -166,6 +168,8 @@ def decoding_mask(
     at = torch.arange(columns, device=lengths_b.device)
     causal = (at <= lengths_b[:, None])[:, None, None]
     config = model.config.get_text_config()
+    if config.model_type == "bloom" or getattr(config, "alibi", False):
+        return causal[:, 0, 0]
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
