@@ -8,12 +8,22 @@ import pytest
 import torch
 from chat_tokenizers import save_chat
 from families import FAMILIES, save_weights
+from test_all_families import DECODE, tiny
 from test_data import SHORT, run_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, pipeline
+from torch.testing import assert_close
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    GenerationConfig,
+    GPT2Config,
+    pipeline,
+)
 from workspace import Workspace
 
 from takd.data.encoding import Encoder
 from takd.data.template import fill
+from takd.errors import InputError
 from takd.models import load_model, load_tokenizer
 from takd.sampling import Decoding, Prompt, draw
 from takd.training.exporting import Exported
@@ -73,6 +83,11 @@ def as_published(family, folder, decoding, **settings):
     for key, value in {"bos_token_id": 3, "eos_token_id": [4, 7], "pad_token_id": None}.items():
         setattr(config, key, value)
     save_weights(config, folder, torch.bfloat16)
+    return with_decoding(folder, decoding, **settings)
+
+
+def with_decoding(folder, decoding, **settings):
+    """Write into a model's files how its makers decode."""
     config = json.loads((folder / "config.json").read_text())
     task = {"text-generation": {"do_sample": True, "max_length": 50}}
     config |= decoding | settings | {"task_specific_params": task, "prefix": "say say"}
@@ -82,14 +97,17 @@ def as_published(family, folder, decoding, **settings):
     return folder
 
 
-def export(tokenizer, source, folder, decoding):
+def export(tokenizer, source, folder, decoding, dropout=0.3):
     """Read and write, as a training does with a model that it changes in between."""
-    model = load_model(source, dropout=0.3)
+    model = load_model(source, dropout=dropout)
     exported = Exported.of(model, source, tokenizer, len(tokenizer), decoding)
     assert exported.misread() is None
     with torch.no_grad():  # what would win every argmax, but is no token
         model.get_output_embeddings().weight[len(tokenizer) :] *= 3
     exported.write(model, model.state_dict(), folder)
+    ids = torch.arange(7)[None]
+    with torch.no_grad():
+        assert_close(load_model(folder)(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("no_repeat", [0, 2])
@@ -103,25 +121,58 @@ def test_pipeline_gives_the_texts_of_a_greedy_evaluation(manifests, tmp_path, fa
     source = as_published(family, tmp_path / "source", SOURCES[family])
     decoding = Decoding(9, sample=True, temperature=0.7, no_repeat_ngram=no_repeat)
     export(tokenizer, source, tmp_path / "out", decoding)
-    model = load_model(tmp_path / "out")
-    asked = encoder.prompts([encoder.fill(*pair) for pair in PROMPTS])
-    prompts = [Prompt(ids, key, 1) for key, ids in enumerate(asked)]
-    drawn = draw(
-        model,
-        prompts,
-        Decoding(9, sample=False, no_repeat_ngram=no_repeat),
-        end_token=encoder.end,
-        vocabulary=len(tokenizer),
-        micro_batch=4,
-    )
-    generate = pipeline("text-generation", model=str(tmp_path / "out"))
-    for pair, ids, response in zip(PROMPTS, asked, drawn, strict=True):
+    drawn = compare_with_pipeline(tmp_path / "out", tokenizer, encoder, no_repeat)
+    assert max(len(response.tokens) for response in drawn) == 9
+
+
+def greedily(model, prompts, tokenizer, end, no_repeat=0):
+    """What an evaluation draws."""
+    rows = [Prompt(ids, key, 1) for key, ids in enumerate(prompts)]
+    decoding = Decoding(9, sample=False, no_repeat_ngram=no_repeat)
+    return draw(model, rows, decoding, end_token=end, vocabulary=len(tokenizer), micro_batch=4)
+
+
+def compare_with_pipeline(folder, tokenizer, encoder, no_repeat=0, pairs=PROMPTS):
+    """Responses of the model in `folder`, which its pipeline gives as well, for texts and for messages."""
+    asked = encoder.prompts([encoder.fill(*pair) for pair in pairs])
+    drawn = greedily(load_model(folder), asked, tokenizer, encoder.end, no_repeat)
+    generate = pipeline("text-generation", model=str(folder))
+    for pair, ids, response in zip(pairs, asked, drawn, strict=True):
         (found,) = generate(fill(SHORT, *pair), return_tensors=True)
         assert found["generated_token_ids"] == [*ids, *response.tokens.tolist()]
         text = tokenizer.decode(response.tokens, skip_special_tokens=True)
         (found,) = generate([{"role": "user", "content": pair[0], "input": pair[1]}])
         assert found["generated_text"][-1]["content"] == text
-    assert max(len(response.tokens) for response in drawn) == 9
+    return drawn
+
+
+@pytest.mark.parametrize("family", DECODE.split())
+def test_pipeline_decodes_each_family_and_stops_as_an_evaluation(manifests, tmp_path, family):
+    """The end token wins where another one would have been the third of the first text."""
+    manifest = manifests["qwen"]  # the tokenizer that transformers reads alike beside each family
+    tokenizer, encoder = (
+        load_tokenizer(manifest.parent / "tokenizer"),
+        Encoder.beside(manifest, SHORT),
+    )
+    model = tiny(family, ROWS)
+    asked = encoder.prompts([encoder.fill(*PROMPTS[0])])
+    (response,) = greedily(model, asked, tokenizer, encoder.end)
+    with torch.no_grad():
+        for parameter in model.get_output_embeddings().parameters():
+            parameter[encoder.end] = 1.05 * parameter[response.tokens[2]]
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "source")
+    says = list(SOURCES.values())[DECODE.split().index(family) % len(SOURCES)]
+    source = with_decoding(tmp_path / "source", says)
+    dropout = 0.0 if family == "diffllama" else 0.3
+    export(tokenizer, source, tmp_path / "out", Decoding(9), dropout)
+    first = compare_with_pipeline(tmp_path / "out", tokenizer, encoder, pairs=PROMPTS[:3])[0]
+    assert first.finished and first.tokens[-1] == encoder.end and len(first.tokens) <= 3
+    read = AutoConfig.from_pretrained(tmp_path / "out")
+    begin = encoder.end if family == "cwm" else None  # its configuration has to have one
+    pad = 0 if family == "xglm" else PAD  # the number of a position, too
+    assert (read.bos_token_id, read.eos_token_id, read.pad_token_id) == (begin, END, pad)
+    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (generation.bos_token_id, generation.pad_token_id) == (None, PAD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -162,6 +213,28 @@ def test_a_tokenizer_that_is_misread_beside_its_model_is_told(manifests, tmp_pat
         model = load_model(source)
         found = Exported.of(model, source, tokenizer, len(tokenizer), Decoding(9)).misread()
         assert found is None if says is None else found and found.startswith(says)
+
+
+def test_a_model_with_images_speaks_for_the_experiment_in_both_its_settings(manifests, tmp_path):
+    """The larger Gemma 3: a configuration of the text within that of the whole."""
+    manifest = manifests["gemma"]
+    tokenizer, encoder = (
+        load_tokenizer(manifest.parent / "tokenizer"),
+        Encoder.beside(manifest, SHORT),
+    )
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 16, "image_size": 28, "patch_size": 14}
+    text = FAMILIES["gemma3"](ROWS, 16).to_dict()
+    save_weights(
+        Gemma3Config(text_config=text, vision_config=vision), tmp_path / "source", torch.bfloat16
+    )
+    source = with_decoding(tmp_path / "source", {**STOPS, **BEAMS})
+    export(tokenizer, source, tmp_path / "out", Decoding(9))
+    compare_with_pipeline(tmp_path / "out", tokenizer, encoder, pairs=PROMPTS[:3])
+    read = AutoConfig.from_pretrained(tmp_path / "out")
+    for part in (read, read.get_text_config()):
+        found = (part.bos_token_id, part.eos_token_id, part.pad_token_id)
+        assert found == (tokenizer.bos_token_id, encoder.end, tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -212,3 +285,13 @@ def test_stages_export_what_they_trained_and_may_be_read_by_others(tmp_path):
         assert json.loads((tmp_path / folder / "config.json").read_text())["attention_dropout"] == 0
         modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / folder).iterdir()}
         assert set(modes.values()) == {0o640}, modes
+
+
+def test_a_family_that_refuses_dropout_is_told_in_one_sentence(tmp_path):
+    tiny("diffllama").save_pretrained(tmp_path)
+    assert load_model(tmp_path).config.attention_dropout == 0
+    with pytest.raises(InputError, match=r"^a diffllama cannot be .* set `dropout: 0` in `tr"):
+        load_model(tmp_path, dropout=0.1)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"^a diffllama cannot be trained with dropout"):
+        load_model(tmp_path, dropout=0.1)

@@ -105,11 +105,11 @@ OTHERS = {
         "phi3": {},
         "olmo2": {},
         "ministral": {"head_dim": 8, **WINDOW},
+        "bloom": {"n_layer": 2, "n_head": 2},
     },
     "refused": {
         "gemma2": {"head_dim": 8, **WINDOW},
         "granite": {"logits_scaling": 8.0},
-        "bloom": {"n_layer": 2, "n_head": 2},
         "mamba": {},
         "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 3},
     },

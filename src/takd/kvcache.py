@@ -140,6 +140,10 @@ class RaggedCache(Cache):
         """Return the number of tokens in the longest row."""
         return max(self.lengths)
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns that attention sees, and the first of them."""
+        return max(self.lengths) + query_length, 0
+
 
 def _pieces(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     """Split sorted lengths into spans of at most `most` tokens, padding included.

@@ -19,7 +19,10 @@ SHORT = 24  # tokens of the longer text, if the family has no borders and texts 
 FAR = 1024  # tokens of the last text, if texts are that long: families may have borders under other keys
 # Configuration keys for lengths beyond which a model computes differently: attention windows,
 # chunks, and changes of the rotary frequencies.
-BORDERS = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
+BORDERS = (
+    *("sliding_window", "window_size"),
+    *("attention_chunk_size", "original_max_position_embeddings"),
+)
 # Largest relative error of a hidden vector that counts as rounding, by dtype. Measured for correct
 # decoding (float32, float16, bfloat16): at most 1.3e-6, 0.0025 and 0.018 with SmolLM2-135M, and
 # 2.5e-6, 0.0053 and 0.037 with random GPT-2, OPT, Llama, Mistral, Qwen2 and Gemma 3 of 6 blocks of

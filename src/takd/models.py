@@ -23,6 +23,7 @@ from transformers import (
 from takd.errors import InputError
 from takd.precision import PRETRAINED, pretrained_in
 from takd.vocabulary import entries, used_entries
+from takd.weight_files import reason
 
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
@@ -52,7 +53,7 @@ def load_model(
         dtype: dtype of the parameters.
 
     Raises:
-        InputError: the folder has weights, but none in safetensors format.
+        InputError: the folder has weights, but none in safetensors format; or the family refuses dropout.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # saved with the trained model, whose float32 weights do not show the pretraining dtype
@@ -63,23 +64,31 @@ def load_model(
     for key in ("activation_function", "hidden_act"):
         if (name := getattr(config, key, None)) in FUSED_ACTIVATIONS:
             setattr(config, key, FUSED_ACTIVATIONS[name])
-    if any(folder.glob("*.safetensors")):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+    weights = any(folder.glob("*.safetensors"))
+    if not weights and (any(folder.glob("*.bin")) or any(folder.glob("*.pt"))):
         raise InputError(
             f"{folder} holds weights in a pickled format only; convert them to safetensors"
             " (save_pretrained does so), since unpickling a file runs its code."
         )
-    else:
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    try:
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        else:
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:  # DiffLlama's
+        if not dropout or "dropout" not in str(error):
+            raise
+        raise InputError(
+            f"a {config.model_type} cannot be trained with dropout ({reason(error)}); set `dropout: 0` in `training`."
+        ) from None
     # a pad token that is also the end token occurs in texts, so its embedding must be trained
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
@@ -155,8 +164,10 @@ def decoding_mask(
 ) -> Tensor | dict[str, Tensor]:
     """Attention mask for the next token of each row, (batch, 1, 1, columns), for `hidden_states`.
 
-    Layers with sliding-window attention (all of Mistral's, some of Qwen2's) get a mask of their
-    own, since a model that is given a mask does not build the windows itself.
+    BLOOM, and Falcon with ALiBi, compute positions from a mask of shape (batch, columns) and make
+    the attention mask from it. Layers with sliding-window attention (all of Mistral's, some of
+    Qwen2's) get a mask of their own, since a model that is given a mask does not build the windows
+    itself.
 
     Args:
         model: the model that decodes.
@@ -166,12 +177,24 @@ def decoding_mask(
     at = torch.arange(columns, device=lengths_b.device)
     causal = (at <= lengths_b[:, None])[:, None, None]
     config = model.config.get_text_config()
+    if config.model_type == "bloom" or getattr(config, "alibi", False):
+        return causal[:, 0, 0]
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
-        return causal
-    windowed = causal & (at > lengths_b[:, None] - window)[:, None, None]
-    return {"full_attention": causal, "sliding_attention": windowed} if kinds else windowed
+        return _added(causal, model)
+    windowed = _added(causal & (at > lengths_b[:, None] - window)[:, None, None], model)
+    if not kinds:
+        return windowed
+    return {"full_attention": _added(causal, model), "sliding_attention": windowed}
+
+
+def _added(mask: Tensor, model: PreTrainedModel) -> Tensor:
+    """A mask as the attention of this family takes it: GPT-J's, for one, adds it to the scores."""
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return mask
+    zero = torch.zeros((), dtype=model.dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(model.dtype).min)
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

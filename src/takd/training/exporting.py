@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -21,6 +22,8 @@ from takd.vocabulary import first_difference, save_tokenizer
 
 # settings of `config.json` that refer to the source's own decoding, files or code
 OF_THE_SOURCE = ("task_specific_params", "prefix", "decoder_start_token_id", "auto_map")
+# families that make a row of their table of positions zero, by the pad token's number
+PAD_IN_POSITIONS = ("xglm",)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Exported:
     """Files that are written beside the weights of a model.
 
     Attributes:
-        config: the source's configuration, with the token ids of the experiment's tokenizer.
+        config: the source's configuration, with the token ids of the experiment's tokenizer; the end
+            token's where the family requires an id for a token that the tokenizer lacks.
         generation: defaults of `generate` and `pipeline`: greedy decoding.
         tokenizer: the experiment's tokenizer.
     """
@@ -73,8 +77,14 @@ class Exported:
             for key in DROPOUT_KEYS:
                 if hasattr(part_before, key):
                     setattr(part, key, getattr(part_before, key))
-            for key, value in {**tokens, "tie_word_embeddings": tied}.items():
-                setattr(part, key, value)
+            part.tie_word_embeddings = tied
+            for key, token in tokens.items():
+                if key == "pad_token_id" and part.model_type in PAD_IN_POSITIONS:
+                    continue  # `generate` and `pipeline` take that of `generation`
+                try:
+                    setattr(part, key, token)
+                except StrictDataclassFieldValidationError:  # CWM, for one, has to have each token
+                    setattr(part, key, tokenizer.eos_token_id)
         generation = GenerationConfig(
             **tokens, do_sample=False, max_new_tokens=decoding.max_new_tokens
         )
