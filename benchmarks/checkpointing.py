@@ -23,10 +23,10 @@ from steps import dolly_rows, optimizer_step, settings
 
 from takd.methods.base import Context
 from takd.methods.sft import Sft
-from takd.training import devices
-from takd.training.checkpoints import SHARE_OF_TIME, Checkpoints
-from takd.training.keeping import Keeper
-from takd.training.progress import Journal
+from takd.models import devices
+from takd.runtime.checkpoints import SHARE_OF_TIME, Checkpoints
+from takd.runtime.metrics_log import Journal
+from takd.training.best_weights import Keeper
 from takd.training.student import Student
 
 NONE, BESIDE, WAITING = "none", "written beside training", "training waits for the disk"

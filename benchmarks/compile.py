@@ -19,7 +19,7 @@ from steps import adamw, labelled_rows, optimizer_step, settings
 
 from takd.methods.base import Context
 from takd.methods.sft import Sft
-from takd.models import compile_training
+from takd.models.causal_lm import compile_training
 
 PLAIN, COMPILED = "plain", "torch.compile"
 

@@ -24,7 +24,7 @@ from models import VOCABULARY, gpt2, random_texts
 from torch import Tensor
 from transformers import GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
-from takd.sampling import Decoding, Prompt, draw
+from takd.decoding.sampling import Decoding, Prompt, draw
 
 PADDING = 0
 

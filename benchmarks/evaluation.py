@@ -5,7 +5,7 @@
 Target: at least 3 times the tokens per second of `generate` at the same micro-batch. Prompts and answers are as long
 as in DollyEval (`lengths.py`). Random models never end a text, so each answer's length is prescribed, to both the same.
 
-- takd takes the whole way of the stage `evaluate`: `takd.evaluation.answers` loads the model from its folder, decodes
+- takd takes the whole way of the stage `evaluate`: `takd.decoding.resumable` loads the model from its folder, decodes
   all seeds of all prompts together and writes every answer down.
 - `generate` goes as in the authors' evaluation: one seed after the other, batches of prompts in the order of the data,
   padded on the left, `do_sample` without top-k. It gets more than they give it: batches as wide as their longest prompt
@@ -35,11 +35,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteriaList
 
-from takd import inference
 from takd.data.sources import batches
-from takd.evaluation.answers import Key, answer
-from takd.sampling import Decoding, Prompt
-from takd.stage import Stage
+from takd.decoding import loading
+from takd.decoding.resumable import Key, answer
+from takd.decoding.sampling import Decoding, Prompt
+from takd.runtime.stage import Stage
 
 TARGET = 3.0
 SEEDS = (10, 20, 30, 40, 50)
@@ -99,7 +99,7 @@ def measure(report: Report, case: Case, ngram: int) -> None:
         folder = Path(place)
         endless(case, tokenizer).save_pretrained(folder / "model")
         asking = Stage(spec={}, code="")
-        model, _ = inference.load(asking, folder / "model", tokenizer, "generate's")
+        model, _ = loading.load(asking, folder / "model", tokenizer, "generate's")
         stores = count()
 
         def ours() -> None:

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from steps import adamw, dolly_rows, optimizer_step, settings
 from transformers import PreTrainedModel
 
-from takd.generation.outputs import offsets
+from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
 from takd.methods.kd import Kd
 from takd.methods.sft import Sft
-from takd.methods.teachers import StoredOutputs
+from takd.teacher_cache.outputs import offsets
 
 SFT, TOP_K = "SFT", "KD, 64 likeliest tokens stored"
 TARGET = 1.15

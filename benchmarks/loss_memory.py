@@ -5,7 +5,7 @@
 From hidden states of 16 × 512 tokens, 768 wide, to the loss and its gradients with respect to the hidden states and
 to the head of 50257 × 768: the mean over tokens of ½ (-log q(y)) + ½ KL(q ‖ p) under a teacher whose hidden states are
 1024 wide. The plain formula makes all logits of both models, their log-probabilities, and so on; takd goes through
-`takd.tokenloss.sum_over_tokens`. Everything is float32.
+`takd.losses.chunked.sum_over_tokens`. Everything is float32.
 
 Each measurement is a process of its own, since a peak is a process's. It counts what comes on top of models, hidden
 states and targets, after a warm-up with a few tokens: on the CPU resident memory (VmHWM of Linux), on a GPU what
@@ -26,9 +26,9 @@ from models import VOCABULARY, gpt2
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.divergences import reverse_kl
-from takd.models import project
-from takd.tokenloss import sum_over_tokens
+from takd.losses.chunked import sum_over_tokens
+from takd.losses.divergences import reverse_kl
+from takd.models.causal_lm import project
 
 PLAIN, OURS = "plain formula", "takd"
 TARGET = 8

@@ -26,10 +26,10 @@ from steps import MINILLM, optimizer_step
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from takd import kvcache, sampling
+from takd.decoding import kv_cache, sampling
+from takd.decoding.sampling import Decoding, Prompt, Response, draw
 from takd.methods import minillm
 from takd.methods.base import Context
-from takd.sampling import Decoding, Prompt, Response, draw
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ def spent(ours: Takd) -> dict[str, float]:
     """Take a round; its seconds, by what they were spent on."""
     seconds: dict[str, float] = {}
     with (
-        timed(kvcache.RaggedCache, "read", "read prompts", seconds),
-        timed(kvcache.RaggedCache, "step", "decode: bodies", seconds),
+        timed(kv_cache.RaggedCache, "read", "read prompts", seconds),
+        timed(kv_cache.RaggedCache, "step", "decode: bodies", seconds),
         timed(sampling._Decoder, "sample", "decode: vocabulary", seconds),
         timed(minillm, "sum_over_tokens", "loss, with its gradients", seconds),
         timed(minillm, "laid_out", "other", seconds),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from takd.models import FUSED_ACTIVATIONS
+from takd.models.causal_lm import FUSED_ACTIVATIONS
 
 VOCABULARY = 50257  # GPT-2's
 

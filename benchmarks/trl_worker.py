@@ -101,10 +101,10 @@ def ours_step(
     supervisor: Supervisor,
 ) -> Callable[[], None]:
     """takd's step."""
+    from takd.decoding.sampling import Decoding, Prompt, Response, draw
     from takd.methods.base import Context
     from takd.methods.gkd import Gkd
     from takd.methods.minillm import MiniLLM
-    from takd.sampling import Decoding, Prompt, Response, draw
 
     count, length = 64 * arguments.rows, arguments.prompt
     rows = random_prompts(count, length, length, vocabulary=arguments.vocabulary)

@@ -18,12 +18,12 @@ from models import random_prompts
 from steps import adamw, dolly_rows, optimizer_step, settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from takd import inputs
-from takd.integrity import digests, sealed
+from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.methods.base import Context
 from takd.methods.sft import Sft
-from takd.sampling import Decoding, Prompt, draw
-from takd.stage import write_json
+from takd.runtime import input_check
+from takd.runtime.records import digests, sealed
+from takd.runtime.stage import write_json
 
 ANSWERS, STEPS = 500 * 5, 1000
 COMPARING, STEP, DRAWING = "compare the model's files", "one step", "answers"
@@ -74,7 +74,7 @@ def main() -> None:
         manifest = written(model, Path(place))
 
         def comparing() -> None:
-            inputs.verify({"lineage": "model-sft", "seed": 1}, {"model": [manifest]})
+            input_check.verify({"lineage": "model-sft", "seed": 1}, {"model": [manifest]})
 
         contenders = {STEP: step, DRAWING: answers, COMPARING: comparing}
         comparison = compare(contenders, case.repeats)

@@ -12,7 +12,7 @@ rule card:
             set=EXPERIMENT.sets,
             file=MEASURED,
         ),
-        template="src/takd/report/modelcards/card.md.jinja",
+        template="src/takd/model_cards/card.md.jinja",
     output:
         card="<results>/models/{lineage}/seed{seed}/card.md",
     log:
@@ -25,7 +25,7 @@ rule card:
         runtime=60,
     params:
         spec=card_spec,
-        code=code_digest("takd.report.modelcards.card"),
+        code=code_digest("takd.model_cards.card"),
         results=subpath(output.card, ancestor=4),
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_card.py --spec {params.spec:q} --code {params.code}"

@@ -21,20 +21,22 @@ if set("{}\n") & set(str(ROOT)):
         " folder without {, } and line breaks."
     )
 
-from takd import failures, lineage, outage
-from takd.errors import InputError
+from takd import failures
+from takd.experiment import lineage
+from takd.runtime import slurm_executor_patch
+from takd.runtime.errors import InputError
 from takd.preflight import amounts
-from takd.provenance import canonical_json, code_digest, without_places
-from takd.report.modelcards.settings import card_settings
-from takd.report import compare_plan
-from takd.schema import RESERVED
-from takd.training.checkpoints import sweep
+from takd.runtime.digests import canonical_json, code_digest, without_places
+from takd.experiment.card_settings import card_settings
+from takd.experiment import comparison
+from takd.experiment.schema import RESERVED
+from takd.runtime.checkpoints import sweep
 
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
-outage.keep_jobs()
+slurm_executor_patch.keep_jobs()
 FAILURES = failures.listen()
 
 for NAME, VALUE in config.items():
@@ -46,8 +48,8 @@ for NAME, VALUE in config.items():
 VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
 try:
     amounts.check_profile(workflow.resource_settings)
-    EXPERIMENT, *COMPARED = compare_plan.load_all(
-        ROOT, config["experiment"], config.get(compare_plan.KEY), VARIABLES
+    EXPERIMENT, *COMPARED = comparison.load_all(
+        ROOT, config["experiment"], config.get(comparison.KEY), VARIABLES
     )
 except InputError as error:
     sys.exit(f"Error: {error}")

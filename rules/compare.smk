@@ -1,7 +1,7 @@
 # Runs only on request, with the experiments to compare with: compare --config experiment=NAME with=OTHER,ANOTHER
 
 try:
-    compare_plan.check(EXPERIMENT, COMPARED, MEASURED, VARIABLES)
+    comparison.check(EXPERIMENT, COMPARED, MEASURED, VARIABLES)
 except InputError as error:
     sys.exit(f"Error: {error}")
 
@@ -15,21 +15,21 @@ if COMPARED:
             results=[
                 file
                 for each in (EXPERIMENT, *COMPARED)
-                for file in compare_plan.files(each, MEASURED)
+                for file in comparison.files(each, MEASURED)
             ],
             templates=rules.report.input.templates,
         output:
             **{
                 name: report(
-                    f"<results>/comparison/{compare_plan.folder([each.name for each in COMPARED])}/{part.file}",
+                    f"<results>/comparison/{comparison.folder([each.name for each in COMPARED])}/{part.file}",
                     caption=f"../workflow/report/{part.stem}.rst",
                     category=part.category,
                     labels={"part": part.about, "form": part.form},
                 )
-                for name, part in compare_plan.PARTS.items()
+                for name, part in comparison.PARTS.items()
             },
         log:
-            f"<logs>/comparison/{compare_plan.folder([each.name for each in COMPARED])}.log",
+            f"<logs>/comparison/{comparison.folder([each.name for each in COMPARED])}.log",
         localrule: True
         conda:
             "../envs/conda.yaml"
@@ -37,14 +37,14 @@ if COMPARED:
             mem_mb=4000,
             runtime=60,
         params:
-            spec=spec(lambda: compare_plan.spec(EXPERIMENT, COMPARED, MEASURED)),
+            spec=spec(lambda: comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
             folders=" ".join(
-                f"--input {quote(f'results={compare_plan.results(each)}')}"
+                f"--input {quote(f'results={comparison.results(each)}')}"
                 for each in (EXPERIMENT, *COMPARED)
             ),
             outputs=written,
-            facts=compare_plan.facts([EXPERIMENT, *COMPARED]),
+            facts=comparison.facts([EXPERIMENT, *COMPARED]),
         shell:
             "python3 workflow/scripts/compare.py --spec {params.spec:q} --code {params.code}"
             " {params.folders} {params.outputs} 2> {log:q}"
@@ -53,4 +53,4 @@ else:
 
     rule compare:
         input:
-            lambda wildcards: sys.exit(f"Error: {compare_plan.NOTHING_NAMED}"),
+            lambda wildcards: sys.exit(f"Error: {comparison.NOTHING_NAMED}"),

@@ -86,7 +86,7 @@ rule base:
     params:
         content=content(EXPERIMENT.base_spec, "model"),
         spec=placed(EXPERIMENT.base_spec, "model"),
-        code=code_digest("takd.base"),
+        code=code_digest("takd.models.starting_weights"),
     shell:
         "python3 workflow/scripts/prepare_base.py --spec {params.spec:q} --code {params.code}"
         " --input tokenizer={input.tokenizer:q}"

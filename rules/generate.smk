@@ -25,7 +25,7 @@ rule generate:
         deterministic=0,
     params:
         spec=generate_spec,
-        code=code_digest("takd.generation.generate"),
+        code=code_digest("takd.teacher_cache.responses"),
         inputs=named,
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/generate.py --spec {params.spec:q} --code {params.code}"
@@ -60,7 +60,7 @@ rule generations:
         runtime=60,
     params:
         spec=generations_spec,
-        code=code_digest("takd.generation.join"),
+        code=code_digest("takd.teacher_cache.merge"),
         inputs=named,
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/join_generations.py --spec {params.spec:q}"
@@ -90,7 +90,7 @@ rule teacher_outputs:
         deterministic=0,
     params:
         spec=outputs_spec,
-        code=code_digest("takd.generation.outputs"),
+        code=code_digest("takd.teacher_cache.outputs"),
         inputs=named,
     shell:
         "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_outputs.py --spec {params.spec:q}"

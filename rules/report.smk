@@ -1,8 +1,8 @@
 report: "../workflow/report/workflow.rst"
 
 
-from takd.report import captions
-from takd.report.parts import PARTS
+from takd.experiment import captions
+from takd.experiment.report_files import PARTS
 
 TEMPLATES = "src/takd/report/templates"
 

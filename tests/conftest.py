@@ -20,7 +20,7 @@ PARTS = ("Snakefile", "rules", "workflow", "config", "profiles", "src", "envs")
 
 # A copy has the real modules of the stages, whose digests are tested, but runs this code in their place.
 FAKE_STAGE = """
-from takd.integrity import RECORDS
+from takd.runtime.records import RECORDS
 
 OF = {
     "method": "model", "weights": "base", "part": "answers", "noise": "generations",
@@ -174,7 +174,7 @@ def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
     (folder / "data").mkdir()
     (folder / "data/dev.jsonl").write_text('{"instruction": "Say b.", "output": "b"}\n')
     (folder / "fakes.py").write_text(FAKE_STAGE)
-    stage = folder / "src/takd/stage.py"
+    stage = folder / "src/takd/runtime/stage.py"
     text = stage.read_text()
     assert IMPORT in text
     # after the code digest is computed, and outside of any stage's imports

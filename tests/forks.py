@@ -21,7 +21,7 @@ from pathlib import Path
 
 from strike import Strike
 
-from takd import stage
+from takd.runtime import stage
 
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_STOP = 30  # as torchrun waits for the others when one has failed
@@ -121,7 +121,7 @@ def die_with_parent() -> None:
 
 
 def _fork(nodes: int, processes: int, threads: int) -> None:
-    """Replacement for `takd.launch.launch` that forks the processes, and ends all if one fails."""
+    """Replacement for `takd.runtime.launch.launch` that forks the processes, and ends all if one fails."""
     if processes == 1:
         return
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from takd import stage
-from takd.integrity import RECORDS, closing_digest, digests, sealed
-from takd.stage import LOG, read_json
+from takd.runtime import stage
+from takd.runtime.records import RECORDS, closing_digest, digests, sealed
+from takd.runtime.stage import LOG, read_json
 
 
 def write_json(path: Path, value: Any) -> None:

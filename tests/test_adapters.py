@@ -7,10 +7,10 @@ from test_models import FAMILIES
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from takd.adapters import add_lora, plain_weights
-from takd.errors import InputError
 from takd.methods.base import Example
-from takd.methods.losses import label_loss
+from takd.methods.token_losses import label_loss
+from takd.models.lora import add_lora, plain_weights
+from takd.runtime.errors import InputError
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": None}
 ROWS = [Example(0, 0, [3, 4], [5, 6, 0]), Example(1, 1, [7], [8, 0])]

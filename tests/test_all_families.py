@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from takd.errors import InputError
-from takd.model_checks import check_model
-from takd.sampling import Decoding, Prompt, draw
+from takd.decoding.model_checks import check_model
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.runtime.errors import InputError
 
 END = 2
 # settings by the names that families have for them; each takes those that it knows

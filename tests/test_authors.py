@@ -12,10 +12,10 @@ from models_for_tests import (
     token_log_probabilities,
 )
 
-from takd.divergences import alpha_beta, forward_kl, skewed_forward_kl
-from takd.evaluation import exposure
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.losses.divergences import alpha_beta, forward_kl, skewed_forward_kl
 from takd.methods.minillm import MiniLLM, Rollout
-from takd.sampling import Decoding, Prompt, draw
+from takd.metrics import exposure_bias
 
 VOCABULARY, SLOTS, PROMPT = 4, 3, [1, 2]
 RESPONSES = [all_responses(VOCABULARY, SLOTS)[place] for place in (0, 1, 3, 5, 9, 14, 22, 31)]
@@ -171,10 +171,10 @@ def test_exposure_bias_of_running_texts_and_that_of_the_authors_script():
     """Equal, but for the first step and their 1e-3, where all texts are of one prompt; else another mean."""
     one = [[0.5, 1.0, 2.0], [0.5, 3.0], [0.5, 2.0, 4.0, 1.0]]
     first = 0.5
-    ours = exposure.accumulated_while_running(one, 4)[1:] - first
+    ours = exposure_bias.accumulated_while_running(one, 4)[1:] - first
     assert ours == pytest.approx(reference_accumulated([one]), rel=2e-3)
     other = [[0.5, 6.0]]
-    ours = exposure.accumulated_while_running([*one, *other], 4)[1:] - first
+    ours = exposure_bias.accumulated_while_running([*one, *other], 4)[1:] - first
     theirs = reference_accumulated([one, other])
     # at the second step: the mean of 4 texts; the mean of 2 and 6. At the third, the second prompt counts as 0
     assert ours[0] == pytest.approx(3) and theirs[0] == pytest.approx(4, rel=2e-3)

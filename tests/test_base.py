@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from takd import base, integrity, vocabulary
-from takd.errors import InputError
-from takd.models import load_model
-from takd.stage import Stage
+from takd.models import starting_weights, tokenizer_check
+from takd.models.causal_lm import load_model
+from takd.runtime import records
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage
 
 SHAPE = {"architecture": "gpt2", "layers": 2, "width": 8, "heads": 2, "positions": 16}
 
@@ -47,7 +48,7 @@ def prepare(tmp_path):
             inputs={"tokenizer": [tokenizer]},
             outputs={"model": tmp_path / "model", "manifest": tmp_path / "manifest.json"},
         )
-        base.run(stage)
+        starting_weights.run(stage)
         return json.loads((tmp_path / "manifest.json").read_text())
 
     return run
@@ -74,7 +75,7 @@ def test_equal_weights_have_an_equal_manifest_wherever_they_lie(prepare, tmp_pat
         model.save_pretrained(tmp_path / place)
         weights = {
             "folder": str(tmp_path / place),
-            "sha256": base.weights_digests(tmp_path / place),
+            "sha256": starting_weights.weights_digests(tmp_path / place),
         }
         prepare(weights, parameters=declared, max_length=longest)
         found.append((tmp_path / "manifest.json").read_bytes())
@@ -89,18 +90,21 @@ def test_links_follow_the_same_weights_to_another_place(prepare, tmp_path):
     model.save_pretrained(tmp_path / "old")
     folders = {"old": tmp_path / "old", "new": tmp_path / "new"}
     said = {name: {"folder": str(path)} for name, path in folders.items()}
-    said["old"]["sha256"] = base.weights_digests(folders["old"])
+    said["old"]["sha256"] = starting_weights.weights_digests(folders["old"])
     before = prepare(said["old"], parameters=sum(p.numel() for p in model.parameters()))
-    assert not base.relink(tmp_path / "model", said["old"])
+    assert not starting_weights.relink(tmp_path / "model", said["old"])
     folders["old"].rename(folders["new"])
-    said["new"]["sha256"] = base.weights_digests(folders["new"])
-    assert base.relink(tmp_path / "model", said["new"])
+    said["new"]["sha256"] = starting_weights.weights_digests(folders["new"])
+    assert starting_weights.relink(tmp_path / "model", said["new"])
     assert (tmp_path / "model/model.safetensors").resolve().parent == folders["new"]
-    assert not integrity.faults(tmp_path / "manifest.json", before)
+    assert not records.faults(tmp_path / "manifest.json", before)
     # other weights wait for their job
     tiny_gpt2(1).save_pretrained(tmp_path / "other")
-    other = {"folder": str(tmp_path / "other"), "sha256": base.weights_digests(tmp_path / "other")}
-    base.relink(tmp_path / "model", other)
+    other = {
+        "folder": str(tmp_path / "other"),
+        "sha256": starting_weights.weights_digests(tmp_path / "other"),
+    }
+    starting_weights.relink(tmp_path / "model", other)
     assert (tmp_path / "model/model.safetensors").resolve().parent == folders["new"]
 
 
@@ -192,7 +196,7 @@ def test_a_vocabulary_may_be_padded_but_not_smaller_than_the_tokenizer(prepare, 
     ],
 )
 def test_a_model_of_another_tokenizer_is_refused(prepare, tmp_path, monkeypatch, other, says):
-    monkeypatch.setattr(vocabulary, "TEXTS", ("a b c d", "dab cdc"))
+    monkeypatch.setattr(tokenizer_check, "TEXTS", ("a b c d", "dab cdc"))
     model = tiny_gpt2(0)
     model.save_pretrained(tmp_path / "source")
     save_tokenizer(tmp_path / "source", **other)

@@ -14,16 +14,16 @@ from sealing import seal, write_json
 from test_report import ODD, THROUGH, make
 from workspace import DECODING, ROOT, Workspace
 
-from takd import experiment
+from takd.analysis.comparisons import analyse
+from takd.analysis.results import read
 from takd.data.template import as_chat_template
-from takd.errors import InputError
-from takd.lineage import Node, of_chain, split
-from takd.provenance import file_digest
-from takd.report.comparisons import analyse
-from takd.report.modelcards import card, markdown
-from takd.report.modelcards.settings import card_settings
-from takd.report.read import read
-from takd.stage import Stage, read_json
+from takd.experiment import experiment
+from takd.experiment.card_settings import card_settings
+from takd.experiment.lineage import Node, of_chain, split
+from takd.model_cards import card, markdown
+from takd.runtime.digests import file_digest
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage, read_json
 
 LINEAGE = of_chain(*THROUGH[1:])
 HUB = {"hub": "openai-community/gpt2", "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}

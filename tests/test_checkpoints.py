@@ -14,12 +14,12 @@ from test_integrity import flip, truncate
 from test_methods_on_policy import Interruptible
 from workspace import STUDENT, TEACHER, TIMED, Workspace
 
-from takd.errors import InputError
-from takd.evaluation.shares import Share, Store
-from takd.stage import Interrupted
+from takd.runtime.errors import InputError
+from takd.runtime.sharding import Share, Store
+from takd.runtime.stage import Interrupted
+from takd.runtime.verify import verify
 from takd.training import train as training
-from takd.training.keeping import Best
-from takd.verify import verify
+from takd.training.best_weights import Best
 
 SETTINGS = {"steps": 8, "evaluate_every": 3, "dropout": 0.1}
 STOP = 6  # a checkpoint each step: those of steps 5 and 6 are there, which name weights of steps 3 and 6

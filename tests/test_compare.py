@@ -22,15 +22,17 @@ from sealing import write_json, write_lines
 from test_report import BY_KD, DIRECT, STUDY, THROUGH
 from test_staleness import touch
 
-from takd import experiment as experiments
-from takd.errors import InputError
-from takd.lineage import of_chain
-from takd.report import compare, compare_plan, compare_settings
-from takd.report.compare_read import read_all
-from takd.report.compare_scores import Comparison, Place
-from takd.report.compare_scores import compare as compare_scores
-from takd.report.statistics import holm
-from takd.stage import Stage, read_json
+from takd.analysis import compare_settings
+from takd.analysis.across_experiments import Comparison, Place
+from takd.analysis.across_experiments import compare as compare_scores
+from takd.analysis.compare_results import read_all
+from takd.analysis.statistics import holm
+from takd.experiment import comparison
+from takd.experiment import experiment as experiments
+from takd.experiment.lineage import of_chain
+from takd.report import compare
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage, read_json
 
 SETTINGS: dict[str, Any] = {
     "title": "left out",
@@ -88,7 +90,7 @@ def made(
         "name": name,
         "report": spec,
         "settings": SETTINGS | (settings or {}),
-        "made": {f"{lineage}/seed{seed}": compare_plan.made({}) for lineage, seed in spec["nodes"]},
+        "made": {f"{lineage}/seed{seed}": comparison.made({}) for lineage, seed in spec["nodes"]},
         "content": None,
     }
 
@@ -122,7 +124,7 @@ def compared(root: Path, *specs: dict[str, Any]) -> Comparison:
 
 def run(root: Path, *specs: dict[str, Any]) -> Path:
     """Run the stage as the rule does; the folder of its outputs."""
-    outputs = {name: root / "out" / part.file for name, part in compare_plan.PARTS.items()}
+    outputs = {name: root / "out" / part.file for name, part in comparison.PARTS.items()}
     inputs = {"results": [root / each["name"] for each in specs]}
     compare.run(Stage({"experiments": list(specs)}, "", inputs, outputs))
     return root / "out"
@@ -325,7 +327,7 @@ def test_measures_and_costs_stand_side_by_side(three: SimpleNamespace) -> None:
 
 def test_the_same_results_give_the_same_bytes(three: SimpleNamespace, tmp_path: Path) -> None:
     again = run(tmp_path, *three_experiments(tmp_path))
-    for part in compare_plan.PARTS.values():
+    for part in comparison.PARTS.values():
         assert (again / part.file).read_bytes() == (three.out / part.file).read_bytes()
 
 
@@ -389,8 +391,8 @@ def test_in_the_browser(three: SimpleNamespace, tmp_path: Path) -> None:
 
 
 def test_names_are_checked() -> None:
-    assert compare_plan.others(None, "a") == []
-    assert compare_plan.others("b, c", "a") == compare_plan.others(["b", "c"], "a") == ["b", "c"]
+    assert comparison.others(None, "a") == []
+    assert comparison.others("b, c", "a") == comparison.others(["b", "c"], "a") == ["b", "c"]
     for value, said in {
         "a": "'a' is the experiment itself",
         "b,b": "'b' stands there twice",
@@ -399,11 +401,11 @@ def test_names_are_checked() -> None:
         ",".join(map(str, range(10))): "names 10 experiments; at most 9",
     }.items():
         with pytest.raises(InputError, match=re.escape(said)):
-            compare_plan.others(value, "a")
-    assert compare_plan.folder(["b", "c"]) == "b+c"
+            comparison.others(value, "a")
+    assert comparison.folder(["b", "c"]) == "b+c"
     long = [f"{'long' * 12}{n}" for n in range(3)]
-    assert len(compare_plan.folder(long)) < 120
-    assert compare_plan.folder(long) != compare_plan.folder([*long[:2], f"{'long' * 12}9"])
+    assert len(comparison.folder(long)) < 120
+    assert comparison.folder(long) != comparison.folder([*long[:2], f"{'long' * 12}9"])
 
 
 def write(project: Project, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -417,13 +419,13 @@ def write(project: Project, name: str, change: Callable[[dict[str, Any]], Any]) 
 
 def test_variables_go_to_the_files_that_have_them(project: Project) -> None:
     write(project, "asks", lambda e: e["data"].update(dev={"json": "{place}/dev.jsonl"}))
-    first, second = compare_plan.load_all(project.folder, "small", "asks", {"place": "data"})
+    first, second = comparison.load_all(project.folder, "small", "asks", {"place": "data"})
     assert second.settings["data"]["dev"]["json"] == "data/dev.jsonl"
     assert "place" not in str(first.settings)
     with pytest.raises(InputError, match=r"the variable other, given by --config, is in no path"):
-        compare_plan.load_all(project.folder, "small", "asks", {"place": "data", "other": "x"})
+        comparison.load_all(project.folder, "small", "asks", {"place": "data", "other": "x"})
     with pytest.raises(InputError, match=r"nothing says what \{place\} is"):
-        compare_plan.load_all(project.folder, "small", "asks", {})
+        comparison.load_all(project.folder, "small", "asks", {})
 
 
 @pytest.mark.parametrize("name", ["with", "experiment"])
@@ -442,7 +444,7 @@ def test_experiments_without_a_common_model_are_refused(project: Project) -> Non
 
     write(project, "apart", renamed)
     with pytest.raises(InputError, match="'small' has no model in common with apart"):
-        compare_plan.require_shared(compare_plan.load_all(project.folder, "small", "apart", {}))
+        comparison.require_shared(comparison.load_all(project.folder, "small", "apart", {}))
 
 
 # compare itself may not follow an option that takes several words
@@ -540,7 +542,7 @@ def test_snakemakes_report_shows_the_comparison(two: Project, tmp_path: Path) ->
         opened.click("text=7. Comparison >> nth=0")
         opened.wait_for_selector("td a")
         texts.append(opened.inner_text("body"))
-        assert opened.locator("tbody tr").count() == len(compare_plan.PARTS)
+        assert opened.locator("tbody tr").count() == len(comparison.PARTS)
 
     with browser() as started:
         seen = visit(started, next((tmp_path / "unzipped").rglob("report.html")), walk)

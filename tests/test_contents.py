@@ -11,14 +11,14 @@ import yaml
 from conftest import ROOT, Project, make_project, small_experiment
 from families import FAMILIES, save_weights
 
-from takd.errors import InputError
-from takd.experiment import Experiment, load
-from takd.headers import positions, safetensors_parameters
+from takd.experiment.experiment import Experiment, load
+from takd.models.headers import positions, safetensors_parameters
 from takd.preflight import contents, fitting, start
-from takd.preflight.datasheets import CPU
 from takd.preflight.findings import Finding
+from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job, parse
 from takd.preflight.plan import Planner
+from takd.runtime.errors import InputError
 
 ROW = {"instruction": "say red", "input": "", "output": "red"}
 

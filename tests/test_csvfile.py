@@ -7,7 +7,8 @@ import pytest
 from test_report import BY_KD, DIRECT, THROUGH, make, rows_of
 from test_report_overview import results_of
 
-from takd.report import csvfile, table, tidy
+from takd.analysis import csv_files, scores_table
+from takd.report import table
 from takd.report.figures.chains import chains
 from takd.report.figures.style import Drawing
 
@@ -38,7 +39,7 @@ def read(text):
 
 @pytest.mark.parametrize("text", [*FORMULAS, *PLAIN], ids=repr)
 def test_no_text_is_a_formula_and_none_is_lost(text):
-    written = csvfile.to_csv([text or "empty", "n"], [{text or "empty": text, "n": -1.5}])
+    written = csv_files.to_csv([text or "empty", "n"], [{text or "empty": text, "n": -1.5}])
     _, (cell, number) = csv.reader(io.StringIO(written, newline=""))
     assert (cell == text) == (text in PLAIN)
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋"))
@@ -48,7 +49,7 @@ def test_no_text_is_a_formula_and_none_is_lost(text):
 
 @pytest.mark.parametrize("value", [-1, -0.25, 1e-05, -1e300, 0, 7, True, None])
 def test_numbers_stay_numbers(value):
-    assert csvfile.to_csv(["n"], [{"n": value}]).splitlines()[1] == (
+    assert csv_files.to_csv(["n"], [{"n": value}]).splitlines()[1] == (
         '""' if value is None else str(value)
     )
 
@@ -65,7 +66,7 @@ def test_every_file_of_the_report_has_labels_and_sources_as_text(tmp_path, label
     files = [
         table.to_csv(results, groups),
         table.differences_csv(results),
-        tidy.to_csv(results),
+        scores_table.to_csv(results),
         chains(results).csv,
         Drawing("", [{label: label, "value": -0.5}]).csv,
     ]

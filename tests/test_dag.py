@@ -211,13 +211,13 @@ def test_missing_data_stop_a_run_but_no_plan(project: Project) -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        ("takd.errors.InputError('line 3 is bad')", "Error: line 3 is bad"),
+        ("takd.runtime.errors.InputError('line 3 is bad')", "Error: line 3 is bad"),
         ("OSError('disk full')", "Error: OSError: disk full"),
     ],
 )
 def test_failure_of_a_stage_is_told_on_the_console(project: Project, error: str, says: str) -> None:
     """The quiet local profile shows no logs; a sentence has to do."""
-    fake = f"import takd.errors\n\ndef run(stage):\n    raise {error}\n"
+    fake = f"import takd.runtime.errors\n\ndef run(stage):\n    raise {error}\n"
     (project.folder / "fakes.py").write_text(fake)
     target = "results/small/data/tokenizer/manifest.json"
     printed = project.run(target, "--profile", "profiles/local", check=False)

@@ -13,14 +13,14 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from takd import schema
 from takd.data import prepare, sources, summary, tokenizer
-from takd.data.encoding import Encoder
 from takd.data.page import render
 from takd.data.template import fill
-from takd.errors import InputError
-from takd.provenance import SOURCE, file_digest, folder_digest
-from takd.stage import Stage, read_json
+from takd.data.tokenise import Encoder
+from takd.experiment import schema
+from takd.runtime.digests import SOURCE, file_digest, folder_digest
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage, read_json
 
 SHORT = {"with_input": "Q: {instruction}\n{input}\nA:", "without_input": "Q: {instruction}\nA:"}
 WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("a", "e", "ino", "our")]
@@ -727,7 +727,7 @@ def test_preparing_data_does_without_torch_and_transformers(words, tmp_path):
 import sys
 from pathlib import Path
 from takd.data import prepare, summary, tokenizer
-from takd.stage import Stage
+from takd.runtime.stage import Stage
 place = Path({str(tmp_path)!r})
 spec = {{"split": "train", "source": {source!r}, "template": {SHORT!r}, "max_length": 64}}
 spec["max_prompt_length"] = 48

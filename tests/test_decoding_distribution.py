@@ -18,7 +18,7 @@ import torch
 from models_for_tests import END, tiny_gpt2
 from scipy import stats
 
-from takd.sampling import Decoding, Prompt, draw
+from takd.decoding.sampling import Decoding, Prompt, draw
 
 VOCABULARY, LONGEST = 5, 3
 PROMPTS = [(2,), (3, 1), (1, 2, 3, 4), (4, 4, 1, 2, 3, 2, 1)]

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch.utils import cpp_extension
 from workspace import ROOT, Workspace
 
-from takd.errors import InputError
-from takd.launch import TORCHRUN
-from takd.training import builds, devices
+from takd.models import devices
+from takd.runtime import deepspeed_builds
+from takd.runtime.errors import InputError
+from takd.runtime.launch import TORCHRUN
 
 COMPILER = pytest.mark.skipif(
     shutil.which("c++") is None, reason="DeepSpeed compiles: needs a C++ compiler"
@@ -69,9 +70,9 @@ def lock(tmp_path, monkeypatch):
 
 
 def test_a_lock_of_a_killed_build_is_told_with_its_remedy(lock):
-    assert builds.locks() == [lock]
+    assert deepspeed_builds.locks() == [lock]
     with pytest.raises(InputError, match=rf"{lock} is \d+ minutes old: .* delete it \(rm {lock}\)"):
-        builds.await_builds(print)
+        deepspeed_builds.await_builds(print)
 
 
 def test_a_lock_is_found_where_torch_builds_by_default(tmp_path, monkeypatch):
@@ -82,14 +83,14 @@ def test_a_lock_is_found_where_torch_builds_by_default(tmp_path, monkeypatch):
     place = Path(cpp_extension._get_build_directory("cpu_adam", False))
     assert tmp_path in place.parents
     (place / "lock").touch()
-    assert builds.locks() == [place / "lock"]
+    assert deepspeed_builds.locks() == [place / "lock"]
 
 
 def test_a_build_that_is_under_way_is_waited_for(lock):
     os.utime(lock)
     said: list[str] = []
     threading.Timer(1.0, lock.unlink).start()
-    builds.await_builds(said.append)
+    deepspeed_builds.await_builds(said.append)
     assert len(said) == 1 and str(lock) in said[0]
 
 

@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from takd.data import demo
-from takd.errors import InputError
-from takd.provenance import SOURCE
+from takd.runtime.digests import SOURCE
+from takd.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

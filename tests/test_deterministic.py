@@ -8,8 +8,8 @@ import torch
 from test_ending import Scripted
 from workspace import TEACHER
 
-from takd import inference
-from takd.stage import Stage
+from takd.decoding import loading
+from takd.runtime.stage import Stage
 
 SETTINGS = {"steps": 3, "evaluate_every": 3}
 TELL = """
@@ -55,9 +55,9 @@ def test_stages_that_ask_a_model_have_it_too(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     threads = torch.get_num_threads()
     try:
-        inference.settle(Stage({}, "code"))
+        loading.settle(Stage({}, "code"))
         assert not torch.are_deterministic_algorithms_enabled()
-        inference.settle(Stage({}, "code", deterministic=True))
+        loading.settle(Stage({}, "code", deterministic=True))
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from takd.divergences import (
+from takd.losses.divergences import (
     alpha_beta,
     coarsen,
     expectation,

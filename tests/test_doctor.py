@@ -14,14 +14,14 @@ import pytest
 from conftest import ROOT, Project, make_project, small_experiment
 
 from takd.__main__ import main
-from takd.cards import check_kernels, has_kernels
-from takd.errors import InputError
-from takd.experiment import load
-from takd.preflight import collect, doctor, fitting, footprint, start
+from takd.experiment.experiment import load
+from takd.preflight import collect, doctor, fitting, memory, start
 from takd.preflight.collect import Answer, Facts, Gpu, Torch
-from takd.preflight.datasheets import CARDS, asked_for, find_card
+from takd.preflight.gpus import CARDS, asked_for, find_card
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planner
+from takd.runtime.cuda_arch import check_kernels, has_kernels
+from takd.runtime.errors import InputError
 
 CU128 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
@@ -233,8 +233,8 @@ def test_main_memory_with_offloading_holds_the_optimizer() -> None:
     settings = {"precision": "auto", "deepspeed": {"name": "zero3-offload", "config": config}}
     spec = {"method": "sft", "settings": settings}
     for nodes in (1, 2):
-        given = footprint.Resources(processes=2, nodes=nodes)
-        parts = footprint.host(student, None, spec, given, find_card("a100"))
+        given = memory.Resources(processes=2, nodes=nodes)
+        parts = memory.host(student, None, spec, given, find_card("a100"))
         here = student.parameters / nodes
         assert parts["master weights and moments"] == pytest.approx(12 * here)
         assert parts["student's weights"] == pytest.approx(2 * here)
@@ -397,7 +397,7 @@ def test_what_only_expects_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) 
 
 def test_nothing_heavy_is_imported_to_check_a_start() -> None:
     code = (
-        "import sys, takd.cards, takd.preflight.start;"
+        "import sys, takd.runtime.cuda_arch, takd.preflight.start;"
         "print({'torch', 'transformers', 'datasets', 'pandas', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(

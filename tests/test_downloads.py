@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from takd.data import downloads, sources
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 ROWS = [{"instruction": f"Say {i}.", "output": str(i)} for i in range(400)]
 CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

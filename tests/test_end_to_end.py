@@ -9,7 +9,7 @@ import pytest
 from browser import browser, faults, open_all, visit
 from conftest import Project, copy_workflow, small_experiment
 
-from takd.report.parts import PARTS
+from takd.experiment.report_files import PARTS
 
 # one process makes the run that all of these share
 pytestmark = pytest.mark.xdist_group("end to end")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from workspace import ROOT, Workspace
 
-from takd import ending
+from takd.runtime import shutdown
 
 ENDS = int(os.environ.get("TAKD_ENDS", "20"))
 SECONDS_OF_A_HANG = 60
@@ -66,7 +66,7 @@ def start_and_end(count: int, busy: int) -> None:
                     signal.alarm(SECONDS_OF_A_HANG)
                     train_a_little(rank, f"{folder}/store")
                     try:
-                        ending.leave(0)
+                        shutdown.leave(0)
                     except SystemExit as end:  # forked processes have no exit functions
                         gc.collect()
                         os._exit(end.code)
@@ -132,7 +132,9 @@ class Scripted(Workspace):
 
     def script(self, program: str) -> None:
         path = self.folder / "changed_train.py"
-        path.write_text(f"from takd import ending\nfrom takd.stage import main\n{program}{TRAIN}")
+        path.write_text(
+            f"from takd import ending\nfrom takd.runtime.stage import main\n{program}{TRAIN}"
+        )
 
     def start(self, script: str, *arguments, **options):
         return super().start(str(self.folder / f"changed_{script}"), *arguments, **options)
@@ -163,7 +165,7 @@ def test_a_process_that_fails_ends_those_that_wait_for_it(workspace):
     """Under torchrun; and a checkpoint that was being written is whole."""
     workspace.script("""
 import os, time
-from takd.training.keeping import Keeper
+from takd.training.best_weights import Keeper
 from takd.training.loop import Run
 def optimize(run, step, whole=Run.optimize):
     if step == 2 and run.rank == 0:

@@ -9,9 +9,10 @@ import torch
 from models_for_tests import END, tiny_gpt2, token_log_probabilities
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from takd.evaluation import calibration, exposure, reading
-from takd.evaluation.reading import Text
-from takd.sampling import Decoding, Prompt, draw
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.evaluation import log_likelihoods
+from takd.evaluation.log_likelihoods import Text
+from takd.metrics import calibration, exposure_bias
 
 # probabilities of the next token after each token, in multiples of 1/8; token 0 ends the text
 TEACHER = np.array([[8, 0, 0, 0], [2, 2, 2, 2], [4, 2, 2, 0], [2, 0, 4, 2]]) / 8
@@ -60,11 +61,11 @@ def errors_of(text: list[int]) -> list[float]:
 def test_exposure_bias_of_two_markov_chains():
     """Over all texts, each as often as it is written, the sums are those of the chains' powers."""
     length = 3
-    regret = exposure.accumulated([errors_of(t) for t in all_texts(MODEL, length)], length)
-    oracle = exposure.accumulated([errors_of(t) for t in all_texts(TEACHER, length)], length)
+    regret = exposure_bias.accumulated([errors_of(t) for t in all_texts(MODEL, length)], length)
+    oracle = exposure_bias.accumulated([errors_of(t) for t in all_texts(TEACHER, length)], length)
     assert regret == pytest.approx(expected_errors(MODEL, length), abs=1e-12)
     assert oracle == pytest.approx(expected_errors(TEACHER, length), abs=1e-12)
-    excess = exposure.excess_accumulated_error(regret, oracle)
+    excess = exposure_bias.excess_accumulated_error(regret, oracle)
     assert excess[0] == 0, "after the prompt both contexts are the same"
     assert excess[-1] == pytest.approx(100 * (regret[-1] / oracle[-1] - 1))
 
@@ -82,18 +83,18 @@ def test_the_oracles_error_is_the_divergence_of_whole_texts():
 
 def test_a_model_that_errs_alike_everywhere_has_no_exposure_bias():
     texts = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
-    same = exposure.accumulated(texts, 3)
-    assert exposure.excess_accumulated_error(same, same).tolist() == [0, 0, 0]
+    same = exposure_bias.accumulated(texts, 3)
+    assert exposure_bias.excess_accumulated_error(same, same).tolist() == [0, 0, 0]
     none = np.zeros(3)
-    assert np.isnan(exposure.excess_accumulated_error(none, none)).all()
+    assert np.isnan(exposure_bias.excess_accumulated_error(none, none)).all()
 
 
 def test_who_stops_early_saves_no_errors_while_running():
     """The same error at every step: ending sooner makes the sum smaller, but not the error of those that run."""
     early, late = [[0.5], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]]
-    sums = [exposure.accumulated(side, 3).tolist() for side in (early, late)]
+    sums = [exposure_bias.accumulated(side, 3).tolist() for side in (early, late)]
     assert sums == [[0.5, 0.75, 0.75], [0.5, 1, 1]]
-    running = [exposure.accumulated_while_running(side, 3) for side in (early, late)]
+    running = [exposure_bias.accumulated_while_running(side, 3) for side in (early, late)]
     for found in running:
         assert found[:2].tolist() == [0.5, 1] and np.isnan(found[2])
 
@@ -103,12 +104,12 @@ def test_a_model_that_leaves_its_teachers_contexts_errs_more():
     p = np.array([[1, 0, 0], [0, 0.9, 0.1], [0, 0.9, 0.1]])
     q = np.array([[1, 0, 0], [0, 0.5, 0.5], [0, 0.1, 0.9]])
     regret, oracle = (expected_errors(chain, 6, p, q) for chain in (q, p))
-    excess = exposure.excess_accumulated_error(regret, oracle)
+    excess = exposure_bias.excess_accumulated_error(regret, oracle)
     assert excess[0] == 0 and (np.diff(excess) > 0).all()
     # and the other way round: below 0 in truth, where the teacher goes to what the model cannot do, and the model not
     p[1], q[1] = q[1].copy(), p[1].copy()
     regret, oracle = (expected_errors(chain, 6, p, q) for chain in (q, p))
-    assert exposure.excess_accumulated_error(regret, oracle)[1] < 0
+    assert exposure_bias.excess_accumulated_error(regret, oracle)[1] < 0
 
 
 def markov_gpt2(chain: np.ndarray, least: float = 1e-9) -> GPT2LMHeadModel:
@@ -136,9 +137,9 @@ def test_divergences_and_likelihoods_of_markov_chains():
     model, teacher = markov_gpt2(MODEL), markov_gpt2(TEACHER)
     responses = [[1, 2, 0], [2, 1], [1, 1, 1, 1, 2, 0], [0]]
     texts = [Text(row, 7, [2, 2, START][row % 3 :], r) for row, r in enumerate(responses)]
-    found = reading.comparison(model, teacher, texts, vocabulary=4, steps=True)
-    sums = reading.comparison(model, teacher, texts, vocabulary=4, steps=False)
-    alone = reading.likelihoods(model, texts, vocabulary=4)
+    found = log_likelihoods.comparison(model, teacher, texts, vocabulary=4, steps=True)
+    sums = log_likelihoods.comparison(model, teacher, texts, vocabulary=4, steps=False)
+    alone = log_likelihoods.likelihoods(model, texts, vocabulary=4)
     forward, reverse = kl(TEACHER, MODEL), kl(MODEL, np.maximum(TEACHER, 1e-9))
     for text, record, total, own in zip(texts, found, sums, alone, strict=True):
         contexts = [text.prompt[-1], *text.response[:-1]]
@@ -164,15 +165,15 @@ def test_exposure_bias_of_sampled_markov_chains():
             writer, prompts, Decoding(length), end_token=END, vocabulary=4, micro_batch=500
         )
         texts = [Text(i, 3, [START], r.tokens.tolist()) for i, r in enumerate(drawn)]
-        records = reading.comparison(model, teacher, texts, vocabulary=4, steps=True)
+        records = log_likelihoods.comparison(model, teacher, texts, vocabulary=4, steps=True)
         errors = [record["forward_kl"] for record in records]
-        curve = exposure.accumulated(errors, length)
+        curve = exposure_bias.accumulated(errors, length)
         noise = np.std([sum(e) for e in errors]) / math.sqrt(count)
         assert np.abs(curve - expected_errors(chain, length)).max() < 4 * noise + 1e-5
         curves.append(curve)
-    excess = exposure.excess_accumulated_error(*curves)
+    excess = exposure_bias.excess_accumulated_error(*curves)
     assert abs(excess[0]) < 1e-3
-    truth = exposure.excess_accumulated_error(
+    truth = exposure_bias.excess_accumulated_error(
         *(expected_errors(c, length) for c in (MODEL, TEACHER))
     )
     assert excess == pytest.approx(truth, abs=4)
@@ -181,9 +182,9 @@ def test_exposure_bias_of_sampled_markov_chains():
 def test_a_batch_changes_nothing():
     model, teacher = tiny_gpt2(1, scale=2), tiny_gpt2(2, scale=2)
     texts = [Text(i, 0, [1 + i % 5] * (1 + i % 4), [2, 3, 4, END][i % 3 :]) for i in range(7)]
-    together = reading.comparison(model, teacher, texts, vocabulary=11, steps=False)
+    together = log_likelihoods.comparison(model, teacher, texts, vocabulary=11, steps=False)
     for text, record in zip(texts, together, strict=True):
-        (one,) = reading.comparison(model, teacher, [text], vocabulary=11, steps=False)
+        (one,) = log_likelihoods.comparison(model, teacher, [text], vocabulary=11, steps=False)
         assert one == pytest.approx(record, rel=1e-4)
         nll = -token_log_probabilities(model, list(text.prompt), list(text.response)).sum().item()
         assert one["nll"] == pytest.approx(nll, rel=1e-4)
@@ -191,7 +192,7 @@ def test_a_batch_changes_nothing():
 
 def test_a_model_is_no_distance_from_itself():
     model = tiny_gpt2(1)
-    (found,) = reading.comparison(
+    (found,) = log_likelihoods.comparison(
         model, model, [Text(0, 0, [1, 2], [3, 4, END])], vocabulary=11, steps=True
     )
     assert found["forward_kl"] == [0, 0, 0] and found["reverse_kl"] == 0
@@ -216,11 +217,11 @@ def test_a_calibrated_model_has_no_calibration_error():
     """A Markov chain that predicts its own texts: sure of ½, right in half of the cases."""
     chain = np.array([[0.5, 0.25, 0.125, 0.125]] * 4)
     texts = [Text(i, 0, [1], [token]) for i, token in enumerate([0, 0, 0, 0, 1, 1, 2, 3])]
-    records = reading.likelihoods(markov_gpt2(chain), texts, vocabulary=4)
+    records = log_likelihoods.likelihoods(markov_gpt2(chain), texts, vocabulary=4)
     counts = sum(calibration.unpacked(record["bins"]) for record in records)
     assert counts[0].sum() == 8 and counts[1].sum() == 4
     assert calibration.expected_calibration_error(counts) == pytest.approx(0, abs=1e-5)
     # the same model on other texts is sure of ½ and never right
-    wrong = reading.likelihoods(markov_gpt2(chain), [Text(0, 0, [1], [3])], vocabulary=4)
+    wrong = log_likelihoods.likelihoods(markov_gpt2(chain), [Text(0, 0, [1], [3])], vocabulary=4)
     counts = calibration.unpacked(wrong[0]["bins"])
     assert calibration.expected_calibration_error(counts) == pytest.approx(0.5, abs=1e-5)

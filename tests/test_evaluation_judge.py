@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from takd.errors import InputError
 from takd.evaluation.judge import Endpoint, judge, prompt_of, ratings, reference_first, run, summary
-from takd.stage import Interrupted, Stage
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Interrupted, Stage
 
 KEY = "sk-secret-123"
 PROMPT = "[Answer 1 0123456789abcdef]\na\n\n[Answer 2 0123456789abcdef]\nb\n"

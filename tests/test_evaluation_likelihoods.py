@@ -15,15 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from workspace import Workspace, of_split
 
-from takd import inference
-from takd.evaluation import calibration
+from takd.decoding import loading
+from takd.decoding.resumable import answer, prompts_of
+from takd.decoding.sampling import Decoding
 from takd.evaluation import likelihoods as stage_likelihoods
-from takd.evaluation.answers import answer, prompts_of
-from takd.preflight import shapes, work
-from takd.preflight.work import Rows
-from takd.sampling import Decoding
-from takd.stage import Interrupted, Stage
-from takd.training.checkpoints import sweep
+from takd.metrics import calibration
+from takd.preflight import flops, shapes
+from takd.preflight.flops import Rows
+from takd.runtime.checkpoints import sweep
+from takd.runtime.stage import Interrupted, Stage
 
 TEACHERS = {"direct": ["teacher-sft", 3], "first": ["teacher-sft", 3]}
 
@@ -266,7 +266,7 @@ def test_what_it_computes_is_what_is_planned(workspace, measured, monkeypatch):
     }
     outputs = {key: out / file for key, file in files.items()}
     stage = Stage(spec=spec, code="any", inputs=inputs, outputs=outputs, micro_batch=1)
-    monkeypatch.setattr(inference, "check_model", lambda *args: None)
+    monkeypatch.setattr(loading, "check_model", lambda *args: None)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         stage_likelihoods.run(stage)
     counted = counter.get_total_flops()
@@ -276,7 +276,7 @@ def test_what_it_computes_is_what_is_planned(workspace, measured, monkeypatch):
     dev = load_from_disk(str(place / "dev/dataset"))
     rows = Rows(len(dev), fmean(map(len, dev["prompt_ids"])), end["tokens"] / len(dev) / 6)
     model, oracle = (shapes.config_of(place / name / "model") for name in ("model", "oracle"))
-    planned = work.likelihoods(model, [oracle], rows, seeds=2)
+    planned = flops.likelihoods(model, [oracle], rows, seeds=2)
     assert planned is not None
     assert planned.tokens == pytest.approx(end["tokens"])
     assert planned.operations == pytest.approx(counted, rel=0.03)

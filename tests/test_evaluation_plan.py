@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_project, small_experiment
 
-from takd import experiment
+from takd.experiment import experiment
 
 
 def loaded(project: Project) -> experiment.Experiment:

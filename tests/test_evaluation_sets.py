@@ -12,10 +12,10 @@ from test_experiment import GOOD, edit, read
 from takd import __main__ as questions
 from takd.data import filters, sources, summary
 from takd.data.page import render
-from takd.errors import InputError
-from takd.experiment import load
-from takd.provenance import file_digest
-from takd.stage import Stage, read_json
+from takd.experiment.experiment import load
+from takd.runtime.digests import file_digest
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage, read_json
 
 ELEVEN = "one two three four five six seven eight nine ten eleven"
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from takd import reference
-from takd.checks import gpt2_parameters
-from takd.errors import InputError
-from takd.experiment import Experiment, load
-from takd.integrity import sealed
-from takd.lineage import Node
-from takd.provenance import canonical_json, file_digest, without_places
-from takd.report import compare_plan
-from takd.schema import follow, load_schema
-from takd.stage import write_json
+from takd.experiment import comparison, docs_tables
+from takd.experiment.experiment import Experiment, load
+from takd.experiment.lineage import Node
+from takd.experiment.schema import follow, load_schema
+from takd.experiment.validation import gpt2_parameters
+from takd.runtime.digests import canonical_json, file_digest, without_places
+from takd.runtime.errors import InputError
+from takd.runtime.records import sealed
+from takd.runtime.stage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REVISION = "15ea56dee5df4983c59b2538573817e1667135e2"
@@ -839,7 +838,7 @@ def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path
         f"teacher-sft/seed1/generations/part{part}of2/metrics.jsonl" for part in (1, 2)
     ]
     assert outputs.logs == ["teacher-sft/seed1/outputs/generations/top_k/metrics.jsonl"]
-    files = compare_plan.files(experiment, [])
+    files = comparison.files(experiment, [])
     for file in (answers.manifest, *answers.logs, outputs.manifest, *outputs.logs):
         said = "what teacher-sft of training seed 1 wrote down for its students"
         assert files[f"results/{experiment.name}/teachers/{file}"] == said
@@ -965,7 +964,7 @@ def test_an_ablation_differs_from_the_whole_method_in_one_setting() -> None:
 
 def test_reading_an_experiment_is_fast_and_imports_nothing_heavy() -> None:
     script = (
-        "import sys, pathlib, takd.experiment as e; root = pathlib.Path(sys.argv[1]);"
+        "import sys, pathlib, takd.experiment.experiment as e; root = pathlib.Path(sys.argv[1]);"
         "e.load(root / 'config/experiments/gpt2-dolly.yaml', root).report_spec();"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
     )
@@ -983,9 +982,9 @@ def test_reading_an_experiment_is_fast_and_imports_nothing_heavy() -> None:
 def keys() -> list[tuple[str, dict[str, Any]]]:
     """Every key of the schema with what it says."""
     schema = load_schema()
-    found = [(key, part) for key, part, _ in reference.below(schema)]
+    found = [(key, part) for key, part, _ in docs_tables.below(schema)]
     for name, definition in schema["$defs"].items():
-        found += [(f"{name}.{key}", part) for key, part, _ in reference.below(definition)]
+        found += [(f"{name}.{key}", part) for key, part, _ in docs_tables.below(definition)]
     return found
 
 
@@ -1017,8 +1016,10 @@ def test_every_default_is_valid() -> None:
 
 
 def test_the_documentation_is_made_from_the_schema() -> None:
-    text = reference.PAGE.read_text(encoding="utf-8")
-    assert reference.page(text) == text, "run PYTHONPATH=src python -m takd.reference"
+    text = docs_tables.PAGE.read_text(encoding="utf-8")
+    assert docs_tables.page(text) == text, (
+        "run PYTHONPATH=src python -m takd.experiment.docs_tables"
+    )
     for key, _ in keys():
         parts = key.split(".")
         names = [".".join(parts[at:]) for at in range(len(parts))]
@@ -1168,8 +1169,8 @@ def test_keys_as_others_call_them(place: str, key: str, meant: str, tmp_path: Pa
 
 
 def test_names_of_others_lead_to_keys_that_there_are() -> None:
-    from takd.othernames import INSTEAD, USUAL
-    from takd.schema import _places
+    from takd.experiment.schema import _places
+    from takd.experiment.setting_names import INSTEAD, USUAL
 
     known = {place.rpartition(".")[2] for place in _places()}
     assert set(USUAL.values()) <= known

@@ -21,11 +21,11 @@ from transformers import (
 )
 from workspace import Workspace
 
-from takd.data.encoding import Encoder
 from takd.data.template import fill
-from takd.errors import InputError
-from takd.models import load_model, load_tokenizer
-from takd.sampling import Decoding, Prompt, draw
+from takd.data.tokenise import Encoder
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.models.causal_lm import load_model, load_tokenizer
+from takd.runtime.errors import InputError
 from takd.training.exporting import Exported
 
 ROWS = 400  # of the embeddings; the tokenizers have fewer

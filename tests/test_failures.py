@@ -107,7 +107,7 @@ def test_a_run_ends_with_the_sentence_of_the_job_that_failed(tmp_path: Path) -> 
     fails = (
         'def run(stage):\n    import sys\n    if "method" in stage.spec:\n'
         '        print("noise\\n" * 400, file=sys.stderr)\n'
-        "        from takd.errors import InputError\n"
+        "        from takd.runtime.errors import InputError\n"
         '        raise InputError("teacher: the one useful sentence.")\n'
     )
     project.replace("fakes.py", "def run(stage):\n", fails)

@@ -9,12 +9,12 @@ from models_for_tests import END, token_log_probabilities, tokenizer_of
 from test_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from takd.divergences import forward_kl
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.losses.divergences import forward_kl
+from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example
-from takd.methods.losses import label_and_divergence_loss
-from takd.methods.teachers import LiveTeacher
-from takd.models import check_vocabulary
-from takd.sampling import Decoding, Prompt, draw
+from takd.methods.token_losses import label_and_divergence_loss
+from takd.models.causal_lm import check_vocabulary
 
 TOKENS = 13  # of the tokenizer; student and teacher have more rows than that, and not as many as each other
 PADDED = {"student": 16, "teacher": 24}

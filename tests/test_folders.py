@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from takd.data.folders import check_within
 from takd.data.sources import rows, texts
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 ROW = {"instruction": "a", "input": "", "output": "b"}
 

@@ -10,9 +10,9 @@ from test_base import save_tokenizer
 from test_data import run_tokenizer
 
 from takd.data import downloads, sources
-from takd.errors import InputError
 from takd.preflight import shapes
-from takd.weight_files import read_json_object
+from takd.runtime.brought_files import read_json_object
+from takd.runtime.errors import InputError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 1234\n"
 ROWS = [{"instruction": "Say it.", "output": "It."}] * 20

@@ -19,17 +19,18 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from takd import experiment, stage
 from takd.data.folders import check_within
 from takd.data.sources import rows, texts
-from takd.errors import InputError
-from takd.headers import positions, safetensors_parameters
-from takd.inputs import verify
-from takd.integrity import DamagedError, read_log, read_record, sealed
+from takd.experiment import experiment
+from takd.experiment.schema import _places
+from takd.experiment.yaml12 import read_yaml
+from takd.models.headers import positions, safetensors_parameters
 from takd.preflight import amounts
-from takd.provenance import readable_json
-from takd.schema import _places
-from takd.yamlfile import read_yaml
+from takd.runtime import stage
+from takd.runtime.digests import readable_json
+from takd.runtime.errors import InputError
+from takd.runtime.input_check import verify
+from takd.runtime.records import DamagedError, read_log, read_record, sealed
 
 DEMO = (ROOT / "config/experiments/demo.yaml").read_text()
 SECONDS = 30  # that no single input may take

@@ -12,18 +12,18 @@ from models_for_tests import MINILLM_PAPER, context, tiny_gpt2
 from safetensors.torch import load_file, save_file
 from workspace import STUDENT, TEACHER, Workspace, of_split
 
-from takd import divergences
-from takd.errors import InputError
-from takd.evaluation import answers
-from takd.generation import generate, join, outputs
-from takd.generation.tensorfile import TensorFile
+from takd.decoding import resumable
+from takd.losses import divergences
+from takd.losses.teacher_logits import LiveTeacher, StoredOutputs, StoredTeacher
 from takd.methods.base import Example, examples, laid_out
 from takd.methods.kd import DIVERGENCES, Kd
 from takd.methods.minillm import MiniLLM
-from takd.methods.teachers import LiveTeacher, StoredOutputs, StoredTeacher
-from takd.stage import PIECE, Interrupted, Stage
-from takd.training.checkpoints import sweep
-from takd.training.progress import SPENT
+from takd.runtime.checkpoints import sweep
+from takd.runtime.errors import InputError
+from takd.runtime.metrics_log import SPENT
+from takd.runtime.stage import PIECE, Interrupted, Stage
+from takd.teacher_cache import merge, outputs, responses
+from takd.teacher_cache.tensor_file import TensorFile
 
 END, VOCABULARY, TOP_K = 0, 12, 4
 FILES = {"metrics": "metrics.jsonl", "manifest": "manifest.json"}
@@ -102,8 +102,8 @@ def written(space, name, kind, data, spec=SPEC, **more):
 def generations(space, name, parts=1, spec=WRITES):
     """A whole data set of the teacher's responses."""
     for part in range(1, parts + 1):
-        generate.run(generated(space, name, part, parts, spec, micro_batch=1 + 2 * part))
-    join.run(joined(space, name, parts, spec))
+        responses.run(generated(space, name, part, parts, spec, micro_batch=1 + 2 * part))
+    merge.run(joined(space, name, parts, spec))
     return load_from_disk(str(space.folder / name / "dataset"))
 
 
@@ -145,32 +145,32 @@ def test_generations_follow_seed_and_temperature(space, change):
 
 def test_missing_answers_are_refused(space):
     for part in (1, 2):
-        generate.run(generated(space, "gap", part, 2))
+        responses.run(generated(space, "gap", part, 2))
     lines = (space.folder / "gap/part1of2/answers.jsonl").read_text().splitlines(keepends=True)
     (space.folder / "gap/part1of2/answers.jsonl").write_text("".join([*lines[:2], *lines[3:]]))
     with pytest.raises(InputError, match="row 4 of 24 has no answer"):
-        join.run(joined(space, "gap", 2))
+        merge.run(joined(space, "gap", 2))
     assert not (space.folder / "gap/manifest.json").exists()
 
 
 def test_interrupted_generation_draws_only_what_is_left(space, monkeypatch):
     drawn = []
 
-    def spy(model, prompts, *args, real=answers.draw, **kwargs):
+    def spy(model, prompts, *args, real=resumable.draw, **kwargs):
         drawn.append(len(prompts))
         return real(model, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(answers, "draw", spy)
+    monkeypatch.setattr(resumable, "draw", spy)
     with pytest.raises(Interrupted, match="1 of 24 answers are kept"):
-        generate.run(generated(space, "stopped", 1, 1, micro_batch=1, stop_requested=True))
+        responses.run(generated(space, "stopped", 1, 1, micro_batch=1, stop_requested=True))
     folder = space.folder / "stopped/part1of1"
     assert not (folder / "manifest.json").exists()
     (store,) = folder.glob("checkpoints/*/answers.jsonl")
     with open(store, "a") as file:
         file.write('{"row": 7, "seed": 1, "tok')  # a half-written line
-    generate.run(generated(space, "stopped", 1, 1, micro_batch=2))
+    responses.run(generated(space, "stopped", 1, 1, micro_batch=2))
     assert drawn == [24, 23]
-    generate.run(generated(space, "unstopped", 1, 1))
+    responses.run(generated(space, "unstopped", 1, 1))
     # a manifest knows no time
     for name in ("answers.jsonl", "manifest.json"):
         whole = space.folder / "unstopped/part1of1" / name
@@ -187,7 +187,7 @@ def ended(folder):
 
 def test_log_of_what_a_teacher_wrote_says_how_long_on_what_and_by_which_code(space):
     asked = generated(space, "logged", 1, 2, git_commit="abc")
-    generate.run(asked)
+    responses.run(asked)
     found = [json.loads(line)["tokens"] for line in asked.outputs["answers"].open()]
     end = ended(space.folder / "logged/part1of2")
     assert 0 < end.pop("seconds") < 60 and end.pop("digest")
@@ -217,14 +217,14 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
 
     def attempt(**more):
         if stage_name == "generate":
-            generate.run(generated(space, f"{name}/parts", 1, 1, micro_batch=1, **more))
+            responses.run(generated(space, f"{name}/parts", 1, 1, micro_batch=1, **more))
         else:
             outputs.run(written(space, name, "top_k", "odd", **more))
 
     folder = space.folder / (f"{name}/parts/part1of1" if stage_name == "generate" else name)
     monkeypatch.setattr(outputs, "PORTION", 5)
     with monkeypatch.context() as patched:
-        patched.setattr(answers, "draw", slowly(answers.draw))
+        patched.setattr(resumable, "draw", slowly(resumable.draw))
         patched.setattr(outputs, "_portion", slowly(outputs._portion))
         with pytest.raises(Interrupted):
             attempt(stop_requested=True)
@@ -277,7 +277,7 @@ def test_killed_generation_ends_with_the_same_answers(space):
         {"teacher": ["trained-teacher"], "prompts": ["long"]},
         {"answers": "answers.jsonl", **FILES},
     )
-    generate.run(whole)
+    responses.run(whole)
     assert killed == [json.loads(x) for x in whole.outputs["answers"].open()]
     assert [answer["row"] for answer in killed] == list(range(160))
 

@@ -8,12 +8,12 @@ from models_for_tests import END, tiny_gpt2
 from test_models import FAMILIES, GROUPED, WINDOW
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from takd.kvcache import RaggedCache
-from takd.layout import Layout
+from takd.decoding.kv_cache import RaggedCache
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.losses.batch import Layout
 from takd.methods.base import Example
-from takd.methods.losses import label_loss
-from takd.models import freeze, hidden_states, load_model, project
-from takd.sampling import Decoding, Prompt, draw
+from takd.methods.token_losses import label_loss
+from takd.models.causal_lm import freeze, hidden_states, load_model, project
 from takd.training.student import LossModule
 
 HALVES = [torch.bfloat16, torch.float16]

@@ -7,9 +7,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from takd import experiment
-from takd.errors import InputError
-from takd.report import compare_plan
+from takd.experiment import comparison, experiment
+from takd.runtime.errors import InputError
 
 DEMO = (ROOT / "config/experiments/demo.yaml").read_text()
 LETTERS = "abcdefghi"
@@ -79,7 +78,7 @@ FILES = {
 
 def refused(root, name):
     with pytest.raises(InputError) as caught:
-        compare_plan.load_all(root, name, None, {})[0].require_files()
+        comparison.load_all(root, name, None, {})[0].require_files()
     text = str(caught.value)
     assert "\n" not in text and len(text) < 600
     return text
@@ -115,7 +114,7 @@ def test_the_same_file_without_harm_is_read(root):
     (root / "config/experiments/odd.yaml").write_bytes(
         b"\xef\xbb\xbf" + DEMO.encode()
     )  # Windows' mark
-    (found,) = compare_plan.load_all(root, "odd", None, {})
+    (found,) = comparison.load_all(root, "odd", None, {})
     found.require_files()
     assert found.settings == experiment.load(ROOT / "config/experiments/demo.yaml", ROOT).settings
 

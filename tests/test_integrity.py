@@ -10,14 +10,14 @@ import pytest
 from sealing import write_json
 from workspace import DECODING, Workspace
 
-from takd import inputs
 from takd.__main__ import main
-from takd.errors import InputError
+from takd.analysis.results import prompts_read, read
 from takd.evaluation.judge import judge
-from takd.integrity import DamagedError, read_log, read_record
-from takd.report.read import prompts_read, read
-from takd.stage import Stage
-from takd.verify import verify
+from takd.runtime import input_check
+from takd.runtime.errors import InputError
+from takd.runtime.records import DamagedError, read_log, read_record
+from takd.runtime.stage import Stage
+from takd.runtime.verify import verify
 
 TEACHER, STUDENT = "teacher-sft", "teacher-sft__student-kd"
 NODE = {"lineage": TEACHER, "seed": 3}
@@ -182,9 +182,9 @@ class Finished:
             for node in found.nodes:
                 list(prompts_read(evaluations, node, "dev"))
         elif reader == "pages":
-            inputs.verify({}, {"data_page": [self.results / "data/report/report.html"]})
+            input_check.verify({}, {"data_page": [self.results / "data/report/report.html"]})
         else:
-            inputs.verify(*self.read[reader], threads=2)
+            input_check.verify(*self.read[reader], threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +367,7 @@ def test_a_file_that_was_not_there_is_no_part_of_a_model(
     assert f"{added}: was not written there" in in_folder
     assert f"{stray}: no record speaks of it" in elsewhere
     with pytest.raises(InputError, match="was not written there"):
-        inputs.verify(NODE, {"teacher": [added.parents[1] / "manifest.json"]})
+        input_check.verify(NODE, {"teacher": [added.parents[1] / "manifest.json"]})
 
 
 def test_results_of_another_ancestor_are_told_from_those_here(
@@ -403,7 +403,7 @@ def test_records_of_before_there_were_digests_say_so(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps({"kind": "model", "lineage": TEACHER, "seed": 3}))
     with pytest.raises(InputError, match=r"has no digests .*; delete .*manifest.json and start"):
-        inputs.verify(NODE, {"teacher": [path]})
+        input_check.verify(NODE, {"teacher": [path]})
 
 
 def test_linked_weights_are_to_be_fetched_again(tmp_path: Path) -> None:
@@ -414,10 +414,10 @@ def test_linked_weights_are_to_be_fetched_again(tmp_path: Path) -> None:
     (tmp_path / "base/model/model.safetensors").symlink_to(cached)
     manifest = tmp_path / "base/manifest.json"
     write_json(manifest, {"kind": "base", "spec": {"model": "student"}})
-    inputs.verify({"model": "student"}, {"base": [manifest]})
+    input_check.verify({"model": "student"}, {"base": [manifest]})
     flip(cached)
     with pytest.raises(InputError, match=rf"a link to {cached}.*fetch or copy that file again"):
-        inputs.verify({"model": "student"}, {"base": [manifest]})
+        input_check.verify({"model": "student"}, {"base": [manifest]})
 
 
 def test_a_log_holds_its_own_digest(tmp_path: Path) -> None:

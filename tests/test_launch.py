@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from takd import lease as leasing
-from takd import stage
-from takd.errors import InputError
-from takd.launch import ALLOCATOR, launch, over_nodes
+from takd.runtime import gpu_lock as leasing
+from takd.runtime import stage
+from takd.runtime.errors import InputError
+from takd.runtime.launch import ALLOCATOR, launch, over_nodes
 
 NODES = {
     "squeue": 'echo "fir[3,7]"',
@@ -123,7 +123,7 @@ def holder(machine: dict[str, str], count: int, **more: str) -> subprocess.Popen
     after = "import os, sys; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
     program = textwrap.dedent(f"""
         import os, sys
-        from takd.lease import lease
+        from takd.runtime.gpu_lock import lease
         lease({count}, lambda text: print(text, flush=True))
         os.execv(sys.executable, [sys.executable, "-c", {after!r}])
         """)

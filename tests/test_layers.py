@@ -20,10 +20,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from takd.errors import InputError
-from takd.layers import choose, keep_layers
-from takd.model_checks import check_decoding, check_projection
-from takd.models import load_model
+from takd.decoding.model_checks import check_decoding, check_projection
+from takd.models.causal_lm import load_model
+from takd.models.layer_dropping import choose, keep_layers
+from takd.runtime.errors import InputError
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "vocab_size": 13}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 2}

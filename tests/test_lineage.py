@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from takd import lineage
-from takd.lineage import Hop, Node
+from takd.experiment import lineage
+from takd.experiment.lineage import Hop, Node
 
 
 @pytest.mark.parametrize("assistants", range(5))
@@ -111,7 +111,7 @@ def test_pattern_does_not_depend_on_the_order_of_the_methods() -> None:
 
 def test_importing_does_not_import_torch() -> None:
     source = Path(__file__).resolve().parents[1] / "src"
-    script = f"import sys; sys.path.insert(0, {str(source)!r}); import takd.lineage;"
+    script = f"import sys; sys.path.insert(0, {str(source)!r}); import takd.experiment.lineage;"
     script += "print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

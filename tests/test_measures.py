@@ -7,9 +7,9 @@ import string
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from takd.evaluation.diversity import _bleu, distinct, self_bleu, words
-from takd.evaluation.measures import exact_match, normalised_match, rouge_l
-from takd.evaluation.scoring import pooled, score
+from takd.metrics.diversity import _bleu, distinct, self_bleu, words
+from takd.metrics.parallel import pooled, score
+from takd.metrics.rouge import exact_match, normalised_match, rouge_l
 
 KINDS = "running ran nationalities conditionally the a 3.5 café Ünïcode, end. (x) flies dogs' RUN"
 

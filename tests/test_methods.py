@@ -6,14 +6,14 @@ import pytest
 import torch
 from models_for_tests import END, MINILLM_REFERENCE, context, tiny_gpt2
 
-from takd.layout import Layout
+from takd.decoding.sampling import Decoding, draw
+from takd.losses.batch import Layout
+from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example, batch_indices, laid_out, permutation
 from takd.methods.kd import DIVERGENCES, Kd
-from takd.methods.losses import label_and_divergence_loss, label_loss
 from takd.methods.minillm import MiniLLM
 from takd.methods.sft import Sft
-from takd.methods.teachers import LiveTeacher
-from takd.sampling import Decoding, draw
+from takd.methods.token_losses import label_and_divergence_loss, label_loss
 from takd.training.loop import learning_rate
 
 VOCABULARY = 11

@@ -14,14 +14,14 @@ from models_for_tests import END, context, tiny_gpt2
 from safetensors.torch import load_file, save_file
 from workspace import STUDENT, TEACHER, TIMED, Workspace
 
+from takd.decoding.sampling import Decoding, Response, draw
+from takd.experiment.schema import load_schema
 from takd.methods.abkd import Abkd
 from takd.methods.base import Example, batch_indices, packed, prompts_of, unpacked
 from takd.methods.distillm import DistiLLM
 from takd.methods.gkd import Gkd
 from takd.methods.seqkd import SeqKd
-from takd.sampling import Decoding, Response, draw
-from takd.schema import load_schema
-from takd.stage import Interrupted, Stage
+from takd.runtime.stage import Interrupted, Stage
 from takd.training import train as training
 
 VOCABULARY = 11

@@ -18,6 +18,8 @@ from models_for_tests import (
 )
 from test_experiment import ROOT, edit, read
 
+from takd.decoding.sampling import Response
+from takd.experiment.schema import load_schema
 from takd.methods.minillm import (
     MiniLLM,
     Rollout,
@@ -27,8 +29,6 @@ from takd.methods.minillm import (
     rewards,
     whiten,
 )
-from takd.sampling import Response
-from takd.schema import load_schema
 
 VOCABULARY, LONGEST, PROMPT = 4, 3, [1, 2]
 

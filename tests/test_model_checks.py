@@ -17,19 +17,19 @@ from transformers import (
     Qwen2Config,
 )
 
-from takd import kvcache, model_checks
-from takd.errors import InputError
-from takd.kvcache import RaggedCache
-from takd.model_checks import (
+from takd.decoding import kv_cache, model_checks
+from takd.decoding.kv_cache import RaggedCache
+from takd.decoding.model_checks import (
     TOLERANCE,
     check_decoding,
     check_model,
     check_projection,
     check_reading,
     decoded_and_at_once,
-    relative_error,
     rows_to_check,
 )
+from takd.models.causal_lm import relative_error
+from takd.runtime.errors import InputError
 
 LONGEST = 48
 LAYERS = 4
@@ -111,22 +111,22 @@ def without_a_token(mask, lengths_b):
 
 
 def faulty_mask(monkeypatch, change):
-    plain = kvcache.decoding_mask
+    plain = kv_cache.decoding_mask
     monkeypatch.setattr(
-        kvcache,
+        kv_cache,
         "decoding_mask",
         lambda model, lengths_b, columns: change(plain(model, lengths_b, columns), lengths_b),
     )
 
 
 def shifted_positions(monkeypatch):
-    plain = kvcache.hidden_states
+    plain = kv_cache.hidden_states
 
     def shifted(*args, positions_bt=None, **kwargs):
         at = None if positions_bt is None else positions_bt + 1
         return plain(*args, positions_bt=at, **kwargs)
 
-    monkeypatch.setattr(kvcache, "hidden_states", shifted)
+    monkeypatch.setattr(kv_cache, "hidden_states", shifted)
 
 
 def one_wrong_layer(monkeypatch):

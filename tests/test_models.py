@@ -17,15 +17,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from takd.errors import InputError
-from takd.kvcache import RaggedCache
-from takd.model_checks import check_decoding, check_projection
-from takd.models import (
-    check_vocabulary,
-    hidden_states,
-    load_model,
-    project,
-)
+from takd.decoding.kv_cache import RaggedCache
+from takd.decoding.model_checks import check_decoding, check_projection
+from takd.models.causal_lm import check_vocabulary, hidden_states, load_model, project
+from takd.runtime.errors import InputError
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 2}

@@ -88,7 +88,7 @@ def test_what_was_not_is_told_in_a_sentence(hub: Path) -> None:
     program = f"""
 from takd import base
 from takd.data import sources
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 missing = {{"hub": "some/other", "revision": "{REVISION}", "file": "raw.jsonl"}}
 for act in (lambda: list(sources.rows(missing)), lambda: base._from_hub(missing)):
     try:

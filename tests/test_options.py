@@ -15,13 +15,12 @@ from conftest import Project, make_project, small_experiment
 from snakemake.resources import Resource
 from workspace import Workspace
 
-from takd import lease as leasing
-from takd import stage
-from takd.errors import InputError, no_room
 from takd.preflight import amounts
 from takd.preflight.jobs import Job, _checked
-from takd.training import checkpoints
-from takd.training.checkpoints import Lock
+from takd.runtime import checkpoints, stage
+from takd.runtime import gpu_lock as leasing
+from takd.runtime.checkpoints import Lock
+from takd.runtime.errors import InputError, no_room
 
 MODULE = "takd.evaluation.evaluate"
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import snakemake_executor_plugin_slurm as plugin
 
-from takd import outage
+from takd.runtime import slurm_executor_patch
 
 
 @pytest.fixture
 def executor() -> plugin.Executor:
     """One that is not set up yet, as far as it goes without Snakemake."""
-    outage.keep_jobs()
+    slurm_executor_patch.keep_jobs()
     made = object.__new__(plugin.Executor)
     settings = SimpleNamespace(
         init_seconds_before_status_checks=2, status_attempts=2, status_command="squeue"
@@ -55,7 +55,7 @@ def test_it_may_be_asked_before_it_is_set_up(executor: plugin.Executor) -> None:
 
 
 def test_keeping_jobs_twice_is_keeping_them_once() -> None:
-    outage.keep_jobs()
+    slurm_executor_patch.keep_jobs()
     once = plugin.Executor.check_active_jobs
-    outage.keep_jobs()
+    slurm_executor_patch.keep_jobs()
     assert plugin.Executor.check_active_jobs is once

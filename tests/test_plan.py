@@ -14,16 +14,16 @@ from datasets import load_from_disk
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from workspace import Workspace, of_split
 
-from takd import lineage
 from takd.__main__ import main
-from takd.experiment import load
-from takd.models import load_model
-from takd.preflight import disk, rates, shapes, table, work
-from takd.preflight.datasheets import asked_for, find_card
-from takd.preflight.footprint import Resources
+from takd.experiment import lineage
+from takd.experiment.experiment import load
+from takd.models.causal_lm import load_model
+from takd.preflight import disk, flops, rates, shapes, table
+from takd.preflight.gpus import asked_for, find_card
 from takd.preflight.jobs import Job, parse
+from takd.preflight.memory import Resources
 from takd.preflight.plan import Planner
-from takd.stage import Stage
+from takd.runtime.stage import Stage
 from takd.training import train
 
 aten = torch.ops.aten
@@ -62,12 +62,12 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return space
 
 
-def rows_of(folder: Path) -> work.Rows:
+def rows_of(folder: Path) -> flops.Rows:
     dataset = load_from_disk(str(folder / "dataset"))
     prompt, response = (
         sum(map(len, dataset[column])) / len(dataset) for column in ("prompt_ids", "response_ids")
     )
-    return work.Rows(len(dataset), prompt, response)
+    return flops.Rows(len(dataset), prompt, response)
 
 
 def counted(
@@ -121,7 +121,7 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
     # random models draw longer responses than the labels: those that they drew
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"]
     train_rows, dev_rows = (rows_of(space.folder / f"{name}-equal") for name in ("train", "dev"))
-    planned = work.training(
+    planned = flops.training(
         spec,
         student,
         None if method == "sft" else teacher,
@@ -187,14 +187,14 @@ def test_steps_are_those_of_the_method(method: str, bounds: dict[str, Any]) -> N
         settings = {**MINILLM_REFERENCE, "rollouts_per_round": 4, **settings}
     kind = importlib.import_module(f"takd.methods.{method}").METHOD
     real = kind(context(settings, None, 11)).total_steps()
-    assert work.total_steps(settings, work.Rows(4, 1, 1), method) == real
+    assert flops.total_steps(settings, flops.Rows(4, 1, 1), method) == real
 
 
 def test_steps_of_an_unknown_number_of_rows() -> None:
-    rows = work.Rows(None, 1, 1)
+    rows = flops.Rows(None, 1, 1)
     settings = {"steps": None, "epochs": 2.0, "batch_size": 2}
-    assert work.total_steps(settings, rows, "sft") is None
-    assert work.total_steps({**settings, "steps": 9}, rows, "sft") == 9
+    assert flops.total_steps(settings, rows, "sft") is None
+    assert flops.total_steps({**settings, "steps": 9}, rows, "sft") == 9
 
 
 def test_student_responses_are_drawn_as_often_as_the_regime_does() -> None:
@@ -217,7 +217,7 @@ def test_student_responses_are_drawn_as_often_as_the_regime_does() -> None:
             counts[source] += 1
             if source == "student" and sampling == "adaptive":
                 method.buffer.extend([None] * settings["batch_size"])
-        new, old = work.drawing_steps(settings, 2000)
+        new, old = flops.drawing_steps(settings, 2000)
         assert new == pytest.approx(counts["student"], abs=60)
         assert old == pytest.approx(counts["buffer"], abs=60)
 
@@ -328,7 +328,7 @@ rule all:
 
 def test_hours_come_from_runs_of_the_same_kind_and_card_nearest_in_size() -> None:
     card = find_card("v100l")
-    todo = work.Work(passes=1e15)
+    todo = flops.Work(passes=1e15)
 
     def run(card: str, kind: str, parameters: int, rate: float) -> rates.Measured:
         return rates.Measured(card, kind, parameters, 10 * rate, 10.0)
@@ -351,12 +351,12 @@ def test_hours_come_from_runs_of_the_same_kind_and_card_nearest_in_size() -> Non
 
 def test_decoding_waits_for_arithmetic_for_memory_or_for_python() -> None:
     card = find_card("v100l")
-    assert rates.assumed(work.Work(decoding=37.5e12), card, "fp16") == pytest.approx(1.0)
-    assert rates.assumed(work.Work(read=450e9), card, "fp16") == pytest.approx(1.0)
-    assert rates.assumed(work.Work(block_steps=2000), card, "fp16") == pytest.approx(1.0)
+    assert rates.assumed(flops.Work(decoding=37.5e12), card, "fp16") == pytest.approx(1.0)
+    assert rates.assumed(flops.Work(read=450e9), card, "fp16") == pytest.approx(1.0)
+    assert rates.assumed(flops.Work(block_steps=2000), card, "fp16") == pytest.approx(1.0)
     # one row at a time takes as many steps as there are tokens, sixteen a sixteenth
     shape = shapes.estimated(124_000_000)
-    one, many = (work.decoded(shape, 160, 10, 50, together) for together in (1, 16))
+    one, many = (flops.decoded(shape, 160, 10, 50, together) for together in (1, 16))
     assert one.decoding == many.decoding
     assert one.block_steps == 16 * many.block_steps
 

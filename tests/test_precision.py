@@ -9,15 +9,15 @@ from test_models import GROUPED
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from workspace import Workspace
 
-from takd import inference
-from takd.errors import InputError
-from takd.layers import keep_layers
-from takd.models import load_model
-from takd.precision import pretrained_dtype, pretrained_in
-from takd.preflight import footprint, shapes
-from takd.preflight.datasheets import find_card
-from takd.stage import Stage
-from takd.training import devices
+from takd.decoding import loading
+from takd.models import devices
+from takd.models.causal_lm import load_model
+from takd.models.layer_dropping import keep_layers
+from takd.models.precision import pretrained_dtype, pretrained_in
+from takd.preflight import memory, shapes
+from takd.preflight.gpus import find_card
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage
 
 VOLTA = ("Tesla V100-SXM2-32GB", (7, 0))
 AMPERE = ("NVIDIA A100-SXM4-40GB", (8, 0))
@@ -128,11 +128,11 @@ def test_an_evaluation_on_a_card_without_bfloat16_takes_fp32_and_says_it(
     space = Workspace(tmp_path)
     folder = qwen2(tmp_path / "model", space)
     pretend(*VOLTA)
-    monkeypatch.setattr(inference, "own", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loading, "own", lambda: torch.device("cpu"))
 
     def dtype(**spec):
         stage = Stage(spec=spec, code="")
-        return inference.load(stage, folder, space.tokenizer, "student-sft", 16)[0].dtype
+        return loading.load(stage, folder, space.tokenizer, "student-sft", 16)[0].dtype
 
     assert dtype() == dtype(precision="auto") == torch.float32
     said = capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_evaluations_and_teachers_compute_as_the_settings_say(tmp_path, precisio
     space = Workspace(tmp_path)
     folder = qwen2(tmp_path / "model", space)
     stage = Stage(spec={"precision": precision}, code="")
-    model, _ = inference.load(stage, folder, space.tokenizer, "any", 16)
+    model, _ = loading.load(stage, folder, space.tokenizer, "any", 16)
     assert model.dtype == (torch.float32 if precision == "auto" else torch.bfloat16)
 
 
@@ -158,11 +158,11 @@ def test_plans_count_the_bytes_of_fp32_on_a_card_without_bfloat16(tmp_path):
     plain, origin = tmp_path / "plain", tmp_path / "origin"
     for folder, dtype in ((plain, torch.float32), (origin, torch.bfloat16)):
         LlamaForCausalLM(LlamaConfig(**GROUPED)).to(dtype).save_pretrained(folder)
-    texts, given = footprint.Texts(8, 8), footprint.Resources(micro_batch=1)
+    texts, given = memory.Texts(8, 8), memory.Resources(micro_batch=1)
 
     def weights(folder, card, setting="auto"):
         shape = shapes.config_of(folder)
-        found = footprint.asking(shape, texts, given, find_card(card), setting=setting)
+        found = memory.asking(shape, texts, given, find_card(card), setting=setting)
         return found.always["weights"] / shape.parameters
 
     assert weights(plain, "v100l") == weights(plain, "a100") == weights(origin, "a100") == 2
@@ -171,5 +171,5 @@ def test_plans_count_the_bytes_of_fp32_on_a_card_without_bfloat16(tmp_path):
     student, teacher = (shapes.config_of(folder) for folder in (plain, origin))
     settings = {"precision": "auto", "dropout": 0.0, "dev_rows": None, "divergence": "forward_kl"}
     spec = {"method": "kd", "settings": settings}
-    found = footprint.training(student, teacher, spec, texts, given, find_card("v100l"))
+    found = memory.training(student, teacher, spec, texts, given, find_card("v100l"))
     assert found.always["teacher's weights"] == 4 * teacher.parameters

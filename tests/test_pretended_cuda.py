@@ -21,16 +21,16 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from workspace import COMMON, DECODING, SETTINGS, STUDENT, TEACHER, Workspace
 
-from takd import noise, sampling
-from takd.evaluation import evaluate, likelihoods, reading
-from takd.evaluation.reading import Text
-from takd.generation import outputs
-from takd.kvcache import RaggedCache
+from takd.decoding import gumbel, sampling
+from takd.decoding.kv_cache import RaggedCache
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.evaluation import evaluate, likelihoods, log_likelihoods
+from takd.evaluation.log_likelihoods import Text
 from takd.methods import abkd, distillm, gkd, kd, minillm, seqkd, sft
-from takd.sampling import Decoding, Prompt, draw
-from takd.stage import Stage
+from takd.models.devices import DTYPES
+from takd.runtime.stage import Stage
+from takd.teacher_cache import outputs
 from takd.training import train
-from takd.training.devices import DTYPES
 
 VOCABULARY = 40
 METHODS: dict[str, Any] = {
@@ -210,12 +210,12 @@ def test_a_step_of_decoding_keeps_to_its_budget(family, use):
 def test_noise_keeps_to_its_budget():
     with PretendedCard() as card:
         keys_b = torch.arange(4, device=CUDA)
-        noise.gumbel_noise(keys_b, keys_b, keys_b, VOCABULARY)
+        gumbel.gumbel_noise(keys_b, keys_b, keys_b, VOCABULARY)
         card.reset()
-        found = noise.gumbel_noise(keys_b, keys_b, keys_b, VOCABULARY).cpu()
+        found = gumbel.gumbel_noise(keys_b, keys_b, keys_b, VOCABULARY).cpu()
         assert card.kernels.total() <= NOISE_KERNELS
     keys_b = torch.arange(4)
-    assert torch.equal(found, noise.gumbel_noise(keys_b, keys_b, keys_b, VOCABULARY))
+    assert torch.equal(found, gumbel.gumbel_noise(keys_b, keys_b, keys_b, VOCABULARY))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -295,8 +295,8 @@ def test_likelihoods_are_those_of_the_cpu(family):
 
     def read() -> list[Any]:
         return [
-            *reading.likelihoods(model, texts, vocabulary=VOCABULARY),
-            *reading.comparison(model, teacher, texts, vocabulary=VOCABULARY, steps=False),
+            *log_likelihoods.likelihoods(model, texts, vocabulary=VOCABULARY),
+            *log_likelihoods.comparison(model, teacher, texts, vocabulary=VOCABULARY, steps=False),
         ]
 
     here = read()
@@ -353,7 +353,7 @@ def evaluated(space: Workspace, name: str, model: str) -> Any:
 def card_of(monkeypatch: pytest.MonkeyPatch, precision: str) -> Any:
     """A card on which a stage computes in this precision; in float32 it must find what the CPU finds."""
     with PretendedCard() as card, monkeypatch.context() as patch:
-        patch.setattr("takd.inference.choose_precision", lambda *_, **__: precision)
+        patch.setattr("takd.decoding.loading.choose_precision", lambda *_, **__: precision)
         yield card
 
 

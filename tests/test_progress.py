@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import time
 
-from takd.training import progress
-from takd.training.progress import Journal, Progress
+from takd.runtime import metrics_log
+from takd.runtime.metrics_log import Journal, Progress
 
 
 def lines(path):
@@ -49,9 +49,9 @@ def test_processes_other_than_the_first_write_nothing(tmp_path):
 
 def be_killed(folder):
     """Work until the time is noted, and leave without a last word."""
-    progress.SECONDS_BETWEEN_NOTES = 0.05
-    with progress.timed(folder):
-        while not (folder / progress.SPENT).exists():
+    metrics_log.SECONDS_BETWEEN_NOTES = 0.05
+    with metrics_log.timed(folder):
+        while not (folder / metrics_log.SPENT).exists():
             time.sleep(0.01)
         os._exit(9)
 
@@ -61,7 +61,7 @@ def test_time_of_a_killed_attempt_is_counted(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == 9
-    with progress.timed(tmp_path) as journal:
+    with metrics_log.timed(tmp_path) as journal:
         assert journal.seconds > 0.05
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from takd import provenance
-from takd.errors import InputError
-from takd.provenance import (
+from takd.runtime import digests
+from takd.runtime.digests import (
     canonical_json,
     code_digest,
     file_digest,
@@ -21,6 +20,7 @@ from takd.provenance import (
     short_digest,
     source_digest,
 )
+from takd.runtime.errors import InputError
 
 SOURCES = {
     "kit/__init__.py": "",
@@ -35,7 +35,7 @@ SOURCES = {
 @pytest.fixture
 def digest_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Digest of an entry of a small package after files were replaced."""
-    monkeypatch.setattr(provenance, "SOURCE", tmp_path)
+    monkeypatch.setattr(digests, "SOURCE", tmp_path)
 
     def digest(changes: dict[str, str], *entries: str) -> str:
         for name, text in {**SOURCES, **changes}.items():
@@ -90,7 +90,7 @@ def test_digest_of_entries(digest_after: Callable[..., str]) -> None:
 
 
 def test_digest_is_the_same_in_every_process() -> None:
-    command = "from takd.provenance import code_digest; print(code_digest('takd.experiment'))"
+    command = "from takd.runtime.digests import code_digest; print(code_digest('takd.experiment.experiment'))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", command],
@@ -107,7 +107,8 @@ def test_digest_is_the_same_in_every_process() -> None:
 def test_parsing_needs_no_heavy_packages() -> None:
     """Snakemake imports these on every start and in every job."""
     command = (
-        "import sys, takd.lineage, takd.experiment, takd.provenance, takd.errors, takd.stage;"
+        "import sys, takd.experiment.lineage, takd.experiment.experiment, takd.runtime.digests;"
+        "import takd.runtime.errors, takd.runtime.stage;"
         "print({'torch', 'transformers', 'datasets', 'pandas', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(
@@ -123,23 +124,23 @@ def test_parsing_needs_no_heavy_packages() -> None:
 def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "src"
     source.mkdir()
-    monkeypatch.setattr(provenance, "SOURCE", source)
+    monkeypatch.setattr(digests, "SOURCE", source)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.git_commit() is None
+    assert digests.git_commit() is None
     module = source / "module.py"
     module.write_text("x = 1\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "src"], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert provenance.git_commit() == head.stdout.strip() and len(head.stdout) == 41
+    assert digests.git_commit() == head.stdout.strip() and len(head.stdout) == 41
     subprocess.run([*git, "tag", "v1"], check=True)
     (tmp_path / "results.txt").write_text("not tracked")
-    assert provenance.git_commit() == head.stdout.strip()
+    assert digests.git_commit() == head.stdout.strip()
     module.write_text("x = 2\n")
-    assert provenance.git_commit() == f"{head.stdout.strip()}-dirty"
+    assert digests.git_commit() == f"{head.stdout.strip()}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert provenance.git_commit() is None
+    assert digests.git_commit() is None
 
 
 @pytest.fixture
@@ -151,9 +152,9 @@ def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         read.append(path)
         return file_digest(path)
 
-    monkeypatch.setattr(provenance, "file_digest", digest)
-    monkeypatch.setattr(provenance, "SMALL", 2)
-    monkeypatch.setattr(provenance, "KNOWN", tmp_path / "known")
+    monkeypatch.setattr(digests, "file_digest", digest)
+    monkeypatch.setattr(digests, "SMALL", 2)
+    monkeypatch.setattr(digests, "KNOWN", tmp_path / "known")
     return read
 
 
@@ -167,7 +168,7 @@ def settled(path: Path, content: str, age: float = 60) -> Path:
 def test_a_large_source_is_read_once(tmp_path: Path, hashed: list[Path]) -> None:
     path = settled(tmp_path / "weights", "12345")
     for _ in range(3):
-        provenance._source_digest.cache_clear()  # as in another process
+        digests._source_digest.cache_clear()  # as in another process
         assert source_digest(path) == file_digest(path)
     assert hashed == [path]
     settled(path, "12346", age=50)  # of the same size
@@ -185,7 +186,7 @@ def test_a_large_source_is_read_once(tmp_path: Path, hashed: list[Path]) -> None
 def test_what_may_still_change_is_read_again(tmp_path: Path, hashed: list[Path]) -> None:
     fresh, small = settled(tmp_path / "fresh", "12345", age=0), settled(tmp_path / "small", "12")
     for _ in range(2):
-        provenance._source_digest.cache_clear()
+        digests._source_digest.cache_clear()
         for path in (fresh, small):
             source_digest(path)
     assert hashed == [fresh, small] * 2
@@ -201,7 +202,7 @@ def test_a_damaged_digest_is_not_believed(tmp_path: Path, hashed: list[Path], da
         entry.mkdir()
     else:
         entry.write_text(damage)
-    provenance._source_digest.cache_clear()
+    digests._source_digest.cache_clear()
     assert source_digest(path) == file_digest(path) and len(hashed) == 2
 
 

@@ -16,14 +16,16 @@ import pytest
 from browser import browser, open_all, visit
 from sealing import write_json, write_lines
 
-from takd.errors import InputError
-from takd.integrity import REPORT
-from takd.lineage import nodes, of_chain, prefixes, split
-from takd.report import build, captions, pages, table
+from takd.analysis import text
+from takd.analysis.results import read
+from takd.experiment import captions
+from takd.experiment.lineage import nodes, of_chain, prefixes, split
+from takd.experiment.report_files import PARTS
+from takd.report import build, table
 from takd.report.figures.style import size_text
-from takd.report.parts import PARTS
-from takd.report.read import read
-from takd.stage import Stage
+from takd.runtime.errors import InputError
+from takd.runtime.records import REPORT
+from takd.runtime.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -409,7 +411,7 @@ def test_texts_of_models_are_escaped_and_made_visible(full):
     assert "\x00" not in page and "␀" in page and "⟨U+D83D⟩" in page and "⟨U+202E⟩" in page
     assert "(empty)" in page and "cut off after 12 tokens" in page
     assert "Made-up &lt;b&gt;results&lt;/b&gt;" in (full.report / "results.html").read_text()
-    assert pages.visible("a\tb\n\x7f") == "a\tb\n⟨U+007F⟩"
+    assert text.visible("a\tb\n\x7f") == "a\tb\n⟨U+007F⟩"
 
 
 def test_samples_are_spaced_evenly_over_the_set(full):
@@ -533,8 +535,8 @@ from types import SimpleNamespace
 
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
-from takd.lineage import Node
-from takd.provenance import canonical_json, code_digest
+from takd.experiment.lineage import Node
+from takd.runtime.digests import canonical_json, code_digest
 
 SETTINGS = json.loads((ROOT / "spec.json").read_text())
 EXPERIMENT = SimpleNamespace(

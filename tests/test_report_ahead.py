@@ -13,14 +13,15 @@ from browser import browser, faults, visit
 from sealing import write_json, write_lines
 from test_report import BY_KD, DATA, DIRECT, make, rows_of, run
 
-from takd.errors import InputError
-from takd.lineage import of_chain
-from takd.provenance import file_digest
-from takd.report import accumulated, costs, hardware, repeat
+from takd.analysis import costs, cumulative_costs
+from takd.analysis.results import read
+from takd.experiment.lineage import of_chain
+from takd.experiment.teacher_cache import Writing
+from takd.report import hardware, repeat
 from takd.report.figures.quality import quality
-from takd.report.read import read
-from takd.stage import read_json
-from takd.writings import Writing
+from takd.runtime.digests import file_digest
+from takd.runtime.errors import InputError
+from takd.runtime.stage import read_json
 
 TEACHER, LIVE, STORED = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*BY_KD[1:])
 THROUGH = ("3.K", ["teacher", "assistant", "student"], ["kd", "kd"])
@@ -115,7 +116,7 @@ def test_costs_of_a_teacher_hold_what_it_wrote_by_stage(full: SimpleNamespace) -
 def test_what_was_written_ahead_is_among_what_a_model_needs_and_counts_once(
     full: SimpleNamespace,
 ) -> None:
-    found = {cost.lineage: cost for cost in accumulated.accumulate(full.results)}
+    found = {cost.lineage: cost for cost in cumulative_costs.accumulate(full.results)}
     # a training is 1/30 h; (600 + 2 x 1200) s of answers and 360 s of outputs
     ahead = 3000 / 3600 + 0.1
     assert found[LIVE].hours == pytest.approx({1: 0.1, 2: 0.1})
@@ -139,7 +140,7 @@ def test_a_model_that_did_not_read_it_does_not_pay_for_it(tmp_path: Path) -> Non
     spec = make(tmp_path, [DIRECT, BY_KD])
     write_ahead(tmp_path, spec, ANSWERS, [{"seconds": 3600.0, "tokens": 1}] * 2, [])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations", "teachers")))
-    assert {cost.mean_hours for cost in accumulated.accumulate(results)} == {1 / 30, 0.1}
+    assert {cost.mean_hours for cost in cumulative_costs.accumulate(results)} == {1 / 30, 0.1}
 
 
 def test_hardware_and_code_of_what_was_written_ahead(full: SimpleNamespace) -> None:
@@ -167,7 +168,7 @@ def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> Non
     spec = make(tmp_path, [BY_KD])
     write_ahead(tmp_path, spec, OUTPUTS, [{"seconds": 1.0, "device": "NVIDIA H100"}], [(STORED, 1)])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations", "teachers")))
-    assert accumulated.unit(results) == "hours of CPU or GPU"
+    assert cumulative_costs.unit(results) == "hours of CPU or GPU"
 
 
 def test_a_run_without_it_says_nothing_of_it(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from browser import browser, faults, visit
 from sealing import write_lines
 from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run
 
-from takd.lineage import of_chain
+from takd.experiment.lineage import of_chain
+from takd.experiment.report_files import PARTS
 from takd.report.pages import TEMPLATES
-from takd.report.parts import PARTS
 from takd.report.samples import FIRST, folded
 
 PAGES = [part.file for part in PARTS.values() if part.file.endswith(".html")]

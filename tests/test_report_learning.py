@@ -10,9 +10,9 @@ from browser import browser, visit
 from sealing import write_lines
 from test_report import BY_KD, DIRECT, STUDY, make, rows_of, run
 
-from takd.lineage import split
+from takd.analysis.results import Model, read
+from takd.experiment.lineage import split
 from takd.report.figures import panels
-from takd.report.read import Model, read
 
 VISIBLE = """() => Object.fromEntries([...document.querySelectorAll("figure")].map((figure) => [
     figure.dataset.quantity,

@@ -13,12 +13,13 @@ from conftest import Project
 from sealing import write_json, write_lines
 from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, TARGETS, THROUGH, make, run
 
-from takd.experiment import load
-from takd.integrity import REPORT
-from takd.lineage import Node, of_chain
-from takd.provenance import code_digest, file_digest
-from takd.report import definitions, departures, measures, overview, repeat, table
-from takd.report.read import Results, read
+from takd.analysis import definitions, deviations, measures
+from takd.analysis.results import Results, read
+from takd.experiment.experiment import load
+from takd.experiment.lineage import Node, of_chain
+from takd.report import overview, repeat, table
+from takd.runtime.digests import code_digest, file_digest
+from takd.runtime.records import REPORT
 
 ROOT = Path(__file__).resolve().parents[1]
 STRAIGHT, LONGER, KD = (of_chain(*chain[1:]) for chain in (DIRECT, THROUGH, BY_KD))
@@ -201,7 +202,7 @@ PUBLISHED = {
     "decoding_seeds": [10, 20, 30, 40, 50],
     "decoding": {"sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
                  "no_repeat_ngram": 6, "max_new_tokens": 256},
-    "training": {"sft": {}, "kd": {}, "minillm": dict(departures.MINILLM)},
+    "training": {"sft": {}, "kd": {}, "minillm": dict(deviations.MINILLM)},
     "overrides": {},
 }  # fmt: skip
 CORPUS = {"splits": DATA["splits"]}
@@ -215,9 +216,9 @@ def on_gpu(results: Results) -> Results:
 def test_nothing_departs_where_the_settings_are_the_papers(tmp_path):
     made = on_gpu(results_of(tmp_path, make(tmp_path, [DIRECT])))
     results = replace(made, spec=made.spec | PUBLISHED)
-    assert departures.departures(results, CORPUS) == []
+    assert deviations.departures(results, CORPUS) == []
     results = replace(made, spec=results.spec | {"seeds": [1, 2, 3]}, evaluations=made.evaluations)
-    assert departures.limits(replace(results, spec=results.spec | {"sets": ["heldout"]}), CORPUS)[
+    assert deviations.limits(replace(results, spec=results.spec | {"sets": ["heldout"]}), CORPUS)[
         -1
     ].endswith("(arXiv 2306.08543): 1 evaluation set, not 5.")
 
@@ -241,23 +242,23 @@ def test_nothing_departs_where_the_settings_are_the_papers(tmp_path):
 )  # fmt: skip
 def test_each_departure_is_said_alone(changed, words, tmp_path):
     made = on_gpu(results_of(tmp_path, make(tmp_path, [DIRECT])))
-    (only,) = departures.departures(replace(made, spec=made.spec | PUBLISHED | changed), CORPUS)
+    (only,) = deviations.departures(replace(made, spec=made.spec | PUBLISHED | changed), CORPUS)
     assert only.startswith(words)
 
 
 def test_departures_that_data_and_devices_show(tmp_path):
     made = results_of(tmp_path, make(tmp_path, [DIRECT]))
     results = replace(made, spec=made.spec | PUBLISHED)
-    assert departures.departures(results, CORPUS) == ["trained on a CPU"]
+    assert deviations.departures(results, CORPUS) == ["trained on a CPU"]
     train = DATA["splits"]["train"] | {"source": "demo train (seed 1)"}
-    found = departures.departures(on_gpu(results), {"splits": {"train": train}})
+    found = deviations.departures(on_gpu(results), {"splits": {"train": train}})
     assert found[0] == "trained on made-up rows, not on Dolly" and "language-modelling" in found[1]
     leak = {"split": "train", "other": "heldout", "rows": 4, "other_rows": 3, "examples": []}
     report = CORPUS | {"leaks": [leak, leak | {"other": "dev"}, leak | {"other_rows": 0}]}
-    (words,) = departures.leaks(report)
+    (words,) = deviations.leaks(report)
     assert words == "Models were trained on some prompts that they answer: 3 prompts of heldout."
     dropped = DATA["splits"]["train"] | {"counts": {"rows": 9, "kept": 5, "dropped_leaks": 4}}
-    assert departures.leaks(report | {"splits": {"train": dropped}}) == []
+    assert deviations.leaks(report | {"splits": {"train": dropped}}) == []
 
 
 def test_other_measures_stand_below_the_scores_with_their_direction(tmp_path):

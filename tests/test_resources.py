@@ -7,13 +7,13 @@ import torch
 from models_for_tests import tiny_gpt2
 from test_adapters import LORA, ROWS, model  # noqa: F401 - a fixture
 
-from takd import models
-from takd.adapters import add_lora
-from takd.errors import InputError
+from takd.decoding.model_checks import check_decoding
 from takd.methods.base import Example
-from takd.methods.losses import label_loss
-from takd.model_checks import check_decoding
-from takd.models import checkpoint_activations, compile_training, hidden_states
+from takd.methods.token_losses import label_loss
+from takd.models import causal_lm
+from takd.models.causal_lm import checkpoint_activations, compile_training, hidden_states
+from takd.models.lora import add_lora
+from takd.runtime.errors import InputError
 
 
 def loss_and_gradients(model, rows):  # noqa: F811
@@ -92,6 +92,6 @@ def test_compiling_where_nothing_can_be_compiled_is_refused(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(models.torch, "compile", broken)
+    monkeypatch.setattr(causal_lm.torch, "compile", broken)
     with pytest.raises(InputError, match=r"compile needs a C\+\+ compiler .*: no g\+\+ here\)\.$"):
         compile_training(tiny_gpt2(0), torch.device("cpu"))

@@ -17,13 +17,13 @@ from workspace import Workspace
 
 from takd.data import summary
 from takd.data.page import SCORABLE
-from takd.evaluation import words
-from takd.evaluation.diversity import distinct, self_bleu
-from takd.evaluation.diversity import words as words_of
-from takd.evaluation.measures import rouge_l
-from takd.evaluation.scoring import of_prompt, pooled, score
-from takd.stage import Stage, read_json
-from takd.training.keeping import Best
+from takd.metrics import words
+from takd.metrics.diversity import distinct, self_bleu
+from takd.metrics.diversity import words as words_of
+from takd.metrics.parallel import of_prompt, pooled, score
+from takd.metrics.rouge import rouge_l
+from takd.runtime.stage import Stage, read_json
+from takd.training.best_weights import Best
 
 # a text, another one that shares half of its tokens in order, and how many tokens it has
 SCRIPTS = {

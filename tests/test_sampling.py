@@ -9,8 +9,8 @@ import pytest
 import torch
 from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilities
 
-from takd.noise import gumbel_noise
-from takd.sampling import Decoding, Prompt, draw, mixed_log_probabilities
+from takd.decoding.gumbel import gumbel_noise
+from takd.decoding.sampling import Decoding, Prompt, draw, mixed_log_probabilities
 
 VOCABULARY = 5
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from takd.errors import InputError
-from takd.experiment import Experiment, load
-from takd.schema import follow, load_schema
+from takd.experiment.experiment import Experiment, load
+from takd.experiment.schema import follow, load_schema
+from takd.runtime.errors import InputError
 
 SOURCE = Path(__file__).resolve().parents[1] / "src/takd"
 REVISION, DIGEST = "15ea56dee5df4983c59b2538573817e1667135e2", "a" * 64

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_project, small_experiment
 
-from takd import integrity
-from takd.integrity import digests, sealed
-from takd.stage import read_json, write_json
+from takd.runtime import records
+from takd.runtime.records import digests, sealed
+from takd.runtime.stage import read_json, write_json
 
 
 def scored(models: int) -> dict[str, int]:
@@ -105,7 +105,7 @@ EDITS = {
     "resources": (resources, {}),
     "method": (code("methods/minillm"), MINILLM),
     # the losses of all methods stand in it
-    "loss": (code("divergences"), BELOW_DATA),
+    "loss": (code("losses/divergences"), BELOW_DATA),
     "another method": (
         code("methods/kd"),
         {"distill_kd": 1, **scored(1), "report": 1},
@@ -115,8 +115,8 @@ EDITS = {
     "evaluation": (code("evaluation/evaluate"), {**scored(7), "report": 1}),
     "likelihoods": (code("evaluation/likelihoods"), {"likelihoods": 7, "card": 7, "report": 1}),
     "report": (code("report/build"), {"report": 1}),
-    "card": (code("report/modelcards/card"), {"card": 7}),
-    "what report and cards read": (code("report/read"), {"card": 7, "report": 1}),
+    "card": (code("model_cards/card"), {"card": 7}),
+    "what report and cards read": (code("analysis/results"), {"card": 7, "report": 1}),
     "description": (
         experiment(lambda e: e.update(description="Other words.")),
         {"card": 7, "report": 1},
@@ -287,7 +287,7 @@ def test_links_follow_weights_to_another_place(finished_on_files: Project, tmp_p
     write_json(base / "manifest.json", sealed(record))
     moved("weights/teacher", "elsewhere/teacher")(project)
     project.run("results/small/data/report/report.html", "--forcerun", "data_report")
-    assert not integrity.faults(base / "manifest.json", record)
+    assert not records.faults(base / "manifest.json", record)
     assert "elsewhere" in str((base / "model/config.json").readlink())
 
 
@@ -326,9 +326,9 @@ WRITING_EDITS = {
     ),
     # times are in no manifest
     "another time that it took": (another_time, {"report": 1}),
-    "code of the outputs": (code("generation/outputs"), {"teacher_outputs": 1, **KD}),
+    "code of the outputs": (code("teacher_cache/outputs"), {"teacher_outputs": 1, **KD}),
     "code of the responses": (
-        code("generation/generate"),
+        code("teacher_cache/responses"),
         {"generate": 2, "generations": 1, **SEQKD},
     ),
 }  # fmt: skip

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from takd.lineage import nodes, of_chain
-from takd.report import comparisons, statistics
-from takd.report.comparisons import Pair, analyse, pairs
-from takd.report.read import MEASURES, Evaluation, Model, Results
-from takd.report.statistics import Interval, holm, over_prompts, over_trainings, sign_flip
+from takd.analysis import comparisons, statistics
+from takd.analysis.comparisons import Pair, analyse, pairs
+from takd.analysis.results import MEASURES, Evaluation, Model, Results
+from takd.analysis.statistics import Interval, holm, over_prompts, over_trainings, sign_flip
+from takd.experiment.lineage import nodes, of_chain
 
 N = 4000
 """Synthetic experiments a case: the standard error of a coverage of 95 % is 0.34 points."""

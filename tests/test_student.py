@@ -5,9 +5,9 @@ import torch
 from models_for_tests import tiny_gpt2
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from takd.adapters import add_lora
 from takd.methods.base import Method
 from takd.methods.minillm import MiniLLM
+from takd.models.lora import add_lora
 from takd.training.student import _unfilled, parameter_groups
 
 # whose weights the authors' `get_optimizer_params` leaves out of weight decay, by parts of their names

@@ -7,11 +7,11 @@ from chat_tokenizers import CHATS, save_chat
 from test_data import SHORT, row, run_prepare, run_tokenizer, write
 from transformers import AutoTokenizer
 
-from takd import models
-from takd.data.encoding import Encoder
 from takd.data.template import as_chat_template, fill, unknown_marks
-from takd.errors import InputError
-from takd.stage import read_json
+from takd.data.tokenise import Encoder
+from takd.models import causal_lm
+from takd.runtime.errors import InputError
+from takd.runtime.stage import read_json
 
 # what users write: blanks around, line feeds, other scripts, braces, what looks like thoughts
 ASKED = [
@@ -60,7 +60,7 @@ def test_chat_gives_the_ids_of_apply_chat_template(tmp_path, name):
     begin = published.bos_token_id
     assert all(ids.count(begin) <= 1 for ids in expected) or begin is None
     # the exported tokenizer still has it
-    exported = models.load_tokenizer(tmp_path / "tokenizer")
+    exported = causal_lm.load_tokenizer(tmp_path / "tokenizer")
     assert [asked_as_chat(exported, *asked) for asked in ASKED] == expected
 
 
@@ -80,7 +80,7 @@ def test_a_chat_format_written_out_gives_the_same_ids(tmp_path, name, capsys):
     assert data["prompt_ids"][:] == [asked_as_chat(published, *pair) for pair in asked]
     assert "looks like a special token" not in capsys.readouterr().out
     # the exported tokenizer has it as its chat template
-    exported = models.load_tokenizer(tmp_path / "tokenizer")
+    exported = causal_lm.load_tokenizer(tmp_path / "tokenizer")
     messages = [[{"role": "user", "content": text, "input": more}] for text, more in asked]
     assert exported.apply_chat_template(messages, return_dict=False) == data["prompt_ids"][:]
 
@@ -229,7 +229,7 @@ def test_of_several_chat_templates_the_default_one_is_meant(tmp_path, template):
     file.write_text(json.dumps(settings | {"response_template": {"fields": {"content": {}}}}))
     manifest = prepared(tmp_path, tmp_path / "published", template)
     encoder = Encoder.beside(manifest, template)
-    exported = models.load_tokenizer(tmp_path / "tokenizer")
+    exported = causal_lm.load_tokenizer(tmp_path / "tokenizer")
     expected = encoder.prompts([encoder.fill("a", "")])[0]
     assert asked_as_chat(exported, "a", "") == expected
     assert (asked_as_chat(published, "a", "") == expected) is (template == "chat")
@@ -241,7 +241,7 @@ def test_a_template_that_no_chat_template_can_give_leaves_none(tmp_path, monkeyp
     monkeypatch.setattr("takd.data.template.as_chat_template", lambda *_: "another text")
     prepared(tmp_path, tmp_path / "published", SHORT)
     assert "it has no chat template" in capsys.readouterr().out
-    assert not models.load_tokenizer(tmp_path / "tokenizer").chat_template
+    assert not causal_lm.load_tokenizer(tmp_path / "tokenizer").chat_template
 
 
 def test_a_chat_template_that_names_fields_keeps_their_names(tmp_path):

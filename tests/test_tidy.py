@@ -10,11 +10,11 @@ import pytest
 from sealing import write_lines
 from test_report import BY_KD, DIRECT, THROUGH, make, run
 
-from takd.lineage import of_chain
-from takd.report import tidy
-from takd.report.comparisons import Pair, analyse, pairs
-from takd.report.measures import MEASURES
-from takd.report.read import read
+from takd.analysis import scores_table
+from takd.analysis.comparisons import Pair, analyse, pairs
+from takd.analysis.measures import MEASURES
+from takd.analysis.results import read
+from takd.experiment.lineage import of_chain
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,7 +92,7 @@ def test_the_reports_means_and_differences_out_of_the_parquet_file_alone(made):
 def test_both_files_have_every_mean(made):
     _, results, report = made
     table = pd.read_csv(report / "scores.csv")
-    assert list(table.columns) == list(tidy.COLUMNS)
+    assert list(table.columns) == list(scores_table.COLUMNS)
     for evaluation in results.evaluations.values():
         of_model = table[
             (table.lineage == evaluation.node.lineage)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from models_for_tests import tiny_gpt2
 
-from takd import tokenloss
-from takd.divergences import reverse_kl
-from takd.models import project
-from takd.tokenloss import chunk_size, sum_over_tokens
+from takd.losses import chunked
+from takd.losses.chunked import chunk_size, sum_over_tokens
+from takd.losses.divergences import reverse_kl
+from takd.models.causal_lm import project
 
 VOCABULARY, TOKENS, WIDTH = 11, 7, 16
 
@@ -175,7 +175,7 @@ def test_gradients_of_any_size_pass_through_float16(case, size, monkeypatch):
 
     Weights of 1e5 are those of a response whose importance is a product over many tokens.
     """
-    monkeypatch.setattr(tokenloss, "HEAD_ROWS", 4)
+    monkeypatch.setattr(chunked, "HEAD_ROWS", 4)
     model, hidden, columns = case
     _, _, gradients = plain(model, hidden, columns)
 
@@ -230,5 +230,5 @@ def test_no_tokens_sum_to_nothing(case):
 
 def test_chunks_are_bounded_in_bytes():
     cpu = torch.device("cpu")
-    assert chunk_size(50257, cpu) * 50257 * 4 <= tokenloss.CHUNK_BYTES["cpu"]
+    assert chunk_size(50257, cpu) * 50257 * 4 <= chunked.CHUNK_BYTES["cpu"]
     assert chunk_size(10**9, cpu) == 16

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from workspace import ROOT, TEACHER, TIMED, Workspace
 
 from takd.methods.base import examples, response_tokens
-from takd.methods.losses import label_loss
-from takd.models import load_model
-from takd.provenance import git_commit
-from takd.training.checkpoints import sweep
-from takd.training.progress import SPENT
+from takd.methods.token_losses import label_loss
+from takd.models.causal_lm import load_model
+from takd.runtime.checkpoints import sweep
+from takd.runtime.digests import git_commit
+from takd.runtime.metrics_log import SPENT
 
 LONG = {"steps": 48, "evaluate_every": 16}
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "targets": None}

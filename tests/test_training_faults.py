@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from workspace import ROOT, TEACHER, Workspace
 
-from takd.models import load_model
-from takd.training.checkpoints import Pace
-from takd.training.keeping import Best
+from takd.models.causal_lm import load_model
+from takd.runtime.checkpoints import Pace
+from takd.training.best_weights import Best
 from takd.training.loop import SKIPPED_IN_A_ROW
 
 COMPILER = pytest.mark.skipif(

@@ -163,7 +163,7 @@ def disturb(space, name, method, end, *arguments, **settings):
         moment = random.Random(name)
         strike = settings["strike"] = Strike(
             signal.SIGKILL if killed else signal.SIGTERM,
-            "takd.training.progress.Journal.write",
+            "takd.runtime.metrics_log.Journal.write",
             calls=moment.randint(4, 9) if killed else moment.randint(2, 6),
             operations=moment.randint(0, 12),
             struck=space.folder / f"{name}-struck",

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from workspace import Workspace
 
 from takd.data import tokenizer as tokenizer_stage
-from takd.errors import InputError
-from takd.models import check_vocabulary
-from takd.stage import Stage
-from takd.vocabulary import entries, first_difference, used_entries
+from takd.models.causal_lm import check_vocabulary
+from takd.models.tokenizer_check import entries, first_difference, used_entries
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage
 
 LETTERS = {"<end>": 0, "a": 1, "b": 2, "c": 3}
 PADS = ["[PAD]", "<pad>", "<|pad|>", "<PAD>", "<|padding|>", "[pad]"]

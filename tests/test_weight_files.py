@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from test_base import in_shards, prepare  # noqa: F401, a fixture
 from transformers import BartConfig, T5Config, ViTConfig
 
-from takd.errors import InputError
-from takd.models import load_model
-from takd.weight_files import check_finite, unwrapped
+from takd.models.causal_lm import load_model
+from takd.models.weight_files import check_finite, unwrapped
+from takd.runtime.errors import InputError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 1234\n"
 GREATER = (2**60).to_bytes(8, "little")

@@ -9,10 +9,10 @@ from torch.testing import assert_close
 from workspace import ROOT, TEACHER, Workspace
 
 STAGE = """
-import takd.tokenloss
-from takd.stage import main
+import takd.losses.chunked
+from takd.runtime.stage import main
 
-takd.tokenloss.chunk_size = lambda vocabulary, device: 1  # token
+takd.losses.chunked.chunk_size = lambda vocabulary, device: 1  # token
 main("takd.training.train", also=lambda spec: [f"takd.methods.{spec['method']}"], gpus=True)
 """
 

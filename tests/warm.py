@@ -4,7 +4,7 @@ import importlib
 
 from transformers import conversion_mapping
 
-from takd.provenance import code_digest
+from takd.runtime.digests import code_digest
 
 FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
 
@@ -12,9 +12,9 @@ for name in (
     "takd.training.train",
     "takd.evaluation.evaluate",
     "takd.evaluation.likelihoods",
-    "takd.generation.generate",
-    "takd.generation.join",
-    "takd.generation.outputs",
+    "takd.teacher_cache.responses",
+    "takd.teacher_cache.merge",
+    "takd.teacher_cache.outputs",
     *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
     "peft",
     "deepspeed",  # accelerate imports it when it saves a model

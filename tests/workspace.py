@@ -14,7 +14,7 @@ from strike import Strike
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from takd.training.devices import DTYPES
+from takd.models.devices import DTYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["red", "blue", "green", "tall", "small", "cat", "dog", "say", "and", "."]

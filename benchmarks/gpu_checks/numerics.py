@@ -11,14 +11,15 @@ from transformers import PreTrainedModel
 
 from gpu_checks.families import random_model
 from gpu_checks.running import Findings
-from takd import models
-from takd.layout import Layout
+from takd.decoding.gumbel import gumbel_noise
+from takd.decoding.model_checks import check_model, decoded_and_at_once
+from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.losses.batch import Layout
+from takd.losses.chunked import sum_over_tokens
 from takd.methods.base import Example
-from takd.methods.losses import label_loss
-from takd.model_checks import check_model, decoded_and_at_once, relative_error
-from takd.noise import gumbel_noise
-from takd.sampling import Decoding, Prompt, draw
-from takd.tokenloss import sum_over_tokens
+from takd.methods.token_losses import label_loss
+from takd.models import causal_lm
+from takd.models.causal_lm import relative_error
 
 Shape = tuple[str, int, int, int]  # family, layers, width, vocabulary
 SHAPES: list[Shape] = [
@@ -166,7 +167,7 @@ def _far_logits(findings: Findings, double: PreTrainedModel) -> None:
 
     def log_q(half: torch.dtype | None) -> Tensor:
         with torch.autocast(findings.device.type, half, enabled=half is not None):
-            logits = models.project(model, hidden, VOCABULARY)
+            logits = causal_lm.project(model, hidden, VOCABULARY)
         return logits.double().log_softmax(-1).gather(-1, layout.targets_n[:, None])
 
     true = (hidden.double() @ model.lm_head.weight.double().T).log_softmax(-1)

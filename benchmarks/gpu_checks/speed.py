@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from gpu_checks.facts import product
 from gpu_checks.families import config, random_model
 from gpu_checks.running import Findings
-from takd import models
-from takd.errors import InputError
+from takd.decoding.sampling import Decoding, draw
 from takd.methods.base import Context
 from takd.methods.sft import Sft
-from takd.preflight import footprint, shapes, work
-from takd.preflight.datasheets import CPU, Card, find_card
-from takd.preflight.footprint import Resources, Texts
-from takd.sampling import Decoding, draw
+from takd.models import causal_lm
+from takd.preflight import flops, memory, shapes
+from takd.preflight.gpus import CPU, Card, find_card
+from takd.preflight.memory import Resources, Texts
+from takd.runtime.errors import InputError
 
 COMPILING = 35.0  # seconds that `generate` takes to compile its step for a static cache
 
@@ -128,7 +128,7 @@ def minillm(findings: Findings) -> None:
 
     student, teacher = pair()
     with findings.part("takd"), _autocast(findings):
-        ours = minillm_round.Takd(student, models.freeze(teacher), prompts, limits, shape)
+        ours = minillm_round.Takd(student, causal_lm.freeze(teacher), prompts, limits, shape)
         _peak_from_here(findings)
         with contextlib.suppress(
             AttributeError
@@ -237,14 +237,14 @@ def _expect(findings: Findings, case: Case, precision: str) -> None:
     name = f"{case.rows} rows"
     sizes = config("gpt2", case.layers, case.width, vocabulary=case.vocabulary)
     shape = shapes.of_config(sizes.to_dict())
-    planned = case.rows * work.trained(shape, case.length, case.length - 1)
+    planned = case.rows * flops.trained(shape, case.length, case.length - 1)
     ratio = planned / sum(case.flops().values())
     findings.hold(f"{name}: operations planned against counted", ratio, most=1.2)
     spec = {"method": "sft", "settings": {**_PLAN, "precision": precision}}
     texts, given = Texts(1, case.length - 1), Resources(micro_batch=case.rows)
-    expected = footprint.training(shape, None, spec, texts, given, _card(findings))
+    expected = memory.training(shape, None, spec, texts, given, _card(findings))
     # without the constant for what is outside of PyTorch's allocator
-    always = sum(expected.always.values()) - (footprint.RUNTIME if findings.gpu else 0)
+    always = sum(expected.always.values()) - (memory.RUNTIME if findings.gpu else 0)
     planned_bytes = always + sum(expected.moments["training"].values())
     findings.add(f"{name}: bytes planned", planned_bytes)
     if findings.gpu:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = ("expect_rows", "rows_sha256")
@@ -102,7 +102,7 @@ def data(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace) -> int:
     """Print each fault in the results on its own line, then a summary."""
     from takd.preflight.collect import experiment_name
-    from takd.verify import verify
+    from takd.runtime.verify import verify
 
     results = options.folder or ROOT / "results" / experiment_name(ROOT, options.experiment)
     found = verify(results, threads=os.cpu_count() or 1)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.stage import main
+from takd.runtime.stage import main
 
 # worker processes that score answers import this file again
 if __name__ == "__main__":

@@ -9,6 +9,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.stage import main
+from takd.runtime.stage import main
 
-main("takd.generation.join", named=lambda spec: ["teacher"])
+main("takd.teacher_cache.merge", named=lambda spec: ["teacher"])

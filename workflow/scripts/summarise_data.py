@@ -9,6 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from takd.stage import main
+from takd.runtime.stage import main
 
 main("takd.data.summary")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 T = TypeVar("T")
 Row = tuple[str, str, str]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from takd.data.sources import Row

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 # files that determine what `datasets` reads, YAML and JSON
 CARD, CONFIGURATION = "README.md", ".huggingface.yaml"

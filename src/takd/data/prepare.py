@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import sources
-from takd.data.encoding import Encoder
-from takd.data.saved import BATCH, row_features, save
+from takd.data.arrow import BATCH, row_features, save
 from takd.data.scorable import Scorable
 from takd.data.sources import Row
+from takd.data.tokenise import Encoder
 from takd.data.unused import Unused
-from takd.errors import InputError
-from takd.stage import Stage
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage
 
 TRAINED_ON = ("train", "dev")
 PORTION = 2**20  # characters of a corpus tokenised at once, since a document may be a whole book

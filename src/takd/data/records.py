@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from takd.data.folders import check_within
-from takd.errors import InputError
-from takd.provenance import file_digest
-from takd.weight_files import AGAIN, foreign
+from takd.runtime.brought_files import AGAIN, foreign
+from takd.runtime.errors import InputError
+from takd.runtime.files import check_unchanged, files_below
 
 Source = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -90,16 +90,6 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         yield number, text.removesuffix("\n").removesuffix("\r")
 
 
-def files_below(place: Path, ending: str = "") -> list[Path]:
-    """List a file itself, or all files below a folder with this ending, sorted by name, without hidden ones."""
-    if place.is_file():
-        return [place]
-    found = (path for path in place.rglob(f"*{ending}") if path.is_file())
-    return sorted(
-        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
-    )
-
-
 def others(place: Path, read: Iterable[Path]) -> list[str]:
     """List files below a folder that are not among those read, except descriptions of the data."""
     known = set(read)
@@ -108,23 +98,6 @@ def others(place: Path, read: Iterable[Path]) -> list[str]:
         for path in files_below(place)
         if path not in known and not path.name.lower().startswith(NO_DATA)
     ]
-
-
-def check_unchanged(source: Source) -> None:
-    """Raise InputError if local files changed since the workflow was planned.
-
-    `sha256` holds the digest of the one file, or pairs of name and digest for a folder.
-    """
-    kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
-    if kind is None:
-        return
-    place = Path(source[kind])
-    for entry in source.get("sha256", []):
-        path, planned = (place, entry) if isinstance(entry, str) else (place / entry[0], entry[1])
-        if not path.is_file():
-            raise InputError(f"{path}: no such file, though the workflow was planned with it.")
-        if file_digest(path) != planned:
-            raise InputError(f"{path} changed after the workflow was planned; start it again.")
 
 
 def kind(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from takd.evaluation import words
+from takd.metrics import words
 
 NAMED = 10
 

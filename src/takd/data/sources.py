@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from takd.data import demo, filters
-from takd.data.records import check_unchanged, files_below, kind, lines, others, records
+from takd.data.records import kind, lines, others, records
 from takd.data.unused import Unused
-from takd.errors import InputError
+from takd.runtime.errors import InputError
+from takd.runtime.files import check_unchanged, files_below
 
 Source = Mapping[str, Any]
 T = TypeVar("T")

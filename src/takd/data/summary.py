@@ -10,8 +10,8 @@ from typing import Any
 
 from takd.data import sources
 from takd.data.page import render
-from takd.errors import InputError
-from takd.stage import Stage, read_json, write_text
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage, read_json, write_text
 
 NAMED = 10
 DROPPED = (

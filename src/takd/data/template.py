@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 Template = dict[str, Any]
 

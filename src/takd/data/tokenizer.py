@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from takd.data import records, sources
+from takd.data import sources
 from takd.data import template as templates
-from takd.data.encoding import Encoder
 from takd.data.template import CHAT, Template, fill
-from takd.errors import InputError
-from takd.provenance import folder_digest
-from takd.stage import Stage, write_json
-from takd.vocabulary import ALSO, FILES, entries, save_tokenizer
-from takd.weight_files import read_json_object, reason
+from takd.data.tokenise import Encoder
+from takd.models.tokenizer_check import ALSO, FILES, entries, save_tokenizer
+from takd.runtime import files
+from takd.runtime.brought_files import read_json_object, reason
+from takd.runtime.digests import folder_digest
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage, write_json
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("(3 of)", "{x} <b>"))
@@ -203,7 +204,7 @@ def _place(source: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Arguments for `from_pretrained`: a name on the Hub or a folder, and options."""
     if "hub" in source:
         return source["hub"], {"revision": source.get("revision")}
-    records.check_unchanged(source)
+    files.check_unchanged(source)
     path = Path(source.get("folder") or source["gguf"])
     if not path.exists():
         raise InputError(f"tokenizer {path}: no such file or folder.")

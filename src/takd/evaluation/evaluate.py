@@ -15,20 +15,21 @@ from typing import Any
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from takd import inference, models
-from takd.evaluation import diversity, measures
-from takd.evaluation.answers import Answers, answer, prompts_of
-from takd.evaluation.scoring import score
-from takd.evaluation.shares import Share, shared
-from takd.sampling import Decoding
-from takd.stage import Stage, read_json, write_text
-from takd.training.devices import device_name, own
-from takd.training.progress import Journal, timed
+from takd.decoding import loading
+from takd.decoding.resumable import Answers, answer, prompts_of
+from takd.decoding.sampling import Decoding
+from takd.metrics import diversity, rouge
+from takd.metrics.parallel import score
+from takd.models import causal_lm
+from takd.models.devices import device_name, own
+from takd.runtime.metrics_log import Journal, timed
+from takd.runtime.sharding import Share, shared
+from takd.runtime.stage import Stage, read_json, write_text
 
 
 def run(stage: Stage) -> None:
     """Sample the missing responses, score all, and write the outputs."""
-    inference.settle(stage)
+    loading.settle(stage)
     with (
         shared(stage, stage.outputs["scores"]) as (folder, share),
         timed(folder, active=share.first) as journal,
@@ -40,7 +41,7 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     rouge_tokenizer = read_json(stage.input("data"))["rouge_tokenizer"]
-    tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     answers = answer(
         stage,
         f"{spec['lineage']} seed {spec['seed']} on {spec['set']}",
@@ -111,7 +112,7 @@ def _rows(
                     "text": texts[index][position],
                     "tokens": len(found["tokens"]),
                     "finished": found["finished"],
-                    **{name: scores[name][position] for name in measures.MEASURES},
+                    **{name: scores[name][position] for name in rouge.MEASURES},
                 }
             )
         kept = {key: row[key] for key in ("id", "instruction", "input", "references")}
@@ -123,7 +124,7 @@ def _scores(
 ) -> dict[str, Any]:
     """Means over prompts, by decoding seed and overall."""
     scores = {}
-    for name in measures.MEASURES:
+    for name in rouge.MEASURES:
         by_seed = {
             str(seed): fmean(row["outputs"][position][name] for row in rows)
             for position, seed in enumerate(seeds)

@@ -29,12 +29,12 @@ from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from takd.errors import InputError
-from takd.evaluation.shares import Share, Store
-from takd.provenance import short_digest
-from takd.stage import Interrupted, Stage, write_text
-from takd.training.checkpoints import resumable
-from takd.training.progress import Progress
+from takd.runtime.checkpoints import resumable
+from takd.runtime.digests import short_digest
+from takd.runtime.errors import InputError
+from takd.runtime.metrics_log import Progress
+from takd.runtime.sharding import Share, Store
+from takd.runtime.stage import Interrupted, Stage, write_text
 
 PROMPT = """\
 Two assistants answered the same task. What belongs to the task and to each answer stands between marks that end in

@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, load_from_disk
 
-from takd import inference, models
-from takd.data.encoding import Encoder
-from takd.errors import InputError
-from takd.evaluation import calibration, exposure, reading
-from takd.evaluation.reading import Record, Text
-from takd.evaluation.shares import Share, Store, shared
-from takd.stage import Interrupted, Stage, write_text
-from takd.training.devices import device_name, own
-from takd.training.progress import Journal, Progress, timed
+from takd.data.tokenise import Encoder
+from takd.decoding import loading
+from takd.evaluation import log_likelihoods
+from takd.evaluation.log_likelihoods import Record, Text
+from takd.metrics import calibration, exposure_bias
+from takd.models import causal_lm
+from takd.models.devices import device_name, own
+from takd.runtime.errors import InputError
+from takd.runtime.metrics_log import Journal, Progress, timed
+from takd.runtime.sharding import Share, Store, shared
+from takd.runtime.stage import Interrupted, Stage, write_text
 
 # "references", and for each teacher "<role>/references", "<role>/own" (responses of the model) and
 # "<role>/teacher" (responses of the teacher)
@@ -40,7 +42,7 @@ KINDS = ("references", *DRAWN)
 
 def run(stage: Stage) -> None:
     """Compute what is missing, then the means, and write the outputs."""
-    inference.settle(stage)
+    loading.settle(stage)
     with (
         shared(stage, stage.outputs["likelihoods"]) as (folder, share),
         timed(folder, active=share.first) as journal,
@@ -150,13 +152,13 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
         mine[part] = list(share.of(missing))
     left = sum(len(batches) for batches in mine.values())
     progress = Progress(_title(spec), left, 0, active=share.first)
-    tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
 
     longest = max((len(text) for part in texts.values() for text in part), default=1)
 
     def load(name: str, lineage: str) -> tuple[Any, int]:
         folder = stage.input(name).parent / "model"
-        return inference.load(stage, folder, tokenizer, lineage, reads=longest)
+        return loading.load(stage, folder, tokenizer, lineage, reads=longest)
 
     def go(part: Part, read: Callable[[list[Text]], list[Record]]) -> None:
         nonlocal left
@@ -170,7 +172,10 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
     if left:
         with store.appending():
             model, vocabulary = load("model", spec["lineage"])
-            go("references", functools.partial(reading.likelihoods, model, vocabulary=vocabulary))
+            go(
+                "references",
+                functools.partial(log_likelihoods.likelihoods, model, vocabulary=vocabulary),
+            )
             teacher: Any = None
             for role in separate(spec["teachers"]):
                 parts = [f"{role}/{kind}" for kind in KINDS]
@@ -179,7 +184,9 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
                 teacher = None  # frees its memory before the next model is loaded
                 teacher, its_own = load(role, spec["teachers"][role][0])
                 shared = min(vocabulary, its_own)
-                compare = functools.partial(reading.comparison, model, teacher, vocabulary=shared)
+                compare = functools.partial(
+                    log_likelihoods.comparison, model, teacher, vocabulary=shared
+                )
                 for part in parts:
                     go(part, functools.partial(compare, steps=part.split("/")[1] in DRAWN))
                 del compare
@@ -254,16 +261,16 @@ def _against(records: dict[Part, list[Record]], role: str) -> dict[str, Any]:
     found["own"]["teacher_perplexity"] = _perplexity(found["own"]["teacher_loss"])
     errors = [[record["forward_kl"] for record in read] for read in (own, oracle)]
     length = max(len(steps) for side in errors for steps in side)
-    regret, expected = (exposure.accumulated(side, length) for side in errors)
-    running = [exposure.accumulated_while_running(side, length) for side in errors]
-    excess = _listed(exposure.excess_accumulated_error(regret, expected))
+    regret, expected = (exposure_bias.accumulated(side, length) for side in errors)
+    running = [exposure_bias.accumulated_while_running(side, length) for side in errors]
+    excess = _listed(exposure_bias.excess_accumulated_error(regret, expected))
     found["exposure_bias"] = {
         "excess_accumulated_error": excess[-1],
         "length": length,
         "regret": _listed(regret),
         "oracle_error": _listed(expected),
         "by_length": excess,
-        "by_length_while_running": _listed(exposure.excess_accumulated_error(*running)),
+        "by_length_while_running": _listed(exposure_bias.excess_accumulated_error(*running)),
     }
     return found
 

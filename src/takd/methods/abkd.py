@@ -2,14 +2,14 @@
 
 L = (1/N) Σ_t D_αβ(p, q) with D_αβ = -1/(αβ) Σ_v [ p^α q^β - α/(α+β) p^(α+β) - β/(α+β) q^(α+β) ]
 (definition 4.1). The paper trains with it on fixed data, and also in the regimes of GKD and
-DistiLLM (see `takd.methods.regimes`).
+DistiLLM (see `takd.methods.on_policy`).
 """
 
 from functools import partial
 
-from takd.divergences import alpha_beta
-from takd.methods.losses import Divergence
-from takd.methods.regimes import StudentRows
+from takd.losses.divergences import alpha_beta
+from takd.methods.on_policy import StudentRows
+from takd.methods.token_losses import Divergence
 
 
 class Abkd(StudentRows):

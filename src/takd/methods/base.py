@@ -16,9 +16,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.layout import Layout
-from takd.methods.teachers import StoredOutputs
-from takd.sampling import Prompt, Response
+from takd.decoding.sampling import Prompt, Response
+from takd.losses.batch import Layout
+from takd.losses.teacher_logits import StoredOutputs
 
 # sums over tokens, divided by the global count, so that micro-batches and processes can be added
 Statistics = dict[str, Tensor]

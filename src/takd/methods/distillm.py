@@ -1,14 +1,14 @@
 """DistiLLM (Ko et al., arXiv 2402.03898): a skewed KL, and adaptive off-policy student responses.
 
 L = (1/N) Σ_t KL(p ‖ λ p + (1 - λ) q), or KL(q ‖ (1 - λ) p + λ q), with λ = `skew` (section 3.1).
-Responses come from the adaptive off-policy regime (section 3.2), see `takd.methods.regimes`.
+Responses come from the adaptive off-policy regime (section 3.2), see `takd.methods.on_policy`.
 """
 
 from functools import partial
 
-from takd.divergences import skewed_forward_kl, skewed_reverse_kl
-from takd.methods.losses import Divergence
-from takd.methods.regimes import StudentRows
+from takd.losses.divergences import skewed_forward_kl, skewed_reverse_kl
+from takd.methods.on_policy import StudentRows
+from takd.methods.token_losses import Divergence
 
 DIVERGENCES = {"skewed_forward_kl": skewed_forward_kl, "skewed_reverse_kl": skewed_reverse_kl}
 

@@ -7,9 +7,9 @@ new on-policy responses with probability λ = `on_policy_share`, else the data (
 
 from functools import partial
 
-from takd.divergences import jensen_shannon
-from takd.methods.losses import Divergence
-from takd.methods.regimes import StudentRows
+from takd.losses.divergences import jensen_shannon
+from takd.methods.on_policy import StudentRows
+from takd.methods.token_losses import Divergence
 
 
 class Gkd(StudentRows):

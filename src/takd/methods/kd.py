@@ -6,10 +6,10 @@ the global batch. p and q are conditioned on the reference response. D is the fo
 
 from typing import Any
 
-from takd import divergences
+from takd.losses import divergences
+from takd.losses.teacher_logits import teacher_view
 from takd.methods.base import LabelledRows, LossFunction
-from takd.methods.losses import Divergence, label_and_divergence_loss
-from takd.methods.teachers import teacher_view
+from takd.methods.token_losses import Divergence, label_and_divergence_loss
 
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": divergences.forward_kl,

@@ -23,7 +23,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from takd.divergences import forward_kl, reverse_kl
+from takd.losses.chunked import sum_over_tokens
+from takd.losses.divergences import forward_kl, reverse_kl
+from takd.losses.teacher_logits import KeptTeacher, teacher_view
 from takd.methods.base import (
     Example,
     LossFunction,
@@ -40,10 +42,8 @@ from takd.methods.base import (
     response_tokens,
     unpacked,
 )
-from takd.methods.losses import label_and_divergence_loss
-from takd.methods.teachers import KeptTeacher, teacher_view
-from takd.models import tempered
-from takd.tokenloss import sum_over_tokens
+from takd.methods.token_losses import label_and_divergence_loss
+from takd.models.causal_lm import tempered
 
 
 @dataclass(frozen=True)

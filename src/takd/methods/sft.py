@@ -5,7 +5,7 @@ teacher, the baseline, and the initial student of on-policy methods.
 """
 
 from takd.methods.base import LabelledRows, LossFunction
-from takd.methods.losses import label_loss
+from takd.methods.token_losses import label_loss
 
 
 class Sft(LabelledRows):

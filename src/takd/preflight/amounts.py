@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from takd.errors import InputError
+from takd.runtime.errors import InputError
 
 COUNTS = ("processes", "nodes", "micro_batch", "threads")
 SWITCHES = ("gradient_checkpointing", "compile", "deterministic")

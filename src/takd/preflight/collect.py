@@ -17,14 +17,14 @@ from typing import Any
 
 from snakemake.profiles import ProfileConfigFileParser
 
-from takd import experiment as experiments
-from takd.errors import InputError
-from takd.experiment import Experiment
+from takd.experiment import experiment as experiments
+from takd.experiment.experiment import Experiment
+from takd.experiment.yaml12 import read_yaml
 from takd.preflight import jobs, rates
-from takd.preflight.datasheets import CPU, Card, asked_for, find_card, known
+from takd.preflight.gpus import CPU, Card, asked_for, find_card, known
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
-from takd.yamlfile import read_yaml
+from takd.runtime.errors import InputError
 
 PATIENCE = 10  # seconds for a command of Slurm, or for the hub
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from takd.data import sources
 from takd.data.filters import KEYS
-from takd.errors import InputError
-from takd.experiment import Experiment
-from takd.headers import TOLERANCE, positions, safetensors_parameters
+from takd.experiment.experiment import Experiment
+from takd.models.headers import TOLERANCE, positions, safetensors_parameters
 from takd.preflight.findings import Finding
+from takd.preflight.flops import total_steps
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
-from takd.preflight.work import total_steps
+from takd.runtime.errors import InputError
 
 READ_WHOLE = 2**26  # bytes up to which a source is read completely, which takes a second or two
 DOWNLOADS = Path("resources/downloads")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from takd.preflight.footprint import trained_parameters, zero
+from takd.preflight.flops import Rows
+from takd.preflight.memory import trained_parameters, zero
 from takd.preflight.shapes import Shape
-from takd.preflight.work import Rows
 
 CHECKPOINTS = 3  # two are kept, and another one is being written
 KEPT = 3  # best weights so far: the current ones, and those that the two checkpoints refer to

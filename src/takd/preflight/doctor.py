@@ -6,13 +6,13 @@ python -m takd doctor --experiment NAME --profile profiles/slurm
 import re
 from collections.abc import Iterator, Sequence
 
-from takd.cards import VOLTA, has_kernels
 from takd.preflight import contents, fitting
 from takd.preflight.collect import Facts, Torch
-from takd.preflight.datasheets import Card, asked_for
 from takd.preflight.findings import Finding
+from takd.preflight.gpus import Card, asked_for
 from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
 from takd.preflight.table import size
+from takd.runtime.cuda_arch import VOLTA, has_kernels
 
 PLACEHOLDER = "CHANGEME"
 # packages that the stages need; others of the environment only serve reports and tests

@@ -4,13 +4,13 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from takd import lineage
-from takd.preflight.datasheets import Card, asked_for
+from takd.experiment import lineage
+from takd.experiment.schema import suggest
 from takd.preflight.findings import Finding
-from takd.preflight.footprint import GIB, USABLE, Resources
+from takd.preflight.gpus import Card, asked_for
 from takd.preflight.jobs import UNSET, Job
+from takd.preflight.memory import GIB, USABLE, Resources
 from takd.preflight.plan import Planned, Planner
-from takd.schema import suggest
 
 
 def unlisted(executor: str | None, jobs: Sequence[Job]) -> Iterator[Finding]:

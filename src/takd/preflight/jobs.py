@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from takd.errors import InputError
-from takd.lineage import SUPERVISED, supervised
+from takd.experiment.lineage import SUPERVISED, supervised
 from takd.preflight import amounts
-from takd.preflight.footprint import Resources
+from takd.preflight.memory import Resources
+from takd.runtime.errors import InputError
 
 TRAININGS = ("teacher", "sft")
 # defaults of the rules, chosen for the demo

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from takd import lineage
-from takd.experiment import Experiment
-from takd.preflight import disk, footprint, rates, shapes, work
-from takd.preflight.datasheets import Card
+from takd.experiment import lineage
+from takd.experiment.experiment import Experiment
+from takd.preflight import disk, flops, memory, rates, shapes
 from takd.preflight.disk import Written
-from takd.preflight.footprint import BYTES, Footprint, Texts
+from takd.preflight.flops import Rows, Work
+from takd.preflight.gpus import Card
 from takd.preflight.jobs import Job
+from takd.preflight.memory import BYTES, Footprint, Texts
 from takd.preflight.rates import Estimate, Measured
 from takd.preflight.shapes import Shape
-from takd.preflight.work import Rows, Work
 
 LARGE = 2**30  # bytes above which the lines of a file are not counted
 
@@ -137,7 +137,7 @@ class Planner:
         shape, number = self.asked(job), BYTES[self.precision(job)]
         if job.trains:
             blocks = self.rows.get("corpus")
-            return work.training(
+            return flops.training(
                 self.spec(job),
                 shape,
                 self.teacher(job),
@@ -149,24 +149,26 @@ class Planner:
             )
         if job.rule == "evaluate":
             seeds = len(self.experiment.settings["evaluation"]["seeds"])
-            return work.evaluation(shape, self.rows[job.wildcards["set"]], seeds, job.given, number)
+            return flops.evaluation(
+                shape, self.rows[job.wildcards["set"]], seeds, job.given, number
+            )
         if job.rule == "likelihoods":
             seeds = len(self.experiment.settings["evaluation"]["seeds"])
-            return work.likelihoods(
+            return flops.likelihoods(
                 shape, self.compared_with(job), self.rows[job.wildcards["set"]], seeds
             )
         if job.rule == "generate":
-            return work.evaluation(shape, self._part(job), 1, job.given, number)
-        return work.outputs(shape, self._read(job), job.wildcards["kind"])
+            return flops.evaluation(shape, self._part(job), 1, job.given, number)
+        return flops.outputs(shape, self._read(job), job.wildcards["kind"])
 
-    def footprint(self, job: Job, given: footprint.Resources) -> Footprint:
+    def footprint(self, job: Job, given: memory.Resources) -> Footprint:
         """GPU memory of a job on one GPU, with the longest texts that its settings allow."""
         data = self.experiment.settings["data"]
         longest = data["max_length"] - data["max_prompt_length"]
         texts = Texts(data["max_prompt_length"], longest)
         shape = self.asked(job)
         if job.trains:
-            return footprint.training(
+            return memory.training(
                 shape, self.teacher(job), self.spec(job), texts, given, self.card
             )
         decodes = job.rule in ("evaluate", "generate")
@@ -175,13 +177,11 @@ class Planner:
         beside = self.compared_with(job) if job.rule == "likelihoods" else []
         largest = max(beside, key=lambda teacher: teacher.parameters, default=None)
         setting = self.setting(job)
-        return footprint.asking(shape, texts, given, self.card, decodes, largest, setting)
+        return memory.asking(shape, texts, given, self.card, decodes, largest, setting)
 
     def host(self, job: Job) -> dict[str, float]:
         """Main memory of a node that a training takes, by name."""
-        return footprint.host(
-            self.asked(job), self.teacher(job), self.spec(job), job.given, self.card
-        )
+        return memory.host(self.asked(job), self.teacher(job), self.spec(job), job.given, self.card)
 
     def written(self, job: Job) -> Written:
         """Disk space that a job writes."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from takd import lineage
-from takd.errors import InputError
-from takd.preflight import shapes, work
-from takd.preflight.datasheets import Card, find_card, known
-from takd.preflight.footprint import BYTES, Resources
-from takd.preflight.work import Rows, Work
+from takd.experiment import lineage
+from takd.preflight import flops, shapes
+from takd.preflight.flops import Rows, Work
+from takd.preflight.gpus import Card, find_card, known
+from takd.preflight.memory import BYTES, Resources
+from takd.runtime.errors import InputError
 
 # Assumptions, for want of measured runs: shares of a card's peaks in operations and in bytes a second, and the time in
 # which the passes of one token through one block are started from Python, which small models wait for.
@@ -133,7 +133,7 @@ def _training(manifest: Path) -> Iterator[Measured]:
         drawn = [line["response_length"] for line in journal if line["kind"] == "dev"][1:]
         longest = spec["max_length"] - spec["max_prompt_length"]
         mean = min(sum(drawn) / len(drawn), longest) if drawn else None
-        planned = work.training(spec, student, teacher, train, dev, given, length, 4, mean)
+        planned = flops.training(spec, student, teacher, train, dev, given, length, 4, mean)
     except (OSError, ValueError, KeyError, IndexError):
         return
     if planned and planned.tokens and end["seconds"] and (card := _card(end["device"])):
@@ -159,7 +159,7 @@ def _evaluation(scores: Path) -> Iterator[Measured]:
         seeds = len(found["decoding_seeds"])
         response = end["tokens"] / found["n"] / seeds
         own = Rows(found["n"], rows.prompt, response)
-        planned = work.evaluation(model, own, seeds, Resources(), BYTES["fp32"])
+        planned = flops.evaluation(model, own, seeds, Resources(), BYTES["fp32"])
     except (OSError, ValueError, KeyError, IndexError, InputError):
         return
     if planned and (card := _card(end["device"])):
@@ -180,7 +180,7 @@ def _likelihoods(path: Path) -> Iterator[Measured]:
         if rows is None or not end["tokens"] or not end["seconds"]:
             return
         own = replace(rows, count=found["n"])
-        planned = work.likelihoods(model, teachers, own, len(found["decoding_seeds"]))
+        planned = flops.likelihoods(model, teachers, own, len(found["decoding_seeds"]))
     except (OSError, ValueError, KeyError, IndexError, InputError):
         return
     if planned and planned.tokens and (card := _card(end["device"])):

@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from takd.base import relink
-from takd.errors import InputError
-from takd.experiment import Experiment
+from takd.experiment.experiment import Experiment
+from takd.models.starting_weights import relink
 from takd.preflight import collect, contents, doctor, fitting
 from takd.preflight.collect import Answer
-from takd.preflight.datasheets import CPU, Card
 from takd.preflight.findings import Finding
+from takd.preflight.gpus import CPU, Card
 from takd.preflight.jobs import Job, of_dag
 from takd.preflight.plan import Planned, Planner, peak_disk
+from takd.runtime.errors import InputError
 
 # states of a job that runs, will run, or may still be writing its checkpoint
 AT_WORK = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from takd.preflight import footprint, rates
+from takd.preflight import memory, rates
 from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
 
 HEADINGS = (
@@ -114,7 +114,7 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
     else:
         found.append(
             f"Card: {card.name}, {card.gigabytes:g} GiB, {card.precision()}. 'GiB each' is the peak on a GPU of the"
-            f" stage's largest job with the longest texts allowed; {footprint.USABLE:.0%} of the card can be used."
+            f" stage's largest job with the longest texts allowed; {memory.USABLE:.0%} of the card can be used."
         )
     guessed = [name for name, shape in planner.shapes.items() if shape.estimated]
     if guessed:
@@ -229,4 +229,4 @@ def _hours(value: float | None) -> str:
 
 
 def _gib(value: float | None) -> str:
-    return "" if value is None else f"{value / footprint.GIB:.2g}"
+    return "" if value is None else f"{value / memory.GIB:.2g}"

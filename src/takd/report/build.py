@@ -1,14 +1,14 @@
 """Build the report: tables, figures and pages from the results of all models.
 
-Outputs, each optional: the names of `takd.report.parts.PARTS`.
+Outputs, each optional: the names of `takd.experiment.report_files.PARTS`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
-from takd.errors import InputError
-from takd.integrity import REPORT
-from takd.report import costs, pages, table, tidy
+from takd.analysis import costs, scores_table
+from takd.analysis.results import read
+from takd.report import pages, table
 from takd.report.figures.chains import chains
 from takd.report.figures.costs import costs as costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
@@ -16,8 +16,9 @@ from takd.report.figures.gains import gains
 from takd.report.figures.lattice import lattice
 from takd.report.figures.quality import quality
 from takd.report.figures.teachers import teachers
-from takd.report.read import read
-from takd.stage import Stage, read_json, write_text
+from takd.runtime.errors import InputError
+from takd.runtime.records import REPORT
+from takd.runtime.stage import Stage, read_json, write_text
 
 
 def run(stage: Stage) -> None:
@@ -49,7 +50,7 @@ def run(stage: Stage) -> None:
         "results_csv": lambda: table.to_csv(results, groups),
         "differences_csv": lambda: table.differences_csv(results),
         "learning_page": lambda: pages.learning_page(results),
-        "scores_csv": lambda: tidy.to_csv(results),
+        "scores_csv": lambda: scores_table.to_csv(results),
         "samples": lambda: pages.samples_page(results, groups),
         "costs_page": lambda: pages.costs_page(
             results, spent, figures["costs"].svg, figures["quality"].svg
@@ -61,7 +62,7 @@ def run(stage: Stage) -> None:
     texts |= {f"{name}_csv": drawing.csv for name, drawing in figures.items()}
     # written straight to a file: too large to build in memory
     writers: dict[str, Callable[[Path], None]] = {
-        "scores_parquet": lambda path: tidy.write_parquet(
+        "scores_parquet": lambda path: scores_table.write_parquet(
             results, stage.input("evaluations"), path
         ),
     }

@@ -1,23 +1,25 @@
 """Compare several experiments: a page, a table and a figure from their results.
 
-Outputs, each optional: the names of `takd.report.compare_plan.PARTS`.
+Outputs, each optional: the names of `takd.experiment.comparison.PARTS`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from takd.errors import InputError
-from takd.integrity import REPORT
-from takd.report import compare_settings, costs, measures, pages, table
-from takd.report.compare_read import Compared, read_all
-from takd.report.compare_scores import Comparison, Outcome, Place, compare
-from takd.report.compare_settings import TRAINED, Line
-from takd.report.costs import Cost
+from takd.analysis import compare_settings, costs, measures
+from takd.analysis.across_experiments import Comparison, Outcome, Place, compare
+from takd.analysis.compare_results import Compared, read_all
+from takd.analysis.compare_settings import TRAINED, Line
+from takd.analysis.costs import Cost
+from takd.analysis.measures import Measure
+from takd.analysis.results import MEASURES
+from takd.analysis.statistics import number
+from takd.experiment import labels
+from takd.report import pages, table
 from takd.report.figures.experiments import Curves, learning
-from takd.report.measures import Measure
-from takd.report.read import MEASURES
-from takd.report.statistics import number
-from takd.stage import Stage, write_text
+from takd.runtime.errors import InputError
+from takd.runtime.records import REPORT
+from takd.runtime.stage import Stage, write_text
 
 FEW = 3
 """Differing settings that a sentence names; more are counted."""
@@ -262,8 +264,8 @@ def _columns(name: str, lineage: str, measure: str, each: Compared) -> dict[str,
     return {
         "set": name,
         "lineage": lineage,
-        "chain": table.chain_text(lineage),
-        "methods": table.methods_text(lineage),
+        "chain": labels.chain_text(lineage),
+        "methods": labels.methods_text(lineage),
         "measure": measure,
         "experiment": each.name,
         "training_seeds": " ".join(map(str, each.results.seeds(lineage))),

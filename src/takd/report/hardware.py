@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from takd.report.costs import ANSWERS, LIKELIHOODS, writing_stage
-from takd.report.read import Results, Row
+from takd.analysis.costs import ANSWERS, LIKELIHOODS, writing_stage
+from takd.analysis.results import Results, Row
 
 
 class Used(NamedTuple):

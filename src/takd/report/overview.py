@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from takd.lineage import split, supervised
-from takd.report import captions, measures
-from takd.report.costs import device_text
-from takd.report.departures import limits
+from takd.analysis import measures
+from takd.analysis.costs import device_text
+from takd.analysis.deviations import limits
+from takd.analysis.results import Results, Row
+from takd.analysis.text import counted, listed, span, titled
+from takd.experiment import captions
+from takd.experiment.lineage import split, supervised
 from takd.report.figures.style import size_text
-from takd.report.read import Results, Row
 from takd.report.table import Group
 from takd.report.verdicts import answers, best, elsewhere, of_role, published
-from takd.report.words import counted, listed, span, titled
 
 DEVICES = 3
 """That a sentence names."""

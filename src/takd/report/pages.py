@@ -1,40 +1,29 @@
 """Pages of the report: self-contained HTML that loads nothing external and suits print and phones."""
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from takd.lineage import split
-from takd.report import (
-    comparisons,
-    definitions,
-    departures,
-    hardware,
-    measures,
-    overview,
-    repeat,
-    samples,
-    table,
-)
-from takd.report import costs as cost_table
-from takd.report.accumulated import accumulate, unit
-from takd.report.costs import Cost
+from takd.analysis import comparisons, definitions, deviations, measures
+from takd.analysis import costs as cost_table
+from takd.analysis.costs import Cost
+from takd.analysis.cumulative_costs import accumulate, unit
+from takd.analysis.results import MEASURES, Results
+from takd.analysis.statistics import number
+from takd.analysis.text import flat, plain, visible
+from takd.experiment import labels
+from takd.experiment.lineage import split
+from takd.experiment.report_files import PARTS, Part
+from takd.report import hardware, overview, repeat, samples, table
 from takd.report.figures import marks
 from takd.report.figures.curves import short_text
 from takd.report.figures.panels import panels
 from takd.report.figures.scope import scoped, stroke
 from takd.report.figures.style import looks, size_text
-from takd.report.parts import PARTS, Part
-from takd.report.read import MEASURES, Results
-from takd.report.statistics import number
 
 TEMPLATES = Path(__file__).parent / "templates"
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but for tab and new line, marks that turn the direction of writing, lone surrogates."""
 
 
 def overview_page(
@@ -52,7 +41,7 @@ def overview_page(
         several=len(results.spec["seeds"]) > 1,
         figure=inline(chains_svg),
         places=dict(sorted(places.items())),
-        paper=departures.PAPER,
+        paper=deviations.PAPER,
     )
 
 
@@ -181,32 +170,6 @@ def inline(svg: str) -> Markup:
     return Markup(scoped(svg))
 
 
-def visible(text: str) -> str:
-    """Replace characters that HTML cannot hold (control characters, lone surrogates) by visible ones."""
-    return HIDDEN.sub(lambda found: _visible(ord(found[0])), text)
-
-
-def _visible(code: int) -> str:
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
-
-
-def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
-    """Flatten nested settings: `{"a": {"b": 1}}` gives `{"a.b": "1"}`."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        name = f"{above}{key}"
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{name}.")
-        else:
-            found[name] = plain(value)
-    return found
-
-
-def plain(value: Any) -> str:
-    """Format a setting's value as in an experiment file."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -220,10 +183,10 @@ def _environment() -> Environment:
         "folded": samples.folded,
         "size": size_text,
         "plain": plain,
-        "chain": table.chain_text,
-        "label": table.chain_label,
+        "chain": labels.chain_text,
+        "label": labels.chain_label,
         "named": table.named,
-        "methods": table.methods_text,
+        "methods": labels.methods_text,
         "number": number,
         "p": comparisons.p_text,
         "definition": definitions.definition,

@@ -7,11 +7,11 @@ and BibTeX is escaped.
 import shlex
 from typing import Any, NamedTuple
 
-from takd.lineage import SUPERVISED, split
-from takd.provenance import canonical_json, short_digest
-from takd.report.read import Results
-from takd.report.statistics import number
+from takd.analysis.results import Results
+from takd.analysis.statistics import number
+from takd.experiment.lineage import SUPERVISED, split
 from takd.report.table import named
+from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"
 
@@ -92,7 +92,7 @@ def code(results: Results) -> str:
     lines = []
     for method, found in sorted(recorded.items(), key=lambda one: (one[0] != SUPERVISED, one[0])):
         program = (
-            "from takd.provenance import code_digest as digest;"
+            "from takd.runtime.digests import code_digest as digest;"
             f' print(digest("takd.training.train", "takd.methods.{method}"))'
         )
         lines += [

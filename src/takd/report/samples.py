@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from takd.lineage import Node
-from takd.report.read import Results, Row
+from takd.analysis.results import Results, Row
+from takd.experiment.lineage import Node
 from takd.report.table import Group, named
 
 FIRST = 500

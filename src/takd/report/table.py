@@ -1,42 +1,15 @@
 """Table of results: one row per lineage, grouped by teacher, supervised baselines, and chains."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from takd.lineage import SUPERVISED, prefixes, split
-from takd.report import csvfile
-from takd.report.comparisons import Difference, Score, analyse
-from takd.report.read import Results
-from takd.report.statistics import number
-
-_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-
-
-def chain_text(lineage: str) -> str:
-    """Format a chain: `teacher → assistant → student`."""
-    return " → ".join(hop.model for hop in split(lineage))
-
-
-def methods_text(lineage: str) -> str:
-    """List the methods of the hops after the teacher, once if all are the same; `sft` for a supervised model."""
-    methods = [hop.method for hop in split(lineage)[1:]] or [SUPERVISED]
-    return methods[0] if len(set(methods)) == 1 else " → ".join(methods)
-
-
-def full_text(lineage: str) -> str:
-    """Format chain and methods: `teacher → student (minillm)`."""
-    return f"{chain_text(lineage)} ({methods_text(lineage)})"
-
-
-def chain_label(chain: Mapping[str, str]) -> str:
-    """Label that the experiment gives a chain; empty if it only repeats the chain.
-
-    Characters that are not allowed in XML, and so not in SVG, are replaced.
-    """
-    label = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", chain.get("label") or "")
-    return "" if label == chain_text(chain["lineage"]) else label
+from takd.analysis import csv_files
+from takd.analysis.comparisons import Difference, Score, analyse
+from takd.analysis.results import Results
+from takd.analysis.statistics import number
+from takd.experiment.labels import chain_label, chain_text, full_text, methods_text
+from takd.experiment.lineage import prefixes, split
 
 
 @dataclass(frozen=True)
@@ -321,7 +294,7 @@ def differences_csv(results: Results) -> str:
 
 def write_csv(lines: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
     """Write rows as CSV, numbers with at most four decimals, None as an empty cell; without rows, only `names`."""
-    return csvfile.to_csv(list(lines[0]) if lines else names, lines, _plain)
+    return csv_files.to_csv(list(lines[0]) if lines else names, lines, _plain)
 
 
 def _plain(value: Any) -> Any:

@@ -1,16 +1,16 @@
 """Main findings in a few sentences: best students, counts of significant differences, other sets, published numbers.
 
-Differences are described as in `takd.report.comparisons`; those that are not significant are counted.
+Differences are described as in `takd.analysis.comparisons`; those that are not significant are counted.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
-from takd.report.comparisons import QUESTIONS, Difference, Pair, analyse
-from takd.report.read import Results
-from takd.report.statistics import number
+from takd.analysis.comparisons import QUESTIONS, Difference, Pair, analyse
+from takd.analysis.results import Results
+from takd.analysis.statistics import number
+from takd.analysis.text import capital, counted, listed, titled
 from takd.report.table import Group, Row, named, sources
-from takd.report.words import capital, counted, listed, titled
 
 SHOWN = 3
 """Students of different sizes that a sentence names."""

@@ -6,10 +6,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from takd.evaluation.measures import exact_match, rouge_l
+from takd.decoding.sampling import Prompt, Response
 from takd.methods.base import examples, response_tokens
-from takd.methods.losses import label_loss
-from takd.sampling import Prompt, Response
+from takd.methods.token_losses import label_loss
+from takd.metrics.rouge import exact_match, rouge_l
 from takd.training.student import Student
 
 

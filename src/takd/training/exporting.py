@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from takd.models import DROPOUT_KEYS, load_tokenizer
-from takd.sampling import Decoding
-from takd.vocabulary import first_difference, save_tokenizer
+from takd.decoding.sampling import Decoding
+from takd.models.causal_lm import DROPOUT_KEYS, load_tokenizer
+from takd.models.tokenizer_check import first_difference, save_tokenizer
 
 # settings of `config.json` that refer to the source's own decoding, files or code
 OF_THE_SOURCE = ("task_specific_params", "prefix", "decoder_start_token_id", "auto_map")

@@ -19,17 +19,17 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.errors import InputError
+from takd.decoding.sampling import Decoding, Prompt, Response, draw
 from takd.methods.base import Method, Part
-from takd.precision import PRETRAINED
-from takd.sampling import Decoding, Prompt, Response, draw
-from takd.stage import Interrupted, Stage
-from takd.training.checkpoints import LOG, Checkpoints, Pace
+from takd.models.devices import DTYPES, describe, device_name, seed_generators
+from takd.models.precision import PRETRAINED
+from takd.runtime.checkpoints import LOG, Checkpoints, Pace
+from takd.runtime.errors import InputError
+from takd.runtime.metrics_log import Journal, Progress
+from takd.runtime.stage import Interrupted, Stage
+from takd.training.best_weights import Best, Keeper
 from takd.training.dev import dev_loss, dev_prompts, dev_scores
-from takd.training.devices import DTYPES, describe, device_name, seed_generators
 from takd.training.exporting import Exported
-from takd.training.keeping import Best, Keeper
-from takd.training.progress import Journal, Progress
 from takd.training.student import Student
 
 SKIPPED_IN_A_ROW = 50

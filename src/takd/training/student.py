@@ -14,10 +14,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from takd.adapters import plain_weights
 from takd.methods.base import LossFunction
-from takd.models import compile_training
-from takd.training.devices import uses_zero3
+from takd.models.causal_lm import compile_training
+from takd.models.devices import uses_zero3
+from takd.models.lora import plain_weights
 from takd.training.exporting import Exported
 
 

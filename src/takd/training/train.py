@@ -19,22 +19,21 @@ from datasets import Dataset, disable_progress_bars, load_from_disk
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from takd import models
-from takd.adapters import add_lora
-from takd.errors import InputError
-from takd.lineage import SUPERVISED
+from takd.decoding.model_checks import check_model
+from takd.decoding.sampling import Decoding
+from takd.experiment.lineage import SUPERVISED
+from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
-from takd.methods.teachers import StoredOutputs
-from takd.model_checks import check_model
-from takd.precision import pretrained_in
-from takd.sampling import Decoding
-from takd.stage import Stage, read_json
-from takd.training import devices
-from takd.training.builds import await_builds
-from takd.training.checkpoints import Checkpoints, Lock, resume_key
+from takd.models import causal_lm, devices
+from takd.models.lora import add_lora
+from takd.models.precision import pretrained_in
+from takd.models.tokenizer_check import entries
+from takd.runtime.checkpoints import Checkpoints, Lock, resume_key
+from takd.runtime.deepspeed_builds import await_builds
+from takd.runtime.errors import InputError
+from takd.runtime.stage import Stage, read_json
 from takd.training.exporting import Exported
 from takd.training.loop import Run
-from takd.vocabulary import entries
 
 WEIGHTS = "model.safetensors"
 
@@ -70,12 +69,12 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
             f"{spec['lineage']}: no rows left in the train or dev split; see the data report."
         )
     precision = devices.choose_precision(settings["precision"], pretrained_in(_weights(stage)))
-    tokenizer = models.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
-    student = models.load_model(
+    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    student = causal_lm.load_model(
         _weights(stage), seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
     )
-    vocabulary = models.check_vocabulary(student, tokenizer, spec["model"])
-    parameters = models.parameter_count(student)
+    vocabulary = causal_lm.check_vocabulary(student, tokenizer, spec["model"])
+    parameters = causal_lm.parameter_count(student)
     decoding = Decoding(**spec["dev_decoding"])
     exported = Exported.of(student, _weights(stage), tokenizer, vocabulary, decoding)
     if int(os.environ.get("RANK", 0)) == 0 and (difference := exported.misread()):
@@ -89,7 +88,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
             student, settings["lora"], name=spec["model"], seed=spec["seed"], frozen_dtype=dtype
         )
     if stage.gradient_checkpointing:
-        models.checkpoint_activations(student, spec["model"])
+        causal_lm.checkpoint_activations(student, spec["model"])
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
     if stage.many("teacher") and kind.asks_teacher(settings):
@@ -97,9 +96,9 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         dtype = devices.DTYPES[
             devices.choose_precision(settings["precision"], pretrained_in(folder))
         ]
-        teacher = models.load_model(folder, dtype=dtype)
-        nn.Module.to(models.freeze(teacher), devices.own())
-        vocabulary = min(vocabulary, models.check_vocabulary(teacher, tokenizer, "teacher"))
+        teacher = causal_lm.load_model(folder, dtype=dtype)
+        nn.Module.to(causal_lm.freeze(teacher), devices.own())
+        vocabulary = min(vocabulary, causal_lm.check_vocabulary(teacher, tokenizer, "teacher"))
         check_model(teacher, "teacher", spec["max_length"])
     context = Context(
         settings=settings,

@@ -6,13 +6,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from takd.lineage import SUPERVISED, prefixes, split, supervised
-from takd.report.comparisons import analyse
+from takd.analysis.comparisons import analyse
+from takd.analysis.results import Results, Row
+from takd.experiment.labels import chain_label, full_text
+from takd.experiment.lineage import SUPERVISED, prefixes, split, supervised
+from takd.report.figures.layout import Sheet
 from takd.report.figures.marks import n_text
 from takd.report.figures.style import STYLE, WIDTH, Drawing, handle, looks, size_text, to_svg
-from takd.report.read import Results, Row
-from takd.report.sheet import Sheet
-from takd.report.table import chain_label, columns, full_text
+from takd.report.table import columns
 
 
 def chains(results: Results) -> Drawing:

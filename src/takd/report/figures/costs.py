@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import matplotlib
 
-from takd.report.costs import Cost, lines
+from takd.analysis.costs import Cost, lines
+from takd.experiment.labels import full_text
+from takd.report.figures.layout import Sheet
 from takd.report.figures.style import STYLE, WIDTH, Drawing, to_svg
-from takd.report.sheet import Sheet
-from takd.report.table import full_text
 
 
 def costs(found: Sequence[Cost]) -> Drawing:

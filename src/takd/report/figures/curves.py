@@ -6,11 +6,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from takd.lineage import split
+from takd.analysis.results import Model, Results, Row
+from takd.experiment.labels import chain_text, full_text, methods_text
+from takd.experiment.lineage import split
+from takd.report.figures.layout import LINE, Sheet
 from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, handle, looks, size_text, to_svg
-from takd.report.read import Model, Results, Row
-from takd.report.sheet import LINE, Sheet
-from takd.report.table import chain_text, full_text, methods_text
 
 
 def learning_curves(results: Results) -> Drawing:

@@ -8,6 +8,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from takd.analysis.results import Results, Row
+from takd.experiment.labels import full_text
+from takd.report.figures.layout import Sheet
 from takd.report.figures.style import (
     COLOURS,
     DASHES,
@@ -19,9 +22,6 @@ from takd.report.figures.style import (
     handle,
     to_svg,
 )
-from takd.report.read import Results, Row
-from takd.report.sheet import Sheet
-from takd.report.table import full_text
 
 
 class Curves(NamedTuple):

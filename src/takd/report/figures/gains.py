@@ -3,8 +3,11 @@
 import matplotlib
 from matplotlib.lines import Line2D
 
-from takd.lineage import split
-from takd.report.comparisons import Difference, Pair, analyse
+from takd.analysis.comparisons import Difference, Pair, analyse
+from takd.analysis.results import Results, Row
+from takd.experiment.labels import methods_text
+from takd.experiment.lineage import split
+from takd.report.figures.layout import Sheet
 from takd.report.figures.marks import (
     GREY,
     by_size,
@@ -16,9 +19,7 @@ from takd.report.figures.marks import (
     spread_out,
 )
 from takd.report.figures.style import COLOURS, MARKERS, STYLE, WIDTH, Drawing, Look, to_svg
-from takd.report.read import Results, Row
-from takd.report.sheet import Sheet
-from takd.report.table import columns, methods_text
+from takd.report.table import columns
 
 NO_ASSISTANT = "Nothing to compare: no chain of this experiment has an assistant."
 NO_DIRECT = "Nothing to compare: no student behind assistants was also taught straight from the head of its chain."

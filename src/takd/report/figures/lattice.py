@@ -8,8 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from takd.lineage import split, supervised, teacher_of
-from takd.report.comparisons import analyse
+from takd.analysis.comparisons import analyse
+from takd.analysis.results import Results, Row
+from takd.analysis.statistics import number
+from takd.experiment.labels import chain_label, methods_text
+from takd.experiment.lineage import split, supervised, teacher_of
+from takd.report.figures.layout import EDGE, Sheet
 from takd.report.figures.marks import GREY, by_size, heading
 from takd.report.figures.scope import line_id
 from takd.report.figures.style import (
@@ -23,10 +27,7 @@ from takd.report.figures.style import (
     size_text,
     to_svg,
 )
-from takd.report.read import Results, Row
-from takd.report.sheet import EDGE, Sheet
-from takd.report.statistics import number
-from takd.report.table import chain_label, columns, methods_text
+from takd.report.table import columns
 
 PITCH = 1.45
 """Inches from one path to the next, and the measures of a box."""

@@ -6,8 +6,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from takd.lineage import SUPERVISED, Hop, split
-from takd.report.comparisons import Score
+from takd.analysis.comparisons import Score
+from takd.analysis.results import Results
+from takd.experiment.lineage import SUPERVISED, Hop, split
+from takd.report.figures.layout import Sheet
 from takd.report.figures.style import (
     COLOURS,
     DASHES,
@@ -19,8 +21,6 @@ from takd.report.figures.style import (
     size_text,
     to_svg,
 )
-from takd.report.read import Results
-from takd.report.sheet import Sheet
 
 GREY = "#555555"
 

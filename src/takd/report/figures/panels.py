@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from takd.analysis.results import Model, Results, Row
 from takd.report.figures.curves import curve, ring
+from takd.report.figures.layout import Sheet
 from takd.report.figures.scope import line_id
 from takd.report.figures.style import STYLE, looks, to_svg
-from takd.report.read import Model, Results, Row
-from takd.report.sheet import Sheet
 
 WIDTH, HEIGHT = 4.8, 2.6
 """Inches of a panel; so narrow that its text can be read on a phone."""

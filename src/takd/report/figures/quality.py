@@ -7,14 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from takd.lineage import SUPERVISED, split
-from takd.report.accumulated import Accumulated, accumulate, unit
-from takd.report.comparisons import analyse
+from takd.analysis.comparisons import analyse
+from takd.analysis.cumulative_costs import Accumulated, accumulate, unit
+from takd.analysis.results import Results, Row
+from takd.experiment.labels import chain_label, chain_text, full_text, methods_text
+from takd.experiment.lineage import SUPERVISED, split
+from takd.report.figures.layout import Sheet
 from takd.report.figures.marks import GREY, heading, looks_of_students, mark, point
 from takd.report.figures.style import STYLE, WIDTH, Drawing, to_svg
-from takd.report.read import Results, Row
-from takd.report.sheet import Sheet
-from takd.report.table import chain_label, chain_text, columns, full_text, methods_text
+from takd.report.table import columns
 
 TAG = 6
 """Most characters of a label that stands beside a point; longer ones give way to a number."""

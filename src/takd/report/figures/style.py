@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from takd.lineage import split
-from takd.report.read import Results, Row
+from takd.analysis.results import Results, Row
+from takd.experiment.lineage import split
 from takd.report.table import write_csv
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models

@@ -6,13 +6,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from takd.lineage import SUPERVISED, Hop, split, supervised, teacher_of
-from takd.report.comparisons import analyse
+from takd.analysis.comparisons import analyse
+from takd.analysis.results import Results, Row
+from takd.experiment.labels import chain_text, methods_text
+from takd.experiment.lineage import SUPERVISED, Hop, split, supervised, teacher_of
+from takd.report.figures.layout import Sheet
 from takd.report.figures.marks import by_size, looks_of_students, mark, n_text, name_and_size, point
 from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, size_text, to_svg
-from takd.report.read import Results, Row
-from takd.report.sheet import Sheet
-from takd.report.table import chain_text, columns, methods_text
+from takd.report.table import columns
 
 
 def teachers(results: Results) -> Drawing:

@@ -1,0 +1,134 @@
+"""Differences between experiments in settings and in digests of code, data and weights, including unintended ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from takd.analysis.compare_results import Compared
+from takd.analysis.costs import device_text
+from takd.analysis.text import flat
+from takd.experiment.labels import full_text
+from takd.experiment.lineage import split
+from takd.runtime.digests import canonical_json, short_digest
+
+NO_RESULT = ("title", "description", "report", "variables", "chains")
+"""Keys of an experiment that change no result; chains are told apart by what they are, not by their place."""
+SETTING = "setting"
+TRAINED = "trained"
+"""Value of a chain that an experiment has."""
+SHOWN = 12
+"""Digits of a digest that are shown."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting or digest, with its value in each experiment; None where an experiment has none."""
+
+    kind: str
+    what: str
+    values: list[str | None]
+
+    @property
+    def differs(self) -> bool:
+        return any(self.apart(place) for place in range(1, len(self.values))) or (
+            len({value for value in self.values if value is not None}) > 1
+        )
+
+    def apart(self, place: int) -> bool:
+        """Return whether an experiment differs from the first.
+
+        An experiment that lacks a setting differs. One that lacks a digest does not: the difference in settings
+        explains it.
+        """
+        one, other = self.values[0], self.values[place]
+        return one != other and (self.kind == SETTING or None not in (one, other))
+
+
+def settings(experiments: Sequence[Compared]) -> list[Line]:
+    """List the settings that differ, flattened (`training.minillm.steps`), in the order of the experiment files."""
+    found = [_settings(each) for each in experiments]
+    return [line for line in _lines(SETTING, found) if line.differs]
+
+
+def origins(experiments: Sequence[Compared]) -> list[Line]:
+    """List what else determines the results, equal or not: code, data, starting weights, versions, devices."""
+    kinds = {
+        "code": _code,
+        "data": lambda each: {name: _data(found) for name, found in each.data.items()},
+        "tokens of ROUGE-L": lambda each: {
+            name: found["rouge_tokenizer"]
+            for name, found in each.data.items()
+            if "rouge_tokenizer" in found
+        },
+        "starting weights": lambda each: {
+            model: _short(short_digest(canonical_json(found.get("files"))))
+            for model, found in each.base.items()
+        },
+        "version": _versions,
+        "device": _devices,
+    }
+    return [
+        line
+        for kind, function in kinds.items()
+        for line in _lines(kind, [function(each) for each in experiments])
+    ]
+
+
+def equal(lines: Sequence[Line]) -> dict[str, list[str]]:
+    """List what is the same in all experiments, by kind."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if not line.differs:
+            found.setdefault(line.kind, []).append(line.what)
+    return found
+
+
+def _lines(kind: str, found: Sequence[Mapping[str, str]]) -> list[Line]:
+    keys = dict.fromkeys(key for values in found for key in values)
+    return [Line(kind, key, [values.get(key) for values in found]) for key in keys]
+
+
+def _settings(experiment: Compared) -> dict[str, str]:
+    values = {k: v for k, v in experiment.settings.items() if k not in NO_RESULT}
+    chains = {
+        f"chain {full_text(chain['lineage'])}": TRAINED
+        for chain in experiment.results.spec["chains"]
+    }
+    return flat(values) | chains
+
+
+def _code(experiment: Compared) -> dict[str, str]:
+    """Code digests of the trainings by method, and of the stages that made data and starting weights."""
+    found: dict[str, set[str]] = {}
+    for node, model in experiment.results.models.items():
+        method = split(node.lineage)[-1].method
+        found.setdefault(f"training by {method}", set()).add(model.manifest["code"])
+    for name, manifest in experiment.data.items():
+        what = "tokenizer" if name == "tokenizer" else "data"
+        found.setdefault(what, set()).add(manifest["code"])
+    for manifest in experiment.base.values():
+        found.setdefault("starting weights", set()).add(manifest["code"])
+    return {what: ", ".join(map(_short, sorted(digests))) for what, digests in found.items()}
+
+
+def _data(manifest: Mapping[str, Any]) -> str:
+    counts = manifest.get("counts") or {}
+    size = next((f"{counts[key]} {key}: " for key in ("kept", "blocks") if key in counts), "")
+    return size.replace("kept", "rows") + _short(manifest["sha256"])
+
+
+def _versions(experiment: Compared) -> dict[str, str]:
+    found: dict[str, set[str]] = {}
+    for model in experiment.results.models.values():
+        for name, version in (model.manifest.get("versions") or {}).items():
+            found.setdefault(name, set()).add(version or "not installed")
+    return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
+
+
+def _devices(experiment: Compared) -> dict[str, str]:
+    devices = {device_text(model.end) for model in experiment.results.models.values()}
+    return {"trained on": "; ".join(sorted(devices))}
+
+
+def _short(digest: str) -> str:
+    return digest[:SHOWN]

@@ -1,0 +1,181 @@
+"""Limits of a report, and departures of its experiment from MiniLLM as published (arXiv 2306.08543).
+
+Only departures that settings, manifests or the data report show are listed.
+"""
+
+import json
+import re
+from typing import Any
+
+from takd.analysis.comparisons import QUESTIONS, pairs
+from takd.analysis.results import Results
+from takd.analysis.text import counted
+from takd.experiment.lineage import split
+
+PAPER = "MiniLLM as published (arXiv 2306.08543)"
+SETS = 5
+"""Dolly, SelfInst, Vicuna, S-NI and UnNI: section 3.1 of the paper."""
+DECODING_SEEDS = 5
+"""10 to 50: section 3.1."""
+LONGEST = 256
+"""Tokens of an answer, in the authors' code: 512 less a prompt of 256."""
+MINILLM = {
+    "learning_rate": 5e-6,
+    "steps": 5000,
+    "rollouts_per_round": 256,
+    "inner_epochs": 4,
+    "teacher_mix": 0.2,
+    "length_normalisation": True,
+    "single_step_weight": 1.0,
+}
+"""Section 3.1, the appendix on training, and the three strategies of section 2.2 that the ablation switches off."""
+
+
+def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
+    """List the limits: few seeds, unanswered questions, leaks, departures."""
+    found = departures(results, data_report)
+    departing = f"The run departs from {PAPER}: {'; '.join(found)}."
+    none = (
+        f"Of what is looked at (sets, seeds, decoding, devices, starts, MiniLLM’s settings), nothing"
+        f" departs from {PAPER}."
+    )
+    return [
+        *few_seeds(results),
+        *unasked(results),
+        *leaks(data_report),
+        departing if found else none,
+    ]
+
+
+def few_seeds(results: Results) -> list[str]:
+    """State the limits of one or two training seeds."""
+    count = len(results.spec["seeds"])
+    if count == 1:
+        return [
+            "With one training seed, verdicts and intervals speak of the models made here, not of what another"
+            " training would give; that takes three seeds, better five."
+        ]
+    if count == 2:
+        return [
+            "Two training seeds tell little of a third, so intervals are wide (12.7 standard errors over trainings to"
+            " each side); three seeds make that 4.3, five 2.8."
+        ]
+    return []
+
+
+def unasked(results: Results) -> list[str]:
+    """List the questions that no two of the models answer."""
+    asked = {pair.question for pair in pairs(results)}
+    missing = [title for question, title in QUESTIONS.items() if question not in asked]
+    return [f"No two models here answer: {'; '.join(missing)}."] if missing else []
+
+
+def leaks(data_report: dict[str, Any]) -> list[str]:
+    """List prompts of an evaluation set that the models were trained on."""
+    if data_report["splits"]["train"]["counts"].get("dropped_leaks"):
+        return []
+    found = [
+        f"{leak['other_rows']} prompts of {leak['other']}"
+        for leak in data_report.get("leaks", [])
+        if leak["split"] == "train" and leak["other"] != "dev" and leak["other_rows"]
+    ]
+    return (
+        [f"Models were trained on some prompts that they answer: {', '.join(found)}."]
+        if found
+        else []
+    )
+
+
+def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
+    """List the departures, each in a few words."""
+    spec = results.spec
+    found = []
+    if len(spec["sets"]) < SETS:
+        found.append(f"{counted(len(spec['sets']), 'evaluation set')}, not {SETS}")
+    if len(spec["decoding_seeds"]) < DECODING_SEEDS:
+        found.append(
+            f"{counted(len(spec['decoding_seeds']), 'decoding seed')}, not {DECODING_SEEDS}"
+        )
+    found += _decoding(spec["decoding"])
+    if results.unicode_sets:
+        found.append(f"ROUGE-L with unicode tokens on {', '.join(results.unicode_sets)}")
+    source = data_report["splits"]["train"]["source"]
+    if re.match(r"demo (train|dev|test) \(seed", source):
+        found.append("trained on made-up rows, not on Dolly")
+    found += _starts(spec["weights"])
+    if any(str(model.end.get("device")) == "cpu" for model in results.models.values()):
+        found.append("trained on a CPU")
+    found += _lora(results)
+    hops = {split(lineage)[-1] for lineage in results.lineages}
+    if any(hop.method == "minillm" for hop in hops):
+        if "corpus" not in data_report["splits"]:
+            found.append("MiniLLM without its language-modelling term, as there is no corpus")
+        found += _minillm(results)
+    return found
+
+
+def _decoding(settings: dict[str, Any]) -> list[str]:
+    found = []
+    if not settings["sample"]:
+        found.append("greedy decoding, not sampling")
+    else:
+        if settings["temperature"] != 1:
+            found.append(f"temperature {settings['temperature']:g}, not 1")
+        if settings["top_k"]:
+            found.append(f"top-k {settings['top_k']}, not all tokens")
+        if settings["top_p"] < 1:
+            found.append(f"top-p {settings['top_p']:g}, not 1")
+    size = settings["no_repeat_ngram"]
+    if size == 0:
+        found.append("6-grams may repeat, which the authors’ code blocks")
+    elif size != 6:
+        found.append(f"{size}-grams may not repeat; the authors’ code blocks 6-grams")
+    longest = settings.get("max_new_tokens")
+    if longest is not None and longest < LONGEST:
+        found.append(f"answers of at most {longest} tokens, not {LONGEST}")
+    return found
+
+
+def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
+    kinds = {
+        "scratch": "random weights, not pretrained ones",
+        "gguf": "a GGUF file, which may be quantised",
+        "keep_layers": "some of the layers of a larger model",
+    }
+    found = []
+    for kind, words in kinds.items():
+        models = [model for model, settings in weights.items() if settings.get(kind) is not None]
+        if models:
+            start = "starts" if len(models) == 1 else "start"
+            who = "all models" if len(models) == len(weights) > 1 else ", ".join(models)
+            found.append(f"{who} {start} from {words}")
+    return found
+
+
+def _lora(results: Results) -> list[str]:
+    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
+    found = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
+    return [f"LoRA, not all weights, for {', '.join(found)}"] if found else []
+
+
+def _minillm(results: Results) -> list[str]:
+    """Settings of MiniLLM that differ from the paper's, with the affected models unless all are."""
+    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
+    models = [hop.model for hop in hops if hop.method == "minillm"]
+    found = []
+    for key, paper in MINILLM.items():
+        by_value: dict[str, list[str]] = {}
+        for model in models:
+            value = _settings(results, model, "minillm").get(key)
+            if value is not None and value != paper:
+                by_value.setdefault(json.dumps(value), []).append(model)
+        for value, whose in by_value.items():
+            of = "" if len(whose) == len(models) else f" for {', '.join(whose)}"
+            found.append(f"{key} {value}{of} (not {json.dumps(paper)})")
+    return [f"MiniLLM with {', '.join(found)}"] if found else []
+
+
+def _settings(results: Results, model: str, method: str) -> dict[str, Any]:
+    spec = results.spec
+    changed = (spec["overrides"] or {}).get(model) or {}
+    return {**(spec["training"].get(method) or {}), **(changed.get(method) or {})}

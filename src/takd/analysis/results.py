@@ -1,0 +1,317 @@
+"""Read the results of an experiment: manifests, logs, scores and texts of its models and precomputed outputs.
+
+The settings of the report name all models and sets, so files are found by path, without a search. Generations can be
+large (ten thousand prompts a set), so they are streamed: only the rows shown on the samples page and the scores of each
+answer are kept.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from takd.experiment.lineage import Node, split
+from takd.experiment.teacher_cache import GENERATIONS, Writing
+from takd.runtime.digests import file_digest
+from takd.runtime.errors import InputError
+from takd.runtime.input_check import check
+from takd.runtime.records import DamagedError, faults, read_log, read_record, remade
+
+Row = dict[str, Any]
+STANDARD = "standard"
+MEASURES = ("rougeL", "exact_match")
+"""Scores of an answer that the report holds with their uncertainty."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model: its manifest and its training log."""
+
+    node: Node
+    manifest: dict[str, Any]
+    train: list[Row]
+    dev: list[Row]
+    end: Row
+
+    @property
+    def parameters(self) -> int:
+        return int(self.manifest["parameters"])
+
+    @property
+    def minutes(self) -> float:
+        """Wall time of the training over all restarts, in minutes."""
+        return float(self.end.get("seconds", 0.0)) / 60
+
+    @property
+    def kept_step(self) -> int | None:
+        """Step whose weights were exported, selected by ROUGE-L on dev."""
+        best = (self.manifest.get("best") or {}).get("rougeL")
+        return None if best is None else int(best["step"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one model on one evaluation set. Scores are x 100."""
+
+    node: Node
+    set: str
+    scores: dict[str, Any]
+    end: Row
+    ids: list[Any]
+    by_draw: dict[str, NDArray[np.float64]]
+    """Measure -> score of each prompt and decoding seed (P, D), in the order of `ids`."""
+    likelihoods: dict[str, Any] = field(default_factory=dict)
+    """What the model and its teachers say of the texts (docs/measures.md)."""
+    likelihoods_end: Row = field(default_factory=dict)
+    judge: dict[str, Any] | None = None
+    """Ratings, where the experiment has a judge."""
+
+    @functools.cached_property
+    def by_prompt(self) -> dict[Any, float]:
+        """ROUGE-L by prompt id, averaged over decoding seeds."""
+        return dict(zip(self.ids, self.by_draw["rougeL"].mean(axis=1).tolist(), strict=True))
+
+    @property
+    def minutes(self) -> float:
+        """Wall time of decoding and of computing likelihoods, over all restarts, in minutes."""
+        return sum(float(end.get("seconds", 0.0)) for end in (self.end, self.likelihoods_end)) / 60
+
+    @property
+    def tokens(self) -> int:
+        """Tokens decoded and scored."""
+        return sum(int(end.get("tokens", 0)) for end in (self.end, self.likelihoods_end))
+
+    @property
+    def rouge_tokenizer(self) -> str:
+        """ROUGE-L tokenizer, "standard" or "unicode"; scores with different ones are not comparable."""
+        return str(self.scores["rouge_tokenizer"])
+
+    def mean(self, measure: str) -> float:
+        return float(self.scores["scores"][measure]["mean"])
+
+
+@dataclass(frozen=True)
+class Written:
+    """Generations (all parts) or outputs on some data that a teacher computed ahead for its students."""
+
+    writing: Writing
+    digest: str
+    """Of its manifest, as the manifests of the students that read it have it among their inputs."""
+    ends: list[Row]
+    """Closing lines of the parts' logs."""
+
+    @property
+    def teacher(self) -> Node:
+        return Node(self.writing.teacher, self.writing.seed)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the teacher sampled the tokens; otherwise it scored given ones."""
+        return self.writing.place == GENERATIONS
+
+    @property
+    def minutes(self) -> float:
+        """Wall time of all parts together, over all restarts, in minutes."""
+        return sum(float(end.get("seconds", 0.0)) for end in self.ends) / 60
+
+    @property
+    def tokens(self) -> int:
+        return sum(int(end.get("tokens", 0)) for end in self.ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Results of one experiment, as the report needs them."""
+
+    spec: dict[str, Any]
+    models: dict[Node, Model]
+    evaluations: dict[tuple[Node, str], Evaluation]
+    samples: dict[str, dict[Any, dict[Node, Row]]] = field(default_factory=dict)
+    """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
+    written: list[Written] = field(default_factory=list)
+    """What teachers wrote ahead for their students."""
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list(self.models)
+
+    @functools.cached_property
+    def lineages(self) -> list[str]:
+        """Each lineage once: short chains before long ones, large models before small ones."""
+        sizes = {node.lineage: model.parameters for node, model in self.models.items()}
+        return sorted(sizes, key=lambda lineage: (len(split(lineage)), -sizes[lineage]))
+
+    @functools.cached_property
+    def unicode_sets(self) -> list[str]:
+        """Evaluation sets whose ROUGE-L uses another tokenizer than the standard one."""
+        found = {n for (_, n), e in self.evaluations.items() if e.rouge_tokenizer != STANDARD}
+        return [name for name in self.spec["sets"] if name in found]
+
+    def seeds(self, lineage: str) -> list[int]:
+        return [node.seed for node in self.models if node.lineage == lineage]
+
+    def of(self, lineage: str) -> list[Model]:
+        """Models of one lineage, one per training seed."""
+        return [model for node, model in self.models.items() if node.lineage == lineage]
+
+    def by_seed(self, lineage: str, set_name: str, measure: str) -> dict[int, float]:
+        """Score by training seed."""
+        return {
+            seed: self.evaluations[Node(lineage, seed), set_name].mean(measure)
+            for seed in self.seeds(lineage)
+        }
+
+    def scores(
+        self, lineage: str, set_name: str, measure: str, seeds: list[int]
+    ) -> NDArray[np.float64]:
+        """Scores by training seed, prompt and decoding seed (R, P, D)."""
+        return np.stack(
+            [self.evaluations[Node(lineage, seed), set_name].by_draw[measure] for seed in seeds]
+        )
+
+
+def read(
+    spec: dict[str, Any], models: Path, evaluations: Path, teachers: Path | None = None
+) -> Results:
+    """Read the results of all models that `spec` names.
+
+    `models`, `evaluations` and `teachers` (needed where `spec` names precomputed teacher outputs) are the folders above
+    `<lineage>/seed<k>/`. Raises InputError if a file is missing, damaged or of another model.
+    """
+    nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
+    results = Results(spec, {node: _model(node, models) for node in nodes}, {})
+    for each in spec["written"]:
+        assert teachers is not None
+        results.written.append(_written(Writing(*each), teachers))
+    for name in spec["sets"]:
+        first: Evaluation | None = None
+        shown: dict[Any, dict[Node, Row]] = {}
+        results.samples[name] = shown
+        for node in nodes:
+            folder = evaluations / node.lineage / f"seed{node.seed}" / name
+            file = folder / "generations.jsonl"
+            if first is None:
+                _record(folder / "scores.json", {**node._asdict(), "set": name})
+                ids = [row["id"] for row in _lines(file, folder / "scores.json")]
+                shown.update((key, {}) for key in _spread_out(ids, spec["samples"]))
+            found = _evaluation(node, name, folder, spec, shown)
+            first = first or found
+            if found.ids != first.ids:
+                raise InputError(
+                    f"{file}: holds other prompts than those of {first.node.lineage} seed"
+                    f" {first.node.seed} on {name}, so that the models cannot be compared"
+                )
+            results.evaluations[node, name] = found
+    return results
+
+
+def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+    """Sums over the tokens of each prompt's texts, of one model on one set."""
+    folder = evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods"
+    return _lines(folder / "prompts.jsonl", folder / "likelihoods.json")
+
+
+def _evaluation(
+    node: Node,
+    name: str,
+    folder: Path,
+    spec: dict[str, Any],
+    shown: dict[Any, dict[Node, Row]],
+) -> Evaluation:
+    """Scores of one model on one set; rows of the prompts in `shown` are stored there."""
+    of_set = {**node._asdict(), "set": name}
+    scores = _record(folder / "scores.json", of_set)
+    draws = len(spec["decoding_seeds"])
+    ids, values = [], []
+    for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
+        ids.append(row["id"])
+        values.append([[output[measure] for measure in MEASURES] for output in row["outputs"]])
+        if len(values[-1]) != draws:
+            raise InputError(
+                f"{folder / 'generations.jsonl'}, prompt {row['id']}: has {len(values[-1])} answers,"
+                f" expected {draws}, one for each decoding seed"
+            )
+        if row["id"] in shown:
+            shown[row["id"]][node] = row
+    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(MEASURES))
+    by_draw = {measure: array[:, :, place] for place, measure in enumerate(MEASURES)}
+    read = folder / "likelihoods"
+    return Evaluation(
+        node,
+        name,
+        scores,
+        _end(_log(folder / "metrics.jsonl", folder / "scores.json")),
+        ids,
+        by_draw,
+        likelihoods=_record(read / "likelihoods.json", of_set),
+        likelihoods_end=_end(_log(read / "metrics.jsonl", read / "likelihoods.json")),
+        judge=_record(folder / "judge/judge.json", of_set) if spec["judge"] else None,
+    )
+
+
+def _model(node: Node, models: Path) -> Model:
+    folder = models / node.lineage / f"seed{node.seed}"
+    manifest = _record(folder / "manifest.json", {"kind": "model", **node._asdict()})
+    rows = _log(folder / "metrics.jsonl", folder / "manifest.json")
+    # a log continues over restarts, so a step may occur twice: the later line counts
+    train = {row["step"]: row for row in rows if row["kind"] == "train"}
+    dev = {row["step"]: row for row in rows if row["kind"] == "dev"}
+    return Model(
+        node,
+        manifest,
+        [train[step] for step in sorted(train)],
+        [dev[step] for step in sorted(dev)],
+        _end(rows),
+    )
+
+
+def _written(writing: Writing, teachers: Path) -> Written:
+    manifest = teachers / writing.manifest
+    _record(manifest, {"lineage": writing.teacher, "seed": writing.seed})
+    logs = [teachers / log for log in writing.logs]
+    ends = [_end(_log(log, log.parent / "manifest.json")) for log in logs]
+    return Written(writing, file_digest(manifest), ends)
+
+
+def _end(rows: list[Row]) -> Row:
+    """The closing line of a log; the last one if there is none."""
+    closing = [row for row in rows if row["kind"] == "end"]
+    return (closing or rows or [{}])[-1]
+
+
+def _spread_out(ids: list[Any], count: int) -> list[Any]:
+    """Choose `count` ids evenly spaced over the list, since neighbours in a data set are often alike."""
+    count = min(count, len(ids))
+    return [ids[index * len(ids) // count] for index in range(count)]
+
+
+def _record(path: Path, wanted: dict[str, Any], log: Path | None = None) -> dict[str, Any]:
+    """Read a record, and check that it is undamaged and matches `wanted`."""
+    try:
+        found = read_record(path)
+    except DamagedError as error:
+        raise remade(str(error), path) from None
+    check(path, found, wanted)
+    return found
+
+
+def _log(path: Path, record: Path) -> list[Row]:
+    """Read the log of a stage; running the stage again rewrites it with its record."""
+    try:
+        return read_log(path)
+    except DamagedError as error:
+        raise remade(str(error), record) from None
+
+
+def _lines(path: Path, record: Path) -> Iterator[Row]:
+    """Read the lines of a file after checking its digest against the record."""
+    for fault in faults(record, read_record(record), [path.name]):
+        raise remade(fault, record)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

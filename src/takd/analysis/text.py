@@ -1,0 +1,67 @@
+"""Formatting of small parts of sentences."""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from takd.analysis.statistics import number
+
+
+def listed(items: Iterable[Any]) -> str:
+    """Join items: `a, b and c`."""
+    *most, last = map(str, items)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def titled(role: str, names: Iterable[Any]) -> str:
+    """Name models with their role, `teacher XL`, but avoid `teacher teacher` where name and role are equal."""
+    text = listed(names)
+    return text if text.split(" ")[0] == role else f"{role} {text}"
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def span(values: Iterable[float | None], digits: int) -> str:
+    """Format a range: `0.5 to 0.8`; empty if nothing was measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, high = (number(end, digits=digits) for end in (min(known), max(known)))
+    return low if low == high else f"{low} to {high}"
+
+
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but for tab and new line, marks that turn the direction of writing, lone surrogates."""
+
+
+def visible(text: str) -> str:
+    """Replace characters that HTML cannot hold (control characters, lone surrogates) by visible ones."""
+    return HIDDEN.sub(lambda found: _visible(ord(found[0])), text)
+
+
+def _visible(code: int) -> str:
+    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+
+
+def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
+    """Flatten nested settings: `{"a": {"b": 1}}` gives `{"a.b": "1"}`."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        name = f"{above}{key}"
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = plain(value)
+    return found
+
+
+def plain(value: Any) -> str:
+    """Format a setting's value as in an experiment file."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,235 @@
+"""Which experiments are compared, which files are read, and whether they exist. Read while Snakemake plans.
+
+The first experiment (`experiment=`) is run and brought up to date, as for its report. The others (`with=`) are only
+read and must be finished.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from takd.experiment.captions import escape, numbered
+from takd.experiment.experiment import Experiment, file_of, load
+from takd.experiment.lineage import split
+from takd.experiment.report_files import Part
+from takd.runtime.digests import canonical_json, short_digest
+from takd.runtime.errors import InputError
+
+KEY = "with"
+"""Of `--config`: the experiments to compare with, with commas between them."""
+MOST = 10
+"""Experiments in a comparison: a page has only so many columns, a figure so many colours."""
+LONGEST = 80
+JUDGE = "judge/judge.json"
+
+_CATEGORY = "7. Comparison"
+PARTS = {
+    "page": Part("comparison.html", _CATEGORY, "What differs, in settings and in scores", "page"),
+    "table": Part("comparison.csv", _CATEGORY, "All numbers side by side", "table (CSV)"),
+    "curves": Part("comparison-curves.svg", _CATEGORY, "ROUGE-L on dev", "figure"),
+    "curves_csv": Part("comparison-curves.csv", _CATEGORY, "ROUGE-L on dev", "numbers (CSV)"),
+}
+"""Files of a comparison, as those of the report in `takd.experiment.report_files`."""
+
+NOTHING_NAMED = (
+    "compare needs the experiments to compare with: snakemake --profile profiles/local compare"
+    " --config experiment=NAME with=OTHER,ANOTHER"
+)
+
+
+def others(value: Any, first: str) -> list[str]:
+    """Parse the names in `with=`, in the order given: a text with commas, or a list.
+
+    Raises InputError for an invalid name, a repeated one, that of the first experiment, and for too many names.
+    """
+    if value is None:
+        return []
+    words = value if isinstance(value, list) else str(value).split(",")
+    names = [str(word).strip() for word in words]
+    for name in [first, *names]:
+        if not re.fullmatch(r"[A-Za-z0-9._+-]+", name):
+            raise InputError(
+                f"--config {KEY}={value}: {name!r} cannot be compared; a name has letters, digits and . _ + - only,"
+                " and commas stand between names."
+            )
+    for place, name in enumerate(names):
+        if name == first or name in names[:place]:
+            again = "is the experiment itself" if name == first else "stands there twice"
+            raise InputError(
+                f"--config {KEY}={value}: '{name}' {again}; name each other experiment once."
+            )
+    if len(names) >= MOST:
+        raise InputError(
+            f"--config {KEY}={value}: names {len(names)} experiments; at most {MOST - 1} can be compared with one."
+        )
+    return names
+
+
+def load_all(
+    root: Path, first_name: str, named: Any, variables: Mapping[str, str]
+) -> list[Experiment]:
+    """Load the experiment to run and those to compare it with (the value of `with=`).
+
+    Each variable is passed to the experiments whose file uses it in a path. A variable that no file uses is passed to
+    the first experiment, whose loading then fails with an error.
+    """
+    names = [first_name, *others(named, first_name)]
+    files = [file_of(root, str(name)) for name in names]
+    used = [_variables(file) for file in files]
+    first, *rest = [
+        {name: value for name, value in variables.items() if name in found} for found in used
+    ]
+    everywhere = set().union(*used)
+    first |= {name: value for name, value in variables.items() if name not in everywhere}
+    return [
+        load(file, root, variables=given) for file, given in zip(files, [first, *rest], strict=True)
+    ]
+
+
+def _variables(file: Path) -> set[str]:
+    """Names in braces in an experiment file; empty for a missing file, which `load` reports."""
+    text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
+    return set(re.findall(r"\{(\w+)\}", text))
+
+
+def results(experiment: Experiment) -> str:
+    """Folder of an experiment's results."""
+    return f"results/{experiment.name}"
+
+
+def files(experiment: Experiment, measured: Sequence[str]) -> dict[str, str]:
+    """Map the path of each file that is read of an experiment to a description of it.
+
+    Args:
+        measured: names of the files of each evaluation; they depend on whether the experiment has a judge.
+    """
+    found: dict[str, str] = {}
+    folder = results(experiment)
+    for name in (*experiment.splits, "tokenizer"):
+        found[f"{folder}/data/{name}/manifest.json"] = f"the data '{name}'"
+    for model in dict.fromkeys(split(node.lineage)[-1].model for node in experiment.nodes):
+        found[f"{folder}/base/{model}/manifest.json"] = f"the starting weights of {model}"
+    for node in experiment.nodes:
+        place = f"{node.lineage}/seed{node.seed}"
+        for file in ("manifest.json", "metrics.jsonl"):
+            found[f"{folder}/models/{place}/{file}"] = (
+                f"the model {node.lineage} of training seed {node.seed}"
+            )
+    for writing in experiment.written:
+        for file in (writing.manifest, *writing.logs):
+            found[f"{folder}/teachers/{file}"] = (
+                f"what {writing.teacher} of training seed {writing.seed} wrote down for its students"
+            )
+    judge = [JUDGE] if experiment.settings["evaluation"]["judge"] else []
+    for node in experiment.nodes:
+        for name in experiment.sets:
+            for file in [*(file for file in measured if file != JUDGE), *judge]:
+                found[f"{folder}/evaluations/{node.lineage}/seed{node.seed}/{name}/{file}"] = (
+                    f"the evaluation of {node.lineage} of training seed {node.seed} on {name}"
+                )
+    return found
+
+
+def check(
+    first: Experiment,
+    rest: Sequence[Experiment],
+    measured: Sequence[str],
+    variables: Mapping[str, str],
+) -> None:
+    """Raise InputError if the experiment cannot be compared with the `rest`, which may be empty."""
+    for each in rest:
+        require_finished(each, measured, variables)
+    if rest:
+        require_shared([first, *rest])
+
+
+def require_finished(
+    experiment: Experiment, measured: Sequence[str], variables: Mapping[str, str]
+) -> None:
+    """Raise InputError for an unfinished experiment, naming the missing files and how to make them."""
+    needed = files(experiment, measured)
+    missing = [path for path in needed if not Path(path).is_file()]
+    if not missing:
+        return
+    used = _variables(file_of(experiment.root, experiment.name))
+    words = [f"{name}={value}" for name, value in variables.items() if name in used]
+    command = " ".join([f"--config experiment={experiment.name}", *words])
+    things = len({needed[path] for path in missing})
+    more = f", and {things - 1} more of its results" if things > 1 else ""
+    raise InputError(
+        f"Experiment '{experiment.name}' is not finished, so nothing can be compared with it: it lacks"
+        f" {needed[missing[0]]} ({missing[0]}){more}; run it first: snakemake --profile profiles/local {command}"
+    )
+
+
+def require_shared(experiments: Sequence[Experiment]) -> None:
+    """Raise InputError for an experiment that has no model in common with any other."""
+    for experiment in experiments:
+        mine = {node.lineage for node in experiment.nodes}
+        rest = {n.lineage for other in experiments if other is not experiment for n in other.nodes}
+        if not mine & rest:
+            names = ", ".join(other.name for other in experiments if other is not experiment)
+            raise InputError(
+                f"Experiment '{experiment.name}' has no model in common with {names}: models are the same where"
+                " their chains have the same model names and methods. Name an experiment with at least one such chain."
+            )
+
+
+def folder(names: Sequence[str]) -> str:
+    """Name the folder of a comparison with the experiments `names`."""
+    joined = "+".join(names)
+    return joined if len(joined) <= LONGEST else f"{joined[:LONGEST]}-{short_digest(*names)}"
+
+
+def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str]) -> dict[str, Any]:
+    """Settings of the comparison stage.
+
+    `made` holds digests of the settings that each training would have now, which show whether the models were trained
+    with other settings. `content` changes with the results of the experiments that are only read, whatever their time
+    stamps; the results of the first experiment are inputs that Snakemake itself keeps up to date.
+    """
+    return {
+        "experiments": [
+            {
+                "name": each.name,
+                "report": each.report_spec() | {"samples": 0},
+                "settings": each.settings,
+                "made": {
+                    f"{node.lineage}/seed{node.seed}": made(
+                        each.train_spec(node.lineage, node.seed)
+                    )
+                    for node in each.nodes
+                },
+                "content": None if each is first else content(each, measured),
+            }
+            for each in (first, *rest)
+        ]
+    }
+
+
+def made(settings: Mapping[str, Any]) -> str:
+    """Digest of the settings of one training."""
+    return short_digest(canonical_json(settings))
+
+
+def content(experiment: Experiment, measured: Sequence[str]) -> str:
+    """Digest of all small files of an experiment's results; these name the large files or determine them."""
+    small = [path for path in files(experiment, measured) if path.endswith(".json")]
+    return short_digest(*(part for path in small for part in (path, Path(path).read_text("utf-8"))))
+
+
+def facts(experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Build the texts for the captions."""
+    first, *rest = experiments
+    return {
+        "first": escape(first.name),
+        "others": escape(", ".join(each.name for each in rest)),
+        "seeds": escape(
+            "; ".join(
+                f"{each.name}: {numbered(each.seeds, 'training seed')},"
+                f" {numbered(each.settings['evaluation']['seeds'], 'decoding seed')}"
+                for each in experiments
+            )
+        ),
+    }

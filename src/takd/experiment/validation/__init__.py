@@ -1,0 +1,42 @@
+"""Checks of an experiment file beyond its schema: rules between keys, and names that must exist."""
+
+from pathlib import Path
+from typing import Any
+
+from takd.experiment.lineage import SUPERVISED
+from takd.experiment.validation.chains import check_chains
+from takd.experiment.validation.common import by_hop, distillation_methods, training_settings
+from takd.experiment.validation.data import check_data
+from takd.experiment.validation.evaluation import check_evaluation
+from takd.experiment.validation.models import check_models, gpt2_parameters
+from takd.experiment.validation.training import DEEPSPEED, check_teacher_writes, check_training
+from takd.experiment.yaml12 import YamlFile
+
+__all__ = [
+    "DEEPSPEED",
+    "by_hop",
+    "check",
+    "distillation_methods",
+    "gpt2_parameters",
+    "training_settings",
+]
+
+
+def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int]:
+    """Check all rules; return the number of parameters of each model.
+
+    Raises:
+        InputError: the file breaks a rule; one line per error.
+    """
+    check_data(file, settings)
+    parameters = check_models(file, settings, root)
+    # rules about models and methods apply only to chains that are valid themselves
+    sound = check_chains(file, settings, parameters)
+    complete = len(sound) == len(settings["chains"])
+    of_chains = {**settings, "chains": sound}
+    check_training(file, of_chains, root)
+    if complete and SUPERVISED in settings["training"]:
+        check_teacher_writes(file, settings)
+    check_evaluation(file, of_chains, complete)
+    file.refuse()
+    return parameters

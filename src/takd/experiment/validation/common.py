@@ -1,0 +1,52 @@
+"""Helpers of the checks: available methods, hops of a chain, and settings of a training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from takd.experiment.lineage import SUPERVISED
+from takd.experiment.schema import load_schema
+
+LISTED = 10_000  # largest number whose divisors a message lists
+
+
+def distillation_methods() -> list[str]:
+    """Return the methods of the schema that have a teacher."""
+    return [name for name in load_schema()["$defs"]["methods"]["properties"] if name != SUPERVISED]
+
+
+def by_hop(chain: dict[str, Any]) -> list[list[str]]:
+    """Return the method of every hop, for each entry of a chain's `methods`."""
+    hops = len(chain["models"]) - 1
+    return [[entry] * hops if isinstance(entry, str) else entry for entry in chain["methods"]]
+
+
+def training_settings(settings: dict[str, Any], model: str, method: str) -> dict[str, Any]:
+    """Return a method's settings for a model; its own take precedence over those for all models."""
+    own = settings["models"][model].get("training", {}).get(method, {})
+    resolved = {**settings["training"][method], **own}
+    if resolved.get("rollouts_per_round", 0) is None:
+        resolved["rollouts_per_round"] = resolved["batch_size"]
+    return resolved
+
+
+def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield every pair of a model and a method that trains it, once."""
+    pairs: dict[tuple[str, str], None] = {}
+    for chain in settings["chains"]:
+        pairs.update(((name, SUPERVISED), None) for name in chain["models"])
+        for methods in by_hop(chain):
+            pairs.update((pair, None) for pair in zip(chain["models"][1:], methods, strict=True))
+    yield from pairs
+
+
+def vocabulary_size(settings: dict[str, Any]) -> int | None:
+    """Return the number of tokens, if the file states it."""
+    tokenizer = settings["tokenizer"]
+    return tokenizer.get("train", tokenizer).get("vocabulary")
+
+
+def divisors(number: int) -> str:
+    """List the divisors of a number, for a message."""
+    if number > LISTED:
+        return f"a divisor of {number}"
+    return "one of " + ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

@@ -1,0 +1,136 @@
+"""Sources of the teacher's distributions at the tokens of a batch.
+
+The teacher runs beside the student; or its hidden states were kept when responses were sampled, and
+one matrix product gives its distributions; or a stage stored its outputs for the training rows,
+once for all students.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from takd.losses.batch import Layout
+from takd.losses.divergences import coarsen, log_tail
+from takd.models.causal_lm import project, tempered
+
+
+class TeacherView(Protocol):
+    """Interface: the teacher's distributions at the response tokens of a batch."""
+
+    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+        """Return what `pair` needs of each token, (n, ...)."""
+        ...
+
+    def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities of student and teacher for the same choices, (n, choices)."""
+        ...
+
+
+@dataclass
+class LiveTeacher:
+    """Teacher that runs beside the student."""
+
+    model: PreTrainedModel
+    vocabulary: int
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+        return {"teacher_hidden": layout.hidden(self.model)}
+
+    @torch.no_grad()
+    def _log(self, hidden_nh: Tensor) -> Tensor:
+        return tempered(
+            project(self.model, hidden_nh, self.vocabulary), self.temperature
+        ).log_softmax(-1)
+
+    def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return student_nv, self._log(columns["teacher_hidden"])
+
+
+class KeptTeacher(LiveTeacher):
+    """Teacher whose hidden states are part of the rows: `teacher_hidden`, (length, hidden size)."""
+
+    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+        kept = torch.cat([row.teacher_hidden for row in rows])
+        return {"teacher_hidden": kept.to(layout.ids_bt.device, self.model.dtype)}
+
+
+class StoredOutputs:
+    """Stored teacher outputs, read from disk row by row.
+
+    A safetensors file holds `offsets`, (rows + 1,), the token at which each row begins, and either
+    `hidden`, (tokens, hidden size), or `tokens` and `log_probabilities`, (tokens, k), of the k
+    likeliest tokens.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, "pt")
+        self.names = set(self._file.keys()) - {"offsets"}
+        self.offsets = self._file.get_tensor("offsets").tolist()
+
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the outputs of some rows, concatenated: (tokens, ...) each."""
+        found: dict[str, Tensor] = {}
+        for name in self.names:
+            part = self._file.get_slice(name)
+            found[name] = torch.cat([part[self.offsets[i] : self.offsets[i + 1]] for i in indices])
+        return found
+
+
+@dataclass
+class StoredTeacher:
+    """Stored log-probabilities of the k likeliest tokens; the teacher model is not needed."""
+
+    stored: StoredOutputs
+
+    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+        found = self.stored.read([row.index for row in rows])
+        device = layout.ids_bt.device
+        return {
+            "teacher_tokens": found["tokens"].long().to(device),
+            "teacher_log": found["log_probabilities"].float().to(device),
+        }
+
+    def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        named_nk = columns["teacher_log"]
+        student_nc = coarsen(student_nv, columns["teacher_tokens"])
+        return student_nc, torch.cat([named_nk, log_tail(named_nk)], -1)
+
+
+@dataclass
+class StoredHidden(LiveTeacher):
+    """Stored hidden states, from which the teacher's head computes full distributions."""
+
+    stored: StoredOutputs | None = None
+
+    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+        assert self.stored is not None
+        found = self.stored.read([row.index for row in rows])
+        return {"teacher_hidden": found["hidden"].to(layout.ids_bt.device, self.model.dtype)}
+
+
+def teacher_view(
+    outputs: str, model: PreTrainedModel | None, vocabulary: int, stored: StoredOutputs | None
+) -> TeacherView:
+    """Return the source for `outputs`: "live" runs the teacher; "top_k" and "hidden" are stored.
+
+    Args:
+        outputs: "live", "top_k" or "hidden".
+        model: the teacher; may be None for "top_k".
+        vocabulary: entries to which logits are cut.
+        stored: the stored outputs; may be None for "live".
+    """
+    if outputs == "top_k":
+        assert stored is not None
+        return StoredTeacher(stored)
+    assert model is not None
+    if outputs == "hidden":
+        return StoredHidden(model, vocabulary, stored=stored)
+    return LiveTeacher(model, vocabulary)

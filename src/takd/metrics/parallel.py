@@ -1,0 +1,74 @@
+"""Scores of many responses, computed in several processes if that is worthwhile."""
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+from takd.metrics import diversity, rouge, words
+
+# approximate word pairs that ROUGE compares per second, and seconds to start a process
+PAIRS_PER_SECOND = 2e6
+START_SECONDS = 3.0
+PIECE = 32  # prompts per task of the pool
+
+
+def of_prompt(
+    tokenizer: str, texts: Sequence[str], references: Sequence[str]
+) -> dict[str, list[float] | float | None]:
+    """Compute all measures of one prompt's responses, individually and together."""
+    of_texts = [rouge.scores(text, references, tokenizer) for text in texts]
+    found: dict[str, list[float] | float | None] = {
+        name: [scores[name] for scores in of_texts] for name in rouge.MEASURES
+    }
+    found["self_bleu"] = diversity.self_bleu(texts, tokenizer)
+    return found
+
+
+def score(
+    texts: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    threads: int,
+    tokenizer: str = words.STANDARD,
+) -> list[dict[str, Any]]:
+    """Compute `of_prompt` for each prompt.
+
+    Args:
+        texts: responses to each prompt.
+        references: references of each prompt.
+        threads: largest number of processes.
+        tokenizer: tokenizer of ROUGE, "standard" or "unicode".
+    """
+    count = _tokens if tokenizer == words.UNICODE else _words
+    pairs = sum(
+        count(text) * count(reference)
+        for answers, right in zip(texts, references, strict=True)
+        for text in answers
+        for reference in right
+    )
+    workers = min(threads, int(pairs / PAIRS_PER_SECOND / START_SECONDS))
+    if workers < 2:
+        return list(map(partial(of_prompt, tokenizer), texts, references))
+    return pooled(texts, references, workers, tokenizer)
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _tokens(text: str) -> int:
+    return len(words.tokens(text))
+
+
+def pooled(
+    texts: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    workers: int,
+    tokenizer: str = words.STANDARD,
+) -> list[dict[str, Any]]:
+    """Compute `score` in a pool of `workers` processes."""
+    # no fork: the parent has threads and may use a GPU
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        return list(pool.map(partial(of_prompt, tokenizer), texts, references, chunksize=PIECE))

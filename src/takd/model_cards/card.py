@@ -1,0 +1,215 @@
+"""Stage: write the model card of one model for the Hugging Face Hub (Mitchell et al., Model Cards, 2019).
+
+Inputs: `models` and `evaluations` (the folders above the lineages). Outputs: `card`, and, undeclared,
+`model/README.md` with the same bytes. Snakemake allows no output inside another rule's output; the card is written
+into the model's folder all the same, since that folder is what users copy or upload. This makes nothing stale: a
+model is identified by its manifest, which has the digest of the weights.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from takd.analysis.comparisons import analyse
+from takd.analysis.costs import device_text
+from takd.analysis.measures import measured
+from takd.analysis.results import MEASURES as WITH_INTERVAL
+from takd.analysis.results import Model, Results, read
+from takd.analysis.statistics import number
+from takd.data.template import CHAT
+from takd.experiment.captions import decoding
+from takd.experiment.labels import chain_text, methods_text
+from takd.experiment.lineage import prefixes, split
+from takd.model_cards import markdown
+from takd.model_cards.frontmatter import front_matter
+from takd.runtime.errors import InputError
+from takd.runtime.records import faults, read_record, remade
+from takd.runtime.stage import Stage, read_json, write_text
+
+
+def run(stage: Stage) -> None:
+    """Write the card beside the model and into its folder.
+
+    Raises:
+        InputError: a file is missing, damaged or of another model; the model's folder is not there.
+    """
+    results = read(stage.spec, stage.input("models"), stage.input("evaluations"))
+    folder = stage.outputs["card"].parent / "model"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: holds no model (config.json); train it again.")
+    manifest = folder.parent / "manifest.json"
+    for fault in faults(manifest, read_record(manifest), ["model"], stage.threads):
+        raise remade(fault, manifest)
+    chat = stage.spec["template"] == CHAT or has_chat_template(folder)
+    text = card(results, chat)
+    # Snakemake's time stamp is not needed here and should not be uploaded
+    (folder / ".snakemake_timestamp").unlink(missing_ok=True)
+    write_text(folder / "README.md", text)
+    # last, since this output marks the stage as complete
+    write_text(stage.outputs["card"], text)
+    (node,) = results.nodes
+    stage.say(f"{node.lineage} seed {node.seed}: model card")
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Return whether the tokenizer in a model's folder has a chat template."""
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (
+        settings.is_file() and bool(read_json(settings).get("chat_template"))
+    )
+
+
+def card(results: Results, chat: bool) -> str:
+    """Render the card of the one model in `results`: front matter and Markdown.
+
+    `chat` tells whether its tokenizer has a chat template.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": markdown.plain, "code": markdown.code, "fence": markdown.fence}
+    body = environment.get_template("card.md.jinja").render(
+        **_facts(results), chat=chat, snippet=snippet(results.spec, chat)
+    )
+    head = front_matter(results)
+    text = str(ModelCard(f"---\n{head.to_yaml(line_break=chr(10))}\n---\n\n{body}"))
+    ModelCard(text)  # fails if the card cannot be read back
+    return text
+
+
+def _facts(results: Results) -> dict[str, Any]:
+    spec, (model,) = results.spec, results.models.values()
+    node = model.node
+    return {
+        "name": f"{chain_text(node.lineage)} ({methods_text(node.lineage)})",
+        "node": node,
+        "spec": spec,
+        "manifest": model.manifest,
+        "hops": [
+            {
+                "model": hop.model,
+                "method": hop.method,
+                "parameters": spec["models"][hop.model],
+                "from": weights_text(spec["weights"][hop.model]),
+                "lineage": lineage,
+            }
+            for hop, lineage in zip(split(node.lineage), prefixes(node.lineage), strict=True)
+        ],
+        "training": _training(model),
+        "sources": {name: source_text(source) for name, source in spec["sources"].items()},
+        "rows": _evaluation(results),
+        "prompts": {name: results.evaluations[node, name].scores["n"] for name in spec["sets"]},
+        "tokens": {name: results.evaluations[node, name].rouge_tokenizer for name in spec["sets"]},
+        "decoding": decoding(spec["decoding"]),
+    }
+
+
+def weights_text(source: dict[str, Any]) -> str:
+    """Describe the source of the weights, without local paths."""
+    if "scratch" in source:
+        return "random weights"
+    if "hub" in source:
+        text = f"{source['hub']} of the hub, revision {source['revision']}"
+    else:
+        kind = "folder" if "folder" in source else "gguf"
+        text = f"a local {kind.replace('gguf', 'GGUF file')}, {Path(source[kind]).name}"
+    layers = source.get("keep_layers")
+    return f"{text}, {json.dumps(layers)} of its layers" if layers is not None else text
+
+
+def source_text(source: dict[str, Any]) -> str:
+    """Describe the source of data, without local paths."""
+    for kind in ("json", "text", "folder"):
+        if kind in source:
+            return f"{Path(source[kind]).name} (local)"
+    if "demo" in source:
+        return f"takd's generator of demonstration data, part {source['demo']['part']}"
+    place = source.get("hub") or source["url"]
+    also = [f"{key} {source[key]}" for key in ("config", "split", "file", "revision") if source.get(key)]  # fmt: skip
+    return ", ".join([place, *also])
+
+
+def _training(model: Model) -> dict[str, Any]:
+    """Settings and outcome of the training."""
+    manifest, end = model.manifest, model.end
+    settings = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in sorted(manifest["spec"].get("settings", {}).items())
+    }
+    kept = {
+        f"kept: best {name} on dev": f"{best['value']:.4g}, step {best['step']}"
+        for name, best in sorted(manifest["best"].items())
+        if best["step"] is not None and best["value"] is not None
+    }
+    return settings | {
+        "training seed": str(model.node.seed),
+        "steps in all": str(manifest["steps"]),
+        "precision": str(manifest.get("precision", "unknown")),
+        "device": device_text(end),
+        "minutes": f"{model.minutes:.1f}",
+        "tokens": str(int(end.get("tokens", 0))),
+        **kept,
+    }
+
+
+def _evaluation(results: Results) -> list[dict[str, Any]]:
+    """One row per measure: its value on each set, with the confidence interval where it has one."""
+    found, (node,) = analyse(results), results.nodes
+    rows = []
+    for measure in measured(results):
+        cells = []
+        for name in results.spec["sets"]:
+            value = measure.of(results.evaluations[node, name])
+            if measure.name in WITH_INTERVAL:
+                cells.append(found.scores[name, node.lineage, measure.name].text())
+            else:
+                cells.append("" if value is None else number(value, digits=measure.digits))
+        rows.append({"title": measure.title, "better": measure.better, "cells": cells})
+    return rows
+
+
+def snippet(spec: dict[str, Any], chat: bool) -> str:
+    """Program that prompts the model as in the evaluation, run from the folder of the card."""
+    record = spec["decoding"]
+    drawn = {"do_sample": record["sample"]}
+    if record["sample"]:
+        drawn |= {key: record[key] for key in ("temperature", "top_k", "top_p")}
+    if record["no_repeat_ngram"]:
+        drawn["no_repeat_ngram_size"] = record["no_repeat_ngram"]
+    drawn["max_new_tokens"] = record["max_new_tokens"]
+    if chat:
+        prompt = """\
+messages = [{"role": "user", "content": "Name three colours."}]
+inputs = tokenizer.apply_chat_template(
+    messages,
+    add_generation_prompt=True,
+    return_dict=True,
+    return_tensors="pt",
+    tokenizer_kwargs={"return_token_type_ids": False},
+)"""
+    else:
+        prompt = f"""\
+template = {spec["template"]["without_input"]!a}
+prompt = template.replace("{{instruction}}", "Name three colours.")
+inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)"""
+    return f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # of this file, or the model's name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+{prompt}
+output = model.generate(
+    **inputs,
+{"".join(f"    {key}={value!r},{chr(10)}" for key, value in drawn.items())}\
+    eos_token_id=tokenizer.eos_token_id,
+    pad_token_id=tokenizer.pad_token_id,
+)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""

@@ -1,0 +1,85 @@
+"""Front matter of a model card: the metadata that the Hub reads."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from takd.analysis.measures import measured
+from takd.analysis.results import Results
+from takd.experiment.lineage import SUPERVISED, split
+
+TASK = "text-generation"
+METRICS = {"rougeL": "rouge"}
+"""Names that the hub has for our measures, where they differ."""
+
+
+def front_matter(results: Results) -> ModelCardData:
+    """Build tags, base model, data sets and evaluation results of the one model in `results`.
+
+    Unknown fields are left out: experiment files hold neither licence nor language, and `base_model` and `datasets` are
+    names on the Hub.
+    """
+    spec, (node,) = results.spec, results.nodes
+    hop = split(node.lineage)[-1]
+    base = spec["weights"][hop.model].get("hub")
+    trained_on = (spec["sources"].get(name) or {} for name in ("train", "corpus"))
+    datasets = list(dict.fromkeys(source["hub"] for source in trained_on if "hub" in source))
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        **({"base_model": base, "base_model_relation": "finetune"} if base else {}),
+        datasets=datasets or None,
+        tags=tags(node.lineage),
+        model_name=f"{node.lineage}-seed{node.seed}",
+        eval_results=eval_results(results),
+    )
+
+
+def tags(lineage: str) -> list[str]:
+    """Tags of the model, and the methods of its chain."""
+    hops = split(lineage)
+    if len(hops) == 1:
+        return ["takd", "supervised-fine-tuning"]
+    methods = sorted({hop.method for hop in hops} - {SUPERVISED})
+    assistants = ["teacher-assistant"] if len(hops) > 2 else []
+    return ["takd", "knowledge-distillation", *assistants, *methods]
+
+
+def eval_results(results: Results) -> list[EvalResult]:
+    """List every measure of the model on every set."""
+    spec, (node,) = results.spec, results.nodes
+    seeds = ", ".join(map(str, spec["decoding_seeds"]))
+    found, taken = [], set()
+    for name in spec["sets"]:
+        place = _dataset(name, spec["sources"][name])
+        # entries that look alike would be merged under one name
+        if tuple(place.values()) in taken:
+            place = _dataset(name, {})
+        taken.add(tuple(place.values()))
+        evaluation = results.evaluations[node, name]
+        for measure in measured(results):
+            value = measure.of(evaluation)
+            if value is not None:
+                result = EvalResult(
+                    task_type=TASK,
+                    task_name="Text generation",
+                    dataset_name=name,
+                    **place,
+                    dataset_args={"prompts": evaluation.scores["n"]},
+                    metric_type=METRICS.get(measure.name, measure.name),
+                    metric_name=measure.title,
+                    metric_value=round(value, 4),
+                    metric_args={"decoding_seeds": seeds} if measure.file != "judge" else None,
+                )
+                found.append(result)
+    return found
+
+
+def _dataset(name: str, source: dict[str, Any]) -> dict[str, Any]:
+    """Name of a set on the Hub; its own name where it is not there."""
+    return {
+        "dataset_type": source.get("hub", name),
+        "dataset_config": source.get("config") or source.get("file"),
+        "dataset_split": source.get("split") if "hub" in source else None,
+        "dataset_revision": source.get("revision"),
+    }

@@ -1,0 +1,348 @@
+"""Language models and tokenizers: loading, forward passes, logits, differences of families.
+
+A model is a folder in Hugging Face format. A folder without weights is a model from scratch: its
+`config.json` gives the shape, and the training seed draws the weights.
+"""
+
+import contextlib
+import functools
+import inspect
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from takd.models.precision import PRETRAINED, pretrained_in
+from takd.models.tokenizer_check import entries, used_entries
+from takd.runtime.brought_files import reason
+from takd.runtime.errors import InputError
+
+DROPOUT_KEYS = (
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
+    *("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"),
+)
+# equal functions that run as one kernel instead of eight
+FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+
+VOCABULARY_BLOCK = 2048
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a local folder, without custom code."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_model(
+    folder: Path, *, seed: int = 0, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a causal language model from a folder, in evaluation mode.
+
+    Args:
+        folder: `config.json` and safetensors; without weights, the model is initialised with
+            `seed`.
+        seed: seed of the initial weights.
+        dropout: dropout probability everywhere in the model during training.
+        dtype: dtype of the parameters.
+
+    Raises:
+        InputError: the folder has weights, but none in safetensors format; or the family refuses dropout.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # saved with the trained model, whose float32 weights do not show the pretraining dtype
+    setattr(config, PRETRAINED, pretrained_in(folder))
+    for key in DROPOUT_KEYS:
+        if hasattr(config, key):
+            setattr(config, key, 0.0 if key == "layerdrop" else dropout)
+    for key in ("activation_function", "hidden_act"):
+        if (name := getattr(config, key, None)) in FUSED_ACTIVATIONS:
+            setattr(config, key, FUSED_ACTIVATIONS[name])
+    weights = any(folder.glob("*.safetensors"))
+    if not weights and (any(folder.glob("*.bin")) or any(folder.glob("*.pt"))):
+        raise InputError(
+            f"{folder} holds weights in a pickled format only; convert them to safetensors"
+            " (save_pretrained does so), since unpickling a file runs its code."
+        )
+    try:
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        else:
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:  # DiffLlama's
+        if not dropout or "dropout" not in str(error):
+            raise
+        raise InputError(
+            f"a {config.model_type} cannot be trained with dropout ({reason(error)}); set `dropout: 0` in `training`."
+        ) from None
+    # a pad token that is also the end token occurs in texts, so its embedding must be trained
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        embedding.padding_idx = None
+    return cast(PreTrainedModel, model).eval()
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """Return the number of vocabulary entries that the tokenizer and the model share.
+
+    Models with the same tokenizer may pad their embeddings to different sizes, or lack an entry for
+    a pad token at the end, which occurs in no text. Comparisons of two models cut both to the
+    smaller number.
+
+    Raises:
+        InputError: the model has fewer entries than the tokenizer uses.
+    """
+    rows: int = model.get_output_embeddings().weight.shape[0]
+    if rows < used_entries(tokenizer):
+        raise InputError(
+            f"model '{name}' has {rows} vocabulary entries and the tokenizer {entries(tokenizer)}:"
+            " teacher and students must share one tokenizer."
+        )
+    return min(rows, entries(tokenizer))
+
+
+@functools.cache
+def _takes(body: Any, argument: str) -> bool:
+    return argument in inspect.signature(body.forward).parameters
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    ids_bt: Tensor,
+    *,
+    mask: Tensor | dict[str, Tensor] | None = None,
+    positions_bt: Tensor | None = None,
+    cache: Any = None,
+) -> Tensor:
+    """Compute the last hidden states, (batch, length, hidden size).
+
+    Texts must be padded on the right, where causal attention never reaches the padding: positions
+    then count from 0 as usual, and no attention mask is needed.
+
+    Args:
+        model: a causal language model.
+        ids_bt: token ids, (batch, length).
+        mask: attention mask, (batch, 1, length, cached and new tokens), True where a token may
+            attend, or one mask per kind of layer. None: causal, within the family's attention
+            windows.
+        positions_bt: position ids, (batch, length); None counts from 0, or from the end of the
+            cache.
+        cache: a `transformers` KV cache, which is extended; None for a single pass over whole
+            texts.
+    """
+    body = model.base_model
+    arguments: dict[str, Any] = {}
+    if positions_bt is not None and _takes(cast(Any, type(body)), "position_ids"):
+        arguments["position_ids"] = positions_bt
+    plain = lowered_type(model) is None
+    with without_autocast(model.device) if plain else contextlib.nullcontext():
+        return body(
+            input_ids=ids_bt,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **arguments,
+        ).last_hidden_state
+
+
+def decoding_mask(
+    model: PreTrainedModel, lengths_b: Tensor, columns: int
+) -> Tensor | dict[str, Tensor]:
+    """Attention mask for the next token of each row, (batch, 1, 1, columns), for `hidden_states`.
+
+    BLOOM, and Falcon with ALiBi, compute positions from a mask of shape (batch, columns) and make
+    the attention mask from it. Layers with sliding-window attention (all of Mistral's, some of
+    Qwen2's) get a mask of their own, since a model that is given a mask does not build the windows
+    itself.
+
+    Args:
+        model: the model that decodes.
+        lengths_b: cached tokens of each row, (batch,), which is also the column of the next token.
+        columns: columns of the mask.
+    """
+    at = torch.arange(columns, device=lengths_b.device)
+    causal = (at <= lengths_b[:, None])[:, None, None]
+    config = model.config.get_text_config()
+    if config.model_type == "bloom" or getattr(config, "alibi", False):
+        return causal[:, 0, 0]
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return _added(causal, model)
+    windowed = _added(causal & (at > lengths_b[:, None] - window)[:, None, None], model)
+    if not kinds:
+        return windowed
+    return {"full_attention": _added(causal, model), "sliding_attention": windowed}
+
+
+def _added(mask: Tensor, model: PreTrainedModel) -> Tensor:
+    """A mask as the attention of this family takes it: GPT-J's, for one, adds it to the scores."""
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return mask
+    zero = torch.zeros((), dtype=model.dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(model.dtype).min)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Prepare a model for inference: no dropout, no gradients, and computation in its own dtype.
+
+    A teacher runs inside its student's autocast. Autocast would keep the hidden states of
+    half-precision weights in float32, cast norms at each step, and lower a model that needs float32
+    because it overflows in float16.
+    """
+    setattr(model, _FROZEN, True)
+    return model.eval().requires_grad_(False)
+
+
+_FROZEN = "takd_frozen"
+
+
+def lowered_type(model: PreTrainedModel) -> torch.dtype | None:
+    """Return the dtype to which autocast now casts this model's products; None if it does not."""
+    return None if getattr(model, _FROZEN, False) else autocast_type(model.device)
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """Return the dtype to which autocast casts matrix products now; None if it is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context in which products are computed in the dtypes of their operands."""
+    if autocast_type(device) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
+    """Compute float32 logits without gradients, (..., hidden size) to (..., vocabulary).
+
+    Only the operands are rounded to half precision. Rounding GPT-2's logits, which are near -65, to
+    bfloat16 would give each log-probability an error with standard deviation 0.13, and so distort
+    ratios and importance weights of policy gradients; with rounded operands the error is 0.001.
+    """
+    head = output_layer(model)
+    dtype = lowered_type(model) or head.weight.dtype
+    with torch.no_grad():
+        return vocabulary_product(
+            hidden.to(dtype), head.weight[:vocabulary].to(dtype), cut(head.bias, vocabulary)
+        )
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """Return the output embedding, which computes logits from the last hidden states."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear), type(head)  # ensured by check_projection
+    return head
+
+
+def cut(bias_v: Tensor | None, vocabulary: int) -> Tensor | None:
+    """Cut the bias of the output embedding, if there is one, to the entries of the tokenizer."""
+    return None if bias_v is None else bias_v[:vocabulary]
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Divide logits by a temperature; temperature 1 returns them as they are."""
+    return logits if temperature == 1 else logits / temperature
+
+
+def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
+    """Multiply matrices (n, k) and (k, m), with a float32 result for half-precision operands.
+
+    A GPU accumulates in float32 and returns that; a CPU, on which half-precision products are slow,
+    multiplies in float32.
+    """
+    with without_autocast(left_nk.device):
+        if left_nk.dtype not in (torch.float16, torch.bfloat16):
+            return left_nk @ right_km
+        if left_nk.device.type == "cuda":
+            return torch.mm(left_nk, right_km, out_dtype=torch.float32)
+        return left_nk.float() @ right_km.float()
+
+
+def vocabulary_product(hidden: Tensor, weight_vh: Tensor, bias_v: Tensor | None = None) -> Tensor:
+    """Compute logits, (..., hidden size) to (..., vocabulary), in float32 or wider.
+
+    On a CPU this runs in blocks of the vocabulary, because a product of a few rows with 50,000
+    columns reaches half of the library's speed.
+    """
+    flat_nh = hidden.reshape(-1, hidden.shape[-1])
+    rows = weight_vh.shape[0]
+    in_blocks = hidden.device.type == "cpu" and rows > 2 * VOCABULARY_BLOCK
+    parts = weight_vh.split(VOCABULARY_BLOCK if in_blocks else rows)
+    pieces = [wide_product(flat_nh, part_vh.T) for part_vh in parts]
+    logits_nv = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    if bias_v is not None:
+        logits_nv = logits_nv + bias_v.to(logits_nv.dtype)
+    return logits_nv.unflatten(0, hidden.shape[:-1]) if hidden.ndim != 2 else logits_nv
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Count the parameters of a model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def checkpoint_activations(model: PreTrainedModel, name: str) -> None:
+    """Enable gradient checkpointing: the backward pass recomputes activations within blocks.
+
+    Raises:
+        InputError: the model family does not support it.
+    """
+    try:
+        # the reentrant variant needs gradients at a block's input, which frozen embeddings do not
+        # have
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise InputError(
+            f"model '{name}' ({model.config.model_type}) has no gradient checkpointing; leave it off in"
+            " the profile and choose a smaller micro_batch."
+        ) from None
+
+
+def compile_training(model: PreTrainedModel, device: torch.device) -> None:
+    """Use torch.compile for training passes of the body; evaluation and decoding stay uncompiled.
+
+    Raises:
+        InputError: torch.compile does not work on this machine.
+    """
+    body = model.base_model
+    plain = body.forward
+    # fallback_random: dropout draws the same numbers with and without compilation
+    how: dict[str, Any] = {"dynamic": True, "options": {"fallback_random": True}}
+    try:
+        torch.compile(torch.neg, **how)(torch.ones(2, device=device))
+    except Exception as error:  # the compilers raise various exceptions
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            "compile needs a C++ compiler and Python's headers on this machine (apt-get install g++ python3-dev);"
+            f" leave it off in the profile without them ({type(error).__name__}: {reason})."
+        ) from None
+    compiled = torch.compile(plain, **how)
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if body.training else plain)(*args, **kwargs)
+
+    body.forward = forward
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return the largest distance of two vectors (last dimension), relative to the second."""
+    found, expected = found.float(), expected.float()
+    distance, length = (found - expected).norm(dim=-1), expected.norm(dim=-1)
+    return (distance / length.clamp_min(1e-30)).max().item()

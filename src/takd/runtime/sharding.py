@@ -1,0 +1,120 @@
+"""Division of work among processes: each does every n-th piece, and the first combines the results.
+
+The result of a piece depends on that piece only (up to rounding), so results do not depend on the
+number of processes. The only collective operation is a barrier: each process writes its results to
+a file of its own, and the first reads all files.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed
+
+from takd.runtime.checkpoints import resumable, resume_key
+from takd.runtime.stage import Stage
+
+Piece = TypeVar("Piece")
+
+PATIENCE = timedelta(days=7)  # timeout of the barrier, beyond the time limit of any job
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's share of the work."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that combines the results."""
+        return self.rank == 0
+
+    def of(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Return the pieces that this process has to do."""
+        return pieces[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Wait until all processes have reached this point."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+@contextlib.contextmanager
+def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
+    """Yield the folder for partial results (`checkpoints.resumable`) and this process's share.
+
+    The first process holds the folder's lock. The process group ends with the stage
+    (`takd.runtime.shutdown`).
+    """
+    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    if share.count == 1:
+        with resumable(stage, output) as folder:
+            yield folder, share
+        return
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    if share.first:
+        with resumable(stage, output) as folder:
+            share.wait()
+            yield folder, share
+    else:
+        share.wait()
+        yield output.parent / "checkpoints" / resume_key(stage), share
+
+
+class Store:
+    """Saved results, one JSON record per line: `NAME.jsonl`, `NAME.1.jsonl`, ... by process.
+
+    Records are saved immediately, each after a digest of its line. A killed process may leave half
+    a line, which is ignored, and results on damaged lines are computed again.
+
+    Attributes:
+        say: prints a message.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, share: Share, say: Callable[[str], None] = print
+    ) -> None:
+        self._folder, self._name, self.say = folder, name, say
+        mark = "" if share.first else f".{share.rank}"
+        self._file = folder / f"{name}{mark}.jsonl"
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the undamaged records of all processes, of this and earlier attempts."""
+        for path in sorted(self._folder.glob(f"{self._name}*.jsonl")):
+            with open(path, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    digest, _, record = line.rstrip(b"\n").partition(b" ")
+                    if not line.endswith(b"\n"):
+                        continue
+                    if digest.decode(errors="replace") == _digest(record):
+                        yield json.loads(record)
+                    else:
+                        self.say(f"{path}, line {number}: damaged; what it held is done again")
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator["Store"]:
+        """Open this process's file for writing after its last complete record."""
+        if self._file.exists():
+            whole = self._file.read_bytes()
+            with open(self._file, "rb+") as file:
+                file.truncate(whole.rfind(b"\n") + 1)
+        with open(self._file, "a", encoding="utf-8") as self._open:
+            yield self
+
+    def add(self, *records: dict[str, Any]) -> None:
+        """Save records that belong together."""
+        for line in map(json.dumps, records):
+            self._open.write(f"{_digest(line.encode())} {line}\n")
+        self._open.flush()
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()[:16]
