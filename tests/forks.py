@@ -56,7 +56,8 @@ class Forked:
     ) -> None:
         self._said = [Path(tempfile.mkstemp(prefix="takd-stage-")[1]) for _ in range(2)]
         self._process = SERVER.Process(
-            target=_run, args=(command, folder, self._said, limit_file_kb, torchrun, strike)
+            target=_run,
+            args=(command, folder, self._said, _umask(), limit_file_kb, torchrun, strike),
         )
         start_server()
         self._process.start()
@@ -90,10 +91,17 @@ class Forked:
         return out, err
 
 
+def _umask() -> int:
+    found = os.umask(0o022)
+    os.umask(found)
+    return found
+
+
 def _run(
     command: Sequence[str],
     folder: Path,
     said: Sequence[Path],
+    umask: int,
     limit_file_kb: int | None,
     torchrun: bool,
     strike: Strike | None,
@@ -102,6 +110,7 @@ def _run(
     os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
     die_with_parent()
     os.chdir(folder)
+    os.umask(umask)  # the fork server has that of the first test
     for number, path in enumerate(said, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     if limit_file_kb is not None:

@@ -113,7 +113,7 @@ def test_a_training_refuses_a_lock_of_a_killed_build(workspace, lock, monkeypatc
 PROCESS = """
 import json, os, sys
 import torch.distributed as dist
-from takd.training import devices
+from takd.models import devices
 devices.start("fp32", 1, 1, 1.0, json.loads(sys.argv[1]))
 patience = dist.group.WORLD._get_backend(devices.own()).options._timeout
 os.write(1, f"waits {patience}\\n".encode())  # in one piece: two processes write

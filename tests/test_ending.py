@@ -85,7 +85,9 @@ def test_two_processes_end_many_times_on_loaded_cores():
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
     """Run a program that ends as a stage does."""
-    program = f"import atexit\nfrom takd import ending\nending.skip_teardown()\n{program}"
+    program = (
+        f"import atexit\nfrom takd.runtime import shutdown\nshutdown.skip_teardown()\n{program}"
+    )
     return subprocess.run(
         [sys.executable, "-c", program],
         text=True,
@@ -105,7 +107,7 @@ class Library:
 library = Library()
 atexit.register(print, "exit function")
 threading.Thread(target=lambda: (time.sleep(0.2), print("written"))).start()
-ending.leave({code})
+shutdown.leave({code})
 """)
     assert process.returncode == code
     assert process.stdout == "written\nexit function\n" and process.stderr == ""
@@ -115,11 +117,11 @@ ending.leave({code})
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_process_that_hangs_is_ended_with_the_code_that_it_had(hang, code):
     process = python(f"""
-ending.SECONDS_TO_END, ending.SECONDS_TO_TELL = 0.5, 0.5
+shutdown.SECONDS_TO_END, shutdown.SECONDS_TO_TELL = 0.5, 0.5
 def library():
     {HANGS[hang]}
 atexit.register(library)
-ending.leave({code})
+shutdown.leave({code})
 """)
     assert process.returncode == code
     assert "hung after its work was over and was ended after 0.5 s" in process.stdout
@@ -133,7 +135,7 @@ class Scripted(Workspace):
     def script(self, program: str) -> None:
         path = self.folder / "changed_train.py"
         path.write_text(
-            f"from takd import ending\nfrom takd.runtime.stage import main\n{program}{TRAIN}"
+            f"from takd.runtime import shutdown\nfrom takd.runtime.stage import main\n{program}{TRAIN}"
         )
 
     def start(self, script: str, *arguments, **options):
@@ -149,7 +151,7 @@ def workspace(tmp_path_factory):
 def test_a_training_that_hangs_after_its_last_step_ends_with_its_outputs(workspace, hang):
     workspace.script(f"""
 import torch
-ending.SECONDS_TO_END, ending.SECONDS_TO_TELL = 1.0, 0.5
+shutdown.SECONDS_TO_END, shutdown.SECONDS_TO_TELL = 1.0, 0.5
 def destroyed():
     {HANGS[hang]}
 torch.distributed.destroy_process_group = destroyed

@@ -85,7 +85,7 @@ def test_settings_that_no_stage_knows(
         method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
         return [] if method.asks_teacher(spec["settings"]) else ["teacher"]
 
-    monkeypatch.setattr(stage.ending, "skip_teardown", lambda: None)
+    monkeypatch.setattr(stage.shutdown, "skip_teardown", lambda: None)
     monkeypatch.setattr("sys.argv", ["train.py", f"--spec={spec}"])
     with pytest.raises(SystemExit):
         stage.main(

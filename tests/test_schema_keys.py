@@ -231,11 +231,12 @@ def test_every_setting_of_a_method_is_read_by_code() -> None:
     """Trainings are told all settings of their method, so that a spec alone says little."""
     code = "".join(
         file.read_text(encoding="utf-8")
-        for folder in ("methods", "training", "generation")
+        for folder in ("methods", "training", "teacher_cache")
         for file in (SOURCE / folder).glob("*.py")
     )
     code += "".join(
-        (SOURCE / name).read_text() for name in ("experiment.py", "adapters.py", "writings.py")
+        (SOURCE / name).read_text()
+        for name in ("experiment/experiment.py", "models/lora.py", "experiment/teacher_cache.py")
     )
     methods = load_schema()["$defs"]["methods"]["properties"]
     for method, part in methods.items():
