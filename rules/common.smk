@@ -21,7 +21,7 @@ if set("{}\n") & set(str(ROOT)):
         " folder without {, } and line breaks."
     )
 
-from takd import failures
+from takd.runtime import failures
 from takd.experiment import lineage
 from takd.runtime import slurm_executor_patch
 from takd.runtime.errors import InputError

@@ -10,7 +10,7 @@ import pytest
 from conftest import Project, make_project, small_experiment
 from snakemake.logging import LogEvent
 
-from takd.failures import Failures, sentence
+from takd.runtime.failures import Failures, sentence
 
 NOISE = "".join(f"step {n}: loss {n / 7}\n" for n in range(400))
 TRACEBACK = "Traceback (most recent call last):\n  File a.py, line 3\nKeyError: 'x'\n"
