@@ -16,7 +16,8 @@ from takd.models import starting_weights, tokenizer_check
 from takd.models.causal_lm import load_model
 from takd.runtime import records
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage
+from takd.runtime.records import digests, sealed
+from takd.runtime.stage import Stage, write_json
 
 SHAPE = {"architecture": "gpt2", "layers": 2, "width": 8, "heads": 2, "positions": 16}
 
@@ -83,6 +84,19 @@ def test_equal_weights_have_an_equal_manifest_wherever_they_lie(prepare, tmp_pat
     (tmp_path / "b/model.safetensors").write_bytes(b"other weights")
     with pytest.raises(InputError, match=r"b/model.safetensors changed after the workflow was"):
         prepare(weights, parameters=count)
+
+
+def test_weights_that_are_not_those_of_their_record_are_refused(prepare, tmp_path):
+    """A model of another experiment, overwritten by hand: to start again would not help."""
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "other/model")
+    files = digests([tmp_path / "other/model"], tmp_path / "other")
+    write_json(tmp_path / "other/manifest.json", sealed({"kind": "model", "files": files}))
+    tiny_gpt2(1).save_pretrained(tmp_path / "other/model")
+    weights = {"folder": str(tmp_path / "other/model")}
+    weights["sha256"] = starting_weights.weights_digests(tmp_path / "other/model")
+    with pytest.raises(InputError, match=r"not what the manifest .* or make that model anew"):
+        prepare(weights, parameters=sum(p.numel() for p in model.parameters()))
 
 
 def test_links_follow_the_same_weights_to_another_place(prepare, tmp_path):

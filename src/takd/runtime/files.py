@@ -32,4 +32,7 @@ def check_unchanged(source: Mapping[str, Any]) -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file, though the workflow was planned with it.")
         if file_digest(path) != planned:
-            raise InputError(f"{path} changed after the workflow was planned; start it again.")
+            raise InputError(
+                f"{path} changed after the workflow was planned, or is not what the manifest beside its"
+                " folder says; start the workflow again, or make that model anew."
+            )
