@@ -6,7 +6,7 @@ Outputs, each optional: the names of `takd.experiment.report_files.PARTS`.
 from collections.abc import Callable
 from pathlib import Path
 
-from takd.analysis import costs, scores_table
+from takd.analysis import costs, exports
 from takd.analysis.results import read
 from takd.report import pages, table
 from takd.report.figures.chains import chains
@@ -47,10 +47,10 @@ def run(stage: Stage) -> None:
             results, groups, data_report, figures["chains"].svg
         ),
         "results": lambda: pages.results_page(results, groups, figures["chains"].svg),
-        "results_csv": lambda: table.to_csv(results, groups),
-        "differences_csv": lambda: table.differences_csv(results),
+        "results_csv": lambda: exports.results_csv(results),
+        "differences_csv": lambda: exports.differences_csv(results),
         "learning_page": lambda: pages.learning_page(results),
-        "scores_csv": lambda: scores_table.to_csv(results),
+        "scores_csv": lambda: exports.scores_csv(results),
         "samples": lambda: pages.samples_page(results, groups),
         "costs_page": lambda: pages.costs_page(
             results, spent, figures["costs"].svg, figures["quality"].svg
@@ -62,7 +62,7 @@ def run(stage: Stage) -> None:
     texts |= {f"{name}_csv": drawing.csv for name, drawing in figures.items()}
     # written straight to a file: too large to build in memory
     writers: dict[str, Callable[[Path], None]] = {
-        "scores_parquet": lambda path: scores_table.write_parquet(
+        "scores_parquet": lambda path: exports.write_parquet(
             results, stage.input("evaluations"), path
         ),
     }
