@@ -65,9 +65,9 @@ def run(stage: Stage) -> None:
     for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
         if drawn := draw(results, first):
             write_text(site / f"{name}.svg", drawn.broad)
-    small = summary.small_table(results, groups, first)
-    write_text(site / "summary.tex", tables.latex(small))
-    write_text(site / "summary.md", tables.markdown(small))
+    brief = results_page.main_table(results, first, brief=True)
+    write_text(site / "summary.tex", tables.latex(brief))
+    write_text(site / "summary.md", tables.markdown(brief))
     write_text(site / "results.csv", table.to_csv(results, groups))
     write_text(site / "differences.csv", table.differences_csv(results))
     write_text(site / "scores.csv", scores_table.to_csv(results))
@@ -75,8 +75,8 @@ def run(stage: Stage) -> None:
     scores_table.write_parquet(results, evaluations, site / "scores.parquet")
     downloads = {file: about for file, about in DOWNLOADS.items() if (site / file).exists()}
     site_pages: dict[str, Callable[[], str]] = {
-        "index.html": lambda: summary.page(results, groups, data_report, downloads),
-        "results.html": lambda: results_page.page(results, groups),
+        "index.html": lambda: summary.page(results, brief, data_report, downloads),
+        "results.html": lambda: results_page.page(results),
         "learning.html": lambda: pages.learning_page(results),
         "generations.html": lambda: pages.samples_page(results, groups),
         "costs.html": lambda: pages.costs_page(
