@@ -21,7 +21,6 @@ from takd.report import (
     tables,
 )
 from takd.report.figures import forest
-from takd.report.figures.costs import costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
 from takd.report.figures.quality import quality
 from takd.report.model_pages import model_pages
@@ -64,7 +63,6 @@ def run(stage: Stage) -> None:
     figures = {
         "learning": learning_curves(results),
         "training": training_curves(results),
-        "costs": costs_figure(results),
         "quality": quality(results),
     }
     shutil.rmtree(site, ignore_errors=True)
@@ -80,6 +78,7 @@ def run(stage: Stage) -> None:
     write_text(site / "summary.md", tables.markdown(small))
     write_text(site / "results.csv", table.to_csv(results, groups))
     write_text(site / "differences.csv", table.differences_csv(results))
+    write_text(site / "costs.csv", costs_page.to_csv(results))
     write_text(site / "scores.csv", scores_table.to_csv(results))
     # straight to a file: too large to build in memory
     scores_table.write_parquet(results, evaluations, site / "scores.parquet")
@@ -89,9 +88,7 @@ def run(stage: Stage) -> None:
         "results.html": lambda: results_page.page(results, groups),
         "learning.html": lambda: learning.page(results),
         "generations.html": lambda: samples.page(results, groups),
-        "costs.html": lambda: costs_page.page(
-            results, figures["costs"].svg, figures["quality"].svg
-        ),
+        "costs.html": lambda: costs_page.page(results, figures["quality"].svg),
         "data.html": lambda: data_page.render(
             data_report, spec=results.spec, file="data.html", nav=pages.NAV
         ),

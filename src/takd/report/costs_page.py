@@ -1,14 +1,16 @@
 """Costs page: time and tokens by stage and by model, and total cost with teachers and initial SFT."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from takd.analysis import costs
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run
 from takd.analysis.cumulative_costs import unit
 from takd.analysis.results import Results
-from takd.experiment.labels import full_text, method_title
+from takd.experiment.labels import chain_text, full_text, method_title, methods_text
 from takd.experiment.lineage import split
 from takd.report import pages
+from takd.report.figures.quality import narrow
+from takd.report.table import write_csv
 from takd.report.tables import Cell, Column, Group, Row, Table
 
 CACHES = "teacher"
@@ -16,8 +18,8 @@ CACHES = "teacher"
 TIMES = (Column("Runs"), Column("Minutes", note="wall time"))
 
 
-def page(results: Results, costs_svg: str, quality_svg: str) -> str:
-    """Render the costs; the drawings are those of `figures.costs` and `figures.quality`."""
+def page(results: Results, quality_svg: str) -> str:
+    """Render the costs; the drawing is that of `figures.quality`."""
     runs = list(costs.runs(results))
     return pages.render(
         "costs.html",
@@ -28,8 +30,8 @@ def page(results: Results, costs_svg: str, quality_svg: str) -> str:
         models=by_model(results, runs),
         judged=_judged(results),
         how=how(runs),
-        figure=pages.inline(costs_svg),
         quality=pages.inline(quality_svg),
+        narrow=pages.inline(narrow(results)),
     )
 
 
@@ -56,7 +58,7 @@ def by_stage(results: Results, runs: Sequence[Run]) -> Table:
     if _judged(results):
         unknown = [Cell("not recorded")] * 3
         rows.append(Row([Cell(JUDGE), Cell(str(len(results.evaluations))), *unknown]))
-    heads = [Column("Stage", "name"), *TIMES, Column(_hours(results)), Column("Tokens")]
+    heads = [Column("Stage", "name"), *TIMES, Column(unit(results)), Column("Tokens")]
     return Table(heads, [Group("", rows), Group("", [Row(_sums("all", runs, "beyond"))])], "stages")
 
 
@@ -80,7 +82,7 @@ def caches(results: Results, runs: Sequence[Run]) -> Table | None:
         Row([Cell(full_text(lineage)), *_sums(stage, of_stage), Cell(_devices(of_stage))])
         for (lineage, stage), of_stage in found.items()
     ]
-    heads = [Column("Teacher", "name"), Column("Stage", ""), *TIMES, Column(_hours(results))]
+    heads = [Column("Teacher", "name"), Column("Stage", ""), *TIMES, Column(unit(results))]
     heads += [Column("Tokens"), Column("Device", "")]
     return Table(heads, [Group("", rows)], "caches") if rows else None
 
@@ -101,7 +103,7 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
             _number(sum(run.minutes for run in scored), 1),
             _number(tokens),
             _number(tokens / minutes / 60) if minutes else Cell("–", ""),
-            _total(hours, lambda value: f"{value:.1f}" if value >= 10 else f"{value:.2g}"),
+            _total(hours, pages.hours),
             _total(drawn, _thousands),
             Cell(_devices(trained)),
         ]
@@ -114,7 +116,7 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
             Column("Tokens a second"),
         ),
         *(
-            Column(f"Total {_hours(results)}", note="one seed"),
+            Column(f"Total {unit(results)}", note="one seed"),
             Column("Total tokens", note="one seed"),
         ),
         Column("Device", ""),
@@ -122,15 +124,36 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
     return Table(heads, [Group("", rows)], "models")
 
 
-def _total(by_seed: dict[int, float], text) -> Cell:  # type: ignore[no-untyped-def]
+def to_csv(results: Results) -> str:
+    """Write one line per lineage and stage, over training seeds."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage)):
+        found.setdefault((run.lineage, run.stage), []).append(run)
+    return write_csv(
+        [
+            {
+                "lineage": lineage,
+                "chain": chain_text(lineage),
+                "methods": methods_text(lineage),
+                "stage": stage,
+                "training_seeds": len({run.seed for run in runs}),
+                "minutes": sum(run.minutes for run in runs),
+                "hours": sum(run.hours for run in runs),
+                "tokens": sum(run.tokens for run in runs),
+                "steps": sum(run.steps or 0 for run in runs) if stage == TRAINING else None,
+                "skipped": sum(run.skipped or 0 for run in runs) if stage == TRAINING else None,
+                "device": None if stage in EVALUATION else _devices(runs),
+            }
+            for (lineage, stage), runs in found.items()
+        ]
+    )
+
+
+def _total(by_seed: Mapping[int, float], text: Callable[[float], str]) -> Cell:
     """Cell of a mean over training seeds, with lowest and highest below it."""
     mean = sum(by_seed.values()) / len(by_seed)
     ends = [text(min(by_seed.values())), text(max(by_seed.values()))]
     return Cell(text(mean), mean, [" to ".join(ends)] if ends[0] != ends[1] else [])
-
-
-def _hours(results: Results) -> str:
-    return unit(results)
 
 
 def _devices(runs: Sequence[Run]) -> str:

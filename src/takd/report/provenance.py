@@ -73,31 +73,31 @@ def start_text(source: Mapping[str, Any]) -> str:
 def trainings(results: Results, data_report: dict[str, Any]) -> Table:
     """Describe the trainings of each lineage: start, rows, how often they were seen, and what ended them."""
     columns = [
-        *(NAME, Column("Seeds", ""), Column("Start", ""), Column("Training rows")),
-        *(Column("Rows drawn", note="passes over the rows"), Column("Last step", note="limit")),
-        *(Column("Exported step", note="best on dev, by seed"), Column("Skipped steps")),
+        *(NAME, Column("Start", ""), Column("Training rows", note="drawn, passes over them")),
+        *(Column("Last step", note="limit"), Column("Exported step", note="best on dev, by seed")),
+        Column("Skipped steps"),
     ]
     kept = data_report["splits"]["train"]["counts"]["kept"]
     rows = []
     for lineage in results.lineages:
         models = results.of(lineage)
         ran = _settings(models[0])
-        rows_used = min(ran.get("rows") or kept, kept)
+        used = min(ran.get("rows") or kept, kept)
         drawn = rows_drawn(ran, models[0].manifest["steps"])
-        passes = "" if drawn is None else f"{drawn / max(rows_used, 1):.2g}"
-        of_all = [] if rows_used == kept else [f"of {_thousands(kept)}"]
+        size = _thousands(used) if used == kept else f"{_thousands(used)} of {_thousands(kept)}"
+        seen = [] if drawn is None else [f"{_thousands(drawn)} drawn, {drawn / used:.2g} passes"]
+        steps = (
+            f"{model.kept_step if model.kept_step is not None else '–'} (seed {model.node.seed})"
+            for model in models
+        )
         rows.append(
             [
                 full_text(lineage),
-                ", ".join(map(str, results.seeds(lineage))),
                 "SFT, same seed" if "init" in models[0].manifest["inputs"] else "starting weights",
-                Cell(_thousands(rows_used), rows_used, of_all),
-                Cell(
-                    "–" if drawn is None else _thousands(drawn), drawn, [passes] if passes else []
-                ),
+                Cell(size, used, seen),
                 _last_step(models),
-                ", ".join(str(m.kept_step) if m.kept_step is not None else "–" for m in models),
-                _thousands(sum(int(m.end.get("skipped", 0)) for m in models)),
+                Cell("", notes=list(steps)),
+                _thousands(sum(int(model.end.get("skipped", 0)) for model in models)),
             ]
         )
     return table("trainings", columns, rows)
@@ -147,7 +147,7 @@ def settings(results: Results) -> Table:
         for key, by_method in sorted(values.items())
     ]
     columns = [Column("Setting", "name"), *(Column(method_title(m), "") for m in methods)]
-    return table("settings", columns, rows)
+    return table("settings", columns, rows)._replace(kind="settings")
 
 
 def _setting(by_value: Mapping[str, list[str]]) -> Cell:

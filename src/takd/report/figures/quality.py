@@ -16,7 +16,7 @@ from takd.analysis.table import EACH, SCORE, Number
 from takd.experiment.labels import chain_text, full_text, methods_text
 from takd.experiment.lineage import split
 from takd.report.figures.layout import Sheet
-from takd.report.figures.marks import by_size, heading
+from takd.report.figures.marks import by_size, n_text
 from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, looks, to_svg
 
 FAR = 12
@@ -28,11 +28,21 @@ COLUMNS = (
 
 
 def quality(results: Results) -> Drawing:
-    """Draw ROUGE-L against total cost: a row per set, hours on the left and tokens on the right.
+    """Draw ROUGE-L against total cost, hours beside tokens, a row for each set.
 
     Colour is the method, marker the route, size that of the model; dots are single training seeds.
     """
-    found, look, spent = numbers.of(results), looks(results), list(costs.cumulative(results))
+    spent = list(costs.cumulative(results))
+    return Drawing(_draw(results, spent, WIDTH, columns=2), _numbers(results, spent))
+
+
+def narrow(results: Results) -> str:
+    """Draw the same for a phone, hours above tokens."""
+    return _draw(results, list(costs.cumulative(results)), WIDTH / 2, columns=1)
+
+
+def _draw(results: Results, spent: Sequence[Cumulative], width: float, columns: int) -> str:
+    found, look = numbers.of(results), looks(results)
     sizes = {model: 5 + 2 * place for place, model in enumerate(reversed(by_size(results)))}
     size = {lineage: sizes[split(lineage)[-1].model] for lineage in results.lineages}
     small = max(value for each in spent for value in each.hours.values()) < 1
@@ -42,29 +52,31 @@ def quality(results: Results) -> Drawing:
     means = [[_mean(_costs(each, place)) for each in spent] for place in (0, 1)]
     log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means)
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(WIDTH, rows=0, height=3.2, below=0.65)
+        sheet = Sheet(width, rows=0, height=3.2 if columns > 1 else 2.6, below=0.65)
         for name in results.spec["sets"]:
-            heading(sheet, results, name)
-            sheet.add_row()
+            sheet.write(
+                name if columns == 1 else f"{name}: {n_text(results, name)}", sheet.extend(0.18)
+            )
             first: Axes | None = None
             for place, title in enumerate(titles):
-                axis = sheet.panel(-1, place, 2, share=first)
+                if place % columns == 0:
+                    sheet.add_row()
+                axis = sheet.panel(-1, place % columns, columns, share=first)
                 first = first or axis
-                costs_of = [
-                    _costs(each, place, 60 if small and place == 0 else 1) for each in spent
-                ]
-                for each, by_seed in zip(spent, costs_of, strict=True):
+                by_seed = [_costs(each, place, 60 if small and place == 0 else 1) for each in spent]
+                for each, cost in zip(spent, by_seed, strict=True):
                     wanted = {"kind": SCORE, "set": name, "measure": "rougeL"}
                     score = numbers.one(found, lineage=each.lineage, **wanted)
                     seeds = numbers.rows(found, lineage=each.lineage, seed=EACH, **wanted)
                     assert score is not None
-                    _point(axis, by_seed, score, seeds, look[each.lineage], size[each.lineage])
-                _scale(axis, [value for by_seed in costs_of for value in by_seed.values()], log)
+                    _point(axis, cost, score, seeds, look[each.lineage], size[each.lineage])
+                _scale(axis, [value for cost in by_seed for value in cost.values()], log)
                 axis.set_xlabel(f"{title}, in total")
-            first.set_ylabel("ROUGE-L")  # type: ignore[union-attr]
+                if place % columns == 0:
+                    axis.set_ylabel("ROUGE-L")
         handles = [_handle(look[lineage], size[lineage]) for lineage in results.lineages]
         sheet.key(handles, [full_text(lineage) for lineage in results.lineages])
-        return Drawing(to_svg(sheet.finish()), _numbers(results, spent))
+        return to_svg(sheet.finish())
 
 
 def _costs(cost: Cumulative, place: int, factor: float = 1) -> dict[int, float]:
