@@ -93,7 +93,7 @@ def differences(results: Results, name: str) -> Forest | None:
         ]
         if lines:
             blocks.append(Block(title, lines))
-    return _both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
+    return both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
 
 
 def scores(results: Results, name: str) -> Forest:
@@ -115,10 +115,10 @@ def scores(results: Results, name: str) -> Forest:
                 )
             )
         blocks.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
-    return _both(blocks, "ROUGE-L", signed=False)
+    return both(blocks, "ROUGE-L", signed=False)
 
 
-def _both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:
+def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:
     return Forest(*(draw(blocks, axis_title, signed, shape) for shape in (BROAD, NARROW)))
 
 
