@@ -73,9 +73,9 @@ def run(stage: Stage) -> None:
     for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
         if drawn := draw(results, first):
             write_text(site / f"{name}.svg", drawn.broad)
-    small = summary.small_table(results, groups, first)
-    write_text(site / "summary.tex", tables.latex(small))
-    write_text(site / "summary.md", tables.markdown(small))
+    brief = results_page.main_table(results, first, brief=True)
+    write_text(site / "summary.tex", tables.latex(brief))
+    write_text(site / "summary.md", tables.markdown(brief))
     write_text(site / "results.csv", table.to_csv(results, groups))
     write_text(site / "differences.csv", table.differences_csv(results))
     write_text(site / "costs.csv", costs_page.to_csv(results))
@@ -84,10 +84,10 @@ def run(stage: Stage) -> None:
     scores_table.write_parquet(results, evaluations, site / "scores.parquet")
     downloads = {file: about for file, about in DOWNLOADS.items() if (site / file).exists()}
     site_pages: dict[str, Callable[[], str]] = {
-        "index.html": lambda: summary.page(results, groups, data_report, downloads),
-        "results.html": lambda: results_page.page(results, groups),
+        "index.html": lambda: summary.page(results, brief, data_report, downloads),
+        "results.html": lambda: results_page.page(results),
         "learning.html": lambda: learning.page(results),
-        "generations.html": lambda: samples.page(results, groups),
+        "generations.html": lambda: samples.page(results),
         "costs.html": lambda: costs_page.page(results, figures["quality"].svg),
         "data.html": lambda: data_page.render(
             data_report, spec=results.spec, file="data.html", nav=pages.NAV

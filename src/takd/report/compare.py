@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from takd.analysis import compare_settings, costs, measures
+from takd.analysis import table as numbers
 from takd.analysis.across_experiments import Comparison, Outcome, Place, compare
 from takd.analysis.compare_results import Compared, read_all
 from takd.analysis.compare_settings import TRAINED, Setting
 from takd.analysis.costs import EVALUATION, TRAINING
-from takd.analysis.definitions import better
 from takd.analysis.measures import Measure
 from takd.analysis.results import MEASURES
+from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import visible
 from takd.experiment import labels
 from takd.report import pages, table
 from takd.report.figures import forest
 from takd.report.figures.curves import experiments as curves
 from takd.report.figures.style import looks
-from takd.report.results_page import gain, score
-from takd.report.tables import Cell, Column, Group, Row, Table, measured
+from takd.report.tables import Cell, Column, Group, Row, Table, measured, numbered
 from takd.runtime.errors import InputError
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage, write_text
@@ -177,22 +177,42 @@ def differences(comparison: Comparison, name: str) -> forest.Forest | None:
     blocks = []
     for place, each in enumerate(comparison.experiments[1:], 1):
         look = looks(each.results)
+        found = (
+            difference(lineage, outcome)
+            for lineage, outcome in comparison.against(name, place).items()
+        )
         lines = [
             forest.Line(
-                labels.full_text(lineage),
-                found.mean,
-                found.interval,
+                labels.full_text(n.lineage),
+                n,
                 [],
-                look[lineage],
-                not found.verdict,
-                forest.verdict(found),
+                look[n.lineage],
+                forest.tests_text(n.verdict, n.p),
             )
-            for lineage, outcome in comparison.against(name, place).items()
-            if (found := outcome.difference) is not None
+            for n in found
+            if n is not None
         ]
         if lines:
             blocks.append(forest.Block(f"{each.name} − {comparison.first.name}", lines))
     return forest.both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
+
+
+def difference(lineage: str, outcome: Outcome) -> Number | None:
+    """The difference of a model from that of the first experiment; None if it was not tested."""
+    found = outcome.difference
+    if found is None:
+        return None
+    return Number(
+        experiment="",
+        kind=DIFFERENCE,
+        lineage=lineage,
+        measure="rougeL",
+        value=found.mean,
+        low=found.interval.low if found.interval else None,
+        high=found.interval.high if found.interval else None,
+        p=found.p,
+        significant=found.verdict,
+    )
 
 
 def scores(comparison: Comparison, name: str) -> Table:
@@ -202,20 +222,23 @@ def scores(comparison: Comparison, name: str) -> Table:
     columns += [Column(f"{each.name} − {first.name}") for each in rest]
     rows = []
     for lineage in comparison.on(name):
-        places = [Place(name, lineage, n) for n in range(len(comparison.experiments))]
-        found = [comparison.scores.get((place, "rougeL")) for place in places]
-        cells = [Cell("–", "") if each is None else score(each) for each in found]
-        outcomes = [_outcome(comparison.outcomes.get(place)) for place in places[1:]]
-        rows.append(Row([Cell(named(comparison, lineage)), *cells, *outcomes], lineage=lineage))
+        cells = [Cell(named(comparison, lineage))]
+        for each in comparison.experiments:
+            wanted = {"kind": SCORE, "set": name, "lineage": lineage, "measure": "rougeL"}
+            found = numbers.one(numbers.of(each.results), **wanted)
+            cells.append(numbered(found) if found else Cell("–", ""))
+        for place in range(1, len(comparison.experiments)):
+            cells.append(_outcome(comparison.outcomes.get(Place(name, lineage, place)), lineage))
+        rows.append(Row(cells, lineage=lineage))
     return Table(columns, [Group("", rows)], f"scores-{name}")
 
 
-def _outcome(found: Outcome | None) -> Cell:
-    if found is None:
+def _outcome(outcome: Outcome | None, lineage: str) -> Cell:
+    if outcome is None:
         return Cell("", "")
-    if found.difference:
-        return gain(found.difference)
-    return Cell("same model" if found.same else "not tested", "", tip=found.reason)
+    if outcome.difference:
+        return numbered(difference(lineage, outcome))
+    return Cell("same model" if outcome.same else "not tested", "", tip=outcome.reason)
 
 
 def other_measures(comparison: Comparison, name: str) -> Table:
@@ -226,7 +249,9 @@ def other_measures(comparison: Comparison, name: str) -> Table:
         for measure in _measured(comparison.experiments):
             values = [_mean(each, measure, lineage, name) for each in comparison.experiments]
             if any(value is not None for value in values):
-                head = Cell(measure.title, notes=list(filter(None, [better(measure)])))
+                head = Cell(
+                    measure.title, notes=[f"{measure.better} is better"] if measure.better else []
+                )
                 rows.append(Row([head, *(measured(value, measure.digits) for value in values)]))
         groups.append(Group(named(comparison, lineage), rows))
     return Table([Column("Measure", "name"), *_heads(comparison.experiments)], groups)

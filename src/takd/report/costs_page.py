@@ -10,6 +10,7 @@ from takd.experiment.labels import chain_text, full_text, method_title, methods_
 from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures.quality import narrow
+from takd.report.results_page import model_cell
 from takd.report.table import write_csv
 from takd.report.tables import Cell, Column, Group, Row, Table
 
@@ -97,7 +98,7 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
         minutes, tokens = (sum(getattr(r, what) for r in trained) for what in ("minutes", "tokens"))
         hours, drawn = total[lineage].hours, total[lineage].tokens
         cells = [
-            Cell(full_text(lineage)),
+            model_cell(lineage),
             _number(len(trained)),
             _number(minutes, 1),
             _number(sum(run.minutes for run in scored), 1),

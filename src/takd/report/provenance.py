@@ -11,6 +11,7 @@ from takd.analysis.text import flat, visible
 from takd.experiment.labels import full_text, method_title
 from takd.experiment.lineage import split
 from takd.report import pages, reproduce
+from takd.report.results_page import model_cell
 from takd.report.tables import Cell, Column, Group, Row, Table
 
 DIGITS = 16
@@ -92,7 +93,7 @@ def trainings(results: Results, data_report: dict[str, Any]) -> Table:
         )
         rows.append(
             [
-                full_text(lineage),
+                model_cell(lineage),
                 "SFT, same seed" if "init" in models[0].manifest["inputs"] else "starting weights",
                 Cell(size, used, seen),
                 _last_step(models),

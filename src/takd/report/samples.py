@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from takd.analysis import table
 from takd.analysis.results import Results, Row
 from takd.analysis.text import visible
+from takd.experiment.labels import full_text
 from takd.experiment.lineage import Node, split, supervised
 from takd.metrics.words import pieces
 from takd.report import pages
-from takd.report.table import Group, named
 
 RIGHT, WRONG = "right", "wrong"
 
@@ -55,11 +56,17 @@ class Prompt:
     responses: list[Response]
 
 
-def page(results: Results, groups: list[Group]) -> str:
+def page(results: Results) -> str:
     """Render the generations; models are in the order of the results table."""
     models = [
-        Model(place, row.lineage, named(results, row.lineage), row.role, row.seeds)
-        for place, row in enumerate(row for group in groups for row in group.rows)
+        Model(
+            place,
+            line.lineage,
+            f"{line.label} {full_text(line.lineage)}".strip(),
+            line.role,
+            results.seeds(line.lineage),
+        )
+        for place, line in enumerate(table.lines(results))
     ]
     sets = {
         name: [

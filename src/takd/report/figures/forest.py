@@ -9,30 +9,36 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from takd.analysis.comparisons import Difference, Pair, analyse, p_text
+from takd.analysis import fairness, table
+from takd.analysis.comparisons import Pair, p_text
+from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
-from takd.analysis.statistics import Interval, number
-from takd.experiment.labels import chain_text, full_text, method_title, methods_text
+from takd.analysis.table import DIFFERENCE, SCORE, Number
+from takd.analysis.text import listed
+from takd.experiment.labels import full_text
 from takd.experiment.lineage import split
 from takd.report.figures.style import STYLE, Look, looks, size_text, to_svg
+from takd.report.tables import by_seed
 
 GREY = "#555555"
 
 
 class Line(NamedTuple):
-    """One mean with its uncertainty. A hollow marker is a difference that is not significant."""
+    """One mean with its uncertainty; a hollow marker is a difference that is not significant."""
 
     label: str
-    mean: float
-    interval: Interval | None
+    number: Number
     seeds: Sequence[float]
     """The mean of each training seed."""
     look: Look
-    hollow: bool
-    text: str
+    text: str = ""
     """Said at the end of the line, after the mean and its interval."""
     note: str = ""
     """A second, smaller line below the label."""
+
+    @property
+    def hollow(self) -> bool:
+        return self.number.kind == DIFFERENCE and not self.number.significant
 
 
 class Block(NamedTuple):
@@ -54,7 +60,7 @@ class Shape(NamedTuple):
     above: bool
 
 
-BROAD = Shape(9.0, 3.15, 3.0, 0.33, 0.42, 9.0, above=False)
+BROAD = Shape(9.0, 3.15, 3.0, 0.36, 0.42, 9.0, above=False)
 NARROW = Shape(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, above=True)
 """So narrow that its text can be read on a phone."""
 
@@ -74,48 +80,50 @@ QUESTIONS = {
 """Headings, in the order of the blocks."""
 
 
-def differences(results: Results, name: str) -> Forest | None:
-    """Draw all differences of ROUGE-L on one evaluation set, by question; None if there are none."""
-    found, look = analyse(results), looks(results)
+def differences(results: Results, name: str, measure: str = "rougeL") -> Forest | None:
+    """Draw all differences on one evaluation set, by question; None if there are none."""
+    found, look = table.of(results), looks(results)
     blocks = []
     for question, title in QUESTIONS.items():
-        lines = [
-            Line(
-                pair_text(pair),
-                difference.mean,
-                difference.interval,
-                seed_means(results, name, pair),
-                look[pair.ours],
-                not difference.verdict,
-                verdict(difference),
-            )
-            for pair, difference in found.of(name, question)
-        ]
-        if lines:
-            blocks.append(Block(title, lines))
-    return both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
-
-
-def scores(results: Results, name: str) -> Forest:
-    """Draw ROUGE-L of all models on one evaluation set, by model, those of large teachers first."""
-    found, look = analyse(results), looks(results)
-    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
-    blocks = []
-    for model in sorted(sizes, key=lambda model: -sizes[model]):
-        ends = [lineage for lineage in results.lineages if split(lineage)[-1].model == model]
-        # labels alone first, then large teachers before small ones: a falling column is the capacity gap
-        ends.sort(key=lambda lineage: [-sizes[hop.model] for hop in reversed(split(lineage)[:-1])])
+        wanted = {"kind": DIFFERENCE, "set": name, "measure": measure, "question": question}
         lines = []
-        for lineage in ends:
-            score = found.scores[name, lineage, "rougeL"]
-            seeds = _by_seed(results, name, lineage)
+        for number_ in table.rows(found, **wanted):
+            pair = Pair(question, number_.lineage, number_.other)
+            unequal = [one.what for one in fairness.unequal(results, pair) if one.of_data_or_start]
             lines.append(
                 Line(
-                    full_text(lineage), score.mean, score.interval, seeds, look[lineage], False, ""
+                    pair_text(pair),
+                    number_,
+                    list(by_seed(found, number_).values()),
+                    look[number_.lineage],
+                    tests_text(number_.verdict, number_.p),
+                    f"arms differ in {listed(unequal)}" if unequal else "",
                 )
             )
+        if lines:
+            blocks.append(Block(title, lines))
+    title = f"difference in {BY_NAME[measure].title}"
+    return both(blocks, title, signed=True) if blocks else None
+
+
+def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
+    """Draw the scores of all models on one evaluation set, by model, those of large teachers first."""
+    found, look = table.of(results), looks(results)
+    rows = table.rows(found, kind=SCORE, set=name, measure=measure)
+    sizes = {row.model: row.parameters or 0 for row in rows}
+
+    def teachers(row: Number) -> list[int]:
+        # labels alone first, then large teachers before small ones: a falling column is the capacity gap
+        return [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+
+    blocks = []
+    for model in sorted(sizes, key=lambda model: -sizes[model]):
+        lines = [
+            Line(full_text(row.lineage), row, list(by_seed(found, row).values()), look[row.lineage])
+            for row in sorted((row for row in rows if row.model == model), key=teachers)
+        ]
         blocks.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
-    return both(blocks, "ROUGE-L", signed=False)
+    return both(blocks, BY_NAME[measure].title, signed=False)
 
 
 def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:
@@ -126,32 +134,15 @@ def pair_text(pair: Pair) -> str:
     """Name a difference: the chain where it is clear from the question what it is compared with, else both sides."""
     if pair.question != "method":
         return full_text(pair.ours)
-    ours, theirs = (methods_text(lineage) for lineage in (pair.ours, pair.theirs))
-    if chain_text(pair.ours) == chain_text(pair.theirs):
-        titles = (" → ".join(map(method_title, text.split(" → "))) for text in (ours, theirs))
-        return f"{' − '.join(titles)}: {chain_text(pair.ours)}"
-    return f"{full_text(pair.ours)} − {full_text(pair.theirs)}"
+    ours, theirs = (full_text(lineage).partition(": ") for lineage in (pair.ours, pair.theirs))
+    if ours[2] == theirs[2]:
+        return f"{ours[0]} − {theirs[0]}: {ours[2]}"
+    return f"{''.join(ours)} − {''.join(theirs)}"
 
 
-def seed_means(results: Results, name: str, pair: Pair) -> list[float]:
-    """Difference of each training seed that both models have."""
-    seeds = [seed for seed in results.seeds(pair.ours) if seed in results.seeds(pair.theirs)]
-    ours, theirs = (
-        results.scores(lineage, name, "rougeL", seeds) for lineage in (pair.ours, pair.theirs)
-    )
-    return [float(value) for value in (ours - theirs).mean(axis=(1, 2))]
-
-
-def _by_seed(results: Results, name: str, lineage: str) -> list[float]:
-    found = results.scores(lineage, name, "rougeL", results.seeds(lineage))
-    return [float(value) for value in found.mean(axis=(1, 2))]
-
-
-def verdict(difference: Difference) -> str:
-    """`significant, p = 0.004` or `n.s., p = 0.31`."""
-    if difference.p is None:
-        return "no test"
-    return f"{'significant' if difference.verdict else 'n.s.'}, {p_text(difference.p)}"
+def tests_text(verdict: str, p: float | None) -> str:
+    """`significant, p = 0.004` or `n.s., p = 0.31`; empty without a test."""
+    return f"{verdict}, {p_text(p)}" if verdict else ""
 
 
 def draw(blocks: Sequence[Block], axis_title: str, signed: bool, shape: Shape = BROAD) -> str:
@@ -179,7 +170,7 @@ def draw(blocks: Sequence[Block], axis_title: str, signed: bool, shape: Shape = 
             _write(axis, shape, down + 0.62 * shape.heading, block.title, weight="bold")
             down += shape.heading
             for line in block.lines:
-                _line(axis, shape, down, line, signed)
+                _line(axis, shape, down, line)
                 down += shape.row
         _key(figure, shape, blocks, signed)
         return to_svg(figure)
@@ -188,25 +179,25 @@ def draw(blocks: Sequence[Block], axis_title: str, signed: bool, shape: Shape = 
 def _limits(blocks: Sequence[Block], signed: bool) -> tuple[float, float]:
     """Ends of the x axis: all means and seeds, and of intervals no more than twice as much again."""
     lines = [line for block in blocks for line in block.lines]
-    core = [value for line in lines for value in (line.mean, *line.seeds)] + [0.0] * signed
-    ends = [end for line in lines for end in line.interval or ()]
+    core = [value for line in lines for value in (line.number.value, *line.seeds)] + [0.0] * signed
+    ends = [end for line in lines for end in line.number.interval or ()]
     room = (max(core) - min(core)) or 1.0
     low = max(min([*core, *ends]), min(core) - room)
     high = min(max([*core, *ends]), max(core) + room)
     return low - 0.04 * (high - low), high + 0.04 * (high - low)
 
 
-def _line(axis: Axes, shape: Shape, top: float, line: Line, signed: bool) -> None:
+def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
     """Draw one line: interval, ticks of the seeds, marker, and its texts."""
     down = top + (0.72 if shape.above else 0.5) * shape.row
     colour = line.look.colour
     low, high = axis.get_xlim()
-    if line.interval:
-        ends = (max(low, line.interval.low), min(high, line.interval.high))
+    if interval := line.number.interval:
+        ends = (max(low, interval.low), min(high, interval.high))
         axis.plot(ends, [down, down], color=colour, linewidth=1.5, solid_capstyle="butt", zorder=2)
         for end, beyond, arrow in (
-            (low, line.interval.low < low, "<"),
-            (high, line.interval.high > high, ">"),
+            (low, interval.low < low, "<"),
+            (high, interval.high > high, ">"),
         ):
             if beyond:
                 axis.plot(end, down, marker=arrow, color=colour, markersize=5, clip_on=False)
@@ -216,11 +207,11 @@ def _line(axis: Axes, shape: Shape, top: float, line: Line, signed: bool) -> Non
             markersize=9, markeredgewidth=1.3, zorder=3,
         )  # fmt: skip
     axis.plot(
-        line.mean, down, marker=line.look.marker, color=colour, markersize=6.5, markeredgewidth=1.4,
+        line.number.value, down, marker=line.look.marker, color=colour, markersize=6.5, markeredgewidth=1.4,
         markerfacecolor="white" if line.hollow else colour, linestyle="none", zorder=4,
     )  # fmt: skip
-    value = number(line.mean, signed)
-    said = f"{value} ({line.interval.text(signed)})" if line.interval else value
+    said = line.number.text()
+    value = said.partition(" (")[0]
     if shape.above:
         _write(axis, shape, top + 0.27 * shape.row, line.label)
         short = line.text.partition(",")[0]
