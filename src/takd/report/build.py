@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from takd.analysis import costs, scores_table
 from takd.analysis.results import read
-from takd.report import pages, results_page, summary, table, tables
+from takd.report import pages, results_page, score_tables, summary, table, tables
 from takd.report.figures import forest
 from takd.report.figures.costs import costs as costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
@@ -65,7 +65,7 @@ def run(stage: Stage) -> None:
     for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
         if drawn := draw(results, first):
             write_text(site / f"{name}.svg", drawn.broad)
-    brief = results_page.main_table(results, first, brief=True)
+    brief = score_tables.brief_table(results)
     write_text(site / "summary.tex", tables.latex(brief))
     write_text(site / "summary.md", tables.markdown(brief))
     write_text(site / "results.csv", table.to_csv(results, groups))
