@@ -16,8 +16,8 @@ from takd.report import (
     provenance,
     results_page,
     samples,
+    score_tables,
     summary,
-    table,
     tables,
 )
 from takd.report.figures import forest
@@ -73,7 +73,7 @@ def run(stage: Stage) -> None:
     for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
         if drawn := draw(results, first):
             write_text(site / f"{name}.svg", drawn.broad)
-    brief = results_page.main_table(results, first, brief=True)
+    brief = score_tables.brief_table(results)
     write_text(site / "summary.tex", tables.latex(brief))
     write_text(site / "summary.md", tables.markdown(brief))
     write_text(site / "results.csv", exports.results_csv(results))
