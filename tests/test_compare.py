@@ -1,4 +1,4 @@
-"""Several experiments side by side, on made results: what is told and what is not, and when it is made again."""
+"""Several experiments side by side, on made results: what is significant, what is not tested, and when it is made again."""
 
 import csv
 import io
@@ -23,9 +23,8 @@ from test_report import BY_KD, DIRECT, STUDY, THROUGH
 from test_staleness import touch
 
 from takd.analysis import compare_settings
-from takd.analysis.across_experiments import Comparison, Place
+from takd.analysis.across_experiments import Comparison, Place, read_all
 from takd.analysis.across_experiments import compare as compare_scores
-from takd.analysis.compare_results import read_all
 from takd.analysis.statistics import holm
 from takd.experiment import comparison
 from takd.experiment import experiment as experiments
@@ -151,29 +150,27 @@ def rows(path: Path, **wanted: str) -> list[dict[str, str]]:
     return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_a_difference_is_told_with_its_test(three: SimpleNamespace) -> None:
+def test_a_difference_has_its_test(three: SimpleNamespace) -> None:
     table = three.out / "comparison.csv"
     (before,) = rows(table, lineage=DEEP, measure="rougeL", experiment="before")
     (after,) = rows(table, lineage=DEEP, measure="rougeL", experiment="more-mixing")
     assert float(after["value"]) - float(before["value"]) == pytest.approx(6, abs=1e-3)
     # 3, 6 and 9 points by turns, averaged over two draws: a mean of 6 over prompts
-    assert after["difference"] == "6" and after["verdict"] == "higher"
-    assert float(after["difference_low"]) > 5 and float(after["p"]) < 0.001
+    assert after["difference"] == "6" and after["significant"] == "higher"
+    assert float(after["difference_low"]) > 5 and float(after["p (Holm)"]) < 0.001
     assert after["difference_n_training_seeds"] == "2" and before["difference"] == ""
     page = (three.out / "comparison.html").read_text()
-    assert "(minillm): +6.0 in more-mixing, higher (95 % interval from +5." in page
     assert "more-mixing differs from before in 1 setting:" in page
 
 
-def test_a_difference_within_its_noise_is_not_told(tmp_path: Path) -> None:
+def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> None:
     specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=noisy)]
     outcome = compared(tmp_path, *specs).outcomes[Place("heldout", DEEP, 1)]
-    assert outcome.difference is not None and outcome.difference.mean == pytest.approx(0.25)
-    assert not outcome.told and outcome.word == "not told"
+    assert outcome.difference is not None and outcome.difference.value == pytest.approx(0.25)
+    assert outcome.difference.verdict == "n.s."
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
     assert "differs from before in no setting." in page
-    assert "1 tested without a difference that can be told, 5 the same in both" in page
-    assert "higher (95" not in page and "lower (95" not in page
+    assert "n.s." in page and page.count("same model") >= 5
 
 
 def test_equal_models_are_not_tested(three: SimpleNamespace) -> None:
@@ -197,8 +194,8 @@ def test_all_tests_on_a_set_are_one_family(tmp_path: Path) -> None:
     both = compared(tmp_path, first, noise, gain)
     assert both.tests("heldout") == 2
     together = [both.outcomes[place._replace(experiment=n)].difference for n in (1, 2)]
-    assert all(found is not None and found.p_prompts for found in (*alone, *together))
-    assert [found.p_prompts for found in together] == holm(found.p_prompts for found in alone)  # type: ignore
+    assert all(found is not None and found.prompts_p for found in (*alone, *together))
+    assert [found.prompts_p for found in together] == holm(found.prompts_p for found in alone)  # type: ignore
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
@@ -210,7 +207,7 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     outcomes = compared(tmp_path, first, other).against("heldout", 1)
     found = outcomes[STUDENT].difference
     # of both, decoding seed 20 and training seed 2
-    assert found is not None and found.trainings == 1 and found.mean == pytest.approx(5.5)
+    assert found is not None and found.n_training_seeds == 1 and found.value == pytest.approx(5.5)
     # the teacher at the head is trained with the first seed alone, and those differ
     assert outcomes["teacher-sft"].reason == "the two have no training seed in common"
     apart = made(tmp_path, "apart", decoding_seeds=(30, 40))
@@ -249,7 +246,10 @@ def test_what_is_no_pair_is_not_tested(name: str, tmp_path: Path) -> None:
     out = run(tmp_path, *specs)
     assert reason in (out / "comparison.html").read_text()
     (row,) = rows(out / "comparison.csv", lineage=DEEP, measure="rougeL", experiment="after")
-    assert reason in row["not_tested"] and row["difference"] == row["p"] == row["verdict"] == ""
+    assert (
+        reason in row["not_tested"]
+        and row["difference"] == row["p (Holm)"] == row["significant"] == ""
+    )
     assert float(row["value"]) > 0 and float(row["value_low"]) > 0
 
 

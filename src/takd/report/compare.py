@@ -6,18 +6,17 @@ Outputs, each optional: the names of `takd.experiment.comparison.PARTS`.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from takd.analysis import compare_settings, costs, measures
+from takd.analysis import compare_settings, costs, exports, measures
 from takd.analysis import table as numbers
-from takd.analysis.across_experiments import Comparison, Outcome, Place, compare
-from takd.analysis.compare_results import Compared, read_all
+from takd.analysis.across_experiments import Compared, Comparison, Outcome, Place, compare, read_all
 from takd.analysis.compare_settings import TRAINED, Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import Measure
 from takd.analysis.results import MEASURES
-from takd.analysis.table import DIFFERENCE, SCORE, Number
+from takd.analysis.table import SCORE
 from takd.analysis.text import visible
 from takd.experiment import labels
-from takd.report import pages, table
+from takd.report import pages
 from takd.report.figures import forest
 from takd.report.figures.curves import experiments as curves
 from takd.report.figures.style import looks
@@ -96,7 +95,7 @@ def page(comparison: Comparison, svg: str) -> str:
 def named(comparison: Comparison, lineage: str) -> str:
     """Name a lineage as the first experiment does that has it."""
     holder = next(e for e in comparison.experiments if lineage in e.results.lineages)
-    return table.named(holder.results, lineage)
+    return numbers.named(holder.results, lineage)
 
 
 def _differs(
@@ -177,10 +176,7 @@ def differences(comparison: Comparison, name: str) -> forest.Forest | None:
     blocks = []
     for place, each in enumerate(comparison.experiments[1:], 1):
         look = looks(each.results)
-        found = (
-            difference(lineage, outcome)
-            for lineage, outcome in comparison.against(name, place).items()
-        )
+        found = (outcome.difference for outcome in comparison.against(name, place).values())
         lines = [
             forest.Line(
                 labels.full_text(n.lineage),
@@ -195,24 +191,6 @@ def differences(comparison: Comparison, name: str) -> forest.Forest | None:
         if lines:
             blocks.append(forest.Block(f"{each.name} − {comparison.first.name}", lines))
     return forest.both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
-
-
-def difference(lineage: str, outcome: Outcome) -> Number | None:
-    """The difference of a model from that of the first experiment; None if it was not tested."""
-    found = outcome.difference
-    if found is None:
-        return None
-    return Number(
-        experiment="",
-        kind=DIFFERENCE,
-        lineage=lineage,
-        measure="rougeL",
-        value=found.mean,
-        low=found.interval.low if found.interval else None,
-        high=found.interval.high if found.interval else None,
-        p=found.p,
-        significant=found.verdict,
-    )
 
 
 def scores(comparison: Comparison, name: str) -> Table:
@@ -237,7 +215,7 @@ def _outcome(outcome: Outcome | None, lineage: str) -> Cell:
     if outcome is None:
         return Cell("", "")
     if outcome.difference:
-        return numbered(difference(lineage, outcome))
+        return numbered(outcome.difference)
     return Cell("same model" if outcome.same else "not tested", "", tip=outcome.reason)
 
 
@@ -330,7 +308,7 @@ def to_csv(comparison: Comparison) -> str:
             if lineage in found
             for key in _shown(comparison.experiments)
         ]
-    return table.write_csv(lines)
+    return exports.to_csv(lines)
 
 
 def _line(comparison: Comparison, place: Place, measure: Measure) -> dict[str, Any]:
@@ -339,7 +317,8 @@ def _line(comparison: Comparison, place: Place, measure: Measure) -> dict[str, A
     if measure.name not in MEASURES:
         value = measures.mean(each.results, measure, place.lineage, place.set)
         return line | {"value": value} | _blank()
-    line |= table.columns("value", comparison.scores[place, measure.name])
+    wanted = {"kind": SCORE, "set": place.set, "lineage": place.lineage, "measure": measure.name}
+    line |= exports.columns("value", numbers.one(numbers.of(each.results), **wanted))
     outcome = comparison.outcomes.get(place) if measure.name == "rougeL" else None
     return line | _tested(outcome)
 
@@ -359,16 +338,13 @@ def _about(name: str, lineage: str, measure: str, each: Compared) -> dict[str, A
 
 def _blank() -> dict[str, Any]:
     """Empty values for the columns of a number without uncertainty."""
-    return {k: None for k in table.columns("value", None) if k != "value"} | _tested(None)
+    return {k: None for k in exports.columns("value", None) if k != "value"} | _tested(None)
 
 
 def _tested(outcome: Outcome | None) -> dict[str, Any]:
     found = outcome.difference if outcome else None
-    return table.columns("difference", found) | {
-        "difference_n_training_seeds": found and found.trainings,
-        "p": found and found.p,
-        "prompts_p": found and found.p_prompts,
-        "verdict": found and found.verdict,
-        "verdict_as_trained": found and found.of_models,
+    return exports.columns("difference", found) | {
+        "difference_n_training_seeds": found and found.n_training_seeds,
+        **exports.tests(found),
         "not_tested": outcome and ("the same model" if outcome.same else outcome.reason),
     }

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from takd.analysis import costs
-from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run
-from takd.analysis.cumulative_costs import unit
+from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
+from takd.analysis.exports import to_csv as write_csv
 from takd.analysis.results import Results
 from takd.experiment.labels import chain_text, full_text, method_title, methods_text
 from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures.quality import narrow
 from takd.report.results_page import model_cell
-from takd.report.table import write_csv
 from takd.report.tables import Cell, Column, Group, Row, Table
 
 CACHES = "teacher"

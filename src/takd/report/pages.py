@@ -1,18 +1,18 @@
 """Pages of the report: self-contained HTML that loads nothing external and suits print and phones."""
 
 import functools
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from takd.analysis import comparisons, definitions
+from takd.analysis import comparisons, table
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.text import plain, visible
 from takd.experiment import labels
-from takd.report import table
 from takd.report.figures.scope import scoped
 from takd.report.figures.style import size_text
 
@@ -67,8 +67,8 @@ def _environment() -> Environment:
         "methods": labels.methods_text,
         "number": number,
         "p": comparisons.p_text,
-        "definition": definitions.definition,
-        "better": definitions.better,
+        "definition": attrgetter("definition"),
+        "better": attrgetter("arrow"),
         "hours": hours,
         "title_of": labels.method_title,
         "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),

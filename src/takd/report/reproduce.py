@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
+from takd.analysis.table import named
 from takd.experiment.lineage import SUPERVISED, split
-from takd.report.table import named
 from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"

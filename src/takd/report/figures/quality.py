@@ -9,8 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from takd.analysis import costs
 from takd.analysis import table as numbers
-from takd.analysis.costs import Cumulative
-from takd.analysis.cumulative_costs import unit
+from takd.analysis.costs import Cumulative, unit
 from takd.analysis.results import Results, Row
 from takd.analysis.table import EACH, SCORE, Number
 from takd.experiment.labels import chain_text, full_text, methods_text
