@@ -138,7 +138,7 @@ def to_csv(results: Results) -> str:
                 "methods": methods_text(lineage),
                 "stage": stage,
                 "training_seeds": len({run.seed for run in runs}),
-                "minutes": sum(run.minutes for run in runs),
+                "minutes": sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60,
                 "hours": sum(run.hours for run in runs),
                 "tokens": sum(run.tokens for run in runs),
                 "steps": sum(run.steps or 0 for run in runs) if stage == TRAINING else None,
