@@ -6,7 +6,7 @@ Output: `site`, a folder whose `index.html` links to all else.
 import shutil
 from collections.abc import Callable
 
-from takd.analysis import scores_table
+from takd.analysis import exports
 from takd.analysis.results import read
 from takd.data import page as data_page
 from takd.report import (
@@ -16,8 +16,8 @@ from takd.report import (
     provenance,
     results_page,
     samples,
+    score_tables,
     summary,
-    table,
     tables,
 )
 from takd.report.figures import forest
@@ -73,15 +73,15 @@ def run(stage: Stage) -> None:
     for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
         if drawn := draw(results, first):
             write_text(site / f"{name}.svg", drawn.broad)
-    brief = results_page.main_table(results, first, brief=True)
+    brief = score_tables.brief_table(results)
     write_text(site / "summary.tex", tables.latex(brief))
     write_text(site / "summary.md", tables.markdown(brief))
-    write_text(site / "results.csv", table.to_csv(results, groups))
-    write_text(site / "differences.csv", table.differences_csv(results))
+    write_text(site / "results.csv", exports.results_csv(results))
+    write_text(site / "differences.csv", exports.differences_csv(results))
     write_text(site / "costs.csv", costs_page.to_csv(results))
-    write_text(site / "scores.csv", scores_table.to_csv(results))
+    write_text(site / "scores.csv", exports.scores_csv(results))
     # straight to a file: too large to build in memory
-    scores_table.write_parquet(results, evaluations, site / "scores.parquet")
+    exports.write_parquet(results, evaluations, site / "scores.parquet")
     downloads = {file: about for file, about in DOWNLOADS.items() if (site / file).exists()}
     site_pages: dict[str, Callable[[], str]] = {
         "index.html": lambda: summary.page(results, brief, data_report, downloads),

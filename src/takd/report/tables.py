@@ -89,6 +89,11 @@ def by_seed(found: pd.DataFrame, mean: Number) -> dict[int, float]:
     return {row.seed: row.value for row in rows if row.seed is not None}
 
 
+def copies(found: Table) -> dict[str, str]:
+    """Texts of a table to copy, by format."""
+    return {"LaTeX": latex(found), "Markdown": markdown(found)}
+
+
 def markdown(found: Table) -> str:
     """Write a table as Markdown; notes follow in brackets, groups are rows of their own."""
     heads = [column.title for column in found.columns]
