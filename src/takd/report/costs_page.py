@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from takd.analysis import costs
+from takd.analysis import costs, exports
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run
 from takd.analysis.cumulative_costs import unit
 from takd.analysis.results import Results
@@ -11,7 +11,6 @@ from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures.quality import narrow
 from takd.report.results_page import model_cell
-from takd.report.table import write_csv
 from takd.report.tables import Cell, Column, Group, Row, Table
 
 CACHES = "teacher"
@@ -130,7 +129,7 @@ def to_csv(results: Results) -> str:
     found: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage)):
         found.setdefault((run.lineage, run.stage), []).append(run)
-    return write_csv(
+    return exports.to_csv(
         [
             {
                 "lineage": lineage,
