@@ -23,13 +23,13 @@ rule report:
             set=EXPERIMENT.sets,
             file=MEASURED,
         ),
-        written=collect(
-            "<results>/teachers/{writing.manifest}",
-            writing=EXPERIMENT.written,
+        teacher_cache=collect(
+            "<results>/teachers/{entry.manifest}",
+            entry=EXPERIMENT.teacher_cache,
         ),
-        written_metrics=collect(
+        teacher_cache_metrics=collect(
             "<results>/teachers/{file}",
-            file=[file for writing in EXPERIMENT.written for file in writing.logs],
+            file=[file for entry in EXPERIMENT.teacher_cache for file in entry.logs],
         ),
         data="<results>/data/report/report.json",
         data_page="<results>/data/report/report.html",
@@ -53,11 +53,11 @@ rule report:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec(EXPERIMENT.report_spec),
+        spec=spec("report"),
         code=code_digest("takd.report.build"),
         results=subpath(output.results, ancestor=2),
         outputs=written,
-        facts=captions.facts(EXPERIMENT.report_spec()),
+        facts=captions.facts(specs.report(EXPERIMENT)),
     shell:
         # the stage finds the models below two folders: hundreds of paths would be too long for a command
         "python3 workflow/scripts/build_report.py --spec {params.spec:q} --code {params.code}"

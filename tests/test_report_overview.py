@@ -15,6 +15,7 @@ from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, TARGETS, THROUGH, make
 
 from takd.analysis import definitions, deviations, measures
 from takd.analysis.results import Results, read
+from takd.experiment import specs
 from takd.experiment.experiment import load
 from takd.experiment.lineage import Node, of_chain
 from takd.report import overview, repeat, table
@@ -319,7 +320,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_commands_ask_for_what_they_name(project: Project):
     path = project.folder / "config/experiments/small.yaml"
-    spec = load(path, project.folder).report_spec()
+    spec = specs.report(load(path, project.folder))
     node = Node(*spec["nodes"][0])
     name = spec["sets"][0]
     fake = type("Fake", (), {"mean": lambda self, measure: 12.345})()

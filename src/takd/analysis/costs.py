@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from takd.analysis.results import Results, Row, Written
+from takd.analysis.results import CachedOutput, Results, Row
 from takd.experiment.labels import chain_text, methods_text
 from takd.experiment.lineage import split
 
@@ -13,7 +13,7 @@ EVALUATION = {ANSWERS: "answering", LIKELIHOODS: "reading"}
 """Stages of an evaluation that run models here, and how their numbers are called."""
 
 
-def writing_stage(written: Written) -> str:
+def writing_stage(written: CachedOutput) -> str:
     """Name the stage that precomputed teacher generations or outputs."""
     return "teacher, answers" if written.drawn else "teacher, outputs"
 
@@ -125,15 +125,15 @@ def by_lineage(results: Results) -> list[Cost]:
                     each.judge["n"] + each.judge["unreadable"] for each in scored if each.judge
                 ),
                 device=_devices(model.end for model in models),
-                writes=_writes([w for w in results.written if w.teacher.lineage == lineage]),
+                writes=_writes([w for w in results.teacher_cache if w.teacher.lineage == lineage]),
             )
         )
     return costs
 
 
-def _writes(written: Sequence[Written]) -> list[Writes]:
+def _writes(written: Sequence[CachedOutput]) -> list[Writes]:
     """Cost of one lineage's precomputed generations and outputs, by stage."""
-    by_stage: dict[str, list[Written]] = {}
+    by_stage: dict[str, list[CachedOutput]] = {}
     for each in written:
         by_stage.setdefault(writing_stage(each), []).append(each)
     return [

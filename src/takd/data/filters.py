@@ -14,8 +14,6 @@ from takd.runtime.errors import InputError
 if TYPE_CHECKING:
     from takd.data.sources import Row
 
-KEYS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
-
 
 def words(row: "Row") -> int:
     """Number of words (parts between white space) in a row's first non-blank reference; 0 without one.

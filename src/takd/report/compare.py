@@ -207,7 +207,7 @@ def _mean(experiments: Sequence[Compared], measure: Measure, place: Place) -> fl
 
 def _ahead(experiments: Sequence[Compared]) -> bool:
     """Return whether any experiment has precomputed teacher generations or outputs."""
-    return any(each.results.written for each in experiments)
+    return any(each.results.teacher_cache for each in experiments)
 
 
 def _total(found: Sequence[Cost]) -> dict[str, float]:

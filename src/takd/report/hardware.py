@@ -59,7 +59,7 @@ def codes(results: Results) -> list[Code]:
 
 def _ends(results: Results) -> Iterator[tuple[str, Row]]:
     yield from (("training", model.end) for model in results.models.values())
-    for each in sorted(results.written, key=writing_stage):
+    for each in sorted(results.teacher_cache, key=writing_stage):
         yield from ((writing_stage(each), end) for end in each.ends)
     yield from ((ANSWERS, each.end) for each in results.evaluations.values())
     yield from ((LIKELIHOODS, each.likelihoods_end) for each in results.evaluations.values())

@@ -135,11 +135,11 @@ def cost(results: Results) -> str:
     more = f" and {len(devices) - DEVICES} more" if len(devices) > DEVICES else ""
     read = sum(each.tokens for each in results.evaluations.values())
     ahead = ""
-    if results.written:
+    if results.teacher_cache:
         writing: Counter[str] = Counter()
-        for end in (end for written in results.written for end in written.ends):
+        for end in (end for each in results.teacher_cache for end in each.ends):
             writing.update(_device_seconds(end))
-        told = size_text(sum(written.tokens for written in results.written))
+        told = size_text(sum(each.tokens for each in results.teacher_cache))
         ahead = (
             f" what teachers wrote ahead for their students {_hours(writing)} and {told} tokens,"
         )
