@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 import pytest
 from browser import browser, open_all, visit
 from sealing import write_json, write_lines
+from takd.experiment.report_files import PARTS
 
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
 from takd.experiment.lineage import nodes, of_chain, prefixes, split
-from takd.experiment.report_files import PARTS
 from takd.report import build, table
 from takd.report.figures.style import size_text
 from takd.runtime.errors import InputError
@@ -147,7 +147,7 @@ def make(
             for (label, _, _), lineage in zip(chains, lineages, strict=True)
         ],
         "nodes": [list(node) for node in found],
-        "written": [],
+        "teacher_cache": [],
         "sets": list(sets),
         "seeds": list(seeds),
         "decoding": decoding | {"max_new_tokens": 32},
@@ -540,9 +540,9 @@ EXPERIMENT = SimpleNamespace(
     name="made-up",
     nodes=[Node(*node) for node in SETTINGS["nodes"]],
     sets=SETTINGS["sets"],
-    written=[],
-    report_spec=lambda: SETTINGS,
+    teacher_cache=[],
 )
+specs = SimpleNamespace(report=lambda experiment: SETTINGS)
 config["experiment"] = "made-up"
 
 
@@ -551,8 +551,8 @@ pathvars:
     logs="logs/made-up",
 
 
-def spec(function):
-    return lambda wildcards: canonical_json(function())
+def spec(stage):
+    return lambda wildcards: canonical_json(SETTINGS)
 
 
 def written(wildcards, output):

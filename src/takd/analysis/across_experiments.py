@@ -106,6 +106,13 @@ class Outcome(NamedTuple):
     reason: str = ""
     """Why the two are not paired."""
 
+    @property
+    def words(self) -> str:
+        """Outcome in a few words: `significant`, `n.s.`, or why there is no test."""
+        if self.same:
+            return "same model"
+        return self.difference.verdict if self.difference else f"not tested: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from takd.analysis.results import Results, Row, Written
+from takd.analysis.results import CachedOutput, Results, Row
 from takd.experiment.lineage import Node, prefixes, split, supervised, teacher_seed
 
 TRAINING, CUMULATIVE = "training", "cumulative"
@@ -63,7 +63,7 @@ def runs(results: Results) -> Iterator[Run]:
         skipped = int(model.end.get("skipped", 0))
         steps = int(model.manifest["steps"])
         yield Run(TRAINING, *node, model.end, steps=steps, skipped=skipped)
-    for each in sorted(results.written, key=writing_stage):
+    for each in sorted(results.teacher_cache, key=writing_stage):
         yield from (Run(writing_stage(each), *each.teacher, end) for end in each.ends)
     for stage in EVALUATION:
         for (node, name), evaluation in results.evaluations.items():
@@ -103,7 +103,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
     return list(found)
 
 
-def caches(results: Results, nodes: Sequence[Node]) -> list[Written]:
+def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
     """List the teacher caches that these trainings read (by their manifests), each once."""
     inputs = {
         digest
@@ -111,7 +111,7 @@ def caches(results: Results, nodes: Sequence[Node]) -> list[Written]:
         for digests in results.models[node].manifest["inputs"].values()
         for digest in digests
     }
-    return [written for written in results.written if written.digest in inputs]
+    return [written for written in results.teacher_cache if written.digest in inputs]
 
 
 def cumulative(results: Results) -> Iterator[Cumulative]:
@@ -134,12 +134,12 @@ def cumulative(results: Results) -> Iterator[Cumulative]:
 def unit(results: Results) -> str:
     """Name the unit of cost: `GPU hours`, or `CPU hours` if no training and no teacher cache used a GPU."""
     ends = [model.end for model in results.models.values()]
-    ends += [end for written in results.written for end in written.ends]
+    ends += [end for written in results.teacher_cache for end in written.ends]
     cpu = {end.get("device", "cpu") == "cpu" for end in ends}
     return {(True,): "CPU hours", (False,): "GPU hours"}.get(tuple(cpu), "hours of CPU or GPU")
 
 
-def writing_stage(written: Written) -> str:
+def writing_stage(written: CachedOutput) -> str:
     """Name the stage that computed a teacher cache."""
     return "teacher, answers" if written.drawn else "teacher, outputs"
 
