@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import demo, filters
-from takd.data.records import kind, lines, others, records
+from takd.data.records import others, records
 from takd.data.row import Row
+from takd.data.text_files import kind, lines
 from takd.data.unused import Unused
 from takd.runtime.errors import InputError
 from takd.runtime.files import check_unchanged, files_below

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from takd.models.causal_lm import decoding_mask, hidden_states, lowered_type
+from takd.models.causal_lm import decoding_mask, hidden_states
+from takd.models.logits import lowered_type
 
 GROWTH = 64  # columns allocated ahead, so that few steps have to copy the cache
 # most tokens, padding included, in one pass over prompts

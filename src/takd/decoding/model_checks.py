@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from takd.decoding.kv_cache import RaggedCache
-from takd.models.causal_lm import hidden_states, lowered_type, relative_error
+from takd.models.causal_lm import hidden_states, relative_error
+from takd.models.logits import lowered_type
 from takd.runtime.brought_files import reason
 from takd.runtime.errors import InputError
 

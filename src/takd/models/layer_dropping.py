@@ -13,11 +13,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from takd.models.weight_files import opened, read_config
+from takd.models.weight_files import FITTING, INDEX, opened, read_config
 from takd.runtime.brought_files import reason
 from takd.runtime.errors import InputError
 
-INDEX = "model.safetensors.index.json"
 # splits `model.layers.3.mlp.up_proj.weight` into prefix, layer index and rest
 BLOCK = re.compile(r"((?:[^.\d][^.]*\.)+)(\d+)(\..+)")
 # lists and numbered settings that are not per layer, whatever their length
@@ -181,8 +180,8 @@ def _hand_on(layer: Any, args: Any, kwargs: Any, output: Any) -> Any:
 
 def _unfit(name: str, config: Any, why: str) -> InputError:
     return InputError(
-        f"model '{name}' ({config.model_type}): keep_layers does not work on it: {why}; choose other layers, or a"
-        " family such as gpt2, opt, llama, mistral or qwen2."
+        f"model '{name}' ({config.model_type}): keep_layers does not work on it: {why}; choose other layers, or"
+        f" {FITTING}"
     )
 
 
@@ -216,7 +215,7 @@ def _write_tensors(
         names = ", ".join(sorted(found)) or "none"
         raise InputError(
             f"model '{name}': keep_layers works on models of one stack of {layers} blocks, but the tensors of its"
-            f" source are numbered otherwise ({names}); use a family such as gpt2, opt, llama, mistral or qwen2."
+            f" source are numbered otherwise ({names}); {FITTING}"
         )
     if len(files) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": where}

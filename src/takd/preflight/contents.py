@@ -11,7 +11,7 @@ from typing import Any
 from takd.data import sources
 from takd.data.filters import KEYS
 from takd.experiment.experiment import Experiment
-from takd.models.headers import TOLERANCE, positions, safetensors_parameters
+from takd.models.weight_files import TOLERANCE, positions, safetensors_parameters
 from takd.preflight.findings import Finding
 from takd.preflight.flops import total_steps
 from takd.preflight.jobs import Job

@@ -203,7 +203,7 @@ class Keeper:
                     self.checkpoints.drop(each)
                 self.checkpoints.forget_newer(record["step"])
                 if damaged:
-                    self.say(f"{said}; the training goes on from step {record['step']}.")
+                    self.say(f"{said}; the training resumes from step {record['step']}.")
                 return folder, record, None
             damaged.append(folder)
             said = said or f"Damaged checkpoint: {found[0]}"
