@@ -109,21 +109,16 @@ def texts(
 
 def describe(source: Source) -> str:
     """Describe a source in a few words, for messages and the data report."""
-    if "demo" in source:
-        wanted = source["demo"]
-        lengths = filters.describe(source)
-        return f"demo {wanted['part']} (seed {wanted.get('seed', 1)})" + (
-            lengths and f", {lengths}"
-        )
-    parts = {key: source.get(key) for key in ("config", "split", "file")}
-    if "rows" in source:
-        start, stop = source["rows"]
-        parts["rows"] = f"from {start}" if stop is None else f"{start} to {stop - 1}"
-    names = "".join(f", {key} {value}" for key, value in parts.items() if value)
-    if lengths := filters.describe(source):
-        names += f", {lengths}"
-    kind = next(kind for kind in ("json", "text", "url", "hub", "folder") if kind in source)
-    return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
+    if wanted := source.get("demo"):
+        parts = [f"demo {wanted['part']} (seed {wanted.get('seed', 1)})"]
+    else:
+        kind = next(kind for kind in ("json", "text", "url", "hub", "folder") if kind in source)
+        parts = [f"{'hub ' if kind == 'hub' else ''}{source[kind]}"]
+        parts += [f"{key} {source[key]}" for key in ("config", "split", "file") if source.get(key)]
+        if "rows" in source:
+            start, stop = source["rows"]
+            parts.append(f"rows from {start}" if stop is None else f"rows {start} to {stop - 1}")
+    return ", ".join(filter(None, [*parts, filters.describe(source)]))
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

@@ -54,20 +54,13 @@ def run(stage: Stage) -> None:
     else:
         facts = _from_source(stage, name, weights, target)
     stage.commit(stage.outputs["model"])
-    stage.write_manifest(
-        stage.outputs["manifest"],
-        known_by_content=("weights", "parameters", "max_length"),
-        kind="base",
-        model=name,
-        **facts,
-    )
+    known = ("weights", "parameters", "max_length")
+    stage.write_manifest(stage.outputs["manifest"], None, known, kind="base", model=name, **facts)
 
 
 def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:
     """Put weights from the hub, a folder or a GGUF file into `target`; return manifest facts."""
-    source = (
-        _from_hub(weights) if "hub" in weights else Path(weights.get("folder") or weights["gguf"])
-    )
+    source = Path(weights.get("folder") or weights.get("gguf") or _from_hub(weights))
     if not source.exists():
         raise InputError(f"model '{name}': {source} does not exist.")
     check_unchanged(weights)
@@ -197,18 +190,16 @@ def _shards(source: Path, index: dict[str, Any], name: str) -> list[str]:
     return sorted(set(places.values()))
 
 
-def _from_hub(weights: dict[str, Any]) -> Path:
+def _from_hub(weights: dict[str, Any]) -> str:
     """Return the folder of a commit in the hub's cache, downloading missing files."""
     from huggingface_hub import snapshot_download
 
+    name, revision = weights["hub"], weights["revision"]
     wanted = ["config.json", WHOLE, SHARDS, INDEX, *FILES, *ALSO]
     try:
-        folder = snapshot_download(
-            weights["hub"], revision=weights["revision"], allow_patterns=wanted
-        )
+        return snapshot_download(name, revision=revision, allow_patterns=wanted)
     except Exception as error:  # network and disk errors have no common base
-        raise hub_error(f"the model {weights['hub']}", weights["revision"], error) from error
-    return Path(folder)
+        raise hub_error(f"the model {name}", revision, error) from error
 
 
 def _from_gguf(path: Path, target: Path, name: str) -> None:
