@@ -18,6 +18,7 @@ the order of tables, `takd.analysis.fairness` what else differs between two mode
 
 import functools
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from takd.experiment.lineage import prefixes, split, teacher_of
 
 EACH, ANY = "each", "any"
 """Of `select`: every value of a column, without or with the row over all of them."""
+STRATA = 30
+"""Strata that scores are broken down by, at most; those with most prompts."""
 Columns = dict[str, Any]
 SCORE, DIFFERENCE, COST = "score", "difference", "cost"
 
@@ -262,7 +265,8 @@ def _tested(results: Results) -> Iterator[Number]:
         first = results.evaluations[results.nodes[0], name]
         yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
         strata = np.array(first.strata)
-        if values := list(dict.fromkeys(filter(None, first.strata))):
+        counts = Counter(filter(None, first.strata))
+        if values := [value for value, _ in counts.most_common(STRATA)]:
             yield from _of_prompts(results, name, {value: strata == value for value in values})
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from takd.analysis import compare_settings, exports, measures, table
-from takd.analysis.across_experiments import Comparison, Outcome, Place, compare
-from takd.analysis.across_experiments import Compared, read_all
+from takd.analysis.across_experiments import Compared, Comparison, Outcome, Place, compare, read_all
 from takd.analysis.compare_settings import Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import BY_NAME

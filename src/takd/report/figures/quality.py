@@ -8,8 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from takd.analysis import exports, table
-from takd.analysis.costs import CUMULATIVE
-from takd.analysis.costs import unit
+from takd.analysis.costs import CUMULATIVE, unit
 from takd.analysis.results import Results, Row
 from takd.analysis.table import ANY, COST, SCORE, Number
 from takd.experiment.labels import full_text
