@@ -247,7 +247,7 @@ def test_departures_that_data_and_devices_show(tmp_path):
     assert deviations.departures(results, CORPUS) == ["trained on a CPU"]
     train = DATA["splits"]["train"] | {"source": "demo train (seed 1)"}
     found = deviations.departures(on_gpu(results), {"splits": {"train": train}})
-    assert found[0] == "trained on made-up rows, not on Dolly" and "language-modelling" in found[1]
+    assert found[0] == "trained on synthetic data, not on Dolly" and "language-modelling" in found[1]
     leak = {"split": "train", "other": "heldout", "rows": 4, "other_rows": 3, "examples": []}
     report = CORPUS | {"leaks": [leak, leak | {"other": "dev"}, leak | {"other_rows": 0}]}
     (words,) = deviations.leaks(report)
