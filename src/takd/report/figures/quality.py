@@ -1,75 +1,118 @@
-"""Figure: quality of a model against its accumulated cost, which includes the models it depends on."""
+"""Figure: ROUGE-L against total cost, which includes teachers and initial SFT."""
 
 from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
-from takd.analysis.comparisons import analyse
-from takd.analysis.cumulative_costs import Accumulated, accumulate, unit
+from takd.analysis import costs
+from takd.analysis import table as numbers
+from takd.analysis.costs import Cumulative
+from takd.analysis.cumulative_costs import unit
 from takd.analysis.results import Results, Row
-from takd.experiment.labels import chain_label, chain_text, full_text, methods_text
+from takd.analysis.table import EACH, SCORE, Number
+from takd.experiment.labels import chain_text, full_text, methods_text
 from takd.experiment.lineage import split
 from takd.report.figures.layout import Sheet
-from takd.report.figures.marks import GREY, heading, mark, point
-from takd.report.figures.style import STYLE, WIDTH, Drawing, looks, to_svg
-from takd.report.table import columns
+from takd.report.figures.marks import by_size, n_text
+from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, looks, to_svg
 
-TAG = 6
-"""Most characters of a label that stands beside a point; longer ones give way to a number."""
 FAR = 12
-"""Costs that are this many times apart stand on a logarithmic axis."""
-Point = tuple[float, float, str]
+"""Costs that are this many times apart have a logarithmic axis."""
+COLUMNS = (
+    *("low", "high", "prompts_low", "prompts_high", "se_prompts", "se_training_seeds"),
+    "se_decoding_seeds",
+)
 
 
 def quality(results: Results) -> Drawing:
-    """Draw ROUGE-L against accumulated training cost: one row per set, hours on the left and tokens on the right."""
-    costs = accumulate(results)
-    look = looks(results)
-    tags = _tags(results)
-    # both x axes are treated alike
-    log = any(min(at) > 0 and max(at) / min(at) > FAR for _, at in _panels(results, costs))
-    written: list[tuple[Axes, list[Point]]] = []
-    with matplotlib.rc_context(STYLE):
-        sheet = Sheet(WIDTH, rows=0, height=3.2, below=0.65)
-        for name in results.spec["sets"]:
-            heading(sheet, results, name)
-            sheet.add_row()
-            first = None
-            for place, (text, values) in enumerate(_panels(results, costs)):
-                axis = sheet.panel(-1, place, 2, share=first)
-                first = first or axis
-                points = []
-                for cost, at in zip(costs, values, strict=True):
-                    score = analyse(results).scores[name, cost.lineage, "rougeL"]
-                    point(axis, at, score, look[cost.lineage], faint=True)
-                    points.append((at, score.mean, tags[cost.lineage]))
-                _scale(axis, values, log)
-                axis.set_xlabel(text)
-                if place == 0:
-                    axis.set_ylabel("ROUGE-L")
-                written.append((axis, points))
-        handles = [mark(look[cost.lineage]) for cost in costs]
-        texts = [f"{tags[cost.lineage]}: {full_text(cost.lineage)}" for cost in costs]
-        sheet.key(handles, texts)
-        figure = sheet.finish()
-        for axis, points in written:
-            _write_tags(axis, points)
-        return Drawing(to_svg(figure), _numbers(results, costs))
+    """Draw ROUGE-L against total cost, hours beside tokens, a row for each set.
+
+    Colour is the method, marker the route, size that of the model; dots are single training seeds.
+    """
+    spent = list(costs.cumulative(results))
+    return Drawing(_draw(results, spent, WIDTH, columns=2), _numbers(results, spent))
 
 
-def _panels(results: Results, costs: Sequence[Accumulated]) -> list[tuple[str, list[float]]]:
+def narrow(results: Results) -> str:
+    """Draw the same for a phone, hours above tokens."""
+    return _draw(results, list(costs.cumulative(results)), WIDTH / 2, columns=1)
+
+
+def _draw(results: Results, spent: Sequence[Cumulative], width: float, columns: int) -> str:
+    found, look = numbers.of(results), looks(results)
+    sizes = {model: 5 + 2 * place for place, model in enumerate(reversed(by_size(results)))}
+    size = {lineage: sizes[split(lineage)[-1].model] for lineage in results.lineages}
+    small = max(value for each in spent for value in each.hours.values()) < 1
     what = unit(results)
-    hours = [cost.mean_hours for cost in costs]
-    # demo runs cost fractions of an hour
-    small = max(hours) < 1
-    said = what.replace("hours", "minutes") if small else what
-    return [
-        (f"{said} of training, all that it needs", [h * 60 if small else h for h in hours]),
-        ("tokens of training, all that it needs", [cost.mean_tokens for cost in costs]),
-    ]
+    titles = (what.replace("hours", "minutes") if small else what, "tokens trained on and drawn")
+    # both x axes are treated alike
+    means = [[_mean(_costs(each, place)) for each in spent] for place in (0, 1)]
+    log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means)
+    with matplotlib.rc_context(STYLE):
+        sheet = Sheet(width, rows=0, height=3.2 if columns > 1 else 2.6, below=0.65)
+        for name in results.spec["sets"]:
+            sheet.write(
+                name if columns == 1 else f"{name}: {n_text(results, name)}", sheet.extend(0.18)
+            )
+            first: Axes | None = None
+            for place, title in enumerate(titles):
+                if place % columns == 0:
+                    sheet.add_row()
+                axis = sheet.panel(-1, place % columns, columns, share=first)
+                first = first or axis
+                by_seed = [_costs(each, place, 60 if small and place == 0 else 1) for each in spent]
+                for each, cost in zip(spent, by_seed, strict=True):
+                    wanted = {"kind": SCORE, "set": name, "measure": "rougeL"}
+                    score = numbers.one(found, lineage=each.lineage, **wanted)
+                    seeds = numbers.rows(found, lineage=each.lineage, seed=EACH, **wanted)
+                    assert score is not None
+                    _point(axis, cost, score, seeds, look[each.lineage], size[each.lineage])
+                _scale(axis, [value for cost in by_seed for value in cost.values()], log)
+                axis.set_xlabel(f"{title}, in total")
+                if place % columns == 0:
+                    axis.set_ylabel("ROUGE-L")
+        handles = [_handle(look[lineage], size[lineage]) for lineage in results.lineages]
+        sheet.key(handles, [full_text(lineage) for lineage in results.lineages])
+        return to_svg(sheet.finish())
+
+
+def _costs(cost: Cumulative, place: int, factor: float = 1) -> dict[int, float]:
+    by_seed = (cost.hours, cost.tokens)[place]
+    return {seed: value * factor for seed, value in by_seed.items()}
+
+
+def _mean(by_seed: dict[int, float]) -> float:
+    return sum(by_seed.values()) / len(by_seed)
+
+
+def _point(
+    axis: Axes,
+    costs: dict[int, float],
+    score: Number,
+    seeds: Sequence[Number],
+    look: Look,
+    size: float,
+) -> None:
+    """Draw the mean over training seeds with its 95 % confidence interval, and the seeds as dots."""
+    at = _mean(costs)
+    if score.interval:
+        axis.plot([at, at], score.interval, color=look.colour, linewidth=0.8, alpha=0.55, zorder=2)
+    if len(seeds) > 1:
+        dots = [(costs[seed.seed], seed.value) for seed in seeds if seed.seed in costs]
+        axis.plot(
+            *zip(*dots, strict=True), ".", color=look.colour, markersize=4, alpha=0.7, zorder=3
+        )
+    axis.plot(
+        at, score.value, marker=look.marker, markersize=size, color=look.colour, linestyle="none",
+        markeredgecolor="white", markeredgewidth=0.7, zorder=4,
+    )  # fmt: skip
+
+
+def _handle(look: Look, size: float) -> Line2D:
+    return Line2D([], [], color=look.colour, marker=look.marker, markersize=size, linestyle="none")
 
 
 def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
@@ -81,7 +124,6 @@ def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_xlim(0, (max(values) or 1) * 1.12)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axis.margins(x=0.12)
 
 
 def short(value: float) -> str:
@@ -92,73 +134,32 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _tags(results: Results) -> dict[str, str]:
-    """Label of each point: that of the chain that ends there if it is short and unique, else a number."""
-    labels = {chain["lineage"]: chain_label(chain) for chain in results.spec["chains"]}
-    known = list(labels.values())
-    found, count = {}, 0
-    for lineage in results.lineages:
-        label = labels.get(lineage, "")
-        if label and len(label) <= TAG and known.count(label) == 1 and not label.isdigit():
-            found[lineage] = label
-        else:
-            count += 1
-            found[lineage] = str(count)
-    return found
-
-
-def _write_tags(axis: Axes, points: Sequence[Point]) -> None:
-    """Write each label beside its point, at the first free position around it."""
-    axis.autoscale_view()
-    places = [axis.transData.transform((at, mean)) for at, mean, _ in points]
-    covered = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in places]
-    # Matplotlib's points equal pixels only at 72 dpi
-    dots = axis.figure.dpi / 72
-    for (x, y), (at, mean, tag) in zip(places, points, strict=True):
-        wide, high = (4 + 5.2 * len(tag)) * dots, 9 * dots
-        best = None
-        for away in (5, 13, 21):
-            for right, up in ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                left = x + away * dots if right > 0 else x - away * dots - wide
-                box = Bbox.from_bounds(left, y + up * 9 * dots - high / 2, wide, high)
-                if best is None and not any(box.overlaps(other) for other in covered):
-                    best = (box, right, up, away)
-        box, right, up, away = best or (
-            Bbox.from_bounds(x + 5 * dots, y - high / 2, wide, high), 1, 0, 5,
-        )  # fmt: skip
-        covered.append(box)
-        axis.annotate(
-            tag, (at, mean), (right * away, up * 9), textcoords="offset points", fontsize=9,
-            ha="left" if right > 0 else "right", va="center", zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
-            # a thin line connects a label that is not adjacent to its point
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 2}
-            if up or away > 5 else None,
-        )  # fmt: skip
-
-
-def _numbers(results: Results, costs: Sequence[Accumulated]) -> list[Row]:
+def _numbers(results: Results, spent: Sequence[Cumulative]) -> list[Row]:
     """One row per set and lineage; costs are means over training seeds."""
-    what = unit(results)
-    tags = _tags(results)
-    return [
-        {
-            "set": name,
-            "tag": tags[cost.lineage],
-            "lineage": cost.lineage,
-            "chain": chain_text(cost.lineage),
-            "methods": methods_text(cost.lineage),
-            "student": split(cost.lineage)[-1].model,
-            "method": split(cost.lineage)[-1].method,
-            "n_training_seeds": len(cost.hours),
-            "trainings": cost.trainings,
-            "hours": float(cost.mean_hours),
-            "hours_least": min(cost.hours.values()),
-            "hours_most": max(cost.hours.values()),
-            "unit": what,
-            "tokens": float(cost.mean_tokens),
-        }
-        | columns("rougeL", analyse(results).scores[name, cost.lineage, "rougeL"])
-        for name in results.spec["sets"]
-        for cost in costs
-    ]
+    found, what = numbers.of(results), unit(results)
+    rows = []
+    for name in results.spec["sets"]:
+        for cost in spent:
+            score = numbers.one(found, kind=SCORE, set=name, lineage=cost.lineage, measure="rougeL")
+            assert score is not None
+            hop = split(cost.lineage)[-1]
+            rows.append(
+                {
+                    "set": name,
+                    "lineage": cost.lineage,
+                    "chain": chain_text(cost.lineage),
+                    "methods": methods_text(cost.lineage),
+                    "student": hop.model,
+                    "method": hop.method,
+                    "n_training_seeds": len(cost.hours),
+                    "trainings": cost.trainings,
+                    "hours": _mean(cost.hours),
+                    "hours_least": min(cost.hours.values()),
+                    "hours_most": max(cost.hours.values()),
+                    "unit": what,
+                    "tokens": _mean(cost.tokens),
+                    "rougeL": score.value,
+                }
+                | {f"rougeL_{column}": getattr(score, column) for column in COLUMNS}
+            )
+    return rows
