@@ -58,7 +58,6 @@ def run(stage: Stage) -> None:
     )
     results = read(stage.spec, models, evaluations, teachers)
     data_report = read_json(stage.input("data_report"))
-    groups = table.build(results)
     site = stage.outputs["site"]
     figures = {
         "learning": learning_curves(results),
