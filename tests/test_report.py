@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 import pytest
 from browser import browser, open_all, visit
 from sealing import write_json, write_lines
+from takd.experiment.report_files import PARTS
 
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
 from takd.experiment.lineage import nodes, of_chain, prefixes, split
-from takd.experiment.report_files import PARTS
 from takd.report import build, table
 from takd.report.figures.style import size_text
 from takd.runtime.errors import InputError

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from takd.analysis import costs
+from takd.analysis import costs, exports
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run
 from takd.analysis.cumulative_costs import unit
 from takd.analysis.results import Results
@@ -11,7 +11,6 @@ from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures.quality import narrow
 from takd.report.results_page import model_cell
-from takd.report.table import write_csv
 from takd.report.tables import Cell, Column, Group, Row, Table
 
 CACHES = "teacher"
@@ -130,7 +129,7 @@ def to_csv(results: Results) -> str:
     found: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage)):
         found.setdefault((run.lineage, run.stage), []).append(run)
-    return write_csv(
+    return exports.to_csv(
         [
             {
                 "lineage": lineage,
@@ -138,7 +137,7 @@ def to_csv(results: Results) -> str:
                 "methods": methods_text(lineage),
                 "stage": stage,
                 "training_seeds": len({run.seed for run in runs}),
-                "minutes": sum(run.minutes for run in runs),
+                "minutes": sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60,
                 "hours": sum(run.hours for run in runs),
                 "tokens": sum(run.tokens for run in runs),
                 "steps": sum(run.steps or 0 for run in runs) if stage == TRAINING else None,

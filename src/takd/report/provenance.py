@@ -1,8 +1,8 @@
-"""Provenance page: what ran, from manifests and logs, and how to repeat and cite it."""
+"""Provenance page: what ran, from manifests and logs, and how to reproduce and cite it."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from takd.analysis import costs
@@ -15,8 +15,7 @@ from takd.report.results_page import model_cell
 from takd.report.tables import Cell, Column, Group, Row, Table
 
 DIGITS = 16
-"""Of a digest that are shown; the whole one is in the list below."""
-NAME = Column("Model", "name")
+"""Of a digest that are shown; the whole one is in the list below the commands."""
 
 
 def page(results: Results, data_report: dict[str, Any]) -> str:
@@ -25,15 +24,17 @@ def page(results: Results, data_report: dict[str, Any]) -> str:
         "provenance.html",
         results,
         "provenance.html",
-        starts=starts(results),
-        trainings=trainings(results, data_report),
-        settings=settings(results),
-        decoding=decoding(results),
-        data=data(data_report),
-        hardware=hardware(results),
-        versions=versions(results),
-        code=code(results),
-        weights=weights(results),
+        tables={
+            "Models": starts(results),
+            "Trainings": trainings(results, data_report),
+            "Settings": settings(results),
+            "Data": data(data_report),
+            "Decoding": decoding(results),
+            "Hardware": hardware(results),
+            "Versions": versions(results),
+            "Code": code(results),
+            "Weights": weights(results),
+        },
         commands=reproduce.whole(results),
         numbers=reproduce.numbers(results),
         digests=reproduce.digests(results),
@@ -43,10 +44,12 @@ def page(results: Results, data_report: dict[str, Any]) -> str:
     )
 
 
-def table(id: str, columns: Iterable[Column], rows: Iterable[Iterable[Any]]) -> Table:
-    """Build a table in one group; what is no cell becomes one."""
+def table(heads: Sequence[str], rows: Iterable[Iterable[Any]], kind: str = "") -> Table:
+    """Build a table in one group; what is no cell becomes one. Heads of numbers begin with `#`."""
+    first, *rest = heads
+    columns = [Column(head.lstrip("#"), "num" if head[0] == "#" else "") for head in rest]
     cells = ([c if isinstance(c, Cell) else Cell(visible(str(c))) for c in row] for row in rows)
-    return Table(list(columns), [Group("", [Row(row) for row in cells])], id)
+    return Table([Column(first, "name"), *columns], [Group("", list(map(Row, cells)))], kind=kind)
 
 
 def starts(results: Results) -> Table:
@@ -57,7 +60,7 @@ def starts(results: Results) -> Table:
         for model, parameters in spec["models"].items()
     ]
     rows.append(["tokenizer of all", "", start_text(spec["tokenizer"])])
-    return table("starts", [NAME, Column("Parameters"), Column("Starts from", "")], rows)
+    return table(["Model", "#Parameters", "Starts from"], rows)
 
 
 def start_text(source: Mapping[str, Any]) -> str:
@@ -72,12 +75,7 @@ def start_text(source: Mapping[str, Any]) -> str:
 
 
 def trainings(results: Results, data_report: dict[str, Any]) -> Table:
-    """Describe the trainings of each lineage: start, rows, how often they were seen, and what ended them."""
-    columns = [
-        *(NAME, Column("Start", ""), Column("Training rows", note="drawn, passes over them")),
-        *(Column("Last step", note="limit"), Column("Exported step", note="best on dev, by seed")),
-        Column("Skipped steps"),
-    ]
+    """Describe the trainings of each lineage: start, rows and how often they were drawn, last and exported steps."""
     kept = data_report["splits"]["train"]["counts"]["kept"]
     rows = []
     for lineage in results.lineages:
@@ -87,21 +85,19 @@ def trainings(results: Results, data_report: dict[str, Any]) -> Table:
         drawn = rows_drawn(ran, models[0].manifest["steps"])
         size = _thousands(used) if used == kept else f"{_thousands(used)} of {_thousands(kept)}"
         seen = [] if drawn is None else [f"{_thousands(drawn)} drawn, {drawn / used:.2g} passes"]
-        steps = (
-            f"{model.kept_step if model.kept_step is not None else '–'} (seed {model.node.seed})"
-            for model in models
-        )
+        kept_steps = [f"{m.kept_step or '–'} (seed {m.node.seed})" for m in models]
         rows.append(
             [
                 model_cell(lineage),
                 "SFT, same seed" if "init" in models[0].manifest["inputs"] else "starting weights",
                 Cell(size, used, seen),
                 _last_step(models),
-                Cell("", notes=list(steps)),
-                _thousands(sum(int(model.end.get("skipped", 0)) for model in models)),
+                Cell("", notes=kept_steps),
+                _thousands(sum(int(m.end.get("skipped", 0)) for m in models)),
             ]
         )
-    return table("trainings", columns, rows)
+    heads = ["Model", "Start", "#Training rows", "#Last step", "#Exported step", "#Skipped steps"]
+    return table(heads, rows)
 
 
 def rows_drawn(settings: Mapping[str, Any], steps: int) -> int | None:
@@ -135,38 +131,29 @@ def _settings(model: Model) -> dict[str, Any]:
 
 def settings(results: Results) -> Table:
     """List the settings that ran, a column a method; where models of one method differ, each value names its models."""
-    values: dict[str, dict[str, dict[str, list[str]]]] = {}
-    methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
+    methods = dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages)
+    values: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
     for model in results.models.values():
         hop = split(model.node.lineage)[-1]
         for key, value in flat(_settings(model)).items():
-            models = values.setdefault(key, {}).setdefault(hop.method, {}).setdefault(value, [])
-            if hop.model not in models:
-                models.append(hop.model)
-    rows = [
-        [key, *(_setting(by_method.get(method, {})) for method in methods)]
-        for key, by_method in sorted(values.items())
-    ]
-    columns = [Column("Setting", "name"), *(Column(method_title(m), "") for m in methods)]
-    return table("settings", columns, rows)._replace(kind="settings")
+            by_method = values.setdefault(key, {method: {} for method in methods})
+            by_method[hop.method].setdefault(value, {})[hop.model] = None
 
+    def cell(by_value: Mapping[str, Iterable[str]]) -> Cell:
+        if len(by_value) < 2:
+            return Cell(visible(next(iter(by_value), "–")))
+        return Cell(notes=[visible(f"{value}: {', '.join(m)}") for value, m in by_value.items()])
 
-def _setting(by_value: Mapping[str, list[str]]) -> Cell:
-    if len(by_value) < 2:
-        return Cell(visible(next(iter(by_value), "–")))
-    return Cell("", notes=[visible(f"{value}: {', '.join(m)}") for value, m in by_value.items()])
+    rows = [[key, *map(cell, by_method.values())] for key, by_method in sorted(values.items())]
+    return table(["Setting", *map(method_title, methods)], rows, "settings")
 
 
 def decoding(results: Results) -> Table:
-    """List the decoding settings of the evaluation sets and of dev; they have some keys of their own."""
-    uses = [results.spec[name] for name in ("decoding", "dev_decoding")]
+    """List the decoding settings of the evaluation sets and of dev; each may have some that the other lacks."""
+    uses = [flat(results.spec[name]) for name in ("decoding", "dev_decoding")]
     keys = dict.fromkeys(key for use in uses for key in use)
-    rows = [[key, *(flat(use).get(key, "–") for use in uses)] for key in keys]
-    return table(
-        "decoding",
-        [Column("Setting", "name"), Column("Evaluation sets", ""), Column("Dev", "")],
-        rows,
-    )
+    rows = [[key, *(use.get(key, "–") for use in uses)] for key in keys]
+    return table(["Setting", "Evaluation sets", "Dev"], rows)
 
 
 def data(data_report: dict[str, Any]) -> Table:
@@ -177,77 +164,61 @@ def data(data_report: dict[str, Any]) -> Table:
         size = f"{_thousands(counts.get('blocks', 0))} blocks"
         if "kept" in counts:
             size = f"{_thousands(counts['kept'])} of {_thousands(counts['rows'])} rows"
-        rows.append([name, found["source"], size, Cell(found["sha256"], kind="digest long")])
-    heads = [
-        Column("Split", "name"),
-        Column("Source", ""),
-        Column("Kept"),
-        Column("Rows (sha256)", ""),
-    ]
-    return table("splits", heads, rows)
+        rows.append([name, found["source"], size, Cell(found["sha256"], kind="digest")])
+    return table(["Split", "Source", "#Kept", "Rows (sha256)"], rows)
 
 
 def hardware(results: Results) -> Table:
-    """List each combination of stage, device and precision, with its runs and their time."""
-    found: dict[tuple[str, ...], list[costs.Run]] = {}
-    for run in costs.runs(results):
+    """List each combination of stage, device and precision, with its runs and their wall time."""
+    minutes: dict[tuple[str, ...], list[float]] = {}
+    for run in filter(lambda run: run.end, costs.runs(results)):
         keys = ("device", "processes", "precision", "host_cpus")
-        if run.end:
-            place = (run.stage, *(str(run.end.get(key, "–")) for key in keys))
-            found.setdefault(place, []).append(run)
-    rows = [
-        [*place, len(runs), f"{sum(run.minutes for run in runs):.1f}"]
-        for place, runs in found.items()
-    ]
-    heads = [
-        Column("Stage", "name"),
-        Column("Device", ""),
-        Column("Processes"),
-        Column("Precision", ""),
-    ]
-    heads += [Column("CPUs of the host"), Column("Runs"), Column("Minutes", note="wall time")]
-    return table("hardware", heads, rows)
+        place = (run.stage, *(str(run.end.get(key, "–")) for key in keys))
+        minutes.setdefault(place, []).append(run.minutes)
+    rows = [[*place, len(found), f"{sum(found):.1f}"] for place, found in minutes.items()]
+    heads = ["Stage", "Device", "#Processes", "Precision", "#CPUs of the host", "#Runs", "#Minutes"]
+    return table(heads, rows)
 
 
 def code(results: Results) -> Table:
     """List each combination of stage, commit and digest of the code, with its runs."""
-    counts = Counter(
-        (run.stage, str(run.end.get("commit") or "–"), str(run.end.get("code") or "–"))
+    found = Counter(
+        (run.stage, run.end.get("commit") or "–", run.end.get("code") or "–")
         for run in costs.runs(results)
         if run.end
     )
     rows = [
-        [stage, Cell(commit, kind="digest"), Cell(digest, kind="digest"), runs]
-        for (stage, commit, digest), runs in counts.items()
+        [stage, _digest(commit), _digest(c), runs] for (stage, commit, c), runs in found.items()
     ]
-    heads = [Column("Stage", "name"), Column("Commit", ""), Column("Digest of the code", "")]
-    return table("code", [*heads, Column("Runs")], rows)
+    return table(["Stage", "Commit", "Digest of the code", "#Runs"], rows)
 
 
 def versions(results: Results) -> Table:
     """List the versions of the packages that the trainings used."""
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, set[str]] = {}
     for model in results.models.values():
         for name, version in (model.manifest.get("versions") or {}).items():
-            found.setdefault(name, {})[version or "not installed"] = None
-    rows = [[name, ", ".join(sorted(found[name]))] for name in sorted(found)]
-    return table("versions", [Column("Package", "name"), Column("Version", "")], rows)
+            found.setdefault(name, set()).add(version or "not installed")
+    rows = [[name, ", ".join(sorted(versions))] for name, versions in sorted(found.items())]
+    return table(["Package", "Version"], rows)
 
 
 def weights(results: Results) -> Table:
     """List the digests of all models."""
     rows = [
         [
-            full_text(node.lineage),
-            node.seed,
-            Cell(model.manifest["weights"]["model"][:DIGITS], kind="digest"),
-            Cell(model.manifest["code"], kind="digest"),
+            full_text(lineage),
+            seed,
+            _digest(found["weights"]["model"][:DIGITS]),
+            _digest(found["code"]),
         ]
-        for node, model in results.models.items()
+        for (lineage, seed), found in ((n, m.manifest) for n, m in results.models.items())
     ]
-    return table(
-        "weights", [NAME, Column("Seed"), Column("Weights (sha256)", ""), Column("Code", "")], rows
-    )
+    return table(["Model", "#Seed", "Weights (sha256)", "Code"], rows)
+
+
+def _digest(text: str) -> Cell:
+    return Cell(text, kind="digest")
 
 
 def _thousands(value: float) -> str:

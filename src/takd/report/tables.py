@@ -138,7 +138,7 @@ def latex(found: Table) -> str:
     for group in found.groups:
         if group.title:
             wide = f"\\multicolumn{{{len(found.columns)}}}{{l}}"
-            lines.append(f"{wide}{{\\textit{{{_tex(group.title)}}}}} \\\\")
+            lines.append(f"{wide}{{\\textit{{{tex(group.title)}}}}} \\\\")
         lines += [_row(_flat(cell) for cell in row.cells) for row in group.rows]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
@@ -155,7 +155,7 @@ def _md(text: str) -> str:
 
 
 def _row(texts: Iterable[str]) -> str:
-    return " & ".join(map(_tex, texts)) + r" \\"
+    return " & ".join(map(tex, texts)) + r" \\"
 
 
 _TEX = {
@@ -164,5 +164,5 @@ _TEX = {
 } | {each: f"\\{each}" for each in "&%$#_{}"}  # fmt: skip
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     return "".join(_TEX.get(each, each) for each in " ".join(text.split(" ")))

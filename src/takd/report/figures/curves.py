@@ -250,7 +250,7 @@ SHOWN = (
 
 
 def page_data(results: Results) -> dict[str, Any]:
-    """Build the data of the page: quantities that are logged, and for each training their values with their steps.
+    """Build the data of the page: quantities that are logged, and their values in each training.
 
     `runs` have `lineage`, `seed`, `kept` (the exported step) and, by title of the quantity, columns `step`, `tokens`,
     `minutes` and `value`.
