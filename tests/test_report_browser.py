@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from browser import browser, faults, visit
 from sealing import write_lines
-from takd.experiment.report_files import PARTS
 from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run
 
 from takd.experiment.lineage import of_chain
+from takd.report import pages
 from takd.report.pages import TEMPLATES
 from takd.report.samples import FIRST, folded
 
-PAGES = [part.file for part in PARTS.values() if part.file.endswith(".html")]
+PAGES = [file for file in pages.NAV if "#" not in file]
 WIDTHS = {"desk": 1280, "phone": 390}
 CHAINS = [DIRECT, BY_KD, THROUGH, DEEP]
 TEACHER, STUDENT, VIA = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*THROUGH[1:])
