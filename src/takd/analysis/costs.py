@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from takd.analysis.results import Results, Row, Written
+from takd.analysis.results import CachedOutput, Results, Row
 from takd.experiment.labels import chain_text, methods_text
 from takd.experiment.lineage import Node, prefixes, split, supervised, teacher_seed
 
@@ -64,7 +64,7 @@ def runs(results: Results) -> Iterator[Run]:
         skipped = int(model.end.get("skipped", 0))
         steps = int(model.manifest["steps"])
         yield Run(TRAINING, *node, model.end, steps=steps, skipped=skipped)
-    for each in sorted(results.written, key=writing_stage):
+    for each in sorted(results.teacher_cache, key=writing_stage):
         yield from (Run(writing_stage(each), *each.teacher, end) for end in each.ends)
     for stage in EVALUATION:
         for (node, name), evaluation in results.evaluations.items():
@@ -104,7 +104,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
     return list(found)
 
 
-def caches(results: Results, nodes: Sequence[Node]) -> list[Written]:
+def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
     """List the teacher caches that these trainings read (by their manifests), each once."""
     inputs = {
         digest
@@ -112,7 +112,7 @@ def caches(results: Results, nodes: Sequence[Node]) -> list[Written]:
         for digests in results.models[node].manifest["inputs"].values()
         for digest in digests
     }
-    return [written for written in results.written if written.digest in inputs]
+    return [written for written in results.teacher_cache if written.digest in inputs]
 
 
 def cumulative(results: Results) -> Iterator[Cumulative]:
@@ -132,7 +132,7 @@ def cumulative(results: Results) -> Iterator[Cumulative]:
         yield Cumulative(lineage, hours, tokens, trainings)
 
 
-def writing_stage(written: Written) -> str:
+def writing_stage(written: CachedOutput) -> str:
     """Name the stage that precomputed teacher generations or outputs."""
     return "teacher, answers" if written.drawn else "teacher, outputs"
 
@@ -244,15 +244,15 @@ def by_lineage(results: Results) -> list[Cost]:
                     each.judge["n"] + each.judge["unreadable"] for each in scored if each.judge
                 ),
                 device=_devices(model.end for model in models),
-                writes=_writes([w for w in results.written if w.teacher.lineage == lineage]),
+                writes=_writes([w for w in results.teacher_cache if w.teacher.lineage == lineage]),
             )
         )
     return costs
 
 
-def _writes(written: Sequence[Written]) -> list[Writes]:
+def _writes(written: Sequence[CachedOutput]) -> list[Writes]:
     """Cost of one lineage's precomputed generations and outputs, by stage."""
-    by_stage: dict[str, list[Written]] = {}
+    by_stage: dict[str, list[CachedOutput]] = {}
     for each in written:
         by_stage.setdefault(writing_stage(each), []).append(each)
     return [

@@ -210,7 +210,7 @@ def spent(experiments: Sequence[Compared]) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {}
     for measure in ("minutes", "tokens"):
         for name, stages in STAGES.items():
-            if name == "writing" and not any(each.results.written for each in experiments):
+            if name == "writing" and not any(each.results.teacher_cache for each in experiments):
                 continue
             wanted = {"kind": COST, "measure": measure, "stage": stages, "seed": EACH}
             sums = [
