@@ -15,14 +15,14 @@ from xml.etree import ElementTree
 import pytest
 from browser import browser, open_all, visit
 from sealing import write_json, write_lines
-from takd.experiment.report_files import PARTS
 
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
 from takd.experiment.lineage import nodes, of_chain, prefixes, split
-from takd.report import build, table
+from takd.report import build
 from takd.report.figures.style import size_text
+from takd.report.pages import NAV
 from takd.runtime.errors import InputError
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage
@@ -34,7 +34,7 @@ SIZES = {
 }  # fmt: skip
 BASE = dict(zip(SIZES, [95.0, 75.0, 72.0, 70.0, 27.0, 25.0, 24.0, 23.0], strict=True))
 ODD = "<script>alert(1)</script> & “naïve” \u202e\x00 \ud83d\n\nsecond line " + "long " * 400
-PAGES = [part.file for part in PARTS.values() if part.file.endswith(".html")]
+PAGES = [file for file in NAV if "#" not in file]
 
 DATA = {
     "splits": {
