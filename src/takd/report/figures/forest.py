@@ -94,7 +94,7 @@ def differences(results: Results, name: str, measure: str = "rougeL") -> Forest 
                 Line(
                     pair_text(pair),
                     number_,
-                    list(by_seed(found, number_).values()),
+                    list(by_seed(results, number_).values()),
                     look[number_.lineage],
                     tests_text(number_.verdict, number_.p),
                     f"arms differ in {listed(unequal)}" if unequal else "",
@@ -119,7 +119,9 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
     blocks = []
     for model in sorted(sizes, key=lambda model: -sizes[model]):
         lines = [
-            Line(full_text(row.lineage), row, list(by_seed(found, row).values()), look[row.lineage])
+            Line(
+                full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
+            )
             for row in sorted((row for row in rows if row.model == model), key=teachers)
         ]
         blocks.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from takd.analysis.exports import to_csv
 from takd.analysis.results import Results, Row
 from takd.experiment.lineage import SUPERVISED, split
-from takd.report.table import write_csv
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -92,7 +92,7 @@ class Drawing(NamedTuple):
     @property
     def csv(self) -> str:
         """The numbers as CSV, one line for each mark of the figure."""
-        return write_csv(self.numbers, self.columns)
+        return to_csv(self.numbers, self.columns)
 
 
 def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:
