@@ -83,7 +83,7 @@ def data(results: Results) -> dict[str, Any]:
         if key not in NOT_A_CURVE and isinstance(value, int | float)
     }
     every = [*FIRST, *map(_other, sorted(known))]
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "lineage": model.node.lineage,
             "seed": model.node.seed,
@@ -115,9 +115,9 @@ def _other(name: str) -> Quantity:
 
 def _columns(model: Model, quantity: Quantity) -> dict[str, list[float]]:
     """Values of a quantity in a training, with their steps, tokens and minutes; empty if it is not logged."""
-    name = quantity.name(model)
+    name = quantity.name(model) or ""
     found = [row for row in logged(model, quantity.log) if row.get(name) is not None]
-    if name is None or not found:
+    if not found:
         return {}
     found = found[:: math.ceil(len(found) / MOST)]
     return {

@@ -150,7 +150,12 @@ def _line(axis: Axes, series: Series) -> None:
 def _fit(axes: Sequence[Axes]) -> None:
     """Fit the y axis to the values after step 0: those of random weights would press all later ones into a line."""
     drawn = [np.asarray(line.get_xydata()) for axis in axes for line in axis.get_lines()]
-    drawn += [p.vertices for axis in axes for band in axis.collections for p in band.get_paths()]
+    drawn += [
+        np.asarray(p.vertices)
+        for axis in axes
+        for band in axis.collections
+        for p in band.get_paths()
+    ]
     values = [value for points in drawn for step, value in points.tolist() if step > 0]
     if values:
         edge = 0.05 * ((max(values) - min(values)) or 1)
