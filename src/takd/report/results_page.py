@@ -9,6 +9,7 @@ from takd.analysis.measures import BY_NAME, TESTED, Measure, measured
 from takd.analysis.results import Results
 from takd.analysis.statistics import Interval, number
 from takd.analysis.table import DIFFERENCE, EACH, Number
+from takd.experiment.captions import decoding
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split, teacher_of
 from takd.report import pages, tables
@@ -42,6 +43,7 @@ def page(results: Results) -> str:
         seeds={name: seeds_table(results, name) for name in sets},
         others={name: other_measures(results, name) for name in sets},
         prompts=pages.prompts(results),
+        decoding=decoding(results.spec["decoding"]),
         cited=cited(results),
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
         tree=tree(results),
