@@ -33,13 +33,13 @@ rule build_report:
             set=EXPERIMENT.sets,
             file=MEASURED,
         ),
-        written=collect(
-            "<results>/teachers/{writing.manifest}",
-            writing=EXPERIMENT.written,
+        teacher_cache=collect(
+            "<results>/teachers/{entry.manifest}",
+            entry=EXPERIMENT.teacher_cache,
         ),
-        written_metrics=collect(
+        teacher_cache_metrics=collect(
             "<results>/teachers/{file}",
-            file=[file for writing in EXPERIMENT.written for file in writing.logs],
+            file=[file for entry in EXPERIMENT.teacher_cache for file in entry.logs],
         ),
         # the rule writes the cards below the models, where the stage finds them
         cards=collect(
@@ -59,7 +59,7 @@ rule build_report:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec(EXPERIMENT.report_spec),
+        spec=spec("report"),
         code=code_digest("takd.report.build"),
         results=subpath(output.site, parent=True),
     shell:

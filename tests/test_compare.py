@@ -1,4 +1,4 @@
-"""Several experiments side by side, on made results: what is told and what is not, and when it is made again."""
+"""Several experiments side by side, on made results: what is tested and significant, and when it is made again."""
 
 import csv
 import html
@@ -24,9 +24,8 @@ from test_report import BY_KD, DIRECT, STUDY, THROUGH
 from test_staleness import touch
 
 from takd.analysis import compare_settings
-from takd.analysis.across_experiments import Comparison, Place
+from takd.analysis.across_experiments import Comparison, Place, read_all
 from takd.analysis.across_experiments import compare as compare_scores
-from takd.analysis.compare_results import read_all
 from takd.analysis.statistics import holm
 from takd.experiment import comparison
 from takd.experiment import experiment as experiments
@@ -153,7 +152,7 @@ def rows(path: Path, **wanted: str) -> list[dict[str, str]]:
     return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_a_difference_is_told_with_its_test(three: SimpleNamespace) -> None:
+def test_a_difference_has_its_test(three: SimpleNamespace) -> None:
     table = three.out / "comparison.csv"
     (before,) = rows(table, lineage=DEEP, measure="rougeL", experiment="before")
     (after,) = rows(table, lineage=DEEP, measure="rougeL", experiment="more-mixing")
@@ -175,7 +174,7 @@ def row_of(page: str, start: str) -> list[str]:
     return [" ".join(html.unescape(re.sub(r"<[^>]+>", " ", cell)).split()) for cell in cells]
 
 
-def test_a_difference_within_its_noise_is_not_told(tmp_path: Path) -> None:
+def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> None:
     specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=noisy)]
     outcome = compared(tmp_path, *specs).outcomes[Place("heldout", DEEP, 1)]
     assert outcome.difference is not None and outcome.difference.value == pytest.approx(0.25)

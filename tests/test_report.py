@@ -146,7 +146,7 @@ def make(
             for (label, _, _), lineage in zip(chains, lineages, strict=True)
         ],
         "nodes": [list(node) for node in found],
-        "written": [],
+        "teacher_cache": [],
         "sets": list(sets),
         "seeds": list(seeds),
         "decoding": decoding | {"max_new_tokens": 32},
@@ -496,9 +496,9 @@ EXPERIMENT = SimpleNamespace(
     name="made-up",
     nodes=[Node(*node) for node in SETTINGS["nodes"]],
     sets=SETTINGS["sets"],
-    written=[],
-    report_spec=lambda: SETTINGS,
+    teacher_cache=[],
 )
+specs = SimpleNamespace(report=lambda experiment: SETTINGS)
 config["experiment"] = "made-up"
 
 
@@ -507,8 +507,8 @@ pathvars:
     logs="logs/made-up",
 
 
-def spec(function):
-    return lambda wildcards: canonical_json(function())
+def spec(stage):
+    return lambda wildcards: canonical_json(SETTINGS)
 
 
 def written(wildcards, output):

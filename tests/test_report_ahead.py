@@ -13,10 +13,10 @@ from browser import browser, faults, visit
 from sealing import write_json, write_lines
 from test_report import BY_KD, DATA, DIRECT, make, rows_of, run
 
-from takd.analysis import costs, cumulative_costs
+from takd.analysis import costs
 from takd.analysis.results import read
 from takd.experiment.lineage import of_chain
-from takd.experiment.teacher_cache import Writing
+from takd.experiment.teacher_cache import CacheEntry
 from takd.report import costs_page, provenance, reproduce
 from takd.report.figures.quality import quality
 from takd.runtime.digests import file_digest
@@ -26,26 +26,26 @@ from takd.runtime.stage import read_json
 TEACHER, LIVE, STORED = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*BY_KD[1:])
 THROUGH = ("3.K", ["teacher", "assistant", "student"], ["kd", "kd"])
 DEEP, ASSISTANT = of_chain(*THROUGH[1:]), "teacher-sft__assistant-kd"
-ANSWERS = Writing(TEACHER, 1, "generations", 2)
-OUTPUTS = Writing(TEACHER, 1, "outputs/generations/top_k", None)
-OWN = [Writing(ASSISTANT, seed, "outputs/train/hidden", None) for seed in (1, 2)]
+ANSWERS = CacheEntry(TEACHER, 1, "generations", 2)
+OUTPUTS = CacheEntry(TEACHER, 1, "outputs/generations/top_k", None)
+OWN = [CacheEntry(ASSISTANT, seed, "outputs/train/hidden", None) for seed in (1, 2)]
 
 
-def write_ahead(root: Path, spec: Any, writing: Writing, logs: Any, readers: Any) -> None:
+def write_ahead(root: Path, spec: Any, entry: CacheEntry, logs: Any, readers: Any) -> None:
     """What a teacher wrote in as many parts as there are `logs`, and who read it, as lineage and training seed."""
-    manifest = root / "teachers" / writing.manifest
+    manifest = root / "teachers" / entry.manifest
     manifest.parent.mkdir(parents=True)
-    write_json(manifest, {"kind": "made up", "lineage": writing.teacher, "seed": writing.seed})
-    for path, values in zip(writing.logs, logs, strict=True):
+    write_json(manifest, {"kind": "made up", "lineage": entry.teacher, "seed": entry.seed})
+    for path, values in zip(entry.logs, logs, strict=True):
         end = {"kind": "end", "device": "cpu", "processes": 1, "commit": "abc", "code": "digest"}
         write_lines(root / "teachers" / path, [end | values])
     for lineage, seed in readers:
         file = root / "models" / lineage / f"seed{seed}/manifest.json"
         found = read_json(file)
-        name = "train" if writing.parts else "outputs"
+        name = "train" if entry.parts else "outputs"
         found["inputs"][name] = [file_digest(manifest)]
         write_json(file, found)
-    spec["written"].append(list(writing))
+    spec["teacher_cache"].append(list(entry))
 
 
 def write_all(root: Path, spec: Any) -> None:
@@ -60,9 +60,9 @@ def write_all(root: Path, spec: Any) -> None:
     stale = root / "teachers" / ANSWERS.folder / "part3of3/metrics.jsonl"
     write_lines(stale, [{"kind": "end", "seconds": 1e6, "tokens": 10**9}])
     write_ahead(root, spec, OUTPUTS, [{"seconds": 360.0, "tokens": 9_000}], readers)
-    for writing, seconds, tokens in zip(OWN, (72.0, 144.0), (700, 800), strict=True):
-        reader = [(DEEP, writing.seed)]
-        write_ahead(root, spec, writing, [{"seconds": seconds, "tokens": tokens}], reader)
+    for entry, seconds, tokens in zip(OWN, (72.0, 144.0), (700, 800), strict=True):
+        reader = [(DEEP, entry.seed)]
+        write_ahead(root, spec, entry, [{"seconds": seconds, "tokens": tokens}], reader)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_hardware_and_code_of_teacher_caches(full: SimpleNamespace) -> None:
 
 
 def test_the_number_of_parts_identifies_no_run(full: SimpleNamespace) -> None:
-    other = replace(full.results, spec=full.spec | {"written": []})
+    other = replace(full.results, spec=full.spec | {"teacher_cache": []})
     assert reproduce.identity(other, DATA) == reproduce.identity(full.results, DATA)
 
 
@@ -178,7 +178,7 @@ def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> Non
     spec = make(tmp_path, [BY_KD])
     write_ahead(tmp_path, spec, OUTPUTS, [{"seconds": 1.0, "device": "NVIDIA H100"}], [(STORED, 1)])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations", "teachers")))
-    assert cumulative_costs.unit(results) == "hours of CPU or GPU"
+    assert costs.unit(results) == "hours of CPU or GPU"
 
 
 def test_a_run_without_it_says_nothing_of_it(tmp_path: Path) -> None:
@@ -242,5 +242,5 @@ def test_experiments_are_compared_by_it_too(tmp_path: Path) -> None:
 
 
 def test_json_of_a_writing_is_what_it_is_read_from() -> None:
-    for writing in (ANSWERS, OUTPUTS):
-        assert Writing(*json.loads(json.dumps(writing))) == writing
+    for entry in (ANSWERS, OUTPUTS):
+        assert CacheEntry(*json.loads(json.dumps(entry))) == entry

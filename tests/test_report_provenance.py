@@ -12,6 +12,7 @@ from sealing import write_json, write_lines
 from test_report import DATA, DIRECT, make, run
 
 from takd.analysis.results import Results, read
+from takd.experiment import specs
 from takd.experiment.experiment import load
 from takd.experiment.lineage import Node
 from takd.report import provenance, reproduce
@@ -64,7 +65,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_commands_ask_for_what_they_name(project: Project):
     path = project.folder / "config/experiments/small.yaml"
-    spec = load(path, project.folder).report_spec()
+    spec = specs.report(load(path, project.folder))
     node = Node(*spec["nodes"][0])
     name = spec["sets"][0]
     fake = type("Fake", (), {"mean": lambda self, measure: 12.345})()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from takd.analysis.measures import TESTED
 from takd.experiment.lineage import Node, split
-from takd.experiment.teacher_cache import GENERATIONS, Writing
+from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
 from takd.runtime.input_check import check
@@ -98,10 +98,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Written:
-    """Generations (all parts) or outputs on some data that a teacher computed ahead for its students."""
+class CachedOutput:
+    """Generations (all parts) or outputs on some data that a teacher stored for its students."""
 
-    writing: Writing
+    entry: CacheEntry
     digest: str
     """Of its manifest, as the manifests of the students that read it have it among their inputs."""
     ends: list[Row]
@@ -109,12 +109,12 @@ class Written:
 
     @property
     def teacher(self) -> Node:
-        return Node(self.writing.teacher, self.writing.seed)
+        return Node(self.entry.teacher, self.entry.seed)
 
     @property
     def drawn(self) -> bool:
         """Whether the teacher sampled the tokens; otherwise it scored given ones."""
-        return self.writing.place == GENERATIONS
+        return self.entry.place == GENERATIONS
 
     @property
     def minutes(self) -> float:
@@ -135,7 +135,7 @@ class Results:
     evaluations: dict[tuple[Node, str], Evaluation]
     samples: dict[str, dict[Any, dict[Node, Row]]] = field(default_factory=dict)
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
-    written: list[Written] = field(default_factory=list)
+    teacher_cache: list[CachedOutput] = field(default_factory=list)
     """What teachers wrote ahead for their students."""
 
     @property
@@ -187,9 +187,9 @@ def read(
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
     results = Results(spec, {node: _model(node, models) for node in nodes}, {})
-    for each in spec["written"]:
+    for each in spec["teacher_cache"]:
         assert teachers is not None
-        results.written.append(_written(Writing(*each), teachers))
+        results.teacher_cache.append(_cached_output(CacheEntry(*each), teachers))
     for name in spec["sets"]:
         first: Evaluation | None = None
         shown: dict[Any, dict[Node, Row]] = {}
@@ -274,12 +274,12 @@ def _model(node: Node, models: Path) -> Model:
     )
 
 
-def _written(writing: Writing, teachers: Path) -> Written:
-    manifest = teachers / writing.manifest
-    _record(manifest, {"lineage": writing.teacher, "seed": writing.seed})
-    logs = [teachers / log for log in writing.logs]
+def _cached_output(entry: CacheEntry, teachers: Path) -> CachedOutput:
+    manifest = teachers / entry.manifest
+    _record(manifest, {"lineage": entry.teacher, "seed": entry.seed})
+    logs = [teachers / log for log in entry.logs]
     ends = [_end(_log(log, log.parent / "manifest.json")) for log in logs]
-    return Written(writing, file_digest(manifest), ends)
+    return CachedOutput(entry, file_digest(manifest), ends)
 
 
 def _end(rows: list[Row]) -> Row:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from takd.experiment import specs
 from takd.experiment.captions import escape, numbered
 from takd.experiment.experiment import Experiment, file_of, load
 from takd.experiment.lineage import split
@@ -129,10 +130,10 @@ def files(experiment: Experiment, measured: Sequence[str]) -> dict[str, str]:
             found[f"{folder}/models/{place}/{file}"] = (
                 f"the model {node.lineage} of training seed {node.seed}"
             )
-    for writing in experiment.written:
-        for file in (writing.manifest, *writing.logs):
+    for entry in experiment.teacher_cache:
+        for file in (entry.manifest, *entry.logs):
             found[f"{folder}/teachers/{file}"] = (
-                f"what {writing.teacher} of training seed {writing.seed} wrote down for its students"
+                f"the teacher cache of {entry.teacher} of training seed {entry.seed}"
             )
     judge = [JUDGE] if experiment.settings["evaluation"]["judge"] else []
     for node in experiment.nodes:
@@ -206,11 +207,11 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
         "experiments": [
             {
                 "name": each.name,
-                "report": each.report_spec() | {"samples": 0},
+                "report": specs.report(each) | {"samples": 0},
                 "settings": each.settings,
                 "made": {
                     f"{node.lineage}/seed{node.seed}": made(
-                        each.train_spec(node.lineage, node.seed)
+                        specs.train(each, node.lineage, node.seed)
                     )
                     for node in each.nodes
                 },

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from takd.analysis import compare_settings, exports, measures, table
-from takd.analysis.across_experiments import Comparison, Outcome, Place, compare
-from takd.analysis.compare_results import Compared, read_all
+from takd.analysis.across_experiments import Compared, Comparison, Outcome, Place, compare, read_all
 from takd.analysis.compare_settings import Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import BY_NAME
@@ -201,7 +200,7 @@ def spent(experiments: Sequence[Compared]) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {}
     for measure in ("minutes", "tokens"):
         for name, stages in STAGES.items():
-            if name == "writing" and not any(each.results.written for each in experiments):
+            if name == "writing" and not any(each.results.teacher_cache for each in experiments):
                 continue
             wanted = {"kind": COST, "measure": measure, "stage": stages, "seed": EACH}
             sums = [

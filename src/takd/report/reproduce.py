@@ -108,7 +108,7 @@ def identity(results: Results, data_report: dict[str, Any]) -> dict[str, str]:
     rows = {name: found["sha256"] for name, found in data_report["splits"].items()}
     weights = {f"{n.lineage}/{n.seed}": m.manifest["weights"] for n, m in results.models.items()}
     # the number of parts of a teacher's generations does not change them
-    settings = {key: value for key, value in results.spec.items() if key != "written"}
+    settings = {key: value for key, value in results.spec.items() if key != "teacher_cache"}
     return {
         "settings": short_digest(canonical_json(settings)),
         "data": short_digest(canonical_json(rows)),

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from takd.analysis import costs, exports
-from takd.analysis.cumulative_costs import unit
+from takd.analysis.costs import unit
 from takd.analysis.results import Results, Row
 from takd.analysis.table import Number
 from takd.experiment.labels import full_text
