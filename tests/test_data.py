@@ -682,7 +682,7 @@ def test_a_stream_that_breaks_off_leaves_nothing_and_is_read_again(words, tmp_pa
 
 def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_path):
     """Arrow's pool holds what was read into memory; mapped files are not in it."""
-    from takd.training import train
+    from takd.decoding import loading
 
     (tmp_path / "c.txt").write_text("kino tour ba de fino\n" * 40_000)
     source = {"text": str(tmp_path / "c.txt")}
@@ -692,7 +692,7 @@ def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_
     manifest = tmp_path / "data/corpus/manifest.json"
     stage = Stage(spec={}, code="-", inputs={"corpus": [manifest]})
     before = pyarrow.total_allocated_bytes()
-    corpus = train._rows(stage, "corpus")
+    corpus = loading.dataset_of(stage, "corpus")
     assert [Path(file["filename"]).parent for file in corpus.cache_files] == [
         manifest.parent / "dataset"
     ]

@@ -11,7 +11,7 @@ from browser import browser, visit
 from sealing import write_json, write_lines
 from test_report import DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run
 
-from takd.analysis import costs, cumulative_costs
+from takd.analysis import costs
 from takd.analysis.results import read
 from takd.experiment.lineage import Node, of_chain, split
 from takd.report import pages
@@ -117,17 +117,17 @@ def test_cost_of_a_lineage_is_what_is_counted_by_hand(tmp_path):
     end(tmp_path, through, 1, seconds=360.0, processes=1, tokens=1_000)
     end(tmp_path, through, 2, seconds=1080.0, processes=1, tokens=3_000)
     results = results_of(tmp_path, spec)
-    assert set(cumulative_costs.needed(results, through, 2)) == {
+    assert set(costs.needed(results, through, 2)) == {
         Node("teacher-sft", 1), Node("assistant-sft", 2), Node(above, 2),
         Node("student-sft", 2), Node(through, 2),
     }  # fmt: skip
-    found = {cost.lineage: cost for cost in cumulative_costs.accumulate(results)}
+    found = {cost.lineage: cost for cost in costs.cumulative(results)}
     # 8 + 1 + 2 + 0.5, and 0.1 or 0.3
     assert found[through].hours == pytest.approx({1: 11.6, 2: 11.8})
     assert found[through].tokens == {1: 1_249_000, 2: 1_251_000}
     assert found[through].mean_hours == pytest.approx(11.7) and found[through].trainings == 5
     assert found["teacher-sft"].hours == {1: 8.0} and found["student-sft"].mean_hours == 0.5
-    assert cumulative_costs.unit(results) == "CPU hours"
+    assert costs.unit(results) == "CPU hours"
     (row,) = rows_of(quality.quality(results).csv, lineage=through)
     assert (row["hours"], row["hours_least"], row["hours_most"]) == ("11.7", "11.6", "11.8")
     assert row["tokens"] == "1250000" and row["tag"] == "3.B" and float(row["rougeL"]) == 80.25
@@ -144,7 +144,7 @@ def test_a_start_is_counted_once_and_only_if_there_was_one(tmp_path):
     middle = "teacher-sft__assistant-kd__middle-minillm"
     file = tmp_path / "models" / middle / "seed1/manifest.json"
     write_json(file, json.loads(file.read_text()) | {"inputs": {"base": ["0" * 64]}})
-    found = cumulative_costs.needed(results_of(tmp_path, spec), deep, 1)
+    found = costs.needed(results_of(tmp_path, spec), deep, 1)
     assert Counter(node.lineage for node in found) == dict.fromkeys(
         ["teacher-sft", "assistant-sft", "teacher-sft__assistant-kd", middle, "student-sft", deep],
         1,
@@ -154,10 +154,10 @@ def test_a_start_is_counted_once_and_only_if_there_was_one(tmp_path):
 def test_hours_are_named_after_the_devices(tmp_path):
     spec = make(tmp_path, [DIRECT])
     end(tmp_path, "teacher-sft", 1, device="NVIDIA H100")
-    assert cumulative_costs.unit(results_of(tmp_path, spec)) == "hours of CPU or GPU"
+    assert costs.unit(results_of(tmp_path, spec)) == "hours of CPU or GPU"
     for lineage in ("student-sft", of_chain(*DIRECT[1:])):
         end(tmp_path, lineage, 1, device="NVIDIA H100")
-    assert cumulative_costs.unit(results_of(tmp_path, spec)) == "GPU hours"
+    assert costs.unit(results_of(tmp_path, spec)) == "GPU hours"
 
 
 def test_both_stages_of_an_evaluation_and_its_judge_stand_among_the_costs(tmp_path):

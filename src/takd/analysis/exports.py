@@ -214,7 +214,7 @@ def differences_csv(results: Results) -> str:
             | _seeds(results, "difference", here, wanted | {"stratum": number.stratum})
             | {"arms": warning(results, Pair(number.question, number.lineage, number.other))}
         )
-    return to_csv(lines, ("set", "question", "ours", "theirs"))
+    return to_csv(lines) if lines else to_csv([], ("set", "question", "ours", "theirs"))
 
 
 def scores_csv(results: Results) -> str:

@@ -18,6 +18,7 @@ the order of tables, `takd.analysis.fairness` what else differs between two mode
 
 import functools
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,11 +30,13 @@ from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME, MEASURES, TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import Array, Interval, number
-from takd.experiment.labels import chain_label, chain_text, methods_text
+from takd.experiment.labels import chain_label, chain_text, full_text, methods_text
 from takd.experiment.lineage import prefixes, split, teacher_of
 
 EACH, ANY = "each", "any"
 """Of `select`: every value of a column, without or with the row over all of them."""
+STRATA = 30
+"""Strata that scores are broken down by, at most; those with most prompts."""
 Columns = dict[str, Any]
 SCORE, DIFFERENCE, COST = "score", "difference", "cost"
 
@@ -190,23 +193,33 @@ def lines(results: Results) -> list[Line]:
     Each lineage is listed once: with the chain that it ends, else with the first chain that contains it.
     """
     chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
-    labels = {lineage: label for label, lineage in reversed(chains)}
+    tags = labels(results)
     heads = dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains)
-    found = [Line(lineage, "teacher", labels.get(lineage, ""), "Teacher") for lineage in heads]
+    found = [Line(lineage, "teacher", tags.get(lineage, ""), "Teacher") for lineage in heads]
     for lineage in results.lineages:
         if teacher_of(lineage) is None and lineage not in heads:
-            found.append(Line(lineage, "baseline", labels.get(lineage, ""), "SFT baselines"))
+            found.append(Line(lineage, "baseline", tags.get(lineage, ""), "SFT baselines"))
     for label, end in chains:
         title = f"{label}  {chain_text(end)}".strip()
         for lineage in prefixes(end)[1:]:
-            if lineage == end or lineage not in labels:
+            if lineage == end or lineage not in tags:
                 role = "student" if lineage == end else "assistant"
-                found.append(Line(lineage, role, labels.get(lineage, ""), title))
+                found.append(Line(lineage, role, tags.get(lineage, ""), title))
     first = {line.lineage: line for line in reversed(found) if line.lineage in results.lineages}
     return sorted(first.values(), key=found.index)
 
 
-def _model(results: Results, lineage: str) -> dict[str, Any]:
+def labels(results: Results) -> dict[str, str]:
+    """Map the lineages that chains end in to the labels of the chains."""
+    return {chain["lineage"]: chain_label(chain) for chain in reversed(results.spec["chains"])}
+
+
+def named(results: Results, lineage: str) -> str:
+    """Name a lineage by chain and methods, with the label of its chain."""
+    return " ".join(filter(None, [labels(results).get(lineage, ""), full_text(lineage)]))
+
+
+def described(results: Results, lineage: str) -> dict[str, Any]:
     """Columns that describe a model."""
     hop = split(lineage)[-1]
     return {
@@ -223,7 +236,7 @@ def _model(results: Results, lineage: str) -> dict[str, Any]:
 
 def _scores(results: Results) -> Iterator[Number]:
     """Yield every measure of each model on each set, by decoding seed and over them, and means over training seeds."""
-    about = {lineage: _model(results, lineage) for lineage in results.lineages}
+    about = {lineage: described(results, lineage) for lineage in results.lineages}
     for (node, name), evaluation in results.evaluations.items():
         for measure in MEASURES:
             by_draw = sorted(measure.by_seed(evaluation).items())
@@ -252,7 +265,8 @@ def _tested(results: Results) -> Iterator[Number]:
         first = results.evaluations[results.nodes[0], name]
         yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
         strata = np.array(first.strata)
-        if values := list(dict.fromkeys(filter(None, first.strata))):
+        counts = Counter(filter(None, first.strata))
+        if values := [value for value, _ in counts.most_common(STRATA)]:
             yield from _of_prompts(results, name, {value: strata == value for value in values})
 
 
@@ -266,14 +280,14 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Array]) -> Iterat
             place = {"set": name, "stratum": stratum, "measure": measure}
             for lineage in results.lineages:
                 array = results.scores(lineage, name, measure, results.seeds(lineage))
-                about = place | _model(results, lineage) | {"kind": SCORE}
+                about = place | described(results, lineage) | {"kind": SCORE}
                 kinds.append((about, array[:, chosen]))
             for pair in pairs:
                 ours, theirs = (
                     results.scores(lineage, name, measure, comparisons.shared(results, pair))
                     for lineage in (pair.ours, pair.theirs)
                 )
-                about = place | _model(results, pair.ours) | {"kind": DIFFERENCE}
+                about = place | described(results, pair.ours) | {"kind": DIFFERENCE}
                 about |= {"question": pair.question, "other": pair.theirs}
                 kinds.append((about, (ours - theirs)[:, chosen]))
         floors = [0.0 if about["kind"] == SCORE else -100.0 for about, _ in kinds]
@@ -305,7 +319,7 @@ def _by_seed(seeds: list[int], about: dict[str, Any], scores_rpd: Array) -> Iter
 
 def _costs(results: Results) -> Iterator[Number]:
     """Yield the costs of every run, and the cumulative cost of each lineage by training seed and as their mean."""
-    about = {lineage: _model(results, lineage) | {"kind": COST} for lineage in results.lineages}
+    about = {lineage: described(results, lineage) | {"kind": COST} for lineage in results.lineages}
     for run in costs.runs(results):
         place: Columns = {
             "seed": run.seed,

@@ -1,24 +1,27 @@
-"""Load trained models for evaluation and generation."""
+"""What stages that ask a model load, how they set up libraries, and the end of their logs."""
 
 import os
 from pathlib import Path
 
 import torch
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars, load_from_disk
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from takd.decoding.model_checks import check_model
 from takd.models import causal_lm
+from takd.models.logits import freeze
 from takd.models.precision import (
     choose_precision,
     current_device,
     describe,
+    device_name,
     pretrained_in,
     torch_dtype,
 )
-from takd.runtime.stage import Stage
+from takd.runtime.metrics_log import Journal
+from takd.runtime.stage import Stage, write_text
 
 
 def configure_libraries(stage: Stage) -> None:
@@ -41,6 +44,16 @@ def configure_libraries(stage: Stage) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def dataset_of(stage: Stage, name: str) -> Dataset:
+    """Load the prepared data set beside the manifest that is the input `name`."""
+    return load_from_disk(str(stage.input(name).parent / "dataset"))
+
+
+def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
+    """Load the experiment's tokenizer."""
+    return causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+
+
 def load(
     stage: Stage,
     folder: Path,
@@ -48,26 +61,36 @@ def load(
     name: str,
     longest: int | None = None,
     reads: int | None = None,
+    precision: str | None = None,
 ) -> tuple[PreTrainedModel, int]:
     """Load a model onto this process's device for inference.
 
     Args:
+        name: name of the model, for messages.
         longest: tokens of the longest text that the model will decode; None if it only reads texts.
         reads: tokens of the longest text that the model will read, if it does not decode.
+        precision: "auto", "fp32", "fp16" or "bf16"; None for that of the settings.
 
     Returns:
-        The model, in the precision that the settings choose, and the number of vocabulary entries
+        The model, in that precision, and the number of vocabulary entries
             that it shares with the tokenizer.
 
     Raises:
         InputError: as `models.check_vocabulary` and `check_model`.
     """
     pretrained = pretrained_in(folder)
-    precision = choose_precision(stage.spec.get("precision", "auto"), pretrained)
+    setting = precision or stage.spec.get("precision", "auto")
+    precision = choose_precision(setting, pretrained)
     if precision == "fp32" and torch.cuda.is_available():
         stage.say(f"{name}: {describe(precision, pretrained)}")
     model = causal_lm.load_model(folder, dtype=torch_dtype(precision))
     vocabulary = causal_lm.check_vocabulary(model, tokenizer, name)
-    nn.Module.to(causal_lm.freeze(model), current_device())
+    nn.Module.to(freeze(model), current_device())
     check_model(model, name, longest, reads)
     return model, vocabulary
+
+
+def close_log(stage: Stage, journal: Journal, count: int, processes: int = 1) -> None:
+    """Write the last line of a log, after `count` pieces of work, and move it to the outputs."""
+    journal.close(count, device=device_name(), processes=processes, **stage.origin())
+    write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.models.causal_lm import autocast_type, cut, output_layer, vocabulary_product, wide_product
+from takd.models.logits import autocast_type, cut, output_layer, vocabulary_product, wide_product
 
 # (logits (m, vocabulary), columns of the same tokens) -> loss and statistics of each token, (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]

@@ -15,15 +15,15 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.losses.batch import Layout
+from takd.losses.batch import RightPadded
 from takd.losses.divergences import coarsen, log_tail
-from takd.models.causal_lm import project, tempered
+from takd.models.logits import project, tempered
 
 
 class TeacherView(Protocol):
     """Interface: the teacher's distributions at the response tokens of a batch."""
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         """Return what `pair` needs of each token, (n, ...)."""
         ...
 
@@ -41,7 +41,7 @@ class LiveTeacher:
     temperature: float = 1.0
 
     @torch.no_grad()
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         return {"teacher_hidden": layout.hidden(self.model)}
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class LiveTeacher:
 class KeptTeacher(LiveTeacher):
     """Teacher whose hidden states are part of the rows: `teacher_hidden`, (length, hidden size)."""
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         kept = torch.cat([row.teacher_hidden for row in rows])
         return {"teacher_hidden": kept.to(layout.ids_bt.device, self.model.dtype)}
 
@@ -90,7 +90,7 @@ class StoredTeacher:
 
     stored: StoredOutputs
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         found = self.stored.read([row.index for row in rows])
         device = layout.ids_bt.device
         return {
@@ -110,7 +110,7 @@ class StoredHidden(LiveTeacher):
 
     stored: StoredOutputs | None = None
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         assert self.stored is not None
         found = self.stored.read([row.index for row in rows])
         return {"teacher_hidden": found["hidden"].to(layout.ids_bt.device, self.model.dtype)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from takd.decoding.sampling import Prompt, Response
-from takd.losses.batch import Layout
+from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import StoredOutputs
 
 # sums over tokens, divided by the global count, so that micro-batches and processes can be added
@@ -208,9 +208,9 @@ def prompts_of(rows: Sequence[Example], seed: int, draw: int) -> list[Prompt]:
     ]
 
 
-def laid_out(rows: Sequence[Example], device: torch.device) -> Layout:
+def laid_out(rows: Sequence[Example], device: torch.device) -> RightPadded:
     """Return rows as one padded batch."""
-    return Layout.of([(row.prompt, row.response) for row in rows], device)
+    return RightPadded.of([(row.prompt, row.response) for row in rows], device)
 
 
 def response_tokens(rows: Sequence[Example]) -> int:

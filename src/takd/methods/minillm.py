@@ -43,7 +43,7 @@ from takd.methods.base import (
     unpacked,
 )
 from takd.methods.token_losses import label_and_divergence_loss
-from takd.models.causal_lm import tempered
+from takd.models.logits import tempered
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from takd.data import sources
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.schema import ROW_FILTERS
-from takd.models.headers import TOLERANCE, positions, safetensors_parameters
+from takd.models.weight_files import TOLERANCE, positions, safetensors_parameters
 from takd.preflight.findings import Finding
 from takd.preflight.flops import total_steps
 from takd.preflight.jobs import Job

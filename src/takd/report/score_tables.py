@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 
 from takd.analysis import costs, table
-from takd.analysis.cumulative_costs import unit
+from takd.analysis.costs import unit
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import number

@@ -83,7 +83,7 @@ def numbered(results: Results, found: Number | None) -> Cell:
     return measured(found.value, digits, signed, notes=notes, kind=kind, tip=tip)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=16)
 def _numbers(results: Results) -> dict[tuple[Any, ...], Number]:
     """Scores and differences over all decoding seeds by their `_key`: a page looks up thousands, one by one."""
     rows = table.rows(table.of(results), kind=[SCORE, DIFFERENCE], seed=ANY, stratum=ANY)

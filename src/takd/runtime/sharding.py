@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch.distributed
 
 from takd.runtime.checkpoints import resumable, resume_key
-from takd.runtime.stage import Stage
+from takd.runtime.stage import Stage, write_text
 
 Piece = TypeVar("Piece")
 
@@ -118,3 +118,8 @@ class Store:
 
 def _digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()[:16]
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]], **options: Any) -> None:
+    """Write records as JSON lines, atomically; `options` are those of `json.dumps`."""
+    write_text(path, "".join(json.dumps(record, **options) + "\n" for record in records))

@@ -19,7 +19,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.decoding.sampling import Decoding, Prompt, Response, draw
+from takd.decoding.prompts import Decoding, Prompt, Response
+from takd.decoding.sampling import draw
 from takd.methods.base import Method, Part
 from takd.models.precision import PRETRAINED, describe, device_name, torch_dtype
 from takd.runtime.checkpoints import LOG, Checkpoints, Pace
@@ -40,16 +41,12 @@ class Run:
     """One training run.
 
     Attributes:
-        stage: paths and resources.
-        accelerator: Accelerate's interface to devices and processes.
-        method: the training method.
         model: the model to train, not yet on its device.
         exported: files that are written beside the weights.
         dev: prepared data set for dev evaluations.
         decoding: decoding settings of dev evaluations.
         precision: "fp32", "fp16" or "bf16".
         keep: outputs ("model", "init"), with the dev measure that selects their weights.
-        checkpoints: folder of the run's checkpoints.
         rouge_tokenizer: tokenizer of ROUGE-L on the dev rows, chosen by the data stage.
     """
 
@@ -139,7 +136,7 @@ class Run:
         count = f"{self.world} process{'es' if self.world > 1 else ''}"
         how = describe(self.precision, getattr(self.model.config, PRETRAINED))
         self.stage.say(
-            f"{self.title}: goes on from step {step} of {self.total}, {how}, {count}"
+            f"{self.title}: resumes from step {step} of {self.total}, {how}, {count}"
             if step
             else f"{self.title}: {self.total} steps, {how}, {count}"
         )
@@ -158,10 +155,10 @@ class Run:
             raise InputError(
                 f"{self.title}: no finite gradient in {SKIPPED_IN_A_ROW} steps in a row, up to step {step} of"
                 f" {self.total}; lower the learning rate (now {rate:g}), or use precision 'fp32' or 'bf16' in place of"
-                f" '{self.precision}'. The weights of before are in the checkpoint, from which the same settings go on."
+                f" '{self.precision}'. The checkpoint holds the weights of before; the same settings resume from it."
             )
         raise Interrupted(
-            f"{self.title} at step {step} of {self.total}, as asked or because its time is up; the next run goes on"
+            f"{self.title} at step {step} of {self.total}, as asked or because its time is up; the next run resumes"
             " from there."
         )
 
@@ -176,6 +173,7 @@ class Run:
         seed_generators((self.seed * 1_000_003 + step) * 1_009 + self.rank)
         sums: dict[str, Tensor] = {}
         norm = math.nan
+        # a step's loss is a mean over the global batch: each micro-batch adds its share of it
         for part, rows in self.micro_batches(self.method.parts(step)):
             with self.accelerator.accumulate(self.student.module):
                 loss, statistics = self.student.module(part.loss, rows)

@@ -1,9 +1,7 @@
 """Elements shared by the figures of scores: looks of students and methods, bars, headings, an empty figure."""
 
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from takd.analysis.comparisons import Score
 from takd.analysis.results import Results
 from takd.experiment.lineage import split
 from takd.report.figures.layout import Sheet
@@ -42,21 +40,6 @@ def name_and_size(model: str, parameters: int) -> str:
     """Format `student (150k)`; the name alone where it already gives the size."""
     size = size_text(parameters)
     return model if model == size else f"{model} ({size})"
-
-
-def point(
-    axis: Axes, at: float, score: Score, look: Look, hollow: bool = False, faint: bool = False
-) -> None:
-    """Draw a mean with its 95 % confidence interval; `faint` where many points are close together."""
-    ends = score.interval
-    bar = None if ends is None else [[score.mean - ends.low], [ends.high - score.mean]]
-    drawn = axis.errorbar(
-        at, score.mean, yerr=bar, color=look.colour, marker=look.marker, markersize=6,
-        markerfacecolor="white" if hollow else look.colour, markeredgewidth=1.2,
-        linestyle="none", elinewidth=0.8 if faint else 1.2, capsize=0 if faint else 3, zorder=3,
-    )  # fmt: skip
-    for stroke in drawn.lines[2] if faint else ():
-        stroke.set_alpha(0.55)
 
 
 def mark(look: Look, hollow: bool = False, line: bool = False) -> Line2D:
