@@ -8,8 +8,27 @@ except InputError as error:
 
 if COMPARED:
 
-    # No rule makes the files of the other experiments: they are only read, never trained.
+    COMPARISON = f"<results>/comparison/{comparison.folder([each.name for each in COMPARED])}"
+
+    # Snakemake's report shows the comparison beside the experiment's own. As in report.smk, the files are inputs here.
     rule compare:
+        input:
+            rules.report.input,
+            [
+                report(
+                    f"{COMPARISON}/{part.file}",
+                    caption=f"../workflow/report/{part.stem}.rst",
+                    category=part.category,
+                    labels={"part": part.about, "form": part.form},
+                )
+                for part in comparison.PARTS.values()
+            ],
+        localrule: True
+        params:
+            facts=comparison.facts([EXPERIMENT, *COMPARED]),
+
+    # No rule makes the files of the other experiments: they are only read, never trained.
+    rule build_comparison:
         input:
             report=rules.build_report.output,
             results=[
@@ -19,17 +38,9 @@ if COMPARED:
             ],
             templates=rules.build_report.input.templates,
         output:
-            **{
-                name: report(
-                    f"<results>/comparison/{comparison.folder([each.name for each in COMPARED])}/{part.file}",
-                    caption=f"../workflow/report/{part.stem}.rst",
-                    category=part.category,
-                    labels={"part": part.about, "form": part.form},
-                )
-                for name, part in comparison.PARTS.items()
-            },
+            **{name: f"{COMPARISON}/{part.file}" for name, part in comparison.PARTS.items()},
         log:
-            f"<logs>/comparison/{comparison.folder([each.name for each in COMPARED])}.log",
+            COMPARISON.replace("<results>", "<logs>") + ".log",
         localrule: True
         conda:
             "../envs/conda.yaml"
@@ -44,7 +55,6 @@ if COMPARED:
                 for each in (EXPERIMENT, *COMPARED)
             ),
             outputs=written,
-            facts=comparison.facts([EXPERIMENT, *COMPARED]),
         shell:
             "python3 workflow/scripts/compare.py --spec {params.spec:q} --code {params.code}"
             " {params.folders} {params.outputs} 2> {log:q}"

@@ -1,6 +1,7 @@
-"""Several experiments side by side, on made results: what is significant, what is not tested, and when it is made again."""
+"""Several experiments side by side, on made results: what is tested and significant, and when it is made again."""
 
 import csv
+import html
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from takd.analysis.across_experiments import compare as compare_scores
 from takd.analysis.statistics import holm
 from takd.experiment import comparison
 from takd.experiment import experiment as experiments
+from takd.experiment.labels import full_text
 from takd.experiment.lineage import of_chain
 from takd.report import compare
 from takd.runtime.errors import InputError
@@ -160,17 +162,28 @@ def test_a_difference_has_its_test(three: SimpleNamespace) -> None:
     assert float(after["difference_low"]) > 5 and float(after["p (Holm)"]) < 0.001
     assert after["difference_n_training_seeds"] == "2" and before["difference"] == ""
     page = (three.out / "comparison.html").read_text()
-    assert "more-mixing differs from before in 1 setting:" in page
+    cells = row_of(page, f'data-lineage="{DEEP}"')
+    assert cells[-2].startswith("+6.0 +5.") and cells[-2].endswith("significant, p < 0.001")
+    assert row_of(page, "more-mixing")[-2:] == ["training.minillm.teacher_mix", "none"]
+
+
+def row_of(page: str, start: str) -> list[str]:
+    """Texts of the cells of the first row of a table that has a text."""
+    row = next(row for row in page.split("<tr")[1:] if start in row).split("</tr>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)
+    return [" ".join(html.unescape(re.sub(r"<[^>]+>", " ", cell)).split()) for cell in cells]
 
 
 def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> None:
     specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=noisy)]
     outcome = compared(tmp_path, *specs).outcomes[Place("heldout", DEEP, 1)]
     assert outcome.difference is not None and outcome.difference.value == pytest.approx(0.25)
-    assert outcome.difference.verdict == "n.s."
+    assert not outcome.difference.significant and outcome.difference.verdict == "n.s."
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
-    assert "differs from before in no setting." in page
-    assert "n.s." in page and page.count("same model") >= 5
+    assert row_of(page, ">after")[-2:] == ["none", "none"]
+    # in the table and in both forms of the figure
+    assert page.count("n.s., p") >= 2 and "significant, p" not in page
+    assert page.count(">same model<") == 5
 
 
 def test_equal_models_are_not_tested(three: SimpleNamespace) -> None:
@@ -268,8 +281,8 @@ def test_settings_that_differ_are_listed_by_key(three: SimpleNamespace) -> None:
     assert lines == {
         "training.minillm.teacher_mix": ["0.2", "0.5", "0.2"],
         "seeds": ["[1, 2]", "[1, 2]", "[1]"],
-        "chain teacher → assistant → student (minillm)": ["trained", "trained", None],
-        "chain teacher → student (kd)": [None, None, "trained"],
+        f"chain {full_text(DEEP)}": ["trained", "trained", None],
+        f"chain {full_text(of_chain(*BY_KD[1:]))}": [None, None, "trained"],
     }
     assert not any(line.differs for line in compare_settings.origins(found))
 
@@ -288,7 +301,7 @@ def test_a_change_that_no_setting_names_is_seen(name: str, tmp_path: Path) -> No
     specs = [made(tmp_path, "before"), made(tmp_path, "after")]
     edit(tmp_path, change, f"after/{pattern}")
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
-    assert f"in no setting. Besides the settings, these are not the same: {words}." in page
+    assert row_of(page, ">after")[-2:] == ["none", words]
 
 
 def test_models_made_by_other_settings_than_the_file_has_are_named(tmp_path: Path) -> None:
@@ -301,7 +314,7 @@ def test_models_made_by_other_settings_than_the_file_has_are_named(tmp_path: Pat
 
 def test_what_one_alone_has_is_listed(three: SimpleNamespace, tmp_path: Path) -> None:
     page = (three.out / "comparison.html").read_text()
-    assert "<li>Only other has: 2.D teacher → student (kd).</li>" in page
+    assert f"<li>Only other has: {full_text(of_chain(*BY_KD[1:]))}.</li>" in page
     sets = [
         made(tmp_path, "before", sets=("heldout",)),
         made(tmp_path, "after", sets=("other",)),
@@ -355,8 +368,8 @@ def test_in_the_browser(three: SimpleNamespace, tmp_path: Path) -> None:
 
     def sort(page: Any) -> None:
         for _ in range(2):
-            page.click("table[data-set=heldout] button:has-text('more-mixing') >> nth=0")
-            cells = "table[data-set=heldout] tr[data-lineage] td:nth-child(3)"
+            page.click("table#scores-heldout button:has-text('more-mixing') >> nth=0")
+            cells = "table#scores-heldout tr[data-lineage] td:nth-child(3)"
             order.append(page.eval_on_selector_all(cells, "all => all.map(c => +c.dataset.value)"))
 
     outside = """() => {
@@ -369,7 +382,7 @@ def test_in_the_browser(three: SimpleNamespace, tmp_path: Path) -> None:
     with browser() as started:
         seen = visit(started, three.out / "comparison.html", sort)
         assert order[0] == sorted(order[1], reverse=True) and order[0] != order[1]
-        assert "+6.0\n" in seen.text and (seen.external, seen.complaints) == ([], [])
+        assert "+6.0" in seen.text and (seen.external, seen.complaints) == ([], [])
         for out in (three.out, study):
             ElementTree.parse(out / "comparison-curves.svg")
             found: list[Any] = []

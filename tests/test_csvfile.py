@@ -6,7 +6,7 @@ import io
 import pytest
 from takd.report.figures.chains import chains
 from test_report import BY_KD, DIRECT, THROUGH, make, rows_of
-from test_report_overview import results_of
+from test_report_summary import results_of
 
 from takd.analysis import exports
 from takd.report.figures.style import Drawing

@@ -111,7 +111,9 @@ class Outcome(NamedTuple):
         """Outcome in a few words: `significant`, `n.s.`, or why there is no test."""
         if self.same:
             return "same model"
-        return self.difference.verdict if self.difference else f"not tested: {self.reason}"
+        if self.difference:
+            return self.difference.verdict
+        return f"not tested: {self.reason}" if self.reason else ""
 
 
 @dataclass(frozen=True)
