@@ -12,7 +12,7 @@ from takd.experiment.lineage import split
 from takd.runtime.digests import canonical_json, short_digest
 
 NO_RESULT = ("title", "description", "report", "variables", "chains")
-"""Keys of an experiment that change no result; chains are told apart by what they are, not by their place."""
+"""Keys of an experiment that change no result; chains are compared by their models and methods, not by their place."""
 SETTING = "setting"
 TRAINED = "trained"
 """Value of a chain that an experiment has."""

@@ -1,9 +1,9 @@
 """Compare the pairs of models that answer the questions of an experiment, with confidence intervals and tests.
 
-Three questions, each tested on every evaluation set: does a distilled model beat the same model trained on labels
-alone; does a chain through assistants beat distillation directly from its head; does one method (or one setting of
-it) beat another where the chains are otherwise the same. The tests of one question on one set are one family, with
-Holm-corrected p values.
+Three questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
+assistants beat direct distillation from its head; does one method (or one setting of it) beat another where the chains
+are otherwise the same. The tests of one question and measure on one set are one family, with Holm-corrected p values;
+those of its strata are another.
 """
 
 import itertools
@@ -31,8 +31,8 @@ Columns = dict[str, Any]
 STRATA = 30
 """Strata that scores are broken down by, at most; those with most prompts."""
 QUESTIONS = {
-    "sft": "distilled against trained on labels alone",
-    "direct": "through assistants against straight from the teacher",
+    "sft": "distillation against the SFT baseline",
+    "direct": "through assistants against direct distillation",
     "method": "method against method, or setting against setting",
 }
 
