@@ -13,10 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from takd.data.folders import check_within
-from takd.runtime.brought_files import AGAIN, foreign
+from takd.data.folders import check_within, files_below
 from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged, files_below
+from takd.runtime.files import AGAIN, check_unchanged, foreign
 
 Source = Mapping[str, Any]
 Record = Mapping[str, Any]

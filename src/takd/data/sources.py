@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from takd.data import demo, filters
+from takd.data.folders import files_below
 from takd.data.records import kind, lines, others, records
 from takd.data.unused import Unused
 from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged, files_below
+from takd.runtime.files import check_unchanged
 
 Source = Mapping[str, Any]
 T = TypeVar("T")

@@ -11,7 +11,8 @@ from typing import Any
 from takd.data import sources
 from takd.data.page import render
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.files import read_json, write_text
+from takd.runtime.stage import Stage
 
 NAMED = 10
 DROPPED = (

@@ -10,8 +10,10 @@ from transformers.utils import logging
 
 from takd.decoding.model_checks import check_model
 from takd.models import causal_lm, devices
-from takd.models.devices import DTYPES, choose_precision, describe, own
+from takd.models.devices import DTYPES, choose_precision, describe, device_name, own
 from takd.models.precision import pretrained_in
+from takd.runtime.files import write_text
+from takd.runtime.metrics_log import Journal
 from takd.runtime.stage import Stage
 
 
@@ -20,6 +22,18 @@ def settle(stage: Stage) -> None:
     devices.settle(stage.threads, stage.deterministic)
     disable_progress_bars()
     logging.disable_progress_bar()
+
+
+def close_log(stage: Stage, journal: Journal, count: int, tokens: int, processes: int = 1) -> None:
+    """Write the last line of a stage's log, and the log as the output `metrics`.
+
+    Args:
+        count: texts that the stage has dealt with, in all attempts.
+        tokens: their tokens.
+    """
+    journal.tokens = tokens
+    journal.close(count, device=device_name(own()), processes=processes, **stage.origin())
+    write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
 
 
 def load(

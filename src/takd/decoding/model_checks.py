@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from takd.decoding.kv_cache import RaggedCache
 from takd.models.causal_lm import hidden_states, lowered_type, relative_error
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
 
 FITTING = "use a family such as gpt2, opt, llama, mistral or qwen2."
 STEPS = 4  # tokens that each text decodes

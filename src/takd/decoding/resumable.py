@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from takd.decoding import loading
 from takd.decoding.sampling import Decoding, Prompt, Response, draw
 from takd.runtime.metrics_log import Progress
-from takd.runtime.sharding import Share, Store
+from takd.runtime.sharding import JsonlStore, Shard
 from takd.runtime.stage import Interrupted, Stage
 
 # row of a data set, seed of the noise
@@ -35,7 +35,7 @@ def answer(
     prompts: Mapping[Key, Prompt],
     decoding: Decoding,
     folder: Path,
-    share: Share | None = None,
+    shard: Shard | None = None,
 ) -> Answers:
     """Sample the responses to prompts; those that the folder already holds are not sampled again.
 
@@ -49,28 +49,28 @@ def answer(
         prompts: prompts by row and seed.
         decoding: decoding settings.
         folder: folder in which responses are saved.
-        share: this process's share of the prompts; all processes return all responses.
+        shard: this process's shard of the prompts; all processes return all responses.
 
     Raises:
         InputError: `takd.decoding.sampling` does not support the model.
         Interrupted: SIGTERM or time limit; finished responses are in the folder.
     """
-    share = share or Share()
-    store = Store(folder, "answers", share, stage.say)
+    shard = shard or Shard()
+    store = JsonlStore(folder, "answers", shard, stage.say)
     answers = stored(store)
     left = [(key, prompt) for key, prompt in prompts.items() if key not in answers]
     # no process may write before all have read, as they would disagree about what is left
-    share.wait()
+    shard.wait()
     if not left:
         return answers
-    # sorted by length; every process gets a share of each length
+    # sorted by length; every process gets some of each length
     left.sort(key=lambda pair: len(pair[1].tokens))
-    mine = share.of(left)
+    mine = shard.of(left)
     if mine:
         longest = max(len(prompt.tokens) for _, prompt in mine) + decoding.max_new_tokens
         loaded, vocabulary = loading.load(stage, model, tokenizer, stage.spec["lineage"], longest)
         before = len(prompts) - len(left)
-        progress = Progress(title, before + len(mine), before, active=share.first)
+        progress = Progress(title, before + len(mine), before, active=shard.first)
         done = 0
         with store.appending():
 
@@ -97,10 +97,10 @@ def answer(
                 finished=keep,
             )
         progress.close()
-    share.wait()
-    return answers if share.count == 1 else stored(store)
+    shard.wait()
+    return answers if shard.count == 1 else stored(store)
 
 
-def stored(store: Store) -> Answers:
+def stored(store: JsonlStore) -> Answers:
     """Return the saved responses."""
     return {(found.pop("row"), found.pop("seed")): found for found in store.read()}

@@ -12,36 +12,34 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from takd.data.prepared import dataset_of
 from takd.decoding import loading
 from takd.decoding.resumable import Answers, answer, prompts_of
 from takd.decoding.sampling import Decoding
 from takd.metrics import diversity, rouge
 from takd.metrics.parallel import score
 from takd.models import causal_lm
-from takd.models.devices import device_name, own
-from takd.runtime.metrics_log import Journal, timed
-from takd.runtime.sharding import Share, shared
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.files import read_json, write_text
+from takd.runtime.metrics_log import Journal
+from takd.runtime.sharding import Shard, resumable
+from takd.runtime.stage import Stage
 
 
 def run(stage: Stage) -> None:
     """Sample the missing responses, score all, and write the outputs."""
     loading.settle(stage)
-    with (
-        shared(stage, stage.outputs["scores"]) as (folder, share),
-        timed(folder, active=share.first) as journal,
-    ):
-        _evaluate(stage, folder, share, journal)
+    with resumable(stage, stage.outputs["scores"]) as (folder, shard, journal):
+        _evaluate(stage, folder, shard, journal)
 
 
-def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
+def _evaluate(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> None:
     spec = stage.spec
-    dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
+    dataset = dataset_of(stage, "data")
     rouge_tokenizer = read_json(stage.input("data"))["rouge_tokenizer"]
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    tokenizer = causal_lm.tokenizer_of(stage)
     answers = answer(
         stage,
         f"{spec['lineage']} seed {spec['seed']} on {spec['set']}",
@@ -50,13 +48,12 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
         prompts_of(dataset, range(len(dataset)), spec["seeds"]),
         Decoding(**spec["decoding"]),
         folder,
-        share,
+        shard,
     )
-    if not share.first:
+    if not shard.first:
         return
-    journal.tokens = sum(len(found["tokens"]) for found in answers.values())
     # the first process does the rest
-    threads = stage.threads * share.count
+    threads = stage.threads * shard.count
     rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], threads, rouge_tokenizer))
     lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     write_text(stage.outputs["generations"], lines)
@@ -67,9 +64,8 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
     )
     write_text(stage.outputs["answers"], lines)
     scores = _scores(rows, spec["seeds"], rouge_tokenizer)
-    device = device_name(own())
-    journal.close(len(answers), device=device, processes=share.count, **stage.origin())
-    write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
+    tokens = sum(len(found["tokens"]) for found in answers.values())
+    loading.close_log(stage, journal, len(answers), tokens, shard.count)
     # written last: it marks the result as complete
     stage.write_record(
         stage.outputs["scores"],

@@ -10,6 +10,7 @@ section 3.3). The API key is read from the environment, sent in the request head
 written to a file.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -29,12 +30,11 @@ from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from takd.runtime.checkpoints import resumable
-from takd.runtime.digests import short_digest
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_text
 from takd.runtime.metrics_log import Progress
-from takd.runtime.sharding import Share, Store
-from takd.runtime.stage import Interrupted, Stage, write_text
+from takd.runtime.sharding import JsonlStore, Shard, resumable
+from takd.runtime.stage import Interrupted, Stage
 
 PROMPT = """\
 Two assistants answered the same task. What belongs to the task and to each answer stands between marks that end in
@@ -214,7 +214,12 @@ class Endpoint:
 
 def reference_first(key: int, seed: int) -> bool:
     """Return whether the reference precedes the response: a coin flip seeded by prompt and seed."""
-    return int(short_digest(f"{key} {seed}"), 16) % 2 == 0
+    return int(_mark(f"{key} {seed}"), 16) % 2 == 0
+
+
+def _mark(*parts: str) -> str:
+    """Return a digest of texts, which decides the order of a pair and so a rating: never change it."""
+    return hashlib.sha256("".join(f"{part}\0" for part in parts).encode()).hexdigest()[:16]
 
 
 def prompt_of(row: Row, output: Row) -> str:
@@ -224,7 +229,7 @@ def prompt_of(row: Row, output: Row) -> str:
         pair.reverse()
     task = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
     # a text cannot contain its own digest
-    return PROMPT.format(mark=short_digest(task, *pair), task=task, first=pair[0], second=pair[1])
+    return PROMPT.format(mark=_mark(task, *pair), task=task, first=pair[0], second=pair[1])
 
 
 def ratings(reply: str) -> tuple[float, float] | None:
@@ -238,7 +243,7 @@ def ratings(reply: str) -> tuple[float, float] | None:
 
 def run(stage: Stage) -> None:
     """Request the missing judgements, and write the outputs."""
-    with resumable(stage, stage.outputs["judge"]) as folder:
+    with resumable(stage, stage.outputs["judge"]) as (folder, *_):
         judge(stage, folder, Endpoint(stage.spec["judge"], say=stage.say))
 
 
@@ -259,7 +264,7 @@ def judge(stage: Stage, folder: Path, by: Judge) -> None:
         for output in row["outputs"]
         if output["seed"] in settings["seeds"]
     }
-    store = Store(folder, "replies", Share(), stage.say)
+    store = JsonlStore(folder, "replies", Shard(), stage.say)
     replies = {(record["id"], record["seed"]): record["reply"] for record in store.read()}
     left = [key for key in asked if key not in replies]
     progress = Progress(title, len(asked), len(asked) - len(left), active=True)

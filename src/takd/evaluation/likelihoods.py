@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 
+from takd.data.prepared import dataset_of
 from takd.data.tokenise import Encoder
 from takd.decoding import loading
 from takd.evaluation import log_likelihoods
 from takd.evaluation.log_likelihoods import Record, Text
 from takd.metrics import calibration, exposure_bias
 from takd.models import causal_lm
-from takd.models.devices import device_name, own
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Journal, Progress, timed
-from takd.runtime.sharding import Share, Store, shared
-from takd.runtime.stage import Interrupted, Stage, write_text
+from takd.runtime.files import write_text
+from takd.runtime.metrics_log import Journal, Progress
+from takd.runtime.sharding import JsonlStore, Shard, resumable
+from takd.runtime.stage import Interrupted, Stage
 
 # "references", and for each teacher "<role>/references", "<role>/own" (responses of the model) and
 # "<role>/teacher" (responses of the teacher)
@@ -43,21 +44,18 @@ KINDS = ("references", *DRAWN)
 def run(stage: Stage) -> None:
     """Compute what is missing, then the means, and write the outputs."""
     loading.settle(stage)
-    with (
-        shared(stage, stage.outputs["likelihoods"]) as (folder, share),
-        timed(folder, active=share.first) as journal,
-    ):
-        _run(stage, folder, share, journal)
+    with resumable(stage, stage.outputs["likelihoods"]) as (folder, shard, journal):
+        _run(stage, folder, shard, journal)
 
 
-def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
+def _run(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> None:
     spec = stage.spec
-    dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
+    dataset = dataset_of(stage, "data")
     texts = _texts(stage, dataset)
-    store = Store(folder, "texts", share, stage.say)
-    _read(stage, texts, store, share)
-    share.wait()
-    if not share.first:
+    store = JsonlStore(folder, "texts", shard, stage.say)
+    _read(stage, texts, store, shard)
+    shard.wait()
+    if not shard.first:
         return
     # read back from the store, so that all attempts give the same result; in the order of the data
     found: dict[tuple[Part, int, int], Record] = {}
@@ -66,10 +64,8 @@ def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     records = {part: [found[(part, *text.key)] for text in texts[part]] for part in texts}
     lines = _prompts(dataset, records, spec["teachers"])
     write_text(stage.outputs["prompts"], "".join(json.dumps(line) + "\n" for line in lines))
-    journal.tokens = sum(record["tokens"] for part in records.values() for record in part)
-    device = device_name(own())
-    journal.close(len(found), device=device, processes=share.count, **stage.origin())
-    write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
+    tokens = sum(record["tokens"] for part in records.values() for record in part)
+    loading.close_log(stage, journal, len(found), tokens, shard.count)
     measured = summary(records, spec["teachers"])
     # written last: it marks the result as complete
     stage.write_record(
@@ -136,12 +132,12 @@ def _answers(stage: Stage, name: str, prompts: Sequence[Sequence[int]]) -> list[
     return [Text(row, seed, prompts[row], found[row, seed]) for row, seed in wanted]
 
 
-def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Share) -> None:
+def _read(stage: Stage, texts: dict[Part, list[Text]], store: JsonlStore, shard: Shard) -> None:
     """Process this process's batches that are not in the store yet."""
     spec = stage.spec
     done = {(record["part"], record["row"], record["index"]) for record in store.read()}
     # as in `answers`: no process may write before all have read
-    share.wait()
+    shard.wait()
     mine: dict[Part, list[list[Text]]] = {}
     for part, all_of_it in texts.items():
         # batches do not depend on earlier attempts, so rounding does not either
@@ -149,10 +145,10 @@ def _read(stage: Stage, texts: dict[Part, list[Text]], store: Store, share: Shar
         size = stage.micro_batch
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         missing = [b for b in batches if any((part, *text.key) not in done for text in b)]
-        mine[part] = list(share.of(missing))
+        mine[part] = list(shard.of(missing))
     left = sum(len(batches) for batches in mine.values())
-    progress = Progress(_title(spec), left, 0, active=share.first)
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    progress = Progress(_title(spec), left, 0, active=shard.first)
+    tokenizer = causal_lm.tokenizer_of(stage)
 
     longest = max((len(text) for part in texts.values() for text in part), default=1)
 

@@ -22,8 +22,8 @@ from transformers import (
 
 from takd.models.precision import PRETRAINED, pretrained_in
 from takd.models.tokenizer_check import entries, used_entries
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
+from takd.runtime.stage import Stage
 
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
@@ -33,6 +33,11 @@ DROPOUT_KEYS = (
 FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
 VOCABULARY_BLOCK = 2048
+
+
+def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a stage gets as its input `tokenizer`."""
+    return load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from takd.models.precision import BFLOAT16, resolve
 from takd.runtime.cuda_arch import check_kernels
 from takd.runtime.errors import InputError
+from takd.runtime.launch import launched, world_size
 
 # Timeout of collective operations. NCCL's ten minutes are too short while the first process writes
 # a large model to a busy disk; torchrun detects processes that die much sooner.
@@ -109,7 +110,7 @@ def start(
     Raises:
         RuntimeError: Accelerate set up another number of processes or another backend.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     on_gpu = torch.cuda.is_available()
     mixed = "no" if precision == "fp32" else precision
     if deepspeed is None:
@@ -121,7 +122,7 @@ def start(
         )
     else:
         backend = "nccl" if on_gpu else "gloo"
-        if "RANK" not in os.environ:
+        if not launched():
             _group_of_one(backend)
         # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process
         # group each CPU process would run as if it were the only one

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from takd.runtime.brought_files import AGAIN, foreign, read_json_object, reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
+from takd.runtime.files import AGAIN, foreign, read_json_object
 
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 VALUES_AT_ONCE = 2**24

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from takd.data.arrow import row_features, save
+from takd.data.prepared import dataset_of
 from takd.models import causal_lm
 from takd.runtime.errors import InputError
 from takd.runtime.stage import PIECE, Stage
@@ -30,8 +31,8 @@ def run(stage: Stage) -> None:
         InputError: the parts do not hold exactly one response to each prompt.
     """
     spec = stage.spec
-    prompts = load_from_disk(str(stage.input("prompts").parent / "dataset"))
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    prompts = dataset_of(stage, "prompts")
+    tokenizer = causal_lm.tokenizer_of(stage)
     files = [path.parent / "answers.jsonl" for path in stage.many(PIECE)]
     # each part is in the order of the split
     answers = heapq.merge(*map(_lines, files), key=lambda answer: answer["row"])

@@ -16,21 +16,20 @@ from typing import Any
 
 import pyarrow.compute
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.prepared import dataset_of
 from takd.decoding import loading
 from takd.losses.batch import Layout
 from takd.losses.chunked import chunk_size
 from takd.models import causal_lm
 from takd.models.causal_lm import project
-from takd.models.devices import device_name, own
-from takd.runtime.checkpoints import resumable
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Progress, timed
-from takd.runtime.sharding import Share, Store
-from takd.runtime.stage import Interrupted, Stage, write_text
+from takd.runtime.metrics_log import Progress
+from takd.runtime.sharding import JsonlStore, Shard, resumable
+from takd.runtime.stage import Interrupted, Stage
 from takd.teacher_cache.tensor_file import TensorFile
 
 PORTION = 2**15  # tokens in memory at once, and the most that a killed run loses
@@ -48,15 +47,13 @@ def run(stage: Stage) -> None:
     """
     loading.settle(stage)
     spec = stage.spec
-    dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
+    dataset = dataset_of(stage, "data")
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
+    with resumable(stage, stage.outputs["manifest"]) as (folder, _, journal):
         tokens = _fill(stage, title, dataset, folder)
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
-        journal.tokens = sum(int(counts.sum()) for counts in _lengths(dataset).values())
-        device = device_name(own())
-        journal.close(len(dataset), device=device, processes=1, **stage.origin())
-        write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
+        read = sum(int(counts.sum()) for counts in _lengths(dataset).values())
+        loading.close_log(stage, journal, len(dataset), read)
         stage.write_manifest(
             stage.outputs["manifest"], kind="teacher_outputs", rows=len(dataset), tokens=tokens
         )
@@ -102,7 +99,7 @@ def likeliest(
 def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     """Write the file `outputs.safetensors` into the folder; return its number of tokens."""
     spec, kind = stage.spec, stage.spec["kind"]
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    tokenizer = causal_lm.tokenizer_of(stage)
     longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
     model, vocabulary = loading.load(
         stage,
@@ -127,7 +124,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
         tensors["log_probabilities"] = (torch.float32, (total, spec["top_k"]))
     file = TensorFile(folder / "outputs.safetensors", tensors)
     columns = set(tensors) - {"offsets"}
-    store = Store(folder, "portions", Share(), stage.say)
+    store = JsonlStore(folder, "portions", Shard(), stage.say)
     done = _kept(file, columns, store, starts.tolist()) if file.begun() else 0
     if not done:
         file.begin()
@@ -146,7 +143,9 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     return total
 
 
-def _kept(file: TensorFile, columns: Collection[str], store: Store, starts: Sequence[int]) -> int:
+def _kept(
+    file: TensorFile, columns: Collection[str], store: JsonlStore, starts: Sequence[int]
+) -> int:
     """Count the rows of earlier attempts whose outputs are undamaged, up to the first damage."""
     written = {record["first"]: record for record in store.read()}
     done = 0

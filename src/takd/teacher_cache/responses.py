@@ -8,30 +8,28 @@ rounding), not on the number of parts.
 
 import json
 
-from datasets import load_from_disk
-
+from takd.data.prepared import dataset_of
 from takd.decoding import loading
 from takd.decoding.resumable import answer, prompts_of
 from takd.decoding.sampling import Decoding
 from takd.models import causal_lm
-from takd.models.devices import device_name, own
-from takd.runtime.checkpoints import resumable
-from takd.runtime.metrics_log import timed
-from takd.runtime.stage import Stage, write_text
+from takd.runtime.files import write_text
+from takd.runtime.sharding import resumable
+from takd.runtime.stage import Stage
 
 
 def run(stage: Stage) -> None:
     """Sample the missing responses of this part, which is every `parts`-th row of the split."""
     loading.settle(stage)
     spec = stage.spec
-    dataset = load_from_disk(str(stage.input("prompts").parent / "dataset"))
+    dataset = dataset_of(stage, "prompts")
     title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
+    with resumable(stage, stage.outputs["manifest"]) as (folder, _, journal):
         answers = answer(
             stage,
             title,
             stage.input("teacher").parent / "model",
-            causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer"),
+            causal_lm.tokenizer_of(stage),
             prompts_of(
                 dataset, range(spec["part"] - 1, len(dataset), spec["parts"]), [spec["noise"]]
             ),
@@ -42,9 +40,7 @@ def run(stage: Stage) -> None:
             json.dumps({"row": row, **found}) + "\n" for (row, _), found in sorted(answers.items())
         ]
         write_text(stage.outputs["answers"], "".join(lines))
-        journal.tokens = sum(len(found["tokens"]) for found in answers.values())
-        device = device_name(own())
-        journal.close(len(answers), device=device, processes=1, **stage.origin())
-        write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
+        tokens = sum(len(found["tokens"]) for found in answers.values())
+        loading.close_log(stage, journal, len(answers), tokens)
         stage.write_manifest(stage.outputs["manifest"], kind="answers", rows=len(answers))
     stage.say(f"{title}: {len(answers)} responses")

@@ -15,23 +15,26 @@ import shutil
 from pathlib import Path
 
 import torch
-from datasets import Dataset, disable_progress_bars, load_from_disk
+from datasets import disable_progress_bars
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from takd.data.prepared import dataset_of
 from takd.decoding.model_checks import check_model
 from takd.decoding.sampling import Decoding
-from takd.experiment.lineage import SUPERVISED
 from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
 from takd.models import causal_lm, devices
 from takd.models.lora import add_lora
 from takd.models.precision import pretrained_in
 from takd.models.tokenizer_check import entries
-from takd.runtime.checkpoints import Checkpoints, Lock, resume_key
+from takd.runtime.checkpoints import Checkpoints, resume_key
 from takd.runtime.deepspeed_builds import await_builds
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.launch import rank, world_size
+from takd.runtime.stage import Stage
+from takd.runtime.stage_lock import Lock
 from takd.training.exporting import Exported
 from takd.training.loop import Run
 
@@ -47,7 +50,7 @@ def run(stage: Stage) -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     root = stage.outputs["manifest"].parent / "checkpoints"
     checkpoints = Checkpoints(root, resume_key(stage))
-    if int(os.environ.get("RANK", 0)) > 0:
+    if rank() > 0:
         _train(stage, checkpoints)
         return
     with Lock(root / "lock", stage.say):
@@ -58,7 +61,9 @@ def run(stage: Stage) -> None:
 
 def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     spec, settings = stage.spec, stage.spec["settings"]
-    data = {name: _rows(stage, name) for name in ("train", "dev", "corpus") if stage.many(name)}
+    data = {
+        name: dataset_of(stage, name) for name in ("train", "dev", "corpus") if stage.many(name)
+    }
     train, dev = data["train"], data["dev"]
     if settings["rows"]:
         train = train.select(range(min(settings["rows"], len(train))))
@@ -69,7 +74,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
             f"{spec['lineage']}: no rows left in the train or dev split; see the data report."
         )
     precision = devices.choose_precision(settings["precision"], pretrained_in(_weights(stage)))
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    tokenizer = causal_lm.tokenizer_of(stage)
     student = causal_lm.load_model(
         _weights(stage), seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
     )
@@ -77,7 +82,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     parameters = causal_lm.parameter_count(student)
     decoding = Decoding(**spec["dev_decoding"])
     exported = Exported.of(student, _weights(stage), tokenizer, vocabulary, decoding)
-    if int(os.environ.get("RANK", 0)) == 0 and (difference := exported.misread()):
+    if rank() == 0 and (difference := exported.misread()):
         stage.say(
             f"{spec['lineage']}: AutoTokenizer reads this tokenizer otherwise beside a {student.config.model_type}"
             f" ({difference}); read it from the trained model's folder by PreTrainedTokenizerFast.from_pretrained."
@@ -124,7 +129,6 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     method = kind(context)
     if settings["deepspeed"]:
         await_builds(stage.say)
-    supervised = spec["method"] == SUPERVISED
     accelerator = devices.start(
         precision,
         accumulation=_micro_batches(method, stage),
@@ -132,7 +136,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         gradient_clip=settings["gradient_clip"],
         deepspeed=settings["deepspeed"],
     )
-    keep = {"model": settings["keep"], **({"init": "loss"} if supervised else {})}
+    keep = {"model": settings["keep"], **({"init": "loss"} if "init" in stage.outputs else {})}
     job = Run(
         stage,
         accelerator,
@@ -159,10 +163,6 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         _publish(stage, job, parameters)
 
 
-def _rows(stage: Stage, split: str) -> Dataset:
-    return load_from_disk(str(stage.input(split).parent / "dataset"))
-
-
 def _weights(stage: Stage) -> Path:
     """Folder of the student's initial weights."""
     if stage.many("init"):
@@ -176,7 +176,7 @@ def _micro_batches(method: Method, stage: Stage) -> int:
     Raises:
         InputError: the batch cannot be divided evenly among processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     count = 0
     for size in method.part_sizes():
         if size % world:
