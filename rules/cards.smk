@@ -24,10 +24,9 @@ rule card:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=card_spec,
+        spec=spec(partial(card_settings, EXPERIMENT), "lineage", "seed"),
         code=code_digest("takd.model_cards.card"),
-        results=subpath(output.card, ancestor=4),
+        inputs=folders("models", "evaluations"),
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_card.py --spec {params.spec:q} --code {params.code}"
-        " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
-        " --output card={output.card:q} 2> {log:q}"
+        command("write_card")

@@ -8,6 +8,7 @@ than rounding is a resource: it may differ between machines and attempts and cau
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -21,16 +22,15 @@ if set("{}\n") & set(str(ROOT)):
         " folder without {, } and line breaks."
     )
 
-from takd.runtime import failures
-from takd.experiment import lineage
-from takd.runtime import slurm_executor_patch
-from takd.runtime.errors import InputError
-from takd.preflight import amounts
-from takd.runtime.digests import canonical_json, code_digest, without_places
+from takd.experiment import comparison, lineage
 from takd.experiment.card_settings import card_settings
-from takd.experiment import comparison
 from takd.experiment.schema import RESERVED
+from takd.preflight import amounts
+from takd.runtime import failures, slurm_executor_patch
 from takd.runtime.checkpoints import sweep
+from takd.runtime.code_digest import code_digest
+from takd.runtime.digests import canonical_json, without_places
+from takd.runtime.errors import InputError
 
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
@@ -97,40 +97,52 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+NUMBERS = ("seed", "part", "parts")  # wildcards that are numbers
+
+
+def settings(function, wildcards, names):
+    """Call a function with the values of the wildcards `names`; a name may be a function of the wildcards."""
+
+    def value(name):
+        if callable(name):
+            return name(wildcards)
+        return int(wildcards[name]) if name in NUMBERS else wildcards[name]
+
+    return function(*map(value, names))
+
+
 def spec(function, *names):
     """Make a function for `params` that returns the settings of a stage as JSON, given the wildcards `names`."""
-    return lambda wildcards: canonical_json(function(*(wildcards[name] for name in names)))
+    return lambda wildcards: canonical_json(settings(function, wildcards, names))
 
 
 def content(function, *names):
     """Like `spec`, without paths and addresses: Snakemake must not compare where equal data and weights are stored."""
-    return lambda wildcards: canonical_json(
-        without_places(function(*(wildcards[name] for name in names)))
-    )
+    return lambda wildcards: canonical_json(without_places(settings(function, wildcards, names)))
 
 
 def placed(function, *names):
     """Like `spec`, but never compared: Snakemake does not compare a parameter that depends on `input`."""
-    return lambda wildcards, input: canonical_json(function(*(wildcards[name] for name in names)))
+    return lambda wildcards, input: canonical_json(settings(function, wildcards, names))
 
 
-def train_spec(wildcards):
-    """Settings of one training."""
-    return canonical_json(EXPERIMENT.train_spec(trained(wildcards), int(wildcards.seed)))
+def command(script, *resources, online=False):
+    """Text of the command that starts a stage, with those of the rule's resources that the stage takes.
 
-
-def evaluate_spec(wildcards):
-    """Settings of one evaluation."""
-    return canonical_json(
-        EXPERIMENT.evaluate_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
-    )
-
-
-def likelihoods_spec(wildcards):
-    """Settings of the likelihoods of one model and its teachers on an evaluation set."""
-    return canonical_json(
-        EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
-    )
+    The rule's `params` are `spec`, `code`, `inputs` and `outputs`.
+    """
+    threads = "{threads}"
+    if "processes" in resources:
+        threads = "$((({threads} + {resources.processes} - 1) / {resources.processes}))"
+    options = [f"--{name.replace('_', '-')} {{resources.{name}}}" for name in resources]
+    words = [
+        *([] if online else ["HF_HUB_OFFLINE=1"]),
+        f"python3 workflow/scripts/{script}.py --spec {{params.spec:q}} --code {{params.code}}",
+        f"--threads {threads}",
+        *options,
+        "{params.inputs} {params.outputs} 2> {log:q}",
+    ]
+    return " ".join(words)
 
 
 def likelihoods_inputs(wildcards):
@@ -145,38 +157,6 @@ def likelihoods_inputs(wildcards):
             )
         seen.append(teacher)
     return inputs
-
-
-def judge_spec(wildcards):
-    """Settings of the judge on one evaluation's answers."""
-    return canonical_json(
-        EXPERIMENT.judge_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
-    )
-
-
-def card_spec(wildcards):
-    """Settings of one model card."""
-    return canonical_json(card_settings(EXPERIMENT, wildcards.lineage, int(wildcards.seed)))
-
-
-def generate_spec(wildcards):
-    """Settings of one part of a teacher's generations."""
-    numbers = (int(wildcards[name]) for name in ("seed", "part", "parts"))
-    return canonical_json(EXPERIMENT.generate_spec(wildcards.teacher, *numbers))
-
-
-def generations_spec(wildcards):
-    """Settings of a teacher's generations."""
-    return canonical_json(EXPERIMENT.generations_spec(wildcards.teacher, int(wildcards.seed)))
-
-
-def outputs_spec(wildcards):
-    """Settings of a teacher's precomputed outputs on a data set."""
-    return canonical_json(
-        EXPERIMENT.outputs_spec(
-            wildcards.teacher, int(wildcards.seed), wildcards.read, wildcards.kind
-        )
-    )
 
 
 def read_by_teacher(wildcards):
@@ -238,8 +218,15 @@ def named(wildcards, input):
     return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
 
 
+def folders(*names):
+    """Make a function for `params` that names folders of the results as inputs: a path of each model is too long."""
+    return lambda wildcards: " ".join(
+        f"--input {quote(f'{name}=results/{EXPERIMENT.name}/{name}')}" for name in names
+    )
+
+
 def written(wildcards, output):
-    """Format the outputs as options of a stage, for rules with many outputs."""
+    """Format the outputs as options of a stage."""
     return " ".join(f"--output {quote(f'{name}={path}')}" for name, path in output.items())
 
 

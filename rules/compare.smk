@@ -39,15 +39,14 @@ if COMPARED:
         params:
             spec=spec(lambda: comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
-            folders=" ".join(
+            inputs=" ".join(
                 f"--input {quote(f'results={comparison.results(each)}')}"
                 for each in (EXPERIMENT, *COMPARED)
             ),
             outputs=written,
             facts=comparison.facts([EXPERIMENT, *COMPARED]),
         shell:
-            "python3 workflow/scripts/compare.py --spec {params.spec:q} --code {params.code}"
-            " {params.folders} {params.outputs} 2> {log:q}"
+            command("compare")
 
 else:
 

@@ -27,17 +27,12 @@ rule evaluate:
         micro_batch=256,
         deterministic=0,
     params:
-        spec=evaluate_spec,
+        spec=spec(EXPERIMENT.evaluate_spec, "lineage", "seed", "set"),
         code=code_digest("takd.evaluation.evaluate"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/evaluate.py --spec {params.spec:q} --code {params.code}"
-        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output scores={output.scores:q} --output generations={output.generations:q}"
-        " --output answers={output.answers:q} --output metrics={output.metrics:q} 2> {log:q}"
+        command("evaluate", "processes", "micro_batch", "deterministic", "runtime")
 
 
 rule likelihoods:
@@ -62,17 +57,12 @@ rule likelihoods:
         micro_batch=64,
         deterministic=0,
     params:
-        spec=likelihoods_spec,
+        spec=spec(EXPERIMENT.likelihoods_spec, "lineage", "seed", "set"),
         code=code_digest("takd.evaluation.likelihoods"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/likelihoods.py --spec {params.spec:q} --code {params.code}"
-        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output likelihoods={output.likelihoods:q} --output prompts={output.prompts:q}"
-        " --output metrics={output.metrics:q} 2> {log:q}"
+        command("likelihoods", "processes", "micro_batch", "deterministic", "runtime")
 
 
 if EXPERIMENT.settings["evaluation"]["judge"]:
@@ -93,10 +83,9 @@ if EXPERIMENT.settings["evaluation"]["judge"]:
             mem_mb=4000,
             runtime=WEEK,
         params:
-            spec=judge_spec,
+            spec=spec(EXPERIMENT.judge_spec, "lineage", "seed", "set"),
             code=code_digest("takd.evaluation.judge"),
             inputs=named,
+            outputs=written,
         shell:
-            "python3 workflow/scripts/judge.py --spec {params.spec:q} --code {params.code}"
-            " --runtime {resources.runtime} {params.inputs}"
-            " --output judge={output.judge:q} --output judgements={output.judgements:q} 2> {log:q}"
+            command("judge", "runtime", online=True)

@@ -24,16 +24,12 @@ rule generate:
         micro_batch=256,
         deterministic=0,
     params:
-        spec=generate_spec,
+        spec=spec(EXPERIMENT.generate_spec, "teacher", "seed", "part", "parts"),
         code=code_digest("takd.teacher_cache.responses"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/generate.py --spec {params.spec:q} --code {params.code}"
-        " --threads {threads} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output answers={output.answers:q} --output metrics={output.metrics:q}"
-        " --output manifest={output.manifest:q} 2> {log:q}"
+        command("generate", "micro_batch", "deterministic", "runtime")
 
 
 rule generations:
@@ -59,13 +55,12 @@ rule generations:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=generations_spec,
+        spec=spec(EXPERIMENT.generations_spec, "teacher", "seed"),
         code=code_digest("takd.teacher_cache.merge"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/join_generations.py --spec {params.spec:q}"
-        " --code {params.code} {params.inputs}"
-        " --output dataset={output.dataset:q} --output manifest={output.manifest:q} 2> {log:q}"
+        command("join_generations")
 
 
 rule teacher_outputs:
@@ -89,13 +84,9 @@ rule teacher_outputs:
         micro_batch=64,
         deterministic=0,
     params:
-        spec=outputs_spec,
+        spec=spec(EXPERIMENT.outputs_spec, "teacher", "seed", "read", "kind"),
         code=code_digest("takd.teacher_cache.outputs"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_outputs.py --spec {params.spec:q}"
-        " --code {params.code} --threads {threads} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output outputs={output.outputs:q} --output metrics={output.metrics:q}"
-        " --output manifest={output.manifest:q} 2> {log:q}"
+        command("write_outputs", "micro_batch", "deterministic", "runtime")

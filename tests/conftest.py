@@ -174,12 +174,12 @@ def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
     (folder / "data").mkdir()
     (folder / "data/dev.jsonl").write_text('{"instruction": "Say b.", "output": "b"}\n')
     (folder / "fakes.py").write_text(FAKE_STAGE)
-    stage = folder / "src/takd/runtime/stage.py"
-    text = stage.read_text()
+    command_line = folder / "src/takd/runtime/command_line.py"
+    text = command_line.read_text()
     assert IMPORT in text
     # after the code digest is computed, and outside of any stage's imports
     fake = 'sys.path.insert(0, os.getcwd())\n        importlib.import_module("fakes").run(stage)'
-    stage.write_text(text.replace(IMPORT, fake))
+    command_line.write_text(text.replace(IMPORT, fake))
     # do not import methods to find out whether the teacher is read: torch takes seconds
     script = folder / "workflow/scripts/train.py"
     text = script.read_text()

@@ -17,8 +17,8 @@ from takd.experiment.schema import follow, load_schema
 from takd.experiment.validation import gpt2_parameters
 from takd.runtime.digests import canonical_json, file_digest, without_places
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_json
 from takd.runtime.records import sealed
-from takd.runtime.stage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REVISION = "15ea56dee5df4983c59b2538573817e1667135e2"

@@ -18,7 +18,8 @@ from takd.analysis.results import Results, read
 from takd.experiment.experiment import load
 from takd.experiment.lineage import Node, of_chain
 from takd.report import overview, repeat, table
-from takd.runtime.digests import code_digest, file_digest
+from takd.runtime.code_digest import code_digest
+from takd.runtime.digests import file_digest
 from takd.runtime.records import REPORT
 
 ROOT = Path(__file__).resolve().parents[1]

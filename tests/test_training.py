@@ -16,7 +16,7 @@ from takd.methods.base import examples, response_tokens
 from takd.methods.token_losses import label_loss
 from takd.models.causal_lm import load_model
 from takd.runtime.checkpoints import sweep
-from takd.runtime.digests import git_commit
+from takd.runtime.code_digest import git_commit
 from takd.runtime.metrics_log import SPENT
 
 LONG = {"steps": 48, "evaluate_every": 16}

@@ -10,7 +10,7 @@ from workspace import ROOT, TEACHER, Workspace
 
 STAGE = """
 import takd.losses.chunked
-from takd.runtime.stage import main
+from takd.runtime.command_line import main
 
 takd.losses.chunked.chunk_size = lambda vocabulary, device: 1  # token
 main("takd.training.train", also=lambda spec: [f"takd.methods.{spec['method']}"], gpus=True)

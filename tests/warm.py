@@ -4,7 +4,7 @@ import importlib
 
 from transformers import conversion_mapping
 
-from takd.runtime.digests import code_digest
+from takd.runtime.code_digest import code_digest
 
 FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
 

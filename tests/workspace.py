@@ -171,13 +171,16 @@ class Workspace:
 
     def spec(self, method: str, **settings: Any) -> dict[str, Any]:
         taught = {} if method == "sft" else {"teacher": ["teacher-sft", 3]}
+        settings = {**COMMON, **SETTINGS[method], **settings}
+        if settings.get("start") == "sft":
+            taught["init"] = ["student-sft", 3]
         return {
             "lineage": "student-sft" if method == "sft" else f"teacher-sft__student-{method}",
             **taught,
             "seed": 3,
             "model": "student",
             "method": method,
-            "settings": {**COMMON, **SETTINGS[method], **settings},
+            "settings": settings,
             "max_length": 16,
             "max_prompt_length": 8,
             "dev_decoding": DECODING,

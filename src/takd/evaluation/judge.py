@@ -21,11 +21,11 @@ from textwrap import shorten
 from typing import Any
 
 from takd.evaluation.endpoint import Endpoint
-from takd.runtime.checkpoints import resumable
 from takd.runtime.digests import short_digest
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_lines
 from takd.runtime.metrics_log import Progress
-from takd.runtime.sharding import Share, Store, write_lines
+from takd.runtime.sharding import JsonlStore, Shard, resumable
 from takd.runtime.stage import Interrupted, Stage
 
 PROMPT = """\
@@ -80,7 +80,7 @@ def ratings(reply: str) -> tuple[float, float] | None:
 
 def run(stage: Stage) -> None:
     """Request the missing judgements, and write the outputs."""
-    with resumable(stage, stage.outputs["judge"]) as folder:
+    with resumable(stage, stage.outputs["judge"]) as (folder, _, _):
         judge(stage, folder, Endpoint(stage.spec["judge"], say=stage.say))
 
 
@@ -101,7 +101,7 @@ def judge(stage: Stage, folder: Path, by: Endpoint) -> None:
         for output in row["outputs"]
         if output["seed"] in settings["seeds"]
     }
-    store = Store(folder, "replies", Share(), stage.say)
+    store = JsonlStore(folder, "replies", Shard(), stage.say)
     replies = {(record["id"], record["seed"]): record["reply"] for record in store.read()}
     left = [key for key in asked if key not in replies]
     progress = Progress(title, len(asked), len(asked) - len(left), active=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import filters
+from takd.data.folders import files_below
 from takd.experiment import lineage, schema, teacher_cache, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import Writing
@@ -24,7 +25,6 @@ from takd.experiment.yaml12 import read_yaml
 from takd.models.starting_weights import weights_digests
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError
-from takd.runtime.files import files_below
 
 Spec = dict[str, Any]
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -234,10 +234,12 @@ class Experiment:
                 settings["lm_weight"] = 0.0
         teacher = lineage.teacher_of(name)
         taught = [teacher, lineage.teacher_seed(teacher, seed, self.seeds)] if teacher else None
+        own_sft = settings.get("start") == "sft"  # the student's own supervised run
         return {
             "lineage": name,
             "seed": seed,
             **({"teacher": taught} if taught else {}),
+            **({"init": [lineage.supervised(model), seed]} if own_sft else {}),
             "model": model,
             "method": method,
             "settings": settings,

@@ -17,8 +17,9 @@ from takd.report.figures.lattice import lattice
 from takd.report.figures.quality import quality
 from takd.report.figures.teachers import teachers
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json, write_text
 from takd.runtime.records import REPORT
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.stage import Stage
 
 
 def run(stage: Stage) -> None:

@@ -18,8 +18,9 @@ from takd.experiment import labels
 from takd.report import pages, table
 from takd.report.figures.experiments import Curves, learning
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_text
 from takd.runtime.records import REPORT
-from takd.runtime.stage import Stage, write_text
+from takd.runtime.stage import Stage
 
 FEW = 3
 """Differing settings that a sentence names; more are counted."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from takd.data.arrow import row_features, save
-from takd.decoding.loading import dataset_of, tokenizer_of
+from takd.data.prepared import dataset_of
+from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
 from takd.runtime.stage import PIECE, Stage
 

@@ -20,14 +20,15 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.prepared import dataset_of
 from takd.decoding import loading
 from takd.losses.batch import Pair, by_length
 from takd.losses.chunked import chunk_size
+from takd.models.causal_lm import tokenizer_of
 from takd.models.logits import project
-from takd.runtime.checkpoints import resumable
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Progress, timed
-from takd.runtime.sharding import Share, Store
+from takd.runtime.metrics_log import Progress
+from takd.runtime.sharding import JsonlStore, Shard, resumable
 from takd.runtime.stage import Interrupted, Stage
 from takd.teacher_cache.tensor_file import TensorFile
 
@@ -43,13 +44,13 @@ def run(stage: Stage) -> None:
     """
     loading.configure_libraries(stage)
     spec = stage.spec
-    dataset = loading.dataset_of(stage, "data")
+    dataset = dataset_of(stage, "data")
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
+    with resumable(stage, stage.outputs["manifest"]) as (folder, _, journal):
         tokens = _fill(stage, title, dataset, folder)
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
-        journal.tokens = sum(int(counts.sum()) for counts in _lengths(dataset).values())
-        loading.close_log(stage, journal, len(dataset))
+        read = sum(int(counts.sum()) for counts in _lengths(dataset).values())
+        loading.close_log(stage, journal, len(dataset), read)
         stage.write_manifest(
             stage.outputs["manifest"], kind="teacher_outputs", rows=len(dataset), tokens=tokens
         )
@@ -98,7 +99,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
     folder_of_model, tokenizer = (
         stage.input("teacher").parent / "model",
-        loading.tokenizer_of(stage),
+        tokenizer_of(stage),
     )
     model, vocabulary = loading.load(
         stage, folder_of_model, tokenizer, spec["lineage"], reads=longest
@@ -119,7 +120,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
         tensors["log_probabilities"] = (torch.float32, (total, spec["top_k"]))
     file = TensorFile(folder / "outputs.safetensors", tensors)
     columns = set(tensors) - {"offsets"}
-    store = Store(folder, "portions", Share(), stage.say)
+    store = JsonlStore(folder, "portions", Shard(), stage.say)
     done = _kept(file, columns, store, starts.tolist()) if file.begun() else 0
     if not done:
         file.begin()
@@ -138,7 +139,9 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     return total
 
 
-def _kept(file: TensorFile, columns: Collection[str], store: Store, starts: Sequence[int]) -> int:
+def _kept(
+    file: TensorFile, columns: Collection[str], store: JsonlStore, starts: Sequence[int]
+) -> int:
     """Count the rows of earlier attempts whose outputs are undamaged, up to the first damage."""
     written = {record["first"]: record for record in store.read()}
     done = 0
