@@ -14,8 +14,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from takd.data import prepare, sources, summary, tokenizer
+from takd.data.arrow import dataset_of
 from takd.data.page import render
-from takd.data.prepared import dataset_of
 from takd.data.template import fill
 from takd.data.tokenise import Encoder
 from takd.data.tokenizer import folder_digest

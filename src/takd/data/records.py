@@ -18,10 +18,7 @@ NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files th
 
 
 def records(
-    source: Source,
-    name: str,
-    streaming: bool = False,
-    unread: Callable[[str], None] | None = None,
+    source: Source, name: str, streaming: bool = False, unread: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, Record]]:
     """Yield each record of a source, except the demo's, with its location.
 

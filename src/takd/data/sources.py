@@ -18,9 +18,7 @@ Source = Mapping[str, Any]
 
 
 def rows(
-    source: Source,
-    dropped: Callable[[Row], None] | None = None,
-    unused: Unused | None = None,
+    source: Source, dropped: Callable[[Row], None] | None = None, unused: Unused | None = None
 ) -> Iterator[Row]:
     """Read instruction rows in the order of the source.
 

@@ -10,9 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from takd.decoding import loading
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
-from takd.runtime.metrics_log import Progress
 from takd.runtime.sharding import JsonlStore, Shard
-from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.stage import Stage
 
 RowSeed = tuple[int, int]  # row of a data set, seed of the noise
 Responses = dict[RowSeed, dict[str, Any]]  # each with "tokens" and "finished"
@@ -68,20 +67,14 @@ def respond(
         loaded, vocabulary = loading.load(stage, model, tokenizer, stage.spec["lineage"], longest)
         done = len(prompts) - len(left)
         total = done + len(mine)
-        progress = Progress(title, total, done, active=shard.first)
+        with store.saving(stage, title, "responses", total, done) as save:
 
-        def save(index: int, response: Response) -> None:
-            nonlocal done
-            row, seed = mine[index][0]
-            found = {"tokens": response.tokens.tolist(), "finished": response.finished}
-            responses[row, seed] = found
-            store.add({"row": row, "seed": seed, **found})
-            done += 1
-            progress.step(done, {})
-            if done < total and stage.should_stop():
-                raise Interrupted(f"{title}: {done} of {total} responses are kept.")
+            def finished(index: int, response: Response) -> None:
+                row, seed = mine[index][0]
+                found = {"tokens": response.tokens.tolist(), "finished": response.finished}
+                responses[row, seed] = found
+                save({"row": row, "seed": seed, **found})
 
-        with store.appending():
             draw(
                 loaded,
                 [prompt for _, prompt in mine],
@@ -89,9 +82,8 @@ def respond(
                 end_token=tokenizer.eos_token_id,
                 vocabulary=vocabulary,
                 micro_batch=stage.micro_batch,
-                finished=save,
+                finished=finished,
             )
-        progress.close()
     shard.wait()
     return responses if shard.count == 1 else _stored(store)
 

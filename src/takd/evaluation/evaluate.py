@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from takd.data.prepared import dataset_of
+from takd.data.arrow import dataset_of
 from takd.decoding.loading import close_log, configure_libraries
 from takd.decoding.prompts import Decoding
 from takd.decoding.resumable import Responses, prompts_of, respond

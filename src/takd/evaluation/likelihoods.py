@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from takd.data.prepared import dataset_of
+from takd.data.arrow import dataset_of
 from takd.data.tokenise import Encoder
 from takd.decoding import loading
 from takd.evaluation import log_likelihoods
@@ -29,9 +29,9 @@ from takd.metrics import calibration, exposure_bias
 from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
 from takd.runtime.files import write_lines
-from takd.runtime.metrics_log import Journal, Progress
+from takd.runtime.metrics_log import Journal
 from takd.runtime.sharding import JsonlStore, Shard, resumable
-from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.stage import Stage
 
 ROLES = ("direct", "first")
 # Texts are read in parts: "references", and for each teacher "<role>/references", "<role>/own"
@@ -138,7 +138,6 @@ def _read(
         missing = [b for b in batches if any((part, *text.key) not in done for text in b)]
         mine[part] = list(shard.of(missing))
     left = sum(len(batches) for batches in mine.values())
-    progress = Progress(title, left, 0, active=shard.first)
     tokenizer = tokenizer_of(stage)
     longest = max((len(text) for part in texts.values() for text in part), default=1)
 
@@ -146,20 +145,15 @@ def _read(
         folder = stage.input(name).parent / "model"
         return loading.load(stage, folder, tokenizer, lineage, reads=longest)
 
-    def go(part: str, read: Callable[[list[Text]], list[Record]]) -> None:
-        nonlocal left
+    def read_part(part: str, read: Callable[[list[Text]], list[Record]]) -> None:
         for batch in mine[part]:
-            store.add(*({"part": part, **record} for record in read(batch)))
-            left -= 1
-            progress.step(progress.total - left, {})
-            if left and stage.should_stop():
-                raise Interrupted(f"{title}: {left} of {progress.total} batches are left.")
+            save(*({"part": part, **record} for record in read(batch)))
 
     if left:
-        with store.appending():
+        with store.saving(stage, title, "batches", left) as save:
             model, vocabulary = load("model", spec["lineage"])
             read = functools.partial(log_likelihoods.likelihoods, model, vocabulary=vocabulary)
-            go("references", read)
+            read_part("references", read)
             teacher: Any = None
             for role in separate(spec["teachers"]):
                 parts = [f"{role}/{kind}" for kind in KINDS]
@@ -172,9 +166,8 @@ def _read(
                     log_likelihoods.comparison, model, teacher, vocabulary=common
                 )
                 for part in parts:
-                    go(part, functools.partial(compare, steps=part.split("/")[1] in DRAWN))
+                    read_part(part, functools.partial(compare, steps=part.split("/")[1] in DRAWN))
                 del compare
-    progress.close()
 
 
 def _total(record: Record, name: str) -> float:

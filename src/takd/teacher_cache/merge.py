@@ -15,8 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from takd.data.arrow import row_features, save
-from takd.data.prepared import dataset_of
+from takd.data.arrow import dataset_of, row_features, save
 from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
 from takd.runtime.stage import PIECE, Stage

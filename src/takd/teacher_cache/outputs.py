@@ -20,16 +20,15 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.data.prepared import dataset_of
+from takd.data.arrow import dataset_of
 from takd.decoding import loading
 from takd.losses.batch import Pair, by_length
 from takd.losses.chunked import chunk_size
 from takd.models.causal_lm import tokenizer_of
 from takd.models.logits import project
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Progress
 from takd.runtime.sharding import JsonlStore, Shard, resumable
-from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.stage import Stage
 from takd.teacher_cache.tensor_file import TensorFile
 
 PORTION = 2**15  # tokens in memory at once, and the most that a killed run loses
@@ -97,13 +96,8 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     """Write the file `outputs.safetensors` into the folder; return its number of tokens."""
     spec, kind = stage.spec, stage.spec["kind"]
     longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
-    folder_of_model, tokenizer = (
-        stage.input("teacher").parent / "model",
-        tokenizer_of(stage),
-    )
-    model, vocabulary = loading.load(
-        stage, folder_of_model, tokenizer, spec["lineage"], reads=longest
-    )
+    of_model, tokenizer = stage.input("teacher").parent / "model", tokenizer_of(stage)
+    model, vocabulary = loading.load(stage, of_model, tokenizer, spec["lineage"], reads=longest)
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(
             f"teacher_writes.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
@@ -125,17 +119,12 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     if not done:
         file.begin()
     file.write(0, {"offsets": starts})
-    progress = Progress(title, len(dataset), done, active=True)
-    with store.appending():
+    with store.saving(stage, title, "rows", len(dataset), done) as save:
         for first, after in _portions(starts.tolist(), done):
             begin, end = int(starts[first]), int(starts[after])
             file.write(begin, _portion(stage, model, vocabulary, dataset, first, after))
             digest = file.digest(columns, begin, end)
-            store.add({"first": first, "after": after, "digest": digest})
-            progress.step(after, {})
-            if stage.should_stop() and after < len(dataset):
-                raise Interrupted(f"{title}: {after} of {len(dataset)} rows are kept.")
-    progress.close()
+            save({"first": first, "after": after, "digest": digest}, count=after - first)
     return total
 
 

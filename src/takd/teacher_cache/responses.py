@@ -6,7 +6,7 @@ Responses are saved as they are sampled, and a killed run resumes from them. A r
 its prompt only (up to rounding), not on the number of parts.
 """
 
-from takd.data.prepared import dataset_of
+from takd.data.arrow import dataset_of
 from takd.decoding.loading import close_log, configure_libraries
 from takd.decoding.prompts import Decoding
 from takd.decoding.resumable import prompts_of, respond

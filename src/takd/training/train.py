@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from takd.data.prepared import dataset_of
+from takd.data.arrow import dataset_of
 from takd.decoding import loading
 from takd.decoding.model_checks import check_model
 from takd.decoding.prompts import Decoding
