@@ -928,7 +928,9 @@ def test_parameters_from_scratch_are_those_of_the_model(
 def test_shipped_experiments_are_right_and_need_no_files_to_plan(path: Path) -> None:
     experiment = load(path, ROOT)
     for lineage, seed in experiment.nodes:
-        assert experiment.train_spec(lineage, seed)["seed"] == seed
+        spec = experiment.train_spec(lineage, seed)
+        own = [f"{spec['model']}-sft", seed] if experiment.start_of(lineage) == "sft" else None
+        assert (spec["seed"], spec.get("init")) == (seed, own)
     for split in experiment.splits:
         assert experiment.data_spec(split)["split"] == split
     assert experiment.report_spec()["experiment"] == path.stem
