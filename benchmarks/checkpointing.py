@@ -23,9 +23,9 @@ from steps import dolly_rows, optimizer_step, settings
 
 from takd.methods.base import Context
 from takd.methods.sft import Sft
-from takd.models import devices
 from takd.runtime.checkpoints import Checkpoints
 from takd.runtime.metrics_log import Journal
+from takd.training import devices
 from takd.training.best_weights import Keeper
 from takd.training.student import Student
 

@@ -35,7 +35,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteriaList
 
-from takd.data.sources import batches
+from takd.data.row import batches
 from takd.decoding import loading
 from takd.decoding.resumable import Key, answer
 from takd.decoding.sampling import Decoding, Prompt

@@ -30,7 +30,7 @@ from takd.runtime.stage import Stage
 
 def run(stage: Stage) -> None:
     """Sample the missing responses, score all, and write the outputs."""
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     with resumable(stage, stage.outputs["scores"]) as (folder, shard, journal):
         _evaluate(stage, folder, shard, journal)
 

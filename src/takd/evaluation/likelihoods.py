@@ -43,7 +43,7 @@ KINDS = ("references", *DRAWN)
 
 def run(stage: Stage) -> None:
     """Compute what is missing, then the means, and write the outputs."""
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     with resumable(stage, stage.outputs["likelihoods"]) as (folder, shard, journal):
         _run(stage, folder, shard, journal)
 

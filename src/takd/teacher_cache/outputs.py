@@ -45,7 +45,7 @@ def run(stage: Stage) -> None:
         InputError: `top_k` is not less than the number of tokens.
         Interrupted: SIGTERM or time limit.
     """
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     spec = stage.spec
     dataset = dataset_of(stage, "data")
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
@@ -110,7 +110,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     )
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(
-            f"teacher_writes.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
+            f"teacher_cache.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
             " choose a smaller number, or teacher_outputs: hidden, which keeps whole distributions."
         )
     starts = offsets(dataset)

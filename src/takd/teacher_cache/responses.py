@@ -20,7 +20,7 @@ from takd.runtime.stage import Stage
 
 def run(stage: Stage) -> None:
     """Sample the missing responses of this part, which is every `parts`-th row of the split."""
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     spec = stage.spec
     dataset = dataset_of(stage, "prompts")
     title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"
