@@ -24,9 +24,9 @@ rule card:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec(partial(card_settings, EXPERIMENT), "lineage", "seed"),
+        spec=spec("card"),
         code=code_digest("takd.model_cards.card"),
-        inputs=folders("models", "evaluations"),
+        inputs=below_results("models", "evaluations"),
         outputs=written,
     shell:
         command("write_card")

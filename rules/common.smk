@@ -22,8 +22,7 @@ if set("{}\n") & set(str(ROOT)):
         " folder without {, } and line breaks."
     )
 
-from takd.experiment import comparison, lineage
-from takd.experiment.card_settings import card_settings
+from takd.experiment import comparison, lineage, specs
 from takd.experiment.schema import RESERVED
 from takd.preflight import amounts
 from takd.runtime import failures, slurm_executor_patch
@@ -97,33 +96,26 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-NUMBERS = ("seed", "part", "parts")  # wildcards that are numbers
+def settings_of(stage, wildcards):
+    """Settings of a stage for the wildcards of its rule."""
+    if stage == "train":
+        return specs.train(EXPERIMENT, trained(wildcards), int(wildcards.seed))
+    return specs.of(EXPERIMENT, stage, **wildcards)
 
 
-def settings(function, wildcards, names):
-    """Call a function with the values of the wildcards `names`; a name may be a function of the wildcards."""
-
-    def value(name):
-        if callable(name):
-            return name(wildcards)
-        return int(wildcards[name]) if name in NUMBERS else wildcards[name]
-
-    return function(*map(value, names))
+def spec(stage):
+    """Make a function for `params` that returns the settings of a stage as JSON."""
+    return lambda wildcards: canonical_json(settings_of(stage, wildcards))
 
 
-def spec(function, *names):
-    """Make a function for `params` that returns the settings of a stage as JSON, given the wildcards `names`."""
-    return lambda wildcards: canonical_json(settings(function, wildcards, names))
-
-
-def content(function, *names):
+def content(stage):
     """Like `spec`, without paths and addresses: Snakemake must not compare where equal data and weights are stored."""
-    return lambda wildcards: canonical_json(without_places(settings(function, wildcards, names)))
+    return lambda wildcards: canonical_json(without_places(settings_of(stage, wildcards)))
 
 
-def placed(function, *names):
+def placed(stage):
     """Like `spec`, but never compared: Snakemake does not compare a parameter that depends on `input`."""
-    return lambda wildcards, input: canonical_json(settings(function, wildcards, names))
+    return lambda wildcards, input: canonical_json(settings_of(stage, wildcards))
 
 
 def command(script, *resources, online=False):
@@ -147,9 +139,8 @@ def command(script, *resources, online=False):
 
 def likelihoods_inputs(wildcards):
     """Manifests and answers of a model's teachers, each teacher once: the direct one may also be the first."""
-    spec = EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
     inputs, seen = {}, []
-    for role, teacher in spec["teachers"].items():
+    for role, teacher in settings_of("likelihoods", wildcards)["teachers"].items():
         if teacher not in seen:
             inputs[role] = model_manifest(*teacher)
             inputs[f"{role}_answers"] = (
@@ -204,10 +195,10 @@ def distill_inputs(wildcards):
         inputs["init"] = model_manifest(lineage.supervised(wildcards.student), wildcards.seed)
     else:
         inputs["base"] = f"<results>/base/{wildcards.student}/manifest.json"
-    settings = EXPERIMENT.train_spec(student, int(wildcards.seed))["settings"]
+    settings = EXPERIMENT.training(wildcards.student, wildcards.method)
     if "corpus" in EXPERIMENT.splits and settings.get("lm_weight", 0) > 0:
         inputs["corpus"] = "<results>/data/corpus/manifest.json"
-    for name, place in EXPERIMENT.writings(student).items():
+    for name, place in EXPERIMENT.cached_inputs(student).items():
         inputs[name] = f"<results>/teachers/{wildcards.teacher}/seed{seed}/{place}/manifest.json"
     return inputs
 
@@ -218,10 +209,12 @@ def named(wildcards, input):
     return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
 
 
-def folders(*names):
-    """Make a function for `params` that names folders of the results as inputs: a path of each model is too long."""
-    return lambda wildcards: " ".join(
-        f"--input {quote(f'{name}=results/{EXPERIMENT.name}/{name}')}" for name in names
+def below_results(*names, **files):
+    """Format folders and files of the results as inputs: hundreds of paths would be too long for a command."""
+    paths = {**{name: name for name in names}, **files}
+    return " ".join(
+        f"--input {quote(f'{name}=results/{EXPERIMENT.name}/{path}')}"
+        for name, path in paths.items()
     )
 
 

@@ -11,13 +11,13 @@ if COMPARED:
     # No rule makes the files of the other experiments: they are only read, never trained.
     rule compare:
         input:
-            report=rules.report.output,
+            report=rules.build_report.output,
             results=[
                 file
                 for each in (EXPERIMENT, *COMPARED)
                 for file in comparison.files(each, MEASURED)
             ],
-            templates=rules.report.input.templates,
+            templates=rules.build_report.input.templates,
         output:
             **{
                 name: report(
@@ -37,7 +37,7 @@ if COMPARED:
             mem_mb=4000,
             runtime=60,
         params:
-            spec=spec(lambda: comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
+            spec=lambda wildcards: canonical_json(comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
             inputs=" ".join(
                 f"--input {quote(f'results={comparison.results(each)}')}"

@@ -12,8 +12,8 @@ rule tokenizer:
         mem_mb=4000,
         runtime=60,
     params:
-        content=content(EXPERIMENT.tokenizer_spec),
-        spec=placed(EXPERIMENT.tokenizer_spec),
+        content=content("tokenizer"),
+        spec=placed("tokenizer"),
         code=code_digest("takd.data.tokenizer"),
         inputs=named,
         outputs=written,
@@ -36,8 +36,8 @@ rule data:
         mem_mb=8000,
         runtime=240,
     params:
-        content=content(EXPERIMENT.data_spec, "split"),
-        spec=placed(EXPERIMENT.data_spec, "split"),
+        content=content("data"),
+        spec=placed("data"),
         code=code_digest("takd.data.prepare"),
         inputs=named,
         outputs=written,
@@ -60,7 +60,7 @@ rule data_report:
         mem_mb=8000,
         runtime=60,
     params:
-        spec=spec(EXPERIMENT.data_report_spec),
+        spec=spec("data_report"),
         code=code_digest("takd.data.summary"),
         inputs=named,
         outputs=written,
@@ -84,8 +84,8 @@ rule base:
         mem_mb=16000,
         runtime=240,
     params:
-        content=content(EXPERIMENT.base_spec, "model"),
-        spec=placed(EXPERIMENT.base_spec, "model"),
+        content=content("base"),
+        spec=placed("base"),
         code=code_digest("takd.models.starting_weights"),
         inputs=named,
         outputs=written,

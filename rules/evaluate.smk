@@ -27,7 +27,7 @@ rule evaluate:
         micro_batch=256,
         deterministic=0,
     params:
-        spec=spec(EXPERIMENT.evaluate_spec, "lineage", "seed", "set"),
+        spec=spec("evaluate"),
         code=code_digest("takd.evaluation.evaluate"),
         inputs=named,
         outputs=written,
@@ -57,7 +57,7 @@ rule likelihoods:
         micro_batch=64,
         deterministic=0,
     params:
-        spec=spec(EXPERIMENT.likelihoods_spec, "lineage", "seed", "set"),
+        spec=spec("likelihoods"),
         code=code_digest("takd.evaluation.likelihoods"),
         inputs=named,
         outputs=written,
@@ -83,7 +83,7 @@ if EXPERIMENT.settings["evaluation"]["judge"]:
             mem_mb=4000,
             runtime=WEEK,
         params:
-            spec=spec(EXPERIMENT.judge_spec, "lineage", "seed", "set"),
+            spec=spec("judge"),
             code=code_digest("takd.evaluation.judge"),
             inputs=named,
             outputs=written,

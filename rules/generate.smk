@@ -24,7 +24,7 @@ rule generate:
         micro_batch=256,
         deterministic=0,
     params:
-        spec=spec(EXPERIMENT.generate_spec, "teacher", "seed", "part", "parts"),
+        spec=spec("generate"),
         code=code_digest("takd.teacher_cache.responses"),
         inputs=named,
         outputs=written,
@@ -55,7 +55,7 @@ rule generations:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec(EXPERIMENT.generations_spec, "teacher", "seed"),
+        spec=spec("generations"),
         code=code_digest("takd.teacher_cache.merge"),
         inputs=named,
         outputs=written,
@@ -84,7 +84,7 @@ rule teacher_outputs:
         micro_batch=64,
         deterministic=0,
     params:
-        spec=spec(EXPERIMENT.outputs_spec, "teacher", "seed", "read", "kind"),
+        spec=spec("outputs"),
         code=code_digest("takd.teacher_cache.outputs"),
         inputs=named,
         outputs=written,

@@ -31,7 +31,7 @@ rule sft:
         compile=0,
         deterministic=0,
     params:
-        spec=spec(EXPERIMENT.train_spec, trained, "seed"),
+        spec=spec("train"),
         code=code_digest("takd.training.train", "takd.methods.sft"),
         inputs=named,
         outputs=written,
@@ -81,7 +81,7 @@ for METHOD in EXPERIMENT.methods:
             compile=0,
             deterministic=0,
         params:
-            spec=spec(EXPERIMENT.train_spec, trained, "seed"),
+            spec=spec("train"),
             code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),
             inputs=named,
             outputs=written,

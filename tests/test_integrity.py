@@ -23,7 +23,7 @@ TEACHER, STUDENT = "teacher-sft", "teacher-sft__student-kd"
 NODE = {"lineage": TEACHER, "seed": 3}
 WRITES = {**NODE, "noise": 1, "decoding": {"temperature": 1.0, "max_new_tokens": 6}}
 REPORT = {
-    **{"nodes": [[TEACHER, 3], [STUDENT, 3]], "written": [[TEACHER, 3, "generations", 1]]},
+    **{"nodes": [[TEACHER, 3], [STUDENT, 3]], "teacher_cache": [[TEACHER, 3, "generations", 1]]},
     **{"sets": ["dev"], "samples": 1, "decoding_seeds": [10, 20]},
     "judge": {"model": "judge"},
 }
@@ -365,7 +365,7 @@ def test_a_file_that_was_not_there_is_no_part_of_a_model(
     stray.write_text("mine")
     in_folder, elsewhere = verify(results).faults
     assert f"{added}: was not written there" in in_folder
-    assert f"{stray}: no record speaks of it" in elsewhere
+    assert f"{stray}: is named in no record" in elsewhere
     with pytest.raises(InputError, match="was not written there"):
         input_check.verify(NODE, {"teacher": [added.parents[1] / "manifest.json"]})
 

@@ -221,9 +221,7 @@ def test_a_lock_that_holds_something_else_is_taken_over_after_a_while(
     said: list[str] = []
     with Lock(path, said.append):
         assert json.loads(path.read_text())["process"] == os.getpid()
-    assert said == [
-        f"{path} is held by something that does not say who it is; waiting 0 s for a sign of life"
-    ]
+    assert said == [f"{path} is held by an unknown process; waiting 0 s to see whether it is alive"]
 
 
 def test_a_foreign_lock_that_is_written_to_is_named(
@@ -243,6 +241,31 @@ def test_a_foreign_lock_that_is_written_to_is_named(
         pytest.raises(InputError, match="is written to by a program that is no stage"),
         Lock(path, str),
     ):
+        pass
+
+
+def test_a_lock_that_another_has_just_taken_over_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies wait for the same dead process; the second finds the lock of the first."""
+    monkeypatch.setattr(stage_lock, "HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+    wait = Lock._wait_for_owner_to_be_gone
+
+    def first_is_faster(lock: Lock) -> float | None:
+        monkeypatch.setattr(Lock, "_wait_for_owner_to_be_gone", still_there)
+        seen = wait(lock)
+        path.unlink()
+        path.write_text(json.dumps({"host": "third", "process": 2}))
+        os.utime(path, (1, 1))
+        return seen
+
+    def still_there(lock: Lock) -> float | None:
+        raise InputError(path.read_text())
+
+    monkeypatch.setattr(Lock, "_wait_for_owner_to_be_gone", first_is_faster)
+    with pytest.raises(InputError, match="third"), Lock(path, str):
         pass
 
 

@@ -13,8 +13,6 @@ from typing import Any
 from takd.data.row import Row
 from takd.runtime.errors import InputError
 
-KEYS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
-
 
 def words(row: Row) -> int:
     """Number of words (parts between white space) in a row's first non-blank reference; 0 without one.

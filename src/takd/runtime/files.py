@@ -62,9 +62,8 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{what}: {path} cannot be read: {error.strerror}; {AGAIN}.") from None
     except (ValueError, RecursionError) as error:
-        wrong = (
-            foreign(content) or f"is not JSON ({str(error).strip().partition(chr(10))[0]}); {AGAIN}"
-        )
+        first_line = str(error).strip().partition("\n")[0]
+        wrong = foreign(content) or f"is not JSON ({first_line}); {AGAIN}"
         raise InputError(f"{what}: {path} {wrong}.") from None
     if not isinstance(found, dict):
         raise InputError(f"{what}: {path} has to hold one JSON object; {AGAIN}.")

@@ -31,8 +31,9 @@ class Lock:
     def __enter__(self) -> "Lock":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
-            self._wait_for_owner_to_be_gone()
-            self.path.unlink(missing_ok=True)
+            seen = self._wait_for_owner_to_be_gone()
+            if self._read()[1] == seen:  # else another process has just taken the lock over
+                self.path.unlink(missing_ok=True)
         self._thread.start()
         return self
 
@@ -55,22 +56,27 @@ class Lock:
             return False
         return True
 
-    def _wait_for_owner_to_be_gone(self) -> None:
+    def _wait_for_owner_to_be_gone(self) -> float | None:
+        """Return the last heartbeat of an owner that is gone; None if it took its lock away."""
         owner, seen = self._read()
         # process ids are only comparable on the same host; elsewhere only the heartbeat is visible
-        if owner.get("host") == socket.gethostname() and not _alive(owner["process"]):
-            return
+        dead = owner.get("host") == socket.gethostname() and not _alive(owner["process"])
+        if seen is None or dead:
+            return seen
         patience = 6 * HEARTBEAT_SECONDS
-        holder = owner or "something that does not say who it is"
-        self.say(f"{self.path} is held by {holder}; waiting {patience:.0f} s for a sign of life")
+        holder = owner or "an unknown process"
+        self.say(
+            f"{self.path} is held by {holder}; waiting {patience:.0f} s to see whether it is alive"
+        )
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_SECONDS / 5)
-            _, now = self._read()
+            owner, now = self._read()
             if now is None:
-                return
-            if seen is not None and now != seen:
+                return None
+            if now != seen:
                 raise self._in_use(owner)
+        return seen
 
     def _in_use(self, owner: dict[str, Any]) -> InputError:
         if not owner:

@@ -100,7 +100,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     model, vocabulary = loading.load(stage, of_model, tokenizer, spec["lineage"], reads=longest)
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(
-            f"teacher_writes.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
+            f"teacher_cache.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
             " choose a smaller number, or teacher_outputs: hidden, which keeps whole distributions."
         )
     starts = offsets(dataset)
