@@ -110,7 +110,10 @@ def _other(name: str) -> Quantity:
         first = {each.name(model) for each in FIRST if each.log == "train"}
         return None if name in first else name
 
-    return Quantity(name.replace("_", " ").capitalize(), "on training batches", "train", known)
+    title = name.replace("_", " ").capitalize()
+    if title in {each.title for each in FIRST}:
+        title = f"Training {name.replace('_', ' ')}"
+    return Quantity(title, "on training batches", "train", known)
 
 
 def _columns(model: Model, quantity: Quantity) -> dict[str, list[float]]:
