@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -65,47 +64,14 @@ def faults(page: Any) -> list[str]:
     return list(page.evaluate(FAULTS, SMALLEST))
 
 
-def open_all(page: Any, categories: list[str]) -> dict[str, str]:
-    """Click through Snakemake's report: every entry of every category, on both sides of a toggle.
-
-    Returns the displayed text of each file, by its name; empty for drawings and for files to download.
-    """
-    shown: dict[str, str] = {}
-    for category in categories:
-        page.click(f"text={category} >> nth=0")
-        page.wait_for_selector("tbody td a")
-        sides = page.locator("fieldset label")
-        for side in range(max(1, sides.count())):
-            if sides.count():
-                sides.nth(side).click()
-            for row in range(page.locator("tbody tr").count()):
-                link = page.locator("tbody tr").nth(row).locator("td a").first
-                if name := link.get_attribute("download"):
-                    file = unquote(urlsplit(link.evaluate("link => link.href")).path)
-                    assert Path(file).stat().st_size > 0, file
-                    shown[name] = ""
-                else:
-                    link.click()
-                    name, text = _content(page, before=list(shown))
-                    shown[name] = text
-        page.goto(page.url.partition("#")[0])
+def read_site(page: Any, nav: dict[str, str]) -> dict[str, str]:
+    """Click through the site within Snakemake's first page; returns the text of each page."""
+    frame, shown = page.frames[1], {}
+    for file, title in nav.items():
+        frame.click(f"nav >> text={title}")
+        frame.wait_for_url(f"**/{file}")
+        shown[file] = frame.inner_text("body")
     return shown
-
-
-def _content(page: Any, before: list[str]) -> tuple[str, str]:
-    """Name and text of the file opened by a click; it is not among `before`."""
-    source = """(before) => {
-        const content = document.querySelector("iframe, main img, #content img, img[src^='data/raw']");
-        const name = content?.getAttribute("src").split("/").pop();
-        const there = content?.tagName === "IFRAME" || content?.naturalWidth > 0;
-        return there && !before.includes(name) ? name : null;
-    }"""
-    name = unquote(page.wait_for_function(source, arg=before).json_value())
-    for frame in page.frames[1:]:
-        frame.wait_for_load_state()
-        if frame.url.endswith(f"/{name}"):
-            return name, frame.inner_text("body")
-    return name, ""
 
 
 @contextmanager

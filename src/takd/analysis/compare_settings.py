@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from takd.analysis.compare_results import Compared
+from takd.analysis.across_experiments import Compared
 from takd.analysis.costs import device_text
 from takd.analysis.text import flat
 from takd.experiment.labels import full_text

@@ -205,7 +205,9 @@ def card(experiment: Experiment, lineage: str, seed: int) -> Spec:
         # also needed to read the evaluations
         "chains": [],
         "teacher_cache": [],
-        "samples": 0,
+        # a prompt as the example
+        "samples": 1,
+        "license": experiment.settings["license"],
         "judge": bool(whole["judge"]),
         "sources": {name: spec["source"] for name, spec in splits.items()},
         "template": _template(experiment),
