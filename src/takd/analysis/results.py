@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from takd.analysis.measures import TESTED
 from takd.experiment.lineage import Node, split
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
@@ -24,8 +25,7 @@ from takd.runtime.records import DamagedError, faults, read_log, read_record, re
 
 Row = dict[str, Any]
 STANDARD = "standard"
-MEASURES = ("rougeL", "exact_match")
-"""Scores of an answer that the report holds with their uncertainty."""
+MEASURES = TESTED
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Evaluation:
     likelihoods_end: Row = field(default_factory=dict)
     judge: dict[str, Any] | None = None
     """Ratings, where the experiment has a judge."""
+    strata: list[str] = field(default_factory=list)
+    """Stratum of each prompt, in the order of `ids`; empty texts where the data have none."""
 
     @functools.cached_property
     def by_prompt(self) -> dict[Any, float]:
@@ -227,9 +229,10 @@ def _evaluation(
     of_set = {**node._asdict(), "set": name}
     scores = _record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
-    ids, values = [], []
+    ids, values, strata = [], [], []
     for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
+        strata.append(row.get("stratum") or "")
         values.append([[output[measure] for measure in MEASURES] for output in row["outputs"]])
         if len(values[-1]) != draws:
             raise InputError(
@@ -248,6 +251,7 @@ def _evaluation(
         _end(_log(folder / "metrics.jsonl", folder / "scores.json")),
         ids,
         by_draw,
+        strata=strata,
         likelihoods=_record(read / "likelihoods.json", of_set),
         likelihoods_end=_end(_log(read / "metrics.jsonl", read / "likelihoods.json")),
         judge=_record(folder / "judge/judge.json", of_set) if spec["judge"] else None,

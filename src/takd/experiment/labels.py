@@ -10,6 +10,10 @@ SIZES = ("", "K", "M", "B")
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
+ACRONYM = 4
+"""Most letters of a method's name that is written in capitals."""
+
+
 def chain_text(lineage: str) -> str:
     """Format a chain: `teacher → assistant → student`."""
     return " → ".join(hop.model for hop in split(lineage))
@@ -22,8 +26,16 @@ def methods_text(lineage: str) -> str:
 
 
 def full_text(lineage: str) -> str:
-    """Format chain and methods: `teacher → student (minillm)`."""
-    return f"{chain_text(lineage)} ({methods_text(lineage)})"
+    """Name a model by its methods and chain: `minillm: teacher → student`, `SFT: student`."""
+    methods = dict.fromkeys(hop.method for hop in split(lineage)[1:]) or [SUPERVISED]
+    every = [hop.method for hop in split(lineage)[1:]]
+    shown = methods if len(methods) == 1 else every
+    return f"{' → '.join(map(method_title, shown))}: {chain_text(lineage)}"
+
+
+def method_title(method: str) -> str:
+    """Write a method's name as in running text: `KD`, `SFT`."""
+    return method.upper() if len(method) <= ACRONYM else method
 
 
 def chain_label(chain: Mapping[str, str]) -> str:

@@ -1,22 +1,22 @@
 """Pages of the report: self-contained HTML that loads nothing external and suits print and phones."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from takd.analysis import comparisons, definitions, deviations, measures
+from takd.analysis import comparisons, definitions
 from takd.analysis import costs as cost_table
 from takd.analysis.costs import Cost
 from takd.analysis.cumulative_costs import accumulate, unit
-from takd.analysis.results import MEASURES, Results
+from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.text import flat, plain, visible
 from takd.experiment import labels
 from takd.experiment.lineage import split
-from takd.experiment.report_files import PARTS, Part
-from takd.report import hardware, overview, repeat, samples, table
+from takd.report import hardware, repeat, samples, table
 from takd.report.figures import marks
 from takd.report.figures.curves import short_text
 from takd.report.figures.panels import panels
@@ -26,73 +26,42 @@ from takd.report.figures.style import looks, size_text
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def overview_page(
-    results: Results, groups: list[table.Group], data_report: dict[str, Any], chains_svg: str
-) -> str:
-    """Render the overview: the sentences, the figure along the chains, and links to the other pages."""
-    places: dict[tuple[str, str], list[Part]] = {}
-    for part in PARTS.values():
-        if part.stem != "overview":
-            places.setdefault((part.category, part.about), []).append(part)
-    return _render(
-        "overview.html",
-        results,
-        points=overview.points(results, groups, data_report),
-        several=len(results.spec["seeds"]) > 1,
-        figure=inline(chains_svg),
-        places=dict(sorted(places.items())),
-        paper=deviations.PAPER,
-    )
+NAV = {
+    "index.html": "Summary",
+    "results.html": "Results",
+    "learning.html": "Learning",
+    "generations.html": "Generations",
+    "costs.html": "Costs",
+    "data.html": "Data",
+    "provenance.html": "Provenance",
+    "index.html#downloads": "Downloads",
+}
+"""Pages of the site in the order of their links; each page shows these links."""
 
 
-def results_page(results: Results, groups: list[table.Group], chains_svg: str) -> str:
-    """Render the results: title, findings, the figure along the chains, and a sortable table per evaluation set."""
-    cited = table.sources(groups)
-    shown = {
-        name: [
-            source
-            for source in cited
-            if any(
-                published.source == source
-                for group in groups
-                for row in group.rows
-                for published in row.cells[name].published
-            )
-        ]
-        for name in results.spec["sets"]
-    }
-    return _render(
-        "results.html",
-        results,
-        groups=groups,
-        prompts={
-            name: results.evaluations[results.nodes[0], name].scores["n"]
-            for name in results.spec["sets"]
-        },
-        findings=table.findings(results, groups, results.spec["sets"][0]),
-        cited=cited,
-        shown=shown,
-        questions=comparisons.QUESTIONS,
-        analysis=comparisons.analyse(results),
-        with_direct=any(pair.question == "direct" for pair in comparisons.pairs(results)),
-        several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
-        figure=inline(chains_svg),
-        measures=[m for m in measures.measured(results) if m.name not in MEASURES],
-        measured=measures.mean,
-    )
+def prompts(results: Results) -> dict[str, int]:
+    """Number of prompts of each evaluation set."""
+    first = results.nodes[0]
+    return {name: results.evaluations[first, name].scores["n"] for name in results.spec["sets"]}
+
+
+def hours(value: float) -> str:
+    """Format hours: two digits, or one after the point from ten."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
 def samples_page(results: Results, groups: list[table.Group]) -> str:
     """Render some prompts of each set, with the answer of every model beside the references."""
-    return _render("samples.html", results, **samples.shown(results, groups))
+    return render("samples.html", results, "generations.html", **samples.shown(results, groups))
 
 
 def learning_page(results: Results) -> str:
     """Render the learning curves of all models, which can be shown and hidden."""
     sizes = marks.by_size(results)
-    return _render(
+    return render(
         "learning.html",
         results,
+        "learning.html",
         panels=panels(results),
         looks=looks(results),
         models={
@@ -109,9 +78,10 @@ def learning_page(results: Results) -> str:
 
 def costs_page(results: Results, costs: list[Cost], costs_svg: str, quality_svg: str) -> str:
     """Render the costs: minutes and tokens by stage and by lineage, and the accumulated cost of each lineage."""
-    return _render(
+    return render(
         "costs.html",
         results,
+        "costs.html",
         costs=costs,
         stages=cost_table.by_stage(costs, len(results.spec["sets"])),
         judged=sum(cost.judged for cost in costs),
@@ -131,9 +101,10 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
             versions.setdefault(name, set()).add(version or "not installed")
     devices = sorted({cost_table.device_text(model.end) for model in results.models.values()})
     methods = {hop.method for lineage in results.lineages for hop in split(lineage)}
-    return _render(
+    return render(
         "provenance.html",
         results,
+        "provenance.html",
         versions={name: ", ".join(sorted(found)) for name, found in sorted(versions.items())},
         devices=devices,
         training={
@@ -162,7 +133,7 @@ def provenance_page(results: Results, data_report: dict[str, Any]) -> str:
 
 def comparison_page(first: Results, **values: Any) -> str:
     """Render the comparison of several experiments; `values` are those of `takd.report.compare.page`."""
-    return _render("comparison.html", first, **values)
+    return render("comparison.html", first, **values)
 
 
 def inline(svg: str) -> Markup:
@@ -170,6 +141,7 @@ def inline(svg: str) -> Markup:
     return Markup(scoped(svg))
 
 
+@functools.cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -191,13 +163,24 @@ def _environment() -> Environment:
         "p": comparisons.p_text,
         "definition": definitions.definition,
         "better": definitions.better,
-        "hours": lambda hours: f"{hours:.1f}" if hours >= 10 else f"{hours:.2g}",
+        "hours": hours,
+        "title_of": labels.method_title,
         "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),
     }
     return environment
 
 
-def _render(template: str, results: Results, **values: Any) -> str:
+def render(template: str, results: Results, file: str = "", **values: Any) -> str:
+    """Render a page; `file` is its place in the site, empty for a page that stands alone."""
     return (
-        _environment().get_template(template).render(spec=results.spec, results=results, **values)
+        _environment()
+        .get_template(template)
+        .render(
+            spec=results.spec,
+            results=results,
+            file=file,
+            nav=NAV,
+            root="../" * file.count("/"),
+            **values,
+        )
     )

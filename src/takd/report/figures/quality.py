@@ -11,10 +11,10 @@ from takd.analysis.comparisons import analyse
 from takd.analysis.cumulative_costs import Accumulated, accumulate, unit
 from takd.analysis.results import Results, Row
 from takd.experiment.labels import chain_label, chain_text, full_text, methods_text
-from takd.experiment.lineage import SUPERVISED, split
+from takd.experiment.lineage import split
 from takd.report.figures.layout import Sheet
-from takd.report.figures.marks import GREY, heading, looks_of_students, mark, point
-from takd.report.figures.style import STYLE, WIDTH, Drawing, to_svg
+from takd.report.figures.marks import GREY, heading, mark, point
+from takd.report.figures.style import STYLE, WIDTH, Drawing, looks, to_svg
 from takd.report.table import columns
 
 TAG = 6
@@ -27,7 +27,7 @@ Point = tuple[float, float, str]
 def quality(results: Results) -> Drawing:
     """Draw ROUGE-L against accumulated training cost: one row per set, hours on the left and tokens on the right."""
     costs = accumulate(results)
-    look = looks_of_students(results)
+    look = looks(results)
     tags = _tags(results)
     # both x axes are treated alike
     log = any(min(at) > 0 and max(at) / min(at) > FAR for _, at in _panels(results, costs))
@@ -44,16 +44,14 @@ def quality(results: Results) -> Drawing:
                 points = []
                 for cost, at in zip(costs, values, strict=True):
                     score = analyse(results).scores[name, cost.lineage, "rougeL"]
-                    hop = split(cost.lineage)[-1]
-                    point(axis, at, score, look[hop], hollow=hop.method == SUPERVISED, faint=True)
+                    point(axis, at, score, look[cost.lineage], faint=True)
                     points.append((at, score.mean, tags[cost.lineage]))
                 _scale(axis, values, log)
                 axis.set_xlabel(text)
                 if place == 0:
                     axis.set_ylabel("ROUGE-L")
                 written.append((axis, points))
-        hops = [split(cost.lineage)[-1] for cost in costs]
-        handles = [mark(look[hop], hollow=hop.method == SUPERVISED) for hop in hops]
+        handles = [mark(look[cost.lineage]) for cost in costs]
         texts = [f"{tags[cost.lineage]}: {full_text(cost.lineage)}" for cost in costs]
         sheet.key(handles, texts)
         figure = sheet.finish()
