@@ -47,7 +47,6 @@ rule build_report:
             node=EXPERIMENT.nodes,
         ),
         data="<results>/data/report/report.json",
-        data_page="<results>/data/report/report.html",
         templates=sorted(f"{TEMPLATES}/{file.name}" for file in (ROOT / TEMPLATES).iterdir()),
     output:
         site=directory("<results>/report"),
@@ -68,5 +67,5 @@ rule build_report:
         "python3 workflow/scripts/build_report.py --spec {params.spec:q} --code {params.code}"
         " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
         " --input teachers={params.results:q}/teachers"
-        " --input data_report={input.data:q} --input data_page={input.data_page:q}"
+        " --input data_report={input.data:q}"
         " --output site={output.site:q} 2> {log:q}"

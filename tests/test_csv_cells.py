@@ -16,8 +16,7 @@ from sealing import write_json, write_lines
 from test_report import BY_KD, DIRECT, THROUGH, make, run
 
 EXPECTED = Path(__file__).parent / "expected"
-RENAMED = {}
-LATER = {
+RENAMED = {
     "p": "p (Holm)",
     "verdict": "significant",
     "verdict_as_trained": "significant_these_checkpoints",
@@ -26,12 +25,9 @@ TARGETS = [{"source": "A paper", "scores": {"teacher-sft": {"heldout": 52.5}}}]
 
 
 def renamed(column):
-    """Name of a stored column today: `gain_over_sft_verdict` ends as `verdict` does."""
-    for old, new in RENAMED.items():
-        if column == old or (column.startswith("gain_over_") and column.endswith(f"r_{old}")):
-            return column.removesuffix(old) + new
-    for gain in ("gain_over_sft_", "gain_over_direct_"):
-        if column.removeprefix(gain) in RENAMED:
+    """Name of a stored column today; those of a gain have its name before them."""
+    for gain in ("gain_over_sft_", "gain_over_direct_", ""):
+        if column.startswith(gain) and column.removeprefix(gain) in RENAMED:
             return gain + RENAMED[column.removeprefix(gain)]
     return column
 
@@ -108,4 +104,5 @@ def test_every_stored_cell_is_in_the_file_of_today(folder, name):
     for row in before:
         today = found[tuple(row[key] for key in keys)]
         for column, cell in row.items():
-            assert today[renamed(column)] == cell, (column, [row[key] for key in keys])
+            name = renamed(column) if renamed(column) in today else column
+            assert today[name] == cell, (column, [row[key] for key in keys])

@@ -1,4 +1,4 @@
-"""What teachers write ahead for their students, in the costs: minutes and tokens counted by hand."""
+"""Teacher caches in the costs: minutes and tokens counted by hand."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from takd.analysis import costs, cumulative_costs
 from takd.analysis.results import read
 from takd.experiment.lineage import of_chain
 from takd.experiment.teacher_cache import CacheEntry
-from takd.report import hardware, repeat
+from takd.report import costs_page, provenance, reproduce
 from takd.report.figures.quality import quality
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
@@ -95,28 +95,38 @@ def test_costs_of_a_teacher_hold_what_it_wrote_by_stage(full: SimpleNamespace) -
     }
     devices = [row["device"] for row in lines]
     assert devices == ["2 × cpu, cpu", "cpu", "cpu"]
-    stages = {each.stage: each for each in costs.by_stage(costs.by_lineage(full.results), 1)}
-    assert list(stages)[-4:-2] == ["teacher, answers", "teacher, outputs"]
-    assert (stages["teacher, answers"].runs, stages["teacher, answers"].minutes) == (2, 30.0)
-    outputs = stages["teacher, outputs"]
-    assert (outputs.runs, outputs.minutes, outputs.tokens) == (3, pytest.approx(9.6), 10_500)
-    # 2 minutes a training, 0.6 an evaluation, 39.6 ahead
-    count = len(full.spec["nodes"])
-    page = (full.report / "costs.html").read_text()
-    assert f"<strong>{2.6 * count + 39.6:.1f}</strong>" in page and "not recorded" not in page
-    told = re.findall(r"<td>teacher, (\w+)</td>(.*?)</tr>", page)
-    by_teacher = [re.findall(r">([\d.\u202f]+)<", cells) for _, cells in told]
-    assert by_teacher[2:] == [
-        ["1", "2", "30.0", "1\u202f500"],
-        ["1", "1", "6.0", "9\u202f000"],
-        ["2", "2", "3.6", "1\u202f500"],
+    runs = list(costs.runs(full.results))
+    stages = {
+        row.cells[0].text: texts(row) for row in rows_in(costs_page.by_stage(full.results, runs))
+    }
+    assert list(stages)[-5:-3] == ["teacher, answers", "teacher, outputs"]
+    # 600 + 2 x 1200 s; runs, minutes, hours, tokens
+    assert stages["teacher, answers"][1:] == ["2", "30.0", "0.83", "1\u202f500"]
+    assert stages["teacher, outputs"][1:] == ["3", "9.6", "0.16", "10\u202f500"]
+    # 2 minutes a training, 0.6 an evaluation, 39.6 for caches
+    assert stages["all"][2] == f"{2.6 * len(full.spec['nodes']) + 39.6:.1f}"
+    table = costs_page.caches(full.results, runs)
+    assert table is not None
+    assert [texts(row)[2:5] for row in rows_in(table)] == [
+        ["2", "30.0", "0.83"],
+        ["1", "6.0", "0.10"],
+        ["2", "3.6", "0.06"],
     ]
+    assert "not recorded" not in (full.report / "costs.html").read_text()
+
+
+def rows_in(table: Any) -> list[Any]:
+    return [row for group in table.groups for row in group.rows]
+
+
+def texts(row: Any) -> list[str]:
+    return [str(cell.text) for cell in row.cells]
 
 
 def test_what_was_written_ahead_is_among_what_a_model_needs_and_counts_once(
     full: SimpleNamespace,
 ) -> None:
-    found = {cost.lineage: cost for cost in cumulative_costs.accumulate(full.results)}
+    found = {cost.lineage: cost for cost in costs.cumulative(full.results)}
     # a training is 1/30 h; (600 + 2 x 1200) s of answers and 360 s of outputs
     ahead = 3000 / 3600 + 0.1
     assert found[LIVE].hours == pytest.approx({1: 0.1, 2: 0.1})
@@ -140,28 +150,28 @@ def test_a_model_that_did_not_read_it_does_not_pay_for_it(tmp_path: Path) -> Non
     spec = make(tmp_path, [DIRECT, BY_KD])
     write_ahead(tmp_path, spec, ANSWERS, [{"seconds": 3600.0, "tokens": 1}] * 2, [])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations", "teachers")))
-    assert {cost.mean_hours for cost in cumulative_costs.accumulate(results)} == {1 / 30, 0.1}
+    hours = {value for cost in costs.cumulative(results) for value in cost.hours.values()}
+    assert sorted(hours) == pytest.approx([1 / 30, 0.1])
 
 
-def test_hardware_and_code_of_what_was_written_ahead(full: SimpleNamespace) -> None:
-    used = {(u.stage, u.processes): (u.device, u.runs) for u in hardware.used(full.results)}
-    assert used["teacher, answers", 1] == used["teacher, answers", 2] == ("cpu", 1)
-    assert used["teacher, outputs", 1] == ("cpu", 3)
-    found = [code for code in hardware.codes(full.results) if code.stage.startswith("teacher")]
-    assert found == [
-        ("teacher, answers", "abc", "digest", 2),
-        ("teacher, outputs", "abc", "digest", 3),
+def test_hardware_and_code_of_teacher_caches(full: SimpleNamespace) -> None:
+    used = [texts(row) for row in rows_in(provenance.hardware(full.results))]
+    assert [row[:3] + row[5:] for row in used if row[0].startswith("teacher")] == [
+        ["teacher, answers", "cpu", "1", "1", "10.0"],
+        ["teacher, answers", "cpu", "2", "1", "20.0"],
+        ["teacher, outputs", "cpu", "1", "3", "9.6"],
     ]
-    page = (full.report / "provenance.html").read_text()
-    assert page.count("<td>teacher, outputs</td>") == 2
-    assert "what teachers wrote ahead for their students 59.6 CPU process minutes" in (
-        full.report / "overview.html"
-    ).read_text().replace("\n", " ")
+    code = [texts(row) for row in rows_in(provenance.code(full.results))]
+    assert [row for row in code if row[0].startswith("teacher")] == [
+        ["teacher, answers", "abc", "digest", "2"],
+        ["teacher, outputs", "abc", "digest", "3"],
+    ]
+    assert (full.report / "provenance.html").read_text().count(">teacher, outputs</td>") == 2
 
 
 def test_the_number_of_parts_identifies_no_run(full: SimpleNamespace) -> None:
     other = replace(full.results, spec=full.spec | {"teacher_cache": []})
-    assert repeat.identity(other, DATA) == repeat.identity(full.results, DATA)
+    assert reproduce.identity(other, DATA) == reproduce.identity(full.results, DATA)
 
 
 def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> None:
@@ -174,10 +184,21 @@ def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> Non
 def test_a_run_without_it_says_nothing_of_it(tmp_path: Path) -> None:
     report = run(tmp_path, make(tmp_path, [DIRECT]))
     assert "teacher, " not in (report / "costs.csv").read_text()
-    assert "for its students" not in (report / "costs.svg").read_text()
-    for name in ("costs.html", "overview.html", "provenance.html"):
+    for name in ("costs.html", "provenance.html"):
         page = (report / name).read_text()
-        assert "wrote ahead" not in page and "teacher, outputs" not in page, name
+        assert "eacher cache" not in page and "teacher, outputs" not in page, name
+
+
+def test_cpu_hours_are_measured_where_the_log_has_them(tmp_path: Path) -> None:
+    spec = make(tmp_path, [DIRECT])
+    results = read(spec, *(tmp_path / name for name in ("models", "evaluations")))
+    (run_of, *rest) = costs.runs(results)
+    old = costs_page.how([run_of, *rest])
+    assert old == "CPU hours are wall time × processes, as older logs hold no CPU time"
+    measured = run_of._replace(end=run_of.end | {"cpu_seconds": 1800.0})
+    assert measured.hours == 0.5 and "measured CPU time" in costs_page.how([measured])
+    gpu = run_of._replace(end=run_of.end | {"device": "NVIDIA H100"})
+    assert costs_page.how([gpu]) == "GPU hours are wall time × GPUs"
 
 
 def test_a_missing_log_is_named(tmp_path: Path) -> None:
@@ -199,7 +220,7 @@ def test_the_costs_in_a_browser(full: SimpleNamespace) -> None:
                 width,
             )
             assert (seen.external, seen.complaints, found) == ([], [], []), width
-        assert "What teachers wrote ahead" in seen.text and "for its students" in seen.text
+        assert "Teacher caches" in seen.text
 
 
 def test_experiments_are_compared_by_it_too(tmp_path: Path) -> None:
@@ -207,7 +228,7 @@ def test_experiments_are_compared_by_it_too(tmp_path: Path) -> None:
     live, stored = (test_compare.made(tmp_path, name, chains) for name in ("live", "stored"))
     out = test_compare.run(tmp_path, live, stored)
     assert "writing" not in (out / "comparison.csv").read_text()
-    assert "riting ahead" not in (out / "comparison.html").read_text()
+    assert "Teacher cache" not in (out / "comparison.html").read_text()
     write_all(tmp_path / "stored", stored["report"])
     out = test_compare.run(tmp_path, live, stored)
     for measure, expected in (("writing_minutes", 36.0), ("writing_tokens", 10_500.0)):
@@ -215,7 +236,9 @@ def test_experiments_are_compared_by_it_too(tmp_path: Path) -> None:
         found = {row["experiment"]: float(row["value"]) for row in lines}
         assert found == {"live": 0.0, "stored": expected}
     page = (out / "comparison.html").read_text()
-    assert "Minutes of writing ahead, stored" in page and '<th class="num">39.6</th>' in page
+    assert "Teacher cache minutes" in page and re.search(
+        r">all models</td>\s*<td[^>]*>0.0</td>\s*<td[^>]*>39.6<", page
+    )
 
 
 def test_json_of_a_writing_is_what_it_is_read_from() -> None:

@@ -112,7 +112,7 @@ def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
         for digests in results.models[node].manifest["inputs"].values()
         for digest in digests
     }
-    return [each for each in results.teacher_cache if each.digest in inputs]
+    return [written for written in results.teacher_cache if written.digest in inputs]
 
 
 def cumulative(results: Results) -> Iterator[Cumulative]:

@@ -11,8 +11,9 @@ cards and comparisons select from it:
     table.select(found, kind="cost", stage="training", measure="minutes", seed=EACH).groupby("lineage").value.sum()
 
 What is not named is what a reader wants first: all training seeds together, all decoding seeds, all prompts. `EACH`
-selects the rows of each training seed, decoding seed, stratum or set. `takd.analysis.measures.BY_NAME` has the title,
-definition, unit and digits of each measure.
+selects the rows of each training seed, decoding seed or stratum, `ANY` these and the row over all of them.
+`takd.analysis.measures.BY_NAME` has the title, definition, unit and digits of each measure; `lines` has the lineages in
+the order of tables, `takd.analysis.fairness` what else differs between two models.
 """
 
 import functools
@@ -28,11 +29,11 @@ from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME, MEASURES, TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import Array, Interval, number
-from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import split, teacher_of
+from takd.experiment.labels import chain_label, chain_text, methods_text
+from takd.experiment.lineage import prefixes, split, teacher_of
 
-EACH = "each"
-"""Of `select`: every value of a column, but not the row over all of them."""
+EACH, ANY = "each", "any"
+"""Of `select`: every value of a column, without or with the row over all of them."""
 Columns = dict[str, Any]
 SCORE, DIFFERENCE, COST = "score", "difference", "cost"
 
@@ -136,13 +137,15 @@ def frame(numbers: list[Number]) -> pd.DataFrame:
 
 
 def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """Select rows by columns: a value, a list of values, or `EACH`.
+    """Select rows by columns: a value, a list of values, `EACH` or `ANY`.
 
     `seed`, `decoding_seed` and `stratum` that are not named select what is over all of them.
     """
     chosen = np.ones(len(found), dtype=bool)
     for column, value in ({"seed": None, "decoding_seed": None, "stratum": ""} | wanted).items():
         values = found[column]
+        if isinstance(value, str) and value == ANY:
+            continue
         if isinstance(value, str) and value == EACH:
             chosen &= (values.notna() & (values != "")).to_numpy(bool)
         elif value is None:
@@ -167,6 +170,40 @@ def one(found: pd.DataFrame, **wanted: Any) -> Number | None:
     if len(chosen) > 1:
         raise ValueError(f"{len(chosen)} rows of the table match {wanted}, not one")
     return chosen[0] if chosen else None
+
+
+class Line(NamedTuple):
+    """A lineage in the order of tables."""
+
+    lineage: str
+    role: str
+    """`teacher`, `baseline`, `assistant` or `student`."""
+    label: str
+    """Label of the chain that ends in it."""
+    group: str
+    """Title of the lines that belong together."""
+
+
+def lines(results: Results) -> list[Line]:
+    """List all lineages: teachers, SFT baselines, then chain by chain.
+
+    Each lineage is listed once: with the chain that it ends, else with the first chain that contains it.
+    """
+    chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
+    labels = {lineage: label for label, lineage in reversed(chains)}
+    heads = dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains)
+    found = [Line(lineage, "teacher", labels.get(lineage, ""), "Teacher") for lineage in heads]
+    for lineage in results.lineages:
+        if teacher_of(lineage) is None and lineage not in heads:
+            found.append(Line(lineage, "baseline", labels.get(lineage, ""), "SFT baselines"))
+    for label, end in chains:
+        title = f"{label}  {chain_text(end)}".strip()
+        for lineage in prefixes(end)[1:]:
+            if lineage == end or lineage not in labels:
+                role = "student" if lineage == end else "assistant"
+                found.append(Line(lineage, role, labels.get(lineage, ""), title))
+    first = {line.lineage: line for line in reversed(found) if line.lineage in results.lineages}
+    return sorted(first.values(), key=found.index)
 
 
 def _model(results: Results, lineage: str) -> dict[str, Any]:

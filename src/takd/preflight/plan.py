@@ -12,7 +12,7 @@ from typing import Any
 from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.preflight import disk, flops, memory, rates, shapes
-from takd.preflight.disk import Written
+from takd.preflight.disk import CachedOutput
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Card
 from takd.preflight.jobs import Job
@@ -38,7 +38,7 @@ class Planned:
     work: Work | None = None
     estimate: Estimate | None = None
     footprint: Footprint | None = None
-    written: Written = field(default_factory=Written)
+    written: CachedOutput = field(default_factory=CachedOutput)
 
     @property
     def hours(self) -> float | None:
@@ -185,7 +185,7 @@ class Planner:
         """Main memory of a node that a training takes, by name."""
         return memory.host(self.asked(job), self.teacher(job), self.spec(job), job.given, self.card)
 
-    def written(self, job: Job) -> Written:
+    def written(self, job: Job) -> CachedOutput:
         """Disk space that a job writes."""
         shape = self.asked(job)
         if job.trains:
@@ -197,7 +197,7 @@ class Planner:
             rows = self.rows[job.wildcards["set"]]
             return disk.answers((rows.count or 0) * seeds, rows.response)
         if job.rule == "likelihoods":
-            return Written()  # one line per prompt
+            return CachedOutput()  # one line per prompt
         if job.rule == "generate":
             rows = self._part(job)
             return disk.answers(rows.count or 0, rows.response)
@@ -209,7 +209,7 @@ class Planner:
         """Line of the table: trainings by model, other jobs by rule."""
         return job.lineage if job.trains else ""
 
-    def _small(self, job: Job) -> Written:
+    def _small(self, job: Job) -> CachedOutput:
         names = job.wildcards
         if job.rule == "data":
             return disk.data(self.rows[names["split"]])
@@ -218,7 +218,7 @@ class Planner:
         if job.rule == "base":
             weights = self.experiment.settings["models"][names["model"]]["weights"]
             return disk.base(weights, self.experiment.parameters[names["model"]])
-        return Written()
+        return CachedOutput()
 
     def _part(self, job: Job) -> Rows:
         rows, parts = self.rows["train"], int(job.wildcards["parts"])

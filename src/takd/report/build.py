@@ -6,11 +6,21 @@ Output: `site`, a folder whose `index.html` links to all else.
 import shutil
 from collections.abc import Callable
 
-from takd.analysis import costs, scores_table
+from takd.analysis import exports
 from takd.analysis.results import read
-from takd.report import pages, results_page, summary, table, tables
+from takd.data import page as data_page
+from takd.report import (
+    costs_page,
+    learning,
+    pages,
+    provenance,
+    results_page,
+    samples,
+    score_tables,
+    summary,
+    tables,
+)
 from takd.report.figures import forest
-from takd.report.figures.costs import costs as costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
 from takd.report.figures.quality import quality
 from takd.report.model_pages import model_pages
@@ -40,21 +50,18 @@ DOWNLOADS = {
 def run(stage: Stage) -> None:
     """Write the site.
 
-    Inputs: `models`, `evaluations` and `teachers` (the folders above the lineages), `data_report` and `data_page` (the
-    data report as JSON and as a page). Raises InputError for a missing or damaged file.
+    Inputs: `models`, `evaluations` and `teachers` (the folders above the lineages), and `data_report` (the data report
+    as JSON). Raises InputError for a missing or damaged file.
     """
     models, evaluations, teachers = (
         stage.input(name) for name in ("models", "evaluations", "teachers")
     )
     results = read(stage.spec, models, evaluations, teachers)
     data_report = read_json(stage.input("data_report"))
-    groups = table.build(results)
-    spent = costs.by_lineage(results)
     site = stage.outputs["site"]
     figures = {
         "learning": learning_curves(results),
         "training": training_curves(results),
-        "costs": costs_figure(spent),
         "quality": quality(results),
     }
     shutil.rmtree(site, ignore_errors=True)
@@ -65,25 +72,26 @@ def run(stage: Stage) -> None:
     for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
         if drawn := draw(results, first):
             write_text(site / f"{name}.svg", drawn.broad)
-    brief = results_page.main_table(results, first, brief=True)
+    brief = score_tables.brief_table(results)
     write_text(site / "summary.tex", tables.latex(brief))
     write_text(site / "summary.md", tables.markdown(brief))
-    write_text(site / "results.csv", table.to_csv(results, groups))
-    write_text(site / "differences.csv", table.differences_csv(results))
-    write_text(site / "scores.csv", scores_table.to_csv(results))
+    write_text(site / "results.csv", exports.results_csv(results))
+    write_text(site / "differences.csv", exports.differences_csv(results))
+    write_text(site / "costs.csv", costs_page.to_csv(results))
+    write_text(site / "scores.csv", exports.scores_csv(results))
     # straight to a file: too large to build in memory
-    scores_table.write_parquet(results, evaluations, site / "scores.parquet")
+    exports.write_parquet(results, evaluations, site / "scores.parquet")
     downloads = {file: about for file, about in DOWNLOADS.items() if (site / file).exists()}
     site_pages: dict[str, Callable[[], str]] = {
         "index.html": lambda: summary.page(results, brief, data_report, downloads),
         "results.html": lambda: results_page.page(results),
-        "learning.html": lambda: pages.learning_page(results),
-        "generations.html": lambda: pages.samples_page(results, groups),
-        "costs.html": lambda: pages.costs_page(
-            results, spent, figures["costs"].svg, figures["quality"].svg
+        "learning.html": lambda: learning.page(results),
+        "generations.html": lambda: samples.page(results),
+        "costs.html": lambda: costs_page.page(results, figures["quality"].svg),
+        "data.html": lambda: data_page.render(
+            data_report, spec=results.spec, file="data.html", nav=pages.NAV
         ),
-        "data.html": lambda: stage.input("data_page").read_text(encoding="utf-8"),
-        "provenance.html": lambda: pages.provenance_page(results, data_report),
+        "provenance.html": lambda: provenance.page(results, data_report),
         **model_pages(results, models),
     }
     for name, make in site_pages.items():

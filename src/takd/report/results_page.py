@@ -3,19 +3,18 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from takd.analysis import costs, fairness, table
+from takd.analysis import fairness, table
 from takd.analysis.comparisons import Pair
-from takd.analysis.cumulative_costs import unit
 from takd.analysis.measures import BY_NAME, TESTED, Measure, measured
 from takd.analysis.results import Results
 from takd.analysis.statistics import Interval, number
-from takd.analysis.table import DIFFERENCE, EACH, SCORE, Line, Number
+from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split, teacher_of
 from takd.report import pages, tables
 from takd.report.figures import forest
-from takd.report.figures.style import size_text
-from takd.report.tables import Cell, Column, Group, Row, Table, by_seed, numbered
+from takd.report.score_tables import cited, main_table, model_cell
+from takd.report.tables import Cell, Column, Group, Row, Table, by_seed
 
 BESIDE = 5
 """Models beside one another in the table of all measures: more would be cut on paper."""
@@ -23,12 +22,6 @@ TITLES = {
     "direct": "Through assistants − straight from the teacher",
     "sft": "Distilled − SFT baseline",
     "method": "Method − method",
-}
-ROLES = {
-    "teacher": "Top teacher",
-    "baseline": "SFT baselines",
-    "student": "Chains",
-    "assistant": "Assistants",
 }
 
 
@@ -41,7 +34,7 @@ def page(results: Results) -> str:
         results,
         "results.html",
         tables=scores,
-        copies={name: copies(found) for name, found in scores.items()},
+        copies={name: tables.copies(found) for name, found in scores.items()},
         forests={name: forest.differences(results, name) for name in sets},
         dots={name: forest.scores(results, name) for name in sets},
         tests={name: tests(results, name) for name in sets},
@@ -55,76 +48,6 @@ def page(results: Results) -> str:
         measures=measured(results),
         inline=pages.inline,
     )
-
-
-def copies(found: Table) -> dict[str, str]:
-    """Texts of a table to copy, by format."""
-    return {"LaTeX": tables.latex(found), "Markdown": tables.markdown(found)}
-
-
-def cited(results: Results) -> list[str]:
-    """Sources of published scores, each once."""
-    return list(dict.fromkeys(target["source"] for target in results.spec["targets"] or []))
-
-
-def main_table(results: Results, name: str, brief: bool = False) -> Table:
-    """Scores, gains and costs on one evaluation set; `brief` has what the summary shows."""
-    lines = [line for line in table.lines(results) if not brief or line.role != "assistant"]
-    found = table.of(results)
-    scores, gains = [SCORE, "rougeL", ""], [DIFFERENCE, "rougeL"]
-    columns = {Column("ROUGE-L"): scores}
-    if not brief:
-        columns[Column("Exact match")] = [SCORE, "exact_match", ""]
-    for question, title in (("sft", "Gain over SFT"), ("direct", "Gain over direct")):
-        if table.rows(found, kind=DIFFERENCE, question=question):
-            columns[Column(title, note="ROUGE-L")] = [*gains, question]
-    published = {} if brief else {line.lineage: _published(results, line, name) for line in lines}
-    groups: dict[str, list[Row]] = {}
-    for line in lines:
-        cells = [model_cell(line.lineage, line.label)]
-        for kind, measure, question in columns.values():
-            wanted = {"kind": kind, "measure": measure, "question": question, "set": name}
-            mean = table.one(found, lineage=line.lineage, **wanted)
-            cells.append(numbered(mean, list(by_seed(found, mean).values()) if mean else ()))
-        if any(published.values()):
-            cells.append(published[line.lineage] or Cell("", ""))
-        wanted = {"lineage": line.lineage, "stage": costs.CUMULATIVE, "measure": "hours"}
-        hours = table.one(found, kind=table.COST, **wanted)
-        cells.append(Cell(pages.hours(hours.value), f"{hours.value:.6g}") if hours else Cell())
-        if not brief:
-            parameters = results.of(line.lineage)[0].parameters
-            cells.append(Cell(size_text(parameters), parameters, tip=f"{parameters:,}"))
-        row = Row(cells, "" if brief else f"{name}-{line.lineage}", line.lineage)
-        groups.setdefault(ROLES[line.role], []).append(row)
-    heads = [Column("Model", "name"), *columns]
-    heads += [Column("Published", note="ours − published")] * any(published.values())
-    heads.append(Column("Total cost", note=unit(results)))
-    heads += [Column("Parameters")] * (not brief)
-    return Table(
-        heads, [Group(*group) for group in groups.items()], "" if brief else f"scores-{name}"
-    )
-
-
-def model_cell(lineage: str, label: str = "") -> Cell:
-    """Name of a model with the label of its chain, linked to its page."""
-    return Cell(full_text(lineage), tag=label, href=f"models/{lineage}.html")
-
-
-def _published(results: Results, line: Line, name: str) -> Cell | None:
-    """Published scores of a model beside ours; a star where they lie outside our interval."""
-    ours = table.one(
-        table.of(results), kind=SCORE, measure="rougeL", set=name, lineage=line.lineage
-    )
-    texts, values = [], []
-    for place, source in enumerate(cited(results), 1):
-        for target in results.spec["targets"]:
-            value = target["scores"].get(line.lineage, {}).get(name)
-            if ours and target["source"] == source and value is not None:
-                outside = ours.interval and not ours.interval.holds(float(value))
-                gap = number(ours.value - float(value), signed=True)
-                texts.append(f"{value:.1f} [{place}]: {gap}{'*' if outside else ''}")
-                values.append(float(value))
-    return Cell(texts[0], values[0], texts[1:]) if texts else None
 
 
 def tests(results: Results, name: str, stratum: str = "") -> Table | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from takd.analysis import table
+from takd.analysis.comparisons import Pair
 from takd.analysis.deviations import limits
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
@@ -12,8 +13,7 @@ from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures import forest
 from takd.report.figures.style import size_text
-from takd.report.results_page import copies
-from takd.report.tables import Table
+from takd.report.tables import Table, copies
 
 WHAT = {
     "direct": "through assistants against straight from the teacher",
@@ -28,7 +28,7 @@ def page(
     """Render the page.
 
     Args:
-        brief: the table that it shows (`results_page.main_table`).
+        brief: the table that it shows (`score_tables.brief_table`).
         downloads: files of the site and what they hold.
     """
     first = results.spec["sets"][0]
@@ -36,7 +36,10 @@ def page(
         "summary.html",
         results,
         "index.html",
-        sentences=[trained(results), tested(results, first), best(results, first)],
+        sentences=[
+            *(trained(results), tested(results, first), best(results, first)),
+            *reversed_elsewhere(results),
+        ],
         forest=forest.differences(results, first),
         scores=forest.scores(results, first),
         several=len(results.spec["seeds"]) > 1,
@@ -93,6 +96,22 @@ def tally(rows: list[Number], question: str) -> str:
         return text
     counts = (f"{ways.count(way)} {way}" for way in ("higher", "lower") if way in ways)
     return f"{text} ({', '.join(counts)})"
+
+
+def reversed_elsewhere(results: Results) -> list[str]:
+    """Name the significant differences of the first set that are significant the other way on another set."""
+    first, *others = results.spec["sets"]
+    found = table.of(results)
+    turned = [
+        f"{forest.pair_text(Pair(row.question, row.lineage, row.other))} on {there.set}"
+        for row in table.rows(found, kind=DIFFERENCE, set=first, measure="rougeL")
+        for there in table.rows(
+            found, kind=DIFFERENCE, set=others, measure="rougeL", question=row.question,
+            lineage=row.lineage, other=row.other,
+        )
+        if row.significant and there.significant and row.significant != there.significant
+    ]  # fmt: skip
+    return [f"Significant the other way elsewhere: {'; '.join(turned)}."] if turned else []
 
 
 def best(results: Results, name: str) -> str:

@@ -89,6 +89,11 @@ def by_seed(found: pd.DataFrame, mean: Number) -> dict[int, float]:
     return {row.seed: row.value for row in rows if row.seed is not None}
 
 
+def copies(found: Table) -> dict[str, str]:
+    """Texts of a table to copy, by format."""
+    return {"LaTeX": latex(found), "Markdown": markdown(found)}
+
+
 def markdown(found: Table) -> str:
     """Write a table as Markdown; notes follow in brackets, groups are rows of their own."""
     heads = [column.title for column in found.columns]
@@ -109,7 +114,7 @@ def latex(found: Table) -> str:
     for group in found.groups:
         if group.title:
             wide = f"\\multicolumn{{{len(found.columns)}}}{{l}}"
-            lines.append(f"{wide}{{\\textit{{{_tex(group.title)}}}}} \\\\")
+            lines.append(f"{wide}{{\\textit{{{tex(group.title)}}}}} \\\\")
         lines += [_row(_flat(cell) for cell in row.cells) for row in group.rows]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
@@ -126,7 +131,7 @@ def _md(text: str) -> str:
 
 
 def _row(texts: Iterable[str]) -> str:
-    return " & ".join(map(_tex, texts)) + r" \\"
+    return " & ".join(map(tex, texts)) + r" \\"
 
 
 _TEX = {
@@ -135,5 +140,5 @@ _TEX = {
 } | {each: f"\\{each}" for each in "&%$#_{}"}  # fmt: skip
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     return "".join(_TEX.get(each, each) for each in " ".join(text.split(" ")))

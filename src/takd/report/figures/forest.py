@@ -103,7 +103,7 @@ def differences(results: Results, name: str, measure: str = "rougeL") -> Forest 
         if lines:
             blocks.append(Block(title, lines))
     title = f"difference in {BY_NAME[measure].title}"
-    return _both(blocks, title, signed=True) if blocks else None
+    return both(blocks, title, signed=True) if blocks else None
 
 
 def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
@@ -123,10 +123,10 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
             for row in sorted((row for row in rows if row.model == model), key=teachers)
         ]
         blocks.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
-    return _both(blocks, BY_NAME[measure].title, signed=False)
+    return both(blocks, BY_NAME[measure].title, signed=False)
 
 
-def _both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:
+def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:
     return Forest(*(draw(blocks, axis_title, signed, shape) for shape in (BROAD, NARROW)))
 
 

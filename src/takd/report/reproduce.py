@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
+from takd.experiment.labels import full_text
 from takd.experiment.lineage import SUPERVISED, split
-from takd.report.table import named
+from takd.report.tables import tex
 from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"
@@ -68,8 +69,8 @@ def numbers(results: Results) -> list[Block]:
             if where == name:
                 target = f"{_folder(results)}/evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
                 score = number(evaluation.mean("rougeL"), digits=2)
-                what = f"{named(results, node.lineage)}, training seed {node.seed}"
-                lines += [comment(f"{what}: ROUGE-L {score}"), _snakemake(results, target)]
+                what = f"{full_text(node.lineage)}, training seed {node.seed}"
+                lines += ["# " + _one_line(f"{what}: ROUGE-L {score}"), _snakemake(results, target)]
         blocks.append(Block(name, "\n".join(lines)))
     return blocks
 
@@ -96,7 +97,7 @@ def code(results: Results) -> str:
             f' print(digest("takd.training.train", "takd.methods.{method}"))'
         )
         lines += [
-            comment(f"{method}: {' or '.join(sorted(found))}"),
+            "# " + _one_line(f"{method}: {' or '.join(sorted(found))}"),
             f"PYTHONPATH=src python3 -c {shlex.quote(program)}",
         ]
     return "\n".join(lines)
@@ -125,8 +126,8 @@ def bibtex(results: Results, data_report: dict[str, Any]) -> str:
     key = "".join(c for c in spec["experiment"] if c.isascii() and (c.isalnum() or c in "-."))
     entry = (
         f"@misc{{takd-{key}-{found['settings']},\n"
-        f"  title = {{{_tex(spec['title'])}}},\n"
-        f"  note  = {{Experiment {_tex(spec['experiment'])} of the workflow takd; digests: {note};\n"
+        f"  title = {{{tex(_one_line(spec['title']))}}},\n"
+        f"  note  = {{Experiment {tex(_one_line(spec['experiment']))} of the workflow takd; digests: {note};\n"
         f"           {seeds}; {draws}}}\n"
         "}\n"
     )
@@ -144,16 +145,5 @@ def _snakemake(results: Results, *targets: str) -> str:
     return shlex.join(words)
 
 
-def comment(text: str) -> str:
-    """Format a shell comment that stays on one line whatever the text holds."""
-    return "# " + " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _tex(text: str) -> str:
-    """Escape a text for TeX, on one line."""
-    names = {
-        "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-        "<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}",
-    }  # fmt: skip
-    one_line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return "".join(names.get(c, f"\\{c}" if c in "{}%&#_$" else c) for c in one_line)
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
