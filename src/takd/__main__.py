@@ -1,6 +1,6 @@
 """Questions about an experiment before it runs, and about its results.
 
-    python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--card v100l] [--config data=FOLDER]
+    python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--gpu v100l] [--config data=FOLDER]
     python -m takd doctor                           the same options
     python -m takd data [--experiment NAME] [--config data=FOLDER]
     python -m takd verify [--experiment NAME | FOLDER]
@@ -65,7 +65,7 @@ def doctor(options: argparse.Namespace) -> int:
     planned = prepared.planner.plan(prepared.jobs)
     findings = doctor.examine(facts(prepared, planned), prepared.planner, planned)
     if options.json:
-        print(json.dumps([finding.__dict__ for finding in findings], indent=1))
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         print("\n".join(map(str, findings)))
     return int(any(finding.level == "error" for finding in findings))
@@ -118,7 +118,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": options.experiment,
         "profile": options.profile,
-        "card": options.card,
+        "gpu": options.gpu,
         "variables": _pairs(options.config, "--config"),
         "counts": {key: _number(key, n) for key, n in _pairs(options.rows, "--rows").items()},
     }
@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
             help="Snakemake's profile; else the defaults of the rules",
         )
         add(
-            "--card",
+            "--gpu",
             metavar="NAME",
             help="GPU, such as v100l; else that of the profile or of this machine",
         )

@@ -21,6 +21,7 @@ from takd.experiment import lineage, schema, teacher_cache, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import Writing
 from takd.experiment.yaml12 import read_yaml
+from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError
@@ -233,11 +234,12 @@ class Experiment:
             if not self.settings["data"]["corpus"]:
                 settings["lm_weight"] = 0.0
         teacher = lineage.teacher_of(name)
+        asks_teacher = METHODS[method].asks_teacher(settings)
         taught = [teacher, lineage.teacher_seed(teacher, seed, self.seeds)] if teacher else None
         return {
             "lineage": name,
             "seed": seed,
-            **({"teacher": taught} if taught else {}),
+            **({"teacher": taught, "asks_teacher": asks_teacher} if taught else {}),
             "model": model,
             "method": method,
             "settings": settings,

@@ -12,7 +12,7 @@ from takd.experiment.yaml12 import Key, YamlFile, dotted
 
 DEEPSPEED = "config/deepspeed"
 WRITTEN = ("responses", "teacher_outputs", "lm_teacher_outputs")
-# settings that only some sampling regimes use
+# settings that only some on-policy regimes use
 REGIMES = {
     "temperature": ("mixed", "adaptive"),
     "on_policy_share": ("mixed",),
@@ -59,8 +59,8 @@ def _check_pair(
                 f" rollouts_per_round of the model '{model}'; it must be"
                 f" {divisors(rollouts)}.",
             )
-    if "sampling" in resolved:
-        shared = resolved["sampling"] == settings["training"][method]["sampling"]
+    if "on_policy" in resolved:
+        shared = resolved["on_policy"] == settings["training"][method]["on_policy"]
         _check_regime(file, resolved, where, shared)
     if resolved["deepspeed"] is not None:
         with file.each():
@@ -109,10 +109,10 @@ def check_teacher_writes(file: YamlFile, settings: dict[str, Any]) -> None:
 def _check_regime(
     file: YamlFile, resolved: dict[str, Any], where: Callable[[str], Key], shared: bool
 ) -> None:
-    """Check the sampling regime; `shared` is whether the settings apply to all models."""
-    sampling, capacity = resolved["sampling"], resolved["capacity"]
+    """Check the on-policy regime; `shared` is whether the settings apply to all models."""
+    regime, capacity = resolved["on_policy"], resolved["capacity"]
     with file.each():
-        if sampling == "adaptive" and capacity < resolved["batch_size"]:
+        if regime == "adaptive" and capacity < resolved["batch_size"]:
             raise file.error(
                 where("capacity"),
                 f"is {capacity}, but must be at least the batch_size ({resolved['batch_size']}), which is"
@@ -121,11 +121,11 @@ def _check_regime(
     for name, regimes in REGIMES.items():
         key = where(name)
         with file.each():
-            if key in file.lines and sampling not in regimes and (shared or key[0] == "models"):
+            if key in file.lines and regime not in regimes and (shared or key[0] == "models"):
                 raise file.error(
                     key,
-                    f"has no effect where sampling is {sampling}, only where it is"
-                    f" {' or '.join(regimes)}; set {dotted(where('sampling'))}, or remove the key.",
+                    f"has no effect where on_policy is {regime}, only where it is"
+                    f" {' or '.join(regimes)}; set {dotted(where('on_policy'))}, or remove the key.",
                 )
     with file.each():
         if resolved.get("alpha") == resolved.get("beta") == 0:
