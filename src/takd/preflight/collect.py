@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from takd.experiment import experiment as experiments
+from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
 from takd.preflight import jobs, rates
@@ -217,7 +218,7 @@ def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]
         elif job.rule == "tokenizer":
             file, source = "tokenizer_config.json", settings["tokenizer"]
         elif job.rule == "data":
-            source = experiment.data_spec(job.wildcards["split"])["source"]
+            source = specs.data(experiment, job.wildcards["split"])["source"]
         if name := source.get("hub"):
             known = file and try_to_load_from_cache(name, file, revision=source["revision"])
             if not isinstance(known, str):

@@ -16,7 +16,7 @@ PREPARED = 10
 ANSWERED = 14
 
 
-class Written(NamedTuple):
+class DiskSpace(NamedTuple):
     """Bytes on disk: those that stay, and those that are deleted when the job ends."""
 
     stays: float = 0.0
@@ -25,7 +25,7 @@ class Written(NamedTuple):
 
 def training(
     spec: Mapping[str, Any], student: Shape, teacher: Shape | None, response: float
-) -> Written:
+) -> DiskSpace:
     """Disk space of a training: weights in float32, and its checkpoints.
 
     A checkpoint holds weights and two moments in float32, only of the adapters with LoRA; for methods with rollouts
@@ -39,21 +39,21 @@ def training(
     if METHODS[spec["method"]].rollouts and teacher is not None:
         checkpoint += settings["rollouts_per_round"] * response * (teacher.width * 4 + 20)
     outputs = 2 if spec["method"] == SUPERVISED else 1  # `model` and `init`
-    return Written(outputs * weights, CHECKPOINTS * checkpoint + KEPT * weights)
+    return DiskSpace(outputs * weights, CHECKPOINTS * checkpoint + KEPT * weights)
 
 
-def data(rows: Rows) -> Written:
+def data(rows: Rows) -> DiskSpace:
     """Disk space of a prepared split."""
-    return Written(PREPARED * (rows.count or 0) * rows.whole)
+    return DiskSpace(PREPARED * (rows.count or 0) * rows.whole)
 
 
-def responses(rows: Rows, seeds: int = 1) -> Written:
+def responses(rows: Rows, seeds: int = 1) -> DiskSpace:
     """Disk space of responses as text and as tokens; during decoding also in a file to resume from."""
     size = ANSWERED * (rows.count or 0) * seeds * rows.response
-    return Written(size, size)
+    return DiskSpace(size, size)
 
 
-def outputs(teacher: Shape, rows: Rows, kind: str, top_k: int, number: int) -> Written:
+def outputs(teacher: Shape, rows: Rows, kind: str, top_k: int, number: int) -> DiskSpace:
     """Disk space of a teacher's precomputed outputs for the response tokens of a split."""
     a_token = 8 * top_k if kind == "top_k" else number * teacher.width
-    return Written((rows.count or 0) * rows.response * a_token)
+    return DiskSpace((rows.count or 0) * rows.response * a_token)

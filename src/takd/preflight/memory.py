@@ -92,7 +92,7 @@ def training(
 
     Args:
         teacher: None if it is not loaded.
-        spec: as returned by `Experiment.train_spec`.
+        spec: as returned by `takd.experiment.specs.train`.
     """
     settings, world, batch = spec["settings"], resources.world, resources.micro_batch
     precision = gpu.precision(settings["precision"], student.pretrained)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import lineage
+from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.methods.registry import METHODS
 from takd.preflight import disk, flops, memory, rates, shapes
-from takd.preflight.disk import Written
+from takd.preflight.disk import DiskSpace
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Gpu
 from takd.preflight.jobs import Job
@@ -23,7 +23,7 @@ from takd.preflight.rates import Estimate, Measured
 from takd.preflight.shapes import Shape
 from takd.preflight.tensors import BYTES, Texts
 
-NOTHING = Written()
+NOTHING = DiskSpace()
 LARGE = 2**30  # bytes above which the lines of a file are not counted
 
 
@@ -40,7 +40,7 @@ class Planned:
     work: Work | None = None
     estimate: Estimate | None = None
     footprint: Footprint | None = None
-    written: Written = NOTHING
+    written: DiskSpace = NOTHING
 
     @property
     def hours(self) -> float | None:
@@ -106,26 +106,27 @@ class Planner:
     def compared_with(self, job: Job) -> list[Shape]:
         """Shapes of the teachers that also read the texts in `likelihoods`, each teacher once."""
         names = job.wildcards
-        spec = self.experiment.likelihoods_spec(names["lineage"], int(names["seed"]), names["set"])
+        numbers = names["lineage"], int(names["seed"]), names["set"]
+        spec = specs.likelihoods(self.experiment, *numbers)
         teachers = dict.fromkeys(map(tuple, spec["teachers"].values()))
         return [self._shape(teacher) for teacher, _ in teachers]
 
     def spec(self, job: Job) -> dict[str, Any]:
         """Settings of a training."""
-        return self.experiment.train_spec(job.lineage, int(job.wildcards["seed"]))
+        return specs.train(self.experiment, job.lineage, int(job.wildcards["seed"]))
 
     def setting(self, job: Job) -> str:
         """Value of the setting `precision` of a job that uses a GPU."""
         if job.trains:
             return self.spec(job)["settings"]["precision"]
-        part = "evaluation" if job.rule in ("evaluate", "likelihoods") else "teacher_writes"
+        part = "evaluation" if job.rule in ("evaluate", "likelihoods") else "teacher_cache"
         return self.settings[part]["precision"]
 
     def precision(self, job: Job) -> str:
         """Precision in which a job computes."""
         return self.gpu.precision(self.setting(job), self.model(job).pretrained)
 
-    def _computed(self, job: Job) -> tuple[Work | None, Written]:
+    def _computed(self, job: Job) -> tuple[Work | None, DiskSpace]:
         """Computation of a job that uses a GPU, and the disk space that it writes."""
         model, number, names = self.model(job), BYTES[self.precision(job)], job.wildcards
         if job.trains:
@@ -140,14 +141,14 @@ class Planner:
             return work, disk.responses(rows, self.seeds)
         if job.rule == "likelihoods":  # it writes one line per prompt
             rows = self.rows[names["set"]]
-            return flops.likelihoods(model, self.compared_with(job), rows, self.seeds), Written()
+            return flops.likelihoods(model, self.compared_with(job), rows, self.seeds), DiskSpace()
         if job.rule == "generate":
             rows = self.rows["train"]
             if rows.count is not None:
                 rows = replace(rows, count=math.ceil(rows.count / int(names["parts"])))
             return flops.evaluation(model, rows, 1, job.given, number), disk.responses(rows)
         rows = self.rows["train" if names["read"] == "generations" else names["read"]]
-        top_k = self.settings["teacher_writes"]["top_k"]
+        top_k = self.settings["teacher_cache"]["top_k"]
         written = disk.outputs(model, rows, names["kind"], top_k, number)
         return flops.outputs(model, rows, names["kind"]), written
 
@@ -173,15 +174,15 @@ class Planner:
         """Main memory of a node that a training takes, by name."""
         return memory.host(self.model(job), self.teacher(job), self.spec(job), job.given, self.gpu)
 
-    def _prepared(self, job: Job) -> Written:
+    def _prepared(self, job: Job) -> DiskSpace:
         """Disk space of a job without a GPU; weights of the Hub stay in its cache, local ones in their folder."""
         if job.rule in ("data", "generations"):
             return disk.data(self.rows[job.wildcards.get("split", "train")])
         if job.rule == "base":
             name = job.wildcards["model"]
             if "gguf" in self.settings["models"][name]["weights"]:
-                return Written(4.0 * self.experiment.parameters[name])
-        return Written()
+                return DiskSpace(4.0 * self.experiment.parameters[name])
+        return DiskSpace()
 
     def _rows(self, split: str) -> Rows:
         """Rows of a split: as prepared, else the count of its source with the longest allowed texts."""
@@ -189,7 +190,7 @@ class Planner:
         folder = experiment.root / "results" / experiment.name / "data" / split
         if (found := rates.rows_of(folder / "manifest.json")) is not None:
             return found
-        spec = experiment.data_spec(split)
+        spec = specs.data(experiment, split)
         count, source = self.counts.get(split), spec["source"]
         if split == "corpus":
             return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)
