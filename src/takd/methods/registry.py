@@ -1,8 +1,8 @@
 """Facts about each method that are needed before it runs: by checks, plans, rules and reports.
 
 A method is a module of this folder with its name, an entry here, and its settings in
-workflow/schemas/experiment.schema.yaml (docs/methods.md). This module needs no torch. Stages do not
-import it, so a new entry reruns nothing.
+workflow/schemas/experiment.schema.yaml (docs/methods.md). This module needs no torch. Trainings and
+evaluations do not import it, so a new entry reruns none of them.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ class Facts:
         on_policy: whether it has the settings of `takd.methods.on_policy`.
         rollouts: whether it draws rounds of responses, from student and teacher, and keeps their
             log-probabilities and the teacher's hidden states.
-        published: settings of the paper's experiments, with which a report compares its own.
+        published: settings of the paper's experiments.
+        citation: BibTeX entry.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Facts:
     on_policy: bool = False
     rollouts: bool = False
     published: Mapping[str, Any] = field(default_factory=dict)
+    citation: str = ""
 
     def asks_teacher(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the teacher model is loaded, in addition to any stored outputs."""
@@ -61,5 +63,17 @@ METHODS = {
             "length_normalisation": True,
             "single_step_weight": 1.0,
         },
+        citation="""\
+@inproceedings{gu2024minillm,
+  title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
+  author        = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
+  booktitle     = {International Conference on Learning Representations},
+  year          = {2024},
+  eprint        = {2306.08543},
+  archiveprefix = {arXiv}
+}
+""",
     ),
 }
+REPLICATED = "minillm"
+"""Method whose published experiments reports cite, and compare their own settings with."""
