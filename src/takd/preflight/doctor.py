@@ -176,7 +176,7 @@ def account(executor: str | None, name: str | None, known: list[str] | None) -> 
         )
         yield Finding("error", "account", text)
     elif known is None:
-        yield Finding("ok", "account", f"{name}; Slurm does not tell whether it is right")
+        yield Finding("ok", "account", f"{name}; Slurm's accounts could not be listed")
     else:
         text = f"{name} is none that Slurm names for you{choice}: correct it."
         yield Finding("warning", "account", text)
