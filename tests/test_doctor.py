@@ -15,7 +15,7 @@ from conftest import ROOT, Project, make_project, small_experiment
 
 from takd.__main__ import main
 from takd.experiment.experiment import load
-from takd.preflight import collect, doctor, fitting, memory, start
+from takd.preflight import collect, disk, doctor, fitting, memory, start
 from takd.preflight.collect import Answer, Facts, Torch
 from takd.preflight.gpus import GPUS, Gpu, asked_for, find_gpu
 from takd.preflight.jobs import Job
@@ -410,12 +410,12 @@ def test_nothing_heavy_is_imported_to_check_a_start() -> None:
 
 
 def test_weights_that_have_no_room_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "free_bytes", lambda place: 1e9)
+    monkeypatch.setattr(disk, "free_bytes", lambda place: 1e9)
     with pytest.raises(
         InputError, match=r"disk: 1GB free, but the run writes 3\.1GB that stay: make room"
     ):
         list(start.expected(planner().experiment, [training()]))
-    monkeypatch.setattr(collect, "free_bytes", lambda place: 4e9)
+    monkeypatch.setattr(disk, "free_bytes", lambda place: 4e9)
     said = list(start.expected(planner().experiment, [training(micro_batch=64)]))
     assert {"disk", "memory", "torch"} <= {finding.subject for finding in said}
 

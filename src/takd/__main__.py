@@ -47,12 +47,11 @@ def plan(options: argparse.Namespace) -> int:
     from takd.preflight import table
     from takd.preflight.collect import prepare
 
-    prepared = prepare(ROOT, **_asked(options))
-    planned = prepared.planner.plan(prepared.jobs)
+    planner, planned, _ = prepare(ROOT, **_asked(options))
     if options.json:
-        print(json.dumps(table.as_json(prepared.planner, planned), indent=1))
+        print(json.dumps(table.as_json(planner, planned), indent=1))
     else:
-        print(table.text(prepared.planner, planned))
+        print(table.text(planner, planned))
     return 0
 
 
@@ -62,8 +61,7 @@ def doctor(options: argparse.Namespace) -> int:
     from takd.preflight.collect import facts, prepare
 
     prepared = prepare(ROOT, **_asked(options))
-    planned = prepared.planner.plan(prepared.jobs)
-    findings = doctor.examine(facts(prepared, planned), prepared.planner, planned)
+    findings = doctor.examine(facts(*prepared), prepared.planner, prepared.planned)
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:

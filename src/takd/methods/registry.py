@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Facts:
+class MethodFacts:
     """What the workflow has to know of a method.
 
     Attributes:
@@ -42,13 +42,13 @@ class Facts:
 
 
 METHODS = {
-    "sft": Facts("SFT", teacher=False, loss="label"),
-    "kd": Facts("KD", "1503.02531"),
-    "seqkd": Facts("SeqKD", "1606.07947", teacher=False, loss="label"),
-    "gkd": Facts("GKD", "2306.13649", loss="jensen_shannon", on_policy=True),
-    "distillm": Facts("DistiLLM", "2402.03898", on_policy=True),
-    "abkd": Facts("ABKD", "2505.04560", loss="alpha_beta", on_policy=True),
-    "minillm": Facts(
+    "sft": MethodFacts("SFT", teacher=False, loss="label"),
+    "kd": MethodFacts("KD", "1503.02531"),
+    "seqkd": MethodFacts("SeqKD", "1606.07947", teacher=False, loss="label"),
+    "gkd": MethodFacts("GKD", "2306.13649", loss="jensen_shannon", on_policy=True),
+    "distillm": MethodFacts("DistiLLM", "2402.03898", on_policy=True),
+    "abkd": MethodFacts("ABKD", "2505.04560", loss="alpha_beta", on_policy=True),
+    "minillm": MethodFacts(
         "MiniLLM",
         "2306.08543",
         loss="policy",

@@ -4,7 +4,6 @@ import getpass
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -19,7 +18,7 @@ from takd.experiment import experiment as experiments
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
-from takd.preflight import jobs, rates
+from takd.preflight import disk, jobs, rates
 from takd.preflight.gpus import CPU, Gpu, asked_for, find_gpu, lookup
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
@@ -85,11 +84,11 @@ class Facts:
 
 
 class Prepared(NamedTuple):
-    """Jobs of an experiment, their planner, and the settings of the profile."""
+    """Plan of an experiment, and the settings of the profile."""
 
-    jobs: list[Job]
     planner: Planner
-    settings: Mapping[str, Any]
+    planned: list[Planned]
+    profile: Mapping[str, Any]
 
 
 def read_experiment(root: Path, name: str | None, variables: Mapping[str, str]) -> Experiment:
@@ -112,7 +111,7 @@ def prepare(
     variables: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> Prepared:
-    """Read the experiment, list its jobs with Snakemake, and determine the GPU they will get.
+    """Read the experiment, list its jobs with Snakemake, and plan them on the GPU that they will get.
 
     Raises:
         InputError: the experiment or profile is invalid, or the GPU is unknown.
@@ -125,9 +124,8 @@ def prepare(
     settings = jobs.read_profile(root, profile) if profile else {}
     found = jobs.of_experiment(root, experiment.name, variables, profile)
     runs = rates.measured(root / "results")
-    return Prepared(
-        root, found, Planner(experiment, choose_gpu(gpu, found), runs, counts), settings
-    )
+    planner = Planner(experiment, choose_gpu(gpu, found), runs, counts)
+    return Prepared(planner, planner.plan(found), settings)
 
 
 def choose_gpu(name: str | None, found: Sequence[Job]) -> Gpu:
@@ -241,16 +239,6 @@ def hub_problem(timeout: float = PATIENCE) -> str | None:
     return None
 
 
-def _existing(place: Path) -> Path:
-    """Return a path, or the nearest folder above it that exists."""
-    return next(each for each in (place, *place.absolute().parents) if each.exists())
-
-
-def free_bytes(place: Path) -> float:
-    """Free bytes on the disk of a path that need not exist yet."""
-    return float(shutil.disk_usage(_existing(place)).free)
-
-
 def account_of(found: Sequence[Job]) -> str | None:
     """Slurm account that the submitted jobs name."""
     names = [job.resources.get("slurm_account") for job in found if job.computes]
@@ -272,14 +260,14 @@ def user() -> str:
         return str(os.getuid())
 
 
-def facts(prepared: Prepared, planned: Sequence[Planned]) -> Facts:
+def facts(planner: Planner, planned: Sequence[Planned], profile: Mapping[str, Any]) -> Facts:
     """Collect everything that `doctor` checks."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    settings, experiment = prepared.settings, prepared.planner.experiment
-    slurm, wanted = settings.get("executor") == "slurm", not_fetched(experiment, planned)
+    experiment = planner.experiment
+    slurm, wanted = profile.get("executor") == "slurm", not_fetched(experiment, planned)
     results, cache = experiment.root / "results", Path(HF_HUB_CACHE)
-    same = _existing(cache).stat().st_dev == _existing(results).stat().st_dev
+    same = disk.existing(cache).stat().st_dev == disk.existing(results).stat().st_dev
     missing = None
     try:
         experiment.require_files()
@@ -290,14 +278,14 @@ def facts(prepared: Prepared, planned: Sequence[Planned]) -> Facts:
         versions=pinned(experiment.root),
         torch=installed_torch(archs=True),
         gpus=own_gpus(),
-        executor=settings.get("executor"),
+        executor=profile.get("executor"),
         slurm=ask("sinfo", "-h", "-o", "%G") if slurm else None,
-        account=account_of(prepared.jobs),
+        account=account_of([each.job for each in planned]),
         accounts=known_accounts() if slurm else None,
         hub=wanted,
         hub_problem=hub_problem() if wanted else None,
-        free=free_bytes(results),
-        free_cache=None if same else free_bytes(cache),
-        attempts=int(settings.get("retries") or 0) + 1,
+        free=disk.free_bytes(results),
+        free_cache=None if same else disk.free_bytes(cache),
+        attempts=int(profile.get("retries") or 0) + 1,
         missing=missing,
     )

@@ -1,6 +1,8 @@
-"""Disk space that a job writes: permanent results, and temporary files such as checkpoints."""
+"""Disk space that a job writes, for good or for checkpoints, and the free space of a disk."""
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from takd.experiment.lineage import SUPERVISED
@@ -57,3 +59,13 @@ def outputs(teacher: Shape, rows: Rows, kind: str, top_k: int, number: int) -> D
     """Disk space of a teacher's precomputed outputs for the response tokens of a split."""
     a_token = 8 * top_k if kind == "top_k" else number * teacher.width
     return DiskSpace((rows.count or 0) * rows.response * a_token)
+
+
+def existing(place: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    return next(each for each in (place, *place.absolute().parents) if each.exists())
+
+
+def free_bytes(place: Path) -> float:
+    """Free bytes on the disk of a path that need not exist yet."""
+    return float(shutil.disk_usage(existing(place)).free)

@@ -11,7 +11,7 @@ from typing import Any
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.models.starting_weights import relink
-from takd.preflight import collect, contents, doctor, fitting
+from takd.preflight import collect, contents, disk, doctor, fitting
 from takd.preflight.collect import Answer
 from takd.preflight.findings import Finding
 from takd.preflight.gpus import CPU
@@ -124,7 +124,7 @@ def expected(
         gpu = CPU
     planner = Planner(experiment, gpu)
     planned = planner.plan(jobs)
-    free = collect.free_bytes(experiment.root / "results")
+    free = disk.free_bytes(experiment.root / "results")
     weights = sum(each.written.stays for each in planned if each.job.trains)
     if weights > free:
         raise InputError(f"disk: {doctor.free_for(free, weights, 0.0).text}")
