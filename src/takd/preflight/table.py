@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from takd.experiment.labels import short_number
 from takd.experiment.lineage import SUPERVISED
 from takd.preflight import memory, rates
 from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
@@ -72,7 +73,7 @@ def text(planner: Planner, planned: Sequence[Planned]) -> str:
 def _cells(line: dict[str, Any]) -> list[str]:
     spent = ["", "", "", ""]
     if line["computes"]:
-        counts = [amount(line[name]) for name in ("tokens", "operations")]
+        counts = [_count(line[name]) for name in ("tokens", "operations")]
         spent = counts + [_hours(line[name]) for name in ("gpu_hours", "hours_of_longest_job")]
         if not line["whole"]:
             spent = [cell if cell == "?" else f">{cell.lstrip('<')}" for cell in spent]
@@ -169,20 +170,13 @@ def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
     }
 
 
-def amount(value: float | None) -> str:
-    """Format a number with a decimal prefix, `1.5e+15` as `1.5P`; None as `?`."""
-    if value is None:
-        return "?"
-    for unit in ("", "k", "M", "G", "T", "P", "E"):
-        if value < 999.5:
-            return f"{value:.3g}{unit}"
-        value /= 1000
-    return f"{value:.3g}Z"
-
-
 def size(value: float) -> str:
     """Format bytes in decimal units, as disks are labelled."""
-    return f"{amount(value)}B"
+    return f"{short_number(value)}B"
+
+
+def _count(value: float | None) -> str:
+    return "?" if value is None else short_number(value)
 
 
 def _hours(value: float | None) -> str:
