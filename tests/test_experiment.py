@@ -208,12 +208,12 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         ["training.kd gives neither steps nor epochs for the model 'student'", "one or both"],
     ),
     "setting of another regime": (
-        *taught_by("gkd", "sampling: adaptive, on_policy_share: 0.9"),
-        ["training.gkd.on_policy_share has no effect where sampling is adaptive", "it is mixed;"],
+        *taught_by("gkd", "on_policy: adaptive, on_policy_share: 0.9"),
+        ["training.gkd.on_policy_share has no effect where on_policy is adaptive", "it is mixed;"],
     ),
     "temperature of what is not drawn": (
         *taught_by("abkd", "temperature: 0.9"),
-        ["training.abkd.temperature has no effect where sampling is fixed", "mixed or adaptive"],
+        ["training.abkd.temperature has no effect where on_policy is off", "mixed or adaptive"],
     ),
     "buffer smaller than a batch": (
         *taught_by("distillm", "batch_size: 64, capacity: 63"),
@@ -619,8 +619,8 @@ def test_settings_of_a_regime_stand_beside_it(tmp_path: Path) -> None:
         whole = edit(shape, f"{shape}    training: {{gkd: {{{own}}}}}\n", text)
         return specs.train(read(tmp_path, whole), "teacher-sft__student-gkd", 1)["settings"]
 
-    assert student("sampling: fixed")["sampling"] == "fixed"
-    assert student("sampling: adaptive, capacity: 200")["capacity"] == 200
+    assert student("on_policy: off")["on_policy"] == "off"
+    assert student("on_policy: adaptive, capacity: 200")["capacity"] == 200
     assert student("on_policy_share: 0.1")["on_policy_share"] == 0.1
     with pytest.raises(InputError, match=r"models\.student\.training\.gkd\.capacity has no effect"):
         student("capacity: 200")
@@ -1051,15 +1051,15 @@ def test_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
         ("kd", {"responses": "labels", "divergence": "forward_kl", "ratio": 0.5, "start": "base"}),
         ("seqkd", {"responses": "teacher", "start": "base"}),
         # as in TRL, whose paper recommends no values but tries them
-        ("gkd", {"sampling": "mixed", "on_policy_share": 0.5, "beta": 0.5, "start": "sft"}),
+        ("gkd", {"on_policy": "mixed", "on_policy_share": 0.5, "beta": 0.5, "start": "sft"}),
         # the authors' scripts/gpt2/distillm/train_0.1B_1.5B.sh and arguments.py
         (
             "distillm",
-            {"divergence": "skewed_forward_kl", "skew": 0.1, "sampling": "adaptive", "ratio": 1.0}
+            {"divergence": "skewed_forward_kl", "skew": 0.1, "on_policy": "adaptive", "ratio": 1.0}
             | {"initial_share": 0.0, "share_step": 0.1, "loss_rise": 0.1, "capacity": 1000}
             | {"weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 0, "start": "sft"},
         ),
-        ("abkd", {"alpha": 0.2, "beta": 0.7, "sampling": "fixed", "ratio": 1.0, "start": "sft"}),
+        ("abkd", {"alpha": 0.2, "beta": 0.7, "on_policy": "off", "ratio": 1.0, "start": "sft"}),
     ],
 )
 def test_defaults_are_those_of_their_authors(

@@ -1,6 +1,6 @@
 """Questions about an experiment before it runs, and about its results.
 
-    python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--card v100l] [--config data=FOLDER]
+    python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--gpu v100l] [--config data=FOLDER]
     python -m takd doctor                           the same options
     python -m takd data [--experiment NAME] [--config data=FOLDER]
     python -m takd verify [--experiment NAME | FOLDER]
@@ -47,12 +47,11 @@ def plan(options: argparse.Namespace) -> int:
     from takd.preflight import table
     from takd.preflight.collect import prepare
 
-    prepared = prepare(ROOT, **_asked(options))
-    planned = prepared.planner.plan(prepared.jobs)
+    planner, planned, _ = prepare(ROOT, **_asked(options))
     if options.json:
-        print(json.dumps(table.as_json(prepared.planner, planned), indent=1))
+        print(json.dumps(table.as_json(planner, planned), indent=1))
     else:
-        print(table.text(prepared.planner, planned))
+        print(table.text(planner, planned))
     return 0
 
 
@@ -62,10 +61,9 @@ def doctor(options: argparse.Namespace) -> int:
     from takd.preflight.collect import facts, prepare
 
     prepared = prepare(ROOT, **_asked(options))
-    planned = prepared.planner.plan(prepared.jobs)
-    findings = doctor.examine(facts(prepared, planned), prepared.planner, planned)
+    findings = doctor.examine(facts(*prepared), prepared.planner, prepared.planned)
     if options.json:
-        print(json.dumps([finding.__dict__ for finding in findings], indent=1))
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         print("\n".join(map(str, findings)))
     return int(any(finding.level == "error" for finding in findings))
@@ -119,7 +117,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": options.experiment,
         "profile": options.profile,
-        "card": options.card,
+        "gpu": options.gpu,
         "variables": _pairs(options.config, "--config"),
         "counts": {key: _number(key, n) for key, n in _pairs(options.rows, "--rows").items()},
     }
@@ -176,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
             help="Snakemake's profile; else the defaults of the rules",
         )
         add(
-            "--card",
+            "--gpu",
             metavar="NAME",
             help="GPU, such as v100l; else that of the profile or of this machine",
         )

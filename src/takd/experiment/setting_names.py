@@ -17,6 +17,7 @@ NAMES = {
     "dev_rows": "max_eval_samples",
     "precision": "dtype torch_dtype mixed_precision bf16 fp16",
     "lora": "peft peft_config lora_config",
+    "on_policy": "sampling",
     "rank": "r lora_rank lora_r",
     "alpha": "lora_alpha",
     "targets": "target_modules",

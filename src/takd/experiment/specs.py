@@ -11,6 +11,7 @@ from typing import Any
 from takd.experiment import lineage as lineages
 from takd.experiment import schema, validation
 from takd.experiment.experiment import Experiment
+from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError
@@ -103,6 +104,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     }
     if teacher := lineages.teacher_of(lineage):
         spec["teacher"] = experiment.trained_with(teacher, seed)
+        spec["asks_teacher"] = METHODS[method].asks_teacher(settings)
     return spec
 
 

@@ -11,21 +11,15 @@ from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import SUPERVISED, split
+from takd.methods.registry import METHODS, REPLICATED
 from takd.report.tables import tex
 from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"
 
-PAPERS = """\
-@inproceedings{gu2024minillm,
-  title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
-  author        = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
-  booktitle     = {International Conference on Learning Representations},
-  year          = {2024},
-  eprint        = {2306.08543},
-  archiveprefix = {arXiv}
-}
-
+PAPERS = (
+    f"{METHODS[REPLICATED].citation}\n"
+    + """\
 @inproceedings{mirzadeh2020improved,
   title         = {Improved Knowledge Distillation via Teacher Assistant},
   author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
@@ -39,6 +33,7 @@ PAPERS = """\
   archiveprefix = {arXiv}
 }
 """
+)
 
 
 class Block(NamedTuple):

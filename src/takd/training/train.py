@@ -93,7 +93,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         causal_lm.checkpoint_activations(student, spec["model"])
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
-    if stage.many("teacher") and kind.asks_teacher(settings):
+    if spec.get("asks_teacher"):
         folder = stage.input("teacher").parent / "model"
         dtype = torch_dtype(choose_precision(settings["precision"], pretrained_in(folder)))
         teacher = causal_lm.load_model(folder, dtype=dtype)
