@@ -457,6 +457,7 @@ def test_command_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys:
     assert subjects == ["torch", "Slurm", "account", "files"]
     for words, text in (
         (["plan", "--gpu", "abacus"], "the GPU 'abacus' is not in the table"),
+        (["plan", "--card", "v100l"], "--card is called --gpu: --gpu v100l"),
         (["plan", "--rows", "tain=3"], "there is no such data; there are train, dev, heldout"),
         (["plan", "--rows", "train=x"], "must end in a number of rows"),
         (["plan", "--profile", "profiles/none"], "there are profiles/local, profiles/slurm"),

@@ -476,12 +476,17 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     ),
     "shards of responses that nobody asks for": (
         "seeds: [1, 2]",
-        "seeds: [1, 2]\nteacher_writes: {shards: 2}",
+        "seeds: [1, 2]\nteacher_cache: {shards: 2}",
         ["line 22: teacher_cache.shards is 2", "no method of a chain has responses: teacher"],
+    ),
+    "the teacher cache by its former name": (
+        "seeds: [1, 2]",
+        "seeds: [1, 2]\nteacher_writes: {shards: 2}",
+        ["line 22: teacher_writes is not a known key; it is called teacher_cache."],
     ),
     "likeliest tokens that nobody asks for": (
         "seeds: [1, 2]",
-        "seeds: [1, 2]\nteacher_writes: {top_k: 2}",
+        "seeds: [1, 2]\nteacher_cache: {top_k: 2}",
         ["teacher_cache.top_k is 2", "lm_teacher_outputs: top_k or teacher_outputs: top_k"],
     ),
     "more likeliest tokens than tokens": (
@@ -827,7 +832,7 @@ def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path
     settings = "epochs: 2, responses: teacher, teacher_outputs: top_k"
     text = edit("  kd: {epochs: 2}", f"  kd: {{{settings}}}")
     experiment = read(
-        tmp_path, edit("seeds: [1, 2]", "seeds: [1, 2]\nteacher_writes: {shards: 2}", text)
+        tmp_path, edit("seeds: [1, 2]", "seeds: [1, 2]\nteacher_cache: {shards: 2}", text)
     )
     # both training seeds have the one head of the chain as their teacher
     assert specs.report(experiment)["teacher_cache"] == [
@@ -852,7 +857,7 @@ def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> 
         text = edit(
             "  kd: {epochs: 2}", "  kd: {epochs: 2, responses: teacher, teacher_outputs: top_k}"
         )
-        text = edit("seeds: [1, 2]", f"seeds: [1, 2]\nteacher_writes: {settings}", text)
+        text = edit("seeds: [1, 2]", f"seeds: [1, 2]\nteacher_cache: {settings}", text)
         experiment, teacher = read(tmp_path, text), ("teacher-sft", 1)
         outputs = [
             specs.outputs(experiment, *teacher, "train", kind) for kind in ("top_k", "hidden")
