@@ -1179,9 +1179,8 @@ def test_keys_as_others_call_them(place: str, key: str, meant: str, tmp_path: Pa
 
 
 def test_names_of_others_lead_to_keys_that_there_are() -> None:
-    from takd.experiment.schema import _places
-    from takd.experiment.setting_names import INSTEAD, USUAL
+    from takd.experiment.schema import all_keys, load_schema, usual_names
 
-    known = {place.rpartition(".")[2] for place in _places()}
-    assert set(USUAL.values()) <= known
-    assert not set(INSTEAD) & (known | set(USUAL))
+    known = {place.rpartition(".")[2] for place in all_keys()}
+    assert set(usual_names().values()) <= known
+    assert not set(load_schema()["x-instead"]) & (known | set(usual_names()))
