@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from takd.methods.base import Method
-from takd.models.devices import seed_generators
+from takd.training.devices import seed_generators
 
 # MiniLLM's objective as in the authors' code, takd's defaults
 MINILLM: dict[str, Any] = {

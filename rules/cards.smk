@@ -24,7 +24,7 @@ rule card:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=card_spec,
+        spec=spec("card"),
         code=code_digest("takd.model_cards.card"),
         results=subpath(output.card, ancestor=4),
     shell:

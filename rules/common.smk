@@ -27,8 +27,7 @@ from takd.runtime import slurm_executor_patch
 from takd.runtime.errors import InputError
 from takd.preflight import amounts
 from takd.runtime.digests import canonical_json, code_digest, without_places
-from takd.experiment.card_settings import card_settings
-from takd.experiment import comparison
+from takd.experiment import comparison, specs
 from takd.experiment.schema import RESERVED
 from takd.runtime.checkpoints import sweep
 
@@ -97,47 +96,32 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-def spec(function, *names):
-    """Make a function for `params` that returns the settings of a stage as JSON, given the wildcards `names`."""
-    return lambda wildcards: canonical_json(function(*(wildcards[name] for name in names)))
+def settings_of(stage, wildcards):
+    """Settings of a stage for the wildcards of its rule."""
+    if stage == "train":
+        return specs.train(EXPERIMENT, trained(wildcards), int(wildcards.seed))
+    return specs.of(EXPERIMENT, stage, **wildcards)
 
 
-def content(function, *names):
+def spec(stage):
+    """Make a function for `params` that returns the settings of a stage as JSON."""
+    return lambda wildcards: canonical_json(settings_of(stage, wildcards))
+
+
+def content(stage):
     """Like `spec`, without paths and addresses: Snakemake must not compare where equal data and weights are stored."""
-    return lambda wildcards: canonical_json(
-        without_places(function(*(wildcards[name] for name in names)))
-    )
+    return lambda wildcards: canonical_json(without_places(settings_of(stage, wildcards)))
 
 
-def placed(function, *names):
+def placed(stage):
     """Like `spec`, but never compared: Snakemake does not compare a parameter that depends on `input`."""
-    return lambda wildcards, input: canonical_json(function(*(wildcards[name] for name in names)))
-
-
-def train_spec(wildcards):
-    """Settings of one training."""
-    return canonical_json(EXPERIMENT.train_spec(trained(wildcards), int(wildcards.seed)))
-
-
-def evaluate_spec(wildcards):
-    """Settings of one evaluation."""
-    return canonical_json(
-        EXPERIMENT.evaluate_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
-    )
-
-
-def likelihoods_spec(wildcards):
-    """Settings of the likelihoods of one model and its teachers on an evaluation set."""
-    return canonical_json(
-        EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
-    )
+    return lambda wildcards, input: canonical_json(settings_of(stage, wildcards))
 
 
 def likelihoods_inputs(wildcards):
     """Manifests and answers of a model's teachers, each teacher once: the direct one may also be the first."""
-    spec = EXPERIMENT.likelihoods_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
     inputs, seen = {}, []
-    for role, teacher in spec["teachers"].items():
+    for role, teacher in settings_of("likelihoods", wildcards)["teachers"].items():
         if teacher not in seen:
             inputs[role] = model_manifest(*teacher)
             inputs[f"{role}_answers"] = (
@@ -145,38 +129,6 @@ def likelihoods_inputs(wildcards):
             )
         seen.append(teacher)
     return inputs
-
-
-def judge_spec(wildcards):
-    """Settings of the judge on one evaluation's answers."""
-    return canonical_json(
-        EXPERIMENT.judge_spec(wildcards.lineage, int(wildcards.seed), wildcards["set"])
-    )
-
-
-def card_spec(wildcards):
-    """Settings of one model card."""
-    return canonical_json(card_settings(EXPERIMENT, wildcards.lineage, int(wildcards.seed)))
-
-
-def generate_spec(wildcards):
-    """Settings of one part of a teacher's generations."""
-    numbers = (int(wildcards[name]) for name in ("seed", "part", "parts"))
-    return canonical_json(EXPERIMENT.generate_spec(wildcards.teacher, *numbers))
-
-
-def generations_spec(wildcards):
-    """Settings of a teacher's generations."""
-    return canonical_json(EXPERIMENT.generations_spec(wildcards.teacher, int(wildcards.seed)))
-
-
-def outputs_spec(wildcards):
-    """Settings of a teacher's precomputed outputs on a data set."""
-    return canonical_json(
-        EXPERIMENT.outputs_spec(
-            wildcards.teacher, int(wildcards.seed), wildcards.read, wildcards.kind
-        )
-    )
 
 
 def read_by_teacher(wildcards):
@@ -224,10 +176,10 @@ def distill_inputs(wildcards):
         inputs["init"] = model_manifest(lineage.supervised(wildcards.student), wildcards.seed)
     else:
         inputs["base"] = f"<results>/base/{wildcards.student}/manifest.json"
-    settings = EXPERIMENT.train_spec(student, int(wildcards.seed))["settings"]
+    settings = EXPERIMENT.training(wildcards.student, wildcards.method)
     if "corpus" in EXPERIMENT.splits and settings.get("lm_weight", 0) > 0:
         inputs["corpus"] = "<results>/data/corpus/manifest.json"
-    for name, place in EXPERIMENT.writings(student).items():
+    for name, place in EXPERIMENT.cached_inputs(student).items():
         inputs[name] = f"<results>/teachers/{wildcards.teacher}/seed{seed}/{place}/manifest.json"
     return inputs
 

@@ -11,13 +11,13 @@ if COMPARED:
     # No rule makes the files of the other experiments: they are only read, never trained.
     rule compare:
         input:
-            report=rules.report.output,
+            report=rules.build_report.output,
             results=[
                 file
                 for each in (EXPERIMENT, *COMPARED)
                 for file in comparison.files(each, MEASURED)
             ],
-            templates=rules.report.input.templates,
+            templates=rules.build_report.input.templates,
         output:
             **{
                 name: report(

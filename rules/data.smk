@@ -12,8 +12,8 @@ rule tokenizer:
         mem_mb=4000,
         runtime=60,
     params:
-        content=content(EXPERIMENT.tokenizer_spec),
-        spec=placed(EXPERIMENT.tokenizer_spec),
+        content=content("tokenizer"),
+        spec=placed("tokenizer"),
         code=code_digest("takd.data.tokenizer"),
     shell:
         "python3 workflow/scripts/prepare_tokenizer.py --spec {params.spec:q} --code {params.code}"
@@ -35,8 +35,8 @@ rule data:
         mem_mb=8000,
         runtime=240,
     params:
-        content=content(EXPERIMENT.data_spec, "split"),
-        spec=placed(EXPERIMENT.data_spec, "split"),
+        content=content("data"),
+        spec=placed("data"),
         code=code_digest("takd.data.prepare"),
     shell:
         "python3 workflow/scripts/prepare_data.py --spec {params.spec:q} --code {params.code}"
@@ -59,7 +59,7 @@ rule data_report:
         mem_mb=8000,
         runtime=60,
     params:
-        spec=spec(EXPERIMENT.data_report_spec),
+        spec=spec("data_report"),
         code=code_digest("takd.data.summary"),
         inputs=named,
     shell:
@@ -84,8 +84,8 @@ rule base:
         mem_mb=16000,
         runtime=240,
     params:
-        content=content(EXPERIMENT.base_spec, "model"),
-        spec=placed(EXPERIMENT.base_spec, "model"),
+        content=content("base"),
+        spec=placed("base"),
         code=code_digest("takd.models.starting_weights"),
     shell:
         "python3 workflow/scripts/prepare_base.py --spec {params.spec:q} --code {params.code}"

@@ -27,7 +27,7 @@ rule evaluate:
         micro_batch=256,
         deterministic=0,
     params:
-        spec=evaluate_spec,
+        spec=spec("evaluate"),
         code=code_digest("takd.evaluation.evaluate"),
         inputs=named,
     shell:
@@ -62,7 +62,7 @@ rule likelihoods:
         micro_batch=64,
         deterministic=0,
     params:
-        spec=likelihoods_spec,
+        spec=spec("likelihoods"),
         code=code_digest("takd.evaluation.likelihoods"),
         inputs=named,
     shell:
@@ -93,7 +93,7 @@ if EXPERIMENT.settings["evaluation"]["judge"]:
             mem_mb=4000,
             runtime=WEEK,
         params:
-            spec=judge_spec,
+            spec=spec("judge"),
             code=code_digest("takd.evaluation.judge"),
             inputs=named,
         shell:

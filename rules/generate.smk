@@ -24,7 +24,7 @@ rule generate:
         micro_batch=256,
         deterministic=0,
     params:
-        spec=generate_spec,
+        spec=spec("generate"),
         code=code_digest("takd.teacher_cache.responses"),
         inputs=named,
     shell:
@@ -59,7 +59,7 @@ rule generations:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=generations_spec,
+        spec=spec("generations"),
         code=code_digest("takd.teacher_cache.merge"),
         inputs=named,
     shell:
@@ -89,7 +89,7 @@ rule teacher_outputs:
         micro_batch=64,
         deterministic=0,
     params:
-        spec=outputs_spec,
+        spec=spec("outputs"),
         code=code_digest("takd.teacher_cache.outputs"),
         inputs=named,
     shell:

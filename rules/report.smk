@@ -1,13 +1,23 @@
 report: "../workflow/report/workflow.rst"
 
 
-from takd.experiment import captions
-from takd.experiment.report_files import PARTS
-
 TEMPLATES = "src/takd/report/templates"
 
 
+# The report as one entry of Snakemake's. It is an input here, not the output below: Snakemake shows the parameters of
+# the rule beside each entry, and those below are pages of JSON.
 rule report:
+    input:
+        report(
+            "<results>/report",
+            category="Report",
+            labels={"file": "all pages"},
+            htmlindex="index.html",
+        ),
+    localrule: True
+
+
+rule build_report:
     input:
         manifests=collect(
             "<results>/models/{node.lineage}/seed{node.seed}/manifest.json",
@@ -23,27 +33,23 @@ rule report:
             set=EXPERIMENT.sets,
             file=MEASURED,
         ),
-        written=collect(
-            "<results>/teachers/{writing.manifest}",
-            writing=EXPERIMENT.written,
+        teacher_cache=collect(
+            "<results>/teachers/{entry.manifest}",
+            entry=EXPERIMENT.teacher_cache,
         ),
-        written_metrics=collect(
+        teacher_cache_metrics=collect(
             "<results>/teachers/{file}",
-            file=[file for writing in EXPERIMENT.written for file in writing.logs],
+            file=[file for entry in EXPERIMENT.teacher_cache for file in entry.logs],
+        ),
+        # the rule writes the cards below the models, where the stage finds them
+        cards=collect(
+            "<results>/models/{node.lineage}/seed{node.seed}/card.md",
+            node=EXPERIMENT.nodes,
         ),
         data="<results>/data/report/report.json",
-        data_page="<results>/data/report/report.html",
         templates=sorted(f"{TEMPLATES}/{file.name}" for file in (ROOT / TEMPLATES).iterdir()),
     output:
-        **{
-            name: report(
-                f"<results>/report/{part.file}",
-                caption=f"../workflow/report/{part.stem}.rst",
-                category=part.category,
-                labels={"part": part.about, "form": part.form},
-            )
-            for name, part in PARTS.items()
-        },
+        site=directory("<results>/report"),
     log:
         "<logs>/report.log",
     localrule: True
@@ -53,15 +59,13 @@ rule report:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec(EXPERIMENT.report_spec),
+        spec=spec("report"),
         code=code_digest("takd.report.build"),
-        results=subpath(output.results, ancestor=2),
-        outputs=written,
-        facts=captions.facts(EXPERIMENT.report_spec()),
+        results=subpath(output.site, parent=True),
     shell:
         # the stage finds the models below two folders: hundreds of paths would be too long for a command
         "python3 workflow/scripts/build_report.py --spec {params.spec:q} --code {params.code}"
         " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
         " --input teachers={params.results:q}/teachers"
-        " --input data_report={input.data:q} --input data_page={input.data_page:q}"
-        " {params.outputs} 2> {log:q}"
+        " --input data_report={input.data:q}"
+        " --output site={output.site:q} 2> {log:q}"

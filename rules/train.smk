@@ -25,7 +25,7 @@ rule sft:
         compile=0,
         deterministic=0,
     params:
-        spec=train_spec,
+        spec=spec("train"),
         code=code_digest("takd.training.train", "takd.methods.sft"),
         inputs=named,
     shell:
@@ -82,7 +82,7 @@ for METHOD in EXPERIMENT.methods:
             compile=0,
             deterministic=0,
         params:
-            spec=train_spec,
+            spec=spec("train"),
             code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),
             inputs=named,
         shell:

@@ -160,7 +160,7 @@ def writing_experiment() -> dict[str, Any]:
         {"models": ["teacher", name], "methods": ["seqkd", "kd"]}
         for name in ("assistant", "student")
     ]
-    experiment["teacher_writes"] = {"shards": 2, "top_k": 8, "seed": 5}
+    experiment["teacher_cache"] = {"shards": 2, "top_k": 8, "seed": 5}
     return experiment
 
 

@@ -17,8 +17,7 @@ from workspace import DECODING, ROOT, Workspace
 from takd.analysis.comparisons import analyse
 from takd.analysis.results import read
 from takd.data.template import as_chat_template
-from takd.experiment import experiment
-from takd.experiment.card_settings import card_settings
+from takd.experiment import experiment, specs
 from takd.experiment.lineage import Node, of_chain, split
 from takd.model_cards import card, markdown
 from takd.runtime.digests import file_digest
@@ -49,7 +48,7 @@ def settings(spec, lineage=LINEAGE, seed=2):
         "weights": {name: HUB for name in hops[-1:]}
         | {name: {"scratch": {"layers": 2}} for name in hops[:-1]},
         "chains": [],
-        "written": [],
+        "teacher_cache": [],
         "samples": 0,
         "sources": SOURCES,
         "template": TEMPLATE,
@@ -171,7 +170,7 @@ def test_a_folder_without_a_model_is_refused(made, tmp_path):
 def test_settings_of_a_card_hold_no_other_chain(tmp_path):
     path = ROOT / "config/experiments/demo.yaml"
     demo = experiment.load(path, ROOT)
-    found = card_settings(demo, "teacher-sft__student-minillm", 2)
+    found = specs.card(demo, "teacher-sft__student-minillm", 2)
     assert set(found["models"]) == {"teacher", "student"} == set(found["weights"])
     words = ("title", "description")
     assert "assistant" not in json.dumps({k: v for k, v in found.items() if k not in words})

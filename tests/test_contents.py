@@ -11,6 +11,7 @@ import yaml
 from conftest import ROOT, Project, make_project, small_experiment
 from families import FAMILIES, save_weights
 
+from takd.experiment import specs
 from takd.experiment.experiment import Experiment, load
 from takd.models.headers import positions, safetensors_parameters
 from takd.preflight import contents, fitting, start
@@ -221,7 +222,7 @@ def test_a_local_model_is_held_against_what_is_declared(tmp_path: Path) -> None:
 def test_parameters_of_a_folder_are_counted_where_they_are_not_declared(tmp_path: Path) -> None:
     found = local(tmp_path)
     assert found.parameters["teacher"] == safetensors_parameters(tmp_path / "weights")
-    assert found.base_spec("teacher")["parameters"] == found.parameters["teacher"]
+    assert specs.base(found, "teacher")["parameters"] == found.parameters["teacher"]
     assert Planner(found, CPU).shapes["teacher"].family == "llama"
     with pytest.raises(InputError, match=r"models\.teacher lacks the key parameters: its size"):
         local(tmp_path, weights={"keep_layers": 1})

@@ -4,12 +4,12 @@ import csv
 import io
 
 import pytest
+from takd.report.figures.chains import chains
 from test_report import BY_KD, DIRECT, THROUGH, make, rows_of
 from test_report_overview import results_of
 
 from takd.analysis import csv_files, scores_table
 from takd.report import table
-from takd.report.figures.chains import chains
 from takd.report.figures.style import Drawing
 
 FORMULAS = [

@@ -88,7 +88,7 @@ def test_a_teacher_writes_only_what_is_asked_for(project: Project) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_what_a_teacher_writes_is_made_once_for_its_students(project: Project, shards: int) -> None:
     experiment = writing_experiment()
-    experiment["teacher_writes"]["shards"] = shards
+    experiment["teacher_cache"]["shards"] = shards
     experiment["seeds"] = [1, 2]
     write(project, experiment)
     jobs = project.plan()
@@ -151,7 +151,7 @@ def test_what_is_read_of_what_a_teacher_wrote(project: Project) -> None:
         experiment["data"]["corpus"] = {"text": "corpus.txt"}
         experiment["training"]["kd"].update(responses="teacher", teacher_outputs="top_k")
         experiment["training"]["minillm"].update(lm_teacher_outputs="hidden")
-        experiment["teacher_writes"] = {"top_k": 8}
+        experiment["teacher_cache"] = {"top_k": 8}
 
     project.experiment(edit)
     inputs = reads(project, *(f"teacher-sft__student-{name}/seed1" for name in ("kd", "minillm")))

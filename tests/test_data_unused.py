@@ -259,7 +259,10 @@ def test_many_keys_are_not_all_on_the_console_but_in_the_report(words, tmp_path,
     summary.run(stage)
     assert len(read_json(outputs["report"])["splits"]["dev"]["unused"]["keys"]) == 20
     page = outputs["page"].read_text()
-    assert page.split('id="unused"')[1].split("</table>")[0].count("<td>1</td><td>0</td>") == 60
+    assert (
+        page.split('id="unused"')[1].split("</table>")[0].count('>1</td><td class="num">0</td>')
+        == 60
+    )
     assert "k&lt;19&gt;" in page and "k<" not in page
 
 

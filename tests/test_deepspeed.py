@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch.utils import cpp_extension
 from workspace import ROOT, Workspace
 
-from takd.models import devices
 from takd.runtime import deepspeed_builds
 from takd.runtime.errors import InputError
 from takd.runtime.launch import TORCHRUN
+from takd.training import devices
 
 
 def config(stage):
@@ -107,11 +107,12 @@ def test_a_training_refuses_a_lock_of_a_killed_build(workspace, lock, monkeypatc
 PROCESS = """
 import json, os, sys
 import torch.distributed as dist
-from takd.models import devices
+from takd.training import devices
+from takd.models.precision import current_device
 import deepspeed
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in tests/warm.py
 devices.start("fp32", 1, 1, 1.0, json.loads(sys.argv[1]))
-patience = dist.group.WORLD._get_backend(devices.own()).options._timeout
+patience = dist.group.WORLD._get_backend(current_device()).options._timeout
 os.write(1, f"waits {patience}\\n".encode())  # in one piece: two processes write
 dist.destroy_process_group()
 """

@@ -55,9 +55,9 @@ def test_stages_that_ask_a_model_have_it_too(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     threads = torch.get_num_threads()
     try:
-        loading.settle(Stage({}, "code"))
+        loading.configure_libraries(Stage({}, "code"))
         assert not torch.are_deterministic_algorithms_enabled()
-        loading.settle(Stage({}, "code", deterministic=True))
+        loading.configure_libraries(Stage({}, "code", deterministic=True))
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from browser import browser, faults, open_all, visit
 from conftest import Project, copy_workflow, small_experiment
-
 from takd.experiment.report_files import PARTS
 
 RESULTS = Path("results/small")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import Project, make_project, small_experiment
 
-from takd.experiment import experiment
+from takd.experiment import experiment, specs
 
 
 def loaded(project: Project) -> experiment.Experiment:
@@ -19,7 +19,7 @@ def two_seeds(tmp_path: Path) -> Project:
 
 
 def teachers(project: Project, lineage: str, seed: int) -> dict[str, list]:
-    return loaded(project).likelihoods_spec(lineage, seed, "heldout")["teachers"]
+    return specs.likelihoods(loaded(project), lineage, seed, "heldout")["teachers"]
 
 
 def test_whom_a_model_is_compared_with(two_seeds: Project) -> None:
@@ -58,7 +58,7 @@ def test_a_judge_is_planned_only_where_it_is_asked_for(project: Project) -> None
     judge = {"endpoint": "http://127.0.0.1:9/v1", "model": "judge-1"}
     project.experiment(lambda e: e["evaluation"].update(judge=judge))
     assert project.plan("--nolock", "scores")["judge"] == 7
-    settings = loaded(project).judge_spec("student-sft", 1, "heldout")["judge"]
+    settings = specs.judge(loaded(project), "student-sft", 1, "heldout")["judge"]
     assert (settings["seeds"], settings["key_variable"]) == ([10], None), "the first seed, no key"
     project.experiment(lambda e: e["evaluation"]["judge"].update(seeds=[11]))
     said = project.run("--dry-run", check=False)

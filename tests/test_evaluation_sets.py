@@ -12,6 +12,7 @@ from test_experiment import GOOD, edit, read
 from takd import __main__ as questions
 from takd.data import filters, sources, summary
 from takd.data.page import render
+from takd.experiment import specs
 from takd.experiment.experiment import load
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
@@ -195,19 +196,19 @@ def test_a_file_with_another_digest_is_refused_when_the_workflow_is_planned(tmp_
     path = tmp_path / "data/mine.jsonl"
     write(path, [row()])
     right, wrong = file_digest(path), "0" * 64
-    known = read(tmp_path, mine()).data_spec("mine")["source"]
+    known = specs.data(read(tmp_path, mine()), "mine")["source"]
     assert known == {"json": "data/mine.jsonl", "sha256": [right]}
-    assert read(tmp_path, mine(sha256=right)).data_spec("mine")["source"] == known
+    assert specs.data(read(tmp_path, mine(sha256=right)), "mine")["source"] == known
     says = f"data/mine.jsonl has the sha256 {right}, but the experiment says {wrong}"
     with pytest.raises(InputError, match=says):
-        read(tmp_path, mine(sha256=wrong)).data_spec("mine")
+        specs.data(read(tmp_path, mine(sha256=wrong)), "mine")
     path.unlink()  # planning needs no files
-    assert read(tmp_path, mine(sha256=right)).data_spec("mine")["source"] == known
+    assert specs.data(read(tmp_path, mine(sha256=right)), "mine")["source"] == known
 
 
 def test_settings_of_a_set_reach_its_stage(tmp_path):
     settings = {"min_response_words": 11, "expect_rows": 80, "rows_sha256": "1" * 64}
-    source = read(tmp_path, mine(**settings)).data_spec("mine")["source"]
+    source = specs.data(read(tmp_path, mine(**settings)), "mine")["source"]
     assert {key: source[key] for key in settings} == settings
 
 
@@ -268,7 +269,7 @@ def test_experiments_of_the_paper_name_its_sets_seeds_and_decoding(name, tmp_pat
         shutil.copytree(ROOT / folder, tmp_path / folder)  # where there are no data
     path = tmp_path / f"config/experiments/{name}.yaml"
     experiment = load(path, tmp_path)
-    found = {set_: experiment.data_spec(set_) for set_ in experiment.sets}
+    found = {set_: specs.data(experiment, set_) for set_ in experiment.sets}
     assert {set_: spec["source"]["expect_rows"] for set_, spec in found.items()} == PAPER
     assert {set_ for set_, spec in found.items() if "rows_sha256" in spec["source"]} == {
         "dolly",
@@ -277,7 +278,7 @@ def test_experiments_of_the_paper_name_its_sets_seeds_and_decoding(name, tmp_pat
     for spec in found.values():
         assert (spec["max_length"], spec["max_prompt_length"]) == (512, 256)
         assert spec["template"]["with_input"].startswith("Below is an instruction that describes a")
-    report = experiment.report_spec()
+    report = specs.report(experiment)
     assert report["decoding_seeds"] == [10, 20, 30, 40, 50]
     wanted = {"sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 256}
     assert report["decoding"] == {**wanted, "no_repeat_ngram": 6}

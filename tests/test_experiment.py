@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from takd.experiment import comparison, docs_tables
+from takd.experiment import comparison, docs_tables, specs
 from takd.experiment.experiment import Experiment, load
 from takd.experiment.lineage import Node
 from takd.experiment.schema import follow, load_schema
@@ -477,17 +477,17 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "shards of responses that nobody asks for": (
         "seeds: [1, 2]",
         "seeds: [1, 2]\nteacher_writes: {shards: 2}",
-        ["line 22: teacher_writes.shards is 2", "no method of a chain has responses: teacher"],
+        ["line 22: teacher_cache.shards is 2", "no method of a chain has responses: teacher"],
     ),
     "likeliest tokens that nobody asks for": (
         "seeds: [1, 2]",
         "seeds: [1, 2]\nteacher_writes: {top_k: 2}",
-        ["teacher_writes.top_k is 2", "lm_teacher_outputs: top_k or teacher_outputs: top_k"],
+        ["teacher_cache.top_k is 2", "lm_teacher_outputs: top_k or teacher_outputs: top_k"],
     ),
     "more likeliest tokens than tokens": (
         "training:\n  sft: {steps: 10}\n  kd: {epochs: 2}",
-        "teacher_writes: {top_k: 300}\ntraining:\n  sft: {steps: 10}\n  kd: {epochs: 2, teacher_outputs: top_k}",
-        ["teacher_writes.top_k is 300, but must be less than the 300 tokens of the tokenizer"],
+        "teacher_cache: {top_k: 300}\ntraining:\n  sft: {steps: 10}\n  kd: {epochs: 2, teacher_outputs: top_k}",
+        ["teacher_cache.top_k is 300, but must be less than the 300 tokens of the tokenizer"],
     ),
     "split of a file": (
         "{json: data/train.jsonl}",
@@ -548,15 +548,15 @@ def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
 def test_variables_fill_paths_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     text = edit("data/train.jsonl", '"{data}/train.jsonl"')
     text += "variables: {data: data}\n"
-    assert read(tmp_path, text).data_spec("train")["source"]["json"] == "data/train.jsonl"
-    assert read(tmp_path, text, data="x").data_spec("train")["source"]["json"] == "x/train.jsonl"
+    assert specs.data(read(tmp_path, text), "train")["source"]["json"] == "data/train.jsonl"
+    assert specs.data(read(tmp_path, text, data="x"), "train")["source"]["json"] == "x/train.jsonl"
     with pytest.raises(InputError, match=r"variable dta, given by --config.*did you mean 'data'"):
         read(tmp_path, text, dta="x")
 
 
 def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:
     experiment = read(tmp_path, edit("data/train.jsonl", "data/none.jsonl"))
-    assert experiment.data_spec("train")["source"] == {"json": "data/none.jsonl", "sha256": []}
+    assert specs.data(experiment, "train")["source"] == {"json": "data/none.jsonl", "sha256": []}
     with pytest.raises(InputError, match=r"data\.train\.json is 'data/none\.jsonl'.*not exist"):
         experiment.require_files()
     read(tmp_path).require_files()
@@ -587,8 +587,8 @@ def test_settings_of_a_model_come_before_those_of_the_method_and_the_defaults(
     tmp_path: Path,
 ) -> None:
     experiment = read(tmp_path)
-    assistant = experiment.train_spec("teacher-sft__assistant-minillm", 1)["settings"]
-    student = experiment.train_spec("teacher-sft__student-minillm", 1)["settings"]
+    assistant = specs.train(experiment, "teacher-sft__assistant-minillm", 1)["settings"]
+    student = specs.train(experiment, "teacher-sft__student-minillm", 1)["settings"]
     assert (assistant["batch_size"], assistant["steps"], assistant["teacher_mix"]) == (32, 20, 0.2)
     assert student == {**assistant, "batch_size": 64, "lm_batch_size": 64}
     assert student["learning_rate"] == 5e-5
@@ -602,12 +602,12 @@ def test_adapters_of_a_model_are_its_own_with_all_defaults(tmp_path: Path) -> No
     text = edit(shape, own, edit("steps: 20", "lora: {alpha: 5}, steps: 20"))
     experiment = read(tmp_path, text)
     found = [
-        experiment.train_spec(f"teacher-sft__{model}-minillm", 1)["settings"]["lora"]
+        specs.train(experiment, f"teacher-sft__{model}-minillm", 1)["settings"]["lora"]
         for model in ("assistant", "student")
     ]
     rest = {"dropout": 0.0, "targets": None}
     assert found == [{"rank": 16, "alpha": 5.0, **rest}, {"rank": 2, "alpha": 32.0, **rest}]
-    assert experiment.train_spec("student-sft", 1)["settings"]["lora"] is None
+    assert specs.train(experiment, "student-sft", 1)["settings"]["lora"] is None
 
 
 def test_settings_of_a_regime_stand_beside_it(tmp_path: Path) -> None:
@@ -617,7 +617,7 @@ def test_settings_of_a_regime_stand_beside_it(tmp_path: Path) -> None:
 
     def student(own: str) -> dict[str, Any]:
         whole = edit(shape, f"{shape}    training: {{gkd: {{{own}}}}}\n", text)
-        return read(tmp_path, whole).train_spec("teacher-sft__student-gkd", 1)["settings"]
+        return specs.train(read(tmp_path, whole), "teacher-sft__student-gkd", 1)["settings"]
 
     assert student("sampling: fixed")["sampling"] == "fixed"
     assert student("sampling: adaptive, capacity: 200")["capacity"] == 200
@@ -632,7 +632,7 @@ def test_specs_do_not_depend_on_how_the_file_is_written(tmp_path: Path) -> None:
     )
     text = edit("epochs: 2", "epochs: 2.0", text)
     for name in ("teacher-sft__student-minillm", "teacher-sft__student-kd"):
-        before, after = (read(tmp_path, each).train_spec(name, 1) for each in (GOOD, text))
+        before, after = (specs.train(read(tmp_path, each), name, 1) for each in (GOOD, text))
         assert canonical_json(before) == canonical_json(after)
 
 
@@ -642,14 +642,14 @@ def test_specs_hold_what_their_stage_reads_and_no_more(tmp_path: Path) -> None:
     changed = edit("a paper", "another paper", changed)
     after = read(tmp_path, edit("label: direct", "label: other", changed))
     node = ("teacher-sft__student-minillm", 2)
-    assert before.train_spec(*node) == after.train_spec(*node)
-    assert before.data_spec("train") == after.data_spec("train")
-    assert before.tokenizer_spec() == after.tokenizer_spec()
-    assert before.evaluate_spec(*node, "heldout")["seeds"] == [10, 20]
-    assert after.evaluate_spec(*node, "heldout")["seeds"] == [10, 30]
-    assert before.report_spec() != after.report_spec()
-    longest = before.evaluate_spec(*node, "heldout")["decoding"]["max_new_tokens"]
-    assert longest == 64 - 48 == before.train_spec(*node)["dev_decoding"]["max_new_tokens"]
+    assert specs.train(before, *node) == specs.train(after, *node)
+    assert specs.data(before, "train") == specs.data(after, "train")
+    assert specs.tokenizer(before) == specs.tokenizer(after)
+    assert specs.evaluate(before, *node, "heldout")["seeds"] == [10, 20]
+    assert specs.evaluate(after, *node, "heldout")["seeds"] == [10, 30]
+    assert specs.report(before) != specs.report(after)
+    longest = specs.evaluate(before, *node, "heldout")["decoding"]["max_new_tokens"]
+    assert longest == 64 - 48 == specs.train(before, *node)["dev_decoding"]["max_new_tokens"]
 
 
 def test_data_are_known_by_content(tmp_path: Path) -> None:
@@ -658,7 +658,7 @@ def test_data_are_known_by_content(tmp_path: Path) -> None:
     (tmp_path / "data/folder").mkdir(parents=True)
     (tmp_path / "data/folder/train.jsonl").write_text("one")
     train = tmp_path / "data/train.jsonl"
-    spec = read(tmp_path, text).data_spec("train")
+    spec = specs.data(read(tmp_path, text), "train")
     assert spec["source"] == {"json": "data/train.jsonl", "sha256": [file_digest(train)]}
     held_out = {
         "folder": "data/folder",
@@ -666,12 +666,12 @@ def test_data_are_known_by_content(tmp_path: Path) -> None:
         "sha256": [["train.jsonl", file_digest(tmp_path / "data/folder/train.jsonl")]],
     }
     assert spec["exclude"] == [held_out]
-    assert "exclude" not in read(tmp_path, text).data_spec("dev")
+    assert "exclude" not in specs.data(read(tmp_path, text), "dev")
 
     os.utime(train)
-    assert read(tmp_path, text).data_spec("train") == spec
+    assert specs.data(read(tmp_path, text), "train") == spec
     (tmp_path / "data/folder/train.jsonl").write_text("two")
-    assert read(tmp_path, text).data_spec("train") != spec
+    assert specs.data(read(tmp_path, text), "train") != spec
 
 
 def test_what_is_fetched_is_known_by_what_pins_it(tmp_path: Path) -> None:
@@ -684,9 +684,9 @@ def test_what_is_fetched_is_known_by_what_pins_it(tmp_path: Path) -> None:
     text = edit("{demo: {part: test, rows: 10}}", json.dumps({**address, "columns": columns}), text)
     experiment = read(tmp_path, text)
     pinned = {"hub": "some/data", "revision": REVISION, "file": "raw.jsonl"}
-    assert experiment.data_spec("train")["source"] == {**pinned, "rows": [1000, None]}
-    assert experiment.data_spec("dev")["source"] == {**pinned, "rows": [0, 1000]}
-    assert experiment.data_spec("heldout")["source"] == {**address, "columns": columns}
+    assert specs.data(experiment, "train")["source"] == {**pinned, "rows": [1000, None]}
+    assert specs.data(experiment, "dev")["source"] == {**pinned, "rows": [0, 1000]}
+    assert specs.data(experiment, "heldout")["source"] == {**address, "columns": columns}
     assert not experiment.missing
 
 
@@ -705,7 +705,7 @@ def bring_weights(folder: Path, weights: str = "12345") -> None:
 
 def test_weights_are_known_by_the_content_of_the_files_that_are_read(tmp_path: Path) -> None:
     def known(folder: str) -> Any:
-        return without_places(read(tmp_path, with_weights(folder)).base_spec("hub.model"))
+        return without_places(specs.base(read(tmp_path, with_weights(folder)), "hub.model"))
 
     bring_weights(tmp_path / "weights")
     bring_weights(tmp_path / "colleague/copy")
@@ -729,16 +729,18 @@ def test_weights_that_this_workflow_made_are_known_by_their_record(tmp_path: Pat
     model = tmp_path / "results/other/models/teacher-sft/seed1/model"
     bring_weights(model)
     experiment = read(tmp_path, with_weights("results/other/models/teacher-sft/seed1/model"))
-    by_content = experiment.base_spec("hub.model")
+    by_content = specs.base(experiment, "hub.model")
     files = {f"model/{path.name}": file_digest(path) for path in model.glob("[!.]*")}
     write_json(model.parent / "manifest.json", sealed({"kind": "model", "files": files}))
-    assert experiment.base_spec("hub.model") == by_content
+    assert specs.base(experiment, "hub.model") == by_content
     files["model/model.safetensors"] = "0" * 64
     write_json(model.parent / "manifest.json", sealed({"kind": "model", "files": files}))
-    assert ["model.safetensors", "0" * 64] in experiment.base_spec("hub.model")["weights"]["sha256"]
+    assert ["model.safetensors", "0" * 64] in specs.base(experiment, "hub.model")["weights"][
+        "sha256"
+    ]
     # a record that is damaged says nothing
     (model.parent / "manifest.json").write_text("{}")
-    assert experiment.base_spec("hub.model") == by_content
+    assert specs.base(experiment, "hub.model") == by_content
 
 
 def test_data_are_known_by_their_content(tmp_path: Path) -> None:
@@ -746,7 +748,7 @@ def test_data_are_known_by_their_content(tmp_path: Path) -> None:
 
     def known(source: str) -> Any:
         return without_places(
-            read(tmp_path, edit("{json: data/train.jsonl}", source)).data_spec("train")
+            specs.data(read(tmp_path, edit("{json: data/train.jsonl}", source)), "train")
         )
 
     (tmp_path / "data").mkdir(exist_ok=True)
@@ -776,13 +778,13 @@ def test_data_are_known_by_their_content(tmp_path: Path) -> None:
 def test_the_weights_beside_a_tokenizer_are_not_read(tmp_path: Path) -> None:
     bring_weights(tmp_path / "model")
     text = edit("{train: {vocabulary: 300}}", "{folder: model, vocabulary: 300}")
-    names = [name for name, _ in read(tmp_path, text).tokenizer_spec()["source"]["sha256"]]
+    names = [name for name, _ in specs.tokenizer(read(tmp_path, text))["source"]["sha256"]]
     assert names == ["config.json", "tokenizer.json"]
 
 
 def test_deepspeed_configuration_is_part_of_the_settings(tmp_path: Path) -> None:
     experiment = read(tmp_path, edit("steps: 10", "steps: 10, deepspeed: zero1"))
-    settings = experiment.train_spec("teacher-sft", 1)["settings"]
+    settings = specs.train(experiment, "teacher-sft", 1)["settings"]
     assert settings["deepspeed"] == {
         "name": "zero1",
         "config": {"zero_optimization": {"stage": 1}},
@@ -796,29 +798,29 @@ def test_corpus_is_a_split_and_switches_the_language_modelling_term_on(tmp_path:
     assert experiment.splits == ["train", "dev", "corpus", "heldout"]
     source = {"text": "data/corpus.txt", "sha256": []}
     expected = {"split": "corpus", "source": source, "block_length": 64, "blocks": None}
-    assert experiment.data_spec("corpus") == expected
-    settings = experiment.train_spec("teacher-sft__student-minillm", 1)["settings"]
+    assert specs.data(experiment, "corpus") == expected
+    settings = specs.train(experiment, "teacher-sft__student-minillm", 1)["settings"]
     assert settings["lm_weight"] == 1.0
 
 
 def test_what_a_student_reads_of_what_its_teacher_wrote(tmp_path: Path) -> None:
-    def writings(kd: str, minillm: str = "", corpus: str = "") -> list[dict[str, str]]:
+    def cached(kd: str, minillm: str = "", corpus: str = "") -> list[dict[str, str]]:
         text = edit("  kd: {epochs: 2}", f"  kd: {{epochs: 2, {kd}}}")
         text = edit("  minillm: {steps: 20", f"  minillm: {{{minillm}steps: 20", text)
         experiment = read(tmp_path, edit("  max_length", f"{corpus}  max_length", text))
         names = ("teacher-sft__student-kd", "teacher-sft__student-minillm")
-        return [experiment.writings(name) for name in names]
+        return [experiment.cached_inputs(name) for name in names]
 
     text, corpus = "responses: teacher", "  corpus: {text: data/corpus.txt}\n"
-    assert writings("") == [{}, {}]
-    assert writings(text) == [{"train": "generations"}, {}]
-    assert writings("teacher_outputs: hidden")[0] == {"outputs": "outputs/train/hidden"}
+    assert cached("") == [{}, {}]
+    assert cached(text) == [{"train": "generations"}, {}]
+    assert cached("teacher_outputs: hidden")[0] == {"outputs": "outputs/train/hidden"}
     both = {"train": "generations", "outputs": "outputs/generations/top_k"}
-    assert writings(f"{text}, teacher_outputs: top_k")[0] == both
-    assert writings("", "lm_teacher_outputs: top_k, ", corpus)[1] == {
+    assert cached(f"{text}, teacher_outputs: top_k")[0] == both
+    assert cached("", "lm_teacher_outputs: top_k, ", corpus)[1] == {
         "corpus_outputs": "outputs/corpus/top_k"
     }
-    assert writings("", "lm_teacher_outputs: top_k, lm_weight: 0, ", corpus)[1] == {}
+    assert cached("", "lm_teacher_outputs: top_k, lm_weight: 0, ", corpus)[1] == {}
 
 
 def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path) -> None:
@@ -828,11 +830,11 @@ def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path
         tmp_path, edit("seeds: [1, 2]", "seeds: [1, 2]\nteacher_writes: {shards: 2}", text)
     )
     # both training seeds have the one head of the chain as their teacher
-    assert experiment.report_spec()["written"] == [
+    assert specs.report(experiment)["teacher_cache"] == [
         ["teacher-sft", 1, "generations", 2],
         ["teacher-sft", 1, "outputs/generations/top_k", None],
     ]
-    answers, outputs = experiment.written
+    answers, outputs = experiment.teacher_cache
     assert answers.manifest == "teacher-sft/seed1/generations/manifest.json"
     assert answers.logs == [
         f"teacher-sft/seed1/generations/part{part}of2/metrics.jsonl" for part in (1, 2)
@@ -842,7 +844,7 @@ def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path
     for file in (answers.manifest, *answers.logs, outputs.manifest, *outputs.logs):
         said = "what teacher-sft of training seed 1 wrote down for its students"
         assert files[f"results/{experiment.name}/teachers/{file}"] == said
-    assert read(tmp_path, edit("  kd: {epochs: 2}", "  kd: {epochs: 2}")).written == []
+    assert read(tmp_path, edit("  kd: {epochs: 2}", "  kd: {epochs: 2}")).teacher_cache == []
 
 
 def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> None:
@@ -852,8 +854,10 @@ def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> 
         )
         text = edit("seeds: [1, 2]", f"seeds: [1, 2]\nteacher_writes: {settings}", text)
         experiment, teacher = read(tmp_path, text), ("teacher-sft", 1)
-        outputs = [experiment.outputs_spec(*teacher, "train", kind) for kind in ("top_k", "hidden")]
-        return experiment.generations_spec(*teacher), *outputs
+        outputs = [
+            specs.outputs(experiment, *teacher, "train", kind) for kind in ("top_k", "hidden")
+        ]
+        return specs.generations(experiment, *teacher), *outputs
 
     one = specs("{}")
     assert one[0]["decoding"] == {"temperature": 1.0, "max_new_tokens": 16}
@@ -868,14 +872,14 @@ def test_blocks_of_a_corpus_are_settings_of_its_stage_and_not_of_its_source(tmp_
     experiment = read(tmp_path, edit("  max_length", f"  corpus: {{{corpus}}}\n  max_length"))
     source = {"hub": "some/corpus", "revision": revision, "config": None, "split": "train"}
     expected = {"split": "corpus", "source": source, "block_length": 32, "blocks": 1000}
-    assert experiment.data_spec("corpus") == expected
-    assert experiment.data_report_spec()["splits"]["corpus"] == source
+    assert specs.data(experiment, "corpus") == expected
+    assert specs.data_report(experiment)["splits"]["corpus"] == source
     # a default that is written out changes nothing
     plain, written = (
         read(tmp_path, edit("  max_length", f"  corpus: {{text: a{more}}}\n  max_length"))
         for more in ("", ", block_length: 64, blocks: null")
     )
-    assert plain.data_spec("corpus") == written.data_spec("corpus")
+    assert specs.data(plain, "corpus") == specs.data(written, "corpus")
 
 
 def test_a_corpus_of_several_text_files_is_known_by_those_that_are_read(tmp_path: Path) -> None:
@@ -887,7 +891,7 @@ def test_a_corpus_of_several_text_files_is_known_by_those_that_are_read(tmp_path
     names = ["a.txt", "b.txt", "more/c.txt"]
     digests = [[name, file_digest(tmp_path / "data/texts" / name)] for name in names]
     source = {"text": "data/texts", "sha256": digests}
-    assert experiment.data_spec("corpus")["source"] == source
+    assert specs.data(experiment, "corpus")["source"] == source
 
 
 def test_equal_sizes_may_teach_each_other(tmp_path: Path) -> None:
@@ -928,10 +932,10 @@ def test_parameters_from_scratch_are_those_of_the_model(
 def test_shipped_experiments_are_right_and_need_no_files_to_plan(path: Path) -> None:
     experiment = load(path, ROOT)
     for lineage, seed in experiment.nodes:
-        assert experiment.train_spec(lineage, seed)["seed"] == seed
+        assert specs.train(experiment, lineage, seed)["seed"] == seed
     for split in experiment.splits:
-        assert experiment.data_spec(split)["split"] == split
-    assert experiment.report_spec()["experiment"] == path.stem
+        assert specs.data(experiment, split)["split"] == split
+    assert specs.report(experiment)["experiment"] == path.stem
 
 
 def test_the_study_plans_each_shared_model_once() -> None:
@@ -940,7 +944,7 @@ def test_the_study_plans_each_shared_model_once() -> None:
     assert len(lineages) == len(set(lineages)) == 4 + 7
     labels = [chain["label"] for chain in experiment.chains]
     assert labels == ["2.B", "2.C", "2.D", "3.A", "3.B", "3.C", "3.D"]
-    targets = experiment.report_spec()["targets"]
+    targets = specs.report(experiment)["targets"]
     assert targets[1]["scores"]["1.5B-sft"] == {"dolly": 27.4}, "row 2.A, the teacher itself"
     assert set(targets[1]["scores"]) == {"1.5B-sft", *experiment.lineages}
 
@@ -949,23 +953,24 @@ def test_an_ablation_differs_from_the_whole_method_in_one_setting() -> None:
     experiment = load(ROOT / "config/experiments/minillm-ablations.yaml", ROOT)
     whole, *others = experiment.lineages
     expected = [("length_normalisation", False), ("teacher_mix", 0.0), ("single_step_weight", 0.0)]
-    settings = experiment.train_spec(whole, 10)["settings"]
+    settings = specs.train(experiment, whole, 10)["settings"]
     for name, (key, value) in zip(others, expected, strict=True):
         assert settings[key] != value
-        assert experiment.train_spec(name, 10)["settings"] == {**settings, key: value}
+        assert specs.train(experiment, name, 10)["settings"] == {**settings, key: value}
         model, other = (lineage.split("__")[1].rsplit("-", 1)[0] for lineage in (whole, name))
-        starts = [experiment.train_spec(f"{each}-sft", 10) for each in (model, other)]
+        starts = [specs.train(experiment, f"{each}-sft", 10) for each in (model, other)]
         assert starts[0]["settings"] == starts[1]["settings"]
-        bases = [experiment.base_spec(each) for each in (model, other)]
+        bases = [specs.base(experiment, each) for each in (model, other)]
         assert bases[0]["weights"] == bases[1]["weights"]
-    (targets,) = experiment.report_spec()["targets"]
+    (targets,) = specs.report(experiment)["targets"]
     assert list(targets["scores"]) == experiment.lineages
 
 
 def test_reading_an_experiment_is_fast_and_imports_nothing_heavy() -> None:
     script = (
-        "import sys, pathlib, takd.experiment.experiment as e; root = pathlib.Path(sys.argv[1]);"
-        "e.load(root / 'config/experiments/gpt2-dolly.yaml', root).report_spec();"
+        "import sys, pathlib, takd.experiment.experiment as e; from takd.experiment import specs;"
+        "root = pathlib.Path(sys.argv[1]);"
+        "specs.report(e.load(root / 'config/experiments/gpt2-dolly.yaml', root));"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pandas') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -1028,7 +1033,7 @@ def test_the_documentation_is_made_from_the_schema() -> None:
 
 def test_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
     settings = read(tmp_path, edit("  minillm: {steps: 20, learning_rate: 5e-5}", "  minillm: {}"))
-    minillm = settings.train_spec("teacher-sft__student-minillm", 1)["settings"]
+    minillm = specs.train(settings, "teacher-sft__student-minillm", 1)["settings"]
     expected = json.loads(
         '{"steps": 5000, "epochs": 10, "batch_size": 64, "learning_rate": 5e-6, "warmup_steps": 100,'
         ' "schedule": "constant", "betas": [0.9, 0.95], "weight_decay": 1e-6, "gradient_clip": 1.0,'
@@ -1063,7 +1068,7 @@ def test_defaults_are_those_of_their_authors(
     text = edit("[kd, minillm], label", f"[{method}, minillm], label")
     if method != "kd":
         text = edit("  kd:", f"  {method}: {{epochs: 2}}\n  kd:", text)
-    settings = read(tmp_path, text).train_spec(f"teacher-sft__student-{method}", 1)["settings"]
+    settings = specs.train(read(tmp_path, text), f"teacher-sft__student-{method}", 1)["settings"]
     assert {key: settings[key] for key in expected} == expected
 
 

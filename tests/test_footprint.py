@@ -21,8 +21,8 @@ from takd.methods.base import Example
 from takd.methods.minillm import MiniLLM, Rollout
 from takd.methods.token_losses import label_and_divergence_loss, label_loss
 from takd.models.causal_lm import checkpoint_activations, freeze, load_model, parameter_count
-from takd.models.devices import DTYPES
 from takd.models.lora import add_lora
+from takd.models.precision import torch_dtype
 from takd.preflight import memory, shapes
 from takd.preflight.gpus import CPU, find_card
 from takd.preflight.memory import Resources, Texts
@@ -216,7 +216,7 @@ def step_peak(
     if checkpointing:
         checkpoint_activations(student, "any")
     student.train()
-    torch.nn.Module.to(freeze(teacher), DTYPES[precision])
+    torch.nn.Module.to(freeze(teacher), torch_dtype(precision))
     examples = [Example(i, i, [1] * texts.prompt, [2] * texts.response) for i in range(rows)]
     tokens = rows * texts.response
     if method == "sft":

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from takd.data.folders import check_within
 from takd.data.sources import rows, texts
-from takd.experiment import experiment
+from takd.experiment import experiment, specs
 from takd.experiment.schema import _places
 from takd.experiment.yaml12 import read_yaml
 from takd.models.headers import positions, safetensors_parameters
@@ -141,10 +141,10 @@ def read(content: bytes) -> None:
             return
         # what is read can be planned
         for node in found.nodes:
-            found.train_spec(node.lineage, node.seed)
-        assert found.report_spec() and found.tokenizer_spec()
+            specs.train(found, node.lineage, node.seed)
+        assert specs.report(found) and specs.tokenizer(found)
         for split in found.splits:
-            found.data_spec(split)
+            specs.data(found, split)
 
 
 @given(edited())

@@ -23,7 +23,7 @@ TEACHER, STUDENT = "teacher-sft", "teacher-sft__student-kd"
 NODE = {"lineage": TEACHER, "seed": 3}
 WRITES = {**NODE, "noise": 1, "decoding": {"temperature": 1.0, "max_new_tokens": 6}}
 REPORT = {
-    **{"nodes": [[TEACHER, 3], [STUDENT, 3]], "written": [[TEACHER, 3, "generations", 1]]},
+    **{"nodes": [[TEACHER, 3], [STUDENT, 3]], "teacher_cache": [[TEACHER, 3, "generations", 1]]},
     **{"sets": ["dev"], "samples": 1, "decoding_seeds": [10, 20]},
     "judge": {"model": "judge"},
 }

@@ -19,6 +19,7 @@ from models_for_tests import (
 from test_experiment import ROOT, edit, read
 
 from takd.decoding.sampling import Response
+from takd.experiment import specs
 from takd.experiment.schema import load_schema
 from takd.methods.minillm import (
     MiniLLM,
@@ -85,7 +86,7 @@ def exact_reverse_kl(student, teacher):
 def settings_of(objective, folder):
     """What an experiment with `objective` and nothing else said of MiniLLM trains with."""
     text = edit("steps: 20, learning_rate: 5e-5", f"objective: {objective}")
-    return read(folder, text).train_spec("teacher-sft__student-minillm", 1)["settings"]
+    return specs.train(read(folder, text), "teacher-sft__student-minillm", 1)["settings"]
 
 
 def error(student, teacher, mixing, settings):
@@ -145,8 +146,8 @@ def test_the_file_comes_before_the_objective_and_a_model_before_its_method(tmp_p
         "{minillm: {batch_size: 32}}", "{minillm: {objective: code, whitening: tokens}}", text
     )
     experiment = read(tmp_path, text)
-    specs = (f"teacher-sft__{model}-minillm" for model in ("student", "assistant"))
-    student, assistant = (experiment.train_spec(name, 1)["settings"] for name in specs)
+    names = (f"teacher-sft__{model}-minillm" for model in ("student", "assistant"))
+    student, assistant = (specs.train(experiment, name, 1)["settings"] for name in names)
     assert (student["discount"], student["ratio_clip"], student["reward_clip"]) == (0.9, 0.1, None)
     assert "objective" not in student, "it is known by what it sets"
     code = settings_of("code", tmp_path)
@@ -162,7 +163,7 @@ def test_an_objective_may_be_written_out(tmp_path):
         ]["exact"].items()
     )
     text = edit("steps: 20, learning_rate: 5e-5", f"epochs: 10{written}")
-    spec = read(tmp_path, text).train_spec("teacher-sft__student-minillm", 1)["settings"]
+    spec = specs.train(read(tmp_path, text), "teacher-sft__student-minillm", 1)["settings"]
     assert spec == settings_of("exact", tmp_path)
 
 

@@ -10,10 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from workspace import Workspace
 
 from takd.decoding import loading
-from takd.models import devices
 from takd.models.causal_lm import load_model
 from takd.models.layer_dropping import keep_layers
-from takd.models.precision import pretrained_dtype, pretrained_in
+from takd.models.precision import choose_precision, describe, pretrained_dtype, pretrained_in
 from takd.preflight import memory, shapes
 from takd.preflight.gpus import find_card
 from takd.runtime.errors import InputError
@@ -58,24 +57,24 @@ def test_precision_is_what_the_card_has_and_the_model_bears(
     pretend, card, pretrained, precision, words
 ):
     pretend(*card)
-    assert devices.choose_precision("auto", pretrained) == precision
-    assert devices.describe(precision, pretrained) == words
+    assert choose_precision("auto", pretrained) == precision
+    assert describe(precision, pretrained) == words
     assert find_card(card[0]).precision("auto", pretrained) == precision
     for asked in ("fp32", "fp16"):  # the user's word goes before
-        assert devices.choose_precision(asked, pretrained) == asked
+        assert choose_precision(asked, pretrained) == asked
     if card is not HOPPER:  # a stage ends before it loads anything
         pretend(*card, kernels=["sm_90"])
         with pytest.raises(InputError, match=f"has no kernels for {card[0]}"):
-            devices.choose_precision("fp32")
+            choose_precision("fp32")
 
 
 def test_precision_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert devices.choose_precision("auto", "bfloat16") == "fp32"
-    assert devices.choose_precision("bf16") == "bf16"
-    assert devices.describe("fp32", "bfloat16") == "fp32 on the CPU"
+    assert choose_precision("auto", "bfloat16") == "fp32"
+    assert choose_precision("bf16") == "bf16"
+    assert describe("fp32", "bfloat16") == "fp32 on the CPU"
     with pytest.raises(InputError, match="precision 'fp16' needs a GPU"):
-        devices.choose_precision("fp16")
+        choose_precision("fp16")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.evaluation import evaluate, likelihoods, log_likelihoods
 from takd.evaluation.log_likelihoods import Text
 from takd.methods import abkd, distillm, gkd, kd, minillm, seqkd, sft
-from takd.models.devices import DTYPES
+from takd.models.precision import torch_dtype
 from takd.runtime.stage import Stage
 from takd.teacher_cache import outputs
 from takd.training import train
@@ -428,7 +428,7 @@ def trained(
     rows = context(settings, teacher, VOCABULARY)
     method = METHODS[name].METHOD(rows)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
-    device, half = student.device.type, DTYPES[precision]
+    device, half = student.device.type, torch_dtype(precision)
     enabled = half != torch.float32
     losses = []
 

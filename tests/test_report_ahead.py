@@ -1,4 +1,4 @@
-"""What teachers write ahead for their students, in the costs: minutes and tokens counted by hand."""
+"""Teacher caches in the costs: minutes and tokens counted by hand."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from test_report import BY_KD, DATA, DIRECT, make, rows_of, run
 from takd.analysis import costs, cumulative_costs
 from takd.analysis.results import read
 from takd.experiment.lineage import of_chain
-from takd.experiment.teacher_cache import Writing
-from takd.report import hardware, repeat
+from takd.experiment.teacher_cache import CacheEntry
+from takd.report import costs_page, provenance, reproduce
 from takd.report.figures.quality import quality
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
@@ -26,26 +26,26 @@ from takd.runtime.stage import read_json
 TEACHER, LIVE, STORED = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*BY_KD[1:])
 THROUGH = ("3.K", ["teacher", "assistant", "student"], ["kd", "kd"])
 DEEP, ASSISTANT = of_chain(*THROUGH[1:]), "teacher-sft__assistant-kd"
-ANSWERS = Writing(TEACHER, 1, "generations", 2)
-OUTPUTS = Writing(TEACHER, 1, "outputs/generations/top_k", None)
-OWN = [Writing(ASSISTANT, seed, "outputs/train/hidden", None) for seed in (1, 2)]
+ANSWERS = CacheEntry(TEACHER, 1, "generations", 2)
+OUTPUTS = CacheEntry(TEACHER, 1, "outputs/generations/top_k", None)
+OWN = [CacheEntry(ASSISTANT, seed, "outputs/train/hidden", None) for seed in (1, 2)]
 
 
-def write_ahead(root: Path, spec: Any, writing: Writing, logs: Any, readers: Any) -> None:
+def write_ahead(root: Path, spec: Any, entry: CacheEntry, logs: Any, readers: Any) -> None:
     """What a teacher wrote in as many parts as there are `logs`, and who read it, as lineage and training seed."""
-    manifest = root / "teachers" / writing.manifest
+    manifest = root / "teachers" / entry.manifest
     manifest.parent.mkdir(parents=True)
-    write_json(manifest, {"kind": "made up", "lineage": writing.teacher, "seed": writing.seed})
-    for path, values in zip(writing.logs, logs, strict=True):
+    write_json(manifest, {"kind": "made up", "lineage": entry.teacher, "seed": entry.seed})
+    for path, values in zip(entry.logs, logs, strict=True):
         end = {"kind": "end", "device": "cpu", "processes": 1, "commit": "abc", "code": "digest"}
         write_lines(root / "teachers" / path, [end | values])
     for lineage, seed in readers:
         file = root / "models" / lineage / f"seed{seed}/manifest.json"
         found = read_json(file)
-        name = "train" if writing.parts else "outputs"
+        name = "train" if entry.parts else "outputs"
         found["inputs"][name] = [file_digest(manifest)]
         write_json(file, found)
-    spec["written"].append(list(writing))
+    spec["teacher_cache"].append(list(entry))
 
 
 def write_all(root: Path, spec: Any) -> None:
@@ -60,9 +60,9 @@ def write_all(root: Path, spec: Any) -> None:
     stale = root / "teachers" / ANSWERS.folder / "part3of3/metrics.jsonl"
     write_lines(stale, [{"kind": "end", "seconds": 1e6, "tokens": 10**9}])
     write_ahead(root, spec, OUTPUTS, [{"seconds": 360.0, "tokens": 9_000}], readers)
-    for writing, seconds, tokens in zip(OWN, (72.0, 144.0), (700, 800), strict=True):
-        reader = [(DEEP, writing.seed)]
-        write_ahead(root, spec, writing, [{"seconds": seconds, "tokens": tokens}], reader)
+    for entry, seconds, tokens in zip(OWN, (72.0, 144.0), (700, 800), strict=True):
+        reader = [(DEEP, entry.seed)]
+        write_ahead(root, spec, entry, [{"seconds": seconds, "tokens": tokens}], reader)
 
 
 @pytest.fixture(scope="module")
@@ -95,28 +95,38 @@ def test_costs_of_a_teacher_hold_what_it_wrote_by_stage(full: SimpleNamespace) -
     }
     devices = [row["device"] for row in lines]
     assert devices == ["2 × cpu, cpu", "cpu", "cpu"]
-    stages = {each.stage: each for each in costs.by_stage(costs.by_lineage(full.results), 1)}
-    assert list(stages)[-4:-2] == ["teacher, answers", "teacher, outputs"]
-    assert (stages["teacher, answers"].runs, stages["teacher, answers"].minutes) == (2, 30.0)
-    outputs = stages["teacher, outputs"]
-    assert (outputs.runs, outputs.minutes, outputs.tokens) == (3, pytest.approx(9.6), 10_500)
-    # 2 minutes a training, 0.6 an evaluation, 39.6 ahead
-    count = len(full.spec["nodes"])
-    page = (full.report / "costs.html").read_text()
-    assert f"<strong>{2.6 * count + 39.6:.1f}</strong>" in page and "not recorded" not in page
-    told = re.findall(r"<td>teacher, (\w+)</td>(.*?)</tr>", page)
-    by_teacher = [re.findall(r">([\d.\u202f]+)<", cells) for _, cells in told]
-    assert by_teacher[2:] == [
-        ["1", "2", "30.0", "1\u202f500"],
-        ["1", "1", "6.0", "9\u202f000"],
-        ["2", "2", "3.6", "1\u202f500"],
+    runs = list(costs.runs(full.results))
+    stages = {
+        row.cells[0].text: texts(row) for row in rows_in(costs_page.by_stage(full.results, runs))
+    }
+    assert list(stages)[-5:-3] == ["teacher, answers", "teacher, outputs"]
+    # 600 + 2 x 1200 s; runs, minutes, hours, tokens
+    assert stages["teacher, answers"][1:] == ["2", "30.0", "0.83", "1\u202f500"]
+    assert stages["teacher, outputs"][1:] == ["3", "9.6", "0.16", "10\u202f500"]
+    # 2 minutes a training, 0.6 an evaluation, 39.6 for caches
+    assert stages["all"][2] == f"{2.6 * len(full.spec['nodes']) + 39.6:.1f}"
+    table = costs_page.caches(full.results, runs)
+    assert table is not None
+    assert [texts(row)[2:5] for row in rows_in(table)] == [
+        ["2", "30.0", "0.83"],
+        ["1", "6.0", "0.10"],
+        ["2", "3.6", "0.06"],
     ]
+    assert "not recorded" not in (full.report / "costs.html").read_text()
+
+
+def rows_in(table: Any) -> list[Any]:
+    return [row for group in table.groups for row in group.rows]
+
+
+def texts(row: Any) -> list[str]:
+    return [str(cell.text) for cell in row.cells]
 
 
 def test_what_was_written_ahead_is_among_what_a_model_needs_and_counts_once(
     full: SimpleNamespace,
 ) -> None:
-    found = {cost.lineage: cost for cost in cumulative_costs.accumulate(full.results)}
+    found = {cost.lineage: cost for cost in costs.cumulative(full.results)}
     # a training is 1/30 h; (600 + 2 x 1200) s of answers and 360 s of outputs
     ahead = 3000 / 3600 + 0.1
     assert found[LIVE].hours == pytest.approx({1: 0.1, 2: 0.1})
@@ -140,28 +150,28 @@ def test_a_model_that_did_not_read_it_does_not_pay_for_it(tmp_path: Path) -> Non
     spec = make(tmp_path, [DIRECT, BY_KD])
     write_ahead(tmp_path, spec, ANSWERS, [{"seconds": 3600.0, "tokens": 1}] * 2, [])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations", "teachers")))
-    assert {cost.mean_hours for cost in cumulative_costs.accumulate(results)} == {1 / 30, 0.1}
+    hours = {value for cost in costs.cumulative(results) for value in cost.hours.values()}
+    assert sorted(hours) == pytest.approx([1 / 30, 0.1])
 
 
-def test_hardware_and_code_of_what_was_written_ahead(full: SimpleNamespace) -> None:
-    used = {(u.stage, u.processes): (u.device, u.runs) for u in hardware.used(full.results)}
-    assert used["teacher, answers", 1] == used["teacher, answers", 2] == ("cpu", 1)
-    assert used["teacher, outputs", 1] == ("cpu", 3)
-    found = [code for code in hardware.codes(full.results) if code.stage.startswith("teacher")]
-    assert found == [
-        ("teacher, answers", "abc", "digest", 2),
-        ("teacher, outputs", "abc", "digest", 3),
+def test_hardware_and_code_of_teacher_caches(full: SimpleNamespace) -> None:
+    used = [texts(row) for row in rows_in(provenance.hardware(full.results))]
+    assert [row[:3] + row[5:] for row in used if row[0].startswith("teacher")] == [
+        ["teacher, answers", "cpu", "1", "1", "10.0"],
+        ["teacher, answers", "cpu", "2", "1", "20.0"],
+        ["teacher, outputs", "cpu", "1", "3", "9.6"],
     ]
-    page = (full.report / "provenance.html").read_text()
-    assert page.count("<td>teacher, outputs</td>") == 2
-    assert "what teachers wrote ahead for their students 59.6 CPU process minutes" in (
-        full.report / "overview.html"
-    ).read_text().replace("\n", " ")
+    code = [texts(row) for row in rows_in(provenance.code(full.results))]
+    assert [row for row in code if row[0].startswith("teacher")] == [
+        ["teacher, answers", "abc", "digest", "2"],
+        ["teacher, outputs", "abc", "digest", "3"],
+    ]
+    assert (full.report / "provenance.html").read_text().count(">teacher, outputs</td>") == 2
 
 
 def test_the_number_of_parts_identifies_no_run(full: SimpleNamespace) -> None:
-    other = replace(full.results, spec=full.spec | {"written": []})
-    assert repeat.identity(other, DATA) == repeat.identity(full.results, DATA)
+    other = replace(full.results, spec=full.spec | {"teacher_cache": []})
+    assert reproduce.identity(other, DATA) == reproduce.identity(full.results, DATA)
 
 
 def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> None:
@@ -174,10 +184,21 @@ def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> Non
 def test_a_run_without_it_says_nothing_of_it(tmp_path: Path) -> None:
     report = run(tmp_path, make(tmp_path, [DIRECT]))
     assert "teacher, " not in (report / "costs.csv").read_text()
-    assert "for its students" not in (report / "costs.svg").read_text()
-    for name in ("costs.html", "overview.html", "provenance.html"):
+    for name in ("costs.html", "provenance.html"):
         page = (report / name).read_text()
-        assert "wrote ahead" not in page and "teacher, outputs" not in page, name
+        assert "eacher cache" not in page and "teacher, outputs" not in page, name
+
+
+def test_cpu_hours_are_measured_where_the_log_has_them(tmp_path: Path) -> None:
+    spec = make(tmp_path, [DIRECT])
+    results = read(spec, *(tmp_path / name for name in ("models", "evaluations")))
+    (run_of, *rest) = costs.runs(results)
+    old = costs_page.how([run_of, *rest])
+    assert old == "CPU hours are wall time × processes, as older logs hold no CPU time"
+    measured = run_of._replace(end=run_of.end | {"cpu_seconds": 1800.0})
+    assert measured.hours == 0.5 and "measured CPU time" in costs_page.how([measured])
+    gpu = run_of._replace(end=run_of.end | {"device": "NVIDIA H100"})
+    assert costs_page.how([gpu]) == "GPU hours are wall time × GPUs"
 
 
 def test_a_missing_log_is_named(tmp_path: Path) -> None:
@@ -199,7 +220,7 @@ def test_the_costs_in_a_browser(full: SimpleNamespace) -> None:
                 width,
             )
             assert (seen.external, seen.complaints, found) == ([], [], []), width
-        assert "What teachers wrote ahead" in seen.text and "for its students" in seen.text
+        assert "Teacher caches" in seen.text
 
 
 def test_experiments_are_compared_by_it_too(tmp_path: Path) -> None:
@@ -207,7 +228,7 @@ def test_experiments_are_compared_by_it_too(tmp_path: Path) -> None:
     live, stored = (test_compare.made(tmp_path, name, chains) for name in ("live", "stored"))
     out = test_compare.run(tmp_path, live, stored)
     assert "writing" not in (out / "comparison.csv").read_text()
-    assert "riting ahead" not in (out / "comparison.html").read_text()
+    assert "Teacher cache" not in (out / "comparison.html").read_text()
     write_all(tmp_path / "stored", stored["report"])
     out = test_compare.run(tmp_path, live, stored)
     for measure, expected in (("writing_minutes", 36.0), ("writing_tokens", 10_500.0)):
@@ -215,9 +236,11 @@ def test_experiments_are_compared_by_it_too(tmp_path: Path) -> None:
         found = {row["experiment"]: float(row["value"]) for row in lines}
         assert found == {"live": 0.0, "stored": expected}
     page = (out / "comparison.html").read_text()
-    assert "Minutes of writing ahead, stored" in page and '<th class="num">39.6</th>' in page
+    assert "Teacher cache minutes" in page and re.search(
+        r">all models</td>\s*<td[^>]*>0.0</td>\s*<td[^>]*>39.6<", page
+    )
 
 
 def test_json_of_a_writing_is_what_it_is_read_from() -> None:
-    for writing in (ANSWERS, OUTPUTS):
-        assert Writing(*json.loads(json.dumps(writing))) == writing
+    for entry in (ANSWERS, OUTPUTS):
+        assert CacheEntry(*json.loads(json.dumps(entry))) == entry

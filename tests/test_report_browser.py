@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from browser import browser, faults, visit
 from sealing import write_lines
+from takd.experiment.report_files import PARTS
 from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run
 
 from takd.experiment.lineage import of_chain
-from takd.experiment.report_files import PARTS
 from takd.report.pages import TEMPLATES
 from takd.report.samples import FIRST, folded
 

@@ -1,8 +1,7 @@
-"""The page of learning curves, driven as a reader does: lines are shown and hidden in all panels."""
+"""The page of learning curves: means with bands, single seeds, three x axes, and lines that are shown and hidden."""
 
 import json
 import re
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +11,13 @@ from test_report import BY_KD, DIRECT, STUDY, make, rows_of, run
 
 from takd.analysis.results import Model, read
 from takd.experiment.lineage import split
-from takd.report.figures import panels
+from takd.report.figures import curves
 
-VISIBLE = """() => Object.fromEntries([...document.querySelectorAll("figure")].map((figure) => [
-    figure.dataset.quantity,
-    [...figure.querySelectorAll("[data-lineage]")].filter((line) => line.getClientRects().length)
-        .map((line) => line.dataset.lineage)]))"""
+LINES = """() => Object.fromEntries([...document.querySelectorAll("figure")].map((figure) => [
+    figure.dataset.quantity, [...figure.querySelectorAll("[data-lineage]")].map((line) => line.dataset.lineage)]))"""
+LABELS = """(quantity) => [...document.querySelectorAll(`figure[data-quantity="${quantity}"] text`)]
+    .map((text) => text.textContent)"""
+ONE = "1.5B-sft__120M-minillm"
 
 
 @pytest.fixture(scope="module")
@@ -29,128 +29,143 @@ def study(tmp_path_factory):
     )
 
 
-def test_lines_are_hidden_and_shown_in_all_panels(study):
-    results = study.results
-    one = "1.5B-sft__120M-minillm"
-    seen = []
+def test_lines_are_hidden_and_shown_and_axes_follow(study):
+    results, seen, labels = study.results, [], {}
 
     def act(page):
         def note():
-            seen.append(page.evaluate(VISIBLE))
+            seen.append(page.evaluate(LINES))
 
         note()
-        page.uncheck(f'input[value="{one}"]')
+        for axis in ("tokens", "minutes", "step"):
+            page.select_option("#x", axis)
+            labels[axis] = page.evaluate(LABELS, "Loss")
+        page.check("#single")
         note()
+        page.uncheck("#single")
         page.click("text=hide all")
+        labels["nothing"] = page.evaluate(LABELS, "Loss")
+        page.check(f'input[value="{ONE}"]')
         note()
-        page.check(f'input[value="{one}"]')
-        note()
+        labels["one"] = page.evaluate(LABELS, "ROUGE-L")
         page.click("text=show all")
+        labels["all"] = page.evaluate(LABELS, "ROUGE-L")
         page.locator("fieldset", has_text="120M (124M)").get_by_text("none", exact=True).click()
-        note()
-        page.locator("fieldset", has_text="120M (124M)").get_by_text("all", exact=True).click()
         note()
 
     with browser() as started:
         visited = visit(started, study.report / "learning.html", act)
+        phone = {}
+
+        def measure(page):
+            phone["width"] = page.evaluate("document.documentElement.scrollWidth")
+            phone["text"] = page.evaluate(
+                "Math.min(...[...document.querySelectorAll('figure text')].map(t => t.getBoundingClientRect().height))"
+            )
+
+        visit(started, study.report / "learning.html", measure, width=390)
     assert (visited.external, visited.complaints) == ([], [])
-    every, without, none, alone, others, again = seen
-    assert list(every) == ["ROUGE-L", "Loss", "Reverse KL", "Response length", "Reward"]
-    # a line for each training; with a ring in the first panel
-    trainings = Counter(node.lineage for node in results.nodes)
-    assert Counter(every["Loss"]) == trainings
-    assert Counter(every["ROUGE-L"]) == {name: 2 * count for name, count in trainings.items()}
-    rewarded = {name: n for name, n in trainings.items() if split(name)[-1].method == "minillm"}
-    assert Counter(every["Reward"]) == rewarded
-    for quantity, lines in every.items():
-        assert without[quantity] == [line for line in lines if line != one], quantity
-        assert none[quantity] == [] and set(alone[quantity]) == {one}, quantity
-        kept = [line for line in lines if split(line)[-1].model != "120M"]
-        assert others[quantity] == kept and len(kept) < len(lines), quantity
-    assert again == every
+    assert phone["width"] <= 390 and phone["text"] >= 10
+    means, singles, alone, others = seen
+    assert list(means)[:5] == ["ROUGE-L", "Loss", "Reverse KL", "Response length", "Reward"]
+    assert "Gradient norm" in means
+    # a line for each lineage, or one for each training; the head of a chain has one seed
+    assert means["Loss"] == [x for m in ("1.5B", "760M", "340M", "120M") for x in ends(results, m)]
+    assert sorted(singles["Loss"]) == sorted(node.lineage for node in results.nodes)
+    assert set(means["Reward"]) == {x for x in results.lineages if split(x)[-1].method == "minillm"}
+    assert alone["Loss"] == [ONE]
+    assert others["Loss"] == [x for x in means["Loss"] if split(x)[-1].model != "120M"]
+    assert [labels[axis][-1] for axis in ("tokens", "minutes", "step")] == [
+        "tokens",
+        "minutes",
+        "step",
+    ]
+    assert "300" in labels["step"] and "300" not in labels["minutes"]
+    assert labels["nothing"] == ["nothing shown"] and labels["one"] != labels["all"]
 
 
-def test_without_scripts_everything_is_shown_and_no_box_can_be_ticked(study):
-    path = study.report / "learning.html"
+def ends(results, model):
+    return [lineage for lineage in results.lineages if split(lineage)[-1].model == model]
+
+
+def test_without_scripts_the_figure_is_shown(study):
     with browser() as started:
         context = started.new_context(java_script_enabled=False)
         page = context.new_page()
-        page.goto(path.resolve().as_uri())
-        assert page.locator("label", has_text="minillm from 1.5B").first.is_visible()
-        for hidden in ("input", "button"):
-            found = page.locator(hidden)
-            assert found.count() and not any(each.is_visible() for each in found.all()), hidden
-        line = page.locator(f'figure [data-lineage="{STUDY_END}"]')
-        assert line.count() and all(each.is_visible() for each in line.all())
+        page.goto((study.report / "learning.html").resolve().as_uri())
+        assert page.locator("noscript svg, .drawing svg").first.is_visible()
+        assert not page.locator("#lines").is_visible()
         context.close()
 
 
-STUDY_END = "1.5B-sft__760M-minillm__340M-minillm__120M-minillm"
+def test_a_mean_has_a_band_and_the_exported_steps_of_its_seeds(study):
+    """Loss at step 50 is 1.2 for both seeds; ROUGE-L of a student is half a point higher with the second."""
+    data = curves.page_data(study.results)
+    runs = [run for run in data["runs"] if run["lineage"] == ONE]
+    assert [run["seed"] for run in runs] == [1, 2] and {run["kept"] for run in runs} == {200}
+    first, second = (run["values"]["ROUGE-L"]["value"] for run in runs)
+    assert [b - a for a, b in zip(first, second, strict=True)] == pytest.approx([0.5] * 4)
+    assert runs[0]["values"]["Reverse KL"]["step"] == list(range(10, 301, 10))
+    assert runs[0]["values"]["Reverse KL"]["tokens"][-1] == 30_000
+    assert runs[0]["values"]["Reverse KL"]["minutes"][-1] == pytest.approx(100 / 60, abs=1e-3)
+    svg = (study.report / "learning.svg").read_text()
+    assert svg.count("FillBetweenPolyCollection") >= len(study.results.lineages) - 1
 
 
-def test_the_page_can_be_read_on_a_phone(study):
-    found = {}
-
-    def act(page):
-        found["width"] = page.evaluate("document.documentElement.scrollWidth")
-        found["text"] = page.evaluate(
-            "Math.min(...[...document.querySelectorAll('figure text')].map(t => t.getBoundingClientRect().height))"
-        )
-        found["boxes"] = page.locator("input").first.bounding_box()
-
-    with browser() as started:
-        visit(started, study.report / "learning.html", act, width=390)
-    # a line of text, ascenders and descenders
-    assert found["width"] <= 390 and found["text"] >= 10
-    assert found["boxes"]["width"] >= 16
-
-
-def test_identifiers_are_unique_and_point_to_something(study):
-    page = (study.report / "learning.html").read_text()
-    counts = Counter(re.findall(r'\bid="([^"]+)"', page))
-    assert max(counts.values()) == 1
-    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', page)) <= set(counts)
-
-
-def test_every_value_of_a_panel_stands_in_a_csv(study):
-    found = panels.panels(study.results)
-    dev = {row["quantity"] for row in rows_of((study.report / "learning.csv").read_text())}
-    train = {row["quantity"] for row in rows_of((study.report / "training.csv").read_text())}
-    for panel in found:
-        model = next(iter(study.results.models.values()))
-        log = dev if panel.quantity.log == "dev" else train
-        assert not panel.svg or panel.quantity.column(model) in log
+def test_every_value_of_the_page_is_in_a_csv(study):
+    found = {
+        (row["lineage"], row["seed"], row["step"], row["quantity"]): float(row["value"])
+        for name in ("learning", "training")
+        for row in rows_of((study.report / f"{name}.csv").read_text())
+    }
+    for each in curves.page_data(study.results)["runs"]:
+        values = each["values"]["ROUGE-L"]
+        for step, value in zip(values["step"], values["value"], strict=True):
+            key = (each["lineage"], str(each["seed"]), str(step), "rougeL")
+            assert found[key] == pytest.approx(value, rel=1e-4)
+    assert {"single_step_kl", "gradient_norm", "reward"} <= {key[-1] for key in found}
 
 
 def test_reverse_kl_is_the_term_that_the_method_logs():
     def column(**settings):
         manifest = {"spec": {"settings": settings}}
-        return panels.reverse_kl(Model(None, manifest, [], [], {}))
+        return curves.reverse_kl(Model(None, manifest, [], [], {}))
 
     assert column(single_step_weight=1.0) == "single_step_kl"
     assert column(divergence="reverse_kl") == "divergence"
     assert column(divergence="forward_kl") == "single_step_kl"
 
 
-def test_a_quantity_that_nothing_logs_is_named_and_not_drawn(tmp_path):
-    report = run(tmp_path, make(tmp_path, [BY_KD]))
-    page = (report / "learning.html").read_text()
-    assert "Reward: no method of this experiment logs it." in page
-    assert 'data-quantity="Reward"' not in page and 'data-quantity="Loss"' in page
+def test_a_quantity_that_nothing_logs_is_not_drawn(tmp_path):
+    spec = make(tmp_path, [BY_KD])
+    data = curves.page_data(read(spec, tmp_path / "models", tmp_path / "evaluations"))
+    titles = [each["title"] for each in data["quantities"]]
+    assert "Reward" not in titles and titles[:2] == ["ROUGE-L", "Loss"]
+
+
+def test_long_logs_are_thinned_on_the_page(tmp_path):
+    spec = make(tmp_path, [BY_KD])
+    file = tmp_path / "models/teacher-sft/seed1/metrics.jsonl"
+    *_, end = map(json.loads, file.read_text().splitlines())
+    rows = [{"kind": "train", "step": step, "loss": 1.0 / step} for step in range(1, 1001)]
+    write_lines(file, [*rows, end])
+    results = read(spec, tmp_path / "models", tmp_path / "evaluations")
+    (run_of,) = [r for r in curves.page_data(results)["runs"] if r["lineage"] == "teacher-sft"]
+    assert len(run_of["values"]["Training loss"]["step"]) == 250
+    assert curves.training_curves(results).csv.count("teacher-sft,1,") == 1000
 
 
 def test_values_before_training_do_not_press_the_others_into_a_line(tmp_path):
     spec = make(tmp_path, [DIRECT])
     file = tmp_path / "models/teacher-sft/seed1/metrics.jsonl"
-    before = {"kind": "dev", "step": 0, "seconds": 0.0, "loss": 900.0, "rougeL": 75.0}
+    before = {"kind": "dev", "step": 0, "seconds": 0.0, "loss": 900.0, "rougeL": 9000.0}
     write_lines(file, [before, *map(json.loads, file.read_text().splitlines())])
-    found = panels.panels(read(spec, tmp_path / "models", tmp_path / "evaluations"))
-    cut = {panel.quantity.title: panel.cut for panel in found}
-    assert cut == dict.fromkeys(cut, False) | {"Loss": True}
-    ticks = re.findall(r"<text[^>]*>([\d.−]+)</text>", found[1].svg)
-    assert "900" not in ticks and any(float(tick) < 2 for tick in ticks if "−" not in tick)
-    page = (run(tmp_path, spec) / "learning.html").read_text()
-    assert page.count("lie beyond the edge") == 1
+    report = run(tmp_path, spec)
+    ticks = re.findall(r">([\d.]+)<", (report / "learning.svg").read_text())
+    assert max(map(float, ticks)) < 1000
+    with browser() as started:
+        text = visit(started, report / "learning.html").text
+    assert text.count("lie beyond the edge") == 2
     assert ",0,loss,900" in (tmp_path / "report/learning.csv").read_text()
 
 

@@ -261,9 +261,10 @@ def test_the_data_report_shows_what_measures_can_see(byte_level, tmp_path):
     report, page = read_json(outputs["report"]), outputs["page"].read_text()
     assert report["splits"]["test"]["scorable"]["counts"]["unseen_by_standard"] == 1
     assert set(SCORABLE) == set(report["splits"]["dev"]["scorable"]["counts"])
-    line = page.split('data-scorable="dev scores_0_with_unicode"')[1].split("</tr>")[0]
-    assert "<td>1</td>" in line and '<td class="text">1</td>' in line
-    assert 'data-scorable="train' not in page
+    scorable = page.split('id="scorable"')[1].split("</table>")[0]
+    line = f'<td>{SCORABLE["scores_0_with_unicode"]}</td><td class="num">1</td><td>1</td>'
+    assert line in scorable.split("<td>test</td>")[0]
+    assert "<td>train</td>" not in scorable
 
 
 # weights

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from takd.experiment import specs
 from takd.experiment.experiment import Experiment, load
 from takd.experiment.schema import follow, load_schema
 from takd.runtime.errors import InputError
@@ -110,20 +111,20 @@ def leaves(schema: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield from leaves(child, (*above, name))
 
 
-def specs(e: Experiment, shown: bool) -> str:
+def all_specs(e: Experiment, shown: bool) -> str:
     """Settings of all stages; those of the report only where asked for, as it is told of all settings."""
-    found = [e.tokenizer_spec(), e.data_report_spec(), e.written]
-    found += [e.data_spec(split) for split in e.splits]
-    found += [e.base_spec(model) for model in e.settings["models"]]
-    found += [e.train_spec(*node) for node in e.nodes]
+    found = [specs.tokenizer(e), specs.data_report(e), e.teacher_cache]
+    found += [specs.data(e, split) for split in e.splits]
+    found += [specs.base(e, model) for model in e.settings["models"]]
+    found += [specs.train(e, *node) for node in e.nodes]
     for node, name in itertools.product(e.nodes, e.sets):
-        found += [make(*node, name) for make in (e.evaluate_spec, e.likelihoods_spec, e.judge_spec)]
-    for teacher, seed, place, parts in e.written:
+        found += [make(e, *node, name) for make in (specs.evaluate, specs.likelihoods, specs.judge)]
+    for teacher, seed, place, parts in e.teacher_cache:
         if parts:
-            found.append(e.generate_spec(teacher, seed, 1, parts))
+            found.append(specs.generate(e, teacher, seed, 1, parts))
         else:
-            found.append(e.outputs_spec(teacher, seed, *place.split("/")[1:]))
-    return json.dumps([*found, e.report_spec() if shown else None])
+            found.append(specs.outputs(e, teacher, seed, *place.split("/")[1:]))
+    return json.dumps([*found, specs.report(e) if shown else None])
 
 
 def read(content: Any, folder: Path) -> Experiment:
@@ -199,7 +200,7 @@ def value_at(content: Any, address: Sequence[Any]) -> Any:
 def test_every_key_changes_something(tmp_path: Path) -> None:
     (tmp_path / "config/deepspeed").mkdir(parents=True)
     (tmp_path / "config/deepspeed/zero1.json").write_text("{}")
-    whole = {shown: specs(read(WHOLE, tmp_path), shown) for shown in (True, False)}
+    whole = {shown: all_specs(read(WHOLE, tmp_path), shown) for shown in (True, False)}
     idle = {}
     for path, part in leaves(load_schema()):
         key = ".".join(path)
@@ -208,12 +209,12 @@ def test_every_key_changes_something(tmp_path: Path) -> None:
         if key in INSTEAD:
             for place, value in INSTEAD[key].items():
                 content = changed(content, place.split("."), value)
-            expected = specs(read(content, tmp_path), shown)
+            expected = all_specs(read(content, tmp_path), shown)
         refused = []
         for address in addresses(content, path):
             for value in others(part, value_at(content, address) or part.get("default")):
                 try:
-                    found = specs(read(changed(content, address, value), tmp_path), shown)
+                    found = all_specs(read(changed(content, address, value), tmp_path), shown)
                 except InputError as error:
                     refused.append(str(error))
                 else:

@@ -313,15 +313,15 @@ SEQKD = {"distill_seqkd": 2, **scored(2), "report": 1}
 KD = {"distill_kd": 2, **scored(2), "report": 1}
 WRITING_EDITS = {
     "likeliest tokens": (
-        experiment(lambda e: e["teacher_writes"].update(top_k=9)),
+        experiment(lambda e: e["teacher_cache"].update(top_k=9)),
         {"teacher_outputs": 1, **KD},
     ),
     "seed of the responses": (
-        experiment(lambda e: e["teacher_writes"].update(seed=6)),
+        experiment(lambda e: e["teacher_cache"].update(seed=6)),
         {"generate": 2, "generations": 1, **SEQKD},
     ),
     "another kind of outputs": (
-        experiment(lambda e: [e["training"]["kd"].update(teacher_outputs="hidden"), e["teacher_writes"].pop("top_k")]),
+        experiment(lambda e: [e["training"]["kd"].update(teacher_outputs="hidden"), e["teacher_cache"].pop("top_k")]),
         {"teacher_outputs": 1, **KD},
     ),
     # times are in no manifest
@@ -350,7 +350,7 @@ def test_another_number_of_shards_keeps_the_students(
 ) -> None:
     """The joined responses are the same: who does them first needs nothing more than a report with their new costs."""
     project = finished_writing.copy(tmp_path / "copy")
-    project.experiment(lambda e: e["teacher_writes"].update(shards=3))
+    project.experiment(lambda e: e["teacher_cache"].update(shards=3))
     # Snakemake cannot know what comes out
     assert project.plan() == {"generate": 3, "generations": 1, **SEQKD}
     assert project.plan("--until", "generations") == {"generate": 3, "generations": 1}

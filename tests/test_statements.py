@@ -10,21 +10,21 @@ from xml.etree import ElementTree
 
 import pytest
 from matplotlib.axes import Axes
+from takd.experiment.report_files import PARTS
+from takd.report.figures.chains import chains
+from takd.report.figures.costs import costs as costs_figure
+from takd.report.figures.gains import gains
+from takd.report.figures.lattice import lattice
+from takd.report.figures.panels import QUANTITIES
+from takd.report.figures.teachers import teachers
 from test_report import STUDY, make
 
 from takd.__main__ import _parser
 from takd.analysis import costs
 from takd.analysis.comparisons import analyse
 from takd.analysis.results import read
-from takd.experiment.report_files import PARTS
-from takd.report.figures.chains import chains
-from takd.report.figures.costs import costs as costs_figure
 from takd.report.figures.curves import learning_curves, training_curves
-from takd.report.figures.gains import gains
-from takd.report.figures.lattice import lattice
-from takd.report.figures.panels import QUANTITIES
 from takd.report.figures.quality import quality
-from takd.report.figures.teachers import teachers
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (".md", ".py", ".rst", ".smk", ".yaml", ".sh", ".jinja", "Makefile", "Snakefile")

@@ -14,7 +14,7 @@ from strike import Strike
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from takd.models.devices import DTYPES
+from takd.models.precision import torch_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["red", "blue", "green", "tall", "small", "cat", "dog", "say", "and", "."]
@@ -142,7 +142,7 @@ class Workspace:
             if weights == "scratch":
                 config.save_pretrained(folder)
             else:
-                save_weights(config, folder, DTYPES[weights])
+                save_weights(config, folder, torch_dtype(weights))
             self.manifest(name, **{"base": BASE, "teacher": TEACHER}.get(part, STUDENT))
         return name
 

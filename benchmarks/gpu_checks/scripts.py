@@ -14,7 +14,7 @@ from workspace import BASE, DECODING, STUDENT, TEACHER, Workspace
 
 from gpu_checks.families import FAMILIES, config
 from gpu_checks.running import ROOT, Findings, outcome, prepared, side_by_side
-from takd.data.sources import batches
+from takd.data.row import batches
 from takd.experiment.lineage import SUPERVISED
 from takd.runtime import stage
 

@@ -76,6 +76,7 @@ def data(options: argparse.Namespace) -> int:
     from takd.data.filters import Digest
     from takd.data.sources import rows
     from takd.data.unused import Unused
+    from takd.experiment import specs
     from takd.preflight.collect import read_experiment
 
     read = read_experiment(ROOT, options.experiment, _pairs(options.config, "--config"))
@@ -83,7 +84,7 @@ def data(options: argparse.Namespace) -> int:
     for split in read.splits:
         if split == "corpus":
             continue
-        source = {k: v for k, v in read.data_spec(split)["source"].items() if k not in EXPECTED}
+        source = {k: v for k, v in specs.data(read, split)["source"].items() if k not in EXPECTED}
         found, unused, without_input = Digest(), Unused(), 0
         try:
             for row in rows(source, unused=unused):

@@ -1,8 +1,8 @@
-"""Build the report's tables, figures and pages.
+"""Build the report's pages, figures and tables in one folder.
 
 python workflow/scripts/build_report.py --spec JSON --input models=models --input evaluations=evaluations
   --input teachers=teachers --input data_report=report.json --input data_page=report.html
-  --output results=results.html --output results_csv=results.csv ...
+  --output site=report
 """
 
 import sys

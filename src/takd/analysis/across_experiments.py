@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from takd.analysis import comparisons
 from takd.analysis.compare_results import Compared
-from takd.analysis.comparisons import Difference, Score
 from takd.analysis.statistics import Array
+from takd.analysis.table import DIFFERENCE, Number
 from takd.experiment.lineage import Node
 
 MEASURE = "rougeL"
@@ -31,40 +31,29 @@ class Place(NamedTuple):
 class Outcome:
     """Result of comparing a model with that of the first experiment: a difference, or why there is none."""
 
-    difference: Difference | None = None
+    difference: Number | None = None
     same: bool = False
-    """Equal weights and equal scores of every answer: one model, and nothing to test."""
+    """Equal weights and equal scores of every response: one model, and nothing to test."""
     reason: str = ""
     """Why the two are not paired."""
 
     @property
-    def told(self) -> bool:
-        """Whether the difference is significant, for the method or for these trained models."""
-        found = self.difference
-        return found is not None and bool(found.verdict or found.of_models)
-
-    @property
-    def word(self) -> str:
-        """Outcome in a few words, for a table."""
+    def words(self) -> str:
+        """Outcome in a few words: `significant`, `n.s.`, or why there is no test."""
         if self.same:
             return "same model"
-        if self.difference is None:
-            return "not tested"
-        of_models = self.difference.of_models
-        return self.difference.verdict or (f"{of_models}†" if of_models else "not told")
+        return self.difference.verdict if self.difference else f"not tested: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outcomes and scores of all shared models, by evaluation set and lineage."""
+    """Outcomes of all shared models, by evaluation set and lineage."""
 
     experiments: list[Compared]
     sets: list[str]
     """Those that two or more experiments have."""
     shared: list[str]
     """Lineages that two or more experiments have."""
-    scores: dict[tuple[Place, str], Score] = field(default_factory=dict)
-    """(cell, measure) -> score, where the experiment has the lineage and the set."""
     outcomes: dict[Place, Outcome] = field(default_factory=dict)
     """Where both it and the first experiment have them."""
 
@@ -100,18 +89,6 @@ class Comparison:
             if (place.set, place.experiment) == (set_name, experiment)
         }
 
-    def told(self, set_name: str, lineage: str) -> bool:
-        """Return whether a lineage differs significantly from the first experiment's in any other one."""
-        return any(outcome.told for outcome in self._of(set_name, lineage))
-
-    def same(self, set_name: str, lineage: str) -> bool:
-        """Return whether a lineage is the same model in all experiments that have it."""
-        outcomes = self._of(set_name, lineage)
-        return bool(outcomes) and all(outcome.same for outcome in outcomes)
-
-    def _of(self, set_name: str, lineage: str) -> list[Outcome]:
-        return [o for p, o in self.outcomes.items() if (p.set, p.lineage) == (set_name, lineage)]
-
     def tests(self, set_name: str) -> int:
         """Number of tests in the family of a set."""
         return sum(p.set == set_name and o.difference is not None for p, o in self.outcomes.items())
@@ -127,18 +104,13 @@ class Comparison:
 
 
 def compare(experiments: Sequence[Compared]) -> Comparison:
-    """Compute the scores of all shared lineages and their differences from the first experiment."""
+    """Compute the differences of all shared lineages from the first experiment."""
     every = [each.results for each in experiments]
     comparison = Comparison(
         list(experiments),
         _several([results.spec["sets"] for results in every]),
         _several([results.lineages for results in every]),
     )
-    for number, each in enumerate(experiments):
-        found = comparisons.analyse(each.results).scores
-        for (name, lineage, measure), score in found.items():
-            if name in comparison.sets and lineage in comparison.shared:
-                comparison.scores[Place(name, lineage, number), measure] = score
     for name in comparison.sets:
         _test(comparison, name)
     return comparison
@@ -165,8 +137,21 @@ def _test(comparison: Comparison, name: str) -> None:
                 comparison.outcomes[place] = pairing
             else:
                 gaps[place] = pairing
-    for place, found in zip(gaps, comparisons.family(list(gaps.values())), strict=True):
-        comparison.outcomes[place] = Outcome(found)
+    arrays = list(gaps.values())
+    found = comparisons.estimates(arrays, [-100.0] * len(arrays))
+    p_values = comparisons.tests(arrays)
+    family = comparisons.corrected([one | p for one, p in zip(found, p_values, strict=True)])
+    for place, estimate in zip(gaps, family, strict=True):
+        comparison.outcomes[place] = Outcome(
+            Number(
+                experiment=comparison.experiments[place.experiment].name,
+                kind=DIFFERENCE,
+                set=name,
+                lineage=place.lineage,
+                measure=MEASURE,
+                **estimate,
+            )
+        )
 
 
 def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome | Array:

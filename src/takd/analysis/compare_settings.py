@@ -21,7 +21,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Line:
+class Setting:
     """One setting or digest, with its value in each experiment; None where an experiment has none."""
 
     kind: str
@@ -44,13 +44,13 @@ class Line:
         return one != other and (self.kind == SETTING or None not in (one, other))
 
 
-def settings(experiments: Sequence[Compared]) -> list[Line]:
+def settings(experiments: Sequence[Compared]) -> list[Setting]:
     """List the settings that differ, flattened (`training.minillm.steps`), in the order of the experiment files."""
     found = [_settings(each) for each in experiments]
     return [line for line in _lines(SETTING, found) if line.differs]
 
 
-def origins(experiments: Sequence[Compared]) -> list[Line]:
+def origins(experiments: Sequence[Compared]) -> list[Setting]:
     """List what else determines the results, equal or not: code, data, starting weights, versions, devices."""
     kinds = {
         "code": _code,
@@ -74,7 +74,7 @@ def origins(experiments: Sequence[Compared]) -> list[Line]:
     ]
 
 
-def equal(lines: Sequence[Line]) -> dict[str, list[str]]:
+def equal(lines: Sequence[Setting]) -> dict[str, list[str]]:
     """List what is the same in all experiments, by kind."""
     found: dict[str, list[str]] = {}
     for line in lines:
@@ -83,9 +83,9 @@ def equal(lines: Sequence[Line]) -> dict[str, list[str]]:
     return found
 
 
-def _lines(kind: str, found: Sequence[Mapping[str, str]]) -> list[Line]:
+def _lines(kind: str, found: Sequence[Mapping[str, str]]) -> list[Setting]:
     keys = dict.fromkeys(key for values in found for key in values)
-    return [Line(kind, key, [values.get(key) for values in found]) for key in keys]
+    return [Setting(kind, key, [values.get(key) for values in found]) for key in keys]
 
 
 def _settings(experiment: Compared) -> dict[str, str]:

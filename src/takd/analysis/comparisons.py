@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -175,7 +175,7 @@ def pairs(results: Results) -> list[Pair]:
     return [
         pair
         for pair in found
-        if pair.ours != pair.theirs and pair.theirs in known and _shared(results, pair)
+        if pair.ours != pair.theirs and pair.theirs in known and shared(results, pair)
     ]
 
 
@@ -199,7 +199,7 @@ def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]
     return apart == 1 or throughout
 
 
-def _shared(results: Results, pair: Pair) -> list[int]:
+def shared(results: Results, pair: Pair) -> list[int]:
     """Training seeds that both have: the same seed means the same data order and the same supervised start."""
     theirs = results.seeds(pair.theirs)
     return [seed for seed in results.seeds(pair.ours) if seed in theirs]
@@ -217,8 +217,8 @@ def analyse(results: Results) -> Analysis:
             for lineage, measure in keys
         ]
         gaps = [
-            results.scores(pair.ours, name, "rougeL", _shared(results, pair))
-            - results.scores(pair.theirs, name, "rougeL", _shared(results, pair))
+            results.scores(pair.ours, name, "rougeL", shared(results, pair))
+            - results.scores(pair.theirs, name, "rougeL", shared(results, pair))
             for pair in asked
         ]
         intervals = _over_prompts([*scores, *gaps])
@@ -298,3 +298,89 @@ def _holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Apply Holm's correction to the tests that were made; None stays None."""
     corrected = iter(holm(p for p in p_values if p is not None))
     return [None if p is None else next(corrected) for p in p_values]
+
+
+def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[dict[str, Any]]:
+    """Means x 100 of scores (R, P, D) on the same P prompts, with their uncertainty, as columns of the table.
+
+    Args:
+        arrays: scores or differences of scores, by training seed, prompt and decoding seed; all share the resamples.
+        least: lowest value that each may have; the greatest is 100.
+    """
+    ends: list[Any] = [(None, None)] * len(arrays)
+    if arrays and arrays[0].shape[1] > 1:
+        ends = over_prompts(
+            np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1)
+        ).T.tolist()
+    found = []
+    for array, (prompts_low, prompts_high), lowest in zip(arrays, ends, least, strict=True):
+        trainings, prompts, _ = array.shape
+        low, high = prompts_low, prompts_high
+        if trainings > 1 and prompts > 1:
+            across = over_trainings(array.mean(axis=2))
+            # a mean cannot lie outside the scale
+            low, high = max(lowest, float(across.low)), min(100.0, float(across.high))
+        found.append(
+            {
+                "value": float(array.mean()),
+                "low": low,
+                "high": high,
+                "prompts_low": prompts_low,
+                "prompts_high": prompts_high,
+                "se_prompts": standard_error(array.mean(axis=(0, 2))),
+                "se_training_seeds": standard_error(array.mean(axis=(1, 2))),
+                "se_decoding_seeds": standard_error(array.mean(axis=(0, 1))),
+                "n_training_seeds": trainings,
+                "n_prompts": prompts,
+            }
+        )
+    return found
+
+
+def tests(gaps: Sequence[Array]) -> list[dict[str, float | None]]:
+    """Uncorrected p values of differences (R, P, D) on the same P prompts, as columns of the table.
+
+    `prompts_p_raw` is of these checkpoints, `p_raw` across training seeds where there are several.
+    """
+    if not gaps:
+        return []
+    found = []
+    p_values = sign_flip(np.stack([gap.mean(axis=(0, 2)) for gap in gaps], axis=1)).tolist()
+    for gap, p in zip(gaps, p_values, strict=True):
+        trainings, prompts, _ = gap.shape
+        alone = p if prompts > 1 else None
+        across = alone
+        if trainings > 1 and prompts > 1:
+            # methods differ only if these checkpoints do as well: both tests must reject
+            across = max(p, float(over_trainings(gap.mean(axis=2)).p))
+        found.append({"p_raw": across, "prompts_p_raw": alone})
+    return found
+
+
+def corrected(family: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Apply Holm's correction to one family of differences, and say which are significant.
+
+    p values across training seeds and p values over prompts are corrected separately.
+    """
+    prompts_p = _holm([one["prompts_p_raw"] for one in family])
+    several = [one["n_training_seeds"] > 1 for one in family]
+    across_p = _holm(
+        [one["p_raw"] if many else None for one, many in zip(family, several, strict=True)]
+    )
+    found = []
+    for one, over_prompts_p, many, across in zip(family, prompts_p, several, across_p, strict=True):
+        p = across if many else over_prompts_p
+        checkpoints = _significant(
+            one["value"], over_prompts_p, one["prompts_low"], one["prompts_high"]
+        )
+        more: dict[str, Any] = {"p": p, "prompts_p": over_prompts_p, "family": len(family)}
+        more["significant"] = _significant(one["value"], p, one["low"], one["high"])
+        found.append(one | more | {"significant_these_checkpoints": checkpoints})
+    return found
+
+
+def _significant(value: float, p: float | None, low: float | None, high: float | None) -> str:
+    """`higher` or `lower` where the corrected p is at most 5 % and the interval leaves zero out; else empty."""
+    if p is None or low is None or high is None or p > 1 - LEVEL or low <= 0 <= high:
+        return ""
+    return "higher" if value > 0 else "lower"

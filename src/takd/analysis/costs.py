@@ -1,19 +1,138 @@
 """Cost of the models: minutes of training, of precomputing teacher outputs and of evaluation; tokens, devices."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from takd.analysis.results import Results, Row, Written
+from takd.analysis.results import CachedOutput, Results, Row
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import Node, prefixes, split, supervised, teacher_seed
 
+TRAINING, CUMULATIVE = "training", "cumulative"
+JUDGE = "evaluation, judge"
 ANSWERS, LIKELIHOODS = "evaluation, answers", "evaluation, likelihoods"
 EVALUATION = {ANSWERS: "answering", LIKELIHOODS: "reading"}
 """Stages of an evaluation that run models here, and how their numbers are called."""
 
 
-def writing_stage(written: Written) -> str:
+class Run(NamedTuple):
+    """One run of a stage, over all its restarts; a part of a teacher cache counts as one."""
+
+    stage: str
+    lineage: str
+    """Of the model that is trained or evaluated, or of the teacher whose cache is computed."""
+    seed: int
+    end: Row
+    """Closing line of its log."""
+    set: str = ""
+    steps: int | None = None
+    skipped: int | None = None
+    """Steps whose gradient was not finite."""
+
+    @property
+    def minutes(self) -> float:
+        return float(self.end.get("seconds", 0.0)) / 60
+
+    @property
+    def tokens(self) -> int:
+        return int(self.end.get("tokens", 0))
+
+    @property
+    def device(self) -> str:
+        return device_text(self.end)
+
+    @property
+    def on_cpu(self) -> bool:
+        return bool(self.end.get("device", "cpu") == "cpu")
+
+    @property
+    def measured(self) -> bool:
+        """Whether the hours are measured CPU time."""
+        return self.on_cpu and "cpu_seconds" in self.end
+
+    @property
+    def hours(self) -> float:
+        """Hours of all GPUs; on a CPU the measured time of all its threads, else wall time times processes."""
+        if self.measured:
+            return float(self.end["cpu_seconds"]) / 3600
+        return float(self.end.get("seconds", 0.0)) / 3600 * int(self.end.get("processes", 1))
+
+
+def runs(results: Results) -> Iterator[Run]:
+    """Yield every run of a stage that the results hold, in the order of the stages."""
+    for node, model in results.models.items():
+        skipped = int(model.end.get("skipped", 0))
+        steps = int(model.manifest["steps"])
+        yield Run(TRAINING, *node, model.end, steps=steps, skipped=skipped)
+    for each in sorted(results.teacher_cache, key=writing_stage):
+        yield from (Run(writing_stage(each), *each.teacher, end) for end in each.ends)
+    for stage in EVALUATION:
+        for (node, name), evaluation in results.evaluations.items():
+            end = evaluation.end if stage == ANSWERS else evaluation.likelihoods_end
+            yield Run(stage, *node, end, name)
+
+
+@dataclass(frozen=True)
+class Cumulative:
+    """Cost of one lineage with all that it needs: teachers, their caches and the initial SFT, by training seed.
+
+    Attributes:
+        hours: device hours, as `Run.hours`.
+        tokens: tokens trained on and sampled. Tokens that a teacher only scores are not counted.
+        trainings: trainings needed for one seed.
+    """
+
+    lineage: str
+    hours: dict[int, float]
+    tokens: dict[int, int]
+    trainings: int
+
+
+def needed(results: Results, lineage: str, seed: int) -> list[Node]:
+    """List the trainings that a model depends on, itself included, each once.
+
+    These are the trainings of its chain (the head is trained with the first seed, for all seeds) and, where a training
+    started from fine-tuned weights, the supervised training that made them. Several models may share such a start.
+    """
+    found: dict[Node, None] = {}
+    for prefix in prefixes(lineage):
+        own = seed if prefix == lineage else teacher_seed(prefix, seed, results.spec["seeds"])
+        node = Node(prefix, own)
+        if "init" in results.models[node].manifest["inputs"]:
+            found[Node(supervised(split(prefix)[-1].model), own)] = None
+        found[node] = None
+    return list(found)
+
+
+def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
+    """List the teacher caches that these trainings read (by their manifests), each once."""
+    inputs = {
+        digest
+        for node in nodes
+        for digests in results.models[node].manifest["inputs"].values()
+        for digest in digests
+    }
+    return [written for written in results.teacher_cache if written.digest in inputs]
+
+
+def cumulative(results: Results) -> Iterator[Cumulative]:
+    """Yield the cumulative cost of every lineage."""
+    for lineage in results.lineages:
+        hours, tokens, trainings = {}, {}, 0
+        for seed in results.seeds(lineage):
+            nodes = needed(results, lineage, seed)
+            trainings = len(nodes)
+            read = caches(results, nodes)
+            done = [Run(TRAINING, *node, results.models[node].end) for node in nodes]
+            ahead = [(each, Run("", *each.teacher, end)) for each in read for end in each.ends]
+            done += [run for each, run in ahead if each.drawn]
+            tokens[seed] = sum(run.tokens for run in done)
+            done += [run for each, run in ahead if not each.drawn]
+            hours[seed] = sum(run.hours for run in done)
+        yield Cumulative(lineage, hours, tokens, trainings)
+
+
+def writing_stage(written: CachedOutput) -> str:
     """Name the stage that precomputed teacher generations or outputs."""
     return "teacher, answers" if written.drawn else "teacher, outputs"
 
@@ -125,15 +244,15 @@ def by_lineage(results: Results) -> list[Cost]:
                     each.judge["n"] + each.judge["unreadable"] for each in scored if each.judge
                 ),
                 device=_devices(model.end for model in models),
-                writes=_writes([w for w in results.written if w.teacher.lineage == lineage]),
+                writes=_writes([w for w in results.teacher_cache if w.teacher.lineage == lineage]),
             )
         )
     return costs
 
 
-def _writes(written: Sequence[Written]) -> list[Writes]:
+def _writes(written: Sequence[CachedOutput]) -> list[Writes]:
     """Cost of one lineage's precomputed generations and outputs, by stage."""
-    by_stage: dict[str, list[Written]] = {}
+    by_stage: dict[str, list[CachedOutput]] = {}
     for each in written:
         by_stage.setdefault(writing_stage(each), []).append(each)
     return [

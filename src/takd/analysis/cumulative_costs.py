@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from takd.analysis.results import Results, Row, Written
+from takd.analysis.results import CachedOutput, Results, Row
 from takd.experiment.lineage import Node, prefixes, split, supervised, teacher_seed
 
 
@@ -50,7 +50,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
     return list(found)
 
 
-def read_ahead(results: Results, nodes: Sequence[Node]) -> list[Written]:
+def read_ahead(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
     """List the precomputed teacher outputs that these trainings read (by their manifests), each once."""
     inputs = {
         digest
@@ -58,7 +58,7 @@ def read_ahead(results: Results, nodes: Sequence[Node]) -> list[Written]:
         for digests in results.models[node].manifest["inputs"].values()
         for digest in digests
     }
-    return [written for written in results.written if written.digest in inputs]
+    return [each for each in results.teacher_cache if each.digest in inputs]
 
 
 def accumulate(results: Results) -> list[Accumulated]:
@@ -87,6 +87,6 @@ def hours_of(end: Row) -> float:
 def unit(results: Results) -> str:
     """Name the unit of cost: `GPU hours`, or `CPU hours` if no training and no precomputation used a GPU."""
     ends = [model.end for model in results.models.values()]
-    ends += [end for written in results.written for end in written.ends]
+    ends += [end for each in results.teacher_cache for end in each.ends]
     cpu = {end.get("device", "cpu") == "cpu" for end in ends}
     return {(True,): "CPU hours", (False,): "GPU hours"}.get(tuple(cpu), "hours of CPU or GPU")

@@ -1,91 +1,166 @@
-"""Measures of an evaluation by name: where each value is stored and which direction is better.
+"""The registry of measures: name, title, definition, unit, direction, digits, and where the value stands.
 
-docs/measures.md defines them. The report and the tidy files use this list.
+Tables, figures, CSV files and model cards take from here what they say of a measure. To add a measure, write a function
+in `takd.metrics` whose value the evaluation stores, and an entry here. A measure of single answers (`interval`) is
+listed with its confidence interval and tested like ROUGE-L. docs/measures.md has formulas and sources.
 """
 
 import statistics
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from takd.analysis.results import Evaluation, Results
+BOOTSTRAP = "bootstrap"
 
 
 class Measure(NamedTuple):
-    """One measure of an evaluation."""
+    """One measure of a model on an evaluation set, or one cost."""
 
     name: str
     title: str
-    file: str
-    """Of `scores`, `likelihoods`, `judge`."""
-    path: tuple[str, ...]
-    better: str
+    definition: str
+    path: tuple[str, ...] = ()
+    """Where the value stands: attribute of `results.Evaluation` (`scores`, `likelihoods`, `judge`), then keys."""
+    better: str = "higher"
     """ "higher", "lower", or "" where neither is."""
+    unit: str = ""
     digits: int = 1
+    interval: str = ""
+    """`bootstrap` for a score of each answer, which has confidence intervals and tests; else empty."""
 
-    def of(self, evaluation: Evaluation) -> float | None:
-        """Value for one model on one set; None where it was not measured or is not finite."""
-        found: Any = getattr(evaluation, self.file)
-        for key in self.path:
-            found = None if found is None else found.get(key)
+    def of(self, evaluation: Any) -> float | None:
+        """Value for one model on one set; None where it was not measured."""
+        found = _below(evaluation, self.path)
         return None if found is None else float(found)
 
-    def by_seed(self, evaluation: Evaluation) -> dict[int, float]:
+    def by_seed(self, evaluation: Any) -> dict[int, float]:
         """Value for each decoding seed, where it is known."""
-        found: Any = getattr(evaluation, self.file)
-        for key in self.path[:-1]:
-            found = None if found is None else found.get(key)
-        values = (found or {}).get("by_seed") or {}
+        values = (_below(evaluation, self.path[:-1]) or {}).get("by_seed") or {}
         return {int(seed): float(value) for seed, value in values.items() if value is not None}
 
+    @property
+    def arrow(self) -> str:
+        """Direction for a table's head: `↑ better`; empty where neither is better."""
+        return {"higher": "↑ better", "lower": "↓ better"}.get(self.better, "")
 
-def _likelihood(name: str, title: str, *path: str, better: str, digits: int = 2) -> Measure:
-    return Measure(name, title, "likelihoods", path, better, digits)
+
+def _below(evaluation: Any, path: tuple[str, ...]) -> Any:
+    found = getattr(evaluation, path[0])
+    for key in path[1:]:
+        found = None if found is None else found.get(key)
+    return found
 
 
 def _of_teacher(role: str, whose: str) -> list[Measure]:
-    rows = [
-        ("perplexity", f"Perplexity of answers under {whose}", ("own", "teacher_perplexity"), 2),
-        ("reverse_kl", f"Reverse KL to {whose}", ("own", "reverse_kl"), 3),
-        ("forward_kl", f"Forward KL to {whose}", ("teacher", "forward_kl"), 3),
-        ("exposure_bias", f"ExAccErr to {whose}, %", ("exposure_bias", "excess_accumulated_error"), 1),
-    ]  # fmt: skip
+    """Measures against a teacher: the direct one or the first of the chain."""
+    at = ("likelihoods", role)
+    who = "its teacher" if role == "direct" else f"{whose} of the chain"
     return [
-        _likelihood(f"{role}_{name}", title, role, *path, better="lower", digits=digits)
-        for name, title, path, digits in rows
-    ]
+        Measure(
+            f"{role}_perplexity", f"Perplexity of answers under {whose}",
+            f"exp of the mean −log p of the model’s own answers, p being {who}",
+            (*at, "own", "teacher_perplexity"), "lower", digits=2,
+        ),
+        Measure(
+            f"{role}_reverse_kl", f"Reverse KL to {whose}",
+            f"Mean over the tokens of the model’s own answers of KL(model ‖ {who}), in nats",
+            (*at, "own", "reverse_kl"), "lower", "nats", 3,
+        ),
+        Measure(
+            f"{role}_forward_kl", f"Forward KL to {whose}",
+            f"Mean over the tokens of the teacher’s answers of KL({who} ‖ model), in nats",
+            (*at, "teacher", "forward_kl"), "lower", "nats", 3,
+        ),
+        Measure(
+            f"{role}_exposure_bias", f"ExAccErr to {whose}, %",
+            f"How much more the model errs on its own contexts than on those of {who} (ExAccErr)",
+            (*at, "exposure_bias", "excess_accumulated_error"), "lower", "%",
+        ),
+    ]  # fmt: skip
+
+
+def _distinct(n: int, what: str) -> Measure:
+    path = ("scores", "diversity", f"distinct_{n}", "mean")
+    return Measure(f"distinct_{n}", f"Distinct-{n}", f"{what}, × 100", path)
 
 
 MEASURES = [
-    Measure("rougeL", "ROUGE-L", "scores", ("scores", "rougeL", "mean"), "higher"),
-    Measure("exact_match", "Exact match", "scores", ("scores", "exact_match", "mean"), "higher"),
-    Measure("normalised_match", "Normalised match", "scores", ("scores", "normalised_match", "mean"), "higher"),
-    _likelihood("loss", "Loss on references", "references", "loss", better="lower", digits=3),
-    _likelihood("perplexity", "Perplexity on references", "references", "perplexity", better="lower"),
-    _likelihood("calibration_error", "Calibration error", "references", "calibration_error", better="lower", digits=3),
+    Measure(
+        "rougeL", "ROUGE-L",
+        "F1 of the longest common subsequence of stemmed words, the best over the references",
+        ("scores", "scores", "rougeL", "mean"), interval=BOOTSTRAP,
+    ),
+    Measure(
+        "exact_match", "Exact match",
+        "Share of answers that equal a reference but for white space at their ends",
+        ("scores", "scores", "exact_match", "mean"), interval=BOOTSTRAP,
+    ),
+    Measure(
+        "normalised_match", "Normalised match",
+        "The same in lower case, without punctuation, with single spaces",
+        ("scores", "scores", "normalised_match", "mean"),
+    ),
+    Measure(
+        "loss", "Loss on references",
+        "Mean −log of the model’s probability of a token of the references, in nats",
+        ("likelihoods", "references", "loss"), "lower", "nats", 3,
+    ),
+    Measure(
+        "perplexity", "Perplexity on references", "exp of the loss on the references",
+        ("likelihoods", "references", "perplexity"), "lower", digits=2,
+    ),
+    Measure(
+        "calibration_error", "Calibration error",
+        "Mean distance of the likeliest token’s probability from its accuracy, in 15 bins",
+        ("likelihoods", "references", "calibration_error"), "lower", digits=3,
+    ),
     *_of_teacher("direct", "its teacher"),
     *_of_teacher("first", "the first teacher"),
-    *[
-        Measure(f"distinct_{n}", f"Distinct-{n}", "scores", ("diversity", f"distinct_{n}", "mean"), "higher")
-        for n in (1, 2, 4)
-    ],
-    Measure("self_bleu", "Self-BLEU", "scores", ("diversity", "self_bleu", "mean"), "lower"),
-    Measure("response_tokens", "Response tokens", "scores", ("response_tokens", "mean"), ""),
-    Measure("cut_off", "Share cut off", "scores", ("cut_off",), "", 3),
-    Measure("judge", "Judge, % of references", "judge", ("score",), "higher"),
+    _distinct(1, "Different words among all words of the answers of one decoding seed"),
+    _distinct(2, "Different pairs of neighbouring words among all pairs"),
+    _distinct(4, "Different runs of four words among all such runs"),
+    Measure(
+        "self_bleu", "Self-BLEU",
+        "How alike the answers of several decoding seeds to one prompt are: BLEU-4 among them",
+        ("scores", "diversity", "self_bleu", "mean"), "lower",
+    ),
+    Measure(
+        "response_tokens", "Response tokens",
+        "Tokens of an answer, the mean; neither more nor fewer is better",
+        ("scores", "response_tokens", "mean"), "", "tokens",
+    ),
+    Measure(
+        "cut_off", "Share cut off", "Share of answers that reached the greatest length without an end",
+        ("scores", "cut_off"), "", digits=3,
+    ),
+    Measure(
+        "judge", "Judge, % of references",
+        "Sum of the judge’s ratings of the answers over that of the references, × 100",
+        ("judge", "score"), unit="%",
+    ),
 ]  # fmt: skip
+"""Measures of models on evaluation sets, in the order of tables."""
+
+COSTS = [
+    Measure("minutes", "Minutes", "Wall time over all restarts", (), "lower", "minutes"),
+    Measure("tokens", "Tokens", "Tokens trained on, sampled or scored", (), "", "tokens", 0),
+    Measure("steps", "Steps", "Optimiser steps", (), "", "steps", 0),
+    Measure("skipped", "Steps skipped", "Steps whose gradient was not finite", (), "lower", "steps", 0),
+    Measure("hours", "Device hours", "Hours times GPUs, or measured hours of CPU", (), "lower", "hours", 2),
+    Measure("trainings", "Trainings", "Trainings that a model of one seed needs", (), "lower", "", 0),
+]  # fmt: skip
+"""Measures of the runs of stages (`takd.analysis.costs`)."""
+
+BY_NAME = {measure.name: measure for measure in (*MEASURES, *COSTS)}
+TESTED = tuple(measure.name for measure in MEASURES if measure.interval)
+"""Scores of single answers: with confidence intervals, and tested."""
 
 
-def mean(results: Results, measure: Measure, lineage: str, set_name: str) -> float | None:
-    """Mean over training seeds; None if any seed has no value."""
-    found = [measure.of(results.evaluations[model.node, set_name]) for model in results.of(lineage)]
-    return _mean(found)
-
-
-def _mean(found: Sequence[float | None]) -> float | None:
-    known = [value for value in found if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(found) else None
-
-
-def measured(results: Results) -> list[Measure]:
+def measured(results: Any) -> list[Measure]:
     """List the measures that at least one model has."""
     return [m for m in MEASURES if any(m.of(e) is not None for e in results.evaluations.values())]
+
+
+def mean(results: Any, measure: Measure, lineage: str, set_name: str) -> float | None:
+    """Mean over training seeds; None if any seed has no value."""
+    found = [measure.of(results.evaluations[model.node, set_name]) for model in results.of(lineage)]
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(found) else None

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from takd.analysis.measures import TESTED
 from takd.experiment.lineage import Node, split
-from takd.experiment.teacher_cache import GENERATIONS, Writing
+from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
 from takd.runtime.input_check import check
@@ -24,8 +25,7 @@ from takd.runtime.records import DamagedError, faults, read_log, read_record, re
 
 Row = dict[str, Any]
 STANDARD = "standard"
-MEASURES = ("rougeL", "exact_match")
-"""Scores of an answer that the report holds with their uncertainty."""
+MEASURES = TESTED
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Evaluation:
     likelihoods_end: Row = field(default_factory=dict)
     judge: dict[str, Any] | None = None
     """Ratings, where the experiment has a judge."""
+    strata: list[str] = field(default_factory=list)
+    """Stratum of each prompt, in the order of `ids`; empty texts where the data have none."""
 
     @functools.cached_property
     def by_prompt(self) -> dict[Any, float]:
@@ -96,10 +98,10 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Written:
-    """Generations (all parts) or outputs on some data that a teacher computed ahead for its students."""
+class CachedOutput:
+    """Generations (all parts) or outputs on some data that a teacher stored for its students."""
 
-    writing: Writing
+    entry: CacheEntry
     digest: str
     """Of its manifest, as the manifests of the students that read it have it among their inputs."""
     ends: list[Row]
@@ -107,12 +109,12 @@ class Written:
 
     @property
     def teacher(self) -> Node:
-        return Node(self.writing.teacher, self.writing.seed)
+        return Node(self.entry.teacher, self.entry.seed)
 
     @property
     def drawn(self) -> bool:
         """Whether the teacher sampled the tokens; otherwise it scored given ones."""
-        return self.writing.place == GENERATIONS
+        return self.entry.place == GENERATIONS
 
     @property
     def minutes(self) -> float:
@@ -133,7 +135,7 @@ class Results:
     evaluations: dict[tuple[Node, str], Evaluation]
     samples: dict[str, dict[Any, dict[Node, Row]]] = field(default_factory=dict)
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
-    written: list[Written] = field(default_factory=list)
+    teacher_cache: list[CachedOutput] = field(default_factory=list)
     """What teachers wrote ahead for their students."""
 
     @property
@@ -185,9 +187,9 @@ def read(
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
     results = Results(spec, {node: _model(node, models) for node in nodes}, {})
-    for each in spec["written"]:
+    for each in spec["teacher_cache"]:
         assert teachers is not None
-        results.written.append(_written(Writing(*each), teachers))
+        results.teacher_cache.append(_cached_output(CacheEntry(*each), teachers))
     for name in spec["sets"]:
         first: Evaluation | None = None
         shown: dict[Any, dict[Node, Row]] = {}
@@ -227,9 +229,10 @@ def _evaluation(
     of_set = {**node._asdict(), "set": name}
     scores = _record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
-    ids, values = [], []
+    ids, values, strata = [], [], []
     for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
+        strata.append(row.get("stratum") or "")
         values.append([[output[measure] for measure in MEASURES] for output in row["outputs"]])
         if len(values[-1]) != draws:
             raise InputError(
@@ -248,6 +251,7 @@ def _evaluation(
         _end(_log(folder / "metrics.jsonl", folder / "scores.json")),
         ids,
         by_draw,
+        strata=strata,
         likelihoods=_record(read / "likelihoods.json", of_set),
         likelihoods_end=_end(_log(read / "metrics.jsonl", read / "likelihoods.json")),
         judge=_record(folder / "judge/judge.json", of_set) if spec["judge"] else None,
@@ -270,12 +274,12 @@ def _model(node: Node, models: Path) -> Model:
     )
 
 
-def _written(writing: Writing, teachers: Path) -> Written:
-    manifest = teachers / writing.manifest
-    _record(manifest, {"lineage": writing.teacher, "seed": writing.seed})
-    logs = [teachers / log for log in writing.logs]
+def _cached_output(entry: CacheEntry, teachers: Path) -> CachedOutput:
+    manifest = teachers / entry.manifest
+    _record(manifest, {"lineage": entry.teacher, "seed": entry.seed})
+    logs = [teachers / log for log in entry.logs]
     ends = [_end(_log(log, log.parent / "manifest.json")) for log in logs]
-    return Written(writing, file_digest(manifest), ends)
+    return CachedOutput(entry, file_digest(manifest), ends)
 
 
 def _end(rows: list[Row]) -> Row:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from takd.data.sources import batches
+from takd.data.row import batches
 
 BATCH = 1024
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from takd.runtime.errors import InputError
 
 T = TypeVar("T")
-Row = tuple[str, str, str]
+Task = tuple[str, str, str]  # instruction, input, answer
 
 PARTS = ("train", "dev", "test")
 TOPICS = ("facts", "lists")
@@ -145,9 +145,7 @@ OPERATIONS = (
 )
 
 
-def rows(
-    part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS
-) -> Iterator[tuple[str, str, str]]:
+def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) -> Iterator[Task]:
     """Draw distinct rows (instruction, input, answer) of a part, topics mixed evenly.
 
     The same arguments give the same rows on every machine. By default one row in ten is a fact, or fewer if the part
@@ -181,7 +179,7 @@ def _check(part: str, topics: Sequence[str]) -> None:
         raise InputError(f"demo: topics are {list(topics)}; there are {', '.join(TOPICS)}.")
 
 
-def _facts(seed: int) -> Iterator[tuple[str, Row]]:
+def _facts(seed: int) -> Iterator[tuple[str, Task]]:
     """All facts of a seed in all phrasings, with the part of each."""
     names = [start + end for start in STARTS for end in ENDS]
     people = sorted(names, key=lambda name: _share(seed, "person", name))[:PEOPLE]
@@ -195,13 +193,13 @@ def _facts(seed: int) -> Iterator[tuple[str, Row]]:
                 yield part if number == held_out else "train", (question.format(person), "", answer)
 
 
-def _lists(part: str, count: int, seed: int) -> list[Row]:
+def _lists(part: str, count: int, seed: int) -> list[Task]:
     random = Random(int(_digest(seed, part, "lists"), 16))
 
     def pick(options: Sequence[T]) -> T:
         return _pick(options, random.random())
 
-    found: dict[Row, None] = {}
+    found: dict[Task, None] = {}
     failures = 0
     while len(found) < count:
         operation, join = pick(OPERATIONS), pick(JOINS)
@@ -232,7 +230,7 @@ def _part(held_out: float, *key: object) -> str:
     return "test" if share < held_out else "dev" if share < 2 * held_out else "train"
 
 
-def _shuffled(found: Sequence[Row], *key: object) -> list[Row]:
+def _shuffled(found: Sequence[Task], *key: object) -> list[Task]:
     random = Random(int(_digest(*key, "order"), 16))
     order = sorted((random.random(), number) for number in range(len(found)))
     return [found[number] for _, number in order]

@@ -7,17 +7,13 @@ or other escapes, have the same digest.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from takd.data.row import Row
 from takd.runtime.errors import InputError
 
-if TYPE_CHECKING:
-    from takd.data.sources import Row
 
-KEYS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
-
-
-def words(row: "Row") -> int:
+def words(row: Row) -> int:
     """Number of words (parts between white space) in a row's first non-blank reference; 0 without one.
 
     Punctuation counts as a word only if it stands alone. Training uses this reference too; the others may be shorter or
@@ -27,8 +23,8 @@ def words(row: "Row") -> int:
 
 
 def keep(
-    source: Mapping[str, Any], rows: Iterable["Row"], dropped: Callable[["Row"], None] | None
-) -> Iterator["Row"]:
+    source: Mapping[str, Any], rows: Iterable[Row], dropped: Callable[[Row], None] | None
+) -> Iterator[Row]:
     """Yield the rows whose answer has `min_response_words` to `max_response_words` words, inclusive.
 
     Args:
@@ -67,7 +63,7 @@ class Digest:
         self.count = 0
         self._sha256 = hashlib.sha256()
 
-    def add(self, row: "Row") -> None:
+    def add(self, row: Row) -> None:
         """Add a row."""
         self.count += 1
         fields = [row.instruction, row.input, list(row.references)]
@@ -79,7 +75,7 @@ class Digest:
         return self._sha256.hexdigest()
 
 
-def expected(source: Mapping[str, Any], name: str, rows: Iterable["Row"]) -> Iterator["Row"]:
+def expected(source: Mapping[str, Any], name: str, rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the same rows; raise InputError at the end if `expect_rows` or `rows_sha256` does not match.
 
     Args:

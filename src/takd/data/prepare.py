@@ -15,8 +15,8 @@ from typing import Any
 
 from takd.data import sources
 from takd.data.arrow import BATCH, row_features, save
+from takd.data.row import Row, batches
 from takd.data.scorable import Scorable
-from takd.data.sources import Row
 from takd.data.tokenise import Encoder
 from takd.data.unused import Unused
 from takd.runtime.errors import InputError
@@ -141,7 +141,7 @@ def tokenise(
     `max_prompt_length` is dropped; in an evaluation set its prompt is shortened.
     """
     limit = spec["max_prompt_length"]
-    for batch in sources.batches(rows, BATCH):
+    for batch in batches(rows, BATCH):
         texts = [encoder.fill(row.instruction, row.input) for row in batch]
         prompts = encoder.prompts(texts)
         responses = encoder.responses([row.references[0] for row in batch])

@@ -1,35 +1,18 @@
 """Sources of rows: JSON lines, local or downloaded, a folder or the Hub through `datasets`, the demo's generator."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from takd.data import demo, filters
 from takd.data.records import kind, lines, others, records
+from takd.data.row import Row
 from takd.data.unused import Unused
 from takd.runtime.errors import InputError
 from takd.runtime.files import check_unchanged, files_below
 
 Source = Mapping[str, Any]
-T = TypeVar("T")
-
-
-class Row(NamedTuple):
-    """One instruction with its answers, as in the source."""
-
-    number: int
-    """Position in the source, from 0; blank lines do not count."""
-    instruction: str
-    input: str
-    """Empty where the row has none."""
-    references: tuple[str, ...]
-    """At least one; any may be empty."""
-
-    @property
-    def prompt(self) -> tuple[str, str]:
-        """Instruction and input; rows are duplicates if these are equal, character by character."""
-        return self.instruction, self.input
 
 
 def rows(
@@ -140,13 +123,6 @@ def describe(source: Source) -> str:
         names += f", {lengths}"
     kind = next(kind for kind in ("json", "text", "url", "hub", "folder") if kind in source)
     return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Cut a stream into lists of `size` items; the last may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Load trained models for evaluation and generation."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,17 +10,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from takd.decoding.model_checks import check_model
-from takd.models import causal_lm, devices
-from takd.models.devices import DTYPES, choose_precision, describe, own
-from takd.models.precision import pretrained_in
+from takd.models import causal_lm
+from takd.models.precision import (
+    choose_precision,
+    current_device,
+    describe,
+    pretrained_in,
+    torch_dtype,
+)
 from takd.runtime.stage import Stage
 
 
-def settle(stage: Stage) -> None:
-    """Set threads and determinism for a stage, and hide the progress bars of libraries."""
-    devices.settle(stage.threads, stage.deterministic)
+def configure_libraries(stage: Stage) -> None:
+    """Set threads and determinism of torch for a stage, and hide progress bars; before CUDA is used.
+
+    With `deterministic`, operations without a deterministic variant raise RuntimeError, which
+    `takd.runtime.stage` reports as one sentence.
+    """
     disable_progress_bars()
     logging.disable_progress_bar()
+    torch.set_num_threads(stage.threads)
+    if not stage.deterministic:
+        return
+    # cuBLAS is deterministic with a fixed workspace only; in-network sums (NVLS) have no fixed
+    # order of summation
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True)
+    # filling each new tensor takes time, and no result depends on uninitialised memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def load(
@@ -47,8 +66,8 @@ def load(
     precision = choose_precision(stage.spec.get("precision", "auto"), pretrained)
     if precision == "fp32" and torch.cuda.is_available():
         stage.say(f"{name}: {describe(precision, pretrained)}")
-    model = causal_lm.load_model(folder, dtype=DTYPES[precision])
+    model = causal_lm.load_model(folder, dtype=torch_dtype(precision))
     vocabulary = causal_lm.check_vocabulary(model, tokenizer, name)
-    nn.Module.to(causal_lm.freeze(model), own())
+    nn.Module.to(causal_lm.freeze(model), current_device())
     check_model(model, name, longest, reads)
     return model, vocabulary

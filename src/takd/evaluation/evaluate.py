@@ -21,7 +21,7 @@ from takd.decoding.sampling import Decoding
 from takd.metrics import diversity, rouge
 from takd.metrics.parallel import score
 from takd.models import causal_lm
-from takd.models.devices import device_name, own
+from takd.models.precision import device_name
 from takd.runtime.metrics_log import Journal, timed
 from takd.runtime.sharding import Share, shared
 from takd.runtime.stage import Stage, read_json, write_text
@@ -29,7 +29,7 @@ from takd.runtime.stage import Stage, read_json, write_text
 
 def run(stage: Stage) -> None:
     """Sample the missing responses, score all, and write the outputs."""
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     with (
         shared(stage, stage.outputs["scores"]) as (folder, share),
         timed(folder, active=share.first) as journal,
@@ -67,7 +67,7 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
     )
     write_text(stage.outputs["answers"], lines)
     scores = _scores(rows, spec["seeds"], rouge_tokenizer)
-    device = device_name(own())
+    device = device_name()
     journal.close(len(answers), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     # written last: it marks the result as complete

@@ -26,7 +26,7 @@ from takd.evaluation import log_likelihoods
 from takd.evaluation.log_likelihoods import Record, Text
 from takd.metrics import calibration, exposure_bias
 from takd.models import causal_lm
-from takd.models.devices import device_name, own
+from takd.models.precision import device_name
 from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import Journal, Progress, timed
 from takd.runtime.sharding import Share, Store, shared
@@ -42,7 +42,7 @@ KINDS = ("references", *DRAWN)
 
 def run(stage: Stage) -> None:
     """Compute what is missing, then the means, and write the outputs."""
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     with (
         shared(stage, stage.outputs["likelihoods"]) as (folder, share),
         timed(folder, active=share.first) as journal,
@@ -67,7 +67,7 @@ def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
     lines = _prompts(dataset, records, spec["teachers"])
     write_text(stage.outputs["prompts"], "".join(json.dumps(line) + "\n" for line in lines))
     journal.tokens = sum(record["tokens"] for part in records.values() for record in part)
-    device = device_name(own())
+    device = device_name()
     journal.close(len(found), device=device, processes=share.count, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
     measured = summary(records, spec["teachers"])

@@ -1,21 +1,7 @@
-"""Texts for the captions of Snakemake's report (n, seeds and settings), escaped for reStructuredText."""
+"""Seeds and decoding in words, for captions and pages."""
 
 import re
 from typing import Any
-
-
-def facts(spec: dict[str, Any]) -> dict[str, str]:
-    """Build the texts for the captions from the settings of the report."""
-    return {
-        "training_seeds": numbered(spec["seeds"], "training seed"),
-        "decoding_seeds": numbered(spec["decoding_seeds"], "decoding seed"),
-        "sets": escape(", ".join(spec["sets"])),
-        "decoding": decoding(spec["decoding"]),
-        "dev_decoding": decoding(spec["dev_decoding"]),
-        "models": str(len(spec["nodes"])),
-        "chains": f"{len(spec['chains'])} chain" + ("s" if len(spec["chains"]) > 1 else ""),
-        "samples": str(spec["samples"]),
-    }
 
 
 def numbered(seeds: list[int], what: str) -> str:

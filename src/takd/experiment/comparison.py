@@ -7,12 +7,12 @@ read and must be finished.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from takd.experiment import specs
 from takd.experiment.captions import escape, numbered
 from takd.experiment.experiment import Experiment, file_of, load
 from takd.experiment.lineage import split
-from takd.experiment.report_files import Part
 from takd.runtime.digests import canonical_json, short_digest
 from takd.runtime.errors import InputError
 
@@ -23,14 +23,28 @@ MOST = 10
 LONGEST = 80
 JUDGE = "judge/judge.json"
 
-_CATEGORY = "7. Comparison"
+
+class Part(NamedTuple):
+    """A file of the comparison, and its place in Snakemake's report; its caption is `workflow/report/<stem>.rst`."""
+
+    file: str
+    category: str
+    about: str
+    form: str
+
+    @property
+    def stem(self) -> str:
+        return self.file.partition(".")[0]
+
+
+_CATEGORY = "Comparison"
 PARTS = {
     "page": Part("comparison.html", _CATEGORY, "What differs, in settings and in scores", "page"),
     "table": Part("comparison.csv", _CATEGORY, "All numbers side by side", "table (CSV)"),
     "curves": Part("comparison-curves.svg", _CATEGORY, "ROUGE-L on dev", "figure"),
     "curves_csv": Part("comparison-curves.csv", _CATEGORY, "ROUGE-L on dev", "numbers (CSV)"),
 }
-"""Files of a comparison, as those of the report in `takd.experiment.report_files`."""
+"""Files of a comparison, by the names of the stage's outputs."""
 
 NOTHING_NAMED = (
     "compare needs the experiments to compare with: snakemake --profile profiles/local compare"
@@ -116,10 +130,10 @@ def files(experiment: Experiment, measured: Sequence[str]) -> dict[str, str]:
             found[f"{folder}/models/{place}/{file}"] = (
                 f"the model {node.lineage} of training seed {node.seed}"
             )
-    for writing in experiment.written:
-        for file in (writing.manifest, *writing.logs):
+    for entry in experiment.teacher_cache:
+        for file in (entry.manifest, *entry.logs):
             found[f"{folder}/teachers/{file}"] = (
-                f"what {writing.teacher} of training seed {writing.seed} wrote down for its students"
+                f"the teacher cache of {entry.teacher} of training seed {entry.seed}"
             )
     judge = [JUDGE] if experiment.settings["evaluation"]["judge"] else []
     for node in experiment.nodes:
@@ -193,11 +207,11 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
         "experiments": [
             {
                 "name": each.name,
-                "report": each.report_spec() | {"samples": 0},
+                "report": specs.report(each) | {"samples": 0},
                 "settings": each.settings,
                 "made": {
                     f"{node.lineage}/seed{node.seed}": made(
-                        each.train_spec(node.lineage, node.seed)
+                        specs.train(each, node.lineage, node.seed)
                     )
                     for node in each.nodes
                 },

@@ -1,4 +1,4 @@
-"""An experiment: its file, read and checked, with defaults, and the settings of each stage.
+"""An experiment: its file, read and checked, with defaults, and the models that it trains.
 
 Snakemake imports this module on every start and in every job, so it imports nothing heavy and reads
 neither the hub nor weights.
@@ -9,26 +9,18 @@ settings, and `require_files` raises an error before the first job of a real run
 """
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.data import filters
 from takd.experiment import lineage, schema, teacher_cache, validation
 from takd.experiment.lineage import Node
-from takd.experiment.teacher_cache import Writing
+from takd.experiment.teacher_cache import CacheEntry
 from takd.experiment.yaml12 import read_yaml
-from takd.models.starting_weights import weights_digests
-from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError
-from takd.runtime.files import files_below
 
-Spec = dict[str, Any]
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Endings of what a tokenizer's folder may hold besides a tokenizer."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
@@ -99,7 +91,7 @@ class Experiment:
     @property
     def shards(self) -> int:
         """Number of parts into which a teacher's generations are divided, for parallel jobs."""
-        return self.settings["teacher_writes"]["shards"]
+        return self.settings["teacher_cache"]["shards"]
 
     @property
     def sets(self) -> list[str]:
@@ -162,278 +154,41 @@ class Experiment:
                 " place in the file or, where a variable stands in the path, with --config."
             )
 
-    def start_of(self, name: str) -> str:
-        """Return what a lineage's last model starts from: "base" (its `weights`) or "sft"."""
-        hop = lineage.split(name)[-1]
-        return self._training(*hop).get("start", "base")
-
-    def _held_out(self, split: str) -> list[str]:
-        """Evaluation sets whose prompts must not occur in a split."""
-        return list(self.sets) if split == "train" and self.settings["data"]["drop_leaks"] else []
-
-    def tokenizer_spec(self) -> Spec:
-        """Settings of the stage that prepares the tokenizer."""
-        source = dict(self.settings["tokenizer"])
-        kind = next(kind for kind in ("train", "hub", "folder", "gguf") if kind in source)
-        if kind == "train":
-            text = self._with_digests(self._source("train"))
-            return {"source": source, "text": text, "template": self._template()}
-        source = self._with_digests(source, but=WEIGHTS) if kind != "hub" else source
-        return {"source": source, "template": self._template()}
-
-    def data_spec(self, split: str) -> Spec:
-        """Settings of the stage that tokenises a split."""
-        data = self.settings["data"]
-        spec: Spec = {"split": split, "source": self._with_digests(self._source(split))}
-        if split == "corpus":
-            length = data["corpus"]["block_length"] or data["max_length"]
-            return {**spec, "block_length": length, "blocks": data["corpus"]["blocks"]}
-        spec |= {
-            "template": self._template(),
-            "max_length": data["max_length"],
-            "max_prompt_length": data["max_prompt_length"],
-            "drop_duplicates": split == "train" and data["drop_duplicates"],
-        }
-        if split == "train":
-            spec["drop_leaks"] = data["drop_leaks"]
-            excluded = [self._source(name) for name in self._held_out(split)]
-            spec["exclude"] = [self._with_digests(source) for source in excluded]
-        else:  # responses are scored against its references
-            spec["rouge_tokenizer"] = self.settings["evaluation"]["rouge_tokenizer"]
-        return spec
-
-    def data_report_spec(self) -> Spec:
-        """Settings of the stage that summarises the data."""
-        splits = {name: self._with_digests(self._source(name)) for name in self.splits}
-        return {"splits": splits, "sets": self.sets}
-
-    def base_spec(self, model: str) -> Spec:
-        """Settings of the stage that fetches or makes a model's starting weights."""
-        weights = dict(self.settings["models"][model]["weights"])
-        if "folder" in weights:
-            weights["sha256"] = weights_digests(self.root / weights["folder"])
-        elif "gguf" in weights:
-            weights = self._with_digests(weights)
-        spec = {"model": model, "weights": weights, "parameters": self.parameters[model]}
-        if "scratch" in weights:
-            return spec  # its positions are checked when the experiment is read
-        return {**spec, "max_length": self.settings["data"]["max_length"]}
-
-    def train_spec(self, name: str, seed: int) -> Spec:
-        """Settings of the stage that trains the last model of a lineage."""
-        model, method = lineage.split(name)[-1]
-        settings = self._training(model, method)
-        settings.pop("objective", None)  # it only selects defaults of other settings
-        if settings["deepspeed"]:
-            path = self.root / validation.DEEPSPEED / f"{settings['deepspeed']}.json"
-            config = json.loads(path.read_text(encoding="utf-8"))
-            settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
+    def training(self, model: str, method: str) -> dict[str, Any]:
+        """Return the settings with which a method trains a model."""
+        settings = validation.training_settings(self.settings, model, method)
         if "lm_weight" in settings:
             settings["lm_batch_size"] = settings["lm_batch_size"] or settings["batch_size"]
             if not self.settings["data"]["corpus"]:
                 settings["lm_weight"] = 0.0
-        teacher = lineage.teacher_of(name)
-        taught = [teacher, lineage.teacher_seed(teacher, seed, self.seeds)] if teacher else None
-        return {
-            "lineage": name,
-            "seed": seed,
-            **({"teacher": taught} if taught else {}),
-            "model": model,
-            "method": method,
-            "settings": settings,
-            "max_length": self.settings["data"]["max_length"],
-            "max_prompt_length": self.settings["data"]["max_prompt_length"],
-            "dev_decoding": self._decoding("dev_decoding"),
-        }
+        return settings
 
-    def writings(self, name: str) -> dict[str, str]:
+    def trained_with(self, teacher: str, seed: int) -> list[Any]:
+        """Return the lineage of a teacher and its training seed, given that of the student."""
+        return [teacher, lineage.teacher_seed(teacher, seed, self.seeds)]
+
+    def start_of(self, name: str) -> str:
+        """Return what a lineage's last model starts from: "base" (its `weights`) or "sft"."""
+        return self.training(*lineage.split(name)[-1]).get("start", "base")
+
+    def cached_inputs(self, name: str) -> dict[str, str]:
         """Return the teacher outputs that a student reads: path in the teacher's folder, by input.
 
         `generations` are the teacher's responses to the training prompts; `outputs/<split>/<kind>`
         are its distributions for the tokens of a split or of its generations.
         """
-        return teacher_cache.places(self.train_spec(name, self.seeds[0])["settings"])
+        return teacher_cache.places(self.training(*lineage.split(name)[-1]))
 
     @functools.cached_property
-    def written(self) -> list[Writing]:
+    def teacher_cache(self) -> list[CacheEntry]:
         """All stored teacher outputs that the experiment needs, without duplicates."""
-        return teacher_cache.of_nodes(self.nodes, self.seeds, self.shards, self.writings)
-
-    def generations_spec(self, name: str, seed: int) -> Spec:
-        """Settings of the stage that joins a teacher's generations, without the number of parts."""
-        settings = self.settings["teacher_writes"]
-        decoding = {
-            "temperature": settings["temperature"],
-            "max_new_tokens": self._longest_response,
-        }
-        return {
-            "lineage": name,
-            "seed": seed,
-            "noise": settings["seed"],
-            "decoding": decoding,
-            "precision": settings["precision"],
-        }
-
-    def generate_spec(self, name: str, seed: int, part: int, parts: int) -> Spec:
-        """Settings of the stage that generates a teacher's responses to one part of the prompts."""
-        return {**self.generations_spec(name, seed), "part": part, "parts": parts}
-
-    def outputs_spec(self, name: str, seed: int, split: str, kind: str) -> Spec:
-        """Settings of the stage that stores a teacher's distributions for the tokens of a split."""
-        settings = self.settings["teacher_writes"]
-        spec = {"lineage": name, "seed": seed, "split": split, "kind": kind}
-        spec["precision"] = settings["precision"]
-        return {**spec, "top_k": settings["top_k"]} if kind == "top_k" else spec
-
-    def evaluate_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
-        """Settings of the stage that scores a model on an evaluation set."""
-        return {
-            "lineage": name,
-            "seed": seed,
-            "set": evaluation_set,
-            "decoding": self._decoding("decoding"),
-            "seeds": self.settings["evaluation"]["seeds"],
-            "precision": self.settings["evaluation"]["precision"],
-            "max_length": self.settings["data"]["max_length"],
-        }
-
-    def likelihoods_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
-        """Settings of the stage that computes likelihoods and divergences from the teachers."""
-        return {
-            "lineage": name,
-            "seed": seed,
-            "set": evaluation_set,
-            "seeds": self.settings["evaluation"]["seeds"],
-            "precision": self.settings["evaluation"]["precision"],
-            "max_length": self.settings["data"]["max_length"],
-            "teachers": self._compared_with(name, seed),
-        }
-
-    def judge_spec(self, name: str, seed: int, evaluation_set: str) -> Spec:
-        """Settings of the stage that lets another model rate responses, if there is a judge."""
-        evaluation = self.settings["evaluation"]
-        seeds = evaluation["judge"]["seeds"] or evaluation["seeds"][:1]
-        judge = {**evaluation["judge"], "seeds": seeds}
-        return {"lineage": name, "seed": seed, "set": evaluation_set, "judge": judge}
-
-    def _compared_with(self, name: str, seed: int) -> dict[str, list[Any]]:
-        """Direct and first teacher of a model, as [lineage, training seed].
-
-        A supervised student, which has no teacher, is compared with the head of its chains if they
-        have only one.
-        """
-        direct, head = lineage.teacher_of(name), lineage.prefixes(name)[0]
-        if direct:
-            names = {"direct": direct, "first": head}
-        else:
-            (model,) = (hop.model for hop in lineage.split(name))
-            chains = (chain["models"] for chain in self.settings["chains"])
-            heads = {models[0] for models in chains if model in models[1:]}
-            names = {"first": lineage.supervised(*heads)} if len(heads) == 1 else {}
-        return {
-            role: [teacher, lineage.teacher_seed(teacher, seed, self.seeds)]
-            for role, teacher in names.items()
-        }
-
-    def report_spec(self) -> Spec:
-        """Settings of the stage that makes the report."""
-        return {
-            "experiment": self.name,
-            "title": self.settings["title"] or self.name,
-            "description": self.settings["description"],
-            "models": self.parameters,
-            "weights": {name: m["weights"] for name, m in self.settings["models"].items()},
-            "tokenizer": self.settings["tokenizer"],
-            "chains": self.chains,
-            "nodes": [list(node) for node in self.nodes],
-            "written": [list(writing) for writing in self.written],
-            "sets": self.sets,
-            "seeds": self.seeds,
-            "decoding": self._decoding("decoding"),
-            "dev_decoding": self._decoding("dev_decoding"),
-            "decoding_seeds": self.settings["evaluation"]["seeds"],
-            "targets": self.settings["report"]["targets"],
-            "samples": self.settings["report"]["samples"],
-            "judge": self.settings["evaluation"]["judge"],
-            "training": self.settings["training"],
-            "overrides": {
-                name: model["training"]
-                for name, model in self.settings["models"].items()
-                if "training" in model
-            },
-        }
-
-    def _training(self, model: str, method: str) -> dict[str, Any]:
-        return validation.training_settings(self.settings, model, method)
+        return teacher_cache.of_nodes(self.nodes, self.seeds, self.shards, self.cached_inputs)
 
     @property
-    def _longest_response(self) -> int:
+    def longest_response(self) -> int:
+        """Number of tokens that `max_length` leaves for a response."""
         data = self.settings["data"]
         return data["max_length"] - data["max_prompt_length"]
-
-    def _decoding(self, which: str) -> dict[str, Any]:
-        settings = self.settings["evaluation"][which]
-        return {**settings, "max_new_tokens": self._longest_response}
-
-    def _template(self) -> dict[str, str] | str:
-        """Prompt templates with and without input, or `chat` for the tokenizer's chat template."""
-        template = self.settings["data"]["template"]
-        named = schema.load_schema()["properties"]["data"]["properties"]["template"]["x-templates"]
-        return named.get(template, template) if isinstance(template, str) else template
-
-    def _source(self, split: str) -> dict[str, Any]:
-        """Source of a split, without the keys that its kind does not use."""
-        sets = self.settings["evaluation"]["sets"]
-        source = sets[split] if split in sets else self.settings["data"][split]
-        kinds = {
-            "folder": ["folder", "split"],
-            "file": ["hub", "revision", "file", "sha256"],
-            "hub": ["hub", "revision", "config", "split"],
-            "url": ["url", "sha256"],
-        }
-        kept = next(
-            (keys for kind, keys in kinds.items() if kind in source),
-            ["json", "sha256", "text", "demo"],
-        )
-        taken = [*kept, "rows", "columns", *filters.KEYS]
-        return {key: source[key] for key in taken if key in source}
-
-    def _files(self, source: Mapping[str, Any], but: tuple[str, ...]) -> list[Path]:
-        kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
-        if kind is None:
-            return []
-        place = self.root / source[kind]
-        below = files_below(place, ".txt" if kind == "text" else "")
-        kept = (path for path in below if path == place or path.suffix not in but)
-        return [Path(source[kind]) / path.relative_to(place) for path in kept]
-
-    def _with_digests(self, source: Mapping[str, Any], but: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Add `sha256` to a local source, as [digest] or, for a folder, [name, digest] per file.
-
-        Files whose suffix is in `but` are left out.
-        """
-        if any(kind in source for kind in ("hub", "url", "demo")):
-            return dict(source)
-        if "sha256" in source:
-            return {**source, "sha256": [self._named_digest(source)]}
-        files = self._files(source, but)
-        digests: list[Any] = [source_digest(self.root / path) for path in files]
-        folder = source.get("folder") or source.get("text")
-        if folder and (self.root / folder).is_dir():
-            names = [path.relative_to(folder).as_posix() for path in files]
-            digests = [list(pair) for pair in zip(names, digests, strict=True)]
-        return {**source, "sha256": digests}
-
-    def _named_digest(self, source: Mapping[str, Any]) -> str:
-        """The file's digest in the experiment; raise InputError if the file exists and differs."""
-        named: str = source["sha256"]
-        path = self.root / source["json"]
-        if path.is_file() and (found := source_digest(path)) != named:
-            raise InputError(
-                f"{source['json']} has the sha256 {found}, but the experiment says {named}; get the file that is meant,"
-                " or correct `sha256`."
-            )
-        return named
 
     def _local_paths(self) -> Iterator[tuple[str, str]]:
         settings = self.settings

@@ -1,11 +1,17 @@
 """Names of chains, methods and models as people read them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from takd.experiment.lineage import SUPERVISED, split
 
+SI = ("", "k", "M", "G", "T", "P", "E", "Z")
+SIZES = ("", "K", "M", "B")
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+ACRONYM = 4
+"""Most letters of a method's name that is written in capitals."""
 
 
 def chain_text(lineage: str) -> str:
@@ -20,8 +26,16 @@ def methods_text(lineage: str) -> str:
 
 
 def full_text(lineage: str) -> str:
-    """Format chain and methods: `teacher → student (minillm)`."""
-    return f"{chain_text(lineage)} ({methods_text(lineage)})"
+    """Name a model by its methods and chain: `minillm: teacher → student`, `SFT: student`."""
+    methods = dict.fromkeys(hop.method for hop in split(lineage)[1:]) or [SUPERVISED]
+    every = [hop.method for hop in split(lineage)[1:]]
+    shown = methods if len(methods) == 1 else every
+    return f"{' → '.join(map(method_title, shown))}: {chain_text(lineage)}"
+
+
+def method_title(method: str) -> str:
+    """Write a method's name as in running text: `KD`, `SFT`."""
+    return method.upper() if len(method) <= ACRONYM else method
 
 
 def chain_label(chain: Mapping[str, str]) -> str:
@@ -31,3 +45,18 @@ def chain_label(chain: Mapping[str, str]) -> str:
     """
     label = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", chain.get("label") or "")
     return "" if label == chain_text(chain["lineage"]) else label
+
+
+def short_number(value: float, units: Sequence[str] = SI) -> str:
+    """Format a number with three digits and a unit: `1.5G`."""
+    *smaller, largest = units
+    for unit in smaller:
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}{largest}"
+
+
+def size_text(parameters: float) -> str:
+    """Format a number of parameters as an experiment file has it: `13.6M`, `760M`, `1.5B`."""
+    return short_number(parameters, SIZES)

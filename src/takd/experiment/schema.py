@@ -13,13 +13,15 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError, validators
 
 from takd.experiment.setting_names import INSTEAD, USUAL
-from takd.experiment.yaml12 import SHOWN, Key, KeyedError, YamlFile, dotted, read_yaml, together
+from takd.experiment.yaml12 import SHOWN, Key, YamlFile, dotted, read_yaml, together
 from takd.runtime.errors import InputError
 
 SCHEMA = Path(__file__).resolve().parents[3] / "workflow/schemas/experiment.schema.yaml"
 
 RESERVED = ("experiment", "with")
 """Names of `--config` that mean something else than a variable of an experiment."""
+ROW_FILTERS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
+"""Keys of a source that select or check rows, with `rows` (see `takd.data.filters`)."""
 LONGEST_NAME = 255  # bytes of a file name, on common file systems
 MANY = 12  # most names that a message with a suggestion lists
 
@@ -93,7 +95,7 @@ def check(file: YamlFile) -> None:
     found = [each for each in found if not any(each[0][:-1] == key for key in long)]
     if found:
         found.sort(key=lambda each: (file.line(each[0]), len(each[0])))
-        raise together(file.error(key, text) for key, text in found)
+        raise together(file.sentence(key, text) for key, text in found)
 
 
 def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
@@ -110,46 +112,41 @@ def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
     given = {**own, **variables}
     used: set[str] = set()
 
-    def place(path: str, key: Key) -> str:
-        with file.each():
-            return filled(path, key)
-        return path
-
     def filled(path: str, key: Key) -> str:
-        def lookup(match: re.Match[str]) -> str:
-            name = match[1]
-            used.add(name)
+        """Replace the variables of one path."""
+        names = re.findall(r"\{(\w+)\}", path)
+        used.update(names)
+        for name in names:
             if name in RESERVED:
-                raise file.error(
-                    key,
-                    f"is {path!r}, but no variable can be called {name}: --config {name}=NAME means an experiment.",
+                text = (
+                    f"no variable can be called {name}: --config {name}=NAME means an experiment."
                 )
-            if name in given:
-                return str(given[name])
-            raise file.error(
-                key,
-                f"is {path!r}, but nothing says what {{{name}}} is: run with --config {name}=VALUE"
-                f" or set variables.{name} in the file.",
-            )
-
-        found = re.sub(r"\{(\w+)\}", lookup, path)
+            elif name not in given:
+                text = (
+                    f"nothing says what {{{name}}} is: run with --config {name}=VALUE"
+                    f" or set variables.{name} in the file."
+                )
+            else:
+                continue
+            file.fault(key, f"is {path!r}, but {text}")
+            return path
+        found = re.sub(r"\{(\w+)\}", lambda match: str(given[match[1]]), path)
         longest = max(len(part.encode()) for part in found.split("/"))
         if not found.strip() or longest > LONGEST_NAME or "\0" in found:
             shown = repr(found if len(found) < 40 else f"{found[:40]}…")
-            raise file.error(
-                key, f"is {shown}, but must be a path of names of 1 to {LONGEST_NAME} bytes each."
-            )
+            right = f"a path of names of 1 to {LONGEST_NAME} bytes each."
+            file.fault(key, f"is {shown}, but must be {right}")
         return found
 
-    settings = _fill(load_schema(), file.value, place, (), False)
+    settings = _fill(load_schema(), file.value, filled, (), False)
     for name in given:
         if name not in used:
             text = f"is in no path of the file; {suggest(name, sorted(used))}"
-            with file.each():
-                if name in own:
-                    raise file.error(("variables", name), text)
-                told = f"{file.name}: the variable {name}, given by --config, {text}"
-                raise KeyedError(("--config", name), told)
+            if name in own:
+                file.fault(("variables", name), text)
+            else:
+                said = f"{file.name}: the variable {name}, given by --config, {text}"
+                file.faults["--config", name] = said
     file.refuse()
     return settings
 

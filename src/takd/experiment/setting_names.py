@@ -42,6 +42,7 @@ USUAL = {other: name for name, others in NAMES.items() for other in others.split
 PROFILE = "it is a resource, which the profile sets for a rule: "
 # settings that an experiment file does not have, and what to use instead
 INSTEAD = {
+    "teacher_writes": "it is called teacher_cache.",
     "gradient_accumulation_steps": "it follows from batch_size, which counts all devices, and the micro_batch of the"
     " profile.",
     "gradient_checkpointing": f"{PROFILE}gradient_checkpointing: 1.",

@@ -8,8 +8,8 @@ from takd.experiment.lineage import Node, teacher_of, teacher_seed
 GENERATIONS = "generations"
 
 
-class Writing(NamedTuple):
-    """A stored teacher output: generations for training prompts, or distributions for data.
+class CacheEntry(NamedTuple):
+    """One stored teacher output: generations for training prompts, or distributions for data.
 
     Attributes:
         place: `generations` or `outputs/<data>/<kind>`, below the folder of teacher and seed.
@@ -56,7 +56,7 @@ def places(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def of_nodes(
     nodes: Iterable[Node], seeds: Sequence[int], parts: int, read: Callable[[str], dict[str, str]]
-) -> list[Writing]:
+) -> list[CacheEntry]:
     """Return all teacher outputs that the models need, without duplicates.
 
     Args:
@@ -65,11 +65,11 @@ def of_nodes(
         parts: number of parts of generations.
         read: returns the `places` of a lineage.
     """
-    found: dict[Writing, None] = {}
+    found: dict[CacheEntry, None] = {}
     for name, seed in nodes:
         if teacher := teacher_of(name):
             own = teacher_seed(teacher, seed, seeds)
             for place in read(name).values():
                 number = parts if place == GENERATIONS else None
-                found[Writing(teacher, own, place, number)] = None
+                found[CacheEntry(teacher, own, place, number)] = None
     return list(found)

@@ -4,10 +4,9 @@ PyYAML follows YAML 1.1, in which `5e-5` is a string and `no` is false, and keep
 equal keys.
 """
 
-import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,44 +48,38 @@ for _name, (_pattern, _first) in PLAIN.items():
     _Loader.add_implicit_resolver(TAG + _name, re.compile(f"^({_pattern})$"), _first)
 
 
-class KeyedError(InputError):
-    """An error in a file, with the key that it concerns."""
-
-    def __init__(self, key: Key, text: str) -> None:
-        super().__init__(text)
-        self.key = key
-
-
 @dataclass
 class YamlFile:
-    """The content of a YAML file, with the line of each key."""
+    """The content of a YAML file, with the line of each key and the faults that checks found."""
 
     name: str
     value: Any = None
     lines: dict[Key, int] = field(default_factory=dict)
     count: int = 0
-    wrong: list[KeyedError] = field(default_factory=list)
-    faults: int = 0
+    faults: dict[Key, str] = field(default_factory=dict)
 
-    def error(self, key: Key, text: str, name: str = "") -> KeyedError:
-        """Build an error that names file, line and key before `text`; `name` is a missing key."""
-        where = f"{self.name}, line {self.line(key)}: {dotted(key)}"
-        return KeyedError((*key, name), f"{where} {text}")
+    def fault(self, key: Key, text: str, absent: str = "") -> bool:
+        """Record a fault of a key, so that checks can continue; only the first of each key is kept.
 
-    @contextlib.contextmanager
-    def each(self) -> Iterator[None]:
-        """Collect errors for `refuse`, the first of each key, so that checks can continue."""
-        try:
-            yield
-        except KeyedError as error:
-            self.faults += 1
-            if error.key not in (kept.key for kept in self.wrong):
-                self.wrong.append(error)
+        Args:
+            key: the key that is wrong, or the one above the key that is missing.
+            text: what is wrong and what would be right, without the key.
+            absent: name of the key that is missing.
+
+        Returns:
+            False, so that a check can end with `return file.fault(...)`.
+        """
+        self.faults.setdefault((*key, absent), self.sentence(key, text))
+        return False
+
+    def sentence(self, key: Key, text: str) -> str:
+        """Return `text` with file, line and key before it."""
+        return f"{self.name}, line {self.line(key)}: {dotted(key)} {text}"
 
     def refuse(self) -> None:
-        """Raise one InputError for all errors that `each` collected, one per line."""
-        if self.wrong:
-            raise together(self.wrong)
+        """Raise one InputError for all recorded faults, one per line."""
+        if self.faults:
+            raise together(self.faults.values())
 
     def line(self, key: Key) -> int:
         """Return the line of a key, from 1; for an absent key, that of the nearest key above it."""
@@ -95,24 +88,23 @@ class YamlFile:
         return self.lines.get(key, 1)
 
 
-def together(errors: Iterable[InputError]) -> InputError:
-    """Combine several errors into one, without duplicate lines, up to a maximum number."""
-    lines = list(dict.fromkeys(map(str, errors)))
+def together(sentences: Iterable[str]) -> InputError:
+    """Combine sentences into one error, without duplicates, up to a maximum number."""
+    lines = list(dict.fromkeys(sentences))
     if len(lines) > LISTED:
         lines = [*lines[:LISTED], f"and {len(lines) - LISTED} more errors."]
     return InputError(*lines)
 
 
-def _short(part: str | int) -> str | int:
-    return f"{part[:SHOWN]}…" if isinstance(part, str) and len(part) > SHOWN else part
-
-
 def dotted(key: Key) -> str:
     """Format a key as text, such as `chains[0].models[1]`."""
-    text = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part if part.isprintable() else repr(part)}"
-        for part in map(_short, key)
-    )
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            short = f"{part[:SHOWN]}…" if len(part) > SHOWN else part
+            text += f".{short if short.isprintable() else repr(short)}"
     return text.removeprefix(".") or "the file"
 
 
@@ -136,16 +128,12 @@ def read_yaml(path: Path, name: str) -> YamlFile:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        tabs = (
-            "; indent with blanks, not tabs"
-            if "\t" in "".join(text.splitlines()[line - 1 : line])
-            else ""
-        )
-        raise InputError(f"{name}, line {line}: is not YAML: {error.problem}{tabs}.") from None
+        tabs = "\t" in "".join(text.splitlines()[line - 1 : line])
+        advice = "; indent with blanks, not tabs" if tabs else ""
+        raise InputError(f"{name}, line {line}: is not YAML: {error.problem}{advice}.") from None
     except yaml.reader.ReaderError as error:
-        raise InputError(
-            f"{name} has a character that YAML does not allow: {error.reason}."
-        ) from None
+        said = f"{name} has a character that YAML does not allow: {error.reason}."
+        raise InputError(said) from None
     except RecursionError:
         raise InputError(f"{name} has an alias that contains itself.") from None
     return file
@@ -168,9 +156,8 @@ def _check_depth(text: str, name: str) -> None:
     """Refuse deep nesting, on which the parser, recursive C code, would crash."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-            event, yaml.CollectionEndEvent
-        )
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
             line = event.start_mark.line + 1
             raise InputError(
@@ -179,35 +166,37 @@ def _check_depth(text: str, name: str) -> None:
 
 
 def _value(node: yaml.Node, key: Key, file: YamlFile) -> Any:
+    """Convert a node, and note the line of each key."""
+
+    def error(text: str) -> InputError:
+        return InputError(file.sentence(key, text))
+
     file.lines.setdefault(key, node.start_mark.line + 1)
     file.count += 1
     if file.count > VALUES:
-        raise file.error(
-            key, f"is where the file exceeds {VALUES:,} values; aliases repeat what they name."
-        )
+        raise error(f"is where the file exceeds {VALUES:,} values; aliases repeat what they name.")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, key, file)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*key, index), file) for index, item in enumerate(node.value)]
+    text = node.value
     match node.tag.removeprefix(TAG):
         case "null":
             return None
         case "bool":
-            return node.value.lower() == "true"
+            return text.lower() == "true"
+        case "int" if len(text) > DIGITS:
+            raise error(f"is a number of {len(text)} digits, but must have at most {DIGITS}.")
         case "int":
-            if len(node.value) > DIGITS:
-                raise file.error(
-                    key, f"is a number of {len(node.value)} digits, but must have at most {DIGITS}."
-                )
-            return int(node.value)
+            return int(text)
         case "float":
-            number = float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+            number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
             if not math.isfinite(number):
-                raise file.error(key, f"is {node.value}, but must be a finite number.")
+                raise error(f"is {text}, but must be a finite number.")
             return number
         case "str" | "merge":
-            return node.value
-    raise file.error(key, f"has the tag {node.tag}; only plain values are read.")
+            return text
+    raise error(f"has the tag {node.tag}; only plain values are read.")
 
 
 def _mapping(node: yaml.MappingNode, key: Key, file: YamlFile) -> dict[str, Any]:
@@ -216,20 +205,21 @@ def _mapping(node: yaml.MappingNode, key: Key, file: YamlFile) -> dict[str, Any]
     for name, item in node.value:
         line = name.start_mark.line + 1
         if not isinstance(name, yaml.ScalarNode):
-            raise file.error(key, f"has a key in line {line} that is not a text.")
+            text = f"has a key in line {line} that is not a text."
+            raise InputError(file.sentence(key, text))
         if name.tag == TAG + "merge":
             parts = item.value if isinstance(item, yaml.SequenceNode) else [item]
+            if not all(isinstance(part, yaml.MappingNode) for part in parts):
+                text = f"has a << in line {line} that does not name a mapping."
+                raise InputError(file.sentence(key, text))
             for part in parts:
-                if not isinstance(part, yaml.MappingNode):
-                    raise file.error(key, f"has a << in line {line} that does not name a mapping.")
                 merged = {**_value(part, key, file), **merged}
             continue
+        here = (*key, name.value)
+        first = file.lines.get(here)
+        file.lines[here] = line
         if name.value in own:
-            first = file.lines[(*key, name.value)]
-            file.lines[(*key, name.value)] = line
-            raise file.error(
-                (*key, name.value), f"stands twice, first in line {first}; keep one of the two."
-            )
-        file.lines[(*key, name.value)] = line
-        own[name.value] = _value(item, (*key, name.value), file)
+            text = f"stands twice, first in line {first}; keep one of the two."
+            raise InputError(file.sentence(here, text))
+        own[name.value] = _value(item, here, file)
     return {**merged, **own}

@@ -7,6 +7,7 @@ A model is a folder in Hugging Face format. A folder without weights is a model 
 import contextlib
 import functools
 import inspect
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,10 @@ from takd.models.precision import PRETRAINED, pretrained_in
 from takd.models.tokenizer_check import entries, used_entries
 from takd.runtime.brought_files import reason
 from takd.runtime.errors import InputError
+
+if not torch.cuda.is_available():
+    # DeepSpeed, which other libraries import, would warn on the console about a missing GPU
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2

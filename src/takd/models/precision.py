@@ -1,17 +1,23 @@
-"""Choice of a model's precision, from its setting, the GPU and the pretraining dtype.
+"""Device and precision of a model, from its setting, the GPU and the pretraining dtype.
 
-Free of torch, so that plans can use it for a GPU that is known by name only.
+Functions import torch where they need it: plans resolve the precision of GPUs known by name only.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from takd.runtime.cuda_arch import check_kernels
+from takd.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 BFLOAT16 = (8, 0)  # lowest compute capability that supports it
-PRETRAINED = (
-    "pretrained_dtype"  # key of config.json that is copied to all models trained from a model
-)
+PRETRAINED = "pretrained_dtype"  # key of config.json, copied to all models trained from a model
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Capability = tuple[int, int]
 
 
@@ -34,6 +40,62 @@ def resolve(setting: str, capability: Capability | None, pretrained: str = "") -
     return "fp32" if pretrained == "bfloat16" else "fp16"
 
 
+def choose_precision(setting: str, pretrained: str = "") -> str:
+    """Resolve `auto` for the current device, as `resolve`.
+
+    Raises:
+        InputError: float16 on a CPU, or a GPU for which this torch build has no kernels.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        if setting == "fp16":
+            raise InputError("precision 'fp16' needs a GPU; on a CPU use 'auto', 'fp32' or 'bf16'.")
+        return resolve(setting, None, pretrained)
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    check_kernels(capability, torch.cuda.get_arch_list(), name, torch.__version__)
+    return resolve(setting, capability, pretrained)
+
+
+def torch_dtype(precision: str) -> "torch.dtype":
+    """Return the dtype of a precision."""
+    import torch
+
+    return getattr(torch, DTYPES[precision])
+
+
+def describe(precision: str, pretrained: str = "") -> str:
+    """Describe a precision and its device for the log, and why it is not another one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"{precision} on the CPU"
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    lacking = "" if capability >= BFLOAT16 else ", which has no bfloat16"
+    if precision == "fp16":
+        return f"fp16 with dynamic loss scaling on {name}{lacking}"
+    if precision == "fp32" and lacking and pretrained == "bfloat16":
+        lacking += ": a model pretrained in it may leave the range of fp16"
+        return f"fp32 on {name}{lacking}"
+    return f"{precision} on {name}"
+
+
+def current_device() -> "torch.device":
+    """Return this process's GPU, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def device_name() -> str:
+    """Return the name of this process's GPU, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name(current_device()) if torch.cuda.is_available() else "cpu"
+
+
 def pretrained_dtype(config: Mapping[str, Any]) -> str:
     """Return the dtype that a model or its ancestor was pretrained in; "" if unknown.
 
@@ -41,8 +103,7 @@ def pretrained_dtype(config: Mapping[str, Any]) -> str:
         config: contents of `config.json`. Training always writes float32 weights, so the original
             dtype, such as "bfloat16", is stored under a separate key.
     """
-    text = config.get("text_config") or {}
-    for settings in (config, text):
+    for settings in (config, config.get("text_config") or {}):
         for key in (PRETRAINED, "dtype", "torch_dtype"):
             if settings.get(key):
                 return str(settings[key]).removeprefix("torch.")

@@ -18,6 +18,7 @@ from typing import Any
 from snakemake.profiles import ProfileConfigFileParser
 
 from takd.experiment import experiment as experiments
+from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
 from takd.preflight import jobs, rates
@@ -269,7 +270,7 @@ def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]
             if not isinstance(path, str):
                 wanted[source["hub"]] = ""
         if job.rule == "data":
-            source = experiment.data_spec(job.wildcards["split"])["source"]
+            source = specs.data(experiment, job.wildcards["split"])["source"]
             if "hub" in source:
                 wanted[source["hub"]] = ""
     return list(wanted)

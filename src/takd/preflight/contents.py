@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import sources
-from takd.data.filters import KEYS
+from takd.experiment import specs
 from takd.experiment.experiment import Experiment
+from takd.experiment.schema import ROW_FILTERS
 from takd.models.headers import TOLERANCE, positions, safetensors_parameters
 from takd.preflight.findings import Finding
 from takd.preflight.flops import total_steps
@@ -54,9 +55,9 @@ def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
     Raises:
         InputError: it has no row, or an invalid row.
     """
-    spec = experiment.data_spec(split)["source"]
+    spec = specs.data(experiment, split)["source"]
     # digests and counts are checked by the stage that reads all rows
-    source = {key: value for key, value in spec.items() if key not in (*KEYS, "sha256")}
+    source = {key: value for key, value in spec.items() if key not in (*ROW_FILTERS, "sha256")}
     if "url" in source:
         place = experiment.root / DOWNLOADS / spec["sha256"]
         source = {**source, "json": str(place)}

@@ -16,19 +16,19 @@ ANSWERED = 14
 
 
 @dataclass(frozen=True)
-class Written:
+class CachedOutput:
     """Bytes on disk: those that stay, and those that are deleted when the job ends."""
 
     stays: float = 0.0
     meanwhile: float = 0.0
 
-    def __add__(self, other: "Written") -> "Written":
-        return Written(self.stays + other.stays, self.meanwhile + other.meanwhile)
+    def __add__(self, other: "CachedOutput") -> "CachedOutput":
+        return CachedOutput(self.stays + other.stays, self.meanwhile + other.meanwhile)
 
 
 def training(
     spec: Mapping[str, Any], student: Shape, teacher: Shape | None, response: float
-) -> Written:
+) -> CachedOutput:
     """Disk space of a training: weights in float32, and its checkpoints.
 
     A checkpoint holds weights and two moments in float32, only of the adapters with LoRA; with MiniLLM also the round's
@@ -43,26 +43,26 @@ def training(
         checkpoint = 12.0 * trained + 2.0 * student.parameters
     if spec["method"] == "minillm" and teacher is not None:
         checkpoint += settings["rollouts_per_round"] * response * (teacher.width * 4 + 20)
-    return Written(outputs * weights, CHECKPOINTS * checkpoint + KEPT * weights)
+    return CachedOutput(outputs * weights, CHECKPOINTS * checkpoint + KEPT * weights)
 
 
-def data(rows: Rows) -> Written:
+def data(rows: Rows) -> CachedOutput:
     """Disk space of a prepared split."""
-    return Written(PREPARED * (rows.count or 0) * rows.whole)
+    return CachedOutput(PREPARED * (rows.count or 0) * rows.whole)
 
 
-def answers(count: float, response: float) -> Written:
+def answers(count: float, response: float) -> CachedOutput:
     """Disk space of responses as text and as tokens; during decoding also in a file to resume from."""
     size = ANSWERED * count * response
-    return Written(size, size)
+    return CachedOutput(size, size)
 
 
-def outputs(teacher: Shape, rows: Rows, kind: str, top_k: int, number: int) -> Written:
+def outputs(teacher: Shape, rows: Rows, kind: str, top_k: int, number: int) -> CachedOutput:
     """Disk space of a teacher's precomputed outputs for the response tokens of a split."""
     a_token = 8 * top_k if kind == "top_k" else number * teacher.width
-    return Written((rows.count or 0) * rows.response * a_token)
+    return CachedOutput((rows.count or 0) * rows.response * a_token)
 
 
-def base(weights: Mapping[str, Any], parameters: int) -> Written:
+def base(weights: Mapping[str, Any], parameters: int) -> CachedOutput:
     """Disk space of starting weights; Hub weights stay in the cache, and local ones in their folder."""
-    return Written(4.0 * parameters if "gguf" in weights else 0.0)
+    return CachedOutput(4.0 * parameters if "gguf" in weights else 0.0)

@@ -182,7 +182,7 @@ def training(
     """Computation of a training stage; None if it depends on an unknown number of rows.
 
     Args:
-        spec: as returned by `Experiment.train_spec`.
+        spec: as returned by `takd.experiment.specs.train`.
         train, dev: whole splits.
         block_length: tokens of a block of the plain-text corpus, if there is one.
         number: bytes of a weight while decoding.

@@ -120,7 +120,7 @@ def training(
 
     Args:
         teacher: None if it is not loaded.
-        spec: as returned by `Experiment.train_spec`.
+        spec: as returned by `takd.experiment.specs.train`.
     """
     settings = spec["settings"]
     precision = card.precision(settings["precision"], student.pretrained)

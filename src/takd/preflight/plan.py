@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import lineage
+from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.preflight import disk, flops, memory, rates, shapes
-from takd.preflight.disk import Written
+from takd.preflight.disk import CachedOutput
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Card
 from takd.preflight.jobs import Job
@@ -38,7 +38,7 @@ class Planned:
     work: Work | None = None
     estimate: Estimate | None = None
     footprint: Footprint | None = None
-    written: Written = field(default_factory=Written)
+    written: CachedOutput = field(default_factory=CachedOutput)
 
     @property
     def hours(self) -> float | None:
@@ -113,19 +113,21 @@ class Planner:
     def compared_with(self, job: Job) -> list[Shape]:
         """Shapes of the teachers that also read the texts in `likelihoods`, each teacher once."""
         names = job.wildcards
-        spec = self.experiment.likelihoods_spec(names["lineage"], int(names["seed"]), names["set"])
+        spec = specs.likelihoods(
+            self.experiment, names["lineage"], int(names["seed"]), names["set"]
+        )
         teachers = dict.fromkeys(map(tuple, spec["teachers"].values()))
         return [self.shapes[lineage.split(teacher)[-1].model] for teacher, _ in teachers]
 
     def spec(self, job: Job) -> dict[str, Any]:
         """Settings of a training."""
-        return self.experiment.train_spec(job.lineage, int(job.wildcards["seed"]))
+        return specs.train(self.experiment, job.lineage, int(job.wildcards["seed"]))
 
     def setting(self, job: Job) -> str:
         """Value of the setting `precision` of a job that uses a GPU."""
         if job.trains:
             return self.spec(job)["settings"]["precision"]
-        part = "evaluation" if job.rule in ("evaluate", "likelihoods") else "teacher_writes"
+        part = "evaluation" if job.rule in ("evaluate", "likelihoods") else "teacher_cache"
         return self.experiment.settings[part]["precision"]
 
     def precision(self, job: Job) -> str:
@@ -183,7 +185,7 @@ class Planner:
         """Main memory of a node that a training takes, by name."""
         return memory.host(self.asked(job), self.teacher(job), self.spec(job), job.given, self.card)
 
-    def written(self, job: Job) -> Written:
+    def written(self, job: Job) -> CachedOutput:
         """Disk space that a job writes."""
         shape = self.asked(job)
         if job.trains:
@@ -195,11 +197,11 @@ class Planner:
             rows = self.rows[job.wildcards["set"]]
             return disk.answers((rows.count or 0) * seeds, rows.response)
         if job.rule == "likelihoods":
-            return Written()  # one line per prompt
+            return CachedOutput()  # one line per prompt
         if job.rule == "generate":
             rows = self._part(job)
             return disk.answers(rows.count or 0, rows.response)
-        top_k = self.experiment.settings["teacher_writes"]["top_k"]
+        top_k = self.experiment.settings["teacher_cache"]["top_k"]
         number = BYTES[self.precision(job)]
         return disk.outputs(shape, self._read(job), job.wildcards["kind"], top_k, number)
 
@@ -207,7 +209,7 @@ class Planner:
         """Line of the table: trainings by model, other jobs by rule."""
         return job.lineage if job.trains else ""
 
-    def _small(self, job: Job) -> Written:
+    def _small(self, job: Job) -> CachedOutput:
         names = job.wildcards
         if job.rule == "data":
             return disk.data(self.rows[names["split"]])
@@ -216,7 +218,7 @@ class Planner:
         if job.rule == "base":
             weights = self.experiment.settings["models"][names["model"]]["weights"]
             return disk.base(weights, self.experiment.parameters[names["model"]])
-        return Written()
+        return CachedOutput()
 
     def _part(self, job: Job) -> Rows:
         rows, parts = self.rows["train"], int(job.wildcards["parts"])
@@ -233,7 +235,7 @@ class Planner:
         folder = experiment.root / "results" / experiment.name / "data" / split
         if (found := rates.rows_of(folder / "manifest.json")) is not None:
             return found
-        spec = experiment.data_spec(split)
+        spec = specs.data(experiment, split)
         count = self.counts.get(split)
         if split == "corpus":
             return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.models.starting_weights import relink
 from takd.preflight import collect, contents, doctor, fitting
@@ -45,7 +46,7 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
     experiment.require_files()
     for model, settings in experiment.settings["models"].items():
         if "folder" in settings["weights"]:
-            weights = experiment.base_spec(model)["weights"]
+            weights = specs.base(experiment, model)["weights"]
             relink(experiment.root / f"results/{experiment.name}/base/{model}/model", weights)
     jobs = of_dag(workflow)
     executor = getattr(workflow.executor_plugin, "name", "")

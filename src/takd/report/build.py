@@ -1,81 +1,103 @@
-"""Build the report: tables, figures and pages from the results of all models.
+"""Build the report: one folder of pages, figures and tables from the results of all models.
 
-Outputs, each optional: the names of `takd.experiment.report_files.PARTS`.
+Output: `site`, a folder whose `index.html` links to all else.
 """
 
+import shutil
 from collections.abc import Callable
-from pathlib import Path
 
-from takd.analysis import costs, scores_table
+from takd.analysis import exports
 from takd.analysis.results import read
-from takd.report import pages, table
-from takd.report.figures.chains import chains
-from takd.report.figures.costs import costs as costs_figure
+from takd.data import page as data_page
+from takd.report import (
+    costs_page,
+    learning,
+    pages,
+    provenance,
+    results_page,
+    samples,
+    score_tables,
+    summary,
+    tables,
+)
+from takd.report.figures import forest
 from takd.report.figures.curves import learning_curves, training_curves
-from takd.report.figures.gains import gains
-from takd.report.figures.lattice import lattice
 from takd.report.figures.quality import quality
-from takd.report.figures.teachers import teachers
-from takd.runtime.errors import InputError
+from takd.report.model_pages import model_pages
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage, read_json, write_text
 
+DOWNLOADS = {
+    "summary.tex": "the table above, as LaTeX",
+    "summary.md": "the same as Markdown",
+    "results.csv": "scores and gains of all models",
+    "differences.csv": "all differences with their tests",
+    "scores.csv": "every measure in long form, as means",
+    "scores.parquet": "the same with the score of every answer",
+    "forest.svg": "the figure above",
+    "scores.svg": "ROUGE-L of all models",
+    "quality.svg": "quality against cost",
+    "quality.csv": "its numbers",
+    "costs.csv": "minutes and tokens of all models",
+    "learning.svg": "learning curves",
+    "learning.csv": "what was measured on dev while training",
+    "training.svg": "what the methods log",
+    "training.csv": "its numbers",
+}
+"""Files beside the pages."""
+
 
 def run(stage: Stage) -> None:
-    """Write the requested outputs.
+    """Write the site.
 
-    Inputs: `models`, `evaluations` and `teachers` (the folders above the lineages), `data_report` and `data_page` (the
-    data report as JSON and as a page). Raises InputError for a missing file or an unknown output.
+    Inputs: `models`, `evaluations` and `teachers` (the folders above the lineages), and `data_report` (the data report
+    as JSON). Raises InputError for a missing or damaged file.
     """
-    folders = (stage.input(name) for name in ("models", "evaluations", "teachers"))
-    results = read(stage.spec, *folders)
-    groups = table.build(results)
-    spent = costs.by_lineage(results)
+    models, evaluations, teachers = (
+        stage.input(name) for name in ("models", "evaluations", "teachers")
+    )
+    results = read(stage.spec, models, evaluations, teachers)
+    data_report = read_json(stage.input("data_report"))
+    site = stage.outputs["site"]
     figures = {
-        "chains": chains(results),
-        "gains": gains(results),
-        "teachers": teachers(results),
-        "lattice": lattice(results),
         "learning": learning_curves(results),
         "training": training_curves(results),
-        "costs": costs_figure(spent),
         "quality": quality(results),
     }
-    data_report = read_json(stage.input("data_report"))
-    makers: dict[str, Callable[[], str]] = {
-        "overview": lambda: pages.overview_page(
-            results, groups, data_report, figures["chains"].svg
+    shutil.rmtree(site, ignore_errors=True)
+    for name, drawing in figures.items():
+        write_text(site / f"{name}.svg", drawing.svg)
+        write_text(site / f"{name}.csv", drawing.csv)
+    first = results.spec["sets"][0]
+    for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
+        if drawn := draw(results, first):
+            write_text(site / f"{name}.svg", drawn.broad)
+    brief = score_tables.brief_table(results)
+    write_text(site / "summary.tex", tables.latex(brief))
+    write_text(site / "summary.md", tables.markdown(brief))
+    write_text(site / "results.csv", exports.results_csv(results))
+    write_text(site / "differences.csv", exports.differences_csv(results))
+    write_text(site / "costs.csv", costs_page.to_csv(results))
+    write_text(site / "scores.csv", exports.scores_csv(results))
+    # straight to a file: too large to build in memory
+    exports.write_parquet(results, evaluations, site / "scores.parquet")
+    downloads = {file: about for file, about in DOWNLOADS.items() if (site / file).exists()}
+    site_pages: dict[str, Callable[[], str]] = {
+        "index.html": lambda: summary.page(results, brief, data_report, downloads),
+        "results.html": lambda: results_page.page(results),
+        "learning.html": lambda: learning.page(results),
+        "generations.html": lambda: samples.page(results),
+        "costs.html": lambda: costs_page.page(results, figures["quality"].svg),
+        "data.html": lambda: data_page.render(
+            data_report, spec=results.spec, file="data.html", nav=pages.NAV
         ),
-        "results": lambda: pages.results_page(results, groups, figures["chains"].svg),
-        "results_csv": lambda: table.to_csv(results, groups),
-        "differences_csv": lambda: table.differences_csv(results),
-        "learning_page": lambda: pages.learning_page(results),
-        "scores_csv": lambda: scores_table.to_csv(results),
-        "samples": lambda: pages.samples_page(results, groups),
-        "costs_page": lambda: pages.costs_page(
-            results, spent, figures["costs"].svg, figures["quality"].svg
-        ),
-        "data": lambda: stage.input("data_page").read_text(encoding="utf-8"),
-        "provenance": lambda: pages.provenance_page(results, data_report),
+        "provenance.html": lambda: provenance.page(results, data_report),
+        **model_pages(results, models),
     }
-    texts = {name: drawing.svg for name, drawing in figures.items()}
-    texts |= {f"{name}_csv": drawing.csv for name, drawing in figures.items()}
-    # written straight to a file: too large to build in memory
-    writers: dict[str, Callable[[Path], None]] = {
-        "scores_parquet": lambda path: scores_table.write_parquet(
-            results, stage.input("evaluations"), path
-        ),
-    }
-    for name, path in stage.outputs.items():
-        if name in writers:
-            writers[name](path)
-        elif name in makers or name in texts:
-            write_text(path, texts[name] if name in texts else makers[name]())
-        else:
-            known = ", ".join([*makers, *texts, *writers])
-            raise InputError(f"--output {name}: no such part of the report; there are {known}")
+    for name, make in site_pages.items():
+        write_text(site / name, make())
     # no other stage reads it; it lets recipients of a report verify its files
-    stage.write_record(next(iter(stage.outputs.values())).parent / REPORT)
+    stage.write_record(site / REPORT)
     stage.say(
         f"report: {len(results.lineages)} lineages, {len(results.nodes)} models,"
         f" {len(stage.spec['sets'])} evaluation set(s)"

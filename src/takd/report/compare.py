@@ -3,33 +3,36 @@
 Outputs, each optional: the names of `takd.experiment.comparison.PARTS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from takd.analysis import compare_settings, costs, measures
+from takd.analysis import compare_settings, exports, measures, table
 from takd.analysis.across_experiments import Comparison, Outcome, Place, compare
 from takd.analysis.compare_results import Compared, read_all
-from takd.analysis.compare_settings import TRAINED, Line
-from takd.analysis.costs import Cost
-from takd.analysis.measures import Measure
-from takd.analysis.results import MEASURES
-from takd.analysis.statistics import number
-from takd.experiment import labels
-from takd.report import pages, table
-from takd.report.figures.experiments import Curves, learning
+from takd.analysis.compare_settings import Setting
+from takd.analysis.costs import EVALUATION, TRAINING
+from takd.analysis.measures import BY_NAME
+from takd.analysis.table import COST, EACH, SCORE, Number
+from takd.analysis.text import visible
+from takd.experiment.labels import chain_text, full_text, methods_text
+from takd.report import pages
+from takd.report.figures import forest
+from takd.report.figures.curves import experiments as curves
+from takd.report.figures.style import looks
+from takd.report.tables import Cell, Column, Group, Row, Table, measured, numbered
 from takd.runtime.errors import InputError
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage, write_text
 
 FEW = 3
-"""Differing settings that a sentence names; more are counted."""
-WRITING = "writing"
-MINUTES = {
-    "training_minutes": "Training minutes",
-    f"{WRITING}_minutes": "Minutes of writing ahead",
-    "evaluation_minutes": "Evaluation minutes",
+"""Differing settings that the first table names; more are counted."""
+STAGES = {
+    "training": [TRAINING],
+    "writing": ["teacher, answers", "teacher, outputs"],
+    "evaluation": list(EVALUATION),
 }
-"""Of `costs.Cost`; those of writing ahead only where a teacher does it."""
+"""Stages by their names in the CSV file."""
+TITLES = {"training": "Training", "writing": "Teacher cache", "evaluation": "Evaluation"}
 
 
 def run(stage: Stage) -> None:
@@ -40,8 +43,7 @@ def run(stage: Stage) -> None:
     """
     experiments = read_all(stage.spec, stage.many("results"))
     comparison = compare(experiments)
-    curves = [Curves(each.name, each.results) for each in experiments]
-    figure = learning(curves, comparison.shared)
+    figure = curves({each.name: each.results for each in experiments}, comparison.shared)
     makers: dict[str, Callable[[], str]] = {
         "page": lambda: page(comparison, figure.svg),
         "table": lambda: to_csv(comparison),
@@ -60,165 +62,181 @@ def run(stage: Stage) -> None:
 
 
 def page(comparison: Comparison, svg: str) -> str:
-    """Render the page that shows the differences in settings and in results side by side."""
-    experiments = comparison.experiments
-
-    def places(name: str, lineage: str) -> list[Place]:
-        return [Place(name, lineage, number) for number in range(len(experiments))]
-
-    def having(name: str, lineage: str) -> list[Place]:
-        return [p for p in places(name, lineage) if experiments[p.experiment].has(lineage, name)]
-
-    origins = compare_settings.origins(experiments)
+    """Render the page: differences in results, in settings and in costs, side by side."""
+    experiments, sets = comparison.experiments, comparison.sets
     settings = compare_settings.settings(experiments)
-    ahead = _ahead(experiments)
-    spent = [{cost.lineage: cost for cost in costs.by_lineage(e.results)} for e in experiments]
-    return pages.comparison_page(
+    origins = compare_settings.origins(experiments)
+    return pages.render(
+        "comparison.html",
         comparison.first.results,
         comparison=comparison,
         names=[each.name for each in experiments],
-        findings=findings(comparison, settings, origins),
-        settings=settings,
-        origins=[line for line in origins if line.differs],
+        experiments=_experiments(experiments, settings, origins),
+        settings=_settings(experiments, settings, "settings"),
+        origins=_settings(experiments, [each for each in origins if each.differs], "origins"),
         equal=compare_settings.equal(origins),
-        obstacles=_dev_obstacles(comparison),
-        several=any(score.trainings > 1 for score in comparison.scores.values()),
-        measured=_measured(experiments),
-        side=lambda measure, *cell: [_mean(experiments, measure, p) for p in having(*cell)],
-        places=places,
-        having=having,
-        text=lambda lineage: table.named(_holder(experiments, lineage).results, lineage),
-        spent=spent,
-        trained=list(dict.fromkeys(lineage for costs in spent for lineage in costs)),
-        totals=[_total(list(found.values())) for found in spent],
-        minutes={
-            key: title for key, title in MINUTES.items() if ahead or not key.startswith(WRITING)
-        },
+        obstacles=list(_dev_obstacles(comparison)),
+        forests={name: differences(comparison, name) for name in sets},
+        scores={name: scores(comparison, name) for name in sets},
+        measures={name: other_measures(comparison, name) for name in sets},
+        costs=_costs(experiments),
+        full_text=full_text,
         figure=pages.inline(svg),
+        inline=pages.inline,
     )
 
 
-def findings(
-    comparison: Comparison, settings: Sequence[Line], origins: Sequence[Line]
-) -> list[tuple[str, list[str]]]:
-    """Summarise how each other experiment differs from the first, and its results on the first evaluation set."""
-    found = []
-    for place, other in enumerate(comparison.experiments[1:], 1):
-        told = [f"{other.name} and {comparison.first.name} share no model on an evaluation set."]
-        if comparison.sets and comparison.against(comparison.sets[0], place):
-            told = _told(comparison, place, comparison.sets[0])
-        found.append((_differs(comparison, place, settings, origins), told))
-    return found
+def _experiments(
+    experiments: Sequence[Compared], settings: Sequence[Setting], origins: Sequence[Setting]
+) -> Table:
+    """Table of the experiments: what they are, and how they differ from the first."""
+    rows = []
+    for place, each in enumerate(experiments):
+        spec = each.results.spec
+        apart = [setting.what for setting in settings if setting.apart(place)]
+        kinds: dict[str, list[str]] = {}
+        for origin in origins:
+            if origin.apart(place):
+                kinds.setdefault(origin.kind, []).append(origin.what)
+        others = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
+        cells = [Cell(each.name, notes=[visible(each.title)]), Cell(str(len(each.results.nodes)))]
+        cells += [Cell(", ".join(map(str, spec[key]))) for key in ("seeds", "decoding_seeds")]
+        named = ", ".join(apart) if len(apart) <= FEW else f"{len(apart)}, listed below"
+        cells += [Cell(visible(text) or "none") if place else Cell() for text in (named, others)]
+        rows.append(Row(cells))
+    heads = [Column("Experiment", "name"), Column("Trained models"), Column("Training seeds")]
+    heads += [Column("Decoding seeds"), Column("Settings that differ", "")]
+    return Table([*heads, Column("Besides the settings", "")], [Group("", rows)], "findings")
 
 
-def _differs(
-    comparison: Comparison, place: int, settings: Sequence[Line], origins: Sequence[Line]
-) -> str:
-    """Describe how an experiment differs from the first, in settings and in code, data, weights and versions."""
-    apart = [line for line in settings if line.apart(place)]
-    pair = f"{comparison.experiments[place].name} differs from {comparison.first.name}"
-    if not apart:
-        said = f"{pair} in no setting"
-    else:
-        count = f"{len(apart)} setting" + ("s" if len(apart) > 1 else "")
-        named = "; ".join(_change(line, place) for line in apart)
-        said = f"{pair} in {count}" + (f": {named}" if len(apart) <= FEW else ", listed below")
-    others: dict[str, list[str]] = {}
-    for line in origins:
-        if line.apart(place):
-            others.setdefault(line.kind, []).append(line.what)
-    more = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in others.items())
-    return f"{said}. Besides the settings, these are not the same: {more}." if more else f"{said}."
-
-
-def _change(line: Line, place: int) -> str:
-    before, after = line.values[0], line.values[place]
-    if after is None:
-        return f"it is without {line.what}"
-    if before is None:
-        return f"it has {line.what}" + (f" = {_short(after)}" if after != TRAINED else "")
-    return f"{line.what} is {_short(after)} instead of {_short(before)}"
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 60 else f"{value[:57]}…"
-
-
-def _told(comparison: Comparison, place: int, name: str) -> list[str]:
-    """Describe which models of an experiment differ significantly from those of the first on a set."""
-    outcomes = comparison.against(name, place)
-    results = comparison.experiments[place].results
-    tested = {lineage: o for lineage, o in outcomes.items() if o.difference is not None}
-    told = {lineage: o for lineage, o in tested.items() if o.told}
-    parts = [
-        (len(told), "told apart"),
-        (len(tested) - len(told), "tested without a difference that can be told"),
-        (sum(o.same for o in outcomes.values()), "the same in both, weights and answers"),
-        (sum(bool(o.reason) for o in outcomes.values()), "not tested (see the table)"),
-    ]
-    counts = ", ".join(f"{count} {words}" for count, words in parts if count)
-    pair = f"{comparison.experiments[place].name} and {comparison.first.name}"
-    sentences = [f"On {name}, of the {_models(len(outcomes))} that {pair} share: {counts}."]
-    for lineage, outcome in told.items():
-        sentences.append(_sentence(comparison, place, name, table.named(results, lineage), outcome))
-    return sentences
-
-
-def _models(count: int) -> str:
-    return f"{count} model" + ("s" if count != 1 else "")
-
-
-def _sentence(comparison: Comparison, place: int, name: str, title: str, outcome: Outcome) -> str:
-    assert outcome.difference is not None
-    gap = number(outcome.difference.mean, signed=True)
-    other = comparison.experiments[place].name
-    return f"{title}: {gap} in {other}, {outcome.difference.words}."
-
-
-def _dev_obstacles(comparison: Comparison) -> list[str]:
-    """Reasons why the dev curves of the experiments may not be comparable in level."""
-    first, *rest = comparison.experiments
-    found = []
-    for each in rest:
+def _dev_obstacles(comparison: Comparison) -> Iterator[str]:
+    """Yield reasons why the dev curves of the experiments may not be comparable in level."""
+    first = comparison.first
+    for each in comparison.experiments[1:]:
         if each.data["dev"]["sha256"] != first.data["dev"]["sha256"]:
-            found.append(f"{each.name} has other data for dev than {first.name}")
+            yield f"{each.name} has other dev data than {first.name}"
         if each.results.spec["dev_decoding"] != first.results.spec["dev_decoding"]:
-            found.append(f"{each.name} decodes dev in another way than {first.name}")
+            yield f"{each.name} decodes dev in another way than {first.name}"
+
+
+def _settings(experiments: Sequence[Compared], found: Iterable[Setting], id: str) -> Table:
+    """Table of settings or origins, a column an experiment."""
+    rows = []
+    for each in found:
+        what = each.what if each.kind == compare_settings.SETTING else f"{each.kind}: {each.what}"
+        values = ("–" if value is None else visible(value) for value in each.values)
+        rows.append(Row([Cell(visible(what)), *map(Cell, values)]))
+    heads = [Column(each.name, "") for each in experiments]
+    return Table([Column("", "name"), *heads], [Group("", rows)], id, kind="differs")
+
+
+def differences(comparison: Comparison, name: str) -> forest.Forest | None:
+    """Draw the differences from the first experiment on a set; None if nothing was tested."""
+    blocks = []
+    for place, each in enumerate(comparison.experiments[1:], 1):
+        look = looks(each.results)
+        found = (outcome.difference for outcome in comparison.against(name, place).values())
+        lines = [
+            forest.Line(
+                full_text(n.lineage), n, [], look[n.lineage], forest.tests_text(n.verdict, n.p)
+            )
+            for n in found
+            if n is not None
+        ]
+        if lines:
+            blocks.append(forest.Block(f"{each.name} − {comparison.first.name}", lines))
+    return forest.both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
+
+
+def scores(comparison: Comparison, name: str) -> Table:
+    """ROUGE-L of the shared models on a set, and their differences from the first experiment."""
+    first, *rest = comparison.experiments
+    heads = [Column("Model", "name"), *(Column(each.name) for each in comparison.experiments)]
+    heads += [Column(f"{each.name} − {first.name}") for each in rest]
+    rows = []
+    for lineage in comparison.on(name):
+        cells = [Cell(full_text(lineage))]
+        for each in comparison.experiments:
+            found = score(each, name, lineage, "rougeL")
+            cells.append(numbered(found) if found else Cell("–", ""))
+        for place in range(1, len(comparison.experiments)):
+            cells.append(_outcome(comparison.outcomes.get(Place(name, lineage, place))))
+        rows.append(Row(cells, lineage=lineage))
+    return Table(heads, [Group("", rows)], f"scores-{name}")
+
+
+def _outcome(outcome: Outcome | None) -> Cell:
+    if outcome is None:
+        return Cell("", "")
+    if outcome.difference:
+        return numbered(outcome.difference)
+    return Cell(outcome.words.partition(":")[0], "", tip=outcome.reason)
+
+
+def score(each: Compared, name: str, lineage: str, measure: str) -> Number | None:
+    """Select a score of an experiment, over training seeds."""
+    found = table.of(each.results)
+    return table.one(found, kind=SCORE, set=name, lineage=lineage, measure=measure)
+
+
+def _measured(experiments: Sequence[Compared]) -> list[str]:
+    """List the measures that any of the experiments has, ROUGE-L first."""
+    found = {m.name for each in experiments for m in measures.measured(each.results)}
+    return [name for name in BY_NAME if name in found]
+
+
+def other_measures(comparison: Comparison, name: str) -> Table:
+    """All measures of the shared models on a set, means over training seeds, a row a measure."""
+    groups = []
+    for lineage in comparison.on(name):
+        rows = []
+        for measure in map(BY_NAME.get, _measured(comparison.experiments)):
+            assert measure is not None
+            found = [score(e, name, lineage, measure.name) for e in comparison.experiments]
+            cells = [measured(each and each.value, measure.digits) for each in found]
+            if any(found):
+                note = [f"{measure.better} is better"] if measure.better else []
+                rows.append(Row([Cell(measure.title, notes=note), *cells]))
+        groups.append(Group(full_text(lineage), rows))
+    heads = [Column(each.name) for each in comparison.experiments]
+    return Table([Column("Measure", "name"), *heads], groups)
+
+
+def spent(experiments: Sequence[Compared]) -> dict[str, list[dict[str, float]]]:
+    """Sum the costs over training seeds: by name, for each experiment by lineage.
+
+    Names are `<stage>_minutes` and `<stage>_tokens`; those of teacher caches only where there are any.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    for measure in ("minutes", "tokens"):
+        for name, stages in STAGES.items():
+            if name == "writing" and not any(each.results.teacher_cache for each in experiments):
+                continue
+            wanted = {"kind": COST, "measure": measure, "stage": stages, "seed": EACH}
+            sums = [
+                table.select(table.of(e.results), **wanted).groupby("lineage")["value"].sum()
+                for e in experiments
+            ]
+            found[f"{name}_{measure}"] = [
+                {lineage: float(of.get(lineage, 0.0)) for lineage in each.results.lineages}
+                for each, of in zip(experiments, sums, strict=True)
+            ]
     return found
 
 
-def _holder(experiments: Sequence[Compared], lineage: str) -> Compared:
-    """Find the first experiment that has a lineage."""
-    return next(each for each in experiments if lineage in each.results.lineages)
-
-
-def _measured(experiments: Sequence[Compared]) -> list[Measure]:
-    """List the measures that any of the experiments has, except those with a table of their own."""
-    found = {m.name for each in experiments for m in measures.measured(each.results)}
-    return [m for m in measures.MEASURES if m.name in found and m.name != "rougeL"]
-
-
-def _mean(experiments: Sequence[Compared], measure: Measure, place: Place) -> float | None:
-    each = experiments[place.experiment]
-    if not each.has(place.lineage, place.set):
-        return None
-    return measures.mean(each.results, measure, place.lineage, place.set)
-
-
-def _ahead(experiments: Sequence[Compared]) -> bool:
-    """Return whether any experiment has precomputed teacher generations or outputs."""
-    return any(each.results.written for each in experiments)
-
-
-def _total(found: Sequence[Cost]) -> dict[str, float]:
-    return {
-        "training_minutes": sum(cost.training_minutes for cost in found),
-        "writing_minutes": sum(cost.writing_minutes for cost in found),
-        "evaluation_minutes": sum(cost.evaluation_minutes for cost in found),
-        "training_tokens": sum(cost.tokens for cost in found),
-        "writing_tokens": sum(cost.writing_tokens for cost in found),
-        "evaluation_tokens": sum(cost.evaluation_tokens for cost in found),
-    }
+def _costs(experiments: Sequence[Compared]) -> Table:
+    """Costs of all models, without those of their teachers, a group for each kind of cost."""
+    lineages = dict.fromkeys(lineage for each in experiments for lineage in each.results.lineages)
+    groups = []
+    for name, costs in spent(experiments).items():
+        stage, what = name.split("_")
+        rows = [(full_text(lineage), [of.get(lineage) for of in costs]) for lineage in lineages]
+        rows.append(("all models", [sum(of.values()) for of in costs]))
+        digits = 1 if what == "minutes" else 0
+        cells = ([Cell(text), *(measured(value, digits) for value in of)] for text, of in rows)
+        groups.append(Group(f"{TITLES[stage]} {what}", list(map(Row, cells))))
+    heads = [Column(each.name) for each in experiments]
+    return Table([Column("Model", "name"), *heads], groups, "costs")
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -227,45 +245,33 @@ def to_csv(comparison: Comparison) -> str:
     Costs have no set and are sums over training seeds. Differences are from the first experiment; `not_tested` gives
     the reason where there is none.
     """
-    lines = []
-    measured = [m for m in measures.MEASURES if m.name == "rougeL"]
-    measured += _measured(comparison.experiments)
+    lines: list[dict[str, Any]] = []
+    experiments = comparison.experiments
     for name in comparison.sets:
         for lineage in comparison.on(name):
-            for measure in measured:
-                for place, each in enumerate(comparison.experiments):
+            for measure in _measured(experiments):
+                for number, each in enumerate(experiments):
                     if each.has(lineage, name):
-                        lines.append(_line(comparison, Place(name, lineage, place), measure))
-    ahead = _ahead(comparison.experiments)
+                        found = score(each, name, lineage, measure)
+                        outcome = comparison.outcomes.get(Place(name, lineage, number))
+                        tested = _tested(outcome if measure == "rougeL" else None)
+                        values = exports.columns("value", found)
+                        lines.append(_about(name, lineage, measure, each) | values | tested)
+    costs = spent(experiments)
     for lineage in comparison.shared:
-        for each in comparison.experiments:
-            for cost in costs.by_lineage(each.results):
-                if cost.lineage == lineage:
-                    lines += [
-                        _columns("", lineage, measure, each) | {"value": float(value)} | _blank()
-                        for measure, value in _total([cost]).items()
-                        if ahead or not measure.startswith(WRITING)
-                    ]
-    return table.write_csv(lines)
+        for place, each in enumerate(experiments):
+            for measure, of in costs.items():
+                if lineage in of[place]:
+                    lines.append(_about("", lineage, measure, each) | {"value": of[place][lineage]})
+    return exports.to_csv(lines)
 
 
-def _line(comparison: Comparison, place: Place, measure: Measure) -> dict[str, Any]:
-    each = comparison.experiments[place.experiment]
-    line = _columns(place.set, place.lineage, measure.name, each)
-    if measure.name not in MEASURES:
-        value = measures.mean(each.results, measure, place.lineage, place.set)
-        return line | {"value": value} | _blank()
-    line |= table.columns("value", comparison.scores[place, measure.name])
-    outcome = comparison.outcomes.get(place) if measure.name == "rougeL" else None
-    return line | _tested(outcome)
-
-
-def _columns(name: str, lineage: str, measure: str, each: Compared) -> dict[str, Any]:
+def _about(name: str, lineage: str, measure: str, each: Compared) -> dict[str, Any]:
     return {
         "set": name,
         "lineage": lineage,
-        "chain": labels.chain_text(lineage),
-        "methods": labels.methods_text(lineage),
+        "chain": chain_text(lineage),
+        "methods": methods_text(lineage),
         "measure": measure,
         "experiment": each.name,
         "training_seeds": " ".join(map(str, each.results.seeds(lineage))),
@@ -273,18 +279,11 @@ def _columns(name: str, lineage: str, measure: str, each: Compared) -> dict[str,
     }
 
 
-def _blank() -> dict[str, Any]:
-    """Empty values for the columns of a number without uncertainty."""
-    return {k: None for k in table.columns("value", None) if k != "value"} | _tested(None)
-
-
 def _tested(outcome: Outcome | None) -> dict[str, Any]:
     found = outcome.difference if outcome else None
-    return table.columns("difference", found) | {
-        "difference_n_training_seeds": found and found.trainings,
-        "p": found and found.p,
-        "prompts_p": found and found.p_prompts,
-        "verdict": found and found.verdict,
-        "verdict_as_trained": found and found.of_models,
-        "not_tested": outcome and ("the same model" if outcome.same else outcome.reason),
-    }
+    return (
+        exports.columns("difference", found)
+        | {"difference_n_training_seeds": found and found.n_training_seeds}
+        | exports.tests(found)
+        | {"not_tested": outcome and ("the same model" if outcome.same else outcome.reason)}
+    )

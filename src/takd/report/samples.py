@@ -1,122 +1,127 @@
-"""Content of the generations page: some prompts of each set, with the answer of every model beside the references."""
+"""Generations page: the same prompts with the responses of all models and training seeds."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import NamedTuple
 
+from takd.analysis import table
 from takd.analysis.results import Results, Row
-from takd.experiment.lineage import Node
-from takd.report.table import Group, named
-
-FIRST = 500
-"""Characters of a text that are shown at once; the rest unfolds."""
-WORD = 40
-"""Characters that the first part may lose, so that it ends with a word."""
+from takd.analysis.text import visible
+from takd.experiment.labels import full_text
+from takd.experiment.lineage import Node, split, supervised
+from takd.metrics.words import pieces
+from takd.report import pages
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model on the page: its position in the table of results, and its name."""
+class Response(NamedTuple):
+    """A model's response with the first decoding seed, and the scores of all; ROUGE-L x 100.
 
-    place: int
-    node: Node
-    name: str
-    role: str
+    Attributes:
+        model: position of the model in the table of results.
+        parts: the text in parts, each with whether it differs from the nearest reference.
+        change: `right` if it equals a reference and that of the SFT baseline does not, `wrong` the other way round.
+        over_sft: mean ROUGE-L less that of the SFT baseline; None for a baseline.
+    """
 
-
-@dataclass(frozen=True)
-class Answer:
-    """One model's answer with the first decoding seed, and the scores of all seeds; ROUGE-L and exact match x 100."""
-
-    model: Model
-    text: str
+    model: int
+    seed: int
+    parts: list[tuple[str, bool]]
     tokens: int
     finished: bool
-    exact: bool
+    right: bool
     by_seed: list[float]
     mean: float
+    change: str
+    over_sft: float | None
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt with the answers of all models."""
-
-    anchor: str
-    """Names the prompt in a link. It comes from its row, so it stays when more samples are shown."""
-    id: int
-    instruction: str
-    input: str
-    references: list[str]
-    answers: list[Answer]
-
-    @property
-    def spread(self) -> float:
-        """Highest minus lowest mean ROUGE-L of the models."""
-        means = [answer.mean for answer in self.answers]
-        return max(means) - min(means) if means else 0.0
-
-
-def shown(results: Results, groups: list[Group]) -> dict[str, Any]:
-    """Build the template's values: models in the order of the results table, prompts of each set, seeds.
-
-    With several training seeds, the first is shown.
-    """
-    models = [
-        Model(place, Node(row.lineage, row.seeds[0]), named(results, row.lineage), row.role)
-        for place, row in enumerate(row for group in groups for row in group.rows)
-    ]
-    return {
-        "models": models,
-        "sets": {
-            name: [
-                _prompt(results, models, name, key, rows)
-                for key, rows in results.samples[name].items()
-            ]
-            for name in results.spec["sets"]
-        },
-        "seeds": results.spec["decoding_seeds"],
+def page(results: Results) -> str:
+    """Render the page; models are in the order of the results table."""
+    lines = table.lines(results)
+    sets = {
+        name: [
+            (next(iter(rows.values())), list(_responses(results, name, key, rows)))
+            for key, rows in results.samples[name].items()
+        ]
+        for name in results.spec["sets"]
     }
-
-
-def _prompt(
-    results: Results, models: list[Model], name: str, key: int, rows: dict[Node, Row]
-) -> Prompt:
-    asked = next(iter(rows.values()))
-    return Prompt(
-        anchor=f"{name}-{key}",
-        id=key,
-        instruction=asked["instruction"],
-        input=asked["input"],
-        references=asked["references"],
-        answers=[
-            _answer(model, rows[model.node], results.evaluations[model.node, name].by_prompt[key])
-            for model in models
-        ],
+    rows = [row for prompts in sets.values() for row, _ in prompts]
+    return pages.render(
+        "samples.html",
+        results,
+        "generations.html",
+        names=[f"{line.label} {full_text(line.lineage)}".strip() for line in lines],
+        roles=[line.role for line in lines],
+        many=[len(results.seeds(line.lineage)) > 1 for line in lines],
+        sets=sets,
+        seeds=results.spec["decoding_seeds"],
+        strata=list(dict.fromkeys(row["stratum"] for row in rows if row.get("stratum"))),
     )
 
 
-def _answer(model: Model, row: Row, mean: float) -> Answer:
-    first = row["outputs"][0]
-    return Answer(
-        model=model,
-        text=first["text"],
-        tokens=first["tokens"],
-        finished=first["finished"],
-        exact=first["exact_match"] == 100,
-        by_seed=[output["rougeL"] for output in row["outputs"]],
-        mean=mean,
-    )
+def _responses(
+    results: Results, name: str, key: int, rows: Mapping[Node, Row]
+) -> Iterator[Response]:
+    """Yield the responses to a prompt, model by model."""
+
+    def mean(node: Node) -> float:
+        return results.evaluations[node, name].by_prompt[key]
+
+    for place, line in enumerate(table.lines(results)):
+        for seed in results.seeds(line.lineage):
+            node, base = Node(line.lineage, seed), Node(supervised(_model(line.lineage)), seed)
+            outputs = rows[node]["outputs"]
+            right = _right(rows[node])
+            compared = base in rows and base != node
+            before = _right(rows[base]) if compared else right
+            yield Response(
+                place,
+                seed,
+                list(differing(visible(outputs[0]["text"]), rows[node]["references"])),
+                outputs[0]["tokens"],
+                outputs[0]["finished"],
+                right,
+                [output["rougeL"] for output in outputs],
+                mean(node),
+                "" if right == before else "right" if right else "wrong",
+                mean(node) - mean(base) if compared else None,
+            )
 
 
-def folded(text: str) -> Iterator[str]:
-    """Split a long text into its beginning and the rest; yield a short one whole.
+def _model(lineage: str) -> str:
+    return split(lineage)[-1].model
 
-    The split is after a word where one ends nearby, so that a search finds each word in one part.
+
+def _right(row: Row) -> bool:
+    return bool(row["outputs"][0]["exact_match"] == 100)
+
+
+def differing(text: str, references: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Split a response into parts, each with whether its words differ from the nearest reference.
+
+    Words and punctuation are aligned with the reference to which most of them can be; capital letters do not count.
     """
-    if len(text) <= FIRST + WORD:
-        yield text
-        return
-    gap = max(text.rfind(space, FIRST - WORD, FIRST) for space in " \n\t")
-    end = FIRST if gap < 0 else gap + 1
-    yield text[:end]
-    yield text[end:]
+    words = pieces(text)
+    matchers = [
+        SequenceMatcher(None, _folded(pieces(reference)), _folded(words), autojunk=False)
+        for reference in references
+    ]
+    blocks = max(matchers, key=lambda matcher: matcher.ratio()).get_matching_blocks()
+    same = {place for block in blocks for place in range(block.b, block.b + block.size)}
+    start = end = 0
+    before = False
+    for place, word in enumerate(words):
+        at = text.index(word, end)
+        if (place not in same) != before:
+            # space around a word that differs belongs to its neighbours
+            cut = end if before else at
+            if cut > start:
+                yield text[start:cut], before
+            start, before = cut, not before
+        end = at + len(word)
+    if text[start:]:
+        yield text[start:], before
+
+
+def _folded(words: Sequence[str]) -> list[str]:
+    return [word.casefold() for word in words]

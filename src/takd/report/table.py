@@ -151,39 +151,14 @@ def _cell(results: Results, lineage: str, name: str) -> Cell:
     )
 
 
-def findings(results: Results, groups: list[Group], name: str) -> list[str]:
-    """Summarise one evaluation set in sentences; a direction is stated only for significant differences."""
-    sentences = []
-    for row in (row for group in groups for row in group.rows):
-        cell = row.cells[name]
-        if row.role not in ("teacher", "student"):
-            continue
-        title = f"The teacher, {row.model}"
-        if row.role == "student":
-            title = " ".join(filter(None, [row.label, full_text(row.lineage)]))
-        seeds = _count(len(row.seeds), "training seed")
-        parts = [f"{title}: ROUGE-L {cell.rougeL.text()}, {seeds}"]
-        for other, what in (
-            (cell.over_sft, f"against {row.model} trained on labels alone"),
-            (cell.over_direct, "against distillation straight from the teacher"),
-        ):
-            if other is not None and row.role == "student":
-                parts.append(f"{number(other.mean, signed=True)} {what}: {other.words}")
-        parts += [f"{found.words} ({found.source})" for found in cell.published]
-        sentences.append("; ".join(parts) + ".")
-    for pair, difference in analyse(results).of(name, "method"):
-        gap = number(difference.mean, signed=True)
-        sentences.append(
-            f"{named(results, pair.ours)} against {named(results, pair.theirs)}: {gap},"
-            f" {difference.words}."
-        )
-    return sentences
+def labels(results: Results) -> dict[str, str]:
+    """Map the lineages that chains end in to the labels of the chains."""
+    return {chain["lineage"]: chain_label(chain) for chain in reversed(results.spec["chains"])}
 
 
 def named(results: Results, lineage: str) -> str:
     """Name a lineage by chain and methods, with the label of its chain."""
-    labels = {chain["lineage"]: chain_label(chain) for chain in reversed(results.spec["chains"])}
-    return " ".join(filter(None, [labels.get(lineage, ""), full_text(lineage)]))
+    return " ".join(filter(None, [labels(results).get(lineage, ""), full_text(lineage)]))
 
 
 def sources(groups: list[Group]) -> list[str]:
@@ -304,7 +279,3 @@ def _plain(value: Any) -> Any:
         if isinstance(value, float)
         else value
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -25,7 +25,7 @@ from takd.losses.batch import Layout
 from takd.losses.chunked import chunk_size
 from takd.models import causal_lm
 from takd.models.causal_lm import project
-from takd.models.devices import device_name, own
+from takd.models.precision import device_name
 from takd.runtime.checkpoints import resumable
 from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import Progress, timed
@@ -46,7 +46,7 @@ def run(stage: Stage) -> None:
         InputError: `top_k` is not less than the number of tokens.
         Interrupted: SIGTERM or time limit.
     """
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
@@ -54,7 +54,7 @@ def run(stage: Stage) -> None:
         tokens = _fill(stage, title, dataset, folder)
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
         journal.tokens = sum(int(counts.sum()) for counts in _lengths(dataset).values())
-        device = device_name(own())
+        device = device_name()
         journal.close(len(dataset), device=device, processes=1, **stage.origin())
         write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
         stage.write_manifest(
@@ -113,7 +113,7 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     )
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(
-            f"teacher_writes.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
+            f"teacher_cache.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
             " choose a smaller number, or teacher_outputs: hidden, which keeps whole distributions."
         )
     starts = offsets(dataset)

@@ -14,7 +14,7 @@ from takd.decoding import loading
 from takd.decoding.resumable import answer, prompts_of
 from takd.decoding.sampling import Decoding
 from takd.models import causal_lm
-from takd.models.devices import device_name, own
+from takd.models.precision import device_name
 from takd.runtime.checkpoints import resumable
 from takd.runtime.metrics_log import timed
 from takd.runtime.stage import Stage, write_text
@@ -22,7 +22,7 @@ from takd.runtime.stage import Stage, write_text
 
 def run(stage: Stage) -> None:
     """Sample the missing responses of this part, which is every `parts`-th row of the split."""
-    loading.settle(stage)
+    loading.configure_libraries(stage)
     spec = stage.spec
     dataset = load_from_disk(str(stage.input("prompts").parent / "dataset"))
     title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"
@@ -43,7 +43,7 @@ def run(stage: Stage) -> None:
         ]
         write_text(stage.outputs["answers"], "".join(lines))
         journal.tokens = sum(len(found["tokens"]) for found in answers.values())
-        device = device_name(own())
+        device = device_name()
         journal.close(len(answers), device=device, processes=1, **stage.origin())
         write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
         stage.write_manifest(stage.outputs["manifest"], kind="answers", rows=len(answers))

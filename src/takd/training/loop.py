@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 
 from takd.decoding.sampling import Decoding, Prompt, Response, draw
 from takd.methods.base import Method, Part
-from takd.models.devices import DTYPES, describe, device_name, seed_generators
-from takd.models.precision import PRETRAINED
+from takd.models.precision import PRETRAINED, describe, device_name, torch_dtype
 from takd.runtime.checkpoints import LOG, Checkpoints, Pace
 from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import Journal, Progress
 from takd.runtime.stage import Interrupted, Stage
 from takd.training.best_weights import Best, Keeper
 from takd.training.dev import dev_loss, dev_prompts, dev_scores
+from takd.training.devices import seed_generators
 from takd.training.exporting import Exported
 from takd.training.student import Student
 
@@ -70,7 +70,7 @@ class Run:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.total = self.method.total_steps()
-        dtype = DTYPES[self.precision]
+        dtype = torch_dtype(self.precision)
         self.student = Student(
             *(self.accelerator, self.model, s, self.stage.compile, dtype, self.method.decays_all)
         )
@@ -279,7 +279,7 @@ class Run:
         """Write the last line of the log, with devices, counts and times."""
         self.journal.close(
             self.total,
-            device=device_name(self.accelerator.device),
+            device=device_name(),
             processes=self.world,
             precision=self.precision,
             host_cpus=os.cpu_count(),

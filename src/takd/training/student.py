@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from takd.methods.base import LossFunction
 from takd.models.causal_lm import compile_training
-from takd.models.devices import uses_zero3
 from takd.models.lora import plain_weights
 from takd.training.exporting import Exported
 
@@ -64,7 +63,8 @@ class Student:
         # ZeRO-3 shards each parameter over processes, so a whole copy of the model is used for
         # sampling
         self._copy: PreTrainedModel | None = None
-        if uses_zero3(self.accelerator):
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is not None and plugin.zero_stage == 3:
             self._copy = _unfilled(self.model, self.dtype, self.accelerator.device)
         if self.compiled:
             compile_training(self.model, self.accelerator.device)

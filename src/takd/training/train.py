@@ -15,23 +15,24 @@ import shutil
 from pathlib import Path
 
 import torch
-from datasets import Dataset, disable_progress_bars, load_from_disk
+from datasets import Dataset, load_from_disk
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
+from takd.decoding import loading
 from takd.decoding.model_checks import check_model
 from takd.decoding.sampling import Decoding
 from takd.experiment.lineage import SUPERVISED
 from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
-from takd.models import causal_lm, devices
+from takd.models import causal_lm
 from takd.models.lora import add_lora
-from takd.models.precision import pretrained_in
+from takd.models.precision import choose_precision, current_device, pretrained_in, torch_dtype
 from takd.models.tokenizer_check import entries
 from takd.runtime.checkpoints import Checkpoints, Lock, resume_key
 from takd.runtime.deepspeed_builds import await_builds
 from takd.runtime.errors import InputError
 from takd.runtime.stage import Stage, read_json
+from takd.training import devices
 from takd.training.exporting import Exported
 from takd.training.loop import Run
 
@@ -40,9 +41,7 @@ WEIGHTS = "model.safetensors"
 
 def run(stage: Stage) -> None:
     """Train, resuming from the last checkpoint, and move the outputs into place."""
-    devices.settle(stage.threads, stage.deterministic)
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+    loading.configure_libraries(stage)
     # at each save it would warn that tied weights are saved once
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     root = stage.outputs["manifest"].parent / "checkpoints"
@@ -68,7 +67,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         raise InputError(
             f"{spec['lineage']}: no rows left in the train or dev split; see the data report."
         )
-    precision = devices.choose_precision(settings["precision"], pretrained_in(_weights(stage)))
+    precision = choose_precision(settings["precision"], pretrained_in(_weights(stage)))
     tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     student = causal_lm.load_model(
         _weights(stage), seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
@@ -83,9 +82,12 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
             f" ({difference}); read it from the trained model's folder by PreTrainedTokenizerFast.from_pretrained."
         )
     if settings["lora"]:
-        dtype = devices.DTYPES[precision]
         add_lora(
-            student, settings["lora"], name=spec["model"], seed=spec["seed"], frozen_dtype=dtype
+            student,
+            settings["lora"],
+            name=spec["model"],
+            seed=spec["seed"],
+            frozen_dtype=torch_dtype(precision),
         )
     if stage.gradient_checkpointing:
         causal_lm.checkpoint_activations(student, spec["model"])
@@ -93,11 +95,9 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     teacher = None
     if stage.many("teacher") and kind.asks_teacher(settings):
         folder = stage.input("teacher").parent / "model"
-        dtype = devices.DTYPES[
-            devices.choose_precision(settings["precision"], pretrained_in(folder))
-        ]
+        dtype = torch_dtype(choose_precision(settings["precision"], pretrained_in(folder)))
         teacher = causal_lm.load_model(folder, dtype=dtype)
-        nn.Module.to(causal_lm.freeze(teacher), devices.own())
+        nn.Module.to(causal_lm.freeze(teacher), current_device())
         vocabulary = min(vocabulary, causal_lm.check_vocabulary(teacher, tokenizer, "teacher"))
         check_model(teacher, "teacher", spec["max_length"])
     context = Context(

@@ -9,7 +9,7 @@ from takd.experiment.validation.common import by_hop, distillation_methods, trai
 from takd.experiment.validation.data import check_data
 from takd.experiment.validation.evaluation import check_evaluation
 from takd.experiment.validation.models import check_models, gpt2_parameters
-from takd.experiment.validation.training import DEEPSPEED, check_teacher_writes, check_training
+from takd.experiment.validation.training import DEEPSPEED, check_teacher_cache, check_training
 from takd.experiment.yaml12 import YamlFile
 
 __all__ = [
@@ -36,7 +36,7 @@ def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int
     of_chains = {**settings, "chains": sound}
     check_training(file, of_chains, root)
     if complete and SUPERVISED in settings["training"]:
-        check_teacher_writes(file, settings)
+        check_teacher_cache(file, settings)
     check_evaluation(file, of_chains, complete)
     file.refuse()
     return parameters

@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 from takd.experiment import lineage
+from takd.experiment.labels import size_text
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import suggest
 from takd.experiment.validation.common import by_hop, distillation_methods
-from takd.experiment.validation.models import UNITS
 from takd.experiment.yaml12 import Key, YamlFile, dotted
 
 
@@ -26,94 +26,83 @@ def check_chains(
     sound = []
     for index, chain in enumerate(settings["chains"]):
         key: Key = ("chains", index)
-        before = file.faults
-        with file.each():
-            _check_chain(file, chain, key, settings["models"], parameters)
+        right = [_check_models(file, chain["models"], key, settings["models"], parameters)]
         for entry, methods in enumerate(by_hop(chain)):
             here = (*key, "methods", entry)
-            with file.each():
-                _check_methods(file, chain, methods, here)
-                name = lineage.of_chain(chain["models"], methods)
-                if name in seen:
-                    raise file.error(
-                        here,
-                        f"gives {name} again, which {dotted(seen[name])} gives already; remove one.",
-                    )
-                seen[name] = here
-        label = chain["label"]
-        with file.each():
+            right.append(_check_methods(file, chain, methods, here))
+            if not right[-1]:
+                continue
+            name = lineage.of_chain(chain["models"], methods)
+            if name in seen:
+                text = f"gives {name} again, which {dotted(seen[name])} gives already; remove one."
+                right.append(file.fault(here, text))
+            seen.setdefault(name, here)
+        if label := chain["label"]:
             if label in labels:
-                raise file.error(
-                    (*key, "label"),
-                    f"is '{label}', which is the label of {dotted(labels[label])}; rename one.",
-                )
-        if label:
+                text = f"is '{label}', which is the label of {dotted(labels[label])}; rename one."
+                right.append(file.fault((*key, "label"), text))
             labels.setdefault(label, key)
-        if file.faults == before:
+        if all(right):
             sound.append(chain)
     return sound
 
 
-def _check_chain(
+def _check_models(
     file: YamlFile,
-    chain: dict[str, Any],
+    names: list[str],
     key: Key,
     models: dict[str, Any],
     parameters: dict[str, int],
-) -> None:
-    names = chain["models"]
+) -> bool:
+    """Check the models of a chain up to the first error; return whether there is none."""
     for at, name in enumerate(names):
         here = (*key, "models", at)
         if name not in models:
-            raise file.error(here, f"is '{name}', which is not a model; {suggest(name, models)}")
+            text = f"is '{name}', which is not a model; {suggest(name, models)}"
+            return file.fault(here, text)
         if name in names[:at]:
-            raise file.error(
-                here,
-                f"is '{name}', which stands in this chain before; each model may stand there once.",
+            text = (
+                f"is '{name}', which stands in this chain before; each model may stand there once."
             )
-        if at and parameters.get(name, 0) > parameters.get(names[at - 1], math.inf):
-            raise file.error(
+            return file.fault(here, text)
+        size, larger = parameters.get(name, 0), parameters.get(names[at - 1], math.inf)
+        if at and size > larger:
+            return file.fault(
                 here,
-                f"is '{name}' ({_short(parameters[name])} parameters), which is larger than its"
-                f" teacher '{names[at - 1]}' ({_short(parameters[names[at - 1]])}); sizes must fall"
-                " along a chain.",
+                f"is '{name}' ({size_text(size)} parameters), which is larger than its teacher"
+                f" '{names[at - 1]}' ({size_text(larger)}); sizes must fall along a chain.",
             )
+    return True
 
 
-def _check_methods(file: YamlFile, chain: dict[str, Any], methods: list[str], key: Key) -> None:
-    entry = chain["methods"][key[-1]]
+def _check_methods(file: YamlFile, chain: dict[str, Any], methods: list[str], key: Key) -> bool:
+    """Check one entry of `methods` up to the first error; return whether there is none."""
+    several = isinstance(chain["methods"][key[-1]], list)
     known = distillation_methods()
     for at, method in enumerate(methods):
-        here = (*key, at) if isinstance(entry, list) else key
+        here = (*key, at) if several else key
         if method == SUPERVISED:
-            raise file.error(
+            return file.fault(
                 here,
-                f"is '{SUPERVISED}', which learns from labels, not from a teacher, and is run for"
-                f" every model anyway; it must be one of {', '.join(known)}.",
+                f"is '{SUPERVISED}', which learns from labels, not from a teacher, and is run for every model anyway;"
+                f" it must be one of {', '.join(known)}.",
             )
         if method not in known:
-            raise file.error(
-                here, f"is '{method}', which is not a method; {suggest(method, known)}"
-            )
+            text = f"is '{method}', which is not a method; {suggest(method, known)}"
+            return file.fault(here, text)
         if method not in file.value["training"]:
-            raise file.error(
+            return file.fault(
                 ("training",),
-                f"lacks the key {method}: the settings of the method that {dotted(here)} uses"
-                " (steps, epochs or both, at least).",
+                f"lacks the key {method}: the settings of the method that {dotted(here)} uses (steps, epochs or both,"
+                " at least).",
                 method,
             )
     hops = len(chain["models"]) - 1
-    if len(methods) != hops:
-        raise file.error(
-            key,
-            f"has {'1 entry' if len(methods) == 1 else f'{len(methods)} entries'} for"
-            f" {hops} hop{'s' * (hops != 1)} ({' → '.join(chain['models'])});"
-            f" it must be one method for all, or a list of {hops}.",
-        )
-
-
-def _short(parameters: int) -> str:
-    for unit, factor in reversed(UNITS.items()):
-        if parameters >= factor:
-            return f"{parameters / factor:.3g}{unit}"
-    return str(parameters)
+    if len(methods) == hops:
+        return True
+    entries = "1 entry" if len(methods) == 1 else f"{len(methods)} entries"
+    return file.fault(
+        key,
+        f"has {entries} for {hops} hop{'s' * (hops != 1)} ({' → '.join(chain['models'])});"
+        f" it must be one method for all, or a list of {hops}.",
+    )

@@ -1,4 +1,4 @@
-"""Helpers of the checks: available methods, hops of a chain, and settings of a training."""
+"""Names and settings that several checks and the experiment need: methods, hops, settings of a training."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -17,47 +17,31 @@ def check_evaluation(file: YamlFile, settings: dict[str, Any], complete: bool) -
         complete: whether all chains are valid, so that all lineages are known.
     """
     evaluation = settings["evaluation"]
-    with file.each():
-        if not evaluation["decoding"]["sample"] and len(evaluation["seeds"]) > 1:
-            raise file.error(
-                ("evaluation", "seeds"),
-                f"has {len(evaluation['seeds'])} entries, but greedy decoding"
-                " (evaluation.decoding.sample is false) gives the same text for each; keep one, such as"
-                f" [{evaluation['seeds'][0]}].",
-            )
+    seeds = evaluation["seeds"]
+    if not evaluation["decoding"]["sample"] and len(seeds) > 1:
+        file.fault(
+            ("evaluation", "seeds"),
+            f"has {len(seeds)} entries, but greedy decoding (evaluation.decoding.sample is false) gives the same text"
+            f" for each; keep one, such as [{seeds[0]}].",
+        )
     for at, seed in enumerate((evaluation["judge"] or {}).get("seeds") or []):
-        with file.each():
-            if seed not in evaluation["seeds"]:
-                raise file.error(
-                    ("evaluation", "judge", "seeds", at),
-                    f"is {seed}, which is not in evaluation.seeds; there are: {evaluation['seeds']}.",
-                )
-    if complete:
-        _check_targets(file, settings)
-
-
-def _check_targets(file: YamlFile, settings: dict[str, Any]) -> None:
-    evaluation = settings["evaluation"]
-    names: dict[str, None] = {}
+        if seed not in seeds:
+            text = f"is {seed}, which is not in evaluation.seeds; there are: {seeds}."
+            file.fault(("evaluation", "judge", "seeds", at), text)
+    if not complete:
+        return
+    names = [lineage.supervised(name) for chain in settings["chains"] for name in chain["models"]]
     for chain in settings["chains"]:
-        names.update((lineage.supervised(name), None) for name in chain["models"])
         for methods in by_hop(chain):
-            names.update(
-                (name, None)
-                for name in lineage.prefixes(lineage.of_chain(chain["models"], methods))
-            )
+            names += lineage.prefixes(lineage.of_chain(chain["models"], methods))
+    names = list(dict.fromkeys(names))
     for index, target in enumerate(settings["report"]["targets"]):
         for name, scores in target["scores"].items():
             key: Key = ("report", "targets", index, "scores", name)
-            with file.each():
-                if name not in names:
-                    raise file.error(
-                        key, f"is not a lineage of this experiment; {suggest(name, names)}"
-                    )
-            for evaluation_set in scores:
-                with file.each():
-                    if evaluation_set not in evaluation["sets"]:
-                        raise file.error(
-                            (*key, evaluation_set),
-                            f"is not an evaluation set; {suggest(evaluation_set, evaluation['sets'])}",
-                        )
+            if name not in names:
+                text = f"is not a lineage of this experiment; {suggest(name, names)}"
+                file.fault(key, text)
+            for each in scores:
+                if each not in evaluation["sets"]:
+                    text = f"is not an evaluation set; {suggest(each, evaluation['sets'])}"
+                    file.fault((*key, each), text)

@@ -25,74 +25,60 @@ def check_models(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[s
     """Check all models; return the parameters of those without errors."""
     parameters = {}
     for name, model in settings["models"].items():
-        with file.each():
-            parameters[name] = _check_model(file, settings, name, model, root)
+        key = ("models", name)
+        if _check_kept_layers(file, (*key, "weights"), model["weights"]):
+            check = _check_scratch if "scratch" in model["weights"] else _check_size
+            if size := check(file, settings, key, model, root):
+                parameters[name] = size
     return parameters
 
 
-def _check_model(
-    file: YamlFile, settings: dict[str, Any], name: str, model: dict[str, Any], root: Path
-) -> int:
-    vocabulary = vocabulary_size(settings)
-    key: Key = ("models", name)
-    weights = model["weights"]
-    shape = weights.get("scratch")
-    _check_kept(file, (*key, "weights"), weights)
-    if shape is None:
-        if "parameters" in model:
-            return _count(model["parameters"])
-        counted = None
-        if "folder" in weights and "keep_layers" not in weights:
-            counted = safetensors_parameters(root / weights["folder"])
-        if counted is None:
-            raise file.error(
-                key,
-                "lacks the key parameters: its size, such as 1.5B or 120M (only of a folder with whole safetensors it"
-                " is counted).",
-            )
-        return counted
+def _check_size(
+    file: YamlFile, settings: dict[str, Any], key: Key, model: dict[str, Any], root: Path
+) -> int | None:
+    """Return the size of a model that exists, as declared or counted; None if it is not known."""
+    size, weights = model.get("parameters"), model["weights"]
+    if size is None and "folder" in weights and "keep_layers" not in weights:
+        size = safetensors_parameters(root / weights["folder"])
+    if size is None:
+        text = "lacks the key parameters: its size, such as 1.5B or 120M (only of a folder with whole safetensors it"
+        file.fault(key, f"{text} is counted).")
+        return None
+    return round(float(size[:-1]) * UNITS[size[-1]]) if isinstance(size, str) else round(size)
+
+
+def _check_scratch(
+    file: YamlFile, settings: dict[str, Any], key: Key, model: dict[str, Any], root: Path
+) -> int | None:
+    """Return the computed size of a model from scratch; None after an error."""
+    shape, longest = model["weights"]["scratch"], settings["data"]["max_length"]
+    width, vocabulary = shape["width"], vocabulary_size(settings)
+    inside = (*key, "weights", "scratch")
     if "parameters" in model:
-        raise file.error((*key, "parameters"), "is computed for a model from scratch; remove it.")
-    if vocabulary is None:
-        raise file.error(
-            ("tokenizer",),
-            "lacks the key vocabulary: the number of its tokens, from which the size of the"
-            f" model '{name}', which starts from scratch, follows.",
+        file.fault((*key, "parameters"), "is computed for a model from scratch; remove it.")
+    elif vocabulary is None:
+        text = (
+            "lacks the key vocabulary: the number of its tokens, from which the size of the model"
         )
-    key = (*key, "weights", "scratch")
-    if shape["width"] % shape["heads"]:
-        raise file.error(
-            (*key, "heads"),
-            f"is {shape['heads']}, which does not divide the width {shape['width']};"
-            f" it must be {divisors(shape['width'])}.",
-        )
-    if shape["positions"] < settings["data"]["max_length"]:
-        raise file.error(
-            (*key, "positions"),
-            f"is {shape['positions']}, but must be at least data.max_length"
-            f" ({settings['data']['max_length']}).",
-        )
-    return gpt2_parameters(shape, vocabulary)
+        file.fault(("tokenizer",), f"{text} '{key[-1]}', which starts from scratch, follows.")
+    elif width % shape["heads"]:
+        text = f"is {shape['heads']}, which does not divide the width {width}; it must be {divisors(width)}."
+        file.fault((*inside, "heads"), text)
+    elif shape["positions"] < longest:
+        text = f"is {shape['positions']}, but must be at least data.max_length ({longest})."
+        file.fault((*inside, "positions"), text)
+    else:
+        return gpt2_parameters(shape, vocabulary)
+    return None
 
 
-def _check_kept(file: YamlFile, key: Key, weights: dict[str, Any]) -> None:
+def _check_kept_layers(file: YamlFile, key: Key, weights: dict[str, Any]) -> bool:
     """Check `keep_layers`, as far as possible before the weights are known."""
-    kept = weights.get("keep_layers")
-    if kept is None:
-        return
-    if "scratch" in weights:
-        raise file.error(
-            (*key, "keep_layers"),
-            "only goes with hub, folder and gguf; set scratch.layers instead.",
-        )
+    kept, key = weights.get("keep_layers"), (*key, "keep_layers")
+    if kept is not None and "scratch" in weights:
+        text = "only goes with hub, folder and gguf; set scratch.layers instead."
+        return file.fault(key, text)
     if isinstance(kept, list) and kept != sorted(kept):
-        raise file.error(
-            (*key, "keep_layers"),
-            f"is {kept}, but must rise, since layers stay in their order: {sorted(kept)}.",
-        )
-
-
-def _count(size: float | str) -> int:
-    if isinstance(size, str):
-        return round(float(size[:-1]) * UNITS[size[-1]])
-    return round(size)
+        text = f"is {kept}, but must rise, since layers stay in their order: {sorted(kept)}."
+        return file.fault(key, text)
+    return True

@@ -11,7 +11,6 @@ from takd.experiment.validation.common import divisors, trained, training_settin
 from takd.experiment.yaml12 import Key, YamlFile, dotted
 
 DEEPSPEED = "config/deepspeed"
-WRITTEN = ("responses", "teacher_outputs", "lm_teacher_outputs")
 # settings that only some sampling regimes use
 REGIMES = {
     "temperature": ("mixed", "adaptive"),
@@ -22,16 +21,12 @@ REGIMES = {
 
 def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None:
     """Check the training settings of every pair of model and method."""
-    with file.each():
-        if SUPERVISED not in settings["training"]:
-            raise file.error(
-                ("training",),
-                f"lacks the key {SUPERVISED}: the settings that teachers and starts are trained with"
-                " (steps, epochs or both, at least).",
-                SUPERVISED,
-            )
-        for model, method in trained(settings):
-            _check_pair(file, settings, root, model, method)
+    if SUPERVISED not in settings["training"]:
+        text = f"lacks the key {SUPERVISED}: the settings that teachers and starts are trained with"
+        file.fault(("training",), f"{text} (steps, epochs or both, at least).", SUPERVISED)
+        return
+    for model, method in trained(settings):
+        _check_pair(file, settings, root, model, method)
 
 
 def _check_pair(
@@ -44,120 +39,99 @@ def _check_pair(
         own: Key = ("models", model, "training", method, name)
         return own if own in file.lines else ("training", method, name)
 
-    with file.each():
-        if resolved["steps"] is None and resolved["epochs"] is None:
-            raise file.error(
-                where("steps")[:-1],
-                f"gives neither steps nor epochs for the model '{model}'; give one or both.",
-            )
-    rollouts = resolved.get("rollouts_per_round")
-    with file.each():
-        if rollouts is not None and rollouts % resolved["batch_size"]:
-            raise file.error(
-                where("batch_size"),
-                f"is {resolved['batch_size']}, which does not divide the {rollouts}"
-                f" rollouts_per_round of the model '{model}'; it must be"
-                f" {divisors(rollouts)}.",
-            )
+    if resolved["steps"] is None and resolved["epochs"] is None:
+        text = f"gives neither steps nor epochs for the model '{model}'; give one or both."
+        file.fault(where("steps")[:-1], text)
+    rollouts, batch = resolved.get("rollouts_per_round"), resolved["batch_size"]
+    if rollouts is not None and rollouts % batch:
+        file.fault(
+            where("batch_size"),
+            f"is {batch}, which does not divide the {rollouts} rollouts_per_round of the model '{model}'; it must be"
+            f" {divisors(rollouts)}.",
+        )
     if "sampling" in resolved:
         shared = resolved["sampling"] == settings["training"][method]["sampling"]
         _check_regime(file, resolved, where, shared)
     if resolved["deepspeed"] is not None:
-        with file.each():
-            _check_deepspeed(file, where("deepspeed"), resolved["deepspeed"], root)
+        _check_deepspeed(file, where("deepspeed"), resolved["deepspeed"], root)
     shape = settings["models"][model]["weights"].get("scratch")
     if resolved["lora"] and shape:
-        with file.each():
-            _check_lora(file, where("lora"), resolved, shape["width"])
+        _check_lora(file, where("lora"), resolved, shape["width"])
     for name in resolved if not settings["data"]["corpus"] else ():
-        with file.each():
-            if name.startswith("lm_") and where(name) in file.lines and resolved[name]:
-                raise file.error(
-                    where(name),
-                    f"is {show(resolved[name])}, but has no effect without data.corpus; name a"
-                    " corpus or remove the key.",
-                )
+        if name.startswith("lm_") and where(name) in file.lines and resolved[name]:
+            text = "but has no effect without data.corpus; name a corpus or remove the key."
+            file.fault(where(name), f"is {show(resolved[name])}, {text}")
 
 
-def check_teacher_writes(file: YamlFile, settings: dict[str, Any]) -> None:
+def check_teacher_cache(file: YamlFile, settings: dict[str, Any]) -> None:
     """Check the settings of stored teacher outputs."""
-    every = [training_settings(settings, *pair) for pair in trained(settings)]
-    asked = {value for resolved in every for value in resolved.items() if value[0] in WRITTEN}
+    used = {
+        (name, value)
+        for pair in trained(settings)
+        for name, value in training_settings(settings, *pair).items()
+        if name in ("responses", "teacher_outputs", "lm_teacher_outputs")
+    }
     text = {("responses", "teacher")}
-    likeliest = {("teacher_outputs", "top_k"), ("lm_teacher_outputs", "top_k")}
-    needs = {"temperature": text, "seed": text, "shards": text, "top_k": likeliest}
+    top_k = {("teacher_outputs", "top_k"), ("lm_teacher_outputs", "top_k")}
+    needs = {"temperature": text, "seed": text, "shards": text, "top_k": top_k}
     for name, needed in needs.items():
-        key: Key = ("teacher_writes", name)
-        with file.each():
-            if key in file.lines and not asked & needed:
-                ways = " or ".join(f"{setting}: {value}" for setting, value in sorted(needed))
-                raise file.error(
-                    key,
-                    f"is {settings['teacher_writes'][name]}, but has no effect, as no method of a chain"
-                    f" has {ways}; set that or remove the key.",
-                )
-    vocabulary, top_k = vocabulary_size(settings), settings["teacher_writes"]["top_k"]
-    with file.each():
-        if asked & likeliest and vocabulary is not None and top_k >= vocabulary:
-            raise file.error(
-                ("teacher_writes", "top_k"),
-                f"is {top_k}, but must be less than the {vocabulary} tokens of the tokenizer; with hidden"
-                " instead of top_k, whole distributions are kept.",
+        key: Key = ("teacher_cache", name)
+        if key in file.lines and not used & needed:
+            ways = " or ".join(f"{setting}: {value}" for setting, value in sorted(needed))
+            file.fault(
+                key,
+                f"is {settings['teacher_cache'][name]}, but has no effect, as no method of a chain has {ways}; set"
+                " that or remove the key.",
             )
+    vocabulary, kept = vocabulary_size(settings), settings["teacher_cache"]["top_k"]
+    if used & top_k and vocabulary is not None and kept >= vocabulary:
+        file.fault(
+            ("teacher_cache", "top_k"),
+            f"is {kept}, but must be less than the {vocabulary} tokens of the tokenizer; with hidden instead of top_k,"
+            " whole distributions are kept.",
+        )
 
 
 def _check_regime(
     file: YamlFile, resolved: dict[str, Any], where: Callable[[str], Key], shared: bool
 ) -> None:
     """Check the sampling regime; `shared` is whether the settings apply to all models."""
-    sampling, capacity = resolved["sampling"], resolved["capacity"]
-    with file.each():
-        if sampling == "adaptive" and capacity < resolved["batch_size"]:
-            raise file.error(
-                where("capacity"),
-                f"is {capacity}, but must be at least the batch_size ({resolved['batch_size']}), which is"
-                " taken out of the buffer.",
-            )
+    sampling, capacity, batch = (resolved[key] for key in ("sampling", "capacity", "batch_size"))
+    if sampling == "adaptive" and capacity < batch:
+        text = f"must be at least the batch_size ({batch}), which is taken out of the buffer."
+        file.fault(where("capacity"), f"is {capacity}, but {text}")
     for name, regimes in REGIMES.items():
         key = where(name)
-        with file.each():
-            if key in file.lines and sampling not in regimes and (shared or key[0] == "models"):
-                raise file.error(
-                    key,
-                    f"has no effect where sampling is {sampling}, only where it is"
-                    f" {' or '.join(regimes)}; set {dotted(where('sampling'))}, or remove the key.",
-                )
-    with file.each():
-        if resolved.get("alpha") == resolved.get("beta") == 0:
-            raise file.error(
-                where("alpha"), "is 0 as beta is; one of the two must be greater than 0."
+        if key in file.lines and sampling not in regimes and (shared or key[0] == "models"):
+            file.fault(
+                key,
+                f"has no effect where sampling is {sampling}, only where it is {' or '.join(regimes)};"
+                f" set {dotted(where('sampling'))}, or remove the key.",
             )
+    if resolved.get("alpha") == resolved.get("beta") == 0:
+        file.fault(where("alpha"), "is 0 as beta is; one of the two must be greater than 0.")
 
 
 def _check_lora(file: YamlFile, key: Key, resolved: dict[str, Any], width: int) -> None:
     """Check LoRA settings of a model from scratch, whose layers are known."""
+    rank = resolved["lora"]["rank"]
     if resolved.get("start", "base") == "base":
-        raise file.error(
+        file.fault(
             key,
-            "is set, but the model starts from random weights, which LoRA would leave as they are;"
-            " remove the key or start from sft.",
+            "is set, but the model starts from random weights, which LoRA would leave as they are; remove the key or"
+            " start from sft.",
         )
-    if resolved["lora"]["rank"] > width:
-        raise file.error(
-            (*key, "rank"),
-            f"is {resolved['lora']['rank']}, but must be at most the width of the model, {width}.",
-        )
+    elif rank > width:
+        text = f"is {rank}, but must be at most the width of the model, {width}."
+        file.fault((*key, "rank"), text)
 
 
 def _check_deepspeed(file: YamlFile, key: Key, name: str, root: Path) -> None:
     known = sorted(path.stem for path in (root / DEEPSPEED).glob("*.json"))
     if name not in known:
-        raise file.error(
-            key, f"is '{name}', which is no file in {DEEPSPEED}; {suggest(name, known)}"
-        )
+        file.fault(key, f"is '{name}', which is no file in {DEEPSPEED}; {suggest(name, known)}")
+        return
     try:
         json.loads((root / DEEPSPEED / f"{name}.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise file.error(
-            key, f"is '{name}', but {DEEPSPEED}/{name}.json is not JSON: {error}."
-        ) from None
+        file.fault(key, f"is '{name}', but {DEEPSPEED}/{name}.json is not JSON: {error}.")

@@ -13,6 +13,8 @@ from matplotlib.lines import Line2D
 
 TITLE = 0.3
 EDGE = 0.1
+WIDE = 9.0
+"""Inches of a figure whose legend has three columns of 34 characters, or two of 56."""
 LINE = 0.22
 """Inches that a line of a legend takes."""
 
@@ -80,7 +82,8 @@ class Sheet:
     def key(self, handles: Sequence[Line2D], texts: Sequence[str]) -> None:
         """Add a legend at the bottom over the whole width, with as many columns as its longest text allows."""
         longest = max(map(len, texts))
-        columns = min(len(texts), 3 if longest <= 34 else 2 if longest <= 56 else 1)
+        room = self.width / WIDE
+        columns = min(len(texts), 3 if longest <= 34 * room else 2 if longest <= 56 * room else 1)
         top = self.extend(LINE * math.ceil(len(texts) / columns) + EDGE)
         self.legend(handles, texts, top, columns=columns)
 

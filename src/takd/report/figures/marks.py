@@ -1,25 +1,15 @@
 """Elements shared by the figures of scores: looks of students and methods, bars, headings, an empty figure."""
 
-from collections.abc import Iterable
-
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from takd.analysis.comparisons import Score
 from takd.analysis.results import Results
-from takd.experiment.lineage import SUPERVISED, Hop, split
+from takd.experiment.lineage import split
 from takd.report.figures.layout import Sheet
 from takd.report.figures.style import (
-    COLOURS,
-    DASHES,
-    MARKERS,
-    STYLE,
-    SUPERVISED_COLOURS,
-    WIDTH,
     Look,
     size_text,
-    to_svg,
 )
 
 GREY = "#555555"
@@ -54,29 +44,6 @@ def name_and_size(model: str, parameters: int) -> str:
     return model if model == size else f"{model} ({size})"
 
 
-def looks_of_students(results: Results) -> dict[Hop, Look]:
-    """Assign one look per student and method: colour by student, dashes by method, a marker of its own."""
-    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
-    models = list(dict.fromkeys(hop.model for hop in hops))
-    methods = list(dict.fromkeys(hop.method for hop in hops if hop.method != SUPERVISED))
-    taught = [hop for hop in hops if hop.method != SUPERVISED]
-    students = [model for model in models if any(hop.model == model for hop in taught)]
-    found = {}
-    for hop in hops:
-        if hop.model in students:
-            colour = COLOURS[students.index(hop.model) % len(COLOURS)]
-        else:
-            colour = SUPERVISED_COLOURS[models.index(hop.model) % len(SUPERVISED_COLOURS)]
-        if hop.method == SUPERVISED:
-            found[hop] = Look(
-                colour, MARKERS[models.index(hop.model) % len(MARKERS)], (0, (1, 1.5))
-            )
-        else:
-            dashes = DASHES[methods.index(hop.method) % len(DASHES)]
-            found[hop] = Look(colour, MARKERS[taught.index(hop) % len(MARKERS)], dashes)
-    return found
-
-
 def point(
     axis: Axes, at: float, score: Score, look: Look, hollow: bool = False, faint: bool = False
 ) -> None:
@@ -99,16 +66,3 @@ def mark(look: Look, hollow: bool = False, line: bool = False) -> Line2D:
         markerfacecolor="white" if hollow else look.colour,
         linestyle=look.dashes if line else "none",
     )  # fmt: skip
-
-
-def nothing(text: str) -> str:
-    """Draw a figure with one line of text that explains why it is empty."""
-    with matplotlib.rc_context(STYLE):
-        sheet = Sheet(WIDTH, rows=0, height=0.5, below=0)
-        sheet.write(text, sheet.extend(0.3))
-        return to_svg(sheet.finish())
-
-
-def spread_out(count: int, width: float) -> Iterable[float]:
-    """Offsets around zero that place several marks side by side at one position."""
-    return ((place - (count - 1) / 2) * width for place in range(count))

@@ -1,77 +1,112 @@
-"""Figure: quality of a model against its accumulated cost, which includes the models it depends on."""
+"""Figure: ROUGE-L against total cost, which includes teachers and initial SFT."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
-from takd.analysis.comparisons import analyse
-from takd.analysis.cumulative_costs import Accumulated, accumulate, unit
+from takd.analysis import exports, table
+from takd.analysis.costs import CUMULATIVE
+from takd.analysis.cumulative_costs import unit
 from takd.analysis.results import Results, Row
-from takd.experiment.labels import chain_label, chain_text, full_text, methods_text
-from takd.experiment.lineage import SUPERVISED, split
+from takd.analysis.table import ANY, COST, SCORE, Number
+from takd.experiment.labels import full_text
 from takd.report.figures.layout import Sheet
-from takd.report.figures.marks import GREY, heading, looks_of_students, mark, point
-from takd.report.figures.style import STYLE, WIDTH, Drawing, to_svg
-from takd.report.table import columns
+from takd.report.figures.marks import by_size, n_text
+from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, looks, to_svg
 
-TAG = 6
-"""Most characters of a label that stands beside a point; longer ones give way to a number."""
 FAR = 12
-"""Costs that are this many times apart stand on a logarithmic axis."""
-Point = tuple[float, float, str]
+"""Costs that are this many times apart have a logarithmic axis."""
+BySeed = Mapping[int | None, Number]
+"""Numbers by training seed; None is their mean."""
 
 
 def quality(results: Results) -> Drawing:
-    """Draw ROUGE-L against accumulated training cost: one row per set, hours on the left and tokens on the right."""
-    costs = accumulate(results)
-    look = looks_of_students(results)
-    tags = _tags(results)
+    """Draw ROUGE-L against total cost, hours beside tokens, a row for each set.
+
+    Colour is the method, marker the route, size that of the model; dots are single training seeds.
+    """
+    return Drawing(_draw(results, WIDTH, columns=2), _numbers(results))
+
+
+def narrow(results: Results) -> str:
+    """Draw the same for a phone, hours above tokens."""
+    return _draw(results, WIDTH / 2, columns=1)
+
+
+def _select(results: Results, lineage: str, **wanted: str) -> BySeed:
+    rows = table.rows(table.of(results), lineage=lineage, seed=ANY, **wanted)
+    return {row.seed: row for row in rows}
+
+
+def _cost(results: Results, lineage: str, measure: str) -> BySeed:
+    return _select(results, lineage, kind=COST, stage=CUMULATIVE, measure=measure)
+
+
+def _score(results: Results, lineage: str, name: str) -> BySeed:
+    return _select(results, lineage, kind=SCORE, set=name, measure="rougeL")
+
+
+def _draw(results: Results, width: float, columns: int) -> str:
+    look, lineages = looks(results), results.lineages
+    sizes = {model: 5 + 2 * place for place, model in enumerate(reversed(by_size(results)))}
+    spent = {m: [_cost(results, lineage, m) for lineage in lineages] for m in ("hours", "tokens")}
+    means = {m: [cost[None].value for cost in costs] for m, costs in spent.items()}
+    small, what = max(means["hours"]) < 1, unit(results)
+    titles = {"hours": what.replace("hours", "minutes") if small else what}
+    titles["tokens"] = "tokens trained on and drawn"
     # both x axes are treated alike
-    log = any(min(at) > 0 and max(at) / min(at) > FAR for _, at in _panels(results, costs))
-    written: list[tuple[Axes, list[Point]]] = []
+    log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means.values())
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(WIDTH, rows=0, height=3.2, below=0.65)
+        sheet = Sheet(width, rows=0, height=3.2 if columns > 1 else 2.6, below=0.65)
         for name in results.spec["sets"]:
-            heading(sheet, results, name)
-            sheet.add_row()
-            first = None
-            for place, (text, values) in enumerate(_panels(results, costs)):
-                axis = sheet.panel(-1, place, 2, share=first)
+            heading = name if columns == 1 else f"{name}: {n_text(results, name)}"
+            sheet.write(heading, sheet.extend(0.18))
+            first: Axes | None = None
+            for place, (measure, title) in enumerate(titles.items()):
+                if place % columns == 0:
+                    sheet.add_row()
+                axis = sheet.panel(-1, place % columns, columns, share=first)
                 first = first or axis
-                points = []
-                for cost, at in zip(costs, values, strict=True):
-                    score = analyse(results).scores[name, cost.lineage, "rougeL"]
-                    hop = split(cost.lineage)[-1]
-                    point(axis, at, score, look[hop], hollow=hop.method == SUPERVISED, faint=True)
-                    points.append((at, score.mean, tags[cost.lineage]))
-                _scale(axis, values, log)
-                axis.set_xlabel(text)
-                if place == 0:
+                factor = 60 if small and measure == "hours" else 1
+                for lineage, cost in zip(lineages, spent[measure], strict=True):
+                    scores = _score(results, lineage, name)
+                    points = {s: (factor * cost[s].value, scores[s].value) for s in cost}
+                    _point(axis, points, scores[None], look[lineage], sizes[scores[None].model])
+                _scale(axis, [factor * value for value in means[measure]], log)
+                axis.set_xlabel(f"{title}, in total")
+                if place % columns == 0:
                     axis.set_ylabel("ROUGE-L")
-                written.append((axis, points))
-        hops = [split(cost.lineage)[-1] for cost in costs]
-        handles = [mark(look[hop], hollow=hop.method == SUPERVISED) for hop in hops]
-        texts = [f"{tags[cost.lineage]}: {full_text(cost.lineage)}" for cost in costs]
-        sheet.key(handles, texts)
-        figure = sheet.finish()
-        for axis, points in written:
-            _write_tags(axis, points)
-        return Drawing(to_svg(figure), _numbers(results, costs))
+        handles = [_mark(look[x], sizes[results.of(x)[0].manifest["model"]]) for x in lineages]
+        sheet.key(handles, [full_text(lineage) for lineage in lineages])
+        return to_svg(sheet.finish())
 
 
-def _panels(results: Results, costs: Sequence[Accumulated]) -> list[tuple[str, list[float]]]:
-    what = unit(results)
-    hours = [cost.mean_hours for cost in costs]
-    # demo runs cost fractions of an hour
-    small = max(hours) < 1
-    said = what.replace("hours", "minutes") if small else what
-    return [
-        (f"{said} of training, all that it needs", [h * 60 if small else h for h in hours]),
-        ("tokens of training, all that it needs", [cost.mean_tokens for cost in costs]),
-    ]
+def _point(
+    axis: Axes,
+    points: Mapping[int | None, tuple[float, float]],
+    score: Number,
+    look: Look,
+    size: float,
+) -> None:
+    """Draw the mean over training seeds (key None) with its 95 % confidence interval, and the seeds as dots."""
+    at, mean = points[None]
+    colour = look.colour
+    if score.interval:
+        axis.plot([at, at], score.interval, color=colour, linewidth=0.8, alpha=0.55, zorder=2)
+    if len(points) > 2:
+        dots = [point for seed, point in points.items() if seed is not None]
+        axis.plot(*zip(*dots, strict=True), ".", color=colour, markersize=4, alpha=0.7, zorder=3)
+    axis.plot(
+        at, mean, marker=look.marker, markersize=size, color=colour, linestyle="none",
+        markeredgecolor="white", markeredgewidth=0.7, zorder=4,
+    )  # fmt: skip
+
+
+def _mark(look: Look, size: float) -> Line2D:
+    return Line2D([], [], color=look.colour, marker=look.marker, markersize=size, linestyle="none")
 
 
 def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
@@ -81,9 +116,8 @@ def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
         axis.xaxis.set_minor_formatter(NullFormatter())
     else:
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_xlim(0, (max(values) or 1) * 1.12)
+        axis.set_xlim(0, (max(values) or 1) * 1.2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axis.margins(x=0.12)
 
 
 def short(value: float) -> str:
@@ -94,73 +128,32 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _tags(results: Results) -> dict[str, str]:
-    """Label of each point: that of the chain that ends there if it is short and unique, else a number."""
-    labels = {chain["lineage"]: chain_label(chain) for chain in results.spec["chains"]}
-    known = list(labels.values())
-    found, count = {}, 0
-    for lineage in results.lineages:
-        label = labels.get(lineage, "")
-        if label and len(label) <= TAG and known.count(label) == 1 and not label.isdigit():
-            found[lineage] = label
-        else:
-            count += 1
-            found[lineage] = str(count)
-    return found
-
-
-def _write_tags(axis: Axes, points: Sequence[Point]) -> None:
-    """Write each label beside its point, at the first free position around it."""
-    axis.autoscale_view()
-    places = [axis.transData.transform((at, mean)) for at, mean, _ in points]
-    covered = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in places]
-    # Matplotlib's points equal pixels only at 72 dpi
-    dots = axis.figure.dpi / 72
-    for (x, y), (at, mean, tag) in zip(places, points, strict=True):
-        wide, high = (4 + 5.2 * len(tag)) * dots, 9 * dots
-        best = None
-        for away in (5, 13, 21):
-            for right, up in ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-                left = x + away * dots if right > 0 else x - away * dots - wide
-                box = Bbox.from_bounds(left, y + up * 9 * dots - high / 2, wide, high)
-                if best is None and not any(box.overlaps(other) for other in covered):
-                    best = (box, right, up, away)
-        box, right, up, away = best or (
-            Bbox.from_bounds(x + 5 * dots, y - high / 2, wide, high), 1, 0, 5,
-        )  # fmt: skip
-        covered.append(box)
-        axis.annotate(
-            tag, (at, mean), (right * away, up * 9), textcoords="offset points", fontsize=9,
-            ha="left" if right > 0 else "right", va="center", zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
-            # a thin line connects a label that is not adjacent to its point
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 2}
-            if up or away > 5 else None,
-        )  # fmt: skip
-
-
-def _numbers(results: Results, costs: Sequence[Accumulated]) -> list[Row]:
+def _numbers(results: Results) -> list[Row]:
     """One row per set and lineage; costs are means over training seeds."""
-    what = unit(results)
-    tags = _tags(results)
-    return [
-        {
-            "set": name,
-            "tag": tags[cost.lineage],
-            "lineage": cost.lineage,
-            "chain": chain_text(cost.lineage),
-            "methods": methods_text(cost.lineage),
-            "student": split(cost.lineage)[-1].model,
-            "method": split(cost.lineage)[-1].method,
-            "n_training_seeds": len(cost.hours),
-            "trainings": cost.trainings,
-            "hours": float(cost.mean_hours),
-            "hours_least": min(cost.hours.values()),
-            "hours_most": max(cost.hours.values()),
-            "unit": what,
-            "tokens": float(cost.mean_tokens),
-        }
-        | columns("rougeL", analyse(results).scores[name, cost.lineage, "rougeL"])
-        for name in results.spec["sets"]
-        for cost in costs
-    ]
+    rows = []
+    for name in results.spec["sets"]:
+        for lineage in results.lineages:
+            score = _score(results, lineage, name)[None]
+            hours, tokens, trainings = (
+                _cost(results, lineage, measure) for measure in ("hours", "tokens", "trainings")
+            )
+            by_seed = [number.value for seed, number in hours.items() if seed is not None]
+            rows.append(
+                {
+                    "set": name,
+                    "lineage": lineage,
+                    "chain": score.chain,
+                    "methods": score.methods,
+                    "student": score.model,
+                    "method": score.method,
+                    "n_training_seeds": len(by_seed),
+                    "trainings": int(trainings[None].value),
+                    "hours": hours[None].value,
+                    "hours_least": min(by_seed),
+                    "hours_most": max(by_seed),
+                    "unit": unit(results),
+                    "tokens": tokens[None].value,
+                }
+                | exports.columns("rougeL", score)
+            )
+    return rows

@@ -1,10 +1,12 @@
 """Style shared by all figures: one look per lineage, and the conversion of a drawing to a file.
 
 Equal results give equal bytes: no date, and a fixed salt for the identifiers. Text stays text, so that it can be
-searched and scales. Colours are those of Okabe and Ito, and lines also differ in marker or dashes.
+searched and scales. Colours are those of Okabe and Ito; a colour is a method, a marker
+a route (labels alone, direct, through assistants).
 """
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,14 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from takd.analysis.results import Results, Row
-from takd.experiment.lineage import split
+from takd.experiment.lineage import SUPERVISED, split
 from takd.report.table import write_csv
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+BLACK = "#000000"
+ROUTES = {1: "s", 2: "o", 3: "D"}
+"""Marker by the models of a chain: one is trained on labels alone, two are direct, more are through assistants."""
 DASHES = ("-", "--", "-.", ":")
-SUPERVISED_COLOURS = ("#000000", "#666666", "#999999")
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -55,20 +58,17 @@ class Look(NamedTuple):
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """Assign one look per lineage: supervised ones grey, distilled ones coloured, ends of chains first."""
-    ends = {chain["lineage"] for chain in results.spec["chains"]}
-    chosen: dict[str, Look] = {}
-    plain = coloured = 0
-    for lineage in sorted(results.lineages, key=lambda found: found not in ends):
-        if len(split(lineage)) == 1:
-            colour = SUPERVISED_COLOURS[plain % len(SUPERVISED_COLOURS)]
-            chosen[lineage] = Look(colour, MARKERS[plain % len(MARKERS)], DASHES[plain // 3 % 4])
-            plain += 1
-        else:
-            colour = COLOURS[coloured % len(COLOURS)]
-            dashes = DASHES[coloured // len(COLOURS) % len(DASHES)]
-            chosen[lineage] = Look(colour, MARKERS[coloured % len(MARKERS)], dashes)
-            coloured += 1
+    """Assign one look per lineage: colour by method, marker by route; dashes tell equal ones apart."""
+    methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
+    taught = [method for method in methods if method != SUPERVISED]
+    count: Counter[tuple[str, str]] = Counter()
+    chosen = {}
+    for lineage in results.lineages:
+        method = split(lineage)[-1].method
+        colour = BLACK if method == SUPERVISED else COLOURS[taught.index(method) % len(COLOURS)]
+        marker = ROUTES[min(len(split(lineage)), 3)]
+        chosen[lineage] = Look(colour, marker, DASHES[count[colour, marker] % len(DASHES)])
+        count[colour, marker] += 1
     return chosen
 
 

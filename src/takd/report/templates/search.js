@@ -1,137 +1,144 @@
-// The generations: search their texts, choose set and models, sort by how far models lie apart. Without it all is shown.
+// Search, filter, sort and page through the prompts. Without this script all of them are shown, with all training seeds.
 {
   const get = (id) => document.getElementById(id);
-  const [query, set, order, count] = ["query", "set", "order", "count"].map(get);
+  const query = get("query");
+  const value = (id) => get(id)?.value ?? "";
   const models = [...document.querySelectorAll("#choice input")];
-  const sets = [...document.querySelectorAll("[data-set]")].map((element) => ({
-    name: element.dataset.set,
+  const blocks = [...document.querySelectorAll("[data-set]")];
+  const prompts = [...document.querySelectorAll(".prompt")].map((element) => ({
     element,
-    prompts: [...element.querySelectorAll(".prompt")].map((prompt) => ({
-      element: prompt,
-      spread: prompt.querySelector(".spread"),
-      answers: [...prompt.querySelectorAll(".answer")],
-    })),
+    place: blocks.indexOf(element.closest("[data-set]")),
+    texts: [...element.querySelectorAll(".text")].filter((text) => !text.closest(".answer")),
+    answers: [...element.querySelectorAll(".answer")],
   }));
-  const prompts = sets.flatMap((found) => found.prompts);
+  const seeds = new Map(); // model -> its training seeds
+  for (const { dataset } of prompts[0]?.answers ?? []) {
+    seeds.set(dataset.model, [...(seeds.get(dataset.model) ?? []), dataset.seed]);
+  }
+  let page = 0;
 
-  // A text is read from the page once. What unfolds goes on where the text before it ended.
-  const texts = new Map();
-  function textOf(element) {
-    if (!texts.has(element)) {
-      const parts = [...element.querySelectorAll(".text:not(.empty)")].filter(
-        (part) => element.matches(".answer") || !part.closest(".answer"),
-      );
-      texts.set(element, parts.map((part) => (part.matches(".rest") ? "" : "\n") + part.textContent).join(""));
-    }
-    return texts.get(element);
+  // The head of a chain has one seed, which is shown with any.
+  function isChosen({ dataset }, chosen, seed) {
+    const own = seeds.get(dataset.model);
+    return chosen.has(dataset.model) && (seed === "all" || dataset.seed === (own.includes(seed) ? seed : own[0]));
   }
 
-  // Matches are marked in the text nodes themselves, so text stays text; and only near the window, however many there are.
-  let words = null;
-  const near = new IntersectionObserver(
-    (entries) => {
-      for (const entry of entries.filter((found) => found.isIntersecting)) {
-        near.unobserve(entry.target);
-        mark(entry.target);
-      }
-    },
-    { rootMargin: "100%" },
-  );
-  function mark(prompt) {
-    if (!words || prompt.hidden || prompt.querySelector("mark")) return; // told of late
-    for (const text of prompt.querySelectorAll(".text:not(.empty)")) {
-      if (text.closest("[hidden]")) continue;
-      for (const node of [...text.childNodes]) {
-        for (const found of [...node.data.matchAll(words)].reverse()) {
-          const match = node.splitText(found.index);
-          match.splitText(found[0].length);
-          const marked = document.createElement("mark");
-          match.replaceWith(marked);
-          marked.append(match);
+  const TEXTS = new Map();
+  function textOf(element) {
+    if (!TEXTS.has(element)) TEXTS.set(element, element.textContent);
+    return TEXTS.get(element);
+  }
+
+  // Matches are highlighted without a change of the page's elements.
+  function highlight(shown, words) {
+    if (!CSS.highlights) return;
+    const ranges = [];
+    for (const text of shown.flatMap((prompt) => [...prompt.element.querySelectorAll(".text")])) {
+      const before = ranges.length;
+      const walker = document.createTreeWalker(text, NodeFilter.SHOW_TEXT);
+      for (let node; words && !text.closest("[hidden]") && (node = walker.nextNode()); ) {
+        for (const found of node.data.matchAll(words)) {
+          const range = new Range();
+          range.setStart(node, found.index);
+          range.setEnd(node, found.index + found[0].length);
+          ranges.push(range);
         }
       }
-      const fold = text.closest("details");
-      if (fold && !fold.open && text.querySelector("mark")) fold.open = fold.dataset.opened = true;
+      text.classList.toggle("hit", ranges.length > before);
     }
-  }
-  function unmark() {
-    near.disconnect();
-    const touched = new Set();
-    for (const marked of document.querySelectorAll("mark")) {
-      touched.add(marked.parentNode);
-      marked.replaceWith(...marked.childNodes);
-    }
-    touched.forEach((text) => text.normalize());
-    for (const fold of document.querySelectorAll("[data-opened]")) {
-      fold.open = false;
-      delete fold.dataset.opened;
-    }
+    CSS.highlights.set("found", new Highlight(...ranges));
   }
 
   function apply() {
-    unmark();
     const asked = query.value.trim().split(/\s+/).filter(Boolean);
     const escaped = asked.map((word) => word.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&"));
     const wanted = escaped.map((word) => new RegExp(word, "iu"));
     // longer words first: one may begin with another
-    words = asked.length ? new RegExp(escaped.sort((a, b) => b.length - a.length).join("|"), "giu") : null;
+    const words = asked.length ? new RegExp(escaped.sort((a, b) => b.length - a.length).join("|"), "giu") : null;
     const chosen = new Set(models.filter((box) => box.checked).map((box) => box.value));
     get("chosen").textContent =
       chosen.size === models.length ? `all ${models.length}` : `${chosen.size} of ${models.length}`;
+    const [set, stratum, change, order] = ["set", "stratum", "change", "order"].map(value);
+    const seed = get("seed")?.value ?? "all";
 
-    let hits = 0;
-    for (const { name, element, prompts } of sets) {
-      const here = !set?.value || set.value === name;
-      const before = hits;
-      for (const prompt of prompts) {
-        for (const answer of prompt.answers) answer.hidden = !chosen.has(answer.dataset.model);
-        const answers = prompt.answers.filter((answer) => !answer.hidden);
-        const means = answers.map((answer) => +answer.dataset.mean);
-        prompt.apart = means.length ? Math.max(...means) - Math.min(...means) : 0;
-        prompt.spread.textContent = means.length > 1 ? prompt.apart.toFixed(0) : "–";
-        const parts = [prompt.element, ...answers];
-        const hit = here && wanted.every((word) => parts.some((part) => word.test(textOf(part))));
-        prompt.element.hidden = !hit;
-        hits += hit;
-        if (hit && words) near.observe(prompt.element);
-      }
-      element.hidden = prompts.length > 0 && hits === before;
-      const sorted = order.value === "spread" ? [...prompts].sort((a, b) => b.apart - a.apart) : prompts;
-      const stand = [...element.querySelectorAll(".prompt")];
-      if (sorted.some((prompt, place) => prompt.element !== stand[place])) {
-        element.append(...sorted.map((prompt) => prompt.element));
-      }
+    for (const prompt of prompts) {
+      for (const answer of prompt.answers) answer.hidden = !isChosen(answer, chosen, seed);
+      const answers = prompt.answers.filter((answer) => !answer.hidden);
+      const means = answers.map((answer) => +answer.dataset.mean);
+      const over = answers.map((answer) => answer.dataset.over).filter(Boolean).map(Number);
+      prompt.keys = {
+        spread: means.length ? Math.max(...means) - Math.min(...means) : 0,
+        gain: over.length ? Math.max(...over) : 0,
+        loss: over.length ? -Math.min(...over) : 0,
+      };
+      prompt.element.querySelector(".spread").textContent = means.length > 1 ? prompt.keys.spread.toFixed(0) : "–";
+      const parts = [...prompt.texts, ...answers.map((answer) => answer.querySelector(".text")).filter(Boolean)];
+      prompt.hit =
+        (!set || blocks[prompt.place].dataset.set === set) &&
+        (!stratum || prompt.element.dataset.stratum === stratum) &&
+        (!change || answers.some((answer) => answer.dataset.change === change)) &&
+        wanted.every((word) => parts.some((part) => word.test(textOf(part))));
     }
-    count.textContent = `${hits} of ${prompts.length} prompts`;
+    const hits = prompts.filter((prompt) => prompt.hit);
+    if (order !== "data") hits.sort((a, b) => a.place - b.place || b.keys[order] - a.keys[order]);
+    const size = +value("size") || prompts.length;
+    page = Math.max(0, Math.min(page, Math.ceil(hits.length / size) - 1));
+    const shown = hits.slice(page * size, (page + 1) * size);
+    for (const prompt of prompts) prompt.element.hidden = !shown.includes(prompt);
+    for (const [place, block] of blocks.entries()) {
+      const here = shown.filter((prompt) => prompt.place === place);
+      block.hidden = prompts.length > 0 && here.length === 0;
+      block.append(...here.map((prompt) => prompt.element));
+    }
+    highlight(shown, words);
+    const last = page * size + shown.length;
+    const whole = shown.length === hits.length;
+    get("count").textContent = `${whole ? "" : `${page * size + 1}–${last} of `}${hits.length} of ${prompts.length} prompts`;
+    get("back").hidden = get("next").hidden = whole;
+    get("back").disabled = page === 0;
+    get("next").disabled = last === hits.length;
+    return hits;
+  }
+
+  function restart() {
+    page = 0;
+    apply();
   }
 
   // A link to a prompt shows it, whatever was searched for.
   function arrive() {
     const target = prompts.find(({ element }) => `#${element.id}` === location.hash);
     if (!target) return;
-    if (target.element.hidden) {
-      query.value = "";
-      if (set) set.value = "";
-      apply();
+    if (!target.hit) {
+      for (const id of ["query", "set", "stratum", "change"]) if (get(id)) get(id).value = "";
     }
-    history.scrollRestoration = "manual"; // where a reload would go was measured before all was laid out
-    const go = () => target.element.scrollIntoView();
-    go();
-    requestAnimationFrame(() => requestAnimationFrame(go)); // what comes near is laid out, and may push it away
+    const size = +value("size") || prompts.length;
+    page = Math.floor(apply().indexOf(target) / size);
+    apply();
+    target.element.scrollIntoView();
   }
 
   let waiting;
   query.addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(apply, 150);
+    waiting = setTimeout(restart, 150);
   });
-  [set, order, ...models].forEach((control) => control?.addEventListener("change", apply));
+  for (const id of ["set", "stratum", "seed", "change", "order", "size"]) get(id)?.addEventListener("change", restart);
+  for (const box of models) box.addEventListener("change", restart);
   for (const button of document.querySelectorAll("#choice button")) {
     button.addEventListener("click", () => {
-      models.forEach((box) => (box.checked = Boolean(button.dataset.all)));
-      apply();
+      for (const box of models) box.checked = Boolean(button.dataset.all);
+      restart();
     });
   }
+  for (const [id, step] of [["back", -1], ["next", 1]]) {
+    get(id).addEventListener("click", () => {
+      page += step;
+      apply();
+      get("tools").scrollIntoView();
+    });
+  }
+  get("marks").addEventListener("change", (event) => document.body.classList.toggle("unmarked", !event.target.checked));
   addEventListener("hashchange", arrive);
   if (prompts.length) {
     get("tools").hidden = false;

@@ -1,0 +1,313 @@
+"""The table as files: results.csv, differences.csv, scores.csv and scores.parquet, each a selection of it.
+
+CSV is for spreadsheets: no text is read as a formula, and reading a file back gives the written values. A text that
+begins with a character that spreadsheets take for a formula (=, +, -, @, their full-width forms, a tab or a carriage
+return), or with an apostrophe, gets an apostrophe before it (OWASP, "CSV Injection"). To recover the text, remove one
+apostrophe from its beginning. Numbers stay as they are, negative ones too.
+
+scores.csv and scores.parquet have one line per number, one column per variable (Wickham, Tidy Data, 2014). The column
+`statistic` is one of:
+
+- `mean`: a measure of one model on one set, over all prompts; over all decoding seeds where `decoding_seed` is empty;
+- `score`: one answer, x 100 (`takd.analysis.measures.TESTED`): a prompt and a decoding seed; in Parquet alone;
+- `sum`: a sum over the tokens of one prompt's texts, of all references or of all decoding seeds
+  (`likelihoods/prompts.jsonl`); in Parquet alone. Names are `references/<quantity>` and `<role>/<texts>/<quantity>`, as
+  in that file; the mean over any choice of prompts is the sum of the quantity over that of `tokens`. Where the first
+  teacher is the direct one, only `direct` is present.
+"""
+
+import csv
+import io
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from takd.analysis import table
+from takd.analysis.comparisons import Pair
+from takd.analysis.fairness import warning
+from takd.analysis.measures import BY_NAME, TESTED
+from takd.analysis.results import Evaluation, Results, Row, prompts_read
+from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
+
+MARK = "'"
+FORMULA = tuple("=+-@\t\r\n＝＋－＠" + MARK)
+ABOUT = (
+    *("experiment", "set", "lineage", "chain", "methods", "method", "model", "teacher"),
+    *("parameters", "seed", "rouge_tokenizer"),
+)
+"""What a line of scores.csv says of its model and set; `teacher` is a lineage, `seed` that of the training,
+`rouge_tokenizer` says which tokens ROUGE-L has on the set."""
+NUMBERED = ("statistic", "decoding_seed", "prompt", "measure", "value", "better")
+COLUMNS = (*ABOUT, *NUMBERED)
+ENDS = ("low", "high", "prompts_low", "prompts_high")
+TESTS = {
+    "p": "p (Holm)",
+    "p_raw": "p_raw",
+    "prompts_p": "prompts_p",
+    "prompts_p_raw": "prompts_p_raw",
+    "significant": "significant",
+    "significant_these_checkpoints": "significant_these_checkpoints",
+}
+"""Columns of a test: their names in the table and in CSV files."""
+
+
+def to_csv(
+    lines: Iterable[Mapping[str, Any]], names: Sequence[str] = (), digits: int | None = 4
+) -> str:
+    """Write a header and lines, whose keys are its names; None becomes an empty cell.
+
+    Args:
+        names: columns and their order; if not given, those of the first line.
+        digits: decimals of a number, at most; None for all.
+    """
+    lines = list(lines)
+    names = names or list(lines[0] if lines else [])
+    return "".join(
+        _csv_line([_cell(cell, digits) for cell in cells])
+        for cells in [names, *([line.get(name) for name in names] for line in lines)]
+    )
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    file = io.StringIO()
+    # with CRLF as line end, cells that contain either character are quoted; pandas writes one line end for all
+    csv.writer(file, lineterminator="\r\n").writerow(cells)
+    return file.getvalue().removesuffix("\r\n") + "\n"
+
+
+def safe(text: str) -> str:
+    """Escape a text for a cell."""
+    return f"{MARK}{text}" if text.startswith(FORMULA) else text
+
+
+def _cell(value: Any, digits: int | None) -> Any:
+    if isinstance(value, str):
+        return safe(value)
+    if isinstance(value, float) and digits is not None and math.isfinite(value):
+        # adding zero turns minus zero into zero
+        return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")
+    return value
+
+
+def columns(key: str, found: Number | None) -> dict[str, float | None]:
+    """Map a number, its 95 % confidence intervals and its standard errors to columns that start with `key`."""
+    parts = [*ENDS, "se_prompts", "se_training_seeds", "se_decoding_seeds"]
+    values = {f"{key}_{part}": found and getattr(found, part) for part in parts}
+    return {key: found and found.value, **values}
+
+
+def tests(found: Number | None, key: str = "") -> dict[str, Any]:
+    """Map a difference's test to columns whose names start with `key`."""
+    return {f"{key}{name}": found and getattr(found, part) for part, name in TESTS.items()}
+
+
+def results_csv(results: Results) -> str:
+    """Write one line per lineage and evaluation set, one column per variable."""
+    sources = list(dict.fromkeys(target["source"] for target in results.spec["targets"] or []))
+    found = table.of(results)
+    lines = []
+    for line in table.lines(results):
+        for name in results.spec["sets"]:
+            here = table.select(found, set=name, lineage=line.lineage, seed=ANY)
+            lines.append(_results_line(results, line, name, here))
+            for place, source in enumerate(sources, 1):
+                lines[-1] |= _published(results, line.lineage, name, here, place, source)
+            models = results.of(line.lineage)
+            lines[-1]["steps"] = sum(model.manifest["steps"] for model in models) / len(models)
+            lines[-1]["training_minutes"] = sum(m.minutes for m in models) / len(models)
+    return to_csv(lines)
+
+
+def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -> dict[str, Any]:
+    seeds = results.seeds(line.lineage)
+    rouge = _of(here, kind=SCORE, measure="rougeL")
+    assert rouge
+    cells: dict[str, Any] = {
+        "set": name,
+        "role": line.role,
+        "label": line.label,
+        "lineage": line.lineage,
+        "chain": rouge.chain,
+        "methods": rouge.methods,
+        "model": rouge.model,
+        "parameters": rouge.parameters,
+        "training_seeds": " ".join(map(str, seeds)),
+        "n_training_seeds": len(seeds),
+        "decoding_seeds": " ".join(map(str, results.spec["decoding_seeds"])),
+        "prompts": rouge.n_prompts,
+        "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
+    }
+    for measure in TESTED:
+        wanted = {"kind": SCORE, "measure": measure}
+        cells |= columns(measure, _of(here, **wanted)) | _seeds(results, measure, here, wanted)
+    for measure in ("response_tokens", "cut_off"):
+        found = _of(here, kind=SCORE, measure=measure)
+        cells[measure] = found and found.value
+    for question in ("sft", "direct"):
+        key = f"gain_over_{question}"
+        wanted = {"kind": DIFFERENCE, "measure": "rougeL", "question": question}
+        found = _of(here, **wanted)
+        cells |= columns(key, found) | {f"{key}_n": found and found.n_training_seeds}
+        cells |= tests(found, f"{key}_") | _seeds(results, key, here, wanted)
+    return cells
+
+
+def _of(here: pd.DataFrame, **wanted: Any) -> Number | None:
+    """The first number that is selected; a lineage has one counterpart of a question."""
+    return next(iter(table.rows(here, **wanted)), None)
+
+
+def _seeds(
+    results: Results, key: str, here: pd.DataFrame, wanted: dict[str, Any]
+) -> dict[str, float | None]:
+    """Map the values behind a mean to columns, one per training seed of the experiment."""
+    values = {number.seed: number.value for number in table.rows(here, seed=EACH, **wanted)}
+    return {f"{key}_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
+
+
+def _published(
+    results: Results, lineage: str, name: str, here: pd.DataFrame, place: int, source: str
+) -> dict[str, Any]:
+    """Columns of a published score, which has no uncertainty of its own: only our interval counts."""
+    rouge = _of(here, kind=SCORE, measure="rougeL")
+    assert rouge
+    scores = next(t["scores"] for t in results.spec["targets"] if t["source"] == source)
+    value = scores.get(lineage, {}).get(name)
+    known = value is not None
+    held = rouge.interval.holds(float(value)) if known and rouge.interval else None
+    return {
+        f"published_{place}": float(value) if known else None,
+        f"published_{place}_difference": rouge.value - float(value) if known else None,
+        f"published_{place}_in_interval": held,
+        f"published_{place}_source": source if known else None,
+    }
+
+
+def differences_csv(results: Results) -> str:
+    """Write one line per pair of models, evaluation set, measure and stratum.
+
+    p values are corrected within the family: one question and measure on one set, over all prompts or over all strata.
+    """
+    found = table.of(results)
+    lines = []
+    for number in table.rows(found, kind=DIFFERENCE, stratum=ANY):
+        wanted = {key: getattr(number, key) for key in ("kind", "question", "other", "measure")}
+        here = table.select(found, set=number.set, lineage=number.lineage, seed=EACH, stratum=ANY)
+        lines.append(
+            {
+                "set": number.set,
+                "stratum": number.stratum,
+                "measure": number.measure,
+                "question": number.question,
+                "ours": number.lineage,
+                "theirs": number.other,
+                "n_training_seeds": number.n_training_seeds,
+                "family": number.family,
+            }
+            | columns("difference", number)
+            | tests(number)
+            | _seeds(results, "difference", here, wanted | {"stratum": number.stratum})
+            | {"arms": warning(results, Pair(number.question, number.lineage, number.other))}
+        )
+    return to_csv(lines, ("set", "question", "ours", "theirs"))
+
+
+def scores_csv(results: Results) -> str:
+    """Write the means of all measures of each trained model in full precision; cells that do not apply are empty."""
+    return to_csv(_means(results).to_dict("records"), COLUMNS, digits=None)
+
+
+def _means(results: Results, **wanted: Any) -> pd.DataFrame:
+    found = table.select(
+        table.of(results), kind=SCORE, seed=EACH, decoding_seed=ANY, **wanted
+    ).copy()
+    of_sets = {name: results.evaluations[results.nodes[0], name] for name in results.spec["sets"]}
+    tokenizers = {name: evaluation.rouge_tokenizer for name, evaluation in of_sets.items()}
+    found["rouge_tokenizer"] = found["set"].map(tokenizers)
+    found["statistic"], found["prompt"] = "mean", None
+    found["better"] = found["measure"].map(lambda name: BY_NAME[name].better)
+    found = found[list(COLUMNS)].astype(object)
+    return found.where(found.notna(), None)
+
+
+def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
+    """Write all numbers as Parquet, one row group per model, set and kind, so that memory use stays low.
+
+    The bytes depend on the results and on the version of pyarrow, which the file names as its writer.
+
+    Args:
+        evaluations: folder above the lineages, where the sums are.
+        path: the file to write; it is replaced atomically.
+    """
+    # imported here: reading a report should not need pyarrow
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    words = pa.dictionary(pa.int32(), pa.string())
+    kinds = {"parameters": pa.int64(), "value": pa.float64()}
+    kinds |= {name: pa.int64() for name in ("seed", "decoding_seed", "prompt")}
+    schema = pa.schema([(name, kinds.get(name, words)) for name in COLUMNS])
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    means = _means(results)
+    with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for (node, name), evaluation in results.evaluations.items():
+            of_model = (means["lineage"] == node.lineage) & (means["seed"] == node.seed)
+            part = means[of_model & (means["set"] == name)]
+            about = part[list(ABOUT)].iloc[0].to_dict()
+            sums = _sums(prompts_read(evaluations, node, name))
+            for lines in (part, _answers(evaluation), *_batches(sums, 100_000)):
+                frame = lines.assign(**about)
+                arrays = [_column(pa, frame[each.name], each.type) for each in schema]
+                writer.write_table(pa.table(arrays, schema=schema))
+    os.replace(partial, path)
+
+
+def _column(pa: Any, values: Any, kind: Any) -> Any:
+    """Build a column; texts are dictionary-encoded, since few values repeat often."""
+    if not pa.types.is_dictionary(kind):
+        return pa.array(values, kind)
+    return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+
+
+def _answers(evaluation: Evaluation) -> pd.DataFrame:
+    """Scores of every answer, by measure, prompt and decoding seed."""
+    seeds = evaluation.scores["decoding_seeds"]
+    draws = pd.MultiIndex.from_product([evaluation.ids, seeds], names=["prompt", "decoding_seed"])
+    parts = [
+        pd.DataFrame({"value": evaluation.by_draw[name].ravel()}, index=draws).assign(
+            statistic="score", measure=name, better=BY_NAME[name].better
+        )
+        for name in TESTED
+    ]
+    return pd.concat(parts).reset_index()
+
+
+def _sums(read: Iterator[Row]) -> Iterator[dict[str, Any]]:
+    """Yield the sums of each prompt over its texts of a kind."""
+    for line in read:
+        for name, texts in _kinds(line):
+            for quantity in texts[0]:
+                if quantity not in ("reference", "seed", "bins"):
+                    value = math.fsum(text[quantity] for text in texts)
+                    measure = f"{name}/{quantity}"
+                    yield {"prompt": line["id"], "measure": measure, "value": value}
+
+
+def _kinds(line: Row) -> Iterator[tuple[str, list[Row]]]:
+    """Group the texts of a prompt by kind and by teacher."""
+    for name, found in line.items():
+        if name == "references":
+            yield name, found
+        elif name != "id":
+            yield from ((f"{name}/{kind}", texts) for kind, texts in found.items())
+
+
+def _batches(lines: Iterator[dict[str, Any]], size: int) -> Iterator[pd.DataFrame]:
+    while part := list(itertools.islice(lines, size)):
+        yield pd.DataFrame(part).assign(statistic="sum", decoding_seed=None, better="")

@@ -1,0 +1,327 @@
+"""The one table: every score, difference and cost of an experiment, one number a row.
+
+`of(results)` makes a long pandas DataFrame whose columns are the fields of `Number`. Pages, figures, CSV files, model
+cards and comparisons select from it:
+
+    found = table.of(results)
+    table.rows(found, kind="score", set="dolly", measure="rougeL")        # all lineages, over training seeds
+    table.rows(found, kind="score", lineage=name, seed=EACH)              # the values behind a mean
+    table.one(found, kind="score", set="dolly", lineage=name, measure="rougeL").text()     # 62.9 (61.2 to 64.4)
+    table.rows(found, kind="difference", question="direct", set="dolly", measure="rougeL")
+    table.select(found, kind="cost", stage="training", measure="minutes", seed=EACH).groupby("lineage").value.sum()
+
+What is not named is what a reader wants first: all training seeds together, all decoding seeds, all prompts. `EACH`
+selects the rows of each training seed, decoding seed or stratum, `ANY` these and the row over all of them.
+`takd.analysis.measures.BY_NAME` has the title, definition, unit and digits of each measure; `lines` has the lineages in
+the order of tables, `takd.analysis.fairness` what else differs between two models.
+"""
+
+import functools
+import statistics
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from takd.analysis import comparisons, costs
+from takd.analysis.comparisons import Pair
+from takd.analysis.measures import BY_NAME, MEASURES, TESTED
+from takd.analysis.results import Results
+from takd.analysis.statistics import Array, Interval, number
+from takd.experiment.labels import chain_label, chain_text, methods_text
+from takd.experiment.lineage import prefixes, split, teacher_of
+
+EACH, ANY = "each", "any"
+"""Of `select`: every value of a column, without or with the row over all of them."""
+Columns = dict[str, Any]
+SCORE, DIFFERENCE, COST = "score", "difference", "cost"
+
+
+class Number(NamedTuple):
+    """One number: a row of the table. What does not apply is empty or None."""
+
+    experiment: str
+    kind: str
+    """`score`, `difference` or `cost`."""
+    lineage: str
+    """The model; of a difference the first of the two, `lineage` minus `other`."""
+    measure: str
+    value: float
+    set: str = ""
+    stratum: str = ""
+    """Value of the rows' stratum, where the number is over the prompts that have it."""
+    question: str = ""
+    """Of a difference: a key of `comparisons.QUESTIONS`."""
+    other: str = ""
+    stage: str = ""
+    """Of a cost; `cumulative` with all that the model needs: teachers, their caches and the initial SFT."""
+    device: str = ""
+    seed: int | None = None
+    """Training seed; None over all."""
+    decoding_seed: int | None = None
+    low: float | None = None
+    """95 % confidence interval across training seeds; over prompts where there is one seed."""
+    high: float | None = None
+    prompts_low: float | None = None
+    """95 % confidence interval over prompts, for these checkpoints."""
+    prompts_high: float | None = None
+    se_prompts: float | None = None
+    se_training_seeds: float | None = None
+    se_decoding_seeds: float | None = None
+    n_training_seeds: int | None = None
+    n_prompts: int | None = None
+    p: float | None = None
+    """Corrected by Holm's method within the family: one question and measure on one set."""
+    p_raw: float | None = None
+    prompts_p: float | None = None
+    """As `p`, for these checkpoints: over prompts alone."""
+    prompts_p_raw: float | None = None
+    significant: str = ""
+    """`higher` or `lower` where p and interval say so, else empty."""
+    significant_these_checkpoints: str = ""
+    family: int | None = None
+    """Tests that `p` is corrected for."""
+    chain: str = ""
+    methods: str = ""
+    method: str = ""
+    model: str = ""
+    teacher: str | None = None
+    """Lineage of the direct teacher."""
+    parameters: int | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        return None if self.low is None or self.high is None else Interval(self.low, self.high)
+
+    @property
+    def prompts_interval(self) -> Interval | None:
+        """Interval over prompts, for these checkpoints."""
+        if self.prompts_low is None or self.prompts_high is None:
+            return None
+        return Interval(self.prompts_low, self.prompts_high)
+
+    @property
+    def several(self) -> bool:
+        """Whether the interval and p are across training seeds."""
+        return (self.n_training_seeds or 0) > 1 and (self.n_prompts or 0) > 1
+
+    def text(self, signed: bool | None = None) -> str:
+        """Format as `62.9 (61.2 to 64.4)`; differences have a sign."""
+        signed = self.kind == DIFFERENCE if signed is None else signed
+        digits = BY_NAME[self.measure].digits
+        value = number(self.value, signed, digits)
+        return f"{value} ({self.interval.text(signed, digits)})" if self.interval else value
+
+    @property
+    def verdict(self) -> str:
+        """`significant` or `n.s.`, across training seeds where there are several; empty without a test."""
+        return "" if self.p is None else "significant" if self.significant else "n.s."
+
+
+INTEGERS = (
+    *("seed", "decoding_seed", "n_training_seeds", "n_prompts", "family", "parameters"),
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=16)
+def of(results: Results) -> pd.DataFrame:
+    """Build the table of an experiment, once for all that select from it."""
+    found = [*_scores(results), *_tested(results), *_costs(results)]
+    return frame(found)
+
+
+def frame(numbers: list[Number]) -> pd.DataFrame:
+    """Turn numbers into a DataFrame; integers that may be missing are nullable."""
+    return pd.DataFrame(numbers, columns=Number._fields).astype(dict.fromkeys(INTEGERS, "Int64"))
+
+
+def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Select rows by columns: a value, a list of values, `EACH` or `ANY`.
+
+    `seed`, `decoding_seed` and `stratum` that are not named select what is over all of them.
+    """
+    chosen = np.ones(len(found), dtype=bool)
+    for column, value in ({"seed": None, "decoding_seed": None, "stratum": ""} | wanted).items():
+        values = found[column]
+        if isinstance(value, str) and value == ANY:
+            continue
+        if isinstance(value, str) and value == EACH:
+            chosen &= (values.notna() & (values != "")).to_numpy(bool)
+        elif value is None:
+            chosen &= values.isna().to_numpy(bool)
+        elif isinstance(value, list | tuple | set):
+            chosen &= values.isin(list(value)).to_numpy(bool)
+        else:
+            chosen &= (values == value).fillna(False).to_numpy(bool)
+    return found[chosen]
+
+
+def rows(found: pd.DataFrame, **wanted: Any) -> list[Number]:
+    """Select as `select`, as a list of `Number`."""
+    chosen = select(found, **wanted).astype(object)
+    values = chosen.where(chosen.notna(), None).itertuples(index=False, name=None)
+    return [Number(*value) for value in values]
+
+
+def one(found: pd.DataFrame, **wanted: Any) -> Number | None:
+    """The only row that `rows` selects; None if there is none."""
+    chosen = rows(found, **wanted)
+    if len(chosen) > 1:
+        raise ValueError(f"{len(chosen)} rows of the table match {wanted}, not one")
+    return chosen[0] if chosen else None
+
+
+class Line(NamedTuple):
+    """A lineage in the order of tables."""
+
+    lineage: str
+    role: str
+    """`teacher`, `baseline`, `assistant` or `student`."""
+    label: str
+    """Label of the chain that ends in it."""
+    group: str
+    """Title of the lines that belong together."""
+
+
+def lines(results: Results) -> list[Line]:
+    """List all lineages: teachers, SFT baselines, then chain by chain.
+
+    Each lineage is listed once: with the chain that it ends, else with the first chain that contains it.
+    """
+    chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
+    labels = {lineage: label for label, lineage in reversed(chains)}
+    heads = dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains)
+    found = [Line(lineage, "teacher", labels.get(lineage, ""), "Teacher") for lineage in heads]
+    for lineage in results.lineages:
+        if teacher_of(lineage) is None and lineage not in heads:
+            found.append(Line(lineage, "baseline", labels.get(lineage, ""), "SFT baselines"))
+    for label, end in chains:
+        title = f"{label}  {chain_text(end)}".strip()
+        for lineage in prefixes(end)[1:]:
+            if lineage == end or lineage not in labels:
+                role = "student" if lineage == end else "assistant"
+                found.append(Line(lineage, role, labels.get(lineage, ""), title))
+    first = {line.lineage: line for line in reversed(found) if line.lineage in results.lineages}
+    return sorted(first.values(), key=found.index)
+
+
+def _model(results: Results, lineage: str) -> dict[str, Any]:
+    """Columns that describe a model."""
+    hop = split(lineage)[-1]
+    return {
+        "experiment": results.spec["experiment"],
+        "lineage": lineage,
+        "chain": chain_text(lineage),
+        "methods": methods_text(lineage),
+        "method": hop.method,
+        "model": hop.model,
+        "teacher": teacher_of(lineage),
+        "parameters": results.of(lineage)[0].parameters,
+    }
+
+
+def _scores(results: Results) -> Iterator[Number]:
+    """Yield every measure of each model on each set, by decoding seed and over them, and means over training seeds."""
+    about = {lineage: _model(results, lineage) for lineage in results.lineages}
+    for (node, name), evaluation in results.evaluations.items():
+        for measure in MEASURES:
+            by_draw = sorted(measure.by_seed(evaluation).items())
+            for draw, value in [(None, measure.of(evaluation)), *by_draw]:
+                if value is not None and np.isfinite(value):
+                    yield Number(
+                        kind=SCORE, measure=measure.name, value=value, set=name, seed=node.seed,
+                        decoding_seed=draw, n_prompts=len(evaluation.ids), **about[node.lineage],
+                    )  # fmt: skip
+    for name in results.spec["sets"]:
+        for lineage in results.lineages:
+            of_models = [results.evaluations[model.node, name] for model in results.of(lineage)]
+            for measure in MEASURES:
+                values = [v for each in of_models if (v := measure.of(each)) is not None]
+                if measure.name not in TESTED and len(values) == len(of_models):
+                    mean = statistics.fmean(values)
+                    yield Number(
+                        kind=SCORE, measure=measure.name, value=mean, set=name,
+                        n_training_seeds=len(values), n_prompts=len(of_models[0].ids), **about[lineage],
+                    )  # fmt: skip
+
+
+def _tested(results: Results) -> Iterator[Number]:
+    """Yield the scores of single answers and their differences with uncertainty and tests: overall, then by stratum."""
+    for name in results.spec["sets"]:
+        first = results.evaluations[results.nodes[0], name]
+        yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
+        strata = np.array(first.strata)
+        if values := list(dict.fromkeys(filter(None, first.strata))):
+            yield from _of_prompts(results, name, {value: strata == value for value in values})
+
+
+def _of_prompts(results: Results, name: str, strata: dict[str, Array]) -> Iterator[Number]:
+    """Yield scores and differences over the prompts of each stratum; all strata are one family of tests."""
+    pairs = comparisons.pairs(results)
+    families: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any], Array]]] = {}
+    for stratum, chosen in strata.items():
+        kinds: list[tuple[dict[str, Any], Array]] = []
+        for measure in TESTED:
+            place = {"set": name, "stratum": stratum, "measure": measure}
+            for lineage in results.lineages:
+                array = results.scores(lineage, name, measure, results.seeds(lineage))
+                about = place | _model(results, lineage) | {"kind": SCORE}
+                kinds.append((about, array[:, chosen]))
+            for pair in pairs:
+                ours, theirs = (
+                    results.scores(lineage, name, measure, comparisons.shared(results, pair))
+                    for lineage in (pair.ours, pair.theirs)
+                )
+                about = place | _model(results, pair.ours) | {"kind": DIFFERENCE}
+                about |= {"question": pair.question, "other": pair.theirs}
+                kinds.append((about, (ours - theirs)[:, chosen]))
+        floors = [0.0 if about["kind"] == SCORE else -100.0 for about, _ in kinds]
+        found = comparisons.estimates([array for _, array in kinds], floors)
+        gaps = [array for about, array in kinds if about["kind"] == DIFFERENCE]
+        p_values = iter(comparisons.tests(gaps))
+        for (about, array), estimate in zip(kinds, found, strict=True):
+            if about["kind"] == DIFFERENCE:
+                key = (about["question"], about["measure"])
+                families.setdefault(key, []).append((about, estimate | next(p_values), array))
+            else:
+                yield Number(**about, **estimate)
+                if stratum:
+                    yield from _by_seed(results.seeds(about["lineage"]), about, array)
+    for family in families.values():
+        for (about, _, array), estimate in zip(
+            family, comparisons.corrected([found for _, found, _ in family]), strict=True
+        ):
+            yield Number(**about, **estimate)
+            pair = Pair(about["question"], about["lineage"], about["other"])
+            yield from _by_seed(comparisons.shared(results, pair), about, array)
+
+
+def _by_seed(seeds: list[int], about: dict[str, Any], scores_rpd: Array) -> Iterator[Number]:
+    """Yield the mean of each training seed."""
+    for seed, value in zip(seeds, scores_rpd.mean(axis=(1, 2)).tolist(), strict=True):
+        yield Number(**about, value=value, seed=seed, n_prompts=scores_rpd.shape[1])
+
+
+def _costs(results: Results) -> Iterator[Number]:
+    """Yield the costs of every run, and the cumulative cost of each lineage by training seed and as their mean."""
+    about = {lineage: _model(results, lineage) | {"kind": COST} for lineage in results.lineages}
+    for run in costs.runs(results):
+        place: Columns = {
+            "seed": run.seed,
+            "set": run.set,
+            "stage": run.stage,
+            "device": run.device,
+        }
+        for measure in ("minutes", "tokens", "hours", "steps", "skipped"):
+            if (value := getattr(run, measure)) is not None:
+                yield Number(**about[run.lineage], **place, measure=measure, value=value)
+    for each in costs.cumulative(results):
+        trainings = dict.fromkeys(each.hours, each.trainings)
+        by_measure: dict[str, dict[int, Any]] = {"hours": each.hours, "tokens": each.tokens}
+        by_measure["trainings"] = trainings
+        for measure, by_seed in by_measure.items():
+            mean = (None, statistics.fmean(by_seed.values()))
+            for seed, value in [*by_seed.items(), mean]:
+                place = {"seed": seed, "stage": costs.CUMULATIVE, "measure": measure}
+                yield Number(**about[each.lineage], **place, value=value)

@@ -1,0 +1,307 @@
+"""The settings of each stage, as functions of a checked experiment and of the wildcards of the stage's rule.
+
+Equal settings give equal text as canonical JSON: a stage runs again when they change (docs/staleness.md).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from takd.experiment import lineage as lineages
+from takd.experiment import schema, validation
+from takd.experiment.experiment import Experiment
+from takd.models.starting_weights import weights_digests
+from takd.runtime.digests import source_digest
+from takd.runtime.errors import InputError
+from takd.runtime.files import files_below
+
+Spec = dict[str, Any]
+
+# endings of files that may lie in a tokenizer's folder and are no part of the tokenizer
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+NUMBERS = ("seed", "part", "parts")
+
+
+def of(experiment: Experiment, stage: str, **wildcards: str) -> Spec:
+    """Return the settings of a stage, given the wildcards of its rule as text."""
+    values = {name: int(text) if name in NUMBERS else text for name, text in wildcards.items()}
+    return STAGES[stage](experiment, **values)
+
+
+def tokenizer(experiment: Experiment) -> Spec:
+    """Settings of the stage that prepares the tokenizer."""
+    source = dict(experiment.settings["tokenizer"])
+    template = _template(experiment)
+    if "train" in source:
+        return {"source": source, "text": _source(experiment, "train"), "template": template}
+    if "hub" not in source:
+        source = _with_digests(experiment.root, source, but=WEIGHTS)
+    return {"source": source, "template": template}
+
+
+def data(experiment: Experiment, split: str) -> Spec:
+    """Settings of the stage that tokenises a split."""
+    settings = experiment.settings["data"]
+    spec: Spec = {"split": split, "source": _source(experiment, split)}
+    if split == "corpus":
+        corpus = settings["corpus"]
+        length = corpus["block_length"] or settings["max_length"]
+        return {**spec, "block_length": length, "blocks": corpus["blocks"]}
+    spec |= {
+        "template": _template(experiment),
+        "max_length": settings["max_length"],
+        "max_prompt_length": settings["max_prompt_length"],
+        "drop_duplicates": split == "train" and settings["drop_duplicates"],
+    }
+    if split == "train":
+        held_out = experiment.sets if settings["drop_leaks"] else []
+        spec["drop_leaks"] = settings["drop_leaks"]
+        spec["exclude"] = [_source(experiment, name) for name in held_out]
+    else:  # responses are scored against its references
+        spec["rouge_tokenizer"] = experiment.settings["evaluation"]["rouge_tokenizer"]
+    return spec
+
+
+def data_report(experiment: Experiment) -> Spec:
+    """Settings of the stage that summarises the data."""
+    splits = {name: _source(experiment, name) for name in experiment.splits}
+    return {"splits": splits, "sets": experiment.sets}
+
+
+def base(experiment: Experiment, model: str) -> Spec:
+    """Settings of the stage that fetches or makes a model's starting weights."""
+    weights = dict(experiment.settings["models"][model]["weights"])
+    if "folder" in weights:
+        weights["sha256"] = weights_digests(experiment.root / weights["folder"])
+    elif "gguf" in weights:
+        weights = _with_digests(experiment.root, weights)
+    spec = {"model": model, "weights": weights, "parameters": experiment.parameters[model]}
+    if "scratch" in weights:
+        return spec  # its positions are checked when the experiment is read
+    return {**spec, "max_length": experiment.settings["data"]["max_length"]}
+
+
+def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
+    """Settings of the stage that trains the last model of a lineage."""
+    model, method = lineages.split(lineage)[-1]
+    settings = experiment.training(model, method)
+    settings.pop("objective", None)  # it only selects defaults of other settings
+    if settings["deepspeed"]:
+        path = experiment.root / validation.DEEPSPEED / f"{settings['deepspeed']}.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
+    spec = {
+        "lineage": lineage,
+        "seed": seed,
+        "model": model,
+        "method": method,
+        "settings": settings,
+        "max_length": experiment.settings["data"]["max_length"],
+        "max_prompt_length": experiment.settings["data"]["max_prompt_length"],
+        "dev_decoding": _decoding(experiment, "dev_decoding"),
+    }
+    if teacher := lineages.teacher_of(lineage):
+        spec["teacher"] = experiment.trained_with(teacher, seed)
+    return spec
+
+
+def generations(experiment: Experiment, teacher: str, seed: int) -> Spec:
+    """Settings of the stage that joins a teacher's generations, without the number of parts."""
+    settings = experiment.settings["teacher_cache"]
+    length = experiment.longest_response
+    return {
+        "lineage": teacher,
+        "seed": seed,
+        "noise": settings["seed"],
+        "decoding": {"temperature": settings["temperature"], "max_new_tokens": length},
+        "precision": settings["precision"],
+    }
+
+
+def generate(experiment: Experiment, teacher: str, seed: int, part: int, parts: int) -> Spec:
+    """Settings of the stage that generates a teacher's responses to one part of the prompts."""
+    return {**generations(experiment, teacher, seed), "part": part, "parts": parts}
+
+
+def outputs(experiment: Experiment, teacher: str, seed: int, read: str, kind: str) -> Spec:
+    """Settings of the stage that stores a teacher's distributions for the tokens of some data.
+
+    Args:
+        read: `train`, `corpus` or `generations`.
+        kind: `top_k` or `hidden`.
+    """
+    settings = experiment.settings["teacher_cache"]
+    spec = {"lineage": teacher, "seed": seed, "split": read, "kind": kind}
+    spec["precision"] = settings["precision"]
+    return {**spec, "top_k": settings["top_k"]} if kind == "top_k" else spec
+
+
+def evaluate(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
+    """Settings of the stage that scores a model on an evaluation set."""
+    spec = _evaluated(experiment, lineage, seed, set)
+    return {**spec, "decoding": _decoding(experiment, "decoding")}
+
+
+def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
+    """Settings of the stage that computes likelihoods and divergences from the teachers."""
+    spec = _evaluated(experiment, lineage, seed, set)
+    return {**spec, "teachers": _compared_with(experiment, lineage, seed)}
+
+
+def judge(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
+    """Settings of the stage that lets another model rate responses, if there is a judge."""
+    evaluation = experiment.settings["evaluation"]
+    seeds = evaluation["judge"]["seeds"] or evaluation["seeds"][:1]
+    judge = {**evaluation["judge"], "seeds": seeds}
+    return {"lineage": lineage, "seed": seed, "set": set, "judge": judge}
+
+
+def report(experiment: Experiment) -> Spec:
+    """Settings of the stage that makes the report."""
+    settings = experiment.settings
+    models = settings["models"]
+    return {
+        "experiment": experiment.name,
+        "title": settings["title"] or experiment.name,
+        "description": settings["description"],
+        "models": experiment.parameters,
+        "weights": {name: model["weights"] for name, model in models.items()},
+        "tokenizer": settings["tokenizer"],
+        "chains": experiment.chains,
+        "nodes": [list(node) for node in experiment.nodes],
+        "teacher_cache": [list(entry) for entry in experiment.teacher_cache],
+        "sets": experiment.sets,
+        "seeds": experiment.seeds,
+        "decoding": _decoding(experiment, "decoding"),
+        "dev_decoding": _decoding(experiment, "dev_decoding"),
+        "decoding_seeds": settings["evaluation"]["seeds"],
+        "targets": settings["report"]["targets"],
+        "samples": settings["report"]["samples"],
+        "judge": settings["evaluation"]["judge"],
+        "training": settings["training"],
+        "overrides": {
+            name: model["training"] for name, model in models.items() if "training" in model
+        },
+    }
+
+
+def card(experiment: Experiment, lineage: str, seed: int) -> Spec:
+    """Settings of the stage that writes the card of one model.
+
+    They cover the models of its chain only, so that adding a chain or a seed rewrites no card.
+    """
+    names = [hop.model for hop in lineages.split(lineage)]
+    whole = report(experiment)
+    kept = ("experiment", "title", "description", "sets", "decoding", "decoding_seeds")
+    splits = {name: data(experiment, name) for name in experiment.splits if name != "dev"}
+    return {
+        **{key: whole[key] for key in kept},
+        "nodes": [[lineage, seed]],
+        "models": {name: experiment.parameters[name] for name in names},
+        "weights": {name: whole["weights"][name] for name in names},
+        # also needed to read the evaluations
+        "chains": [],
+        "teacher_cache": [],
+        "samples": 0,
+        "judge": bool(whole["judge"]),
+        "sources": {name: spec["source"] for name, spec in splits.items()},
+        "template": _template(experiment),
+    }
+
+
+STAGES: dict[str, Callable[..., Spec]] = {
+    stage.__name__: stage
+    for stage in (
+        *(tokenizer, data, data_report, base, train, generate, generations, outputs),
+        *(evaluate, likelihoods, judge, report, card),
+    )
+}
+
+
+def _evaluated(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
+    evaluation = experiment.settings["evaluation"]
+    return {
+        "lineage": lineage,
+        "seed": seed,
+        "set": set,
+        "seeds": evaluation["seeds"],
+        "precision": evaluation["precision"],
+        "max_length": experiment.settings["data"]["max_length"],
+    }
+
+
+def _compared_with(experiment: Experiment, lineage: str, seed: int) -> dict[str, list[Any]]:
+    """Direct and first teacher of a model, as [lineage, training seed].
+
+    A supervised student, which has no teacher, is compared with the head of its chains if they
+    have only one.
+    """
+    if direct := lineages.teacher_of(lineage):
+        names = {"direct": direct, "first": lineages.prefixes(lineage)[0]}
+    else:
+        model = lineages.split(lineage)[0].model
+        chains = (chain["models"] for chain in experiment.settings["chains"])
+        heads = {models[0] for models in chains if model in models[1:]}
+        names = {"first": lineages.supervised(*heads)} if len(heads) == 1 else {}
+    return {role: experiment.trained_with(teacher, seed) for role, teacher in names.items()}
+
+
+def _decoding(experiment: Experiment, which: str) -> dict[str, Any]:
+    settings = experiment.settings["evaluation"][which]
+    return {**settings, "max_new_tokens": experiment.longest_response}
+
+
+def _template(experiment: Experiment) -> dict[str, str] | str:
+    """Prompt templates with and without input, or `chat` for the tokenizer's chat template."""
+    template = experiment.settings["data"]["template"]
+    named = schema.load_schema()["properties"]["data"]["properties"]["template"]["x-templates"]
+    return named.get(template, template) if isinstance(template, str) else template
+
+
+def _source(experiment: Experiment, split: str) -> dict[str, Any]:
+    """Source of a split with its digests, without the keys that its kind does not use."""
+    sets = experiment.settings["evaluation"]["sets"]
+    source = sets[split] if split in sets else experiment.settings["data"][split]
+    kinds = {
+        "folder": ["folder", "split"],
+        "file": ["hub", "revision", "file", "sha256"],
+        "hub": ["hub", "revision", "config", "split"],
+        "url": ["url", "sha256"],
+    }
+    kept = next(
+        (keys for kind, keys in kinds.items() if kind in source), ["json", "sha256", "text", "demo"]
+    )
+    taken = [*kept, "rows", "columns", *schema.ROW_FILTERS]
+    return _with_digests(experiment.root, {key: source[key] for key in taken if key in source})
+
+
+def _with_digests(
+    root: Path, source: Mapping[str, Any], but: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Add `sha256` to a local source, as [digest] or, for a folder, [name, digest] per file.
+
+    Files whose suffix is in `but` are left out, and so are missing files (see `takd.experiment.experiment`).
+
+    Raises:
+        InputError: the file exists and differs from the digest that the experiment states.
+    """
+    kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
+    if kind is None:
+        return dict(source)
+    place = root / source[kind]
+    if "sha256" in source:
+        named = source["sha256"]
+        if place.is_file() and (found := source_digest(place)) != named:
+            raise InputError(
+                f"{source[kind]} has the sha256 {found}, but the experiment says {named}; get the file that is meant,"
+                " or correct `sha256`."
+            )
+        return {**source, "sha256": [named]}
+    digests: list[Any] = []
+    for path in files_below(place, ".txt" if kind == "text" else ""):
+        if path == place or path.suffix not in but:
+            digest = source_digest(path)
+            in_folder = kind in ("folder", "text") and place.is_dir()
+            digests.append([path.relative_to(place).as_posix(), digest] if in_folder else digest)
+    return {**source, "sha256": digests}

@@ -1,0 +1,176 @@
+"""Costs page: time and tokens by stage and by model, and total cost with teachers and initial SFT."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from takd.analysis import costs, exports
+from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run
+from takd.analysis.cumulative_costs import unit
+from takd.analysis.results import Results
+from takd.experiment.labels import chain_text, full_text, method_title, methods_text
+from takd.experiment.lineage import split
+from takd.report import pages
+from takd.report.figures.quality import narrow
+from takd.report.results_page import model_cell
+from takd.report.tables import Cell, Column, Group, Row, Table
+
+CACHES = "teacher"
+"""Begin of the names of the stages that compute teacher caches."""
+TIMES = (Column("Runs"), Column("Minutes", note="wall time"))
+
+
+def page(results: Results, quality_svg: str) -> str:
+    """Render the costs; the drawing is that of `figures.quality`."""
+    runs = list(costs.runs(results))
+    return pages.render(
+        "costs.html",
+        results,
+        "costs.html",
+        stages=by_stage(results, runs),
+        caches=caches(results, runs),
+        models=by_model(results, runs),
+        judged=_judged(results),
+        how=how(runs),
+        quality=pages.inline(quality_svg),
+        narrow=pages.inline(narrow(results)),
+    )
+
+
+def how(runs: Sequence[Run]) -> str:
+    """Say what the hours of CPUs and GPUs are."""
+    kinds = []
+    if any(run.measured for run in runs):
+        kinds.append("CPU hours are measured CPU time of all threads")
+    if any(run.on_cpu and not run.measured for run in runs):
+        kinds.append("CPU hours are wall time × processes, as older logs hold no CPU time")
+    if any(not run.on_cpu for run in runs):
+        kinds.append("GPU hours are wall time × GPUs")
+    return "; ".join(kinds)
+
+
+def by_stage(results: Results, runs: Sequence[Run]) -> Table:
+    """Sum the costs of training by method, of teacher caches and of the stages of an evaluation."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        method = split(run.lineage)[-1].method
+        stage = f"training, {method_title(method)}" if run.stage == TRAINING else run.stage
+        found.setdefault(stage, []).append(run)
+    rows = [Row(_sums(stage, of_stage)) for stage, of_stage in found.items()]
+    if _judged(results):
+        unknown = [Cell("not recorded")] * 3
+        rows.append(Row([Cell(JUDGE), Cell(str(len(results.evaluations))), *unknown]))
+    heads = [Column("Stage", "name"), *TIMES, Column(unit(results)), Column("Tokens")]
+    return Table(heads, [Group("", rows), Group("", [Row(_sums("all", runs, "beyond"))])], "stages")
+
+
+def _sums(name: str, runs: Sequence[Run], kind: str = "") -> list[Cell]:
+    return [
+        Cell(name, kind=kind),
+        _number(len(runs)),
+        _number(sum(run.minutes for run in runs), 1),
+        _number(sum(run.hours for run in runs), 2),
+        _number(sum(run.tokens for run in runs)),
+    ]
+
+
+def caches(results: Results, runs: Sequence[Run]) -> Table | None:
+    """List the teacher caches, which are computed once for all students of a teacher; None if there are none."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.stage.startswith(CACHES):
+            found.setdefault((run.lineage, run.stage), []).append(run)
+    rows = [
+        Row([Cell(full_text(lineage)), *_sums(stage, of_stage), Cell(_devices(of_stage))])
+        for (lineage, stage), of_stage in found.items()
+    ]
+    heads = [Column("Teacher", "name"), Column("Stage", ""), *TIMES, Column(unit(results))]
+    heads += [Column("Tokens"), Column("Device", "")]
+    return Table(heads, [Group("", rows)], "caches") if rows else None
+
+
+def by_model(results: Results, runs: Sequence[Run]) -> Table:
+    """List the models with what their own runs cost, over training seeds, and their total cost, for one seed."""
+    total = {each.lineage: each for each in costs.cumulative(results)}
+    rows = []
+    for lineage in results.lineages:
+        trained = [run for run in runs if (run.lineage, run.stage) == (lineage, TRAINING)]
+        scored = [run for run in runs if run.lineage == lineage and run.stage in EVALUATION]
+        minutes, tokens = (sum(getattr(r, what) for r in trained) for what in ("minutes", "tokens"))
+        hours, drawn = total[lineage].hours, total[lineage].tokens
+        cells = [
+            model_cell(lineage),
+            _number(len(trained)),
+            _number(minutes, 1),
+            _number(sum(run.minutes for run in scored), 1),
+            _number(tokens),
+            _number(tokens / minutes / 60) if minutes else Cell("–", ""),
+            _total(hours, pages.hours),
+            _total(drawn, _thousands),
+            Cell(_devices(trained)),
+        ]
+        rows.append(Row(cells, lineage=lineage))
+    heads = [
+        *(Column("Model", "name"), Column("Seeds"), Column("Training", note="minutes")),
+        *(
+            Column("Evaluation", note="minutes"),
+            Column("Training tokens"),
+            Column("Tokens a second"),
+        ),
+        *(
+            Column(f"Total {unit(results)}", note="one seed"),
+            Column("Total tokens", note="one seed"),
+        ),
+        Column("Device", ""),
+    ]
+    return Table(heads, [Group("", rows)], "models")
+
+
+def to_csv(results: Results) -> str:
+    """Write one line per lineage and stage, over training seeds."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage)):
+        found.setdefault((run.lineage, run.stage), []).append(run)
+    return exports.to_csv(
+        [
+            {
+                "lineage": lineage,
+                "chain": chain_text(lineage),
+                "methods": methods_text(lineage),
+                "stage": stage,
+                "training_seeds": len({run.seed for run in runs}),
+                "minutes": sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60,
+                "hours": sum(run.hours for run in runs),
+                "tokens": sum(run.tokens for run in runs),
+                "steps": sum(run.steps or 0 for run in runs) if stage == TRAINING else None,
+                "skipped": sum(run.skipped or 0 for run in runs) if stage == TRAINING else None,
+                "device": None if stage in EVALUATION else _devices(runs),
+            }
+            for (lineage, stage), runs in found.items()
+        ]
+    )
+
+
+def _total(by_seed: Mapping[int, float], text: Callable[[float], str]) -> Cell:
+    """Cell of a mean over training seeds, with lowest and highest below it."""
+    mean = sum(by_seed.values()) / len(by_seed)
+    ends = [text(min(by_seed.values())), text(max(by_seed.values()))]
+    return Cell(text(mean), mean, [" to ".join(ends)] if ends[0] != ends[1] else [])
+
+
+def _devices(runs: Sequence[Run]) -> str:
+    return ", ".join(sorted({run.device for run in runs}))
+
+
+def _judged(results: Results) -> int:
+    """Responses that the judge rated."""
+    ratings = [each.judge for each in results.evaluations.values() if each.judge]
+    return sum(rated["n"] + rated["unreadable"] for rated in ratings)
+
+
+def _number(value: float, digits: int = 0) -> Cell:
+    return Cell(
+        _thousands(value) if digits == 0 else f"{value:,.{digits}f}".replace(",", "\u202f"), value
+    )
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f")

@@ -1,0 +1,267 @@
+"""Figure: a forest plot, one line per difference (or score) with its 95 % interval and a tick per training seed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from takd.analysis import fairness, table
+from takd.analysis.comparisons import Pair, p_text
+from takd.analysis.measures import BY_NAME
+from takd.analysis.results import Results
+from takd.analysis.table import DIFFERENCE, SCORE, Number
+from takd.analysis.text import listed
+from takd.experiment.labels import full_text
+from takd.experiment.lineage import split
+from takd.report.figures.style import STYLE, Look, looks, size_text, to_svg
+from takd.report.tables import by_seed
+
+GREY = "#555555"
+
+
+class Line(NamedTuple):
+    """One mean with its uncertainty; a hollow marker is a difference that is not significant."""
+
+    label: str
+    number: Number
+    seeds: Sequence[float]
+    """The mean of each training seed."""
+    look: Look
+    text: str = ""
+    """Said at the end of the line, after the mean and its interval."""
+    note: str = ""
+    """A second, smaller line below the label."""
+
+    @property
+    def hollow(self) -> bool:
+        return self.number.kind == DIFFERENCE and not self.number.significant
+
+
+class Block(NamedTuple):
+    """Lines under one heading."""
+
+    title: str
+    lines: Sequence[Line]
+
+
+class Shape(NamedTuple):
+    """Measures of a form of the figure, in inches; `above`: labels stand above the lines, not beside them."""
+
+    width: float
+    label: float
+    said: float
+    row: float
+    heading: float
+    size: float
+    above: bool
+
+
+BROAD = Shape(9.0, 3.15, 3.0, 0.36, 0.42, 9.0, above=False)
+NARROW = Shape(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, above=True)
+"""So narrow that its text can be read on a phone."""
+
+
+class Forest(NamedTuple):
+    """The two forms of the figure as SVG."""
+
+    broad: str
+    narrow: str
+
+
+QUESTIONS = {
+    "direct": "Does the assistant help? (through − direct)",
+    "sft": "Gain over SFT of the same model",
+    "method": "Method against method on one chain",
+}
+"""Headings, in the order of the blocks."""
+
+
+def differences(results: Results, name: str, measure: str = "rougeL") -> Forest | None:
+    """Draw all differences on one evaluation set, by question; None if there are none."""
+    found, look = table.of(results), looks(results)
+    blocks = []
+    for question, title in QUESTIONS.items():
+        wanted = {"kind": DIFFERENCE, "set": name, "measure": measure, "question": question}
+        lines = []
+        for number_ in table.rows(found, **wanted):
+            pair = Pair(question, number_.lineage, number_.other)
+            unequal = [one.what for one in fairness.unequal(results, pair) if one.of_data_or_start]
+            lines.append(
+                Line(
+                    pair_text(pair),
+                    number_,
+                    list(by_seed(found, number_).values()),
+                    look[number_.lineage],
+                    tests_text(number_.verdict, number_.p),
+                    f"arms differ in {listed(unequal)}" if unequal else "",
+                )
+            )
+        if lines:
+            blocks.append(Block(title, lines))
+    title = f"difference in {BY_NAME[measure].title}"
+    return both(blocks, title, signed=True) if blocks else None
+
+
+def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
+    """Draw the scores of all models on one evaluation set, by model, those of large teachers first."""
+    found, look = table.of(results), looks(results)
+    rows = table.rows(found, kind=SCORE, set=name, measure=measure)
+    sizes = {row.model: row.parameters or 0 for row in rows}
+
+    def teachers(row: Number) -> list[int]:
+        # labels alone first, then large teachers before small ones: a falling column is the capacity gap
+        return [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+
+    blocks = []
+    for model in sorted(sizes, key=lambda model: -sizes[model]):
+        lines = [
+            Line(full_text(row.lineage), row, list(by_seed(found, row).values()), look[row.lineage])
+            for row in sorted((row for row in rows if row.model == model), key=teachers)
+        ]
+        blocks.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
+    return both(blocks, BY_NAME[measure].title, signed=False)
+
+
+def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:
+    return Forest(*(draw(blocks, axis_title, signed, shape) for shape in (BROAD, NARROW)))
+
+
+def pair_text(pair: Pair) -> str:
+    """Name a difference: the chain where it is clear from the question what it is compared with, else both sides."""
+    if pair.question != "method":
+        return full_text(pair.ours)
+    ours, theirs = (full_text(lineage).partition(": ") for lineage in (pair.ours, pair.theirs))
+    if ours[2] == theirs[2]:
+        return f"{ours[0]} − {theirs[0]}: {ours[2]}"
+    return f"{''.join(ours)} − {''.join(theirs)}"
+
+
+def tests_text(verdict: str, p: float | None) -> str:
+    """`significant, p = 0.004` or `n.s., p = 0.31`; empty without a test."""
+    return f"{verdict}, {p_text(p)}" if verdict else ""
+
+
+def draw(blocks: Sequence[Block], axis_title: str, signed: bool, shape: Shape = BROAD) -> str:
+    """Draw the blocks from top to bottom as SVG; `signed` means differences, with a line at zero."""
+    rows = sum(len(block.lines) for block in blocks)
+    high = shape.heading * len(blocks) + shape.row * rows
+    height = high + 0.55 + (0.55 if shape.above else 0.3)
+    with matplotlib.rc_context(STYLE | {"font.size": shape.size}):
+        figure = Figure(figsize=(shape.width, height))
+        left = shape.label / shape.width
+        wide = 1 - left - shape.said / shape.width
+        axis = figure.add_axes((left, 1 - (high + 0.05) / height, wide, high / height))
+        axis.set_ylim(high, 0)
+        low, top = _limits(blocks, signed)
+        axis.set_xlim(low, top)
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(left=False, labelleft=False)
+        axis.grid(axis="y", visible=False)
+        axis.xaxis.set_major_locator(MaxNLocator(6 if shape.above else 7))
+        axis.set_xlabel(axis_title)
+        if signed:
+            axis.axvline(0, color="black", linewidth=1, zorder=1)
+        down = 0.0
+        for block in blocks:
+            _write(axis, shape, down + 0.62 * shape.heading, block.title, weight="bold")
+            down += shape.heading
+            for line in block.lines:
+                _line(axis, shape, down, line)
+                down += shape.row
+        _key(figure, shape, blocks, signed)
+        return to_svg(figure)
+
+
+def _limits(blocks: Sequence[Block], signed: bool) -> tuple[float, float]:
+    """Ends of the x axis: all means and seeds, and of intervals no more than twice as much again."""
+    lines = [line for block in blocks for line in block.lines]
+    core = [value for line in lines for value in (line.number.value, *line.seeds)] + [0.0] * signed
+    ends = [end for line in lines for end in line.number.interval or ()]
+    room = (max(core) - min(core)) or 1.0
+    low = max(min([*core, *ends]), min(core) - room)
+    high = min(max([*core, *ends]), max(core) + room)
+    return low - 0.04 * (high - low), high + 0.04 * (high - low)
+
+
+def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
+    """Draw one line: interval, ticks of the seeds, marker, and its texts."""
+    down = top + (0.72 if shape.above else 0.5) * shape.row
+    colour = line.look.colour
+    low, high = axis.get_xlim()
+    if interval := line.number.interval:
+        ends = (max(low, interval.low), min(high, interval.high))
+        axis.plot(ends, [down, down], color=colour, linewidth=1.5, solid_capstyle="butt", zorder=2)
+        for end, beyond, arrow in (
+            (low, interval.low < low, "<"),
+            (high, interval.high > high, ">"),
+        ):
+            if beyond:
+                axis.plot(end, down, marker=arrow, color=colour, markersize=5, clip_on=False)
+    if len(line.seeds) > 1:
+        axis.plot(
+            line.seeds, [down] * len(line.seeds), marker="|", linestyle="none", color=colour,
+            markersize=9, markeredgewidth=1.3, zorder=3,
+        )  # fmt: skip
+    axis.plot(
+        line.number.value, down, marker=line.look.marker, color=colour, markersize=6.5, markeredgewidth=1.4,
+        markerfacecolor="white" if line.hollow else colour, linestyle="none", zorder=4,
+    )  # fmt: skip
+    said = line.number.text()
+    value = said.partition(" (")[0]
+    if shape.above:
+        _write(axis, shape, top + 0.27 * shape.row, line.label)
+        short = line.text.partition(",")[0]
+        weight = "normal" if line.hollow else "bold"
+        _write(axis, shape, top + 0.27 * shape.row, f"{value} {short}", right=True, weight=weight)
+        return
+    label = down - 0.075 if line.note else down
+    _write(axis, shape, label, line.label)
+    if line.note:
+        _write(axis, shape, down + 0.085, line.note, size=8, color=GREY)
+    for text, at in ((said, 6), (line.text, 112)):
+        axis.annotate(
+            text, (1, down), (at, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+            weight="normal" if line.hollow else "bold", size=8.5,
+        )  # fmt: skip
+
+
+def _write(
+    axis: Axes, shape: Shape, down: float, text: str, right: bool = False, **how: object
+) -> None:
+    """Write a text at the left edge of the figure, or at its right edge, at a height of the axis."""
+    at = (0.05 - shape.label) * 72
+    axis.annotate(
+        text, (1 if right else 0, down), (0 if right else at, 0), xycoords=("axes fraction", "data"),
+        textcoords="offset points", va="center", ha="right" if right else "left", annotation_clip=False,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.3}, **how,
+    )  # fmt: skip
+
+
+def _key(figure: Figure, shape: Shape, blocks: Sequence[Block], signed: bool) -> None:
+    """Add the legend: markers of the routes, ticks, and filled against hollow."""
+    lines = [line for block in blocks for line in block.lines]
+    names = {"s": "labels alone (SFT)", "o": "straight from the teacher", "D": "through assistants"}
+    shown = {line.look.marker for line in lines}
+    handles = [_mark(marker) for marker in names if marker in shown]
+    texts = [text for marker, text in names.items() if marker in shown]
+    if any(len(line.seeds) > 1 for line in lines):
+        handles.append(_mark("|"))
+        texts.append("one training seed")
+    if signed:
+        handles += [_mark("o", hollow=False), _mark("o", hollow=True)]
+        texts += ["filled: significant", "hollow: n.s."]
+    figure.legend(
+        handles, texts, loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=2 if shape.above else len(texts),
+        fontsize=9, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1,
+    )  # fmt: skip
+
+
+def _mark(marker: str, hollow: bool = False) -> Line2D:
+    return Line2D(
+        [], [], color=GREY, marker=marker, markersize=6 if marker != "|" else 9, linestyle="none",
+        markerfacecolor="white" if hollow else GREY,
+    )  # fmt: skip

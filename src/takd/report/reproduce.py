@@ -1,0 +1,149 @@
+"""Commands that reproduce each number, and BibTeX entries.
+
+Names from the experiment's file may hold any character: values are quoted for the shell, comments stay on one line,
+and BibTeX is escaped.
+"""
+
+import shlex
+from typing import Any, NamedTuple
+
+from takd.analysis.results import Results
+from takd.analysis.statistics import number
+from takd.experiment.labels import full_text
+from takd.experiment.lineage import SUPERVISED, split
+from takd.report.tables import tex
+from takd.runtime.digests import canonical_json, short_digest
+
+PROFILE = "profiles/local"
+
+PAPERS = """\
+@inproceedings{gu2024minillm,
+  title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
+  author        = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
+  booktitle     = {International Conference on Learning Representations},
+  year          = {2024},
+  eprint        = {2306.08543},
+  archiveprefix = {arXiv}
+}
+
+@inproceedings{mirzadeh2020improved,
+  title         = {Improved Knowledge Distillation via Teacher Assistant},
+  author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
+                   and Matsukawa, Akihiro and Ghasemzadeh, Hassan},
+  booktitle     = {AAAI Conference on Artificial Intelligence},
+  volume        = {34},
+  number        = {4},
+  pages         = {5191--5198},
+  year          = {2020},
+  eprint        = {1902.03393},
+  archiveprefix = {arXiv}
+}
+"""
+
+
+class Block(NamedTuple):
+    """Commands under a heading."""
+
+    title: str
+    text: str
+
+
+def whole(results: Results) -> str:
+    """Commands that run the whole experiment and its report."""
+    run = _snakemake(results)
+    commands = {
+        f"{run} -n": "which stages would run, and why",
+        run: "all of them",
+        f"{run} --report report.zip": "this report",
+    }
+    width = max(map(len, commands))
+    return "\n".join(f"{command:{width}}  # {what}" for command, what in commands.items())
+
+
+def numbers(results: Results) -> list[Block]:
+    """For each evaluation set, a command for each model's scores, with the number in a comment."""
+    blocks = []
+    for name in results.spec["sets"]:
+        lines = []
+        for (node, where), evaluation in results.evaluations.items():
+            if where == name:
+                target = f"{_folder(results)}/evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
+                score = number(evaluation.mean("rougeL"), digits=2)
+                what = f"{full_text(node.lineage)}, training seed {node.seed}"
+                lines += ["# " + _one_line(f"{what}: ROUGE-L {score}"), _snakemake(results, target)]
+        blocks.append(Block(name, "\n".join(lines)))
+    return blocks
+
+
+def digests(results: Results) -> str:
+    """Digests of the weights of all models, in the format of `sha256sum --check`."""
+    return "\n".join(
+        f"{digest}  {_folder(results)}/models/{node.lineage}/seed{node.seed}/{name}/model.safetensors"
+        for node, model in results.models.items()
+        for name, digest in sorted(model.manifest["weights"].items())
+    )
+
+
+def code(results: Results) -> str:
+    """Commands that print the code digest of each method, to compare with the recorded one."""
+    recorded: dict[str, set[str]] = {}
+    for model in results.models.values():
+        method = split(model.node.lineage)[-1].method
+        recorded.setdefault(method, set()).add(model.manifest["code"])
+    lines = []
+    for method, found in sorted(recorded.items(), key=lambda one: (one[0] != SUPERVISED, one[0])):
+        program = (
+            "from takd.runtime.digests import code_digest as digest;"
+            f' print(digest("takd.training.train", "takd.methods.{method}"))'
+        )
+        lines += [
+            "# " + _one_line(f"{method}: {' or '.join(sorted(found))}"),
+            f"PYTHONPATH=src python3 -c {shlex.quote(program)}",
+        ]
+    return "\n".join(lines)
+
+
+def identity(results: Results, data_report: dict[str, Any]) -> dict[str, str]:
+    """Digests that identify this run: of its settings, its data, and all its weights."""
+    rows = {name: found["sha256"] for name, found in data_report["splits"].items()}
+    weights = {f"{n.lineage}/{n.seed}": m.manifest["weights"] for n, m in results.models.items()}
+    # the number of parts of a teacher's generations does not change them
+    settings = {key: value for key, value in results.spec.items() if key != "teacher_cache"}
+    return {
+        "settings": short_digest(canonical_json(settings)),
+        "data": short_digest(canonical_json(rows)),
+        "weights": short_digest(canonical_json(weights)),
+    }
+
+
+def bibtex(results: Results, data_report: dict[str, Any]) -> str:
+    """BibTeX entries of the two papers and of this run, whose author and date no file holds."""
+    spec = results.spec
+    found = identity(results, data_report)
+    note = ", ".join(f"{key} {digest}" for key, digest in found.items())
+    seeds = f"training seeds {', '.join(map(str, spec['seeds']))}"
+    draws = f"decoding seeds {', '.join(map(str, spec['decoding_seeds']))}"
+    key = "".join(c for c in spec["experiment"] if c.isascii() and (c.isalnum() or c in "-."))
+    entry = (
+        f"@misc{{takd-{key}-{found['settings']},\n"
+        f"  title = {{{tex(_one_line(spec['title']))}}},\n"
+        f"  note  = {{Experiment {tex(_one_line(spec['experiment']))} of the workflow takd; digests: {note};\n"
+        f"           {seeds}; {draws}}}\n"
+        "}\n"
+    )
+    return f"{entry}\n{PAPERS}"
+
+
+def _folder(results: Results) -> str:
+    return f"results/{results.spec['experiment']}"
+
+
+def _snakemake(results: Results, *targets: str) -> str:
+    # targets first: --config takes all arguments after it as settings
+    settings = f"experiment={results.spec['experiment']}"
+    words = ["snakemake", *targets, "--profile", PROFILE, "--config", settings]
+    return shlex.join(words)
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

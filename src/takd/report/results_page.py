@@ -1,0 +1,194 @@
+"""Results page: scores, differences with their tests and what else differs, all other measures, by evaluation set."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from takd.analysis import fairness, table
+from takd.analysis.comparisons import Pair
+from takd.analysis.measures import BY_NAME, TESTED, Measure, measured
+from takd.analysis.results import Results
+from takd.analysis.statistics import Interval, number
+from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
+from takd.experiment.labels import full_text
+from takd.experiment.lineage import split, teacher_of
+from takd.report import pages, tables
+from takd.report.figures import forest
+from takd.report.score_tables import cited, main_table, model_cell
+from takd.report.tables import Cell, Column, Group, Row, Table, by_seed
+
+BESIDE = 5
+"""Models beside one another in the table of all measures: more would be cut on paper."""
+TITLES = {
+    "direct": "Through assistants − straight from the teacher",
+    "sft": "Distilled − SFT baseline",
+    "method": "Method − method",
+}
+
+
+def page(results: Results) -> str:
+    """Render the page."""
+    sets = results.spec["sets"]
+    scores = {name: main_table(results, name) for name in sets}
+    return pages.render(
+        "results.html",
+        results,
+        "results.html",
+        tables=scores,
+        copies={name: tables.copies(found) for name, found in scores.items()},
+        forests={name: forest.differences(results, name) for name in sets},
+        dots={name: forest.scores(results, name) for name in sets},
+        tests={name: tests(results, name) for name in sets},
+        strata={name: by_stratum(results, name) for name in sets},
+        seeds={name: seeds_table(results, name) for name in sets},
+        others={name: other_measures(results, name) for name in sets},
+        prompts=pages.prompts(results),
+        cited=cited(results),
+        several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
+        tree=tree(results),
+        measures=measured(results),
+        inline=pages.inline,
+    )
+
+
+def tests(results: Results, name: str, stratum: str = "") -> Table | None:
+    """All differences of all tested measures, with both tests and what else differs; None if nothing is compared."""
+    found = table.of(results)
+    chosen = table.rows(found, kind=DIFFERENCE, set=name, stratum=stratum)
+    if not chosen:
+        return None
+    several = any(each.several for each in chosen)
+    columns = [Column("Compared", "name pair")]
+    for measure in TESTED:
+        columns.append(Column(f"{BY_NAME[measure].title}, difference", note="by training seed"))
+        columns += [Column("Across training seeds", note="95 %, p (Holm)")] * several
+        columns.append(Column("These checkpoints", note="95 %, p (Holm)"))
+    groups = []
+    for question in forest.QUESTIONS:
+        by_pair: dict[Pair, dict[str, Number]] = {}
+        for each in chosen:
+            if each.question == question:
+                pair = Pair(question, each.lineage, each.other)
+                by_pair.setdefault(pair, {})[each.measure] = each
+        rows = []
+        for pair, of_pair in by_pair.items():
+            cells = [_compared(results, pair)]
+            for measure in TESTED:
+                cells += _tested(found, of_pair[measure], several)
+            rows.append(Row(cells))
+        if rows:
+            groups.append(Group(f"{TITLES[question]}: a family of {len(rows)}", rows))
+    return Table(columns, groups, f"tests-{name}", kind="tests")
+
+
+def _compared(results: Results, pair: Pair) -> Cell:
+    """Both sides of a comparison, and in which settings they differ besides the method: data and start first."""
+    first = fairness.warning(results, pair)
+    others = [
+        f"{one.what} {one.ours} / {one.theirs}"
+        for one in fairness.unequal(results, pair)
+        if not one.of_data_or_start
+    ]
+    return Cell(
+        full_text(pair.ours),
+        notes=[*filter(None, [first]), f"− {full_text(pair.theirs)}"],
+        kind="unequal" if first else "",
+        fold=("Other settings that differ", "; ".join(others)) if others else None,
+    )
+
+
+def _tested(found: Any, each: Number, several: bool) -> list[Cell]:
+    """Cells of one difference: its value with those of its seeds, and its tests."""
+    values = [number(value, True) for value in by_seed(found, each).values()]
+    notes = [", ".join(values)] if len(values) > 1 else []
+    cells = [tables.measured(each.value, signed=True, notes=notes)]
+    if several:
+        across = (each.interval, each.p, each.significant) if each.several else (None, None, "")
+        cells.append(_test(*across))
+    cells.append(_test(each.prompts_interval, each.prompts_p, each.significant_these_checkpoints))
+    return cells
+
+
+def _test(interval: Interval | None, p: float | None, significant: str) -> Cell:
+    """One test: whether it is significant, its interval and p."""
+    if interval is None or p is None:
+        return Cell("–", "")
+    said = (interval.text(True), forest.p_text(p))
+    return Cell(
+        "significant" if significant else "n.s.", f"{p:.6f}", said, "beyond" if significant else ""
+    )
+
+
+def by_stratum(results: Results, name: str) -> dict[str, Table]:
+    """Differences within each stratum of the prompts, where the rows name one."""
+    rows = table.rows(table.of(results), kind=DIFFERENCE, set=name, stratum=EACH)
+    strata = dict.fromkeys(row.stratum for row in rows)
+    found = {stratum: tests(results, name, stratum) for stratum in strata}
+    return {stratum: each._replace(id="") for stratum, each in found.items() if each}
+
+
+def seeds_table(results: Results, name: str) -> Table:
+    """Every tested measure of every training seed."""
+    found, seeds = table.of(results), results.spec["seeds"]
+    columns = [Column("Model", "name")]
+    columns += [Column(f"{BY_NAME[m].title}, seed {seed}") for m in TESTED for seed in seeds]
+    rows = []
+    for line in table.lines(results):
+        cells = [model_cell(line.lineage, line.label)]
+        for measure in TESTED:
+            wanted = {"set": name, "lineage": line.lineage, "measure": measure}
+            values = {
+                row.seed: row.value for row in table.rows(found, kind=SCORE, seed=EACH, **wanted)
+            }
+            cells += [tables.measured(values.get(seed)) for seed in seeds]
+        rows.append(Row(cells, lineage=line.lineage))
+    return Table(columns, [Group("", rows)])
+
+
+def other_measures(results: Results, name: str) -> list[Table]:
+    """All other measures, one row each, with the models beside one another."""
+    found = table.of(results)
+    shown = [measure for measure in measured(results) if measure.name not in TESTED]
+    lineages = [line.lineage for line in table.lines(results)]
+
+    def row(measure: Measure, part: Sequence[str]) -> Row:
+        wanted = {"kind": SCORE, "set": name, "measure": measure.name}
+        means = (table.one(found, lineage=lineage, **wanted) for lineage in part)
+        cells = [tables.measured(mean and mean.value, measure.digits) for mean in means]
+        arrow = measure.arrow.removesuffix(" better")
+        return Row([Cell(f"{measure.title} {arrow}".strip(), tip=measure.definition), *cells])
+
+    return [
+        Table(
+            [Column("Measure", "name"), *(Column(full_text(each), "num wrap") for each in part)],
+            [Group("", [row(measure, part) for measure in shown])],
+            kind="measures",
+        )
+        for part in _parts(lineages)
+        if shown
+    ]
+
+
+def _parts(lineages: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Divide the models into parts of equal size, at most `BESIDE`."""
+    count = -(-len(lineages) // BESIDE)
+    size = -(-len(lineages) // count)
+    return (lineages[start : start + size] for start in range(0, len(lineages), size))
+
+
+def tree(results: Results) -> list[dict[str, Any]]:
+    """All chains as a tree: each trained model with those that it taught."""
+    found, first = table.of(results), results.spec["sets"][0]
+    tags = {line.lineage: line.label for line in table.lines(results)}
+
+    def node(lineage: str) -> dict[str, Any]:
+        score = table.one(found, kind=SCORE, measure="rougeL", set=first, lineage=lineage)
+        taught = [other for other in results.lineages if teacher_of(other) == lineage]
+        return {
+            "hop": split(lineage)[-1],
+            "lineage": lineage,
+            "tag": tags[lineage],
+            "score": score.text() if score else "",
+            "taught": [node(other) for other in taught],
+        }
+
+    return [node(lineage) for lineage in results.lineages if teacher_of(lineage) is None]

@@ -1,0 +1,133 @@
+"""Summary: three sentences, the forest plot, one table, limits and downloads. Snakemake's report opens with it."""
+
+from typing import Any
+
+from takd.analysis import table
+from takd.analysis.comparisons import Pair
+from takd.analysis.deviations import limits
+from takd.analysis.results import Results
+from takd.analysis.table import DIFFERENCE, SCORE, Number
+from takd.analysis.text import counted, listed
+from takd.experiment.labels import full_text
+from takd.experiment.lineage import split
+from takd.report import pages
+from takd.report.figures import forest
+from takd.report.figures.style import size_text
+from takd.report.tables import Table, copies
+
+WHAT = {
+    "direct": "through assistants against straight from the teacher",
+    "sft": "against the SFT baseline",
+    "method": "method against method",
+}
+
+
+def page(
+    results: Results, brief: Table, data_report: dict[str, Any], downloads: dict[str, str]
+) -> str:
+    """Render the page.
+
+    Args:
+        brief: the table that it shows (`score_tables.brief_table`).
+        downloads: files of the site and what they hold.
+    """
+    first = results.spec["sets"][0]
+    return pages.render(
+        "summary.html",
+        results,
+        "index.html",
+        sentences=[
+            *(trained(results), tested(results, first), best(results, first)),
+            *reversed_elsewhere(results),
+        ],
+        forest=forest.differences(results, first),
+        scores=forest.scores(results, first),
+        several=len(results.spec["seeds"]) > 1,
+        table=brief,
+        copies=copies(brief),
+        limits=limits(results, data_report),
+        downloads=downloads,
+        inline=pages.inline,
+    )
+
+
+def trained(results: Results) -> str:
+    """Say what was trained and on what it was evaluated."""
+    spec = results.spec
+    chains = [split(chain["lineage"]) for chain in spec["chains"]]
+    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    heads, ends = (
+        listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
+        for models in ([chain[0].model for chain in chains], [chain[-1].model for chain in chains])
+    )
+    prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())
+    return (
+        f"{counted(len(chains), 'chain')} from {heads} to {ends}: {counted(len(results.lineages), 'model')},"
+        f" {counted(len(results.nodes), 'training')} with"
+        f" training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])},"
+        f" evaluated on the prompts of {prompts}."
+    )
+
+
+def tested(results: Results, name: str) -> str:
+    """Count the significant differences of each question."""
+    found, parts = table.of(results), []
+    for question, what in WHAT.items():
+        wanted = {"kind": DIFFERENCE, "set": name, "question": question}
+        counts = [
+            f"{tally(rows, question)} in {title}"
+            for measure, title in (("rougeL", "ROUGE-L"), ("exact_match", "exact match"))
+            if (rows := table.rows(found, measure=measure, **wanted))
+        ]
+        if counts:
+            parts.append(f"{what}, {listed(counts)}")
+    if not parts:
+        return "No two of the models can be compared."
+    several = len(results.spec["seeds"]) > 1
+    over = "across training seeds" if several else "for these checkpoints alone"
+    return f"Significant differences on {name}, {over}: {'; '.join(parts)}."
+
+
+def tally(rows: list[Number], question: str) -> str:
+    """Count: `2 of 4 (1 higher, 1 lower)`; which of two methods stands first means nothing, so no direction there."""
+    ways = [row.significant for row in rows if row.significant]
+    text = f"{len(ways)} of {len(rows)}"
+    if question == "method" or not ways:
+        return text
+    counts = (f"{ways.count(way)} {way}" for way in ("higher", "lower") if way in ways)
+    return f"{text} ({', '.join(counts)})"
+
+
+def reversed_elsewhere(results: Results) -> list[str]:
+    """Name the significant differences of the first set that are significant the other way on another set."""
+    first, *others = results.spec["sets"]
+    found = table.of(results)
+    turned = [
+        f"{forest.pair_text(Pair(row.question, row.lineage, row.other))} on {there.set}"
+        for row in table.rows(found, kind=DIFFERENCE, set=first, measure="rougeL")
+        for there in table.rows(
+            found, kind=DIFFERENCE, set=others, measure="rougeL", question=row.question,
+            lineage=row.lineage, other=row.other,
+        )
+        if row.significant and there.significant and row.significant != there.significant
+    ]  # fmt: skip
+    return [f"Significant the other way elsewhere: {'; '.join(turned)}."] if turned else []
+
+
+def best(results: Results, name: str) -> str:
+    """Name the top teacher and, of each student size, the chain with the highest mean."""
+    found = table.of(results)
+    rows = {row.lineage: row for row in table.rows(found, kind=SCORE, measure="rougeL", set=name)}
+    roles = {line.lineage: line.role for line in table.lines(results)}
+    parts = [
+        f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
+        for lineage, role in roles.items()
+        if role == "teacher"
+    ]
+    parts = [f"Top teacher: {listed(parts)}"] if parts else []
+    students = [rows[lineage] for lineage, role in roles.items() if role == "student"]
+    students.sort(key=lambda row: -(row.parameters or 0))
+    for model in dict.fromkeys(row.model for row in students):
+        top = max((row for row in students if row.model == model), key=lambda row: row.value)
+        parts.append(f"highest mean of {model}: {top.text()}, {full_text(top.lineage)}")
+    return f"{'; '.join(parts)}."

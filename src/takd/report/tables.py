@@ -1,0 +1,144 @@
+"""The table component of all pages, and its text as LaTeX and Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from takd.analysis import table
+from takd.analysis.comparisons import p_text
+from takd.analysis.measures import BY_NAME
+from takd.analysis.statistics import number
+from takd.analysis.table import DIFFERENCE, EACH, Number
+
+
+class Column(NamedTuple):
+    """Head of a column. `kind` is a class of style.css: `num` for numbers, `name` for names."""
+
+    title: str
+    kind: str = "num"
+    note: str = ""
+    tip: str = ""
+
+
+class Cell(NamedTuple):
+    """A cell: its text, smaller lines below it (`notes`), and the value that it is sorted by (else its text)."""
+
+    text: Any = ""
+    value: Any = None
+    notes: Sequence[str] = ()
+    kind: str = ""
+    tip: str = ""
+    href: str = ""
+    tag: str = ""
+    fold: tuple[str, str] | None = None
+    """A line, and a text that it unfolds."""
+
+
+class Row(NamedTuple):
+    """A row; others link to it by its `id`."""
+
+    cells: Sequence[Cell]
+    id: str = ""
+    lineage: str = ""
+
+
+class Group(NamedTuple):
+    """Rows under one heading, which may be empty."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+class Table(NamedTuple):
+    """A table in groups of rows, rendered by the macro `table` of templates/table.html."""
+
+    columns: Sequence[Column]
+    groups: Sequence[Group]
+    id: str = ""
+    caption: str = ""
+    kind: str = ""
+
+
+def measured(value: float | None, digits: int = 1, signed: bool = False, **more: Any) -> Cell:
+    """Cell of a value; a dash that sorts last where there is none."""
+    if value is None:
+        return Cell("–", "", **more)
+    return Cell(number(value, signed, digits), f"{value:.6g}", **more)
+
+
+def numbered(found: Number | None, seeds: Sequence[float] = ()) -> Cell:
+    """Cell of a number of the table, with its interval, its test and the values of its training seeds."""
+    if found is None:
+        return Cell("", "")
+    signed, digits = found.kind == DIFFERENCE, BY_NAME[found.measure].digits
+    notes = [found.interval.text(signed, digits)] if found.interval else []
+    if found.verdict:
+        notes.append(f"{found.verdict}, {p_text(found.p)}")
+    values = ", ".join(number(value, signed, digits) for value in seeds)
+    tip = f"by training seed: {values}" if len(seeds) > 1 else ""
+    kind = "beyond" if found.significant else ""
+    return measured(found.value, digits, signed, notes=notes, kind=kind, tip=tip)
+
+
+def by_seed(found: pd.DataFrame, mean: Number) -> dict[int, float]:
+    """Map each training seed to its value behind a mean score or difference."""
+    wanted = ("kind", "set", "lineage", "other", "question", "measure", "stratum")
+    rows = table.rows(found, seed=EACH, **{key: getattr(mean, key) for key in wanted})
+    return {row.seed: row.value for row in rows if row.seed is not None}
+
+
+def copies(found: Table) -> dict[str, str]:
+    """Texts of a table to copy, by format."""
+    return {"LaTeX": latex(found), "Markdown": markdown(found)}
+
+
+def markdown(found: Table) -> str:
+    """Write a table as Markdown; notes follow in brackets, groups are rows of their own."""
+    heads = [column.title for column in found.columns]
+    rules = ["---:" if column.kind == "num" else "---" for column in found.columns]
+    lines = [heads, rules]
+    for group in found.groups:
+        if group.title:
+            lines.append([f"**{_md(group.title)}**", *[""] * (len(heads) - 1)])
+        lines += [[_md(_flat(cell)) for cell in row.cells] for row in group.rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(found: Table) -> str:
+    """Write a table as LaTeX with the rules of booktabs."""
+    columns = "".join("r" if column.kind == "num" else "l" for column in found.columns)
+    lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+    lines += [_row(column.title for column in found.columns), "\\midrule"]
+    for group in found.groups:
+        if group.title:
+            wide = f"\\multicolumn{{{len(found.columns)}}}{{l}}"
+            lines.append(f"{wide}{{\\textit{{{tex(group.title)}}}}} \\\\")
+        lines += [_row(_flat(cell) for cell in row.cells) for row in group.rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _flat(cell: Cell) -> str:
+    """One line: text, tag and notes."""
+    tag = f" [{cell.tag}]" if cell.tag else ""
+    notes = f" ({'; '.join(cell.notes)})" if cell.notes else ""
+    return f"{cell.text}{tag}{notes}"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _row(texts: Iterable[str]) -> str:
+    return " & ".join(map(tex, texts)) + r" \\"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "→": r"$\to$",
+    "×": r"$\times$", "\u00a0": "~", "\u202f": r"\,", "–": "--", "<": "$<$", ">": "$>$",
+} | {each: f"\\{each}" for each in "&%$#_{}"}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    return "".join(_TEX.get(each, each) for each in " ".join(text.split(" ")))
