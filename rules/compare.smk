@@ -13,7 +13,7 @@ if COMPARED:
     # Snakemake's report shows the comparison beside the experiment's own. As in report.smk, the files are inputs here.
     rule compare:
         input:
-            rules.report.input,
+            SITE,
             [
                 report(
                     f"{COMPARISON}/{part.file}",
@@ -30,13 +30,13 @@ if COMPARED:
     # No rule makes the files of the other experiments: they are only read, never trained.
     rule build_comparison:
         input:
-            report=rules.build_report.output,
+            report=rules.report.output,
             results=[
                 file
                 for each in (EXPERIMENT, *COMPARED)
                 for file in comparison.files(each, MEASURED)
             ],
-            templates=rules.build_report.input.templates,
+            templates=rules.report.input.templates,
         output:
             **{name: f"{COMPARISON}/{part.file}" for name, part in comparison.PARTS.items()},
         log:

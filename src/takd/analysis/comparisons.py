@@ -7,11 +7,13 @@ Holm-corrected p values.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from takd.analysis.measures import TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import (
     LEVEL,
@@ -24,6 +26,10 @@ from takd.analysis.statistics import (
 )
 from takd.experiment.lineage import Hop, join, prefixes, split, supervised
 
+Columns = dict[str, Any]
+"""A number as columns of the table: fields of `takd.analysis.table.Number`."""
+STRATA = 30
+"""Strata that scores are broken down by, at most; those with most prompts."""
 QUESTIONS = {
     "sft": "distilled against trained on labels alone",
     "direct": "through assistants against straight from the teacher",
@@ -100,7 +106,65 @@ def shared(results: Results, pair: Pair) -> list[int]:
     return [seed for seed in results.seeds(pair.ours) if seed in theirs]
 
 
-def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[dict[str, Any]]:
+def tested(results: Results) -> Iterator[Columns]:
+    """Yield the scores of single answers and their differences as columns of the table: overall, then by stratum."""
+    for name in results.spec["sets"]:
+        first = results.evaluations[results.nodes[0], name]
+        yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
+        strata = np.array(first.strata)
+        counts = Counter(filter(None, first.strata))
+        if values := [value for value, _ in counts.most_common(STRATA)]:
+            yield from _of_prompts(results, name, {value: strata == value for value in values})
+
+
+def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator[Columns]:
+    """Yield scores and differences over the prompts of each stratum; all strata are one family of tests."""
+    asked = pairs(results)
+    families: dict[tuple[str, str], list[tuple[Columns, Columns, Array]]] = {}
+    for stratum, chosen in strata.items():
+        scores: list[tuple[Columns, Array]] = []
+        gaps: list[tuple[Columns, Array]] = []
+        for measure in TESTED:
+            place = {"set": name, "stratum": stratum, "measure": measure}
+
+            def of(
+                lineage: str, seeds: list[int], measure: str = measure, at: Any = chosen
+            ) -> Array:
+                return results.scores(lineage, name, measure, seeds)[:, at]
+
+            for lineage in results.lineages:
+                about = place | {"kind": "score", "lineage": lineage}
+                scores.append((about, of(lineage, results.seeds(lineage))))
+            for pair in asked:
+                about = place | {"kind": "difference", "question": pair.question}
+                about |= {"lineage": pair.ours, "other": pair.theirs}
+                seeds = shared(results, pair)
+                gaps.append((about, of(pair.ours, seeds) - of(pair.theirs, seeds)))
+        floors = [0.0] * len(scores) + [-100.0] * len(gaps)
+        found = estimates([array for _, array in scores + gaps], floors)
+        for (about, array), estimate in zip(scores, found, strict=False):
+            yield about | estimate
+            if stratum:
+                yield from _by_seed(about, results.seeds(about["lineage"]), array)
+        p_values = tests([gap for _, gap in gaps])
+        for (about, gap), estimate, p in zip(gaps, found[len(scores) :], p_values, strict=True):
+            family = families.setdefault((about["question"], about["measure"]), [])
+            family.append((about, estimate | p, gap))
+    for family in families.values():
+        estimated = corrected([estimate for _, estimate, _ in family])
+        for (about, _, gap), estimate in zip(family, estimated, strict=True):
+            yield about | estimate
+            pair = Pair(about["question"], about["lineage"], about["other"])
+            yield from _by_seed(about, shared(results, pair), gap)
+
+
+def _by_seed(about: Columns, seeds: list[int], scores_rpd: Array) -> Iterator[Columns]:
+    """Yield the mean of each training seed."""
+    for seed, value in zip(seeds, scores_rpd.mean(axis=(1, 2)).tolist(), strict=True):
+        yield about | {"value": value, "seed": seed, "n_prompts": scores_rpd.shape[1]}
+
+
+def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
     """Means x 100 of scores (R, P, D) on the same P prompts, with their uncertainty, as columns of the table.
 
     Args:
@@ -157,7 +221,7 @@ def tests(gaps: Sequence[Array]) -> list[dict[str, float | None]]:
     return found
 
 
-def corrected(family: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def corrected(family: Sequence[Columns]) -> list[Columns]:
     """Apply Holm's correction to one family of differences, and say which are significant.
 
     p values across training seeds and p values over prompts are corrected separately.
@@ -173,7 +237,7 @@ def corrected(family: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         checkpoints = _significant(
             one["value"], over_prompts_p, one["prompts_low"], one["prompts_high"]
         )
-        more: dict[str, Any] = {"p": p, "prompts_p": over_prompts_p, "family": len(family)}
+        more: Columns = {"p": p, "prompts_p": over_prompts_p, "family": len(family)}
         more["significant"] = _significant(one["value"], p, one["low"], one["high"])
         found.append(one | more | {"significant_these_checkpoints": checkpoints})
     return found
@@ -185,7 +249,7 @@ def _holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else next(corrected) for p in p_values]
 
 
-def family(gaps: Sequence[Array]) -> list[dict[str, Any]]:
+def family(gaps: Sequence[Array]) -> list[Columns]:
     """Means of differences (R, P, D) on the same P prompts, tested as one family, as columns of the table."""
     found = estimates(gaps, [-100.0] * len(gaps))
     return corrected([one | p for one, p in zip(found, tests(gaps), strict=True)])

@@ -51,10 +51,9 @@ class Run(NamedTuple):
 
     @property
     def hours(self) -> float:
-        """Hours of all GPUs; on a CPU the measured time of all its threads, else wall time times processes."""
-        if self.measured:
-            return float(self.end["cpu_seconds"]) / 3600
-        return float(self.end.get("seconds", 0.0)) / 3600 * int(self.end.get("processes", 1))
+        """Hours of all GPUs; on a CPU the CPU time of the first process, else its wall time, times processes."""
+        seconds = self.end["cpu_seconds"] if self.measured else self.end.get("seconds", 0.0)
+        return float(seconds) / 3600 * int(self.end.get("processes", 1))
 
 
 def runs(results: Results) -> Iterator[Run]:
