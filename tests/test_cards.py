@@ -162,6 +162,21 @@ def test_the_tokenizers_own_chat_template_is_told(made):
     write_card(root, settings(spec))
 
 
+def test_a_card_depends_on_no_page_of_the_report():
+    code = "import sys, takd.model_cards.card; found = [m for m in sys.modules if m.startswith('takd.report')];"
+    code += "assert not found and 'matplotlib' not in sys.modules, found"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_the_example_is_a_prompt_of_the_evaluation_with_its_reference(made):
+    _, _, folder = made
+    text = (folder / "card.md").read_text()
+    assert "set_seed(10)" in text and "started from **SFT seed 2**" in text
+    assert (
+        "Do 0 <now>" in text and "```text\nthe answer\n```" in text and "three colours" not in text
+    )
+
+
 def test_a_folder_without_a_model_is_refused(made, tmp_path):
     root, spec, _ = made
     inputs = {"models": [root / "models"], "evaluations": [root / "evaluations"]}
