@@ -13,7 +13,7 @@ if COMPARED:
     # Snakemake's report shows the comparison beside the experiment's own. As in report.smk, the files are inputs here.
     rule compare:
         input:
-            rules.report.input,
+            SITE,
             [
                 report(
                     f"{COMPARISON}/{part.file}",
@@ -30,13 +30,13 @@ if COMPARED:
     # No rule makes the files of the other experiments: they are only read, never trained.
     rule build_comparison:
         input:
-            report=rules.build_report.output,
+            report=rules.report.output,
             results=[
                 file
                 for each in (EXPERIMENT, *COMPARED)
                 for file in comparison.files(each, MEASURED)
             ],
-            templates=rules.build_report.input.templates,
+            templates=rules.report.input.templates,
         output:
             **{name: f"{COMPARISON}/{part.file}" for name, part in comparison.PARTS.items()},
         log:
@@ -48,16 +48,15 @@ if COMPARED:
             mem_mb=4000,
             runtime=60,
         params:
-            spec=spec(lambda: comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
+            spec=lambda wildcards: canonical_json(comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
-            folders=" ".join(
+            inputs=" ".join(
                 f"--input {quote(f'results={comparison.results(each)}')}"
                 for each in (EXPERIMENT, *COMPARED)
             ),
             outputs=written,
         shell:
-            "python3 workflow/scripts/compare.py --spec {params.spec:q} --code {params.code}"
-            " {params.folders} {params.outputs} 2> {log:q}"
+            command("compare")
 
 else:
 

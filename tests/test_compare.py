@@ -33,7 +33,8 @@ from takd.experiment.labels import full_text
 from takd.experiment.lineage import of_chain
 from takd.report import compare
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 SETTINGS: dict[str, Any] = {
     "title": "left out",
@@ -470,7 +471,7 @@ def two(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = finished.copy(tmp_path_factory.mktemp("two") / "project")
     write(project, "other", lambda e: e["training"]["minillm"].update(steps=8))
     shutil.copytree(project.folder / "results/small", project.folder / "results/other")
-    assert project.plan(*WITH) == {"compare": 1}
+    assert project.plan(*WITH) == {"build_comparison": 1}
     project.run(*WITH, "--quiet")
     assert (project.folder / "results/small/comparison/other/comparison.html").is_file()
     return project
@@ -493,8 +494,8 @@ def rewrite_answers(project: Project) -> None:
     path.write_text('{"another": "content"}')
 
 
-ONCE = {"compare": 1}
-FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "report": 1, "compare": 1}
+ONCE = {"build_comparison": 1}
+FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "report": 1, "build_comparison": 1}
 EDITS: dict[str, tuple[Callable[[Project], Any], dict[str, int]]] = {
     "nothing": (lambda project: None, {}),
     "touch of everything": (touch, {}),

@@ -357,3 +357,28 @@ def test_words_that_differ_from_the_nearest_reference_are_marked():
     assert parts("القط هنا", "الكلب هنا") == ["[القط]", " هنا"]
     long = "word " * 3000
     assert parts(long, long) == [long]
+
+
+def test_a_link_to_a_model_shows_it_alone(chromium, report):
+    page = chromium.new_page()
+    page.goto((report / f"models/{VIA}.html").as_uri())
+    page.click("text=generations")
+    assert page.inner_text("#chosen") == "1 of 11"
+    page.go_back()
+    page.click("text=learning curves")
+    assert page.eval_on_selector_all("[name=line]:checked", "all => all.map(b => b.value)") == [VIA]
+    page.go_back()
+    page.click("text=scores on other")
+    assert page.evaluate("document.querySelector(':target').dataset.lineage") == VIA
+    page.close()
+
+
+def test_a_table_is_copied_and_unfolds_without_scripts(chromium, report):
+    page = chromium.new_page()
+    page.goto((report / "index.html").as_uri())
+    page.click("text=Copy as Markdown")
+    page.click("details[open] >> text=copy >> nth=-1")
+    assert page.evaluate("getSelection().toString() || document.activeElement.value").startswith(
+        "| Model |"
+    )
+    page.close()

@@ -16,8 +16,7 @@ from takd.experiment.labels import full_text
 from takd.experiment.lineage import split
 from takd.report import tables
 from takd.report.figures.layout import Sheet
-from takd.report.figures.marks import by_size, n_text
-from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, looks, to_svg
+from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, by_size, looks, n_text, to_svg
 from takd.report.tables import score
 
 FAR = 12

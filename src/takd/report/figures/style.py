@@ -81,6 +81,23 @@ def size_text(parameters: float) -> str:
     return str(int(parameters))
 
 
+def by_size(results: Results) -> dict[str, int]:
+    """Parameters of every trained model, the largest first."""
+    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
+
+
+def n_text(results: Results, name: str) -> str:
+    """State how many values a score on an evaluation set averages."""
+    prompts = results.evaluations[results.nodes[0], name].scores["n"]
+    seeds, draws = len(results.spec["seeds"]), len(results.spec["decoding_seeds"])
+    return (
+        f"{prompts} prompt{'s' if prompts > 1 else ''}"
+        f" × {draws} decoding seed{'s' if draws > 1 else ''},"
+        f" {seeds} training seed{'s' if seeds > 1 else ''}"
+    )
+
+
 class Drawing(NamedTuple):
     """A figure as SVG, and its numbers."""
 
