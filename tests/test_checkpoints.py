@@ -138,7 +138,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(
     training.run(stage(space, name, float("inf")))
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "Damaged checkpoint" in line]
-    assert file in line and line.endswith("the training goes on from step 5.")
+    assert file in line and line.endswith("the training resumes from step 5.")
     weights, manifest, log = results(space, name)
     assert all(torch.equal(weights[key], tensor) for key, tensor in whole[0].items())
     assert manifest == whole[1] and log == whole[2]
@@ -185,7 +185,7 @@ def test_all_processes_take_the_same_checkpoint(space: Workspace) -> None:
     flip(newest / "model.safetensors")
     said = space.finished(space.train(name, "kd", processes=processes, **settings))
     assert f"Damaged checkpoint: {newest.relative_to(space.folder)}/model.safetensors" in said
-    assert "goes on from step 1 of 30" in said
+    assert "resumes from step 1 of 30" in said
     space.finished(space.train("two-whole", "kd", processes=processes, **settings))
     ends = [load_file(space.folder / n / "model/model.safetensors") for n in (name, "two-whole")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])

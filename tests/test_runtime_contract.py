@@ -22,9 +22,7 @@ STAGES = sorted(
 MAKING_NUMBERS = ("losses", "methods", "decoding", "metrics")
 HARMLESS = {
     "InputError": "ends the stage",
-    "Interrupted": "ends the attempt; the next one resumes",
     "reason": "words of a message",
-    "Progress": "shows what is done",
     "Journal": "writes times and counts into a log",
     "write_text": "writes a text as it is, all of it or nothing",
     "Stage": "settings and paths as they were given; resources, which change no more than rounding",

@@ -22,9 +22,9 @@ from gpu_checks.running import Findings
 from takd.decoding.sampling import Decoding, draw
 from takd.methods.base import Context
 from takd.methods.sft import Sft
-from takd.models import causal_lm
+from takd.models.logits import freeze
 from takd.preflight import flops, memory, shapes
-from takd.preflight.gpus import CPU, Card, find_card
+from takd.preflight.gpus import CPU, Gpu, find_gpu
 from takd.preflight.memory import Resources, Texts
 from takd.runtime.errors import InputError
 
@@ -128,7 +128,7 @@ def minillm(findings: Findings) -> None:
 
     student, teacher = pair()
     with findings.part("takd"), _autocast(findings):
-        ours = minillm_round.Takd(student, causal_lm.freeze(teacher), prompts, limits, shape)
+        ours = minillm_round.Takd(student, freeze(teacher), prompts, limits, shape)
         _peak_from_here(findings)
         with contextlib.suppress(
             AttributeError
@@ -255,12 +255,12 @@ def _expect(findings: Findings, case: Case, precision: str) -> None:
 _PLAN: dict[str, Any] = {"dropout": 0.0, "lora": None, "deepspeed": None, "dev_rows": None}
 
 
-def _card(findings: Findings) -> Card:
+def _card(findings: Findings) -> Gpu:
     """The card by its data sheet; one like it, for the memory's sake, where the table does not have it."""
     if not findings.gpu:
         return CPU
     try:
-        return find_card(torch.cuda.get_device_name())
+        return find_gpu(torch.cuda.get_device_name())
     except InputError as error:
         findings.add("plan", f"counts as for an h100: {error}")
-        return find_card("h100")
+        return find_gpu("h100")

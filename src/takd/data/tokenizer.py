@@ -35,12 +35,11 @@ def run(stage: Stage) -> None:
         InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
             vocabulary other than declared; a training text too small for it; no chat template where one is required.
     """
-    source = stage.spec["source"]
-    folder = stage.temporary(stage.outputs["tokenizer"])
-    if "train" in source:
-        facts = _train(stage.spec, folder)
+    spec, folder = stage.spec, stage.temporary(stage.outputs["tokenizer"])
+    if "train" in spec["source"]:
+        facts = _train(spec, folder)
     else:
-        facts = _convert(source, folder, stage.spec.get("template"), stage.say)
+        facts = _convert(spec["source"], folder, spec.get("template"), stage.say)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
@@ -68,12 +67,8 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         show_progress=False,
     )
     rows = sources.rows(spec["text"])
-    parts = (
-        text
-        for row in rows
-        for text in (fill(spec["template"], row.instruction, row.input), *row.references)
-    )
-    tokenizer.train_from_iterator(parts, trainer)
+    filled = ([fill(spec["template"], *row.prompt), *row.references] for row in rows)
+    tokenizer.train_from_iterator(filled, trainer)
     size = tokenizer.get_vocab_size()
     if size != wanted:
         raise InputError(

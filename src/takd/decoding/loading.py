@@ -1,4 +1,4 @@
-"""Load trained models for evaluation and generation."""
+"""What stages that ask a model load, how they set up libraries, and the end of their logs."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from takd.decoding.model_checks import check_model
 from takd.models import causal_lm
+from takd.models.logits import freeze
 from takd.models.precision import (
     choose_precision,
     current_device,
@@ -44,6 +45,42 @@ def configure_libraries(stage: Stage) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def load(
+    stage: Stage,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    longest: int | None = None,
+    reads: int | None = None,
+    precision: str | None = None,
+) -> tuple[PreTrainedModel, int]:
+    """Load a model onto this process's device for inference.
+
+    Args:
+        name: name of the model, for messages.
+        longest: tokens of the longest text that the model will decode; None if it only reads texts.
+        reads: tokens of the longest text that the model will read, if it does not decode.
+        precision: "auto", "fp32", "fp16" or "bf16"; None for that of the settings.
+
+    Returns:
+        The model, in that precision, and the number of vocabulary entries
+            that it shares with the tokenizer.
+
+    Raises:
+        InputError: as `models.check_vocabulary` and `check_model`.
+    """
+    pretrained = pretrained_in(folder)
+    setting = precision or stage.spec.get("precision", "auto")
+    precision = choose_precision(setting, pretrained)
+    if precision == "fp32" and torch.cuda.is_available():
+        stage.say(f"{name}: {describe(precision, pretrained)}")
+    model = causal_lm.load_model(folder, dtype=torch_dtype(precision))
+    vocabulary = causal_lm.check_vocabulary(model, tokenizer, name)
+    nn.Module.to(freeze(model), current_device())
+    check_model(model, name, longest, reads)
+    return model, vocabulary
+
+
 def close_log(stage: Stage, journal: Journal, count: int, tokens: int, processes: int = 1) -> None:
     """Write the last line of a stage's log, and the log as the output `metrics`.
 
@@ -54,35 +91,3 @@ def close_log(stage: Stage, journal: Journal, count: int, tokens: int, processes
     journal.tokens = tokens
     journal.close(count, device=device_name(), processes=processes, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
-
-
-def load(
-    stage: Stage,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    longest: int | None = None,
-    reads: int | None = None,
-) -> tuple[PreTrainedModel, int]:
-    """Load a model onto this process's device for inference.
-
-    Args:
-        longest: tokens of the longest text that the model will decode; None if it only reads texts.
-        reads: tokens of the longest text that the model will read, if it does not decode.
-
-    Returns:
-        The model, in the precision that the settings choose, and the number of vocabulary entries
-            that it shares with the tokenizer.
-
-    Raises:
-        InputError: as `models.check_vocabulary` and `check_model`.
-    """
-    pretrained = pretrained_in(folder)
-    precision = choose_precision(stage.spec.get("precision", "auto"), pretrained)
-    if precision == "fp32" and torch.cuda.is_available():
-        stage.say(f"{name}: {describe(precision, pretrained)}")
-    model = causal_lm.load_model(folder, dtype=torch_dtype(precision))
-    vocabulary = causal_lm.check_vocabulary(model, tokenizer, name)
-    nn.Module.to(causal_lm.freeze(model), current_device())
-    check_model(model, name, longest, reads)
-    return model, vocabulary

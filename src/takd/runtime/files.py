@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]], **options: Any) -> None:
+    """Write records as JSON lines, atomically; `options` are those of `json.dumps`."""
+    write_text(path, "".join(json.dumps(record, **options) + "\n" for record in records))
 
 
 def read_json(path: Path) -> Any:

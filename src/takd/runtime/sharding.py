@@ -18,8 +18,8 @@ import torch.distributed
 
 from takd.runtime.checkpoints import Checkpoints, resume_key
 from takd.runtime.launch import rank, world_size
-from takd.runtime.metrics_log import Journal, timed
-from takd.runtime.stage import Stage
+from takd.runtime.metrics_log import Journal, Progress, timed
+from takd.runtime.stage import Interrupted, Stage
 from takd.runtime.stage_lock import Lock
 
 Piece = TypeVar("Piece")
@@ -85,7 +85,7 @@ class JsonlStore:
     def __init__(
         self, folder: Path, name: str, shard: Shard, say: Callable[[str], None] = print
     ) -> None:
-        self._folder, self._name, self.say = folder, name, say
+        self._folder, self._name, self._shard, self.say = folder, name, shard, say
         mark = "" if shard.first else f".{shard.rank}"
         self._file = folder / f"{name}{mark}.jsonl"
 
@@ -111,6 +111,30 @@ class JsonlStore:
                 file.truncate(whole.rfind(b"\n") + 1)
         with open(self._file, "a", encoding="utf-8") as self._open:
             yield self
+
+    @contextlib.contextmanager
+    def saving(
+        self, stage: Stage, title: str, what: str, total: int, done: int = 0
+    ) -> Iterator[Callable[..., None]]:
+        """Open this process's file, and show how many of `total` pieces of work are done.
+
+        Yields:
+            A function that saves the records of `count` pieces (1). It raises Interrupted if the
+                stage has to stop before its last piece.
+        """
+        progress = Progress(title, total, done, active=self._shard.first)
+
+        def save(*records: dict[str, Any], count: int = 1) -> None:
+            nonlocal done
+            self.add(*records)
+            done += count
+            progress.step(done, {})
+            if done < total and stage.should_stop():
+                raise Interrupted(f"{title}: {done} of {total} {what} are kept.")
+
+        with self.appending():
+            yield save
+        progress.close()
 
     def add(self, *records: dict[str, Any]) -> None:
         """Save records that belong together."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from takd.experiment.validation.common import divisors, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile
-from takd.models.headers import safetensors_parameters
+from takd.models.weight_files import safetensors_parameters
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 
@@ -28,7 +28,8 @@ def check_models(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[s
         key = ("models", name)
         if _check_kept_layers(file, (*key, "weights"), model["weights"]):
             check = _check_scratch if "scratch" in model["weights"] else _check_size
-            if size := check(file, settings, key, model, root):
+            size = check(file, settings, key, model, root)
+            if size is not None:
                 parameters[name] = size
     return parameters
 
