@@ -4,20 +4,17 @@ report: "../workflow/report/workflow.rst"
 TEMPLATES = "src/takd/report/templates"
 
 
-# The report as one entry of Snakemake's. It is an input here, not the output below: Snakemake shows the parameters of
-# the rule beside each entry, and those below are pages of JSON.
+# The report as one entry of Snakemake's. It is so marked as an input of rules that have no parameters, not as the output
+# below: Snakemake shows beside each entry the parameters of its rule, and those below are pages of JSON.
+SITE = report(
+    "<results>/report",
+    category="Report",
+    labels={"file": "all pages"},
+    htmlindex="index.html",
+)
+
+
 rule report:
-    input:
-        report(
-            "<results>/report",
-            category="Report",
-            labels={"file": "all pages"},
-            htmlindex="index.html",
-        ),
-    localrule: True
-
-
-rule build_report:
     input:
         manifests=collect(
             "<results>/models/{node.lineage}/seed{node.seed}/manifest.json",

@@ -175,7 +175,7 @@ def saved(tmp_path, monkeypatch):
 def test_data_sets_are_read_by_split(saved, kind, form):
     source = {kind: str(saved / form), "revision": None, "config": None}
     train = list(sources.rows({**source, "split": "train"}))
-    assert train == [(0, "one", "x", ("1",)), (1, "two", "", ("2",))]
+    assert [r[:4] for r in train] == [(0, "one", "x", ("1",)), (1, "two", "", ("2",))]
     assert [r.instruction for r in sources.rows({**source, "split": "test"})] == ["three"]
     with pytest.raises(InputError, match="dev"):
         list(sources.rows({**source, "split": "dev"}))
@@ -183,6 +183,15 @@ def test_data_sets_are_read_by_split(saved, kind, form):
 
 def test_a_single_saved_data_set_has_no_split_to_choose(saved):
     assert [r.instruction for r in sources.rows({"folder": str(saved / "single")})] == ["three"]
+
+
+def test_the_stratum_of_a_row_is_a_column_that_is_named(tmp_path):
+    source = write(tmp_path / "t.jsonl", [row() | {"kind": "sum"}, row() | {"kind": "sort"}])
+    named = source | {"columns": {"stratum": "kind"}}
+    assert [found.stratum for found in sources.rows(named)] == ["sum", "sort"]
+    assert [found.stratum for found in sources.rows(source)] == ["", ""]
+    with pytest.raises(InputError, match="line 1: no key 'sort'"):
+        list(sources.rows(source | {"columns": {"stratum": "sort"}}))
 
 
 def test_a_data_set_with_other_columns_is_refused_with_its_row(saved):

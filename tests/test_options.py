@@ -16,7 +16,7 @@ from snakemake.resources import Resource
 from workspace import Workspace
 
 from takd.preflight import amounts
-from takd.preflight.jobs import Job, _checked
+from takd.preflight.jobs import Job, checked
 from takd.runtime import command_line, gpu_lock, stage_lock
 from takd.runtime.errors import InputError, no_room
 from takd.runtime.stage import Stage
@@ -74,16 +74,14 @@ def test_options_that_are_right() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["{}", '{"method": "none"}', '{"method": 3}', '{"method": "kd", "settings": {}}']
+    "spec",
+    ["{}", '{"method": "none"}', '{"method": 3}', '{"method": "kd", "teacher": ["a-sft", 1]}'],
 )
 def test_settings_that_no_stage_knows(
     spec: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-
     def named(spec: dict[str, Any]) -> list[str]:
-        method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
-        return [] if method.asks_teacher(spec["settings"]) else ["teacher"]
+        return [] if "teacher" not in spec or spec["asks_teacher"] else ["teacher"]
 
     monkeypatch.setattr(command_line.shutdown, "skip_teardown", lambda: None)
     monkeypatch.setattr("sys.argv", ["train.py", f"--spec={spec}"])
@@ -136,7 +134,7 @@ def test_numbers_of_a_profile(name: str, value: Any, right: str) -> None:
     with pytest.raises(
         InputError, match=f"profile: sft gets {name} = {value}, but it must be {right}"
     ):
-        _checked([Job("sft", "any", {}, {name: str(value)})])
+        checked([Job("sft", "any", {}, {name: str(value)})])
 
 
 def test_numbers_of_a_profile_that_snakemake_computes() -> None:
@@ -151,7 +149,7 @@ def test_numbers_of_a_profile_that_snakemake_computes() -> None:
         amounts.check_profile(SimpleNamespace(overwrite_resources={}, overwrite_threads={"sft": 0}))
     for value in ("many", "1.5", "0", "-1"):
         with pytest.raises(InputError, match="at least 1"):
-            _checked([Job("sft", "any", {}, {"micro_batch": value})])
+            checked([Job("sft", "any", {}, {"micro_batch": value})])
 
 
 def test_a_run_with_such_a_profile_does_not_begin(project: Project) -> None:

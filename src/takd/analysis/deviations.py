@@ -1,4 +1,4 @@
-"""Limits of a report, and departures of its experiment from MiniLLM as published (arXiv 2306.08543).
+"""Limits of a report, and departures of its experiment from the one published with a method.
 
 Only departures that settings, manifests or the data report show are listed.
 """
@@ -11,24 +11,16 @@ from takd.analysis.comparisons import QUESTIONS, pairs
 from takd.analysis.results import Results
 from takd.analysis.text import counted
 from takd.experiment.lineage import split
+from takd.methods.registry import METHODS, REPLICATED
 
-PAPER = "MiniLLM as published (arXiv 2306.08543)"
+METHOD = METHODS[REPLICATED]
+PAPER = f"{METHOD.title} as published (arXiv {METHOD.paper})"
 SETS = 5
 """Dolly, SelfInst, Vicuna, S-NI and UnNI: section 3.1 of the paper."""
 DECODING_SEEDS = 5
 """10 to 50: section 3.1."""
 LONGEST = 256
 """Tokens of an answer, in the authors' code: 512 less a prompt of 256."""
-MINILLM = {
-    "learning_rate": 5e-6,
-    "steps": 5000,
-    "rollouts_per_round": 256,
-    "inner_epochs": 4,
-    "teacher_mix": 0.2,
-    "length_normalisation": True,
-    "single_step_weight": 1.0,
-}
-"""Section 3.1, the appendix on training, and the three strategies of section 2.2 that the ablation switches off."""
 
 
 def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
@@ -36,7 +28,7 @@ def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
     found = departures(results, data_report)
     departing = f"The run departs from {PAPER}: {'; '.join(found)}."
     none = (
-        f"Of what is looked at (sets, seeds, decoding, devices, starts, MiniLLM’s settings), nothing"
+        f"Of what is looked at (sets, seeds, decoding, devices, starts, {METHOD.title}’s settings), nothing"
         f" departs from {PAPER}."
     )
     return [
@@ -49,18 +41,14 @@ def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
 
 def few_seeds(results: Results) -> list[str]:
     """State the limits of one or two training seeds."""
+    texts = {
+        1: "With one training seed, tests and intervals are of these checkpoints, not of what another training would"
+        " give; that takes three seeds, better five.",
+        2: "With two training seeds, intervals across training seeds are wide (12.7 standard errors to each side);"
+        " three seeds make that 4.3, five 2.8.",
+    }
     count = len(results.spec["seeds"])
-    if count == 1:
-        return [
-            "With one training seed, verdicts and intervals speak of the models made here, not of what another"
-            " training would give; that takes three seeds, better five."
-        ]
-    if count == 2:
-        return [
-            "Two training seeds tell little of a third, so intervals are wide (12.7 standard errors over trainings to"
-            " each side); three seeds make that 4.3, five 2.8."
-        ]
-    return []
+    return [texts[count]] if count in texts else []
 
 
 def unasked(results: Results) -> list[str]:
@@ -89,51 +77,62 @@ def leaks(data_report: dict[str, Any]) -> list[str]:
 def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     """List the departures, each in a few words."""
     spec = results.spec
-    found = []
-    if len(spec["sets"]) < SETS:
-        found.append(f"{counted(len(spec['sets']), 'evaluation set')}, not {SETS}")
-    if len(spec["decoding_seeds"]) < DECODING_SEEDS:
-        found.append(
-            f"{counted(len(spec['decoding_seeds']), 'decoding seed')}, not {DECODING_SEEDS}"
-        )
-    found += _decoding(spec["decoding"])
-    if results.unicode_sets:
-        found.append(f"ROUGE-L with unicode tokens on {', '.join(results.unicode_sets)}")
     source = data_report["splits"]["train"]["source"]
-    if re.match(r"demo (train|dev|test) \(seed", source):
-        found.append("trained on made-up rows, not on Dolly")
-    found += _starts(spec["weights"])
-    if any(str(model.end.get("device")) == "cpu" for model in results.models.values()):
-        found.append("trained on a CPU")
-    found += _lora(results)
-    hops = {split(lineage)[-1] for lineage in results.lineages}
-    if any(hop.method == "minillm" for hop in hops):
-        if "corpus" not in data_report["splits"]:
-            found.append("MiniLLM without its language-modelling term, as there is no corpus")
-        found += _minillm(results)
-    return found
+    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
+    replicated = [hop.model for hop in hops if hop.method == REPLICATED]
+    sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])
+    lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
+    cpu = any(str(model.end.get("device")) == "cpu" for model in results.models.values())
+    corpus = "corpus" in data_report["splits"]
+    return [
+        text
+        for text, holds in (
+            (f"{counted(sets, 'evaluation set')}, not {SETS}", sets < SETS),
+            (f"{counted(draws, 'decoding seed')}, not {DECODING_SEEDS}", draws < DECODING_SEEDS),
+            *_decoding(spec["decoding"]),
+            (
+                f"ROUGE-L with unicode tokens on {', '.join(results.unicode_sets)}",
+                results.unicode_sets,
+            ),
+            (
+                "trained on synthetic data, not on Dolly",
+                re.match(r"demo (train|dev|test) \(seed", source),
+            ),
+            *((text, True) for text in _starts(spec["weights"])),
+            ("trained on a CPU", cpu),
+            (f"LoRA, not all weights, for {', '.join(lora)}", lora),
+            (
+                f"{METHOD.title} without its language-modelling term, as there is no corpus",
+                replicated and not corpus,
+            ),
+            *(
+                (f"{METHOD.title} with {text}", True)
+                for text in _of_the_method(results, replicated)
+            ),
+        )
+        if holds
+    ]
 
 
-def _decoding(settings: dict[str, Any]) -> list[str]:
-    found = []
-    if not settings["sample"]:
-        found.append("greedy decoding, not sampling")
-    else:
-        if settings["temperature"] != 1:
-            found.append(f"temperature {settings['temperature']:g}, not 1")
-        if settings["top_k"]:
-            found.append(f"top-k {settings['top_k']}, not all tokens")
-        if settings["top_p"] < 1:
-            found.append(f"top-p {settings['top_p']:g}, not 1")
-    size = settings["no_repeat_ngram"]
-    if size == 0:
-        found.append("6-grams may repeat, which the authors’ code blocks")
-    elif size != 6:
-        found.append(f"{size}-grams may not repeat; the authors’ code blocks 6-grams")
-    longest = settings.get("max_new_tokens")
-    if longest is not None and longest < LONGEST:
-        found.append(f"answers of at most {longest} tokens, not {LONGEST}")
-    return found
+def _decoding(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Departures of the decoding, each with whether it holds."""
+    sample, size, longest = (
+        settings["sample"],
+        settings["no_repeat_ngram"],
+        settings.get("max_new_tokens") or LONGEST,
+    )
+    return [
+        ("greedy decoding, not sampling", not sample),
+        (
+            f"temperature {settings['temperature']:g}, not 1",
+            sample and settings["temperature"] != 1,
+        ),
+        (f"top-k {settings['top_k']}, not all tokens", sample and settings["top_k"]),
+        (f"top-p {settings['top_p']:g}, not 1", sample and settings["top_p"] < 1),
+        ("6-grams may repeat, which the authors’ code blocks", size == 0),
+        (f"{size}-grams may not repeat; the authors’ code blocks 6-grams", size not in (0, 6)),
+        (f"answers of at most {longest} tokens, not {LONGEST}", longest < LONGEST),
+    ]
 
 
 def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
@@ -152,27 +151,19 @@ def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
     return found
 
 
-def _lora(results: Results) -> list[str]:
-    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
-    found = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
-    return [f"LoRA, not all weights, for {', '.join(found)}"] if found else []
-
-
-def _minillm(results: Results) -> list[str]:
-    """Settings of MiniLLM that differ from the paper's, with the affected models unless all are."""
-    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
-    models = [hop.model for hop in hops if hop.method == "minillm"]
+def _of_the_method(results: Results, models: list[str]) -> list[str]:
+    """Settings of the method that differ from the paper's, with the affected models unless all are."""
     found = []
-    for key, paper in MINILLM.items():
+    for key, paper in METHOD.published.items():
         by_value: dict[str, list[str]] = {}
         for model in models:
-            value = _settings(results, model, "minillm").get(key)
+            value = _settings(results, model, REPLICATED).get(key)
             if value is not None and value != paper:
                 by_value.setdefault(json.dumps(value), []).append(model)
         for value, whose in by_value.items():
             of = "" if len(whose) == len(models) else f" for {', '.join(whose)}"
             found.append(f"{key} {value}{of} (not {json.dumps(paper)})")
-    return [f"MiniLLM with {', '.join(found)}"] if found else []
+    return [", ".join(found)] if found else []
 
 
 def _settings(results: Results, model: str, method: str) -> dict[str, Any]:

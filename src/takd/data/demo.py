@@ -92,37 +92,46 @@ JOINS = ("and", "or", "then", "with")
 
 
 class Operation(NamedTuple):
-    """An operation on a list of words: phrasings (`{}`: the joining word), and the answer."""
+    """An operation on a list of words: name, phrasings (`{}`: the joining word), and the answer."""
 
+    name: str
     phrasings: tuple[str, ...]
     answer: Callable[[Sequence[str], str], str]
 
 
 OPERATIONS = (
     Operation(
-        ("Repeat the words", "Say the words again", "Copy the list"), lambda w, _: " ".join(w)
+        "repeat",
+        ("Repeat the words", "Say the words again", "Copy the list"),
+        lambda w, _: " ".join(w),
     ),
     Operation(
+        "reverse",
         ("Reverse the words", "Say the words backwards", "Turn the list around"),
         lambda w, _: " ".join(reversed(w)),
     ),
     Operation(
+        "first word",
         ("Name the first word", "Which word comes first", "How does the list begin"),
         lambda w, _: f"The first word is {w[0]}.",
     ),
     Operation(
+        "last word",
         ("Name the last word", "Which word comes last", "How does the list end"),
         lambda w, _: f"The last word is {w[-1]}.",
     ),
     Operation(
+        "drop first",
         ("Drop the first word", "Leave out the first word", "Say all but the first word"),
         lambda w, _: " ".join(w[1:]),
     ),
     Operation(
+        "count",
         ("Count the words", "How many words are there", "How long is the list"),
         lambda w, _: f"There are {NUMBERS[len(w)]} words.",
     ),
     Operation(
+        "join",
         ("Join the words with {}", "Put {} between the words", "Link the list by {}"),
         lambda w, join: f" {join} ".join(w),
     ),
@@ -153,6 +162,16 @@ def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) ->
     if len(found) < rows:
         raise InputError(f"demo: part '{part}' has {len(found)} facts, fewer than rows = {rows}.")
     yield from _shuffled(found, seed, part, "all")
+
+
+def task(instruction: str) -> str:
+    """Name the operation that a row asks for; `facts` if it asks for a fact."""
+    phrasing = instruction.partition(":")[0].removesuffix(".")
+    for operation in OPERATIONS:
+        for join in JOINS:
+            if phrasing in (each.format(join) for each in operation.phrasings):
+                return operation.name
+    return "facts"
 
 
 def _check(part: str, topics: Sequence[str]) -> None:

@@ -163,7 +163,11 @@ def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
 def _write_rows(
     spec: dict[str, Any], encoder: Encoder, folder: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    features = row_features()
+    source = spec["source"]
+    stratum = "rouge_tokenizer" in spec and (
+        "demo" in source or "stratum" in source.get("columns", {})
+    )
+    features = row_features(stratum)
     tally = Tally()
     scorable = Scorable()
     tokens = {"prompt": 0, "response": 0}
@@ -175,8 +179,8 @@ def _write_rows(
                 scorable.see(row.number, row.references, encoder.rewritten(row.references))
             tokens["prompt"] += len(prompt)
             tokens["response"] += len(response)
-            values = (row.number, prompt, response, *row.prompt, list(row.references))
-            yield dict(zip(features, values, strict=True))
+            values = (row.number, prompt, response, *row.prompt, list(row.references), row.stratum)
+            yield dict(zip(features, values, strict=False))
 
     digest = save(columns(), features, folder)
     counts = dict(tally.counts)

@@ -14,6 +14,7 @@ class Row(NamedTuple):
     instruction: str
     input: str  # empty where the row has none
     references: tuple[str, ...]  # at least one; any may be empty
+    stratum: str = ""  # scores are broken down by it; empty where the source names none
 
     @property
     def prompt(self) -> tuple[str, str]:

@@ -26,7 +26,8 @@ def rows(
         source: `{"json": path}`, `{"url": address, "sha256"}`, `{"hub": name, "revision", "config", "split"}`,
             `{"hub": name, "revision", "file", "sha256"}`, `{"folder": path, "split"}` or
             `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked. `rows` is the first
-            row and the one after the last; `columns` maps `instruction`, `input` and `output` to other names.
+            row and the one after the last; `columns` maps `instruction`, `input` and `output` to other names,
+            and `stratum` to the key that scores are broken down by.
             `min_response_words` and `max_response_words` filter rows (`takd.data.filters`); `expect_rows` and
             `rows_sha256` describe the rows that remain.
         dropped: called with each row that is dropped for the length of its answer.
@@ -44,17 +45,18 @@ def _rows(source: Source, unused: Unused) -> Iterator[Row]:
     """All rows, of any length."""
     if "demo" in source:
         for number, (instruction, context, answer) in enumerate(demo.rows(**source["demo"])):
-            yield Row(number, instruction, context, (answer,))
+            yield Row(number, instruction, context, (answer,), demo.task(instruction))
         return
     columns = source.get("columns", {})
     names = {name: columns.get(name, name) for name in ("instruction", "input", "output")}
+    of_stratum = [columns["stratum"]] if "stratum" in columns else []
     start, stop = source.get("rows", (0, None))
     number = -1
     found = records(source, describe(source), unread=unused.leave)
     for number, (where, record) in enumerate(islice(found, stop)):
         if number < start:
             continue
-        unused.see(number, record, names.values())
+        unused.see(number, record, [*names.values(), *of_stratum])
         instruction = _text(where, names["instruction"], record)
         empty = record.get(names["input"]) is None
         # the default column may be absent, but a named one must exist
@@ -62,7 +64,9 @@ def _rows(source: Source, unused: Unused) -> Iterator[Row]:
             context = ""
         else:
             context = _text(where, names["input"], record)
-        yield Row(number, instruction, context, _references(where, names["output"], record))
+        references = _references(where, names["output"], record)
+        stratum = "".join(_text(where, key, record) for key in of_stratum)
+        yield Row(number, instruction, context, references, stratum)
     wanted = (start + 1 if start else 0) if stop is None else stop
     if number + 1 < wanted:
         raise InputError(

@@ -28,6 +28,15 @@ from takd.runtime.stage import Stage
 Record = dict[str, Any]
 
 
+KEPT = (
+    "id",
+    "instruction",
+    "input",
+    "references",
+    "stratum",
+)  # of a prepared row; a set may have no strata
+
+
 def run(stage: Stage) -> None:
     """Sample the missing responses, score all, and write the outputs."""
     configure_libraries(stage)
@@ -103,7 +112,7 @@ def _rows(
             }
             for at, seed in enumerate(seeds)
         ]
-        kept = {key: row[key] for key in ("id", "instruction", "input", "references")}
+        kept = {key: row[key] for key in KEPT if key in row}
         yield {**kept, "self_bleu": scores["self_bleu"], "outputs": outputs}
 
 

@@ -5,7 +5,7 @@ Also used for dev evaluations. docs/measures.md lists all measures.
 
 import functools
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
@@ -70,14 +70,13 @@ def _normalised(text: str) -> str:
     return " ".join(text.lower().translate(NO_PUNCTUATION).split())
 
 
-MEASURES = ("rougeL", "exact_match", "normalised_match")
+MEASURES: dict[str, Callable[[str, Sequence[str], str], float]] = {
+    "rougeL": rouge_l,
+    "exact_match": lambda text, references, _: exact_match(text, references),
+    "normalised_match": lambda text, references, _: normalised_match(text, references),
+}
 
 
 def scores(text: str, references: Sequence[str], tokenizer: str) -> dict[str, float]:
     """Compute all measures of a text; `tokenizer` as for `rouge_l`."""
-    found = (
-        rouge_l(text, references, tokenizer),
-        exact_match(text, references),
-        normalised_match(text, references),
-    )
-    return dict(zip(MEASURES, found, strict=True))
+    return {name: measure(text, references, tokenizer) for name, measure in MEASURES.items()}

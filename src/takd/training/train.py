@@ -83,7 +83,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         causal_lm.checkpoint_activations(student, spec["model"])
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
-    if stage.many("teacher") and kind.asks_teacher(settings):
+    if spec.get("asks_teacher"):
         teacher, known = loading.load(
             stage,
             stage.input("teacher").parent / "model",
