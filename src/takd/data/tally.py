@@ -64,9 +64,7 @@ class Unused:
     def sentences(self, rows: int, without_input: int) -> list[str]:
         """Warnings for the user, with a remedy where an unread key may hold the input.
 
-        Args:
-            rows: of the source.
-            without_input: those of them that have none.
+        `without_input` of the source's `rows` have none.
         """
         said = []
         if self.keys:
@@ -131,13 +129,7 @@ class Scorable(Counts):
         self.rows = 0
 
     def see(self, number: int, references: Sequence[str], rewritten: Sequence[str]) -> None:
-        """Add a row.
-
-        Args:
-            number: of the row in its source.
-            references: of the row.
-            rewritten: each of them encoded and decoded, like a model's answers.
-        """
+        """Add a row; `rewritten` are its references encoded and decoded, like a model's responses."""
         self.rows += 1
         if words.unseen(references):
             self.count("unseen_by_standard", number)

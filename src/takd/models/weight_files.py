@@ -143,9 +143,7 @@ def tensor_names(files: Sequence[Path], name: str) -> list[str]:
 def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()) -> None:
     """Check that no weight is NaN or infinite.
 
-    Args:
-        name: name of the model, for the message.
-        ignored: tensors that the model does not use.
+    Tensors that the model does not use are `ignored`.
 
     Raises:
         InputError: as `opened`, and for the first tensor with such a value.
