@@ -150,7 +150,7 @@ def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()
     """
     for path in files:
         with opened(path, name) as file:
-            for key in set(file.keys()) - set(ignored):
+            for key in sorted(set(file.keys()) - set(ignored)):
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
                     continue
