@@ -6,10 +6,12 @@ a route (labels alone, direct, through assistants).
 """
 
 import io
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -47,6 +49,11 @@ STYLE: dict[Any, Any] = {
 
 WIDTH = 9.0
 """Inches: two thirds of a landscape page, or the whole width of a portrait one when scaled."""
+
+
+TITLE, BELOW, LEFT, EDGE, LEGEND_LINE = 0.3, 0.55, 0.65, 0.1, 0.22
+"""Inches above a panel, below it, to its left, at the edges of a figure, and of a line of a legend."""
+Key = Mapping[str, Line2D]
 
 
 class Look(NamedTuple):
@@ -125,3 +132,35 @@ def to_svg(figure: Figure) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=nothing)
     return file.getvalue()
+
+
+def panels(
+    count: int, columns: int, shared: int, width: float, height: float, key: Key
+) -> tuple[Figure, list[Axes]]:
+    """Lay out panels in rows, with a legend below them. Lengths are in inches.
+
+    Matplotlib's own layout engines differ in the last digits from run to run, but equal results give equal files.
+
+    Args:
+        shared: so many panels after one another share a y axis.
+        key: texts of the legend and their marks.
+    """
+    texts = list(key)
+    longest = max(map(len, texts))
+    across = 3 if longest <= 34 else 2 if longest <= 56 else 1
+    across = max(1, min(len(texts), round(across * width / WIDTH)))
+    legend = LEGEND_LINE * math.ceil(len(texts) / across) + EDGE
+    row, cell = TITLE + height + BELOW, (width - EDGE) / columns
+    total = EDGE + row * math.ceil(count / columns) + legend
+    figure, axes = Figure(figsize=(width, total)), list[Axes]()
+    for place in range(count):
+        down, column = divmod(place, columns)
+        left, bottom = LEFT + column * cell, total - EDGE - down * row - TITLE - height
+        corner = (left / width, bottom / total, (cell - LEFT) / width, height / total)
+        share = axes[place - place % shared] if place % shared else None
+        axes.append(figure.add_axes(corner, label=str(place), sharey=share))
+    figure.legend(
+        list(key.values()), texts, loc="lower left", bbox_to_anchor=(EDGE / width, EDGE / total / 2),
+        ncols=across, borderaxespad=0,
+    )  # fmt: skip
+    return figure, axes
