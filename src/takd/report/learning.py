@@ -8,10 +8,9 @@ from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split
 from takd.report import pages
-from takd.report.figures import marks
 from takd.report.figures.curves import NOT_A_CURVE, learning_curves, logged
 from takd.report.figures.scope import stroke
-from takd.report.figures.style import looks
+from takd.report.figures.style import by_size, looks, name_and_size
 
 MOST = 300
 """Points of a training; longer logs are thinned evenly. The CSV files have all points."""
@@ -49,7 +48,7 @@ FIRST = (
 
 def page(results: Results) -> str:
     """Render the curves; without scripts the page shows the figure of ROUGE-L on dev."""
-    sizes = marks.by_size(results)
+    sizes = by_size(results)
     return pages.render(
         "learning.html",
         results,
@@ -60,7 +59,7 @@ def page(results: Results) -> str:
         stroke=stroke,
         names={lineage: full_text(lineage) for lineage in results.lineages},
         models={
-            marks.name_and_size(model, size): [
+            name_and_size(model, size): [
                 lineage for lineage in results.lineages if split(lineage)[-1].model == model
             ]
             for model, size in sizes.items()

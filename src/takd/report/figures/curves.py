@@ -102,24 +102,20 @@ def _points(model: Model) -> dict[int, float]:
 def _draw(panels: Mapping[str, Sequence[Series]], columns: int) -> str:
     """Draw panels with one y axis and one legend."""
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(WIDTH, rows=0, height=2.3, below=0.5)
+        sheet = Sheet(WIDTH, columns, height=2.3, below=0.5)
         axes: list[Axes] = []
-        for place, (title, found) in enumerate(panels.items()):
-            if place % columns == 0:
-                sheet.add_row()
-            axis = sheet.panel(-1, place % columns, columns, share=axes[0] if axes else None)
-            axes.append(axis)
+        for title, found in panels.items():
+            axes.append(axis := sheet.panel(axes[0] if axes else None))
             for series in found:
                 _line(axis, series)
             axis.set_title(title, fontsize=9)
             axis.set_xlabel("step", labelpad=1)
             axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            if place % columns == 0:
+            if sheet.at_edge:
                 axis.set_ylabel("ROUGE-L on dev")
         _fit(axes)
         names = {series.name: series.look for found in panels.values() for series in found}
-        sheet.key([handle(look) for look in names.values()], list(names))
-        return to_svg(sheet.finish())
+        return to_svg(sheet.finish([handle(look) for look in names.values()], list(names)))
 
 
 def _line(axis: Axes, series: Series) -> None:

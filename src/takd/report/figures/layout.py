@@ -1,7 +1,7 @@
 """Figure layout in inches.
 
 Matplotlib's own layout engines differ in the last digits from run to run, but equal results should give identical
-files. A sheet grows downwards: rows of panels, headings, legends.
+files. A sheet grows downwards: rows of panels with headings between them, and a legend below all.
 """
 
 import math
@@ -13,97 +13,62 @@ from matplotlib.lines import Line2D
 
 TITLE = 0.3
 EDGE = 0.1
-WIDE = 9.0
-"""Inches of a figure whose legend has three columns of 34 characters, or two of 56."""
+MARGIN = 0.65
+HEADING = 0.18
 LINE = 0.22
-"""Inches that a line of a legend takes."""
+"""Inches: space for the title above a panel, at the edges, left of a panel, for a heading, for a line of the legend."""
+LETTERS = 12.6
+"""Letters of a legend that fit into an inch, with the space between its columns."""
 
 
 class Sheet:
-    """Rows of panels of equal height, one below the other. All lengths are inches, positions are from the top."""
+    """Rows of panels of equal height. All lengths are inches, positions are from the top."""
 
-    def __init__(
-        self, width: float, rows: int, height: float, below: float, margin: float = 0.65
-    ) -> None:
-        """`below` is the space for text under each row, `margin` that to the left of a panel."""
-        self.width = width
-        self.height = height
-        self.below = below
-        self.margin = margin
+    def __init__(self, width: float, columns: int, height: float, below: float) -> None:
+        """`height` is that of a panel, `below` the space for text under each row."""
+        self.width, self.columns, self.height, self.below = width, columns, height, below
         self._figure = Figure(figsize=(width, height))
         self._end = EDGE
-        self._tops: list[float] = []
-        self._panels: list[tuple[Axes, float, float, float]] = []
+        self._column = 0
+        self._panels: list[tuple[Axes, float, float]] = []
         self._headings: list[tuple[str, float]] = []
-        self._legends: list[tuple[Sequence[Line2D], Sequence[str], float, float, int]] = []
-        for _ in range(rows):
-            self.add_row()
 
-    def extend(self, height: float) -> float:
-        """Add space at the bottom; returns the position where it starts."""
-        start = self._end
-        self._end += height
-        return start
+    @property
+    def at_edge(self) -> bool:
+        """Whether the last panel is the first of its row."""
+        return self._column % self.columns == 1 % self.columns
 
-    def add_row(self) -> None:
-        """Start another row of panels, with space for their titles."""
-        self._tops.append(self.extend(TITLE + self.height + self.below) + TITLE)
+    def heading(self, text: str) -> None:
+        """Write a heading; the next panel starts another row below it."""
+        self._headings.append((text, self._end))
+        self._end += HEADING
+        self._column = 0
 
-    def left(self, column: int, columns: int) -> float:
-        """Left edge of a panel in a row of `columns`."""
-        return self.margin + column * (self.width - EDGE) / columns
-
-    def foot(self, row: int, distance: float) -> float:
-        """Position at a distance below the panels of a row."""
-        return self._tops[row] + self.height + distance
-
-    def panel(self, row: int, column: int, columns: int, share: Axes | None = None) -> Axes:
-        """Add a panel to a row of `columns`; it may share another panel's y axis."""
+    def panel(self, share: Axes | None = None) -> Axes:
+        """Add a panel, at the end of the last row or in another one; it may share another panel's y axis."""
+        place = self._column % self.columns
+        if place == 0:
+            self._end += TITLE + self.height + self.below
+        self._column += 1
         axis = self._figure.add_axes((0, 0, 1, 1), label=str(len(self._panels)), sharey=share)
-        width = (self.width - EDGE) / columns - self.margin
-        self._panels.append((axis, self.left(column, columns), self._tops[row], width))
+        left = MARGIN + place * (self.width - EDGE) / self.columns
+        self._panels.append((axis, left, self._end - self.below))
         return axis
 
-    def write(self, text: str, top: float) -> None:
-        """Write a heading at the left edge."""
-        self._headings.append((text, top))
-
-    def legend(
-        self,
-        handles: Sequence[Line2D],
-        texts: Sequence[str],
-        top: float,
-        left: float = EDGE,
-        columns: int = 1,
-    ) -> None:
-        """Add a legend with its upper left corner at (left, top)."""
-        self._legends.append((handles, texts, top, left, columns))
-
-    def key(self, handles: Sequence[Line2D], texts: Sequence[str]) -> None:
-        """Add a legend at the bottom over the whole width, with as many columns as its longest text allows."""
-        longest = max(map(len, texts))
-        room = self.width / WIDE
-        columns = min(len(texts), 3 if longest <= 34 * room else 2 if longest <= 56 * room else 1)
-        top = self.extend(LINE * math.ceil(len(texts) / columns) + EDGE)
-        self.legend(handles, texts, top, columns=columns)
-
-    def finish(self) -> Figure:
-        """Place all elements, now that the height is known."""
+    def finish(self, handles: Sequence[Line2D], texts: Sequence[str]) -> Figure:
+        """Add the legend in as many columns as its longest text allows, and place everything."""
+        columns = max(1, min(len(texts), 3, int(self.width * LETTERS / (max(map(len, texts)) + 4))))
+        top, self._end = self._end, self._end + LINE * math.ceil(len(texts) / columns) + EDGE
         self._figure.set_size_inches(self.width, self._end)
-        for axis, left, top, width in self._panels:
-            size = (width / self.width, self.height / self._end)
-            axis.set_position((*self._corner(left, top + self.height), *size))
-        for text, top in self._headings:
-            self._figure.text(*self._corner(EDGE, top), text, weight="bold", size=10, va="top")
-        for handles, texts, top, left, columns in self._legends:
-            self._figure.legend(
-                handles,
-                texts,
-                loc="upper left",
-                bbox_to_anchor=self._corner(left, top),
-                ncols=columns,
-                borderaxespad=0,
-            )
+        wide = ((self.width - EDGE) / self.columns - MARGIN) / self.width
+        for axis, left, foot in self._panels:
+            axis.set_position((*self._corner(left, foot), wide, self.height / self._end))
+        for text, above in self._headings:
+            self._figure.text(*self._corner(EDGE, above), text, weight="bold", size=10, va="top")
+        self._figure.legend(
+            handles, texts, loc="upper left", bbox_to_anchor=self._corner(EDGE, top), ncols=columns,
+            borderaxespad=0,
+        )  # fmt: skip
         return self._figure
 
     def _corner(self, left: float, top: float) -> tuple[float, float]:

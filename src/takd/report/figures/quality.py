@@ -16,8 +16,7 @@ from takd.experiment.labels import full_text
 from takd.experiment.lineage import split
 from takd.report import tables
 from takd.report.figures.layout import Sheet
-from takd.report.figures.marks import by_size, n_text
-from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, looks, to_svg
+from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, by_size, looks, n_text, to_svg
 from takd.report.tables import score
 
 FAR = 12
@@ -53,15 +52,12 @@ def _draw(results: Results, width: float, columns: int) -> str:
     means = [[fmean(by_seed.values()) for by_seed in found] for found in axes.values()]
     log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means)
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(width, rows=0, height=3.2 if columns > 1 else 2.6, below=0.65)
+        sheet = Sheet(width, columns, height=3.2 if columns > 1 else 2.6, below=0.65)
         for name in results.spec["sets"]:
-            heading = name if columns == 1 else f"{name}: {n_text(results, name)}"
-            sheet.write(heading, sheet.extend(0.18))
+            sheet.heading(name if columns == 1 else f"{name}: {n_text(results, name)}")
             first: Axes | None = None
             for place, (title, found) in enumerate(axes.items()):
-                if place % columns == 0:
-                    sheet.add_row()
-                axis = sheet.panel(-1, place % columns, columns, share=first)
+                axis = sheet.panel(first)
                 first = first or axis
                 for each, by_seed in zip(spent, found, strict=True):
                     mean = score(results, name, each.lineage, "rougeL")
@@ -71,11 +67,10 @@ def _draw(results: Results, width: float, columns: int) -> str:
                     _point(axis, at, mean, dots, look[each.lineage], size[each.lineage])
                 _scale(axis, means[place], log)
                 axis.set_xlabel(f"{title}, in total")
-                if place % columns == 0:
+                if sheet.at_edge:
                     axis.set_ylabel("ROUGE-L")
         handles = [_mark(look[each.lineage], size[each.lineage]) for each in spent]
-        sheet.key(handles, [full_text(each.lineage) for each in spent])
-        return to_svg(sheet.finish())
+        return to_svg(sheet.finish(handles, [full_text(each.lineage) for each in spent]))
 
 
 def _point(

@@ -72,6 +72,29 @@ def looks(results: Results) -> dict[str, Look]:
     return chosen
 
 
+def n_text(results: Results, name: str) -> str:
+    """State how many values a score on an evaluation set averages."""
+    prompts = results.evaluations[results.nodes[0], name].scores["n"]
+    seeds, draws = len(results.spec["seeds"]), len(results.spec["decoding_seeds"])
+    return (
+        f"{prompts} prompt{'s' if prompts > 1 else ''}"
+        f" × {draws} decoding seed{'s' if draws > 1 else ''},"
+        f" {seeds} training seed{'s' if seeds > 1 else ''}"
+    )
+
+
+def by_size(results: Results) -> dict[str, int]:
+    """Parameters of every trained model, the largest first."""
+    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
+
+
+def name_and_size(model: str, parameters: int) -> str:
+    """Format `student (150k)`; the name alone where it already gives the size."""
+    size = size_text(parameters)
+    return model if model == size else f"{model} ({size})"
+
+
 def size_text(parameters: float) -> str:
     """Format a number of parameters: `1.3M`, `14M`, `760M`, `1.5B`."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
