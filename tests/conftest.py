@@ -78,7 +78,9 @@ class Project:
             return {}
         table = printed.split("Job stats:")[1].split("\n\n")[0]
         jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
-        return {name: count for name, count in jobs.items() if name not in ("all", "compare", "total")}
+        return {
+            name: count for name, count in jobs.items() if name not in ("all", "compare", "total")
+        }
 
     def outputs(self, *arguments: str) -> list[str]:
         """List the first output of every job that a run would start."""

@@ -325,7 +325,11 @@ def test_the_report_says_where_tokens_are_others(tmp_path):
     report = run(tmp_path, spec)
     page = (report / "results.html").read_text()
     assert page.count("has the tokens “unicode” here") == 1
-    assert page.index('<h2 id="other"') < page.index("has the tokens") < page.index('id="scores-other"')
+    assert (
+        page.index('<h2 id="other"')
+        < page.index("has the tokens")
+        < page.index('id="scores-other"')
+    )
     summary = " ".join((report / "index.html").read_text().split())
     assert "with the tokens “unicode” on other" in summary
     assert "ROUGE-L with unicode tokens on other" in summary

@@ -115,7 +115,8 @@ EDITS = {
     "evaluation": (code("evaluation/evaluate"), {**scored(7), "report": 1}),
     "likelihoods": (code("evaluation/likelihoods"), {"likelihoods": 7, "card": 7, "report": 1}),
     "report": (code("report/build"), {"report": 1}),
-    "card": (code("model_cards/card"), {"card": 7}),
+    # the report has the cards as pages
+    "card": (code("model_cards/card"), {"card": 7, "report": 1}),
     "what report and cards read": (code("analysis/results"), {"card": 7, "report": 1}),
     "description": (
         experiment(lambda e: e.update(description="Other words.")),

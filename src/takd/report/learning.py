@@ -10,7 +10,7 @@ from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures.curves import NOT_A_CURVE, learning_curves, logged
 from takd.report.figures.scope import stroke
-from takd.report.figures.style import by_size, looks, name_and_size
+from takd.report.figures.style import by_size, looks, size_text
 
 MOST = 300
 """Points of a training; longer logs are thinned evenly. The CSV files have all points."""
@@ -59,7 +59,7 @@ def page(results: Results) -> str:
         stroke=stroke,
         names={lineage: full_text(lineage) for lineage in results.lineages},
         models={
-            name_and_size(model, size): [
+            f"{model} ({size_text(size)})": [
                 lineage for lineage in results.lineages if split(lineage)[-1].model == model
             ]
             for model, size in sizes.items()

@@ -72,6 +72,21 @@ def looks(results: Results) -> dict[str, Look]:
     return chosen
 
 
+def size_text(parameters: float) -> str:
+    """Format a number of parameters: `1.3M`, `14M`, `760M`, `1.5B`."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= unit:
+            value = parameters / unit
+            return f"{value:.0f}{name}" if value >= 9.95 else f"{value:.1f}{name}"
+    return str(int(parameters))
+
+
+def by_size(results: Results) -> dict[str, int]:
+    """Parameters of every trained model, the largest first."""
+    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
+
+
 def n_text(results: Results, name: str) -> str:
     """State how many values a score on an evaluation set averages."""
     prompts = results.evaluations[results.nodes[0], name].scores["n"]
@@ -81,27 +96,6 @@ def n_text(results: Results, name: str) -> str:
         f" × {draws} decoding seed{'s' if draws > 1 else ''},"
         f" {seeds} training seed{'s' if seeds > 1 else ''}"
     )
-
-
-def by_size(results: Results) -> dict[str, int]:
-    """Parameters of every trained model, the largest first."""
-    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
-    return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
-
-
-def name_and_size(model: str, parameters: int) -> str:
-    """Format `student (150k)`; the name alone where it already gives the size."""
-    size = size_text(parameters)
-    return model if model == size else f"{model} ({size})"
-
-
-def size_text(parameters: float) -> str:
-    """Format a number of parameters: `1.3M`, `14M`, `760M`, `1.5B`."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= unit:
-            value = parameters / unit
-            return f"{value:.0f}{name}" if value >= 9.95 else f"{value:.1f}{name}"
-    return str(int(parameters))
 
 
 class Drawing(NamedTuple):
