@@ -1,4 +1,4 @@
-"""Formatting of small parts of sentences."""
+"""Texts that pages and model cards share."""
 
 import json
 import re
@@ -44,3 +44,29 @@ def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
 def plain(value: Any) -> str:
     """Format a setting's value as in an experiment file."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+PAPERS = """\
+@inproceedings{gu2024minillm,
+  title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
+  author        = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
+  booktitle     = {International Conference on Learning Representations},
+  year          = {2024},
+  eprint        = {2306.08543},
+  archiveprefix = {arXiv}
+}
+
+@inproceedings{mirzadeh2020improved,
+  title         = {Improved Knowledge Distillation via Teacher Assistant},
+  author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
+                   and Matsukawa, Akihiro and Ghasemzadeh, Hassan},
+  booktitle     = {AAAI Conference on Artificial Intelligence},
+  volume        = {34},
+  number        = {4},
+  pages         = {5191--5198},
+  year          = {2020},
+  eprint        = {1902.03393},
+  archiveprefix = {arXiv}
+}
+"""
+"""BibTeX entries of the papers whose methods this is."""
