@@ -22,7 +22,8 @@ from takd.experiment.lineage import Node, of_chain, split
 from takd.model_cards import card, markdown
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 LINEAGE = of_chain(*THROUGH[1:])
 HUB = {"hub": "openai-community/gpt2", "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}

@@ -33,7 +33,8 @@ from takd.experiment.labels import full_text
 from takd.experiment.lineage import of_chain
 from takd.report import compare
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 SETTINGS: dict[str, Any] = {
     "title": "left out",

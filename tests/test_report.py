@@ -489,7 +489,8 @@ from types import SimpleNamespace
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 from takd.experiment.lineage import Node
-from takd.runtime.digests import canonical_json, code_digest
+from takd.runtime.code_digest import code_digest
+from takd.runtime.digests import canonical_json
 
 SETTINGS = json.loads((ROOT / "spec.json").read_text())
 EXPERIMENT = SimpleNamespace(

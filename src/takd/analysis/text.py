@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from takd.methods.registry import METHODS, REPLICATED
+
 
 def listed(items: Iterable[Any]) -> str:
     """Join items: `a, b and c`."""
@@ -46,16 +48,9 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-PAPERS = """\
-@inproceedings{gu2024minillm,
-  title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
-  author        = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
-  booktitle     = {International Conference on Learning Representations},
-  year          = {2024},
-  eprint        = {2306.08543},
-  archiveprefix = {arXiv}
-}
-
+PAPERS = (
+    f"{METHODS[REPLICATED].citation}\n"
+    + """\
 @inproceedings{mirzadeh2020improved,
   title         = {Improved Knowledge Distillation via Teacher Assistant},
   author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
@@ -69,4 +64,5 @@ PAPERS = """\
   archiveprefix = {arXiv}
 }
 """
+)
 """BibTeX entries of the papers whose methods this is."""

@@ -18,33 +18,24 @@ STEMS = 2**16  # words whose stems are cached
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class _Stemmer:
-    """The stemmer of `rouge_score` with a cache: stemming takes 40 % of its time."""
+class _Words(Tokenizer):
+    """Stemmed tokens; stems are cached, since stemming takes 40 % of the time of `rouge_score`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: str) -> None:
+        self._unicode = tokenizer == words.UNICODE
         self.stem = functools.lru_cache(STEMS)(PorterStemmer().stem)
 
-
-class _Standard(Tokenizer):
-    def __init__(self) -> None:
-        self._stemmer = _Stemmer()
-
     def tokenize(self, text: str) -> list[str]:
-        return tokenize(text, self._stemmer)
-
-
-class _Unicode(_Standard):
-    def tokenize(self, text: str) -> list[str]:
+        if not self._unicode:
+            return tokenize(text, self)  # it takes the method `stem` of its stemmer
         # the stemmer is for English words of four letters and more, as `rouge_score` has it
-        stem = self._stemmer.stem
         found = words.tokens(text)
-        return [stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+        return [self.stem(word) if len(word) > 3 and word.isascii() else word for word in found]
 
 
 @functools.cache
 def _scorer(tokenizer: str) -> RougeScorer:
-    kind = {words.STANDARD: _Standard, words.UNICODE: _Unicode}[tokenizer]
-    return RougeScorer(["rougeL"], tokenizer=kind())
+    return RougeScorer(["rougeL"], tokenizer=_Words(tokenizer))
 
 
 def rouge_l(text: str, references: Sequence[str], tokenizer: str = words.AUTO) -> float:

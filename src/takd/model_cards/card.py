@@ -26,8 +26,9 @@ from takd.experiment.lineage import prefixes, split
 from takd.model_cards import markdown
 from takd.model_cards.frontmatter import front_matter
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json, write_text
 from takd.runtime.records import faults, read_record, remade
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.stage import Stage
 
 
 def run(stage: Stage) -> None:

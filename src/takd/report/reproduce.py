@@ -70,7 +70,7 @@ def code(results: Results) -> str:
     lines = []
     for method, found in sorted(recorded.items(), key=lambda one: (one[0] != SUPERVISED, one[0])):
         program = (
-            "from takd.runtime.digests import code_digest as digest;"
+            "from takd.runtime.code_digest import code_digest as digest;"
             f' print(digest("takd.training.train", "takd.methods.{method}"))'
         )
         lines += [
