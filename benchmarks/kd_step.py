@@ -84,7 +84,7 @@ def contenders(case: Case, device: torch.device, folder: Path) -> dict[str, Call
                 train=train,
                 vocabulary=case.vocabulary,
                 max_new_tokens=case.longest,
-                teacher=teacher if kind.asks_teacher(chosen) else None,
+                teacher=teacher if outputs != "top_k" else None,
                 stored=stored,
             )
         )

@@ -31,7 +31,7 @@ from transformers import (
 LEARNING_RATE = 5e-6
 BETA = {"reverse-kl": 1.0, "jsd": 0.5}
 ON_POLICY: dict[str, Any] = {
-    "sampling": "mixed",
+    "on_policy": "mixed",
     "on_policy_share": 1.0,
     "initial_share": 0.0,
     "capacity": 1,

@@ -48,16 +48,15 @@ if COMPARED:
             mem_mb=4000,
             runtime=60,
         params:
-            spec=spec(lambda: comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
+            spec=lambda wildcards: canonical_json(comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
-            folders=" ".join(
+            inputs=" ".join(
                 f"--input {quote(f'results={comparison.results(each)}')}"
                 for each in (EXPERIMENT, *COMPARED)
             ),
             outputs=written,
         shell:
-            "python3 workflow/scripts/compare.py --spec {params.spec:q} --code {params.code}"
-            " {params.folders} {params.outputs} 2> {log:q}"
+            command("compare")
 
 else:
 

@@ -58,11 +58,9 @@ rule report:
     params:
         spec=spec("report"),
         code=code_digest("takd.report.build"),
-        results=subpath(output.site, parent=True),
+        inputs=below_results(
+            "models", "evaluations", "teachers", data_report="data/report/report.json"
+        ),
+        outputs=written,
     shell:
-        # the stage finds the models below two folders: hundreds of paths would be too long for a command
-        "python3 workflow/scripts/build_report.py --spec {params.spec:q} --code {params.code}"
-        " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
-        " --input teachers={params.results:q}/teachers"
-        " --input data_report={input.data:q}"
-        " --output site={output.site:q} 2> {log:q}"
+        command("build_report")

@@ -1,5 +1,8 @@
 """Open a page or an unzipped report in headless Chromium, and record its external requests and errors."""
 
+import asyncio
+import atexit
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,14 +79,34 @@ def read_site(page: Any, nav: dict[str, str]) -> dict[str, str]:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Start a headless Chromium; skips the test where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    """A headless Chromium, started once in each process of the tests; skips the test where there is none."""
+    pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium (Debian: apt install chromium)")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+    started, loop = _chromium()
+    # playwright's event loop counts as running from its start, and other tests start one of their own
+    asyncio._set_running_loop(loop)
+    try:
         yield started
+    finally:
+        asyncio._set_running_loop(None)
+
+
+@functools.cache
+def _chromium() -> tuple[Any, Any]:
+    from playwright.sync_api import sync_playwright
+
+    driver = sync_playwright().start()
+    started = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+    loop = asyncio._get_running_loop()
+
+    def stop() -> None:
+        asyncio._set_running_loop(loop)
         started.close()
+        driver.stop()
+
+    atexit.register(stop)
+    return started, loop
 
 
 def visit(

@@ -22,7 +22,8 @@ from takd.experiment.lineage import Node, of_chain, split
 from takd.model_cards import card, markdown
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 LINEAGE = of_chain(*THROUGH[1:])
 HUB = {"hub": "openai-community/gpt2", "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}
@@ -160,6 +161,21 @@ def test_the_tokenizers_own_chat_template_is_told(made):
     assert "trained on the tokenizer's chat template, with one user message" in text
     assert "tokenizer.apply_chat_template(" in text and 'hf upload NAME . --exclude ".*"' in text
     write_card(root, settings(spec))
+
+
+def test_a_card_depends_on_no_page_of_the_report():
+    code = "import sys, takd.model_cards.card; found = [m for m in sys.modules if m.startswith('takd.report')];"
+    code += "assert not found and 'matplotlib' not in sys.modules, found"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_the_example_is_a_prompt_of_the_evaluation_with_its_reference(made):
+    _, _, folder = made
+    text = (folder / "card.md").read_text()
+    assert "set_seed(10)" in text and "started from **SFT seed 2**" in text
+    assert (
+        "Do 0 <now>" in text and "```text\nthe answer\n```" in text and "three colours" not in text
+    )
 
 
 def test_a_folder_without_a_model_is_refused(made, tmp_path):

@@ -15,7 +15,7 @@ from test_methods_on_policy import Interruptible
 from workspace import STUDENT, TEACHER, TIMED, Workspace
 
 from takd.runtime.errors import InputError
-from takd.runtime.sharding import Share, Store
+from takd.runtime.sharding import JsonlStore, Shard
 from takd.runtime.stage import Interrupted
 from takd.runtime.verify import verify
 from takd.training import train as training
@@ -194,7 +194,7 @@ def test_all_processes_take_the_same_checkpoint(space: Workspace) -> None:
 def test_a_damaged_line_of_what_was_found_is_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store(tmp_path, "answers", Share())
+    store = JsonlStore(tmp_path, "answers", Shard())
     with store.appending():
         store.add(*({"row": row, "tokens": [row]} for row in range(3)))
     file = tmp_path / "answers.jsonl"

@@ -33,7 +33,8 @@ from takd.experiment.labels import full_text
 from takd.experiment.lineage import of_chain
 from takd.report import compare
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 SETTINGS: dict[str, Any] = {
     "title": "left out",
@@ -238,7 +239,7 @@ REFUSED = {
     "other decoding": (
         {"decoding": RECORD | {"temperature": 0.7}},
         "evaluations/*/*/heldout/scores.json",
-        "answers are decoded in another way (temperature 1.0 and 0.7)",
+        "responses are decoded in another way (temperature 1.0 and 0.7)",
     ),
     "other tokens": (
         {"rouge_tokenizer": "unicode"},

@@ -14,13 +14,17 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from takd.data import prepare, sources, summary, tokenizer
+from takd.data.arrow import dataset_of
 from takd.data.page import render
 from takd.data.template import fill
 from takd.data.tokenise import Encoder
+from takd.data.tokenizer import folder_digest
 from takd.experiment import schema
-from takd.runtime.digests import SOURCE, file_digest, folder_digest
+from takd.runtime.code_digest import SOURCE
+from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 SHORT = {"with_input": "Q: {instruction}\n{input}\nA:", "without_input": "Q: {instruction}\nA:"}
 WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("a", "e", "ino", "our")]
@@ -691,7 +695,6 @@ def test_a_stream_that_breaks_off_leaves_nothing_and_is_read_again(words, tmp_pa
 
 def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_path):
     """Arrow's pool holds what was read into memory; mapped files are not in it."""
-    from takd.decoding import loading
 
     (tmp_path / "c.txt").write_text("kino tour ba de fino\n" * 40_000)
     source = {"text": str(tmp_path / "c.txt")}
@@ -701,7 +704,7 @@ def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_
     manifest = tmp_path / "data/corpus/manifest.json"
     stage = Stage(spec={}, code="-", inputs={"corpus": [manifest]})
     before = pyarrow.total_allocated_bytes()
-    corpus = loading.dataset_of(stage, "corpus")
+    corpus = dataset_of(stage, "corpus")
     assert [Path(file["filename"]).parent for file in corpus.cache_files] == [
         manifest.parent / "dataset"
     ]

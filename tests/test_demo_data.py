@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from takd.data import demo
-from takd.runtime.digests import SOURCE
+from takd.runtime.code_digest import SOURCE
 from takd.runtime.errors import InputError
 
 

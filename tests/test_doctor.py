@@ -15,9 +15,9 @@ from conftest import ROOT, Project, make_project, small_experiment
 
 from takd.__main__ import main
 from takd.experiment.experiment import load
-from takd.preflight import collect, doctor, fitting, memory, start
-from takd.preflight.collect import Answer, Facts, Gpu, Torch
-from takd.preflight.gpus import CARDS, asked_for, find_card
+from takd.preflight import collect, disk, doctor, fitting, memory, start
+from takd.preflight.collect import Answer, Facts, Torch
+from takd.preflight.gpus import GPUS, Gpu, asked_for, find_gpu
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planner
 from takd.runtime.cuda_arch import check_kernels, has_kernels
@@ -73,19 +73,19 @@ def test_a_card_without_kernels_is_refused_with_what_to_install() -> None:
         ("cpu", "cpu"),
     ],
 )
-def test_cards_by_the_names_of_clusters_and_drivers(name: str, card: str) -> None:
-    assert find_card(name).name == card
+def test_gpus_by_the_names_of_clusters_and_drivers(name: str, card: str) -> None:
+    assert find_gpu(name).name == card
 
 
 def test_every_card_is_found_by_its_own_name_alone() -> None:
-    for card in CARDS:
-        assert find_card(card.name) is card
-    assert find_card("v100l").precision() == "fp16"
-    assert find_card("a40").precision() == "bf16"
+    for card in GPUS:
+        assert find_gpu(card.name) is card
+    assert find_gpu("v100l").precision() == "fp16"
+    assert find_gpu("a40").precision() == "bf16"
     with pytest.raises(
-        InputError, match=r"card 'h10O' is not in the table .*--card: did you mean 'h100'"
+        InputError, match=r"GPU 'h10O' is not in the table .*--gpu: did you mean 'h100'"
     ):
-        find_card("h10O")
+        find_gpu("h10O")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ FACTS = Facts(
 def planner(card: str = "v100l", experiment: str = "gpt2-dolly") -> Planner:
     path = ROOT / f"config/experiments/{experiment}.yaml"
     counts = {"train": 11435, "dev": 1000, "dolly": 500}
-    return Planner(load(path, ROOT), find_card(card), counts=counts)
+    return Planner(load(path, ROOT), find_gpu(card), counts=counts)
 
 
 def training(micro_batch: int = 4, gpus: int = 4, **resources: str) -> Job:
@@ -234,7 +234,7 @@ def test_main_memory_with_offloading_holds_the_optimizer() -> None:
     spec = {"method": "sft", "settings": settings}
     for nodes in (1, 2):
         given = memory.Resources(processes=2, nodes=nodes)
-        parts = memory.host(student, None, spec, given, find_card("a100"))
+        parts = memory.host(student, None, spec, given, find_gpu("a100"))
         here = student.parameters / nodes
         assert parts["master weights and moments"] == pytest.approx(12 * here)
         assert parts["student's weights"] == pytest.approx(2 * here)
@@ -410,12 +410,12 @@ def test_nothing_heavy_is_imported_to_check_a_start() -> None:
 
 
 def test_weights_that_have_no_room_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "free_bytes", lambda place: 1e9)
+    monkeypatch.setattr(disk, "free_bytes", lambda place: 1e9)
     with pytest.raises(
         InputError, match=r"disk: 1GB free, but the run writes 3\.1GB that stay: make room"
     ):
         list(start.expected(planner().experiment, [training()]))
-    monkeypatch.setattr(collect, "free_bytes", lambda place: 4e9)
+    monkeypatch.setattr(disk, "free_bytes", lambda place: 4e9)
     said = list(start.expected(planner().experiment, [training(micro_batch=64)]))
     assert {"disk", "memory", "torch"} <= {finding.subject for finding in said}
 
@@ -443,7 +443,7 @@ def test_gpus_as_nvidia_smi_tells_them(tmp_path: Path, monkeypatch: pytest.Monke
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert collect.own_gpus() == [Gpu("Tesla V100-SXM2-32GB", 32.0, (7, 0))]
-    assert collect.choose_card(None, []).name == "v100-32gb"
+    assert collect.choose_gpu(None, []).name == "v100-32gb"
 
 
 def test_command_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -456,7 +456,8 @@ def test_command_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys:
     subjects = [line.split()[1] for line in printed.splitlines() if line.startswith("error")]
     assert subjects == ["torch", "Slurm", "account", "files"]
     for words, text in (
-        (["plan", "--card", "abacus"], "the card 'abacus' is not in the table"),
+        (["plan", "--gpu", "abacus"], "the GPU 'abacus' is not in the table"),
+        (["plan", "--card", "v100l"], "--card is called --gpu: --gpu v100l"),
         (["plan", "--rows", "tain=3"], "there is no such data; there are train, dev, heldout"),
         (["plan", "--rows", "train=x"], "must end in a number of rows"),
         (["plan", "--profile", "profiles/none"], "there are profiles/local, profiles/slurm"),

@@ -11,13 +11,11 @@ from conftest import Project, copy_workflow, small_experiment
 
 from takd.report.pages import NAV
 
-# one process makes the run that all of these share
-pytestmark = pytest.mark.xdist_group("end to end")
 RESULTS = Path("results/small")
 TIMED = ("training_minutes",)
 
 
-def run(folder: Path, *arguments: str) -> Project:
+def run(folder: Path, warm: str | None = None) -> Project:
     """Three models, trained, answered and scored on the CPU."""
     experiment = small_experiment()
     experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["minillm"]}]
@@ -28,8 +26,8 @@ def run(folder: Path, *arguments: str) -> Project:
     (folder / "data").mkdir()
     rows = [{"instruction": f"Say {letter}.", "output": letter} for letter in "bcdefghi"]
     (folder / "data/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    project = Project(folder)
-    project.run("--quiet", "rules", *arguments)
+    project = Project(folder, warm)
+    project.run("--quiet", "rules")
     return project
 
 
@@ -46,8 +44,11 @@ def table(project: Project) -> list[dict[str, str]]:
 
 
 def test_the_same_experiment_gives_the_same_table(real: Project, tmp_path: Path) -> None:
-    """To the last digit; and the same weights, answers, scores and figure, byte for byte."""
-    again = run(tmp_path / "again")
+    """To the last digit; and the same weights, answers, scores and figure, byte for byte.
+
+    The second time in processes forked from one with all imports.
+    """
+    again = run(tmp_path / "again", warm="warm")
     assert len(table(real)) == 3 and table(again) == table(real)
     found = [
         *(real.folder / RESULTS).glob("models/**/*.safetensors"),

@@ -17,8 +17,8 @@ from takd.experiment.schema import follow, load_schema
 from takd.experiment.validation import gpt2_parameters
 from takd.runtime.digests import canonical_json, file_digest, without_places
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_json
 from takd.runtime.records import sealed
-from takd.runtime.stage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REVISION = "15ea56dee5df4983c59b2538573817e1667135e2"
@@ -208,12 +208,12 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         ["training.kd gives neither steps nor epochs for the model 'student'", "one or both"],
     ),
     "setting of another regime": (
-        *taught_by("gkd", "sampling: adaptive, on_policy_share: 0.9"),
-        ["training.gkd.on_policy_share has no effect where sampling is adaptive", "it is mixed;"],
+        *taught_by("gkd", "on_policy: adaptive, on_policy_share: 0.9"),
+        ["training.gkd.on_policy_share has no effect where on_policy is adaptive", "it is mixed;"],
     ),
     "temperature of what is not drawn": (
         *taught_by("abkd", "temperature: 0.9"),
-        ["training.abkd.temperature has no effect where sampling is fixed", "mixed or adaptive"],
+        ["training.abkd.temperature has no effect where on_policy is off", "mixed or adaptive"],
     ),
     "buffer smaller than a batch": (
         *taught_by("distillm", "batch_size: 64, capacity: 63"),
@@ -476,12 +476,17 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     ),
     "shards of responses that nobody asks for": (
         "seeds: [1, 2]",
-        "seeds: [1, 2]\nteacher_writes: {shards: 2}",
+        "seeds: [1, 2]\nteacher_cache: {shards: 2}",
         ["line 22: teacher_cache.shards is 2", "no method of a chain has responses: teacher"],
+    ),
+    "the teacher cache by its former name": (
+        "seeds: [1, 2]",
+        "seeds: [1, 2]\nteacher_writes: {shards: 2}",
+        ["line 22: teacher_writes is not a known key; it is called teacher_cache."],
     ),
     "likeliest tokens that nobody asks for": (
         "seeds: [1, 2]",
-        "seeds: [1, 2]\nteacher_writes: {top_k: 2}",
+        "seeds: [1, 2]\nteacher_cache: {top_k: 2}",
         ["teacher_cache.top_k is 2", "lm_teacher_outputs: top_k or teacher_outputs: top_k"],
     ),
     "more likeliest tokens than tokens": (
@@ -619,8 +624,8 @@ def test_settings_of_a_regime_stand_beside_it(tmp_path: Path) -> None:
         whole = edit(shape, f"{shape}    training: {{gkd: {{{own}}}}}\n", text)
         return specs.train(read(tmp_path, whole), "teacher-sft__student-gkd", 1)["settings"]
 
-    assert student("sampling: fixed")["sampling"] == "fixed"
-    assert student("sampling: adaptive, capacity: 200")["capacity"] == 200
+    assert student("on_policy: off")["on_policy"] == "off"
+    assert student("on_policy: adaptive, capacity: 200")["capacity"] == 200
     assert student("on_policy_share: 0.1")["on_policy_share"] == 0.1
     with pytest.raises(InputError, match=r"models\.student\.training\.gkd\.capacity has no effect"):
         student("capacity: 200")
@@ -827,7 +832,7 @@ def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path
     settings = "epochs: 2, responses: teacher, teacher_outputs: top_k"
     text = edit("  kd: {epochs: 2}", f"  kd: {{{settings}}}")
     experiment = read(
-        tmp_path, edit("seeds: [1, 2]", "seeds: [1, 2]\nteacher_writes: {shards: 2}", text)
+        tmp_path, edit("seeds: [1, 2]", "seeds: [1, 2]\nteacher_cache: {shards: 2}", text)
     )
     # both training seeds have the one head of the chain as their teacher
     assert specs.report(experiment)["teacher_cache"] == [
@@ -852,7 +857,7 @@ def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> 
         text = edit(
             "  kd: {epochs: 2}", "  kd: {epochs: 2, responses: teacher, teacher_outputs: top_k}"
         )
-        text = edit("seeds: [1, 2]", f"seeds: [1, 2]\nteacher_writes: {settings}", text)
+        text = edit("seeds: [1, 2]", f"seeds: [1, 2]\nteacher_cache: {settings}", text)
         experiment, teacher = read(tmp_path, text), ("teacher-sft", 1)
         outputs = [
             specs.outputs(experiment, *teacher, "train", kind) for kind in ("top_k", "hidden")
@@ -932,7 +937,9 @@ def test_parameters_from_scratch_are_those_of_the_model(
 def test_shipped_experiments_are_right_and_need_no_files_to_plan(path: Path) -> None:
     experiment = load(path, ROOT)
     for lineage, seed in experiment.nodes:
-        assert specs.train(experiment, lineage, seed)["seed"] == seed
+        spec = specs.train(experiment, lineage, seed)
+        own = [f"{spec['model']}-sft", seed] if experiment.start_of(lineage) == "sft" else None
+        assert (spec["seed"], spec.get("init")) == (seed, own)
     for split in experiment.splits:
         assert specs.data(experiment, split)["split"] == split
     assert specs.report(experiment)["experiment"] == path.stem
@@ -1051,15 +1058,15 @@ def test_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
         ("kd", {"responses": "labels", "divergence": "forward_kl", "ratio": 0.5, "start": "base"}),
         ("seqkd", {"responses": "teacher", "start": "base"}),
         # as in TRL, whose paper recommends no values but tries them
-        ("gkd", {"sampling": "mixed", "on_policy_share": 0.5, "beta": 0.5, "start": "sft"}),
+        ("gkd", {"on_policy": "mixed", "on_policy_share": 0.5, "beta": 0.5, "start": "sft"}),
         # the authors' scripts/gpt2/distillm/train_0.1B_1.5B.sh and arguments.py
         (
             "distillm",
-            {"divergence": "skewed_forward_kl", "skew": 0.1, "sampling": "adaptive", "ratio": 1.0}
+            {"divergence": "skewed_forward_kl", "skew": 0.1, "on_policy": "adaptive", "ratio": 1.0}
             | {"initial_share": 0.0, "share_step": 0.1, "loss_rise": 0.1, "capacity": 1000}
             | {"weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 0, "start": "sft"},
         ),
-        ("abkd", {"alpha": 0.2, "beta": 0.7, "sampling": "fixed", "ratio": 1.0, "start": "sft"}),
+        ("abkd", {"alpha": 0.2, "beta": 0.7, "on_policy": "off", "ratio": 1.0, "start": "sft"}),
     ],
 )
 def test_defaults_are_those_of_their_authors(
@@ -1174,9 +1181,8 @@ def test_keys_as_others_call_them(place: str, key: str, meant: str, tmp_path: Pa
 
 
 def test_names_of_others_lead_to_keys_that_there_are() -> None:
-    from takd.experiment.schema import _places
-    from takd.experiment.setting_names import INSTEAD, USUAL
+    from takd.experiment.schema import all_keys, load_schema, usual_names
 
-    known = {place.rpartition(".")[2] for place in _places()}
-    assert set(USUAL.values()) <= known
-    assert not set(INSTEAD) & (known | set(USUAL))
+    known = {place.rpartition(".")[2] for place in all_keys()}
+    assert set(usual_names().values()) <= known
+    assert not set(load_schema()["x-instead"]) & (known | set(usual_names()))

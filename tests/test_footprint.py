@@ -24,9 +24,10 @@ from takd.models.causal_lm import checkpoint_activations, load_model
 from takd.models.logits import freeze
 from takd.models.lora import add_lora
 from takd.models.precision import torch_dtype
-from takd.preflight import memory, shapes
-from takd.preflight.gpus import CPU, find_card
-from takd.preflight.memory import Resources, Texts
+from takd.preflight import memory, shapes, tensors
+from takd.preflight.gpus import CPU, find_gpu
+from takd.preflight.memory import Resources
+from takd.preflight.tensors import Texts
 
 WIDTH, LAYERS, VOCABULARY = 128, 4, 300
 TEXTS = Texts(32, 32)
@@ -125,13 +126,13 @@ def test_adapters_are_counted_exactly(family: str, targets: Any, tmp_path: Path)
     add_lora(model, lora, name="any", seed=1)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapters, adapted = shape.lora(4, names)
-    assert adapters == trained == memory.trained_parameters(shape, settings(lora=lora))
+    assert adapters == trained == tensors.lora_weights(shape, settings(lora=lora))[0]
     found = sum(
         layer.base_layer.weight.numel() for layer in model.modules() if hasattr(layer, "base_layer")
     )
     assert adapted == found
     # of a mixed run: frozen matrices in half precision, all else in float32
-    bytes_ = memory.states(shape, settings(lora=lora), "bf16", 1)
+    bytes_ = tensors.states(shape, settings(lora=lora), "bf16", 1)
     assert bytes_["student's weights"] == 2 * found + 4 * (model.num_parameters() - found)
     assert bytes_["AdamW's moments"] == 8 * trained
 
@@ -142,12 +143,12 @@ def test_states_of_a_real_optimizer(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
-    expected = memory.states(shape, settings(), "fp32", 1)
+    expected = tensors.states(shape, settings(), "fp32", 1)
     assert sum(p.nbytes for p in model.parameters()) == expected["student's weights"]
     moments = [t for s in optimizer.state.values() for t in s.values() if t.dim()]
     assert sum(t.nbytes for t in moments) == expected["AdamW's moments"]
     gradients = sum(p.grad.nbytes for p in model.parameters())
-    assert gradients == memory.gradients(shape, settings(), "fp32", 1)
+    assert gradients == tensors.gradients(shape, settings(), "fp32", 1)
 
 
 def test_zero_divides_what_it_is_said_to_divide() -> None:
@@ -156,7 +157,7 @@ def test_zero_divides_what_it_is_said_to_divide() -> None:
 
     def of(stage: int, **more: Any) -> dict[str, float]:
         config = {"zero_optimization": {"stage": stage, **more}}
-        return memory.states(shape, settings(deepspeed={"config": config}), "fp16", 4)
+        return tensors.states(shape, settings(deepspeed={"config": config}), "fp16", 4)
 
     assert (
         of(1) == of(2) == {"student's weights": 2 * count, "master weights and moments": 3 * count}
@@ -165,7 +166,7 @@ def test_zero_divides_what_it_is_said_to_divide() -> None:
     assert of(3)["the copy that samples"] == 2 * count
     offloaded = of(3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"})
     assert sum(offloaded.values()) == 2 * count
-    plain = memory.states(shape, settings(), "fp16", 4)
+    plain = tensors.states(shape, settings(), "fp16", 4)
     assert plain == {
         "student's weights": 4 * count,
         "AdamW's moments": 8 * count,
@@ -195,8 +196,8 @@ def test_activations_of_a_real_pass(family: str, precision: str, tmp_path: Path)
         hidden = model.train().base_model(input_ids=ids, use_cache=False).last_hidden_state
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert hidden.requires_grad
-    expected = memory.activations(shape, rows, length, precision)
-    expected += sum(memory.half_copies(shape, settings(), precision).values())
+    expected = tensors.activations(shape, rows, length, precision)
+    expected += sum(tensors.half_copies(shape, settings(), precision).values())
     assert expected == pytest.approx(found, rel=0.06)
 
 
@@ -304,13 +305,13 @@ def test_peak_of_minillms_loss(tmp_path: Path) -> None:
         value, _ = loss(student.train(), examples)
     spec = {"method": "minillm", "settings": settings()}
     expected = sum(
-        memory.loss(shape, above, spec, Texts(4, length), rows, 4, "cpu").values()
-    ) + memory.activations(shape, rows, length + 4, "fp32")
+        tensors.loss(shape, above, spec, Texts(4, length), rows, 4, "cpu").values()
+    ) + tensors.activations(shape, rows, length + 4, "fp32")
     assert value.requires_grad
     assert expected == pytest.approx(live.peak - before, rel=0.10)
 
 
-@pytest.mark.parametrize("steps", [10, memory.GROWTH + 3])
+@pytest.mark.parametrize("steps", [10, tensors.GROWTH + 3])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_keys_and_values_are_counted_exactly(family: str, steps: int, tmp_path: Path) -> None:
     model, shape = make(tmp_path, family)
@@ -320,8 +321,8 @@ def test_keys_and_values_are_counted_exactly(family: str, steps: int, tmp_path: 
         cache.step(torch.ones(6, dtype=torch.long))
     held = [*cache._keys, *cache._values]
     columns = held[0].shape[2]
-    assert columns == memory.room(Texts(20, steps))
-    assert sum(t.nbytes for t in held) == memory.cache(shape, 6, columns, 4)
+    assert columns == tensors.room(Texts(20, steps))
+    assert sum(t.nbytes for t in held) == tensors.cache(shape, 6, columns, 4)
 
 
 def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
@@ -338,26 +339,26 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
         )  # fmt: skip
     assert all(len(response.tokens) == texts.response for response in drawn)
     found = live.peak - before
-    expected = sum(memory.sampling(shape, above, rows, texts, 4, "cpu", 4).values())
+    expected = sum(tensors.sampling(shape, above, rows, texts, 4, "cpu", 4).values())
     assert expected == pytest.approx(found, rel=0.10)
 
 
 def test_what_is_written_twice_is_the_same() -> None:
     """The plan needs these without torch."""
-    assert memory.GROWTH == kv_cache.GROWTH
-    assert memory.READ_AT_ONCE == kv_cache.READ_AT_ONCE
-    assert memory.CHUNK_BYTES == chunked.CHUNK_BYTES
-    assert memory.HEAD_ROWS == chunked.HEAD_ROWS
+    assert tensors.GROWTH == kv_cache.GROWTH
+    assert tensors.READ_AT_ONCE == kv_cache.READ_AT_ONCE
+    assert tensors.CHUNK_BYTES == chunked.CHUNK_BYTES
+    assert tensors.HEAD_ROWS == chunked.HEAD_ROWS
     for device in ("cpu", "cuda"):
         for vocabulary in (11, 700, 50257, 151936):
             chunk = chunked.chunk_size(vocabulary, torch.device(device))
-            assert memory.chunk_tokens(vocabulary, device) == chunk
+            assert tensors.chunk_tokens(vocabulary, device) == chunk
 
 
 def test_the_replication_fits_its_v100s_as_its_comments_say() -> None:
     """GPT-2 1.5B plainly trained takes 25 GB of weights and states: it needs ZeRO-2, and fits with it."""
     shape = shapes.estimated(1_558_000_000)
-    card, given, texts = find_card("v100l"), Resources(4, 1, 4), Texts(256, 256)
+    card, given, texts = find_gpu("v100l"), Resources(4, 1, 4), Texts(256, 256)
     plain = memory.training(
         shape, None, {"method": "sft", "settings": settings(precision="auto")}, texts, given, card
     )

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from takd.data.folders import check_within
 from takd.data.sources import rows, texts
 from takd.experiment import experiment, specs
-from takd.experiment.schema import _places
+from takd.experiment.schema import all_keys
 from takd.experiment.yaml12 import read_yaml
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.preflight import amounts
@@ -94,7 +94,7 @@ def _paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 LOADED = read_yaml(ROOT / "config/experiments/demo.yaml", "demo").value
 PLACES = _paths(LOADED)
-KEYS = sorted({place.rpartition(".")[2] for place in _places()})
+KEYS = sorted({place.rpartition(".")[2] for place in all_keys()})
 
 
 @st.composite

@@ -29,7 +29,7 @@ SETTINGS = {
     "batch_size": 4,
     "steps": 1000,
     "epochs": None,
-    "sampling": "mixed",
+    "on_policy": "mixed",
     "temperature": 0.7,
     "on_policy_share": 0.5,
     "initial_share": 0.0,
@@ -139,7 +139,7 @@ def plain_loss(name, pair, rows, ratio):
 @every
 @pytest.mark.parametrize("ratio", [1.0, 0.3])
 def test_loss_on_labelled_rows(name, ratio, pair):
-    method = make(name, pair[1], sampling="fixed", ratio=ratio)
+    method = make(name, pair[1], on_policy="off", ratio=ratio)
     method.prepare(0, never)
     (part,) = method.parts(0)
     loss, statistics = part.loss(pair[0], part.rows)
@@ -202,11 +202,11 @@ def test_shares_are_logged_as_means_over_the_batch(pair):
             assert sum(piece[name].item() for piece in pieces) == pytest.approx(expected)
 
 
-# -- fixed and mixed -------------------------------------------------------------------------------
+# -- off and mixed --------------------------------------------------------------------------------
 
 
-def test_fixed_takes_the_labelled_rows():
-    method = make(sampling="fixed", on_policy_share=1.0, initial_share=1.0)
+def test_off_takes_the_labelled_rows():
+    method = make(on_policy="off", on_policy_share=1.0, initial_share=1.0)
     for step in range(5):
         rows = rows_of(method, step, never)
         assert [row.id for row in rows] == labelled(step)
@@ -215,7 +215,7 @@ def test_fixed_takes_the_labelled_rows():
 
 def test_mixed_lets_the_student_answer_the_prompts_of_the_step():
     method, student = make(on_policy_share=1.0), Student()
-    fixed = make(sampling="fixed")
+    fixed = make(on_policy="off")
     for step in range(3):
         rows, data = rows_of(method, step, student), rows_of(fixed, step, never)
         temperature, prompts = student.asked[-1]
@@ -279,7 +279,7 @@ def test_responses_are_those_of_the_student_of_now(pair):
     method = make(on_policy_share=1.0)
     for step in range(3):
         rows = rows_of(method, step, drawing(student))
-        data = make(sampling="fixed")
+        data = make(on_policy="off")
         prompts = prompts_of(rows_of(data, step, never), 5, step)
         now, before = (
             [r.tokens.tolist() for r in drawing(model)(prompts, 0.7, None)]
@@ -304,7 +304,7 @@ def test_a_step_is_prepared_once():
 
 
 def test_the_share_grows_where_the_dev_loss_has_risen_enough_since_it_grew_last():
-    method = make("distillm", sampling="adaptive")
+    method = make("distillm", on_policy="adaptive")
     # loss_rise is 0.25; a loss that falls moves nothing, not even the mark
     seen = [
         *[(0, 2.0, 0.0), (10, 2.125, 0.0), (20, 2.25, 0.1), (30, 2.375, 0.1), (40, 1.0, 0.1)],
@@ -319,7 +319,7 @@ def test_the_share_grows_where_the_dev_loss_has_risen_enough_since_it_grew_last(
 
 
 def test_adaptive_begins_with_data_alone():
-    method = make(sampling="adaptive")
+    method = make(on_policy="adaptive")
     method.observe(0, 2.0)
     assert {method.source(step) for step in range(300)} == {"data"}
     method.observe(300, 3.0)
@@ -328,7 +328,7 @@ def test_adaptive_begins_with_data_alone():
 
 
 def test_new_responses_are_drawn_until_the_buffer_is_full_and_then_ever_less():
-    method, student = make(sampling="adaptive", initial_share=1.0), Student()
+    method, student = make(on_policy="adaptive", initial_share=1.0), Student()
     fresh, said = [], []
     for step in range(1000):
         rows = rows_of(method, step, student)
@@ -351,7 +351,7 @@ def test_nothing_is_taken_out_of_a_buffer_that_is_not_full():
     """Even late in a run, when almost nothing is drawn any more."""
     for seed in range(20):
         method, student = (
-            make(sampling="adaptive", initial_share=1.0, steps=5, seed=seed),
+            make(on_policy="adaptive", initial_share=1.0, steps=5, seed=seed),
             Student(),
         )
         for step in range(5):
@@ -361,7 +361,7 @@ def test_nothing_is_taken_out_of_a_buffer_that_is_not_full():
 
 
 def test_replayed_rows_vary_from_step_to_step():
-    method, student = make(sampling="adaptive", initial_share=1.0, steps=10**9), Student()
+    method, student = make(on_policy="adaptive", initial_share=1.0, steps=10**9), Student()
     for step in range(3):
         rows_of(method, step, student)
     replays = [
@@ -372,7 +372,7 @@ def test_replayed_rows_vary_from_step_to_step():
 
 
 def test_the_student_takes_its_share_of_the_steps():
-    method, student = make(sampling="adaptive", initial_share=0.4), Student()
+    method, student = make(on_policy="adaptive", initial_share=0.4), Student()
     taken = sum(
         {row.index for row in rows_of(method, step, student)} == {-1} for step in range(1000)
     )
@@ -385,11 +385,11 @@ def test_the_student_takes_its_share_of_the_steps():
 
 
 @pytest.mark.parametrize(
-    ("sampling", "stop"),
-    [("fixed", 20), ("mixed", 20), ("adaptive", 1), ("adaptive", 20), ("adaptive", 41)],
+    ("on_policy", "stop"),
+    [("off", 20), ("mixed", 20), ("adaptive", 1), ("adaptive", 20), ("adaptive", 41)],
 )
-def test_a_restored_method_goes_on_as_if_it_had_never_stopped(sampling, stop, tmp_path):
-    settings = {"sampling": sampling, "initial_share": 0.6, "steps": 60}
+def test_a_restored_method_goes_on_as_if_it_had_never_stopped(on_policy, stop, tmp_path):
+    settings = {"on_policy": on_policy, "initial_share": 0.6, "steps": 60}
 
     def run(method, steps):
         student, taken = Student(), []
@@ -413,7 +413,7 @@ def test_a_restored_method_goes_on_as_if_it_had_never_stopped(sampling, stop, tm
     assert taken == expected[stop:]
     assert second.student_share() == whole.student_share()
     assert list(second.buffer) == list(whole.buffer)
-    if sampling == "adaptive":
+    if on_policy == "adaptive":
         assert second.student_share() > 0.6
 
 

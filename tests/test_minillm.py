@@ -21,9 +21,8 @@ from test_experiment import ROOT, edit, read
 from takd.decoding.sampling import Response
 from takd.experiment import specs
 from takd.experiment.schema import load_schema
-from takd.methods.minillm import (
-    MiniLLM,
-    Rollout,
+from takd.methods.minillm import MiniLLM, Rollout
+from takd.methods.policy_gradient import (
     importance_weights,
     policy_loss,
     returns,

@@ -17,9 +17,10 @@ from workspace import Workspace, of_split
 from takd.__main__ import main
 from takd.experiment import lineage
 from takd.experiment.experiment import load
+from takd.methods.schedule import total_steps
 from takd.models.causal_lm import load_model
 from takd.preflight import disk, flops, rates, shapes, table
-from takd.preflight.gpus import asked_for, find_card
+from takd.preflight.gpus import asked_for, find_gpu
 from takd.preflight.jobs import Job, parse
 from takd.preflight.memory import Resources
 from takd.preflight.plan import Planner
@@ -177,24 +178,26 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("method", ["sft", "minillm", "kd"])
-@pytest.mark.parametrize("bounds", [{"steps": 7}, {"epochs": 3.5}, {"steps": 30, "epochs": 2.0}])
-def test_steps_are_those_of_the_method(method: str, bounds: dict[str, Any]) -> None:
-    from models_for_tests import MINILLM_REFERENCE, context
-
-    settings = {"steps": None, "epochs": None, **bounds, "batch_size": 2}
-    if method == "minillm":
-        settings = {**MINILLM_REFERENCE, "rollouts_per_round": 4, **settings}
-    kind = importlib.import_module(f"takd.methods.{method}").METHOD
-    real = kind(context(settings, None, 11)).total_steps()
-    assert flops.total_steps(settings, flops.Rows(4, 1, 1), method) == real
+ROUNDS = {"rollouts_per_round": 4, "inner_epochs": 4}
 
 
-def test_steps_of_an_unknown_number_of_rows() -> None:
-    rows = flops.Rows(None, 1, 1)
-    settings = {"steps": None, "epochs": 2.0, "batch_size": 2}
-    assert flops.total_steps(settings, rows, "sft") is None
-    assert flops.total_steps({**settings, "steps": 9}, rows, "sft") == 9
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"steps": 7}, 7),
+        ({"epochs": 3.5}, 7),
+        ({"epochs": 3.6}, 8),
+        ({"steps": 30, "epochs": 2.0}, 4),
+        ({"steps": 7, **ROUNDS}, 7),
+        ({"epochs": 3.5, **ROUNDS}, 28),  # 4 rollouts make 2 batches, 4 times
+        ({"steps": 30, "epochs": 2.0, **ROUNDS}, 16),
+    ],
+)
+def test_steps_of_four_rows_in_batches_of_two(settings: dict[str, Any], steps: int) -> None:
+    """A plan and a training count them alike, as long as the number of rows is known."""
+    settings = {"steps": None, "epochs": None, "batch_size": 2, **settings}
+    assert total_steps(settings, 4) == steps
+    assert total_steps(settings, None) == settings["steps"]
 
 
 def test_student_responses_are_drawn_as_often_as_the_regime_does() -> None:
@@ -202,11 +205,11 @@ def test_student_responses_are_drawn_as_often_as_the_regime_does() -> None:
     from models_for_tests import context
     from workspace import COMMON, SETTINGS
 
-    for sampling in ("fixed", "mixed", "adaptive"):
+    for regime in ("off", "mixed", "adaptive"):
         settings = {
             **COMMON,
             **SETTINGS["gkd"],
-            "sampling": sampling,
+            "on_policy": regime,
             "steps": 2000,
             "capacity": 400,
         }
@@ -215,7 +218,7 @@ def test_student_responses_are_drawn_as_often_as_the_regime_does() -> None:
         for step in range(2000):
             source = method.source(step)
             counts[source] += 1
-            if source == "student" and sampling == "adaptive":
+            if source == "student" and regime == "adaptive":
                 method.buffer.extend([None] * settings["batch_size"])
         new, old = flops.drawing_steps(settings, 2000)
         assert new == pytest.approx(counts["student"], abs=60)
@@ -258,7 +261,7 @@ def test_right_after_a_clone_the_profile_says_what_jobs_get(
     (project.folder / "data/dev.jsonl").unlink()
     monkeypatch.setattr("takd.__main__.ROOT", project.folder)
     found = planned(project, "--profile", "profiles/slurm", "--rows", "dev=10", capsys=capsys)
-    assert found["card"] == "v100-32gb"
+    assert found["gpu"] == "v100-32gb"
     assert all(job["to_do"] for job in found["jobs"])
     by_rule = {job["rule"]: job for job in found["jobs"]}
     assert by_rule["distill_minillm"]["gpus"] == 4
@@ -280,7 +283,7 @@ def test_every_shipped_experiment_can_be_planned(name: str) -> None:
     """Its models and trainings, without asking Snakemake."""
     experiment = load(ROOT / f"config/experiments/{name}.yaml", ROOT)
     counts = dict.fromkeys(experiment.splits, 1000)
-    planner = Planner(experiment, find_card("a100"), counts=counts)
+    planner = Planner(experiment, find_gpu("a100"), counts=counts)
     jobs = [job_of(node, experiment) for node in experiment.nodes]
     plan = planner.plan(jobs)
     assert all(each.work and each.estimate and each.footprint for each in plan)
@@ -326,12 +329,12 @@ rule all:
 # how long
 
 
-def test_hours_come_from_runs_of_the_same_kind_and_card_nearest_in_size() -> None:
-    card = find_card("v100l")
+def test_hours_come_from_runs_of_the_same_kind_and_gpu_nearest_in_size() -> None:
+    gpu = find_gpu("v100l")
     todo = flops.Work(passes=1e15)
 
-    def run(card: str, kind: str, parameters: int, rate: float) -> rates.Measured:
-        return rates.Measured(card, kind, parameters, 10 * rate, 10.0)
+    def run(gpu: str, kind: str, parameters: int, rate: float) -> rates.Measured:
+        return rates.Measured(gpu, kind, parameters, 10 * rate, 10.0)
 
     runs = [
         run("v100-32gb", "sft", 100, 1e12),
@@ -340,20 +343,20 @@ def test_hours_come_from_runs_of_the_same_kind_and_card_nearest_in_size() -> Non
         run("v100-32gb", "kd", 100, 5e12),
         run("h100", "sft", 100, 7e12),
     ]
-    found = rates.estimate(todo, "sft", 110, card, "fp16", runs)
+    found = rates.estimate(todo, "sft", 110, gpu, "fp16", runs)
     assert found.seconds == pytest.approx(1e15 / 2e12)
     assert "measured on v100-32gb by 2 runs of 100 parameters" in found.source
     for kind, parameters in (("minillm", 100), ("sft", 10_000)):
-        assumed = rates.estimate(todo, kind, parameters, card, "fp16", runs)
+        assumed = rates.estimate(todo, kind, parameters, gpu, "fp16", runs)
         assert assumed.source == "assumed"
         assert assumed.seconds == pytest.approx(1e15 / (0.30 * 125e12))
 
 
 def test_decoding_waits_for_arithmetic_for_memory_or_for_python() -> None:
-    card = find_card("v100l")
-    assert rates.assumed(flops.Work(decoding=37.5e12), card, "fp16") == pytest.approx(1.0)
-    assert rates.assumed(flops.Work(read=450e9), card, "fp16") == pytest.approx(1.0)
-    assert rates.assumed(flops.Work(block_steps=2000), card, "fp16") == pytest.approx(1.0)
+    gpu = find_gpu("v100l")
+    assert rates.assumed(flops.Work(decoding=37.5e12), gpu, "fp16") == pytest.approx(1.0)
+    assert rates.assumed(flops.Work(read=450e9), gpu, "fp16") == pytest.approx(1.0)
+    assert rates.assumed(flops.Work(block_steps=2000), gpu, "fp16") == pytest.approx(1.0)
     # one row at a time takes as many steps as there are tokens, sixteen a sixteenth
     shape = shapes.estimated(124_000_000)
     one, many = (flops.decoded(shape, 160, 10, 50, together) for together in (1, 16))
@@ -375,7 +378,7 @@ def test_a_finished_training_is_measured(space: Workspace, tmp_path: Path) -> No
         text = json.dumps({"counts": {"kept": rows.count}, "tokens": tokens})
         (folder / "manifest.json").write_text(text)
     (run,) = rates.measured(tmp_path / "results")
-    assert (run.card, run.kind, run.seconds) == ("cpu", "sft", journal[-1]["seconds"])
+    assert (run.gpu, run.kind, run.seconds) == ("cpu", "sft", journal[-1]["seconds"])
     assert run.operations == pytest.approx(found, rel=0.10)
     # what is half there is passed over
     (place / "metrics.jsonl").write_text("")

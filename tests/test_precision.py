@@ -14,7 +14,7 @@ from takd.models.causal_lm import load_model
 from takd.models.layer_dropping import keep_layers
 from takd.models.precision import choose_precision, describe, pretrained_dtype, pretrained_in
 from takd.preflight import memory, shapes
-from takd.preflight.gpus import find_card
+from takd.preflight.gpus import find_gpu
 from takd.runtime.errors import InputError
 from takd.runtime.stage import Stage
 
@@ -59,7 +59,7 @@ def test_precision_is_what_the_card_has_and_the_model_bears(
     pretend(*card)
     assert choose_precision("auto", pretrained) == precision
     assert describe(precision, pretrained) == words
-    assert find_card(card[0]).precision("auto", pretrained) == precision
+    assert find_gpu(card[0]).precision("auto", pretrained) == precision
     for asked in ("fp32", "fp16"):  # the user's word goes before
         assert choose_precision(asked, pretrained) == asked
     if card is not HOPPER:  # a stage ends before it loads anything
@@ -161,7 +161,7 @@ def test_plans_count_the_bytes_of_fp32_on_a_card_without_bfloat16(tmp_path):
 
     def weights(folder, card, setting="auto"):
         shape = shapes.config_of(folder)
-        found = memory.asking(shape, texts, given, find_card(card), setting=setting)
+        found = memory.asking(shape, texts, given, find_gpu(card), setting=setting)
         return found.always["weights"] / shape.parameters
 
     assert weights(plain, "v100l") == weights(plain, "a100") == weights(origin, "a100") == 2
@@ -170,5 +170,5 @@ def test_plans_count_the_bytes_of_fp32_on_a_card_without_bfloat16(tmp_path):
     student, teacher = (shapes.config_of(folder) for folder in (plain, origin))
     settings = {"precision": "auto", "dropout": 0.0, "dev_rows": None, "divergence": "forward_kl"}
     spec = {"method": "kd", "settings": settings}
-    found = memory.training(student, teacher, spec, texts, given, find_card("v100l"))
+    found = memory.training(student, teacher, spec, texts, given, find_gpu("v100l"))
     assert found.always["teacher's weights"] == 4 * teacher.parameters

@@ -21,7 +21,7 @@ from takd.report import costs_page, provenance, reproduce
 from takd.report.figures.quality import quality
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import read_json
+from takd.runtime.files import read_json
 
 TEACHER, LIVE, STORED = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*BY_KD[1:])
 THROUGH = ("3.K", ["teacher", "assistant", "student"], ["kd", "kd"])

@@ -22,7 +22,8 @@ from takd.metrics.diversity import distinct, self_bleu
 from takd.metrics.diversity import words as words_of
 from takd.metrics.parallel import of_prompt, pooled, score
 from takd.metrics.rouge import rouge_l
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 from takd.training.best_weights import Best
 
 # a text, another one that shares half of its tokens in order, and how many tokens it has

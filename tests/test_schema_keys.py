@@ -63,7 +63,7 @@ WHOLE: dict[str, Any] = {
     "report": {"targets": [{"source": "a paper", "scores": {"hub-sft": {"json": 27.6}}}]},
 }  # fmt: skip
 for _name, _regime in REGIMES.items():
-    WHOLE["training"][_name]["sampling"] = _regime
+    WHOLE["training"][_name]["on_policy"] = _regime
 
 # the experiment around a key that excludes what stands in WHOLE: value of a part by its place
 INSTEAD: dict[str, dict[str, Any]] = {
@@ -78,9 +78,9 @@ INSTEAD: dict[str, dict[str, Any]] = {
     "data.corpus.folder": {"data.corpus": {"folder": "data/saved"}},
     "data.template.with_input": {"data.template": TEMPLATE},
     "data.template.without_input": {"data.template": TEMPLATE},
-    **{f"training.gkd.{key}": {"training.gkd.sampling": "adaptive"} for key in ADAPTIVE},
-    "training.distillm.on_policy_share": {"training.distillm.sampling": "mixed"},
-    "training.abkd.on_policy_share": {"training.abkd.sampling": "mixed"},
+    **{f"training.gkd.{key}": {"training.gkd.on_policy": "adaptive"} for key in ADAPTIVE},
+    "training.distillm.on_policy_share": {"training.distillm.on_policy": "mixed"},
+    "training.abkd.on_policy_share": {"training.abkd.on_policy": "mixed"},
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }

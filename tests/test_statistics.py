@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from takd.analysis import comparisons, statistics, table
+from takd.analysis import comparisons, fairness, statistics, table
 from takd.analysis.comparisons import Pair, pairs
 from takd.analysis.measures import TESTED
 from takd.analysis.results import Evaluation, Model, Results
@@ -310,3 +311,39 @@ def test_numbers_are_written_with_a_true_minus_and_no_minus_zero():
     assert Interval(-0.44, 1.0).text(signed=True) == "−0.4 to +1.0"
     assert comparisons.p_text(0.0004) == "p\u00a0<\u00a00.001"
     assert comparisons.p_text(0.0123) == "p\u00a0=\u00a00.012"
+
+
+def trained(results, lineage, settings, steps, inputs):
+    """Give the trainings of a lineage what their manifests hold."""
+    for node, model in results.models.items():
+        if node.lineage == lineage:
+            method = lineage.rpartition("-")[2]
+            model.manifest.update(
+                spec={"settings": settings}, steps=steps, inputs=inputs, method=method
+            )
+
+
+def test_what_differs_besides_the_method_is_said():
+    results = made(lambda *_: np.zeros((2, 2)), [DIRECT, BY_KD, THROUGH], (1,), prompts=2)
+    for node, model in results.models.items():
+        results.models[node] = replace(model, manifest=dict(model.manifest))
+    common = {"batch_size": 32, "learning_rate": 1e-3}
+    rollouts = common | {"rows": None, "start": "sft", "teacher_mix": 0.2, "steps": 320}
+    labels = common | {"rows": 1000, "start": "base", "responses": "labels", "steps": 900}
+    direct, by_kd, through = map(lambda chain: of_chain(*chain), (DIRECT, BY_KD, THROUGH))
+    train = {"train": ["a" * 64]}
+    for lineage in (direct, through):
+        trained(results, lineage, rollouts, 320, train | {"init": ["b" * 64]})
+    trained(results, by_kd, labels | {"batch_size": 64}, 900, train | {"base": ["c" * 64]})
+    pair = Pair("method", direct, by_kd)
+    found = {one.what: (one.ours, one.theirs) for one in fairness.unequal(results, pair)}
+    assert found == {
+        "training rows": ("all", "1,000"), "responses": ("rollouts", "labels"),
+        "start": ("SFT", "starting weights"), "steps": ("320", "900"), "batch_size": ("32", "64"),
+    }  # fmt: skip
+    assert fairness.warning(results, pair) == (
+        "Arms differ in data or start: training rows all against 1,000, responses rollouts against labels,"
+        " start SFT against starting weights."
+    )
+    assert fairness.warning(results, Pair("direct", through, direct)) == ""
+    assert fairness.unequal(results, Pair("direct", through, direct)) == []

@@ -14,6 +14,7 @@ from strike import Strike
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from takd.methods.registry import METHODS
 from takd.models.precision import torch_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,14 +69,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "seqkd": {"responses": "teacher", "start": "base"},
     "loss_adaptive": {"start": "base"},
-    "gkd": {**REGIME, "sampling": "mixed", "beta": 0.5},
+    "gkd": {**REGIME, "on_policy": "mixed", "beta": 0.5},
     "distillm": {
         **REGIME,
-        "sampling": "adaptive",
+        "on_policy": "adaptive",
         "divergence": "skewed_forward_kl",
         "skew": 0.1,
     },
-    "abkd": {**REGIME, "sampling": "fixed", "alpha": 0.2, "beta": 0.7},
+    "abkd": {**REGIME, "on_policy": "off", "alpha": 0.2, "beta": 0.7},
     "minillm": {
         **MINILLM_REFERENCE,
         "rollouts_per_round": 8,
@@ -170,14 +171,18 @@ class Workspace:
         self.manifest(split, **of_split("train" if split == "long" else split))
 
     def spec(self, method: str, **settings: Any) -> dict[str, Any]:
-        taught = {} if method == "sft" else {"teacher": ["teacher-sft", 3]}
+        settings = {**COMMON, **SETTINGS[method], **settings}
+        asks = method not in METHODS or METHODS[method].asks_teacher(settings)
+        taught = {"teacher": ["teacher-sft", 3], "asks_teacher": asks} if method != "sft" else {}
+        if settings.get("start") == "sft":
+            taught["init"] = ["student-sft", 3]
         return {
             "lineage": "student-sft" if method == "sft" else f"teacher-sft__student-{method}",
             **taught,
             "seed": 3,
             "model": "student",
             "method": method,
-            "settings": {**COMMON, **SETTINGS[method], **settings},
+            "settings": settings,
             "max_length": 16,
             "max_prompt_length": 8,
             "dev_decoding": DECODING,

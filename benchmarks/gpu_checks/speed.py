@@ -24,7 +24,7 @@ from takd.methods.base import Context
 from takd.methods.sft import Sft
 from takd.models.logits import freeze
 from takd.preflight import flops, memory, shapes
-from takd.preflight.gpus import CPU, Card, find_card
+from takd.preflight.gpus import CPU, Gpu, find_gpu
 from takd.preflight.memory import Resources, Texts
 from takd.runtime.errors import InputError
 
@@ -255,12 +255,12 @@ def _expect(findings: Findings, case: Case, precision: str) -> None:
 _PLAN: dict[str, Any] = {"dropout": 0.0, "lora": None, "deepspeed": None, "dev_rows": None}
 
 
-def _card(findings: Findings) -> Card:
+def _card(findings: Findings) -> Gpu:
     """The card by its data sheet; one like it, for the memory's sake, where the table does not have it."""
     if not findings.gpu:
         return CPU
     try:
-        return find_card(torch.cuda.get_device_name())
+        return find_gpu(torch.cuda.get_device_name())
     except InputError as error:
         findings.add("plan", f"counts as for an h100: {error}")
-        return find_card("h100")
+        return find_gpu("h100")

@@ -1,14 +1,13 @@
-"""Questions about an experiment before it runs, and about its results.
+"""Check an experiment before it runs, and its results afterwards.
 
-    python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--card v100l] [--config data=FOLDER]
+    python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--gpu v100l] [--config data=FOLDER]
     python -m takd doctor                           the same options
     python -m takd data [--experiment NAME] [--config data=FOLDER]
     python -m takd verify [--experiment NAME | FOLDER]
 
-`plan` estimates the time and resources of each stage, and `doctor` lists what would prevent a run
-(docs/preflight.md explains both). `data` prints the row counts and digests of the data, to be
-copied into the experiment file. `verify` compares all results, or those in FOLDER, with the digests
-in their records (docs/faults.md).
+`plan` estimates time and resources of each stage, `doctor` lists what would prevent a run (docs/preflight.md). `data`
+prints row counts and digests of the data, to be copied into the experiment file (docs/data.md). `verify` compares
+results with the digests in their records (docs/faults.md).
 """
 
 import argparse
@@ -31,9 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return {"plan": plan, "doctor": doctor, "data": data, "verify": verify}[options.question](
-            options
-        )
+        return int(options.run(options))
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -47,12 +44,11 @@ def plan(options: argparse.Namespace) -> int:
     from takd.preflight import table
     from takd.preflight.collect import prepare
 
-    prepared = prepare(ROOT, **_asked(options))
-    planned = prepared.planner.plan(prepared.jobs)
+    planner, planned, _ = prepare(ROOT, **_asked(options))
     if options.json:
-        print(json.dumps(table.as_json(prepared.planner, planned), indent=1))
+        print(json.dumps(table.as_json(planner, planned), indent=1))
     else:
-        print(table.text(prepared.planner, planned))
+        print(table.text(planner, planned))
     return 0
 
 
@@ -62,10 +58,9 @@ def doctor(options: argparse.Namespace) -> int:
     from takd.preflight.collect import facts, prepare
 
     prepared = prepare(ROOT, **_asked(options))
-    planned = prepared.planner.plan(prepared.jobs)
-    findings = doctor.examine(facts(prepared, planned), prepared.planner, planned)
+    findings = doctor.examine(facts(*prepared), prepared.planner, prepared.planned)
     if options.json:
-        print(json.dumps([finding.__dict__ for finding in findings], indent=1))
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         print("\n".join(map(str, findings)))
     return int(any(finding.level == "error" for finding in findings))
@@ -110,18 +105,25 @@ def verify(options: argparse.Namespace) -> int:
     for fault in found.faults:
         print(fault)
     count = len(found.faults)
-    said = f"{count} fault{'s' if count != 1 else ''}" if count else "no fault"
+    said = f"{count} fault{'s' if count > 1 else ''}" if count else "no fault"
     print(f"{results}: {found.files} files, {found.bytes:,} bytes compared, {said}")
-    return int(bool(found.faults))
+    return int(count > 0)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    if options.card:
+        raise InputError(f"--card is called --gpu: --gpu {options.card}")
+    counts = _pairs(options.rows, "--rows")
+    for name, text in counts.items():
+        if not text.isdecimal() or int(text) < 1:
+            right = f"must end in a number of rows, such as {name}=1000."
+            raise InputError(f"--rows {name}={text} {right}")
     return {
         "name": options.experiment,
         "profile": options.profile,
-        "card": options.card,
+        "gpu": options.gpu,
         "variables": _pairs(options.config, "--config"),
-        "counts": {key: _number(key, n) for key, n in _pairs(options.rows, "--rows").items()},
+        "counts": {name: int(text) for name, text in counts.items()},
     }
 
 
@@ -133,61 +135,33 @@ def _pairs(words: list[str], option: str) -> dict[str, str]:
     return found
 
 
-def _number(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--rows {name}={text} must end in a number of rows, such as {name}=1000.")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m takd", description=(__doc__ or "").splitlines()[0]
-    )
-    questions = parser.add_subparsers(dest="question", required=True)
-    helps = {
-        "plan": "what an experiment will take",
-        "doctor": "what stands in its way",
-        "data": "what pins the rows that it reads",
-        "verify": "whether its results are what was written",
-    }
-    for name, text in helps.items():
-        add = questions.add_parser(name, help=text, description=text).add_argument
-        add(
-            "--experiment",
-            metavar="NAME",
-            help="of config/experiments; else as in config/config.yaml",
-        )
-        if name == "verify":
-            text = "results to look at, instead of those of an experiment here"
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m takd", description=about)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for run, text in (
+        (plan, "estimate time, memory and disk of each stage"),
+        (doctor, "list what would prevent a run"),
+        (data, "print row counts and digests of the data"),
+        (verify, "compare results with their digests"),
+    ):
+        command = commands.add_parser(run.__name__, help=text, description=text)
+        command.set_defaults(run=run)
+        add = command.add_argument
+        add("--experiment", metavar="NAME", help="default: the one in config/config.yaml")
+        if run is verify:
+            text = "folder of results (default: those of the experiment)"
             add("folder", nargs="?", type=Path, metavar="FOLDER", help=text)
             continue
-        add(
-            "--config",
-            nargs="+",
-            default=[],
-            metavar="NAME=VALUE",
-            help="variables of the experiment",
-        )
-        if name == "data":
+        pairs: dict[str, Any] = {"nargs": "+", "default": []}
+        add("--config", metavar="NAME=VALUE", help="variables of the experiment", **pairs)
+        if run is data:
             continue
-        add(
-            "--profile",
-            metavar="FOLDER",
-            help="Snakemake's profile; else the defaults of the rules",
-        )
-        add(
-            "--card",
-            metavar="NAME",
-            help="GPU, such as v100l; else that of the profile or of this machine",
-        )
-        add(
-            "--rows",
-            nargs="+",
-            default=[],
-            metavar="SPLIT=COUNT",
-            help="rows of data that are not here yet",
-        )
-        add("--json", action="store_true", help="for machines")
+        add("--profile", metavar="FOLDER", help="Snakemake profile, such as profiles/slurm")
+        add("--gpu", metavar="NAME", help="such as v100l (default: of the profile or machine)")
+        add("--card", help=argparse.SUPPRESS)  # the former name of --gpu
+        add("--rows", metavar="SPLIT=COUNT", help="row counts of missing data", **pairs)
+        add("--json", action="store_true", help="print JSON")
     return parser
 
 

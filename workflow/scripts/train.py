@@ -6,20 +6,13 @@ python workflow/scripts/train.py --spec JSON --nodes 1 --processes 1 --micro-bat
   --output metrics=metrics.jsonl --output manifest=manifest.json
 """
 
-import importlib
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 
 def named(spec):
     """Inputs that are recorded but not read: the teacher, if the method uses only its precomputed outputs."""
-    if "teacher" not in spec:
-        return []
-    method = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
-    return [] if method.asks_teacher(spec["settings"]) else ["teacher"]
+    asks = "teacher" not in spec or spec["asks_teacher"]
+    return [] if asks else ["teacher"]
 
 
 main(

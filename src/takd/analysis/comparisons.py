@@ -1,9 +1,9 @@
 """Compare the pairs of models that answer the questions of an experiment, with confidence intervals and tests.
 
-Three questions, each tested on every evaluation set: does a distilled model beat the same model trained on labels
-alone; does a chain through assistants beat distillation directly from its head; does one method (or one setting of
-it) beat another where the chains are otherwise the same. The tests of one question on one set are one family, with
-Holm-corrected p values.
+Three questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
+assistants beat direct distillation from its head; does one method (or one setting of it) beat another where the chains
+are otherwise the same. The tests of one question and measure on one set are one family, with Holm-corrected p values;
+those of its strata are another.
 """
 
 import itertools
@@ -31,8 +31,8 @@ Columns = dict[str, Any]
 STRATA = 30
 """Strata that scores are broken down by, at most; those with most prompts."""
 QUESTIONS = {
-    "sft": "distilled against trained on labels alone",
-    "direct": "through assistants against straight from the teacher",
+    "sft": "distillation against the SFT baseline",
+    "direct": "through assistants against direct distillation",
     "method": "method against method, or setting against setting",
 }
 
@@ -120,7 +120,7 @@ def tested(results: Results) -> Iterator[Columns]:
 def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator[Columns]:
     """Yield scores and differences over the prompts of each stratum; all strata are one family of tests."""
     asked = pairs(results)
-    families: dict[tuple[str, str], list[tuple[Columns, Columns, Array]]] = {}
+    families: dict[tuple[str, str], list[tuple[Columns, Columns, list[Columns]]]] = {}
     for stratum, chosen in strata.items():
         scores: list[tuple[Columns, Array]] = []
         gaps: list[tuple[Columns, Array]] = []
@@ -149,19 +149,21 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator
         p_values = tests([gap for _, gap in gaps])
         for (about, gap), estimate, p in zip(gaps, found[len(scores) :], p_values, strict=True):
             family = families.setdefault((about["question"], about["measure"]), [])
-            family.append((about, estimate | p, gap))
+            seeds = shared(results, Pair(about["question"], about["lineage"], about["other"]))
+            family.append((about, estimate | p, _by_seed(about, seeds, gap)))
     for family in families.values():
         estimated = corrected([estimate for _, estimate, _ in family])
-        for (about, _, gap), estimate in zip(family, estimated, strict=True):
+        for (about, _, by_seed), estimate in zip(family, estimated, strict=True):
             yield about | estimate
-            pair = Pair(about["question"], about["lineage"], about["other"])
-            yield from _by_seed(about, shared(results, pair), gap)
+            yield from by_seed
 
 
-def _by_seed(about: Columns, seeds: list[int], scores_rpd: Array) -> Iterator[Columns]:
-    """Yield the mean of each training seed."""
-    for seed, value in zip(seeds, scores_rpd.mean(axis=(1, 2)).tolist(), strict=True):
-        yield about | {"value": value, "seed": seed, "n_prompts": scores_rpd.shape[1]}
+def _by_seed(about: Columns, seeds: list[int], scores_rpd: Array) -> list[Columns]:
+    """Mean of each training seed."""
+    return [
+        about | {"value": value, "seed": seed, "n_prompts": scores_rpd.shape[1]}
+        for seed, value in zip(seeds, scores_rpd.mean(axis=(1, 2)).tolist(), strict=True)
+    ]
 
 
 def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:

@@ -62,8 +62,8 @@ def runs(results: Results) -> Iterator[Run]:
         skipped = int(model.end.get("skipped", 0))
         steps = int(model.manifest["steps"])
         yield Run(TRAINING, *node, model.end, steps=steps, skipped=skipped)
-    for each in sorted(results.teacher_cache, key=writing_stage):
-        yield from (Run(writing_stage(each), *each.teacher, end) for end in each.ends)
+    for each in sorted(results.teacher_cache, key=cache_stage):
+        yield from (Run(cache_stage(each), *each.teacher, end) for end in each.ends)
     for stage in EVALUATION:
         for (node, name), evaluation in results.evaluations.items():
             end = evaluation.end if stage == ANSWERS else evaluation.likelihoods_end
@@ -138,9 +138,9 @@ def unit(results: Results) -> str:
     return {(True,): "CPU hours", (False,): "GPU hours"}.get(tuple(cpu), "hours of CPU or GPU")
 
 
-def writing_stage(written: CachedOutput) -> str:
+def cache_stage(cached: CachedOutput) -> str:
     """Name the stage that computed a teacher cache."""
-    return "teacher, answers" if written.drawn else "teacher, outputs"
+    return "teacher, answers" if cached.drawn else "teacher, outputs"
 
 
 def device_text(end: dict[str, Any]) -> str:

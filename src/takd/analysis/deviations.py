@@ -1,4 +1,4 @@
-"""Limits of a report, and departures of its experiment from MiniLLM as published (arXiv 2306.08543).
+"""Limits of a report, and departures of its experiment from the one published with a method.
 
 Only departures that settings, manifests or the data report show are listed.
 """
@@ -11,24 +11,16 @@ from takd.analysis.comparisons import QUESTIONS, pairs
 from takd.analysis.results import Results
 from takd.analysis.text import counted
 from takd.experiment.lineage import split
+from takd.methods.registry import METHODS, REPLICATED
 
-PAPER = "MiniLLM as published (arXiv 2306.08543)"
+METHOD = METHODS[REPLICATED]
+PAPER = f"{METHOD.title} as published (arXiv {METHOD.paper})"
 SETS = 5
 """Dolly, SelfInst, Vicuna, S-NI and UnNI: section 3.1 of the paper."""
 DECODING_SEEDS = 5
 """10 to 50: section 3.1."""
 LONGEST = 256
 """Tokens of an answer, in the authors' code: 512 less a prompt of 256."""
-MINILLM = {
-    "learning_rate": 5e-6,
-    "steps": 5000,
-    "rollouts_per_round": 256,
-    "inner_epochs": 4,
-    "teacher_mix": 0.2,
-    "length_normalisation": True,
-    "single_step_weight": 1.0,
-}
-"""Section 3.1, the appendix on training, and the three strategies of section 2.2 that the ablation switches off."""
 
 
 def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
@@ -36,7 +28,7 @@ def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
     found = departures(results, data_report)
     departing = f"The run departs from {PAPER}: {'; '.join(found)}."
     none = (
-        f"Of what is looked at (sets, seeds, decoding, devices, starts, MiniLLM’s settings), nothing"
+        f"Of what is looked at (sets, seeds, decoding, devices, starts, {METHOD.title}’s settings), nothing"
         f" departs from {PAPER}."
     )
     return [
@@ -87,7 +79,7 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     spec = results.spec
     source = data_report["splits"]["train"]["source"]
     hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
-    minillm = [hop.model for hop in hops if hop.method == "minillm"]
+    replicated = [hop.model for hop in hops if hop.method == REPLICATED]
     sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])
     lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
     cpu = any(str(model.end.get("device")) == "cpu" for model in results.models.values())
@@ -110,10 +102,13 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
             ("trained on a CPU", cpu),
             (f"LoRA, not all weights, for {', '.join(lora)}", lora),
             (
-                "MiniLLM without its language-modelling term, as there is no corpus",
-                minillm and not corpus,
+                f"{METHOD.title} without its language-modelling term, as there is no corpus",
+                replicated and not corpus,
             ),
-            *((f"MiniLLM with {text}", True) for text in _minillm(results, minillm)),
+            *(
+                (f"{METHOD.title} with {text}", True)
+                for text in _of_the_method(results, replicated)
+            ),
         )
         if holds
     ]
@@ -156,13 +151,13 @@ def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
     return found
 
 
-def _minillm(results: Results, models: list[str]) -> list[str]:
-    """Settings of MiniLLM that differ from the paper's, with the affected models unless all are."""
+def _of_the_method(results: Results, models: list[str]) -> list[str]:
+    """Settings of the method that differ from the paper's, with the affected models unless all are."""
     found = []
-    for key, paper in MINILLM.items():
+    for key, paper in METHOD.published.items():
         by_value: dict[str, list[str]] = {}
         for model in models:
-            value = _settings(results, model, "minillm").get(key)
+            value = _settings(results, model, REPLICATED).get(key)
             if value is not None and value != paper:
                 by_value.setdefault(json.dumps(value), []).append(model)
         for value, whose in by_value.items():

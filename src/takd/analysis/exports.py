@@ -182,18 +182,25 @@ def differences_csv(results: Results) -> str:
     p values are corrected within the family: one question and measure on one set, over all prompts or over all strata.
     """
     found = table.of(results)
+    by_seed: dict[tuple[str, ...], dict[int | None, float]] = {}
+    for number in table.rows(found, kind=DIFFERENCE, stratum=ANY, seed=EACH):
+        by_seed.setdefault(_place(number), {})[number.seed] = number.value
     lines: list[dict[str, Any]] = []
     for number in table.rows(found, kind=DIFFERENCE, stratum=ANY):
-        same = ("kind", "set", "stratum", "measure", "question", "lineage", "other")
-        wanted = {key: getattr(number, key) for key in same}
-        pair = Pair(number.question, number.lineage, number.other)
-        line = {key: wanted[key] for key in ("set", "stratum", "measure", "question")}
-        line |= {"ours": pair.ours, "theirs": pair.theirs}
+        names = ("set", "stratum", "measure", "question", "ours", "theirs")
+        line: dict[str, Any] = dict(zip(names, _place(number), strict=True))
         line |= {"n_training_seeds": number.n_training_seeds, "family": number.family}
         line |= columns("difference", number) | tests(number)
-        line |= _seeds(results, "difference", found, wanted)
+        values = by_seed.get(_place(number), {})
+        line |= {f"difference_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
+        pair = Pair(number.question, number.lineage, number.other)
         lines.append(line | {"arms": warning(results, pair)})
     return to_csv(lines) if lines else to_csv([], ("set", "question", "ours", "theirs"))
+
+
+def _place(number: Number) -> tuple[str, ...]:
+    where = (number.set, number.stratum, number.measure, number.question)
+    return (*where, number.lineage, number.other)
 
 
 def scores_csv(results: Results) -> str:

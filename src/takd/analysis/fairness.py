@@ -9,6 +9,7 @@ from takd.analysis.comparisons import Pair, shared
 from takd.analysis.results import Results
 from takd.analysis.text import flat
 from takd.experiment.lineage import Node
+from takd.methods.registry import METHODS
 
 DATA_OR_START = ("training rows", "training data", "responses", "start")
 """What makes a comparison one of more than methods."""
@@ -39,7 +40,7 @@ def facts(results: Results, lineage: str, seed: int) -> dict[str, str]:
         "training rows": f"{rows:,}" if rows else "all",
         "training data": " ".join(digest[:12] for digest in inputs.get("train", [])),
         "responses": settings.get(
-            "responses", "labels" if manifest["method"] == "sft" else "rollouts"
+            "responses", "rollouts" if METHODS[manifest["method"]].rollouts else "labels"
         ),
         "start": "SFT" if "init" in inputs else "starting weights",
         "steps": f"{manifest['steps']:,}",

@@ -1,9 +1,11 @@
-"""Formatting of small parts of sentences."""
+"""Texts that pages and model cards share."""
 
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
+
+from takd.methods.registry import METHODS, REPLICATED
 
 
 def listed(items: Iterable[Any]) -> str:
@@ -44,3 +46,23 @@ def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
 def plain(value: Any) -> str:
     """Format a setting's value as in an experiment file."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+PAPERS = (
+    f"{METHODS[REPLICATED].citation}\n"
+    + """\
+@inproceedings{mirzadeh2020improved,
+  title         = {Improved Knowledge Distillation via Teacher Assistant},
+  author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
+                   and Matsukawa, Akihiro and Ghasemzadeh, Hassan},
+  booktitle     = {AAAI Conference on Artificial Intelligence},
+  volume        = {34},
+  number        = {4},
+  pages         = {5191--5198},
+  year          = {2020},
+  eprint        = {1902.03393},
+  archiveprefix = {arXiv}
+}
+"""
+)
+"""BibTeX entries of the papers whose methods this is."""

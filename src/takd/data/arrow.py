@@ -1,4 +1,4 @@
-"""Write data sets as a stream, with a digest of their contents."""
+"""Prepared data sets: written as a stream, with a digest of their contents, and loaded by stages."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.data.row import batches
+from takd.runtime.stage import Stage
 
 BATCH = 1024
 
@@ -29,6 +30,13 @@ def row_features(stratum: bool = False) -> Any:
         }
         | ({"stratum": Value("string")} if stratum else {})
     )
+
+
+def dataset_of(stage: Stage, name: str) -> Any:
+    """Load the data set beside the manifest that a stage gets as its input `name`."""
+    from datasets import load_from_disk
+
+    return load_from_disk(str(stage.input(name).parent / "dataset"))
 
 
 def save(examples: Iterable[dict[str, Any]], features: Any, folder: Path) -> str:

@@ -17,8 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from takd.runtime.digests import file_digest
-from takd.runtime.errors import InputError
-from takd.runtime.hub_errors import hub_error
+from takd.runtime.errors import InputError, hub_error
 
 FOLDER = Path("resources/downloads")
 SCHEMES = ("https", "file")

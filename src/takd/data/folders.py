@@ -1,4 +1,4 @@
-"""Check that a local data folder refers only to files inside it, whose digests the experiment's settings hold."""
+"""Files of a local data folder, in the order in which they are read, and what the folder may refer to."""
 
 import json
 import re
@@ -14,6 +14,16 @@ from takd.runtime.errors import InputError
 CARD, CONFIGURATION = "README.md", ".huggingface.yaml"
 STATES = ("state.json", "*/state.json")
 FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", re.S | re.M)
+
+
+def files_below(place: Path, ending: str = "") -> list[Path]:
+    """List a file itself, or all files below a folder with this ending, sorted by name, without hidden ones."""
+    if place.is_file():
+        return [place]
+    found = (path for path in place.rglob(f"*{ending}") if path.is_file())
+    return sorted(
+        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
+    )
 
 
 def check_within(folder: Path) -> None:

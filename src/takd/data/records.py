@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from takd.data.folders import check_within
+from takd.data.folders import check_within, files_below
 from takd.data.text_files import OPENERS, TABLES, Record, json_file, json_lines, table
-from takd.runtime.brought_files import AGAIN, foreign
 from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged, files_below
+from takd.runtime.files import AGAIN, check_unchanged, foreign
 
 Source = Mapping[str, Any]
 
@@ -19,10 +18,7 @@ NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files th
 
 
 def records(
-    source: Source,
-    name: str,
-    streaming: bool = False,
-    unread: Callable[[str], None] | None = None,
+    source: Source, name: str, streaming: bool = False, unread: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, Record]]:
     """Yield each record of a source, except the demo's, with its location.
 

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import demo, filters
+from takd.data.folders import files_below
 from takd.data.records import others, records
 from takd.data.row import Row
 from takd.data.text_files import kind, lines
 from takd.data.unused import Unused
 from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged, files_below
+from takd.runtime.files import check_unchanged
 
 Source = Mapping[str, Any]
 
 
 def rows(
-    source: Source,
-    dropped: Callable[[Row], None] | None = None,
-    unused: Unused | None = None,
+    source: Source, dropped: Callable[[Row], None] | None = None, unused: Unused | None = None
 ) -> Iterator[Row]:
     """Read instruction rows in the order of the source.
 

@@ -12,7 +12,8 @@ from takd.data import sources
 from takd.data.page import render
 from takd.data.row import NAMED
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.files import read_json, write_text
+from takd.runtime.stage import Stage
 
 DROPPED = (
     *("dropped_prompt_too_long", "empty_output", "dropped_duplicates", "dropped_leaks"),

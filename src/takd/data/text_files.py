@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from takd.runtime.brought_files import foreign
 from takd.runtime.errors import InputError
+from takd.runtime.files import foreign
 
 Record = Mapping[str, Any]
 

@@ -3,6 +3,7 @@
 Inputs: none. Outputs: `tokenizer` (folder for `AutoTokenizer.from_pretrained`), `manifest`.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from takd.data.template import CHAT, Template, fill
 from takd.data.tokenise import Encoder
 from takd.models.tokenizer_check import ALSO, FILES, entries, save_tokenizer
 from takd.runtime import files
-from takd.runtime.brought_files import read_json_object, reason
-from takd.runtime.digests import folder_digest
-from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, write_json
+from takd.runtime.digests import file_digest
+from takd.runtime.errors import InputError, reason
+from takd.runtime.files import read_json_object, write_json
+from takd.runtime.stage import Stage
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("(3 of)", "{x} <b>"))
@@ -206,3 +207,15 @@ def _place(source: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if "gguf" in source:
         return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
     return str(path), {"local_files_only": True}
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 over the names and contents of all files below a folder, in hexadecimal.
+
+    Leaves out the timestamp file that Snakemake adds to an output folder after the job.
+    """
+    total = hashlib.sha256()
+    files = (path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(path for path in files if path.name != ".snakemake_timestamp"):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode())
+    return total.hexdigest()

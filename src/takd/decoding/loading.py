@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from datasets import Dataset, disable_progress_bars, load_from_disk
+from datasets import disable_progress_bars
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -20,8 +20,9 @@ from takd.models.precision import (
     pretrained_in,
     torch_dtype,
 )
+from takd.runtime.files import write_text
 from takd.runtime.metrics_log import Journal
-from takd.runtime.stage import Stage, write_text
+from takd.runtime.stage import Stage
 
 
 def configure_libraries(stage: Stage) -> None:
@@ -42,16 +43,6 @@ def configure_libraries(stage: Stage) -> None:
     torch.use_deterministic_algorithms(True)
     # filling each new tensor takes time, and no result depends on uninitialised memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def dataset_of(stage: Stage, name: str) -> Dataset:
-    """Load the prepared data set beside the manifest that is the input `name`."""
-    return load_from_disk(str(stage.input(name).parent / "dataset"))
-
-
-def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
-    """Load the experiment's tokenizer."""
-    return causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
 
 
 def load(
@@ -90,7 +81,13 @@ def load(
     return model, vocabulary
 
 
-def close_log(stage: Stage, journal: Journal, count: int, processes: int = 1) -> None:
-    """Write the last line of a log, after `count` pieces of work, and move it to the outputs."""
+def close_log(stage: Stage, journal: Journal, count: int, tokens: int, processes: int = 1) -> None:
+    """Write the last line of a stage's log, and the log as the output `metrics`.
+
+    Args:
+        count: texts that the stage has dealt with, in all attempts.
+        tokens: their tokens.
+    """
+    journal.tokens = tokens
     journal.close(count, device=device_name(), processes=processes, **stage.origin())
     write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))

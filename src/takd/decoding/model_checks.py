@@ -13,8 +13,7 @@ from takd.losses.batch import RightPadded
 from takd.models.causal_lm import hidden_states, relative_error
 from takd.models.logits import lowered_type
 from takd.models.weight_files import FITTING
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
 
 STEPS = 4  # tokens that each text decodes
 SHORT = 24  # tokens of the longer text, if the family has no borders and texts are no longer

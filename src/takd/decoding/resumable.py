@@ -10,9 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from takd.decoding import loading
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
-from takd.runtime.metrics_log import Progress
-from takd.runtime.sharding import Share, Store
-from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.sharding import JsonlStore, Shard
+from takd.runtime.stage import Stage
 
 RowSeed = tuple[int, int]  # row of a data set, seed of the noise
 Responses = dict[RowSeed, dict[str, Any]]  # each with "tokens" and "finished"
@@ -36,7 +35,7 @@ def respond(
     prompts: Mapping[RowSeed, Prompt],
     decoding: Decoding,
     folder: Path,
-    share: Share | None = None,
+    shard: Shard | None = None,
 ) -> Responses:
     """Sample responses to prompts; those that the folder already holds are not sampled again.
 
@@ -46,42 +45,36 @@ def respond(
         title: text for progress messages, such as the model and the data.
         model: folder of the model.
         folder: folder in which responses are saved.
-        share: this process's share of the prompts; all processes return all responses.
+        shard: this process's share of the prompts; all processes return all responses.
 
     Raises:
         InputError: `takd.decoding.sampling` does not support the model.
         Interrupted: SIGTERM or time limit; finished responses are in the folder.
     """
-    share = share or Share()
-    store = Store(folder, "answers", share, stage.say)
+    shard = shard or Shard()
+    store = JsonlStore(folder, "answers", shard, stage.say)
     responses = _stored(store)
     left = [(key, prompt) for key, prompt in prompts.items() if key not in responses]
     # no process may write before all have read, as they would disagree about what is left
-    share.wait()
+    shard.wait()
     if not left:
         return responses
     # sorted by length; every process gets a share of each length
     left.sort(key=lambda pair: len(pair[1].tokens))
-    mine = share.of(left)
+    mine = shard.of(left)
     if mine:
         longest = max(len(prompt.tokens) for _, prompt in mine) + decoding.max_new_tokens
         loaded, vocabulary = loading.load(stage, model, tokenizer, stage.spec["lineage"], longest)
         done = len(prompts) - len(left)
         total = done + len(mine)
-        progress = Progress(title, total, done, active=share.first)
+        with store.saving(stage, title, "responses", total, done) as save:
 
-        def save(index: int, response: Response) -> None:
-            nonlocal done
-            row, seed = mine[index][0]
-            found = {"tokens": response.tokens.tolist(), "finished": response.finished}
-            responses[row, seed] = found
-            store.add({"row": row, "seed": seed, **found})
-            done += 1
-            progress.step(done, {})
-            if done < total and stage.should_stop():
-                raise Interrupted(f"{title}: {done} of {total} responses are kept.")
+            def finished(index: int, response: Response) -> None:
+                row, seed = mine[index][0]
+                found = {"tokens": response.tokens.tolist(), "finished": response.finished}
+                responses[row, seed] = found
+                save({"row": row, "seed": seed, **found})
 
-        with store.appending():
             draw(
                 loaded,
                 [prompt for _, prompt in mine],
@@ -89,13 +82,12 @@ def respond(
                 end_token=tokenizer.eos_token_id,
                 vocabulary=vocabulary,
                 micro_batch=stage.micro_batch,
-                finished=save,
+                finished=finished,
             )
-        progress.close()
-    share.wait()
-    return responses if share.count == 1 else _stored(store)
+    shard.wait()
+    return responses if shard.count == 1 else _stored(store)
 
 
-def _stored(store: Store) -> Responses:
+def _stored(store: JsonlStore) -> Responses:
     """Return the saved responses."""
     return {(found.pop("row"), found.pop("seed")): found for found in store.read()}

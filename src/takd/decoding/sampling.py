@@ -226,8 +226,7 @@ class _Decoder:
         here = torch.arange(len(self.rows), device=next_b.device), self.drawn_b.clamp(max=last)
         self.tokens_bt[here] = next_b
         if self.scored:
-            # of each token under q, p and p̃, for rewards log p - log q and weights w = q / p̃
-            # (MiniLLM, section 2.2)
+            # under q, p and p̃: for rewards log p - log q, and weights w = q / p̃ (MiniLLM, 2.2)
             three = logs[0], logs[-1], mixed_bv
             for scores_bt, log_bv in zip(self.scores_kbt, three, strict=True):
                 scores_bt[here] = log_likelihood(log_bv, next_b)

@@ -13,14 +13,17 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from takd.decoding.loading import close_log, configure_libraries, dataset_of, tokenizer_of
+from takd.data.arrow import dataset_of
+from takd.decoding.loading import close_log, configure_libraries
 from takd.decoding.prompts import Decoding
 from takd.decoding.resumable import Responses, prompts_of, respond
 from takd.metrics import diversity, rouge
 from takd.metrics.parallel import score
-from takd.runtime.metrics_log import Journal, timed
-from takd.runtime.sharding import Share, shared, write_lines
-from takd.runtime.stage import Stage, read_json
+from takd.models.causal_lm import tokenizer_of
+from takd.runtime.files import read_json, write_lines
+from takd.runtime.metrics_log import Journal
+from takd.runtime.sharding import Shard, resumable
+from takd.runtime.stage import Stage
 
 Record = dict[str, Any]
 
@@ -37,14 +40,11 @@ KEPT = (
 def run(stage: Stage) -> None:
     """Sample the missing responses, score all, and write the outputs."""
     configure_libraries(stage)
-    with (
-        shared(stage, stage.outputs["scores"]) as (folder, share),
-        timed(folder, active=share.first) as journal,
-    ):
-        _evaluate(stage, folder, share, journal)
+    with resumable(stage, stage.outputs["scores"]) as (folder, shard, journal):
+        _evaluate(stage, folder, shard, journal)
 
 
-def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
+def _evaluate(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> None:
     spec, seeds = stage.spec, stage.spec["seeds"]
     title = f"{spec['lineage']} seed {spec['seed']} on {spec['set']}"
     dataset, tokenizer = dataset_of(stage, "data"), tokenizer_of(stage)
@@ -57,19 +57,19 @@ def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> Non
         prompts_of(dataset, range(len(dataset)), seeds),
         Decoding(**spec["decoding"]),
         folder,
-        share,
+        shard,
     )
-    if not share.first:
+    if not shard.first:
         return
     # the first process does the rest
-    journal.tokens = sum(len(found["tokens"]) for found in responses.values())
-    threads = stage.threads * share.count
+    threads = stage.threads * shard.count
     rows = list(_rows(dataset, tokenizer, responses, seeds, threads, rouge_tokenizer))
     write_lines(stage.outputs["generations"], rows, ensure_ascii=False, sort_keys=True)
     keys = [(row, seed) for row in range(len(dataset)) for seed in seeds]
     answers = ({"row": row, "seed": seed, **responses[row, seed]} for row, seed in keys)
     write_lines(stage.outputs["answers"], answers)
-    close_log(stage, journal, len(responses), share.count)
+    tokens = sum(len(found["tokens"]) for found in responses.values())
+    close_log(stage, journal, len(responses), tokens, shard.count)
     found = summary(rows, seeds, rouge_tokenizer)
     # written last: it marks the result as complete
     stage.write_record(

@@ -21,12 +21,11 @@ from textwrap import shorten
 from typing import Any
 
 from takd.evaluation.endpoint import Endpoint
-from takd.runtime.checkpoints import resumable
 from takd.runtime.digests import short_digest
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Progress
-from takd.runtime.sharding import Share, Store, write_lines
-from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.files import write_lines
+from takd.runtime.sharding import JsonlStore, Shard, resumable
+from takd.runtime.stage import Stage
 
 PROMPT = """\
 Two assistants answered the same task. What belongs to the task and to each answer stands between marks that end in
@@ -80,7 +79,7 @@ def ratings(reply: str) -> tuple[float, float] | None:
 
 def run(stage: Stage) -> None:
     """Request the missing judgements, and write the outputs."""
-    with resumable(stage, stage.outputs["judge"]) as folder:
+    with resumable(stage, stage.outputs["judge"]) as (folder, _, _):
         judge(stage, folder, Endpoint(stage.spec["judge"], say=stage.say))
 
 
@@ -101,18 +100,13 @@ def judge(stage: Stage, folder: Path, by: Endpoint) -> None:
         for output in row["outputs"]
         if output["seed"] in settings["seeds"]
     }
-    store = Store(folder, "replies", Share(), stage.say)
+    store = JsonlStore(folder, "replies", Shard(), stage.say)
     replies = {(record["id"], record["seed"]): record["reply"] for record in store.read()}
     left = [key for key in asked if key not in replies]
-    progress = Progress(title, len(asked), len(asked) - len(left), active=True)
-    with store.appending():
+    with store.saving(stage, title, "replies", len(asked), len(asked) - len(left)) as save:
         for key, reply in _ask(by, {key: asked[key] for key in left}, settings["parallel"]):
             replies[key] = reply
-            store.add({"id": key[0], "seed": key[1], "reply": reply})
-            progress.step(len(replies), {})
-            if stage.should_stop() and len(replies) < len(asked):
-                raise Interrupted(f"{title}: {len(replies)} of {len(asked)} replies are kept.")
-    progress.close()
+            save({"id": key[0], "seed": key[1], "reply": reply})
     lines = [_judgement(key, prompt, replies[key]) for key, prompt in asked.items()]
     write_lines(stage.outputs["judgements"], lines, ensure_ascii=False, sort_keys=True)
     kept = {name: spec[name] for name in ("lineage", "seed", "set", "judge")}

@@ -20,15 +20,18 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from takd.data.arrow import dataset_of
 from takd.data.tokenise import Encoder
 from takd.decoding import loading
 from takd.evaluation import log_likelihoods
 from takd.evaluation.log_likelihoods import Record, Text
 from takd.metrics import calibration, exposure_bias
+from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Journal, Progress, timed
-from takd.runtime.sharding import Share, Store, shared, write_lines
-from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.files import write_lines
+from takd.runtime.metrics_log import Journal
+from takd.runtime.sharding import JsonlStore, Shard, resumable
+from takd.runtime.stage import Stage
 
 ROLES = ("direct", "first")
 # Texts are read in parts: "references", and for each teacher "<role>/references", "<role>/own"
@@ -40,22 +43,19 @@ KINDS = ("references", *DRAWN)
 def run(stage: Stage) -> None:
     """Compute what is missing, then the means, and write the outputs."""
     loading.configure_libraries(stage)
-    with (
-        shared(stage, stage.outputs["likelihoods"]) as (folder, share),
-        timed(folder, active=share.first) as journal,
-    ):
-        _run(stage, folder, share, journal)
+    with resumable(stage, stage.outputs["likelihoods"]) as (folder, shard, journal):
+        _run(stage, folder, shard, journal)
 
 
-def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
+def _run(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> None:
     spec, teachers = stage.spec, stage.spec["teachers"]
-    dataset = loading.dataset_of(stage, "data")
+    dataset = dataset_of(stage, "data")
     texts = _texts(stage, dataset)
-    store = Store(folder, "texts", share, stage.say)
+    store = JsonlStore(folder, "texts", shard, stage.say)
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['set']}"
-    _read(stage, title, texts, store, share)
-    share.wait()
-    if not share.first:
+    _read(stage, title, texts, store, shard)
+    shard.wait()
+    if not shard.first:
         return
     # read back from the store, so that all attempts give the same result; in the order of the data
     found: dict[tuple[str, int, int], Record] = {}
@@ -63,8 +63,8 @@ def _run(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
         found[record.pop("part"), record["row"], record["index"]] = record
     records = {part: [found[(part, *text.key)] for text in texts[part]] for part in texts}
     write_lines(stage.outputs["prompts"], _prompts(dataset, records, teachers))
-    journal.tokens = sum(record["tokens"] for part in records.values() for record in part)
-    loading.close_log(stage, journal, len(found), share.count)
+    tokens = sum(record["tokens"] for part in records.values() for record in part)
+    loading.close_log(stage, journal, len(found), tokens, shard.count)
     measured = summary(records, teachers)
     # written last: it marks the result as complete
     stage.write_record(
@@ -123,43 +123,37 @@ def _responses(stage: Stage, name: str, prompts: Sequence[Sequence[int]]) -> lis
 
 
 def _read(
-    stage: Stage, title: str, texts: dict[str, list[Text]], store: Store, share: Share
+    stage: Stage, title: str, texts: dict[str, list[Text]], store: JsonlStore, shard: Shard
 ) -> None:
     """Process this process's batches that are not in the store yet."""
     spec, size = stage.spec, stage.micro_batch
     done = {(record["part"], record["row"], record["index"]) for record in store.read()}
     # no process may write before all have read, as they would disagree about what is left
-    share.wait()
+    shard.wait()
     mine: dict[str, list[list[Text]]] = {}
     for part, all_of_it in texts.items():
         # batches do not depend on earlier attempts, so rounding does not either
         ordered = sorted(all_of_it, key=lambda text: (len(text), text.key))
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         missing = [b for b in batches if any((part, *text.key) not in done for text in b)]
-        mine[part] = list(share.of(missing))
+        mine[part] = list(shard.of(missing))
     left = sum(len(batches) for batches in mine.values())
-    progress = Progress(title, left, 0, active=share.first)
-    tokenizer = loading.tokenizer_of(stage)
+    tokenizer = tokenizer_of(stage)
     longest = max((len(text) for part in texts.values() for text in part), default=1)
 
     def load(name: str, lineage: str) -> tuple[Any, int]:
         folder = stage.input(name).parent / "model"
         return loading.load(stage, folder, tokenizer, lineage, reads=longest)
 
-    def go(part: str, read: Callable[[list[Text]], list[Record]]) -> None:
-        nonlocal left
+    def read_part(part: str, read: Callable[[list[Text]], list[Record]]) -> None:
         for batch in mine[part]:
-            store.add(*({"part": part, **record} for record in read(batch)))
-            left -= 1
-            progress.step(progress.total - left, {})
-            if left and stage.should_stop():
-                raise Interrupted(f"{title}: {left} of {progress.total} batches are left.")
+            save(*({"part": part, **record} for record in read(batch)))
 
     if left:
-        with store.appending():
+        with store.saving(stage, title, "batches", left) as save:
             model, vocabulary = load("model", spec["lineage"])
             read = functools.partial(log_likelihoods.likelihoods, model, vocabulary=vocabulary)
-            go("references", read)
+            read_part("references", read)
             teacher: Any = None
             for role in separate(spec["teachers"]):
                 parts = [f"{role}/{kind}" for kind in KINDS]
@@ -172,9 +166,8 @@ def _read(
                     log_likelihoods.comparison, model, teacher, vocabulary=common
                 )
                 for part in parts:
-                    go(part, functools.partial(compare, steps=part.split("/")[1] in DRAWN))
+                    read_part(part, functools.partial(compare, steps=part.split("/")[1] in DRAWN))
                 del compare
-    progress.close()
 
 
 def _total(record: Record, name: str) -> float:

@@ -61,22 +61,20 @@ def others(value: Any, first: str) -> list[str]:
         return []
     words = value if isinstance(value, list) else str(value).split(",")
     names = [str(word).strip() for word in words]
-    for name in [first, *names]:
+
+    def error(text: str) -> InputError:
+        return InputError(f"--config {KEY}={value}: {text}")
+
+    for name in names:
         if not re.fullmatch(r"[A-Za-z0-9._+-]+", name):
-            raise InputError(
-                f"--config {KEY}={value}: {name!r} cannot be compared; a name has letters, digits and . _ + - only,"
-                " and commas stand between names."
-            )
+            right = "a name has letters, digits and . _ + - only, and commas stand between names."
+            raise error(f"{name!r} cannot be compared; {right}")
     for place, name in enumerate(names):
         if name == first or name in names[:place]:
             again = "is the experiment itself" if name == first else "stands there twice"
-            raise InputError(
-                f"--config {KEY}={value}: '{name}' {again}; name each other experiment once."
-            )
+            raise error(f"'{name}' {again}; name each other experiment once.")
     if len(names) >= MOST:
-        raise InputError(
-            f"--config {KEY}={value}: names {len(names)} experiments; at most {MOST - 1} can be compared with one."
-        )
+        raise error(f"names {len(names)} experiments; at most {MOST - 1} can be compared with one.")
     return names
 
 
@@ -88,16 +86,12 @@ def load_all(
     Each variable is passed to the experiments whose file uses it in a path. A variable that no file uses is passed to
     the first experiment, whose loading then fails with an error.
     """
-    names = [first_name, *others(named, first_name)]
-    files = [file_of(root, str(name)) for name in names]
-    used = [_variables(file) for file in files]
-    first, *rest = [
-        {name: value for name, value in variables.items() if name in found} for found in used
-    ]
-    everywhere = set().union(*used)
-    first |= {name: value for name, value in variables.items() if name not in everywhere}
+    paths = [file_of(root, str(name)) for name in (first_name, *others(named, first_name))]
+    used = [_variables(path) for path in paths]
+    used[0] |= set(variables) - set().union(*used)
     return [
-        load(file, root, variables=given) for file, given in zip(files, [first, *rest], strict=True)
+        load(path, root, {name: value for name, value in variables.items() if name in names})
+        for path, names in zip(paths, used, strict=True)
     ]
 
 
@@ -118,30 +112,28 @@ def files(experiment: Experiment, measured: Sequence[str]) -> dict[str, str]:
     Args:
         measured: names of the files of each evaluation; they depend on whether the experiment has a judge.
     """
-    found: dict[str, str] = {}
-    folder = results(experiment)
-    for name in (*experiment.splits, "tokenizer"):
-        found[f"{folder}/data/{name}/manifest.json"] = f"the data '{name}'"
+    base = results(experiment)
+    found = {
+        f"{base}/data/{name}/manifest.json": f"the data '{name}'"
+        for name in (*experiment.splits, "tokenizer")
+    }
     for model in dict.fromkeys(split(node.lineage)[-1].model for node in experiment.nodes):
-        found[f"{folder}/base/{model}/manifest.json"] = f"the starting weights of {model}"
-    for node in experiment.nodes:
-        place = f"{node.lineage}/seed{node.seed}"
+        found[f"{base}/base/{model}/manifest.json"] = f"the starting weights of {model}"
+    for lineage, seed in experiment.nodes:
         for file in ("manifest.json", "metrics.jsonl"):
-            found[f"{folder}/models/{place}/{file}"] = (
-                f"the model {node.lineage} of training seed {node.seed}"
-            )
+            what = f"the model {lineage} of training seed {seed}"
+            found[f"{base}/models/{lineage}/seed{seed}/{file}"] = what
     for entry in experiment.teacher_cache:
         for file in (entry.manifest, *entry.logs):
-            found[f"{folder}/teachers/{file}"] = (
-                f"the teacher cache of {entry.teacher} of training seed {entry.seed}"
-            )
-    judge = [JUDGE] if experiment.settings["evaluation"]["judge"] else []
-    for node in experiment.nodes:
+            what = f"the teacher cache of {entry.teacher} of training seed {entry.seed}"
+            found[f"{base}/teachers/{file}"] = what
+    judged = bool(experiment.settings["evaluation"]["judge"])
+    read = [*(file for file in measured if file != JUDGE), *([JUDGE] if judged else [])]
+    for lineage, seed in experiment.nodes:
         for name in experiment.sets:
-            for file in [*(file for file in measured if file != JUDGE), *judge]:
-                found[f"{folder}/evaluations/{node.lineage}/seed{node.seed}/{name}/{file}"] = (
-                    f"the evaluation of {node.lineage} of training seed {node.seed} on {name}"
-                )
+            what = f"the evaluation of {lineage} of training seed {seed} on {name}"
+            for file in read:
+                found[f"{base}/evaluations/{lineage}/seed{seed}/{name}/{file}"] = what
     return found
 
 
@@ -164,29 +156,29 @@ def require_finished(
     """Raise InputError for an unfinished experiment, naming the missing files and how to make them."""
     needed = files(experiment, measured)
     missing = [path for path in needed if not Path(path).is_file()]
-    if not missing:
-        return
-    used = _variables(file_of(experiment.root, experiment.name))
-    words = [f"{name}={value}" for name, value in variables.items() if name in used]
-    command = " ".join([f"--config experiment={experiment.name}", *words])
-    things = len({needed[path] for path in missing})
-    more = f", and {things - 1} more of its results" if things > 1 else ""
-    raise InputError(
-        f"Experiment '{experiment.name}' is not finished, so nothing can be compared with it: it lacks"
-        f" {needed[missing[0]]} ({missing[0]}){more}; run it first: snakemake --profile profiles/local {command}"
-    )
+    if missing:
+        used = _variables(file_of(experiment.root, experiment.name))
+        words = [f"{name}={value}" for name, value in variables.items() if name in used]
+        command = " ".join([f"--config experiment={experiment.name}", *words])
+        things = len({needed[path] for path in missing})
+        more = f", and {things - 1} more of its results" if things > 1 else ""
+        raise InputError(
+            f"Experiment '{experiment.name}' is not finished, so nothing can be compared with it: it lacks"
+            f" {needed[missing[0]]} ({missing[0]}){more}; run it first: snakemake --profile profiles/local {command}"
+        )
 
 
 def require_shared(experiments: Sequence[Experiment]) -> None:
     """Raise InputError for an experiment that has no model in common with any other."""
     for experiment in experiments:
-        mine = {node.lineage for node in experiment.nodes}
-        rest = {n.lineage for other in experiments if other is not experiment for n in other.nodes}
-        if not mine & rest:
-            names = ", ".join(other.name for other in experiments if other is not experiment)
+        rest = [other for other in experiments if other is not experiment]
+        if not {node.lineage for node in experiment.nodes} & {
+            n.lineage for e in rest for n in e.nodes
+        }:
             raise InputError(
-                f"Experiment '{experiment.name}' has no model in common with {names}: models are the same where"
-                " their chains have the same model names and methods. Name an experiment with at least one such chain."
+                f"Experiment '{experiment.name}' has no model in common with"
+                f" {', '.join(other.name for other in rest)}: models are the same where their chains have the same"
+                " model names and methods. Name an experiment with at least one such chain."
             )
 
 
@@ -210,10 +202,8 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
                 "report": specs.report(each) | {"samples": 0},
                 "settings": each.settings,
                 "made": {
-                    f"{node.lineage}/seed{node.seed}": made(
-                        specs.train(each, node.lineage, node.seed)
-                    )
-                    for node in each.nodes
+                    f"{lineage}/seed{seed}": made(specs.train(each, lineage, seed))
+                    for lineage, seed in each.nodes
                 },
                 "content": None if each is first else content(each, measured),
             }
@@ -236,14 +226,13 @@ def content(experiment: Experiment, measured: Sequence[str]) -> str:
 def facts(experiments: Sequence[Experiment]) -> dict[str, str]:
     """Build the texts for the captions."""
     first, *rest = experiments
+    seeds = [
+        f"{each.name}: {numbered(each.seeds, 'training seed')},"
+        f" {numbered(each.settings['evaluation']['seeds'], 'decoding seed')}"
+        for each in experiments
+    ]
     return {
         "first": escape(first.name),
         "others": escape(", ".join(each.name for each in rest)),
-        "seeds": escape(
-            "; ".join(
-                f"{each.name}: {numbered(each.seeds, 'training seed')},"
-                f" {numbered(each.settings['evaluation']['seeds'], 'decoding seed')}"
-                for each in experiments
-            )
-        ),
+        "seeds": escape("; ".join(seeds)),
     }

@@ -4,14 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from takd.experiment.lineage import SUPERVISED, split
+from takd.methods.registry import METHODS
 
 SI = ("", "k", "M", "G", "T", "P", "E", "Z")
 SIZES = ("", "K", "M", "B")
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-
-
-ACRONYM = 4
-"""Most letters of a method's name that is written in capitals."""
 
 
 def chain_text(lineage: str) -> str:
@@ -26,7 +23,7 @@ def methods_text(lineage: str) -> str:
 
 
 def full_text(lineage: str) -> str:
-    """Name a model by its methods and chain: `minillm: teacher → student`, `SFT: student`."""
+    """Name a model by its methods and chain: `MiniLLM: teacher → student`, `SFT: student`."""
     methods = dict.fromkeys(hop.method for hop in split(lineage)[1:]) or [SUPERVISED]
     every = [hop.method for hop in split(lineage)[1:]]
     shown = methods if len(methods) == 1 else every
@@ -34,8 +31,8 @@ def full_text(lineage: str) -> str:
 
 
 def method_title(method: str) -> str:
-    """Write a method's name as in running text: `KD`, `SFT`."""
-    return method.upper() if len(method) <= ACRONYM else method
+    """Write a method's name as in running text: `KD`, `MiniLLM`."""
+    return METHODS[method].title if method in METHODS else method
 
 
 def chain_label(chain: Mapping[str, str]) -> str:

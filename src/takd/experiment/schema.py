@@ -12,7 +12,6 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError, validators
 
-from takd.experiment.setting_names import INSTEAD, USUAL
 from takd.experiment.yaml12 import SHOWN, Key, YamlFile, dotted, read_yaml, together
 from takd.runtime.errors import InputError
 
@@ -28,11 +27,9 @@ MANY = 12  # most names that a message with a suggestion lists
 KINDS = {
     dict: "a mapping",
     list: "a list",
+    type(None): "empty",
     str: "a text",
     bool: "true or false",
-    int: "a number",
-    float: "a number",
-    type(None): "empty",
 }
 TYPES = {
     "object": "a mapping",
@@ -84,9 +81,12 @@ def check(file: YamlFile) -> None:
         InputError: the file breaks the schema; one line per error, in the order of the file.
     """
     if not isinstance(file.value, dict):
-        what = "is empty" if file.value is None else f"holds {KINDS[type(file.value)]}"
+        what = (
+            "is empty" if file.value is None else f"holds {KINDS.get(type(file.value), 'a number')}"
+        )
+        required = ", ".join(load_schema()["required"])
         raise InputError(
-            f"{file.name} {what}; an experiment is a mapping with the keys {_required()}."
+            f"{file.name} {what}; an experiment is a mapping with the keys {required}."
         )
     errors = list(_Validator(load_schema()).iter_errors(file.value))
     # where a list is too long, errors of its items are not reported yet
@@ -209,42 +209,43 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" + (f" ({there})" if len(known) <= MANY else "")
 
 
-def _meant(name: str, key: Key, known: Iterable[str]) -> str:
+def _meant(name: str, known: Iterable[str]) -> str:
     """Suggest what an unknown key may mean, by its name in other tools, its place, its letters."""
-    if name in INSTEAD:
-        return INSTEAD[name]
-    own = USUAL.get(name.lower(), name)
+    if name in (instead := load_schema()["x-instead"]):
+        return instead[name]
+    own = usual_names().get(name.lower(), name)
     if own in known:
         return f"did you mean '{own}'?"
-    places = [place for place in _places() if place.rpartition(".")[2] == own]
+    places = [place for place in all_keys() if place.rpartition(".")[2] == own]
     if not places:
         return suggest(name, known)
     nearest = min(places, key=lambda place: place.count("."))
-    above = nearest.rpartition(".")[0]
     if own != name:
         return f"did you mean {nearest}?"
+    above = nearest.rpartition(".")[0]
     return f"it stands {f'under {above}' if above else 'at the top'}; here {suggest('', known)}"
 
 
 @functools.cache
-def _places() -> list[str]:
-    """All keys with fixed names, from the top; NAME stands for names that users choose."""
-    found: list[str] = []
+def usual_names() -> dict[str, str]:
+    """Return the keys by the names that they have in other tools."""
+    names = load_schema()["x-other-names"]
+    return {other: name for name, others in names.items() for other in others.split()}
 
-    def walk(part: Any, above: Key) -> None:
+
+@functools.cache
+def all_keys() -> list[str]:
+    """Return all keys with fixed names, from the top; NAME stands for names that users choose."""
+
+    def walk(part: Any, above: Key) -> Iterator[str]:
         part = follow(part)
         for name, below in part.get("properties", {}).items():
-            found.append(dotted((*above, name)))
-            walk(below, (*above, name))
+            yield dotted((*above, name))
+            yield from walk(below, (*above, name))
         if isinstance(free := part.get("additionalProperties"), dict):
-            walk(free, (*above, "NAME"))
+            yield from walk(free, (*above, "NAME"))
 
-    walk(load_schema(), ())
-    return found
-
-
-def _required() -> str:
-    return ", ".join(load_schema()["required"])
+    return list(walk(load_schema(), ()))
 
 
 def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
@@ -255,7 +256,7 @@ def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
             known = schema.get("properties", {})
             for name in value:
                 if name not in known:
-                    yield (*key, name), f"is not a known key; {_meant(name, key, known)}"
+                    yield (*key, name), f"is not a known key; {_meant(name, known)}"
         case "required":
             for name in error.validator_value:
                 if name not in value:

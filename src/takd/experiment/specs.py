@@ -4,17 +4,15 @@ Equal settings give equal text as canonical JSON: a stage runs again when they c
 """
 
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from takd.experiment import lineage as lineages
 from takd.experiment import schema, validation
 from takd.experiment.experiment import Experiment
+from takd.experiment.sources import source_of, with_digests
+from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
-from takd.runtime.digests import source_digest
-from takd.runtime.errors import InputError
-from takd.runtime.files import files_below
 
 Spec = dict[str, Any]
 
@@ -34,16 +32,16 @@ def tokenizer(experiment: Experiment) -> Spec:
     source = dict(experiment.settings["tokenizer"])
     template = _template(experiment)
     if "train" in source:
-        return {"source": source, "text": _source(experiment, "train"), "template": template}
+        return {"source": source, "text": source_of(experiment, "train"), "template": template}
     if "hub" not in source:
-        source = _with_digests(experiment.root, source, but=WEIGHTS)
+        source = with_digests(experiment.root, source, but=WEIGHTS)
     return {"source": source, "template": template}
 
 
 def data(experiment: Experiment, split: str) -> Spec:
     """Settings of the stage that tokenises a split."""
     settings = experiment.settings["data"]
-    spec: Spec = {"split": split, "source": _source(experiment, split)}
+    spec: Spec = {"split": split, "source": source_of(experiment, split)}
     if split == "corpus":
         corpus = settings["corpus"]
         length = corpus["block_length"] or settings["max_length"]
@@ -57,7 +55,7 @@ def data(experiment: Experiment, split: str) -> Spec:
     if split == "train":
         held_out = experiment.sets if settings["drop_leaks"] else []
         spec["drop_leaks"] = settings["drop_leaks"]
-        spec["exclude"] = [_source(experiment, name) for name in held_out]
+        spec["exclude"] = [source_of(experiment, name) for name in held_out]
     else:  # responses are scored against its references
         spec["rouge_tokenizer"] = experiment.settings["evaluation"]["rouge_tokenizer"]
     return spec
@@ -65,7 +63,7 @@ def data(experiment: Experiment, split: str) -> Spec:
 
 def data_report(experiment: Experiment) -> Spec:
     """Settings of the stage that summarises the data."""
-    splits = {name: _source(experiment, name) for name in experiment.splits}
+    splits = {name: source_of(experiment, name) for name in experiment.splits}
     return {"splits": splits, "sets": experiment.sets}
 
 
@@ -75,7 +73,7 @@ def base(experiment: Experiment, model: str) -> Spec:
     if "folder" in weights:
         weights["sha256"] = weights_digests(experiment.root / weights["folder"])
     elif "gguf" in weights:
-        weights = _with_digests(experiment.root, weights)
+        weights = with_digests(experiment.root, weights)
     spec = {"model": model, "weights": weights, "parameters": experiment.parameters[model]}
     if "scratch" in weights:
         return spec  # its positions are checked when the experiment is read
@@ -103,6 +101,9 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     }
     if teacher := lineages.teacher_of(lineage):
         spec["teacher"] = experiment.trained_with(teacher, seed)
+        spec["asks_teacher"] = METHODS[method].asks_teacher(settings)
+    if settings.get("start") == "sft":  # the student's own supervised run
+        spec["init"] = [lineages.supervised(model), seed]
     return spec
 
 
@@ -259,51 +260,3 @@ def _template(experiment: Experiment) -> dict[str, str] | str:
     template = experiment.settings["data"]["template"]
     named = schema.load_schema()["properties"]["data"]["properties"]["template"]["x-templates"]
     return named.get(template, template) if isinstance(template, str) else template
-
-
-def _source(experiment: Experiment, split: str) -> dict[str, Any]:
-    """Source of a split with its digests, without the keys that its kind does not use."""
-    sets = experiment.settings["evaluation"]["sets"]
-    source = sets[split] if split in sets else experiment.settings["data"][split]
-    kinds = {
-        "folder": ["folder", "split"],
-        "file": ["hub", "revision", "file", "sha256"],
-        "hub": ["hub", "revision", "config", "split"],
-        "url": ["url", "sha256"],
-    }
-    kept = next(
-        (keys for kind, keys in kinds.items() if kind in source), ["json", "sha256", "text", "demo"]
-    )
-    taken = [*kept, "rows", "columns", *schema.ROW_FILTERS]
-    return _with_digests(experiment.root, {key: source[key] for key in taken if key in source})
-
-
-def _with_digests(
-    root: Path, source: Mapping[str, Any], but: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Add `sha256` to a local source, as [digest] or, for a folder, [name, digest] per file.
-
-    Files whose suffix is in `but` are left out, and so are missing files (see `takd.experiment.experiment`).
-
-    Raises:
-        InputError: the file exists and differs from the digest that the experiment states.
-    """
-    kind = next((kind for kind in ("json", "text", "folder", "gguf") if kind in source), None)
-    if kind is None:
-        return dict(source)
-    place = root / source[kind]
-    if "sha256" in source:
-        named = source["sha256"]
-        if place.is_file() and (found := source_digest(place)) != named:
-            raise InputError(
-                f"{source[kind]} has the sha256 {found}, but the experiment says {named}; get the file that is meant,"
-                " or correct `sha256`."
-            )
-        return {**source, "sha256": [named]}
-    digests: list[Any] = []
-    for path in files_below(place, ".txt" if kind == "text" else ""):
-        if path == place or path.suffix not in but:
-            digest = source_digest(path)
-            in_folder = kind in ("folder", "text") and place.is_dir()
-            digests.append([path.relative_to(place).as_posix(), digest] if in_folder else digest)
-    return {**source, "sha256": digests}

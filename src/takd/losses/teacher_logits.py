@@ -44,14 +44,11 @@ class LiveTeacher:
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         return {"teacher_hidden": layout.hidden(self.model)}
 
-    @torch.no_grad()
-    def _log(self, hidden_nh: Tensor) -> Tensor:
-        return tempered(
-            project(self.model, hidden_nh, self.vocabulary), self.temperature
-        ).log_softmax(-1)
-
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return student_nv, self._log(columns["teacher_hidden"])
+        # of a chunk of tokens: all logits of a batch never exist at once
+        logits_nv = project(self.model, columns["teacher_hidden"], self.vocabulary)
+        with torch.no_grad():
+            return student_nv, tempered(logits_nv, self.temperature).log_softmax(-1)
 
 
 class KeptTeacher(LiveTeacher):

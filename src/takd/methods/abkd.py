@@ -5,19 +5,18 @@ L = (1/N) Σ_t D_αβ(p, q) with D_αβ = -1/(αβ) Σ_v [ p^α q^β - α/(α+β
 DistiLLM (see `takd.methods.on_policy`).
 """
 
-from functools import partial
+from torch import Tensor
 
 from takd.losses.divergences import alpha_beta
-from takd.methods.on_policy import StudentRows
-from takd.methods.token_losses import Divergence
+from takd.methods.on_policy import OnPolicyMethod
 
 
-class Abkd(StudentRows):
-    """ABKD, in any sampling regime."""
+class Abkd(OnPolicyMethod):
+    """ABKD, in any on-policy regime."""
 
-    @property
-    def divergence(self) -> Divergence:
-        return partial(alpha_beta, alpha=self.settings["alpha"], beta=self.settings["beta"])
+    def divergence(self, student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
+        s = self.settings
+        return alpha_beta(student_nv, teacher_nv, alpha=s["alpha"], beta=s["beta"])
 
 
 METHOD = Abkd

@@ -6,7 +6,6 @@ processes nor a restart changes them.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from takd.decoding.sampling import Prompt, Response
 from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import StoredOutputs
+from takd.methods.schedule import total_steps
 
 # sums over tokens, divided by the global count, so that micro-batches and processes can be added
 Statistics = dict[str, Tensor]
@@ -85,12 +85,8 @@ class Method:
     """Base class of all training methods."""
 
     context: Context
-    decays_all = False  # no weight decay of biases and norms, as in the authors' code of sft, kd and distillm
-
-    @staticmethod
-    def asks_teacher(settings: dict[str, Any]) -> bool:
-        """Return whether the teacher model is needed, in addition to any stored outputs."""
-        return True
+    decays_all = False
+    """Whether weight decay includes biases and norms; the authors' code of most methods leaves them out."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,15 +97,11 @@ class Method:
         assert self.context.teacher is not None, "this method needs a teacher"
         return self.context.teacher
 
-    def steps_per_epoch(self) -> float:
-        """Return the optimizer steps in one pass over the training rows."""
-        return len(self.context.train) / self.settings["batch_size"]
-
     def total_steps(self) -> int:
-        """Return the optimizer steps of the run: the smaller one of `steps` and `epochs`."""
-        steps, epochs = self.settings["steps"], self.settings["epochs"]
-        bounds = [math.ceil(epochs * self.steps_per_epoch())] if epochs else []
-        return max(1, min([*bounds, *([steps] if steps else [])]))
+        """Return the optimizer steps of the run."""
+        steps = total_steps(self.settings, len(self.context.train))
+        assert steps is not None, "an experiment gives steps or epochs"
+        return steps
 
     def part_sizes(self) -> list[int]:
         """Return the number of rows in each part of a step's global batch."""

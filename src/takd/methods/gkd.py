@@ -5,19 +5,17 @@ KL(q ‖ m), m = β p + (1 - β) q (section 3). β = 0 is KL(p ‖ q), β = 1 is
 new on-policy responses with probability λ = `on_policy_share`, else the data (algorithm 1).
 """
 
-from functools import partial
+from torch import Tensor
 
 from takd.losses.divergences import jensen_shannon
-from takd.methods.on_policy import StudentRows
-from takd.methods.token_losses import Divergence
+from takd.methods.on_policy import OnPolicyMethod
 
 
-class Gkd(StudentRows):
+class Gkd(OnPolicyMethod):
     """GKD, with the generalised Jensen-Shannon divergence."""
 
-    @property
-    def divergence(self) -> Divergence:
-        return partial(jensen_shannon, beta=self.settings["beta"])
+    def divergence(self, student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
+        return jensen_shannon(student_nv, teacher_nv, beta=self.settings["beta"])
 
 
 METHOD = Gkd

@@ -4,8 +4,6 @@ L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ D(p, q) ] with λ = `ratio`, over t
 the global batch. p and q are conditioned on the reference response. D is the forward KL by default.
 """
 
-from typing import Any
-
 from takd.losses import divergences
 from takd.losses.teacher_logits import teacher_view
 from takd.methods.base import LabelledRows, LossFunction
@@ -21,10 +19,6 @@ DIVERGENCES: dict[str, Divergence] = {
 
 class Kd(LabelledRows):
     """Word-level distillation on labelled rows, mixed with cross-entropy on the labels."""
-
-    @staticmethod
-    def asks_teacher(settings: dict[str, Any]) -> bool:
-        return settings["teacher_outputs"] != "top_k"
 
     def loss(self, tokens: int) -> LossFunction:
         s, c = self.settings, self.context

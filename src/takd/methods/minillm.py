@@ -42,6 +42,15 @@ from takd.methods.base import (
     response_tokens,
     unpacked,
 )
+from takd.methods.policy_gradient import (
+    importance_weights,
+    policy_loss,
+    returns,
+    rewards,
+    state_weights,
+    whiten,
+)
+from takd.methods.schedule import steps_per_round
 from takd.methods.token_losses import label_and_divergence_loss
 from takd.models.logits import tempered
 
@@ -66,106 +75,6 @@ class Rollout(Example):
 KEPT = ("student", "teacher", "mixed", "teacher_hidden")
 
 
-def rewards(student_t: Tensor, teacher_t: Tensor, scale: float, limit: float | None) -> Tensor:
-    """Compute r_t = (log p - log q) / scale, clipped to ±limit (None: not clipped), (length,)."""
-    reward_t = (teacher_t - student_t) / scale
-    return reward_t if limit is None else reward_t.clamp(-limit, limit)
-
-
-def returns(
-    rewards_bt: Tensor,
-    lengths_b: Tensor,
-    discount: float,
-    include_current: bool,
-    length_normalisation: bool,
-) -> Tensor:
-    """Compute the returns R_t = Σ_k γ^(k-t) r_k of each response, (batch, length).
-
-    Args:
-        rewards_bt: rewards, padded with zeros on the right.
-        lengths_b: tokens of each response.
-        discount: γ.
-        include_current: sum from k = t (the authors' code); else from k = t + 1 with discounts
-            starting at 1, which is the paper's R_{t+1}, since the single-step term covers t.
-        length_normalisation: divide by the number of rewards summed (at least 1).
-    """
-    # entry (t, k) of the weights is the discount of reward k in return t, and 0 for earlier rewards
-    first = 0 if include_current else 1
-    at_t = torch.arange(rewards_bt.shape[1])
-    later_tk = at_t[None, :] - at_t[:, None] - first
-    weights_tk = torch.where(later_tk >= 0, discount ** later_tk.clamp(min=0), 0.0)
-    result_bt = rewards_bt @ weights_tk.to(rewards_bt.dtype).T
-    if length_normalisation:
-        # tokens of the response from t on, or after t
-        result_bt = result_bt / (lengths_b[:, None] - at_t - first).clamp(min=1)
-    return result_bt
-
-
-def whiten(values_n: Tensor, slots: int) -> Tensor:
-    """Subtract the mean and divide by the standard deviation over `slots` values, (n,).
-
-    Args:
-        slots: number of values that the statistics count; those beyond n are zeros. The authors' code whitens
-            over padded responses, which shifts and shrinks every advantage; n itself whitens over tokens.
-    """
-    mean = values_n.sum() / slots
-    # each padding slot holds 0, and so adds mean²
-    squares = ((values_n - mean) ** 2).sum() + (slots - values_n.numel()) * mean**2
-    return (values_n - mean) * torch.rsqrt(squares / slots + 1e-8)
-
-
-def importance_weights(student_t: Tensor, mixed_t: Tensor, kind: str) -> Tensor:
-    """Compute w_t of one response, (length,).
-
-    Args:
-        student_t, mixed_t: log q and log p̃ of its tokens, (length,).
-        kind: "token" for q / p̃ at the token, "prefix" for its product up to the token, "none" for
-            1.
-    """
-    if kind == "none":
-        return torch.ones_like(student_t)
-    log_t = student_t - mixed_t
-    return (log_t if kind == "token" else log_t.cumsum(0)).exp()
-
-
-def state_weights(student_t: Tensor, mixed_t: Tensor) -> Tensor:
-    """Compute the product of q / p̃ over the tokens before each token, (length,).
-
-    It is the probability that q reaches that state, relative to p̃.
-    """
-    log_t = student_t - mixed_t
-    # the sum without the token itself, so that the first token's weight is 1
-    return (log_t.cumsum(0) - log_t).exp()
-
-
-def policy_loss(
-    log_ratio_n: Tensor,
-    weight_n: Tensor,
-    advantage_n: Tensor,
-    clip: float | None,
-    clip_weighted_ratio: bool,
-) -> Tensor:
-    """Compute the clipped policy-gradient loss of each token, (n,).
-
-    Args:
-        log_ratio_n: log q - log q_drawn; gradients flow through it only.
-        weight_n: importance weight w.
-        advantage_n: advantage A.
-        clip: ε; None for no clipping.
-        clip_weighted_ratio: clip ρ w, as the authors' code does; else clip ρ, then multiply by w.
-    """
-    ratio_n = log_ratio_n.exp()
-    plain_n = -advantage_n * ratio_n * weight_n
-    if clip is None:
-        return plain_n
-    if clip_weighted_ratio:
-        clipped_n = (ratio_n * weight_n).clamp(1 - clip, 1 + clip)
-    else:
-        clipped_n = ratio_n.clamp(1 - clip, 1 + clip) * weight_n
-    # the larger of the two losses, as in PPO: a pessimistic bound
-    return torch.maximum(plain_n, -advantage_n * clipped_n)
-
-
 class MiniLLM(Method):
     """MiniLLM: rounds of on-policy rollouts, of which each step uses a part."""
 
@@ -173,10 +82,7 @@ class MiniLLM(Method):
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        s = self.settings
-        # optimizer steps in one pass over a round
-        self.steps_per_epoch_of_round = s["rollouts_per_round"] // s["batch_size"]
-        self.steps_per_round = self.steps_per_epoch_of_round * s["inner_epochs"]
+        self.steps_per_round = steps_per_round(self.settings)
         self.round = -1
         self.rollouts: list[Rollout] = []
 
@@ -184,10 +90,6 @@ class MiniLLM(Method):
     def reads_corpus(self) -> bool:
         """Whether each step includes plain text."""
         return self.context.corpus is not None and self.settings["lm_weight"] > 0
-
-    def steps_per_epoch(self) -> float:
-        rounds = len(self.context.train) / self.settings["rollouts_per_round"]
-        return rounds * self.steps_per_round
 
     def part_sizes(self) -> list[int]:
         size = self.settings["batch_size"]
@@ -214,7 +116,8 @@ class MiniLLM(Method):
     def parts(self, step: int) -> list[Part]:
         assert step // self.steps_per_round == self.round
         size = self.settings["batch_size"]
-        inner, offset = divmod(step % self.steps_per_round, self.steps_per_epoch_of_round)
+        in_a_pass = self.settings["rollouts_per_round"] // size
+        inner, offset = divmod(step % self.steps_per_round, in_a_pass)
         # each pass over the round has its own order
         order = permutation(len(self.rollouts), self.context.seed, self.round, inner).tolist()
         chosen = [self.rollouts[i] for i in order[offset * size : (offset + 1) * size]]

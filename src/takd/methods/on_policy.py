@@ -1,6 +1,6 @@
-"""Sampling regimes: responses from the data, from the student, or from its earlier responses.
+"""On-policy regimes: responses from the data, from the student, or from its earlier responses.
 
-`fixed` uses the data. `mixed` (GKD, arXiv 2306.13649, algorithm 1) uses on-policy responses with
+`off` uses the data. `mixed` (GKD, arXiv 2306.13649, algorithm 1) uses on-policy responses with
 probability λ. `adaptive` (DistiLLM, arXiv 2402.03898, section 3.2 and algorithm 1) uses student
 responses with a probability φ that grows whenever the dev loss has risen. It keeps them in a
 buffer, and samples new ones in a share of the steps that falls to 0 over the run; other steps use
@@ -32,10 +32,10 @@ from takd.methods.base import (
     response_tokens,
     unpacked,
 )
-from takd.methods.token_losses import Divergence, label_and_divergence_loss
+from takd.methods.token_losses import label_and_divergence_loss
 
 
-class StudentRows(LabelledRows):
+class OnPolicyMethod(LabelledRows):
     """Base class of methods that train on rows of the data or on student responses.
 
     L = (1/N) Σ_t [ (1 - λ) (-log q(y_t)) + λ D(p, q) ] with λ = `ratio` on rows of the data, and D
@@ -57,15 +57,14 @@ class StudentRows(LabelledRows):
         self.step = -1
         self.drawn: list[Example] | None = None
 
-    @property
-    def divergence(self) -> Divergence:
-        """The divergence D."""
+    def divergence(self, student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
+        """Compute D of log-probabilities, (n, choices) each, per token, (n,)."""
         raise NotImplementedError
 
     def student_share(self) -> float:
         """Return the probability that a step uses student responses."""
-        shares = {"fixed": 0.0, "mixed": self.settings["on_policy_share"], "adaptive": self.share}
-        return shares[self.settings["sampling"]]
+        shares = {"off": 0.0, "mixed": self.settings["on_policy_share"], "adaptive": self.share}
+        return shares[self.settings["on_policy"]]
 
     def source(self, step: int) -> str:
         """Return the source of a step's responses: "data", "student" or "buffer"."""
@@ -75,7 +74,7 @@ class StudentRows(LabelledRows):
             return "data"
         # share of new responses: φ at the first step, falling linearly to 0
         falling = share * (1 - step / self.total_steps())
-        filled = s["sampling"] == "adaptive" and len(self.buffer) == s["capacity"]
+        filled = s["on_policy"] == "adaptive" and len(self.buffer) == s["capacity"]
         return "buffer" if filled and chance >= falling else "student"
 
     def prepare(self, step: int, sample: Sampler) -> None:
@@ -91,7 +90,7 @@ class StudentRows(LabelledRows):
                 Example(row.id, -1, row.prompt, response.tokens.tolist())
                 for row, response in zip(asked, responses, strict=True)
             ]
-            if s["sampling"] == "adaptive":
+            if s["on_policy"] == "adaptive":
                 self.buffer.extend(self.drawn)
         elif source == "buffer":
             chosen = permutation(len(self.buffer), seed, step, 2)[: s["batch_size"]]

@@ -4,17 +4,11 @@ L = -(1/N) Σ_t log q(ŷ_t | x, ŷ_<t) over the N tokens of the teacher's respon
 the global batch. A stage samples them once per teacher, and they replace the training rows.
 """
 
-from typing import Any
-
 from takd.methods.sft import Sft
 
 
 class SeqKd(Sft):
     """Cross-entropy on rows whose labels are the teacher's responses."""
-
-    @staticmethod
-    def asks_teacher(settings: dict[str, Any]) -> bool:
-        return False
 
 
 METHOD = SeqKd

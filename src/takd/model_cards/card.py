@@ -18,6 +18,7 @@ from takd.analysis.costs import device_text
 from takd.analysis.measures import measured
 from takd.analysis.results import Model, Results, Row, read
 from takd.analysis.table import SCORE
+from takd.analysis.text import PAPERS
 from takd.data.template import CHAT
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
@@ -25,8 +26,9 @@ from takd.experiment.lineage import prefixes, split
 from takd.model_cards import markdown
 from takd.model_cards.frontmatter import front_matter
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json, write_text
 from takd.runtime.records import faults, read_record, remade
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.stage import Stage
 
 
 def run(stage: Stage) -> None:
@@ -76,7 +78,11 @@ def card(results: Results, chat: bool) -> str:
     environment.filters |= {"md": markdown.plain, "code": markdown.code, "fence": markdown.fence}
     shown = example(results)
     body = environment.get_template("card.md.jinja").render(
-        **_facts(results), chat=chat, example=shown, snippet=snippet(results.spec, chat, shown)
+        **_facts(results),
+        papers=PAPERS,
+        chat=chat,
+        example=shown,
+        snippet=snippet(results.spec, chat, shown),
     )
     head = front_matter(results)
     text = str(ModelCard(f"---\n{head.to_yaml(line_break=chr(10))}\n---\n\n{body}"))

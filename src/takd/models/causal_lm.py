@@ -24,8 +24,8 @@ from transformers import (
 from takd.models.logits import lowered_type, without_autocast
 from takd.models.precision import PRETRAINED, pretrained_in
 from takd.models.tokenizer_check import entries, used_entries
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
+from takd.runtime.stage import Stage
 
 if not torch.cuda.is_available():
     # DeepSpeed, which other libraries import, would warn on the console about a missing GPU
@@ -38,6 +38,11 @@ DROPOUT_KEYS = (
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # equal functions that run as one kernel instead of eight
 FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+
+
+def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a stage gets as its input `tokenizer`."""
+    return load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -94,7 +99,7 @@ def load_model(
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Return the number of vocabulary entries that the tokenizer and the model share.
+    """Return the number of vocabulary entries that the tokenizer and the model shard.
 
     Models with the same tokenizer may pad their embeddings to different sizes, or lack an entry for
     a pad token at the end, which occurs in no text. Comparisons of two models cut both to the

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.models.weight_files import FITTING, INDEX, opened, read_config
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
 
 # splits `model.layers.3.mlp.up_proj.weight` into prefix, layer index and rest
 BLOCK = re.compile(r"((?:[^.\d][^.]*\.)+)(\d+)(\..+)")

@@ -25,13 +25,11 @@ from takd.models.weight_files import (
     tensor_names,
     unwrapped,
 )
-from takd.runtime.brought_files import AGAIN, read_json_object, reason
 from takd.runtime.digests import source_digest
-from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged
-from takd.runtime.hub_errors import hub_error
+from takd.runtime.errors import InputError, hub_error, reason
+from takd.runtime.files import AGAIN, check_unchanged, read_json, read_json_object, write_json
 from takd.runtime.records import LAST_WRITTEN, DamagedError, read_record
-from takd.runtime.stage import Stage, read_json, write_json
+from takd.runtime.stage import Stage
 
 SHARDS = "model-*-of-*.safetensors"
 

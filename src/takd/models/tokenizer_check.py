@@ -9,8 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
 
 # a source with at least one of these files has a tokenizer
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")

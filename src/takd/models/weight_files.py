@@ -15,8 +15,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from takd.runtime.brought_files import AGAIN, foreign, read_json_object, reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
+from takd.runtime.files import AGAIN, foreign, read_json_object
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"

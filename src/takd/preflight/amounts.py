@@ -1,7 +1,7 @@
 """Validation of the numbers that a profile gives to jobs, such as `micro_batch`, before planning."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from takd.runtime.errors import InputError
@@ -20,8 +20,8 @@ def wrong(name: str, value: Any) -> str | None:
         return None if fine else "a whole number of at least 1"
     if name in SWITCHES:
         return None if number in (0, 1) else "0 or 1"
-    if name in AMOUNTS:
-        return None if number is None or number > 0 else "a finite number greater than 0"
+    if name in AMOUNTS and number is not None and number <= 0:
+        return "a finite number greater than 0"
     return None
 
 
@@ -38,45 +38,34 @@ def check_profile(settings: Any) -> None:
     """Raise InputError for all invalid numbers in set-resources and set-threads, one per line.
 
     Args:
-        settings: Snakemake's `resource_settings`. Values computed per attempt are checked once the jobs are known.
+        settings: Snakemake's `resource_settings`. Values that it computes for each attempt are checked once the jobs
+            are known.
     """
-    given = [
-        ("set-resources", rule, name, resource)
-        for rule, resources in settings.overwrite_resources.items()
-        for name, resource in resources.items()
-    ]
-    given += [
-        ("set-threads", rule, "threads", value)
-        for rule, value in settings.overwrite_threads.items()
-    ]
-    refuse(
-        f"profile ({key}): {rule} gets {name} = {value}, but it must be {right}."
-        for key, rule, name, resource in given
-        for value in [_raw(resource)]
-        if not _computed(resource, value) and (right := wrong(name, value))
+    threads = {rule: {"threads": number} for rule, number in settings.overwrite_threads.items()}
+    tables = {"set-resources": settings.overwrite_resources, "set-threads": threads}
+    check(
+        (f"profile ({key}): {rule}", name, getattr(value, "raw", value))
+        for key, rules in tables.items()
+        for rule, given in rules.items()
+        for name, value in given.items()
+        if not _computed(value)
     )
 
 
-def _raw(resource: Any) -> Any:
-    return getattr(resource, "raw", resource)
+def _computed(value: Any) -> bool:
+    return hasattr(value, "is_evaluable") and value.is_evaluable() and _number(value.raw) is None
 
 
-def _computed(resource: Any, value: Any) -> bool:
-    evaluable = getattr(resource, "is_evaluable", None)
-    return evaluable is not None and evaluable() and _number(value) is None
+def check(given: Iterable[tuple[str, str, Any]]) -> None:
+    """Raise InputError for all invalid numbers, one per line.
 
-
-def check_jobs(found: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise InputError for all invalid numbers that jobs, given by their rule, get; one per line."""
-    refuse(
-        f"profile: {rule} gets {name} = {resources[name]}, but it must be {right}."
-        for rule, resources in found
-        for name in (*COUNTS, *SWITCHES, *AMOUNTS)
-        if name in resources and (right := wrong(name, resources[name]))
-    )
-
-
-def refuse(lines: Iterable[str]) -> None:
-    """Raise InputError with the distinct lines, if there are any."""
-    if told := list(dict.fromkeys(lines)):
-        raise InputError(*told)
+    Args:
+        given: where it is given, the name of the resource, and its value.
+    """
+    lines = [
+        f"{where} gets {name} = {value}, but it must be {right}."
+        for where, name, value in given
+        if (right := wrong(name, value))
+    ]
+    if lines:
+        raise InputError(*dict.fromkeys(lines))

@@ -1,46 +1,33 @@
 """Read the facts about this machine before a run; other modules draw conclusions from them."""
 
-import ast
 import getpass
 import importlib.util
 import os
-import shutil
+import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-from snakemake.profiles import ProfileConfigFileParser
+from typing import Any, NamedTuple
 
 from takd.experiment import experiment as experiments
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
-from takd.preflight import jobs, rates
-from takd.preflight.gpus import CPU, Card, asked_for, find_card, known
+from takd.preflight import disk, jobs, rates
+from takd.preflight.gpus import CPU, Gpu, asked_for, find_gpu, lookup
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
 from takd.runtime.errors import InputError
 
-PATIENCE = 10  # seconds for a command of Slurm, or for the hub
+PATIENCE = 10  # seconds for a command of Slurm, or for the Hub
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU of this machine, as reported by nvidia-smi."""
-
-    name: str
-    gigabytes: float
-    capability: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Torch:
+class Torch(NamedTuple):
     """The installed torch, determined without importing it.
 
     Attributes:
@@ -53,8 +40,7 @@ class Torch:
     archs: list[str] | None = None
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Exit code and output of a command."""
 
     code: int
@@ -78,6 +64,7 @@ class Facts:
         free: free bytes on the disk of the results.
         free_cache: free bytes on the disk of the Hub's cache; None if it is the same disk.
         attempts: number of attempts of each job.
+        missing: what is said of local files that the experiment names and that do not exist.
     """
 
     python: str
@@ -96,15 +83,12 @@ class Facts:
     missing: str | None = None
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """An experiment, its jobs, and the card that they are planned for."""
+class Prepared(NamedTuple):
+    """Plan of an experiment, and the settings of the profile."""
 
-    root: Path
-    experiment: Experiment
-    jobs: list[Job]
     planner: Planner
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    planned: list[Planned]
+    profile: Mapping[str, Any]
 
 
 def read_experiment(root: Path, name: str | None, variables: Mapping[str, str]) -> Experiment:
@@ -123,74 +107,51 @@ def prepare(
     root: Path,
     name: str | None,
     profile: str | None,
-    card: str | None,
+    gpu: str | None,
     variables: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> Prepared:
-    """Read the experiment, list its jobs with Snakemake, and determine the card they will get.
+    """Read the experiment, list its jobs with Snakemake, and plan them on the GPU that they will get.
 
     Raises:
-        InputError: the experiment or profile is invalid, or the card is unknown.
+        InputError: the experiment or profile is invalid, or the GPU is unknown.
     """
     experiment = read_experiment(root, name, variables)
     for split in counts:
         if split not in experiment.splits:
             there = ", ".join(experiment.splits)
             raise InputError(f"--rows {split}=…: there is no such data; there are {there}.")
-    settings = read_profile(root, profile) if profile else {}
+    settings = jobs.read_profile(root, profile) if profile else {}
     found = jobs.of_experiment(root, experiment.name, variables, profile)
     runs = rates.measured(root / "results")
-    return Prepared(
-        root,
-        experiment,
-        found,
-        Planner(experiment, choose_card(card, found), runs, counts),
-        settings,
-    )
+    planner = Planner(experiment, choose_gpu(gpu, found), runs, counts)
+    return Prepared(planner, planner.plan(found), settings)
 
 
-def read_profile(root: Path, profile: str) -> dict[str, Any]:
-    """Read the settings of a profile, computed values included, in the way Snakemake does."""
-    folder = root / profile
-    path = folder / "config.yaml" if folder.is_dir() else folder
-    if not path.is_file():
-        there = sorted(
-            str(each.parent.relative_to(root)) for each in root.glob("profiles/*/config.yaml")
-        )
-        raise InputError(
-            f"--profile {profile}: there is no such profile; there are {', '.join(there)}."
-        )
-    with open(path, encoding="utf-8") as file:
-        return ProfileConfigFileParser().parse(file)
-
-
-def choose_card(name: str | None, found: Sequence[Job]) -> Card:
-    """Choose the card: the one named, else the one that jobs request, else this machine's GPU or CPU.
+def choose_gpu(name: str | None, found: Sequence[Job]) -> Gpu:
+    """Choose the GPU: the one named, else the one that jobs request, else this machine's GPU or CPU.
 
     Raises:
-        InputError: a card that is not in the table.
+        InputError: a GPU that is not in the table.
     """
-    if name:
-        return find_card(name)
-    asked = [asked_for(dict(job.resources)) for job in found if job.computes]
-    names = list(dict.fromkeys(each[0] for each in asked if each))
-    if any(names):
-        return find_card(next(name for name in names if name))
-    if names:
+    asked = [asked for job in found if job.computes and (asked := asked_for(job.resources))]
+    if name := name or next((name for name, _ in asked if name), None):
+        return find_gpu(name)
+    if asked:
         raise InputError(
-            "the profile asks for GPUs without saying which (gres: gpu:N); name the card with --card."
+            "the profile asks for GPUs without saying which (gres: gpu:N); name the GPU with --gpu."
         )
-    for gpu in own_gpus():
-        if known(gpu.name):
-            return find_card(gpu.name)
+    for own in own_gpus():
+        if known := lookup(own.name):
+            return known
         raise InputError(
-            f"the card '{gpu.name}' of this machine is not in the table; name the nearest with --card."
+            f"the GPU '{own.name}' of this machine is not in the table; name the nearest with --gpu."
         )
     return CPU
 
 
 def own_gpus() -> list[Gpu]:
-    """List this machine's GPUs."""
+    """List this machine's GPUs, as reported by nvidia-smi, without their speed."""
     query = "--query-gpu=name,memory.total,compute_cap"
     answer = ask("nvidia-smi", query, "--format=csv,noheader,nounits")
     found = []
@@ -219,22 +180,15 @@ def installed_torch(archs: bool = False) -> Torch | None:
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return None
-    values: dict[str, Any] = {}
-    for statement in ast.parse(Path(found.origin).with_name("version.py").read_text()).body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(
-            statement.value, ast.Constant
-        ):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            values |= {t.id: statement.value.value for t in targets if isinstance(t, ast.Name)}
+    text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    values = dict(re.findall(r"^(\w+)(?:: *[^=]+?)? *= *['\"]([^'\"]+)['\"]$", text, re.M))
     version, cuda = values.get("__version__") or metadata.version("torch"), values.get("cuda")
     if not (archs and cuda):
         return Torch(version, cuda)
     # torch.cuda.get_arch_list() is empty without a GPU, as on a login node; the function it wraps is not
     code = "import torch; print(getattr(torch._C, '_cuda_getArchFlags', lambda: '')() or '')"
     answer = ask(sys.executable, "-c", code)
-    return Torch(
-        version, cuda, answer.said.split() if answer.works and answer.said.strip() else None
-    )
+    return Torch(version, cuda, (answer.said.split() or None) if answer.works else None)
 
 
 def pinned(root: Path) -> dict[str, tuple[str | None, str]]:
@@ -244,10 +198,8 @@ def pinned(root: Path) -> dict[str, tuple[str | None, str]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         name, equals, version = line.partition("#")[0].strip().partition("==")
         if equals:
-            try:
-                found[name] = (metadata.version(name), version.strip())
-            except metadata.PackageNotFoundError:
-                found[name] = (None, version.strip())
+            installed = next(iter(metadata.distributions(name=name)), None)
+            found[name] = (installed.version if installed else None, version.strip())
     return found
 
 
@@ -256,23 +208,19 @@ def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]
     from huggingface_hub import try_to_load_from_cache
 
     settings = experiment.settings
-    left = [each.job for each in planned if each.job.to_do]
-    wanted: dict[str, str] = {}
-    for job in left:
-        source: Mapping[str, Any] = {}
+    wanted: dict[str, None] = {}
+    for job in (each.job for each in planned if each.job.to_do):
+        file, source = None, {}
         if job.rule == "base":
-            source = settings["models"][job.wildcards["model"]]["weights"]
+            file, source = "config.json", settings["models"][job.wildcards["model"]]["weights"]
         elif job.rule == "tokenizer":
-            source = settings["tokenizer"]
-        if "hub" in source:
-            file = "config.json" if job.rule == "base" else "tokenizer_config.json"
-            path = try_to_load_from_cache(source["hub"], file, revision=source["revision"])
-            if not isinstance(path, str):
-                wanted[source["hub"]] = ""
-        if job.rule == "data":
+            file, source = "tokenizer_config.json", settings["tokenizer"]
+        elif job.rule == "data":
             source = specs.data(experiment, job.wildcards["split"])["source"]
-            if "hub" in source:
-                wanted[source["hub"]] = ""
+        if name := source.get("hub"):
+            known = file and try_to_load_from_cache(name, file, revision=source["revision"])
+            if not isinstance(known, str):
+                wanted[name] = None
     return list(wanted)
 
 
@@ -291,27 +239,6 @@ def hub_problem(timeout: float = PATIENCE) -> str | None:
     return None
 
 
-def free_bytes(place: Path) -> float:
-    """Free bytes on the disk of a path that need not exist yet."""
-    while not place.exists():
-        place = place.parent
-    return float(shutil.disk_usage(place).free)
-
-
-def device_of(place: Path) -> int:
-    """Device number of the disk of a path that need not exist yet."""
-    while not place.exists():
-        place = place.parent
-    return place.stat().st_dev
-
-
-def hub_cache() -> Path:
-    """Folder of the Hub's cache."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
 def account_of(found: Sequence[Job]) -> str | None:
     """Slurm account that the submitted jobs name."""
     names = [job.resources.get("slurm_account") for job in found if job.computes]
@@ -321,8 +248,8 @@ def account_of(found: Sequence[Job]) -> str | None:
 def known_accounts() -> list[str] | None:
     """List this user's Slurm accounts; None if unavailable, for instance without Slurm's database."""
     answer = ask("sacctmgr", "-n", "-s", "list", "user", user(), "format=account%256")
-    names = sorted({line.strip() for line in answer.said.splitlines() if line.strip()})
-    return names if answer.works and names else None
+    names = {line.strip() for line in answer.said.splitlines() if line.strip()}
+    return sorted(names) if answer.works and names else None
 
 
 def user() -> str:
@@ -333,32 +260,32 @@ def user() -> str:
         return str(os.getuid())
 
 
-def facts(prepared: Prepared, planned: Sequence[Planned]) -> Facts:
+def facts(planner: Planner, planned: Sequence[Planned], profile: Mapping[str, Any]) -> Facts:
     """Collect everything that `doctor` checks."""
-    root, settings = prepared.root, prepared.settings
-    executor = settings.get("executor")
-    results = root / "results"
-    wanted = not_fetched(prepared.experiment, planned)
-    cache = hub_cache()
-    same = device_of(cache) == device_of(results)
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    experiment = planner.experiment
+    slurm, wanted = profile.get("executor") == "slurm", not_fetched(experiment, planned)
+    results, cache = experiment.root / "results", Path(HF_HUB_CACHE)
+    same = disk.existing(cache).stat().st_dev == disk.existing(results).stat().st_dev
+    missing = None
     try:
-        prepared.experiment.require_files()
-        missing = None
+        experiment.require_files()
     except InputError as error:
         missing = str(error)
     return Facts(
         python=".".join(map(str, sys.version_info[:3])),
-        versions=pinned(root),
+        versions=pinned(experiment.root),
         torch=installed_torch(archs=True),
         gpus=own_gpus(),
-        executor=executor,
-        slurm=ask("sinfo", "-h", "-o", "%G") if executor == "slurm" else None,
-        account=account_of(prepared.jobs),
-        accounts=known_accounts() if executor == "slurm" else None,
+        executor=profile.get("executor"),
+        slurm=ask("sinfo", "-h", "-o", "%G") if slurm else None,
+        account=account_of([each.job for each in planned]),
+        accounts=known_accounts() if slurm else None,
         hub=wanted,
         hub_problem=hub_problem() if wanted else None,
-        free=free_bytes(results),
-        free_cache=None if same else free_bytes(cache),
-        attempts=int(settings.get("retries") or 0) + 1,
+        free=disk.free_bytes(results),
+        free_cache=None if same else disk.free_bytes(cache),
+        attempts=int(profile.get("retries") or 0) + 1,
         missing=missing,
     )

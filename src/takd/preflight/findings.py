@@ -1,10 +1,9 @@
 """Result of one check by `doctor`."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Result of one check.
 
     Attributes:

@@ -8,11 +8,14 @@ torch's own counter.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
-from takd.preflight.memory import DRAWN_AT_ONCE, Resources, zero
+from takd.methods.registry import METHODS
+from takd.methods.schedule import steps_per_round, total_steps
+from takd.preflight.memory import DRAWN_AT_ONCE, Resources
 from takd.preflight.shapes import Shape
+from takd.preflight.tensors import zero
 
 ATTENTION_BACKWARD = 2.5
 
@@ -38,10 +41,9 @@ class Rows:
 
     def first(self, count: int | None) -> "Rows":
         """Return the first `count` rows, or all for None."""
-        if count is None:
-            return self
-        fewer = count if self.count is None else min(count, self.count)
-        return Rows(fewer, self.prompt, self.response, self.bound)
+        if count is None or self.count is None:
+            return replace(self, count=count or self.count)
+        return replace(self, count=min(count, self.count))
 
 
 @dataclass(frozen=True)
@@ -67,25 +69,25 @@ class Work:
         return self.passes + self.decoding
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(one + more for one, more in zip(self.values, other.values, strict=True)))
+        return Work(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> "Work":
-        return Work(*(times * value for value in self.values))
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        return self.tokens, self.passes, self.decoding, self.block_steps, self.read
+        return Work(*(times * value for value in astuple(self)))
 
 
 def body_forward(shape: Shape, length: float) -> float:
     """FLOPs of a forward pass of one row, `length` tokens long, through the blocks."""
-    attention = 4 * shape.layers * length**2 * shape.queries
-    return 2 * shape.body * length + attention
+    return 2 * shape.body * length + 4 * shape.layers * length**2 * shape.queries
 
 
 def head(shape: Shape, tokens: float) -> float:
     """FLOPs of the output embedding on a number of tokens."""
     return 2 * shape.embedding * tokens
+
+
+def reading(shape: Shape, rows: Rows) -> float:
+    """FLOPs of a forward pass of one row, with the logits of its response."""
+    return body_forward(shape, rows.whole) + head(shape, rows.response)
 
 
 def trained(
@@ -137,35 +139,18 @@ def decoded(
         return Work()
     steps = max(response - 1, 0)
     context = prompt + response / 2
-    prefill = body_forward(model, prompt) * (rows if prompts is None else prompts)
     a_token = 2 * model.body + 4 * model.layers * context * model.queries
-    decoding = rows * (steps * a_token + head(model, response))
     # number of batches that each process decodes in sequence
     waves = max(1.0, rows / processes / together)
     at_once = min(together, rows / processes)
     weights = number * (model.body + model.embedding)
     keys = 2 * number * model.layers * model.keys * context * at_once
     return Work(
-        passes=prefill,
-        decoding=decoding,
+        passes=body_forward(model, prompt) * (rows if prompts is None else prompts),
+        decoding=rows * (steps * a_token + head(model, response)),
         block_steps=processes * waves * steps * model.layers,
         read=processes * waves * steps * (weights + keys),
     )
-
-
-def total_steps(settings: Mapping[str, Any], rows: Rows, method: str) -> int | None:
-    """Optimizer steps of a training, as `Method.total_steps`; None if it depends on an unknown number of rows."""
-    bounds = [settings["steps"]] if settings["steps"] else []
-    if settings["epochs"] and rows.count is not None:
-        if method == "minillm":
-            a_round = settings["rollouts_per_round"] // settings["batch_size"]
-            a_pass = (
-                rows.count / settings["rollouts_per_round"] * a_round * settings["inner_epochs"]
-            )
-        else:
-            a_pass = rows.count / settings["batch_size"]
-        bounds.append(math.ceil(settings["epochs"] * a_pass))
-    return max(1, min(bounds)) if bounds else None
 
 
 def training(
@@ -183,40 +168,68 @@ def training(
 
     Args:
         spec: as returned by `takd.experiment.specs.train`.
+        teacher: None if it is not loaded.
         train, dev: whole splits.
         block_length: tokens of a block of the plain-text corpus, if there is one.
         number: bytes of a weight while decoding.
         drawn: mean tokens of a drawn response; None assumes the length of the references.
     """
-    settings, method = spec["settings"], spec["method"]
-    train, dev = train.first(settings["rows"]), dev.first(settings["dev_rows"])
-    steps = total_steps(settings, train, method)
+    s, facts = spec["settings"], METHODS[spec["method"]]
+    size, lora = s["batch_size"], s.get("lora")
+    train, dev = train.first(s["rows"]), dev.first(s["dev_rows"])
+    steps = total_steps(s, train.count)
     if steps is None or dev.count is None:
         return None
-    how = _How(student, teacher, settings, resources, number)
-    own = train if drawn is None else replace(train, response=drawn)
-    every, size = settings["evaluate_every"], settings["batch_size"]
-    evaluations = 1 + steps // every + (1 if steps % every else 0)
-    work = how.evaluation(dev, dev.response if drawn is None else drawn) * evaluations
-    if method == "minillm":
-        per_round = settings["rollouts_per_round"] // size * settings["inner_epochs"]
-        work += how.rollout(own, settings["rollouts_per_round"]) * math.ceil(steps / per_round)
-        work += how.step(own, size, "kept" if settings["single_step_weight"] else "none") * steps
-        if settings.get("lm_weight") and block_length:
-            blocks = Rows(None, 1, block_length - 1)
-            text = how.step(
-                blocks, settings["lm_batch_size"] or size, settings["lm_teacher_outputs"]
-            )
-            work += text * steps
+
+    def drawing(rows: Rows, count: float, *models: Shape) -> Work:
+        """Responses to `count` prompts, token by token from all of the models."""
+        together = resources.micro_batch * DRAWN_AT_ONCE
+        work = Work(tokens=count * rows.response)
+        for model in models:
+            lengths = rows.prompt, rows.response
+            work += decoded(model, count, *lengths, together, resources.world, number)
         return work
-    view = "none" if method in ("sft", "seqkd") else settings.get("teacher_outputs", "live")
-    new, old = drawing_steps(settings, steps)
-    work += how.drawn(own, size, teacher=False) * new
-    return (
-        work
-        + how.step(own, size, view) * (new + old)
-        + how.step(train, size, view) * (steps - new - old)
-    )
+
+    def step(rows: Rows, count: int, outputs: str = "live") -> Work:
+        """One optimizer step on `count` rows.
+
+        With outputs "hidden" or "kept", only the teacher's output embedding is applied, with others than "live" nothing
+        of it.
+        """
+        operations = trained(
+            *(student, rows.whole, rows.response, lora, resources.gradient_checkpointing),
+            twice=zero(s)[0] == 3,
+        )
+        if teacher is not None and outputs in ("live", "hidden", "kept"):
+            operations += head(teacher, rows.response)
+            if outputs == "live":
+                operations += body_forward(teacher, rows.whole)
+        return Work(tokens=count * rows.whole, passes=count * operations)
+
+    # a dev evaluation: a response per row, whose tokens the log does not count, and the loss
+    asked = dev if drawn is None else replace(dev, response=drawn)
+    answered = replace(drawing(asked, dev.count, student), tokens=0.0)
+    read = Work(passes=dev.count * reading(student, dev))
+    every = s["evaluate_every"]
+    work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))
+    own = train if drawn is None else replace(train, response=drawn)
+    if not facts.rollouts:
+        new, old = drawing_steps(s, steps) if facts.on_policy else (0.0, 0.0)
+        outputs = s.get("teacher_outputs", "live")
+        work += drawing(own, size, student) * new
+        work += step(own, size, outputs) * (new + old)
+        return work + step(train, size, outputs) * (steps - new - old)
+    count, rounds = s["rollouts_per_round"], math.ceil(steps / steps_per_round(s))
+    mixing = [teacher] if teacher is not None and s["teacher_mix"] else []
+    drawn_once = drawing(own, count, student, *mixing)
+    if teacher is not None and not mixing:  # it reads the responses once
+        drawn_once += Work(passes=count * reading(teacher, own))
+    work += drawn_once * rounds
+    work += step(own, size, "kept" if s["single_step_weight"] else "none") * steps
+    if s.get("lm_weight") and block_length:
+        blocks = Rows(None, 1, block_length - 1)
+        work += step(blocks, s["lm_batch_size"] or size, s["lm_teacher_outputs"]) * steps
+    return work
 
 
 def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float]:
@@ -224,80 +237,14 @@ def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float
 
     With `adaptive`, φ is assumed to keep its initial value, since the changes of the dev loss are unknown.
     """
-    sampling = settings.get("sampling", "fixed")
-    if sampling == "mixed":
+    regime, share = settings["on_policy"], settings["initial_share"]
+    if regime == "mixed":
         return settings["on_policy_share"] * steps, 0.0
-    share = settings["initial_share"] if sampling == "adaptive" else 0.0
-    if not share:
+    if regime == "off" or not share:
         return 0.0, 0.0
     filling = min(steps, settings["capacity"] / settings["batch_size"] / share)
     new = share * filling + share * steps * (1 - filling / steps) ** 2 / 2
     return new, share * steps - new
-
-
-@dataclass(frozen=True)
-class _How:
-    """Computation of the parts of a training, each over all processes."""
-
-    student: Shape
-    teacher: Shape | None
-    settings: Mapping[str, Any]
-    resources: Resources
-    number: int
-
-    def drawn(self, rows: Rows, count: float, teacher: bool) -> Work:
-        """Responses to `count` prompts, by the student, with or without its teacher."""
-        together = self.resources.micro_batch * DRAWN_AT_ONCE
-        models = [self.student, *([self.teacher] if teacher and self.teacher else [])]
-        work = Work(tokens=count * rows.response)
-        for model in models:
-            work += decoded(
-                model,
-                count,
-                rows.prompt,
-                rows.response,
-                together,
-                self.resources.world,
-                self.number,
-            )
-        return work
-
-    def rollout(self, rows: Rows, count: int) -> Work:
-        """Responses of one round; a teacher without teacher-mixed sampling reads them once."""
-        mixing = self.settings["teacher_mix"] is not None and self.settings["teacher_mix"] > 0
-        work = self.drawn(rows, count, teacher=mixing)
-        if not mixing and self.teacher is not None:
-            read = body_forward(self.teacher, rows.whole) + head(self.teacher, rows.response)
-            work += Work(passes=count * read)
-        return work
-
-    def evaluation(self, dev: Rows, drawn: float) -> Work:
-        """One dev evaluation: a response per row, whose tokens the log does not count, and the loss."""
-        assert dev.count is not None
-        work = self.drawn(replace(dev, response=drawn), dev.count, teacher=False)
-        read = body_forward(self.student, dev.whole) + head(self.student, dev.response)
-        return Work(0.0, work.passes + dev.count * read, *work.values[2:])
-
-    def step(self, rows: Rows, count: int, teacher_outputs: str) -> Work:
-        """One optimizer step on `count` rows.
-
-        Args:
-            teacher_outputs: "live" (the teacher reads the rows), "hidden" or "kept" (only its output embedding is
-                applied), "top_k" or "none" (no computation by the teacher).
-        """
-        operations = trained(
-            self.student,
-            rows.whole,
-            rows.response,
-            self.settings.get("lora"),
-            self.resources.gradient_checkpointing,
-            twice=zero(self.settings)[0] == 3,
-        )
-        if self.teacher is not None and teacher_outputs in ("live", "hidden", "kept"):
-            operations += head(self.teacher, rows.response)
-            if teacher_outputs == "live":
-                operations += body_forward(self.teacher, rows.whole)
-        return Work(tokens=count * rows.whole, passes=count * operations)
 
 
 def evaluation(
@@ -308,14 +255,8 @@ def evaluation(
         return None
     count = rows.count * seeds
     work = decoded(
-        model,
-        count,
-        rows.prompt,
-        rows.response,
-        resources.micro_batch,
-        resources.world,
-        number,
-        rows.count,
+        *(model, count, rows.prompt, rows.response, resources.micro_batch, resources.world, number),
+        prompts=rows.count,
     )
     return work + Work(tokens=count * rows.response)
 
@@ -327,12 +268,9 @@ def likelihoods(model: Shape, teachers: Sequence[Shape], rows: Rows, seeds: int)
     """
     if rows.count is None:
         return None
-
-    def read(shape: Shape) -> float:
-        return body_forward(shape, rows.whole) + head(shape, rows.response)
-
     texts = 1 + 2 * seeds
-    operations = read(model) + sum(texts * (read(model) + read(teacher)) for teacher in teachers)
+    own = reading(model, rows)
+    operations = own + sum(texts * (own + reading(teacher, rows)) for teacher in teachers)
     tokens = (1 + texts * len(teachers)) * rows.response
     return Work(tokens=rows.count * tokens, passes=rows.count * operations)
 

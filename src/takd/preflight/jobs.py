@@ -12,12 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from snakemake.profiles import ProfileConfigFileParser
+
 from takd.experiment.lineage import SUPERVISED, supervised
 from takd.preflight import amounts
 from takd.preflight.memory import Resources
 from takd.runtime.errors import InputError
 
-TRAININGS = ("teacher", "sft")
+SUPERVISED_RULES = ("teacher", SUPERVISED)
+RUNS_A_MODEL = ("evaluate", "likelihoods", "generate", "teacher_outputs")
 # defaults of the rules, chosen for the demo
 UNSET = {"mem_mb": "4000", "runtime": str(7 * 24 * 60)}
 
@@ -44,46 +47,61 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        return self.rule in TRAININGS or self.rule.startswith("distill_")
+        return self.rule in SUPERVISED_RULES or self.rule.startswith("distill_")
 
     @property
     def computes(self) -> bool:
         """Whether it uses a GPU."""
-        return self.trains or self.rule in (
-            "evaluate",
-            "likelihoods",
-            "generate",
-            "teacher_outputs",
-        )
+        return self.trains or self.rule in RUNS_A_MODEL
 
     @property
     def lineage(self) -> str:
         """Lineage of the model that it trains or runs."""
         names = self.wildcards
-        if self.rule in TRAININGS:
+        if self.rule in SUPERVISED_RULES:
             return supervised(names["model"])
         if self.trains:
             return f"{names['teacher']}__{names['student']}-{names['method']}"
         return names.get("lineage") or names.get("teacher", "")
 
     @property
+    def depth(self) -> int:
+        """Number of teachers above the model that it trains or runs."""
+        return self.lineage.count("__")
+
+    @property
+    def stage(self) -> str:
+        """Line of the plan that it belongs to: trainings by model, other jobs by rule."""
+        return f"{self.rule} {self.lineage}" if self.trains else self.rule
+
+    @property
     def method(self) -> str:
-        return SUPERVISED if self.rule in TRAININGS else self.rule.removeprefix("distill_")
+        return SUPERVISED if self.rule in SUPERVISED_RULES else self.rule.removeprefix("distill_")
 
     @property
     def given(self) -> Resources:
         """Resources on which its memory and time depend."""
-        known = {name: self.resources[name] for name in NUMBERS if name in self.resources}
+        given = self.resources
         return Resources(
-            processes=int(known.get("processes", 1)),
-            nodes=int(known.get("nodes", 1)),
-            micro_batch=int(known.get("micro_batch", 8)),
-            gradient_checkpointing=known.get("gradient_checkpointing", "0") == "1",
-            runtime=float(known.get("runtime", "inf")),
+            processes=int(given.get("processes", 1)),
+            nodes=int(given.get("nodes", 1)),
+            micro_batch=int(given.get("micro_batch", 8)),
+            gradient_checkpointing=given.get("gradient_checkpointing", "0") == "1",
+            runtime=float(given.get("runtime", "inf")),
         )
 
 
-NUMBERS = ("processes", "nodes", "micro_batch", "gradient_checkpointing", "runtime")
+def read_profile(root: Path, profile: str) -> dict[str, Any]:
+    """Read the settings of a profile, computed values included, in the way Snakemake does."""
+    path = root / profile
+    if path.is_dir():
+        path /= "config.yaml"
+    if not path.is_file():
+        there = sorted(root.glob("profiles/*/config.yaml"))
+        names = ", ".join(str(each.parent.relative_to(root)) for each in there)
+        raise InputError(f"--profile {profile}: there is no such profile; there are {names}.")
+    with open(path, encoding="utf-8") as file:
+        return ProfileConfigFileParser().parse(file)
 
 
 def of_experiment(
@@ -92,66 +110,14 @@ def of_experiment(
     """List all jobs of an experiment, in the order in which a run would start them.
 
     Raises:
-        InputError: Snakemake cannot plan it; the message is Snakemake's.
+        InputError: Snakemake cannot plan it, for the reason that it gives; or the profile sets an invalid number.
     """
     # in parallel: each takes seconds
-    forced = _start(root, name, variables, profile, ["--forceall"])
-    if not (root / "results" / name).exists():
-        return _checked(parse(_finished(forced)))
-    plain = _start(root, name, variables, profile, [])
-    left = {job.output for job in parse(_finished(plain))}
-    found = _checked(parse(_finished(forced)))
-    return [replace(job, to_do=job.output in left) for job in found]
-
-
-def _checked(found: Iterable[Job]) -> list[Job]:
-    """Return the jobs after checking their numbers."""
-    listed = list(found)
-    amounts.check_jobs((job.rule, job.resources) for job in listed)
-    return listed
-
-
-def _start(
-    root: Path, name: str, variables: Mapping[str, str], profile: str | None, more: list[str]
-) -> Any:
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "reason", *more]
-    command += ["--profile", profile] if profile else ["--cores", "1"]
-    command += ["--config", f"experiment={name}", *(f"{k}={v}" for k, v in variables.items())]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=root, text=True, **pipes)
-
-
-def _finished(process: Any) -> str:
-    printed, _ = process.communicate()
-    if process.returncode:
-        lines = [line.strip() for line in printed.splitlines() if line.strip()]
-        said = next((line for line in lines if line.startswith("Error: ")), None)
-        raise InputError(
-            said.removeprefix("Error: ") if said else f"snakemake cannot plan this: {lines[-1]}"
-        )
-    return printed
-
-
-def parse(printed: str) -> Iterator[Job]:
-    """Parse the jobs from the output of a dry run; target rules, which make nothing, are left out."""
-    for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \w+:$)", printed, flags=re.M)[1:]:
-        head, *lines = block.splitlines()
-        fields = dict(re.findall(r"^    (\w+): (.*)$", "\n".join(lines), re.M))
-        if "output" not in fields:
-            continue
-        yield Job(
-            rule=head.split()[1].rstrip(":"),
-            output=fields["output"].split(", ")[0],
-            wildcards=_pairs(fields.get("wildcards", "")),
-            resources=_pairs(fields.get("resources", "")),
-            local=head.startswith("local"),
-            threads=int(fields.get("threads", 1)),
-        )
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Parse `a=1, b=x:y` into a mapping; a value may contain a comma unless a name follows."""
-    return dict(re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", text))
+    forced = _start(root, name, variables, profile, "--forceall")
+    plain = _start(root, name, variables, profile) if (root / "results" / name).exists() else None
+    left = {job.output for job in parse(_finished(plain))} if plain else None
+    found = checked(parse(_finished(forced)))
+    return [replace(job, to_do=left is None or job.output in left) for job in found]
 
 
 def of_dag(workflow: Any) -> list[Job]:
@@ -160,7 +126,7 @@ def of_dag(workflow: Any) -> list[Job]:
     Raises:
         InputError: the profile sets an invalid number, such as zero processes.
     """
-    found = [
+    return checked(
         Job(
             rule=job.rule.name,
             output=str(next(iter(job.output), "")),
@@ -171,5 +137,58 @@ def of_dag(workflow: Any) -> list[Job]:
         )
         for job in workflow.dag.needrun_jobs()
         if job.output
-    ]
-    return _checked(found)
+    )
+
+
+def checked(found: Iterable[Job]) -> list[Job]:
+    """Return the jobs after checking their numbers."""
+    listed = list(found)
+    amounts.check(
+        (f"profile: {job.rule}", name, value)
+        for job in listed
+        for name, value in job.resources.items()
+    )
+    return listed
+
+
+def _start(
+    root: Path, name: str, variables: Mapping[str, str], profile: str | None, *more: str
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "reason", *more]
+    command += ["--profile", profile] if profile else ["--cores", "1"]
+    command += ["--config", f"experiment={name}", *(f"{k}={v}" for k, v in variables.items())]
+    return subprocess.Popen(
+        command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def _finished(process: subprocess.Popen[str]) -> str:
+    printed, _ = process.communicate()
+    if process.returncode:
+        lines = [line.strip() for line in printed.splitlines() if line.strip()]
+        for line in lines:
+            if line.startswith("Error: "):
+                raise InputError(line.removeprefix("Error: "))
+        raise InputError(f"snakemake cannot plan this: {lines[-1]}")
+    return printed
+
+
+def parse(printed: str) -> Iterator[Job]:
+    """Parse the jobs from the output of a dry run; target rules, which make nothing, are left out."""
+    for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \w+:$)", printed, flags=re.M)[1:]:
+        head, *lines = block.splitlines()
+        fields = dict(re.findall(r"^    (\w+): (.*)$", "\n".join(lines), re.M))
+        if "output" in fields:
+            yield Job(
+                rule=head.split()[1].rstrip(":"),
+                output=fields["output"].split(", ")[0],
+                wildcards=_pairs(fields.get("wildcards", "")),
+                resources=_pairs(fields.get("resources", "")),
+                local=head.startswith("local"),
+                threads=int(fields.get("threads", 1)),
+            )
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Parse `a=1, b=x:y` into a mapping; a value may contain a comma unless a name follows."""
+    return dict(re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", text))

@@ -4,22 +4,26 @@ python -m takd plan --experiment NAME --profile profiles/slurm
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
+from takd.methods.registry import METHODS
 from takd.preflight import disk, flops, memory, rates, shapes
-from takd.preflight.disk import CachedOutput
+from takd.preflight.disk import DiskSpace
 from takd.preflight.flops import Rows, Work
-from takd.preflight.gpus import Card
+from takd.preflight.gpus import Gpu
 from takd.preflight.jobs import Job
-from takd.preflight.memory import BYTES, Footprint, Texts
+from takd.preflight.memory import Footprint, Resources
 from takd.preflight.rates import Estimate, Measured
 from takd.preflight.shapes import Shape
+from takd.preflight.tensors import BYTES, Texts
 
+NOTHING = DiskSpace()
 LARGE = 2**30  # bytes above which the lines of a file are not counted
 
 
@@ -28,17 +32,15 @@ class Planned:
     """One job with its estimates.
 
     Attributes:
-        stage: line of the table that it belongs to.
         work, estimate: None while the number of rows is unknown.
         footprint: None for a job that does not use a GPU.
     """
 
     job: Job
-    stage: str
     work: Work | None = None
     estimate: Estimate | None = None
     footprint: Footprint | None = None
-    written: CachedOutput = field(default_factory=CachedOutput)
+    written: DiskSpace = NOTHING
 
     @property
     def hours(self) -> float | None:
@@ -47,13 +49,9 @@ class Planned:
             return None
         return self.estimate.seconds / 3600 / self.job.given.world
 
-    def footprint_with(self, planner: "Planner") -> Any:
-        """Footprint as a function of the resources."""
-        return lambda given: planner.footprint(self.job, given)
-
 
 class Planner:
-    """Estimate the needs of each job of an experiment on a card.
+    """Estimate the needs of each job of an experiment on a GPU.
 
     Args:
         counts: number of rows of splits that do not exist yet, by split.
@@ -62,15 +60,15 @@ class Planner:
     def __init__(
         self,
         experiment: Experiment,
-        card: Card,
+        gpu: Gpu,
         runs: Sequence[Measured] = (),
         counts: Mapping[str, int] | None = None,
     ) -> None:
-        self.experiment, self.card, self.runs = experiment, card, runs
-        self.counts = dict(counts or {})
-        names = experiment.settings["models"]
-        self.shapes = {name: shapes.of_model(experiment, name) for name in names}
+        self.experiment, self.gpu, self.runs = experiment, gpu, runs
+        self.settings, self.counts = experiment.settings, dict(counts or {})
+        self.shapes = {name: shapes.of_model(experiment, name) for name in self.settings["models"]}
         self.rows = {split: self._rows(split) for split in experiment.splits}
+        self.seeds = len(self.settings["evaluation"]["seeds"])
 
     @property
     def unknown(self) -> list[str]:
@@ -83,41 +81,35 @@ class Planner:
 
     def planned(self, job: Job) -> Planned:
         """Estimate the needs of one job."""
-        stage = f"{job.rule} {self._stage(job)}".strip()
         if not job.computes:
-            return Planned(job, stage, written=self._small(job))
-        computed = self.work(job)
-        estimate = None
-        if computed is not None:
-            kind = job.method if job.trains else job.rule
-            shape = self.asked(job)
-            estimate = rates.estimate(
-                computed, kind, shape.parameters, self.card, self.precision(job), self.runs
-            )
-        return Planned(
-            job, stage, computed, estimate, self.footprint(job, job.given), self.written(job)
-        )
+            return Planned(job, written=self._prepared(job))
+        work, written = self._computed(job)
+        estimate, kind = None, job.method if job.trains else job.rule
+        if work is not None:
+            about = self.model(job).parameters, self.gpu, self.precision(job)
+            estimate = rates.estimate(work, kind, *about, self.runs)
+        return Planned(job, work, estimate, self.footprint(job, job.given), written)
 
-    def asked(self, job: Job) -> Shape:
+    def model(self, job: Job) -> Shape:
         """Shape of the model that a job trains or runs."""
-        return self.shapes[lineage.split(job.lineage)[-1].model]
+        return self._shape(job.lineage)
+
+    def _shape(self, name: str) -> Shape:
+        return self.shapes[lineage.split(name)[-1].model]
 
     def teacher(self, job: Job) -> Shape | None:
         """Shape of the teacher that a training loads; None if precomputed outputs are enough."""
         above = lineage.teacher_of(job.lineage)
-        settings = self.spec(job)["settings"]
-        if above is None or job.method == "seqkd" or settings.get("teacher_outputs") == "top_k":
-            return None
-        return self.shapes[lineage.split(above)[-1].model]
+        asks = METHODS[job.method].asks_teacher(self.spec(job)["settings"])
+        return self._shape(above) if above and asks else None
 
     def compared_with(self, job: Job) -> list[Shape]:
         """Shapes of the teachers that also read the texts in `likelihoods`, each teacher once."""
         names = job.wildcards
-        spec = specs.likelihoods(
-            self.experiment, names["lineage"], int(names["seed"]), names["set"]
-        )
+        numbers = names["lineage"], int(names["seed"]), names["set"]
+        spec = specs.likelihoods(self.experiment, *numbers)
         teachers = dict.fromkeys(map(tuple, spec["teachers"].values()))
-        return [self.shapes[lineage.split(teacher)[-1].model] for teacher, _ in teachers]
+        return [self._shape(teacher) for teacher, _ in teachers]
 
     def spec(self, job: Job) -> dict[str, Any]:
         """Settings of a training."""
@@ -128,106 +120,69 @@ class Planner:
         if job.trains:
             return self.spec(job)["settings"]["precision"]
         part = "evaluation" if job.rule in ("evaluate", "likelihoods") else "teacher_cache"
-        return self.experiment.settings[part]["precision"]
+        return self.settings[part]["precision"]
 
     def precision(self, job: Job) -> str:
         """Precision in which a job computes."""
-        return self.card.precision(self.setting(job), self.asked(job).pretrained)
+        return self.gpu.precision(self.setting(job), self.model(job).pretrained)
 
-    def work(self, job: Job) -> Work | None:
-        """Computation of a job."""
-        shape, number = self.asked(job), BYTES[self.precision(job)]
+    def _computed(self, job: Job) -> tuple[Work | None, DiskSpace]:
+        """Computation of a job that uses a GPU, and the disk space that it writes."""
+        model, number, names = self.model(job), BYTES[self.precision(job)], job.wildcards
         if job.trains:
-            blocks = self.rows.get("corpus")
-            return flops.training(
-                self.spec(job),
-                shape,
-                self.teacher(job),
-                self.rows["train"],
-                self.rows["dev"],
-                job.given,
-                round(blocks.whole) if blocks else 0,
-                number,
-            )
+            spec, teacher, train = self.spec(job), self.teacher(job), self.rows["train"]
+            length = round(self.rows["corpus"].whole) if "corpus" in self.rows else 0
+            data = train, self.rows["dev"], job.given, length, number
+            work = flops.training(spec, model, teacher, *data)
+            return work, disk.training(spec, model, teacher, train.response)
         if job.rule == "evaluate":
-            seeds = len(self.experiment.settings["evaluation"]["seeds"])
-            return flops.evaluation(
-                shape, self.rows[job.wildcards["set"]], seeds, job.given, number
-            )
-        if job.rule == "likelihoods":
-            seeds = len(self.experiment.settings["evaluation"]["seeds"])
-            return flops.likelihoods(
-                shape, self.compared_with(job), self.rows[job.wildcards["set"]], seeds
-            )
+            rows = self.rows[names["set"]]
+            work = flops.evaluation(model, rows, self.seeds, job.given, number)
+            return work, disk.responses(rows, self.seeds)
+        if job.rule == "likelihoods":  # it writes one line per prompt
+            rows = self.rows[names["set"]]
+            return flops.likelihoods(model, self.compared_with(job), rows, self.seeds), DiskSpace()
         if job.rule == "generate":
-            return flops.evaluation(shape, self._part(job), 1, job.given, number)
-        return flops.outputs(shape, self._read(job), job.wildcards["kind"])
+            rows = self.rows["train"]
+            if rows.count is not None:
+                rows = replace(rows, count=math.ceil(rows.count / int(names["parts"])))
+            return flops.evaluation(model, rows, 1, job.given, number), disk.responses(rows)
+        rows = self.rows["train" if names["read"] == "generations" else names["read"]]
+        top_k = self.settings["teacher_cache"]["top_k"]
+        written = disk.outputs(model, rows, names["kind"], top_k, number)
+        return flops.outputs(model, rows, names["kind"]), written
 
-    def footprint(self, job: Job, given: memory.Resources) -> Footprint:
+    def footprint(self, job: Job, given: Resources) -> Footprint:
         """GPU memory of a job on one GPU, with the longest texts that its settings allow."""
-        data = self.experiment.settings["data"]
-        longest = data["max_length"] - data["max_prompt_length"]
-        texts = Texts(data["max_prompt_length"], longest)
-        shape = self.asked(job)
+        data, model = self.settings["data"], self.model(job)
+        prompt = data["max_prompt_length"]
+        texts = Texts(prompt, data["max_length"] - prompt)
         if job.trains:
-            return memory.training(
-                shape, self.teacher(job), self.spec(job), texts, given, self.card
-            )
-        decodes = job.rule in ("evaluate", "generate")
+            of_training = self.teacher(job), self.spec(job), texts, given, self.gpu
+            return memory.training(model, *of_training)
         if job.wildcards.get("read") == "corpus":
             texts = Texts(1, round(self.rows["corpus"].whole) - 1)
         beside = self.compared_with(job) if job.rule == "likelihoods" else []
-        largest = max(beside, key=lambda teacher: teacher.parameters, default=None)
-        setting = self.setting(job)
-        return memory.asking(shape, texts, given, self.card, decodes, largest, setting)
+        return memory.asking(
+            *(model, texts, given, self.gpu),
+            decodes=job.rule in ("evaluate", "generate"),
+            beside=max(beside, key=lambda teacher: teacher.parameters, default=None),
+            setting=self.setting(job),
+        )
 
     def host(self, job: Job) -> dict[str, float]:
         """Main memory of a node that a training takes, by name."""
-        return memory.host(self.asked(job), self.teacher(job), self.spec(job), job.given, self.card)
+        return memory.host(self.model(job), self.teacher(job), self.spec(job), job.given, self.gpu)
 
-    def written(self, job: Job) -> CachedOutput:
-        """Disk space that a job writes."""
-        shape = self.asked(job)
-        if job.trains:
-            return disk.training(
-                self.spec(job), shape, self.teacher(job), self.rows["train"].response
-            )
-        if job.rule == "evaluate":
-            seeds = len(self.experiment.settings["evaluation"]["seeds"])
-            rows = self.rows[job.wildcards["set"]]
-            return disk.answers((rows.count or 0) * seeds, rows.response)
-        if job.rule == "likelihoods":
-            return CachedOutput()  # one line per prompt
-        if job.rule == "generate":
-            rows = self._part(job)
-            return disk.answers(rows.count or 0, rows.response)
-        top_k = self.experiment.settings["teacher_cache"]["top_k"]
-        number = BYTES[self.precision(job)]
-        return disk.outputs(shape, self._read(job), job.wildcards["kind"], top_k, number)
-
-    def _stage(self, job: Job) -> str:
-        """Line of the table: trainings by model, other jobs by rule."""
-        return job.lineage if job.trains else ""
-
-    def _small(self, job: Job) -> CachedOutput:
-        names = job.wildcards
-        if job.rule == "data":
-            return disk.data(self.rows[names["split"]])
-        if job.rule == "generations":
-            return disk.data(self.rows["train"])
+    def _prepared(self, job: Job) -> DiskSpace:
+        """Disk space of a job without a GPU; weights of the Hub stay in its cache, local ones in their folder."""
+        if job.rule in ("data", "generations"):
+            return disk.data(self.rows[job.wildcards.get("split", "train")])
         if job.rule == "base":
-            weights = self.experiment.settings["models"][names["model"]]["weights"]
-            return disk.base(weights, self.experiment.parameters[names["model"]])
-        return CachedOutput()
-
-    def _part(self, job: Job) -> Rows:
-        rows, parts = self.rows["train"], int(job.wildcards["parts"])
-        count = None if rows.count is None else math.ceil(rows.count / parts)
-        return Rows(count, rows.prompt, rows.response, rows.bound)
-
-    def _read(self, job: Job) -> Rows:
-        read = job.wildcards["read"]
-        return self.rows["train" if read == "generations" else read]
+            name = job.wildcards["model"]
+            if "gguf" in self.settings["models"][name]["weights"]:
+                return DiskSpace(4.0 * self.experiment.parameters[name])
+        return DiskSpace()
 
     def _rows(self, split: str) -> Rows:
         """Rows of a split: as prepared, else the count of its source with the longest allowed texts."""
@@ -236,10 +191,9 @@ class Planner:
         if (found := rates.rows_of(folder / "manifest.json")) is not None:
             return found
         spec = specs.data(experiment, split)
-        count = self.counts.get(split)
+        count, source = self.counts.get(split), spec["source"]
         if split == "corpus":
             return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)
-        source = spec["source"]
         if count is None and "demo" in source:
             count = source["demo"]["rows"]
         if count is None and "json" in source:
@@ -262,23 +216,18 @@ def peak_disk(planned: Sequence[Planned]) -> tuple[float, float]:
     Models at the same depth of their chains may train at the same time; deeper ones wait for them.
     """
     left = [each for each in planned if each.job.to_do]
-    by_depth: dict[int, float] = {}
+    by_depth: defaultdict[int, float] = defaultdict(float)
     for each in left:
-        depth = each.job.lineage.count("__") if each.job.trains else -1
-        by_depth[depth] = by_depth.get(depth, 0.0) + each.written.meanwhile
+        by_depth[each.job.depth if each.job.trains else -1] += each.written.meanwhile
     return sum(each.written.stays for each in left), max(by_depth.values(), default=0.0)
 
 
 def hub_disk(experiment: Experiment, planned: Sequence[Planned]) -> float:
     """Bytes of weights that are still to be fetched from the Hub into its cache, at most (float32)."""
-    names = {
-        each.job.wildcards["model"]
-        for each in planned
-        if each.job.to_do and each.job.rule == "base"
-    }
-    repositories = {
-        experiment.settings["models"][name]["weights"]["hub"]: experiment.parameters[name]
-        for name in names
-        if "hub" in experiment.settings["models"][name]["weights"]
-    }
-    return 4.0 * sum(repositories.values())
+    largest: dict[str, int] = {}
+    for job in (each.job for each in planned if each.job.to_do and each.job.rule == "base"):
+        name = job.wildcards["model"]
+        if repository := experiment.settings["models"][name]["weights"].get("hub"):
+            # models with `keep_layers` may share a repository
+            largest[repository] = max(largest.get(repository, 0), experiment.parameters[name])
+    return 4.0 * sum(largest.values())

@@ -2,17 +2,29 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from takd.experiment.experiment import Experiment
 from takd.models.precision import pretrained_dtype
-from takd.runtime.brought_files import read_json_object
+from takd.runtime.files import read_json_object
 
 # families whose block has three matrices in its feed-forward part and norms without biases
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")
 GPT2_VOCABULARY = 50257
+# ends of the names that families give to the same matrix of a block
+NAMES = {
+    "qkv": ("c_attn", "qkv_proj", "query_key_value"),
+    "q": ("q_proj",),
+    "k": ("k_proj",),
+    "v": ("v_proj",),
+    "o": ("o_proj", "out_proj", "attn.c_proj"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj", "c_fc", "fc1"),
+    "down": ("down_proj", "mlp.c_proj", "fc2"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Shape:
         vocabulary: rows of its embedding.
         positions: rows of its position embedding, 0 without one.
         tied: whether input and output embedding share their weights.
+        biases: parameters of the biases of a block.
         estimated: whether the shape was derived from the number of parameters alone.
         pretrained: precision that it was pretrained in, such as "bfloat16"; empty if unknown.
     """
@@ -49,25 +62,20 @@ class Shape:
     pretrained: str = ""
 
     @property
-    def matrices(self) -> list[tuple[int, int]]:
+    def matrices(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of the linear layers of one block; GPT-2 has one for queries, keys and values."""
-        width, inner = self.width, self.inner
+        width, queries, keys, inner = self.width, self.queries, self.keys, self.inner
         if self.family == "gpt2":
-            attention = [(width, self.queries + 2 * self.keys)]
+            attention = {"qkv": (width, queries + 2 * keys)}
         else:
-            attention = [(width, self.queries), (width, self.keys), (width, self.keys)]
-        up = [(width, inner)] * (2 if self.gated else 1)
-        return [*attention, (self.queries, width), *up, (inner, width)]
-
-    @property
-    def block(self) -> int:
-        """Number of weights in the matrices of one block."""
-        return sum(one * other for one, other in self.matrices)
+            attention = {"q": (width, queries), "k": (width, keys), "v": (width, keys)}
+        up = dict.fromkeys(("gate", "up") if self.gated else ("up",), (width, inner))
+        return {**attention, "o": (queries, width), **up, "down": (inner, width)}
 
     @property
     def body(self) -> int:
         """Number of weights in the matrices of all blocks."""
-        return self.layers * self.block
+        return self.layers * sum(one * other for one, other in self.matrices.values())
 
     @property
     def embedding(self) -> int:
@@ -81,41 +89,23 @@ class Shape:
         embeddings = self.embedding * (1 if self.tied else 2) + self.positions * self.width
         return self.body + embeddings + norms + self.layers * self.biases
 
-    def lora(self, rank: int, targets: list[str] | None) -> tuple[int, int]:
+    def lora(self, rank: int, targets: Sequence[str] | None) -> tuple[int, int]:
         """Number of parameters of LoRA adapters, and of weights in the adapted matrices."""
-        chosen = self.matrices
-        if targets is not None:
-            # families use different names for the same matrices
-            kinds = [_matrix(target) for target in targets]
-            chosen = [m for at, m in enumerate(self.matrices) if self._kind(at) in kinds] or chosen
+        chosen = [
+            size
+            for kind, size in self.matrices.items()
+            if targets is None or any(_names(target, kind) for target in targets)
+        ] or list(self.matrices.values())
         adapters = sum(rank * (one + other) for one, other in chosen)
         return self.layers * adapters, self.layers * sum(one * other for one, other in chosen)
 
-    def _kind(self, at: int) -> str:
-        attention = ["qkv"] if self.family == "gpt2" else ["q", "k", "v"]
-        up = ["gate", "up"] if self.gated else ["up"]
-        return [*attention, "o", *up, "down"][at]
+
+def _names(target: str, kind: str) -> bool:
+    """Whether the end of a layer's name denotes a kind of matrix."""
+    return target == kind or any(f".{target}".endswith(f".{end}") for end in NAMES[kind])
 
 
-def _matrix(target: str) -> str:
-    """Kind of matrix that the end of a layer's name denotes."""
-    names = {
-        "qkv": ("c_attn", "qkv_proj", "query_key_value"),
-        "q": ("q_proj",),
-        "k": ("k_proj",),
-        "v": ("v_proj",),
-        "o": ("o_proj", "out_proj", "attn.c_proj"),
-        "gate": ("gate_proj",),
-        "up": ("up_proj", "c_fc", "fc1"),
-        "down": ("down_proj", "mlp.c_proj", "fc2"),
-    }
-    for kind, ends in names.items():
-        if any(target == end or target.endswith(f".{end}") for end in ends):
-            return kind
-    return target
-
-
-def of_config(config: dict[str, Any]) -> Shape:
+def of_config(config: Mapping[str, Any]) -> Shape:
     """Shape that a `config.json` describes; absent keys get the family's usual values."""
     # multimodal models nest the settings of their text model
     config = {**config, **(config.get("text_config") or {})}
@@ -125,20 +115,18 @@ def of_config(config: dict[str, Any]) -> Shape:
         return next((config[name] for name in names if config.get(name) is not None), default)
 
     width = get("hidden_size", "n_embd", default=768)
-    layers = get("num_hidden_layers", "n_layer", default=12)
     heads = get("num_attention_heads", "n_head", default=12)
     size = get("head_dim", default=width // heads)
-    groups = get("num_key_value_heads", default=heads)
+    queries, keys = heads * size, get("num_key_value_heads", default=heads) * size
     gated = family in GATED or {"intermediate_size", "rms_norm_eps"} <= set(config)
     inner = get("intermediate_size", "ffn_dim", "n_inner", default=4 * width)
     learned = 0 if gated else get("n_positions", "max_position_embeddings", default=1024)
-    queries, keys = heads * size, groups * size
     biases = 0 if gated else queries + 2 * keys + width + inner + width
     if family == "qwen2":
         biases = queries + 2 * keys
     return Shape(
         family=family,
-        layers=layers,
+        layers=get("num_hidden_layers", "n_layer", default=12),
         width=width,
         heads=heads,
         keys=keys,
@@ -154,7 +142,7 @@ def of_config(config: dict[str, Any]) -> Shape:
     )
 
 
-def of_scratch(shape: dict[str, Any], vocabulary: int) -> Shape:
+def of_scratch(shape: Mapping[str, Any], vocabulary: int) -> Shape:
     """Shape of a model trained from scratch, as given in the experiment."""
     return of_config(
         {
@@ -174,29 +162,17 @@ def estimated(parameters: int, vocabulary: int = GPT2_VOCABULARY, positions: int
     GPT-2's own sizes are reproduced: 12, 24, 36 and 48 blocks of width 768, 1024, 1280 and 1600. Larger models get
     wider, not deeper.
     """
-    best: Shape | None = None
-    for width in range(64, 32 * 1024, 64):
-        layers = min(
-            48, max(1, width // 64, 12 * min(width - 512, 768) // 256, 12 * (width - 320) // 320)
-        )
-        shape = of_config(
-            {
-                "model_type": "gpt2",
-                "n_embd": width,
-                "n_layer": layers,
-                "n_head": max(1, width // 64),
-                "n_positions": positions,
-                "vocab_size": vocabulary,
-            }
-        )
-        if best is None or _distance(shape, parameters) < _distance(best, parameters):
-            best = shape
-    assert best is not None
-    return Shape(**{**best.__dict__, "estimated": True})
 
+    def of_width(width: int) -> Shape:
+        layers = max(width // 64, 12 * min(width - 512, 768) // 256, 12 * (width - 320) // 320)
+        shape = {"width": width, "layers": min(48, layers), "heads": width // 64}
+        return of_scratch({**shape, "positions": positions}, vocabulary)
 
-def _distance(shape: Shape, parameters: int) -> float:
-    return abs(math.log(shape.parameters / parameters))
+    def distance(shape: Shape) -> float:
+        return abs(math.log(shape.parameters / parameters))
+
+    best = min(map(of_width, range(64, 32 * 1024, 64)), key=distance)
+    return replace(best, estimated=True)
 
 
 def of_model(experiment: Experiment, name: str) -> Shape:

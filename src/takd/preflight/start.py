@@ -4,34 +4,26 @@ Only certain failures stop a run. Estimates, of memory for instance, give warnin
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.models.starting_weights import relink
-from takd.preflight import collect, contents, doctor, fitting
+from takd.preflight import collect, contents, disk, doctor, fitting
 from takd.preflight.collect import Answer
 from takd.preflight.findings import Finding
-from takd.preflight.gpus import CPU, Card
+from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job, of_dag
-from takd.preflight.plan import Planned, Planner, peak_disk
+from takd.preflight.plan import Planner, peak_disk
 from takd.runtime.errors import InputError
 
 # states of a job that runs, will run, or may still be writing its checkpoint
-AT_WORK = {
-    *(
-        "PENDING",
-        "RUNNING",
-        "COMPLETING",
-        "CONFIGURING",
-        "SUSPENDED",
-        "STOPPED",
-        "SIGNALING",
-        "RESIZING",
-    ),
-    *("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"),
-}
+AT_WORK = (
+    "PENDING|RUNNING|COMPLETING|CONFIGURING|SUSPENDED|STOPPED|SIGNALING|RESIZING|REQUEUED"
+    "|REQUEUE_HOLD|REQUEUE_FED"
+)
 
 
 def check(experiment: Experiment, workflow: Any) -> list[str]:
@@ -74,12 +66,11 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
 
 def check_slurm(jobs: Sequence[Job]) -> None:
     """Raise InputError if Slurm would reject the run, or if an earlier run is still active."""
-    answer = collect.ask("squeue", "-h", "-u", collect.user(), "-o", "%i|%k|%T|%Z")
+    queue = collect.ask("squeue", "-h", "-u", collect.user(), "-o", "%i|%k|%T|%Z")
     name = collect.account_of(jobs)
     asks = name is not None and doctor.PLACEHOLDER in name
-    for finding in slurm_findings(
-        answer, name, collect.known_accounts() if asks else None, os.getcwd()
-    ):
+    known = collect.known_accounts() if asks else None
+    for finding in slurm_findings(queue, name, known, os.getcwd()):
         raise InputError(finding.text)
 
 
@@ -92,16 +83,16 @@ def slurm_findings(
         queue: squeue's output on this user's jobs: id, comment, state and folder.
         accounts: this user's Slurm accounts; None if unavailable.
     """
-    if not queue.works:
-        yield doctor.unreachable(queue.said)
+    if unreachable := doctor.unanswered(queue):
+        yield unreachable
         return
-    found = [each for each in doctor.account("slurm", account, accounts) if each.level == "error"]
-    yield from found
+    found = doctor.account("slurm", account, accounts)
+    yield from (each for each in found if each.level == "error")
     if still := earlier_jobs(queue.said, folder):
-        many = len(still) > 1
+        jobs, work, them = ("jobs", "work", "them") if len(still) > 1 else ("job", "works", "it")
         text = (
-            f"job{'s' * many} {', '.join(still)} of an earlier run still work{'s' * (not many)} in this folder: wait"
-            f" for {'them' if many else 'it'}, or `scancel {' '.join(still)}`, then start again."
+            f"{jobs} {', '.join(still)} of an earlier run still {work} in this folder: wait for {them}, or"
+            f" `scancel {' '.join(still)}`, then start again."
         )
         yield Finding("error", "Slurm", text)
 
@@ -110,55 +101,41 @@ def earlier_jobs(said: str, folder: str) -> list[str]:
     """Ids of unfinished jobs that Snakemake submitted from a folder, from squeue's output `%i|%k|%T|%Z`."""
     found = []
     for line in said.splitlines():
-        if line.count("|") < 3:
-            continue
-        number, rest = line.split("|", 1)
-        comment, state, place = rest.rsplit("|", 2)
-        ours = comment.startswith("rule_") and os.path.realpath(place) == os.path.realpath(folder)
-        if ours and state.strip() in AT_WORK:
-            found.append(number.strip())
+        if line.count("|") >= 3:
+            number, rest = line.split("|", 1)
+            comment, state, place = rest.rsplit("|", 2)
+            same = os.path.realpath(place) == os.path.realpath(folder)
+            if comment.startswith("rule_") and same and re.fullmatch(AT_WORK, state.strip()):
+                found.append(number.strip())
     return found
 
 
 def expected(
     experiment: Experiment, jobs: Sequence[Job], executor: str | None = None
 ) -> Iterator[Finding]:
-    """Yield warnings about disk, memory, the build of torch, and the Hub.
+    """Yield findings about disk, memory, the build of torch, and the Hub.
 
     Raises:
         InputError: the disk lacks room even for the weights that the run will write.
     """
     try:
-        card = collect.choose_card(None, jobs)
-    except InputError:  # an unknown card is not worth a warning
-        card = CPU
-    planner = Planner(experiment, card)
+        gpu = collect.choose_gpu(None, jobs)
+    except InputError:  # an unknown GPU is not worth a warning
+        gpu = CPU
+    planner = Planner(experiment, gpu)
     planned = planner.plan(jobs)
-    free = collect.free_bytes(experiment.root / "results")
+    free = disk.free_bytes(experiment.root / "results")
     weights = sum(each.written.stays for each in planned if each.job.trains)
     if weights > free:
         raise InputError(f"disk: {doctor.free_for(free, weights, 0.0).text}")
     yield from contents.of_warmup(planner, planned)
-    finding = doctor.free_for(free, *peak_disk(planned))
-    if finding.level != "ok":
-        yield finding
-    yield from _of_card(planner, planned, card, executor)
+    yield doctor.free_for(free, *peak_disk(planned))
+    if not gpu.on_cpu:
+        yield from fitting.memory(planner, planned)
+        yield from fitting.host_memory(executor, planner, planned)
+        yield from fitting.precision(planner, planned)
+        if torch := collect.installed_torch():
+            yield doctor.torch_for(torch, gpu.name, gpu.capability)
     wanted = collect.not_fetched(experiment, planned)
     if wanted and (problem := collect.hub_problem(timeout=3.0)):
-        yield from doctor.hub(wanted, problem)
-
-
-def _of_card(
-    planner: Planner, planned: Sequence[Planned], card: Card, executor: str | None
-) -> Iterator[Finding]:
-    if card.on_cpu:
-        return
-    torch = collect.installed_torch()
-    found = [
-        *fitting.memory(planner, planned),
-        *fitting.host_memory(executor, planner, planned),
-        *fitting.precision(planner, planned),
-    ]
-    if torch is not None:
-        found.append(doctor.torch_for(torch, card.name, card.capability))
-    yield from (each for each in found if each.level != "ok")
+        yield doctor.hub(wanted, problem)

@@ -24,8 +24,9 @@ from takd.report.figures import forest
 from takd.report.figures.curves import learning_curves, numbers
 from takd.report.figures.quality import quality
 from takd.report.model_pages import model_pages
+from takd.runtime.files import read_json, write_text
 from takd.runtime.records import REPORT
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.stage import Stage
 
 DOWNLOADS = {
     "summary.tex": "the table above, as LaTeX",

@@ -20,8 +20,9 @@ from takd.report.figures.curves import experiments as curves
 from takd.report.figures.style import looks
 from takd.report.tables import Cell, Column, Group, Row, Table, measured, numbered, score
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_text
 from takd.runtime.records import REPORT
-from takd.runtime.stage import Stage, write_text
+from takd.runtime.stage import Stage
 
 FEW = 3
 """Differing settings that the first table names; more are counted."""

@@ -9,36 +9,13 @@ from typing import Any, NamedTuple
 
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
+from takd.analysis.text import PAPERS
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import SUPERVISED, split
 from takd.report.tables import tex
 from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"
-
-PAPERS = """\
-@inproceedings{gu2024minillm,
-  title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
-  author        = {Gu, Yuxian and Dong, Li and Wei, Furu and Huang, Minlie},
-  booktitle     = {International Conference on Learning Representations},
-  year          = {2024},
-  eprint        = {2306.08543},
-  archiveprefix = {arXiv}
-}
-
-@inproceedings{mirzadeh2020improved,
-  title         = {Improved Knowledge Distillation via Teacher Assistant},
-  author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
-                   and Matsukawa, Akihiro and Ghasemzadeh, Hassan},
-  booktitle     = {AAAI Conference on Artificial Intelligence},
-  volume        = {34},
-  number        = {4},
-  pages         = {5191--5198},
-  year          = {2020},
-  eprint        = {1902.03393},
-  archiveprefix = {arXiv}
-}
-"""
 
 
 class Block(NamedTuple):
@@ -93,7 +70,7 @@ def code(results: Results) -> str:
     lines = []
     for method, found in sorted(recorded.items(), key=lambda one: (one[0] != SUPERVISED, one[0])):
         program = (
-            "from takd.runtime.digests import code_digest as digest;"
+            "from takd.runtime.code_digest import code_digest as digest;"
             f' print(digest("takd.training.train", "takd.methods.{method}"))'
         )
         lines += [

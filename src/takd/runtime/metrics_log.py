@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from takd.runtime.files import read_json, write_json
 from takd.runtime.records import closing_digest
-from takd.runtime.stage import read_json, write_json
 
 SECONDS_BETWEEN_NOTES = 5.0  # time that a killed attempt may lose
 SPENT = "spent.json"

@@ -15,8 +15,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from takd.data.arrow import row_features, save
-from takd.decoding.loading import dataset_of, tokenizer_of
+from takd.data.arrow import dataset_of, row_features, save
+from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
 from takd.runtime.stage import PIECE, Stage
 

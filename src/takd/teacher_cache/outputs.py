@@ -20,15 +20,15 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.arrow import dataset_of
 from takd.decoding import loading
 from takd.losses.batch import Pair, by_length
 from takd.losses.chunked import chunk_size
+from takd.models.causal_lm import tokenizer_of
 from takd.models.logits import project
-from takd.runtime.checkpoints import resumable
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Progress, timed
-from takd.runtime.sharding import Share, Store
-from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.sharding import JsonlStore, Shard, resumable
+from takd.runtime.stage import Stage
 from takd.teacher_cache.tensor_file import TensorFile
 
 PORTION = 2**15  # tokens in memory at once, and the most that a killed run loses
@@ -43,13 +43,13 @@ def run(stage: Stage) -> None:
     """
     loading.configure_libraries(stage)
     spec = stage.spec
-    dataset = loading.dataset_of(stage, "data")
+    dataset = dataset_of(stage, "data")
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
+    with resumable(stage, stage.outputs["manifest"]) as (folder, _, journal):
         tokens = _fill(stage, title, dataset, folder)
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
-        journal.tokens = sum(int(counts.sum()) for counts in _lengths(dataset).values())
-        loading.close_log(stage, journal, len(dataset))
+        read = sum(int(counts.sum()) for counts in _lengths(dataset).values())
+        loading.close_log(stage, journal, len(dataset), read)
         stage.write_manifest(
             stage.outputs["manifest"], kind="teacher_outputs", rows=len(dataset), tokens=tokens
         )
@@ -96,13 +96,8 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     """Write the file `outputs.safetensors` into the folder; return its number of tokens."""
     spec, kind = stage.spec, stage.spec["kind"]
     longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
-    folder_of_model, tokenizer = (
-        stage.input("teacher").parent / "model",
-        loading.tokenizer_of(stage),
-    )
-    model, vocabulary = loading.load(
-        stage, folder_of_model, tokenizer, spec["lineage"], reads=longest
-    )
+    of_model, tokenizer = stage.input("teacher").parent / "model", tokenizer_of(stage)
+    model, vocabulary = loading.load(stage, of_model, tokenizer, spec["lineage"], reads=longest)
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(
             f"teacher_cache.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
@@ -119,26 +114,23 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
         tensors["log_probabilities"] = (torch.float32, (total, spec["top_k"]))
     file = TensorFile(folder / "outputs.safetensors", tensors)
     columns = set(tensors) - {"offsets"}
-    store = Store(folder, "portions", Share(), stage.say)
+    store = JsonlStore(folder, "portions", Shard(), stage.say)
     done = _kept(file, columns, store, starts.tolist()) if file.begun() else 0
     if not done:
         file.begin()
     file.write(0, {"offsets": starts})
-    progress = Progress(title, len(dataset), done, active=True)
-    with store.appending():
+    with store.saving(stage, title, "rows", len(dataset), done) as save:
         for first, after in _portions(starts.tolist(), done):
             begin, end = int(starts[first]), int(starts[after])
             file.write(begin, _portion(stage, model, vocabulary, dataset, first, after))
             digest = file.digest(columns, begin, end)
-            store.add({"first": first, "after": after, "digest": digest})
-            progress.step(after, {})
-            if stage.should_stop() and after < len(dataset):
-                raise Interrupted(f"{title}: {after} of {len(dataset)} rows are kept.")
-    progress.close()
+            save({"first": first, "after": after, "digest": digest}, count=after - first)
     return total
 
 
-def _kept(file: TensorFile, columns: Collection[str], store: Store, starts: Sequence[int]) -> int:
+def _kept(
+    file: TensorFile, columns: Collection[str], store: JsonlStore, starts: Sequence[int]
+) -> int:
     """Count the rows of earlier attempts whose outputs are undamaged, up to the first damage."""
     written = {record["first"]: record for record in store.read()}
     done = 0

@@ -6,12 +6,13 @@ Responses are saved as they are sampled, and a killed run resumes from them. A r
 its prompt only (up to rounding), not on the number of parts.
 """
 
-from takd.decoding.loading import close_log, configure_libraries, dataset_of, tokenizer_of
+from takd.data.arrow import dataset_of
+from takd.decoding.loading import close_log, configure_libraries
 from takd.decoding.prompts import Decoding
 from takd.decoding.resumable import prompts_of, respond
-from takd.runtime.checkpoints import resumable
-from takd.runtime.metrics_log import timed
-from takd.runtime.sharding import write_lines
+from takd.models.causal_lm import tokenizer_of
+from takd.runtime.files import write_lines
+from takd.runtime.sharding import resumable
 from takd.runtime.stage import Stage
 
 
@@ -21,7 +22,7 @@ def run(stage: Stage) -> None:
     spec, dataset = stage.spec, dataset_of(stage, "prompts")
     rows = range(spec["part"] - 1, len(dataset), spec["parts"])
     title = f"{spec['lineage']} seed {spec['seed']} writes, part {spec['part']} of {spec['parts']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
+    with resumable(stage, stage.outputs["manifest"]) as (folder, _, journal):
         responses = respond(
             stage,
             title,
@@ -33,7 +34,7 @@ def run(stage: Stage) -> None:
         )
         lines = ({"row": row, **found} for (row, _), found in sorted(responses.items()))
         write_lines(stage.outputs["answers"], lines)
-        journal.tokens = sum(len(found["tokens"]) for found in responses.values())
-        close_log(stage, journal, len(responses))
+        tokens = sum(len(found["tokens"]) for found in responses.values())
+        close_log(stage, journal, len(responses), tokens)
         stage.write_manifest(stage.outputs["manifest"], kind="answers", rows=len(responses))
     stage.say(f"{title}: {len(responses)} responses")

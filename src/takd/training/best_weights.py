@@ -15,9 +15,9 @@ from torch import Tensor
 from takd.methods.base import Method
 from takd.runtime.checkpoints import Checkpoints, examine, flush
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_json
 from takd.runtime.metrics_log import Journal
 from takd.runtime.records import PROGRESS, Record, digests, sealed
-from takd.runtime.stage import write_json
 from takd.training.exporting import Exported
 from takd.training.student import Student
 

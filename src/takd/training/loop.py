@@ -73,11 +73,7 @@ class Run:
         )
         self.journal = Journal(self.checkpoints.folder / LOG, self.main)
         self.keeper = Keeper(
-            self.student,
-            self.method,
-            self.exported,
-            self.journal,
-            self.checkpoints,
+            *(self.student, self.method, self.exported, self.journal, self.checkpoints),
             {name: Best(measure) for name, measure in self.keep.items()},
             self.stage.say,
         )
@@ -187,8 +183,8 @@ class Run:
                     norm = self.accelerator.clip_grad_norm_(self.student.module.parameters(), clip)
                     # DeepSpeed clips by itself, and may report no norm
                     norm = math.nan if norm is None else float(norm)
-                    # with a loss scaler (fp16) the call is needed even then: it skips the update,
-                    # and lowers the scale
+                    # a loss scaler (fp16) needs the call even then: it skips the update, and lowers
+                    # the scale
                     if math.isfinite(norm) or self.accelerator.scaler is not None:
                         self.student.optimizer.step()
                     self.student.optimizer.zero_grad()
@@ -212,7 +208,6 @@ class Run:
         """
         if self.world == 1:
             return list(flags)
-        # one collective operation for all flags
         counts = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
         return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
 

@@ -17,20 +17,23 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from takd.data.arrow import dataset_of
 from takd.decoding import loading
 from takd.decoding.model_checks import check_model
 from takd.decoding.prompts import Decoding
-from takd.experiment.lineage import SUPERVISED
 from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
 from takd.models import causal_lm
 from takd.models.lora import add_lora
 from takd.models.precision import choose_precision, pretrained_in, torch_dtype
 from takd.models.tokenizer_check import entries
-from takd.runtime.checkpoints import Checkpoints, Lock, resume_key
+from takd.runtime.checkpoints import Checkpoints, resume_key
 from takd.runtime.deepspeed_builds import await_builds
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.launch import rank, world_size
+from takd.runtime.stage import Stage
+from takd.runtime.stage_lock import Lock
 from takd.training import devices
 from takd.training.exporting import Exported
 from takd.training.loop import Run
@@ -46,7 +49,7 @@ def run(stage: Stage) -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     root = stage.outputs["manifest"].parent / "checkpoints"
     checkpoints = Checkpoints(root, resume_key(stage))
-    if int(os.environ.get("RANK", 0)) > 0:
+    if rank() > 0:
         _train(stage, checkpoints)
         return
     with Lock(root / "lock", stage.say):
@@ -58,7 +61,7 @@ def run(stage: Stage) -> None:
 def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     spec, settings = stage.spec, stage.spec["settings"]
     train, dev = (_rows(stage, name, settings[key]) for name, key in SPLITS.items())
-    tokenizer = loading.tokenizer_of(stage)
+    tokenizer = causal_lm.tokenizer_of(stage)
     weights = _weights(stage)
     precision = choose_precision(settings["precision"], pretrained_in(weights))
     student = causal_lm.load_model(
@@ -68,7 +71,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     parameters = student.num_parameters()
     decoding = Decoding(**spec["dev_decoding"])
     exported = Exported.of(student, weights, tokenizer, vocabulary, decoding)
-    if int(os.environ.get("RANK", 0)) == 0 and (difference := exported.misread()):
+    if rank() == 0 and (difference := exported.misread()):
         stage.say(
             f"{spec['lineage']}: AutoTokenizer reads this tokenizer otherwise beside a {student.config.model_type}"
             f" ({difference}); read it from the trained model's folder by PreTrainedTokenizerFast.from_pretrained."
@@ -80,7 +83,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         causal_lm.checkpoint_activations(student, spec["model"])
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
-    if stage.many("teacher") and kind.asks_teacher(settings):
+    if spec.get("asks_teacher"):
         teacher, known = loading.load(
             stage,
             stage.input("teacher").parent / "model",
@@ -107,7 +110,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         vocabulary=vocabulary,
         max_new_tokens=decoding.max_new_tokens,
         teacher=teacher,
-        corpus=loading.dataset_of(stage, "corpus") if stage.many("corpus") else None,
+        corpus=dataset_of(stage, "corpus") if stage.many("corpus") else None,
         stored=stored,
     )
     method = kind(context)
@@ -120,7 +123,6 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         gradient_clip=settings["gradient_clip"],
         deepspeed=settings["deepspeed"],
     )
-    supervised = spec["method"] == SUPERVISED
     job = Run(
         stage=stage,
         accelerator=accelerator,
@@ -130,7 +132,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         dev=dev,
         decoding=decoding,
         precision=precision,
-        keep={"model": settings["keep"], **({"init": "loss"} if supervised else {})},
+        keep={"model": settings["keep"], **({"init": "loss"} if "init" in stage.outputs else {})},
         checkpoints=checkpoints,
         rouge_tokenizer=read_json(stage.input("dev"))["rouge_tokenizer"],
     )
@@ -149,7 +151,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
 
 def _rows(stage: Stage, split: str, count: int | None) -> Dataset:
     """Load the first rows of a split, or all."""
-    found = loading.dataset_of(stage, split)
+    found = dataset_of(stage, split)
     if count:
         found = found.select(range(min(count, len(found))))
     if not len(found):
@@ -172,7 +174,7 @@ def _micro_batches(method: Method, stage: Stage) -> int:
     Raises:
         InputError: the batch cannot be divided evenly among processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     count = 0
     for size in method.part_sizes():
         if size % world:

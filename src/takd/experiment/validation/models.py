@@ -28,7 +28,8 @@ def check_models(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[s
         key = ("models", name)
         if _check_kept_layers(file, (*key, "weights"), model["weights"]):
             check = _check_scratch if "scratch" in model["weights"] else _check_size
-            if size := check(file, settings, key, model, root):
+            size = check(file, settings, key, model, root)
+            if size is not None:
                 parameters[name] = size
     return parameters
 

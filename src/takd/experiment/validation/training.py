@@ -11,7 +11,7 @@ from takd.experiment.validation.common import divisors, trained, training_settin
 from takd.experiment.yaml12 import Key, YamlFile, dotted
 
 DEEPSPEED = "config/deepspeed"
-# settings that only some sampling regimes use
+# settings that only some on-policy regimes use
 REGIMES = {
     "temperature": ("mixed", "adaptive"),
     "on_policy_share": ("mixed",),
@@ -49,8 +49,8 @@ def _check_pair(
             f"is {batch}, which does not divide the {rollouts} rollouts_per_round of the model '{model}'; it must be"
             f" {divisors(rollouts)}.",
         )
-    if "sampling" in resolved:
-        shared = resolved["sampling"] == settings["training"][method]["sampling"]
+    if "on_policy" in resolved:
+        shared = resolved["on_policy"] == settings["training"][method]["on_policy"]
         _check_regime(file, resolved, where, shared)
     if resolved["deepspeed"] is not None:
         _check_deepspeed(file, where("deepspeed"), resolved["deepspeed"], root)
@@ -95,18 +95,18 @@ def check_teacher_cache(file: YamlFile, settings: dict[str, Any]) -> None:
 def _check_regime(
     file: YamlFile, resolved: dict[str, Any], where: Callable[[str], Key], shared: bool
 ) -> None:
-    """Check the sampling regime; `shared` is whether the settings apply to all models."""
-    sampling, capacity, batch = (resolved[key] for key in ("sampling", "capacity", "batch_size"))
-    if sampling == "adaptive" and capacity < batch:
+    """Check the on-policy regime; `shared` is whether the settings apply to all models."""
+    regime, capacity, batch = (resolved[key] for key in ("on_policy", "capacity", "batch_size"))
+    if regime == "adaptive" and capacity < batch:
         text = f"must be at least the batch_size ({batch}), which is taken out of the buffer."
         file.fault(where("capacity"), f"is {capacity}, but {text}")
     for name, regimes in REGIMES.items():
         key = where(name)
-        if key in file.lines and sampling not in regimes and (shared or key[0] == "models"):
+        if key in file.lines and regime not in regimes and (shared or key[0] == "models"):
             file.fault(
                 key,
-                f"has no effect where sampling is {sampling}, only where it is {' or '.join(regimes)};"
-                f" set {dotted(where('sampling'))}, or remove the key.",
+                f"has no effect where on_policy is {regime}, only where it is {' or '.join(regimes)};"
+                f" set {dotted(where('on_policy'))}, or remove the key.",
             )
     if resolved.get("alpha") == resolved.get("beta") == 0:
         file.fault(where("alpha"), "is 0 as beta is; one of the two must be greater than 0.")

@@ -1,0 +1,34 @@
+"""Optimizer steps of a training, from its settings and its number of rows.
+
+Without torch, since a plan counts them too.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def steps_per_round(settings: Mapping[str, Any]) -> int:
+    """Optimizer steps on the responses of one round (`rollouts_per_round`)."""
+    return settings["rollouts_per_round"] // settings["batch_size"] * settings["inner_epochs"]
+
+
+def total_steps(settings: Mapping[str, Any], rows: int | None) -> int | None:
+    """Optimizer steps of a training: the smaller one of `steps` and `epochs`.
+
+    An epoch is a pass over the training rows, or over the prompts of the rounds.
+
+    Args:
+        rows: number of training rows; None if unknown.
+
+    Returns:
+        The steps; None if they depend on an unknown number of rows.
+    """
+    bounds = [settings["steps"]] if settings["steps"] else []
+    if settings["epochs"] and rows is not None:
+        if "rollouts_per_round" in settings:
+            epoch = rows / settings["rollouts_per_round"] * steps_per_round(settings)
+        else:
+            epoch = rows / settings["batch_size"]
+        bounds.append(math.ceil(settings["epochs"] * epoch))
+    return max(1, min(bounds)) if bounds else None

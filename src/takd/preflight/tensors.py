@@ -1,0 +1,237 @@
+"""Bytes of the tensors that a stage allocates on one GPU, from the shapes of its models.
+
+tests/test_footprint.py compares them with real runs.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from takd.methods.registry import METHODS
+from takd.preflight.shapes import Shape
+
+# copies of constants in takd.decoding.kv_cache, takd.losses.chunked and takd.training.loop,
+# which import torch; a test compares them
+GROWTH = 64
+READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+TILE = 64
+HEAD_ROWS = 16384
+
+# float32 tensors of (chunk, vocabulary) that live at once while a loss is differentiated, as measured
+LOGITS = {
+    "label": 4.2,
+    "likeliest": 5.2,
+    "forward_kl": 6.2,
+    "reverse_kl": 6.2,
+    "total_variation": 6.2,
+    "policy": 6.2,
+    "alpha_beta": 8.2,
+    "skewed_forward_kl": 10.2,
+    "skewed_reverse_kl": 10.2,
+    "jensen_shannon": 11.2,
+}
+COSTLIEST = max(LOGITS.values())
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Lengths of the longest texts of a stage, in tokens."""
+
+    prompt: int
+    response: int
+
+    @property
+    def whole(self) -> int:
+        return self.prompt + self.response
+
+
+def lora_weights(shape: Shape, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Number of parameters with a gradient, and of weights that LoRA adapts (0 without LoRA)."""
+    if lora := settings.get("lora"):
+        return shape.lora(lora["rank"], lora["targets"])
+    return shape.parameters, 0
+
+
+def zero(settings: Mapping[str, Any]) -> tuple[int | None, Mapping[str, Any]]:
+    """Stage and settings of ZeRO; the stage is None without DeepSpeed."""
+    if not settings.get("deepspeed"):
+        return None, {}
+    config = settings["deepspeed"]["config"].get("zero_optimization", {})
+    return int(config.get("stage", 0)), config
+
+
+def states(
+    shape: Shape, settings: Mapping[str, Any], precision: str, processes: int
+) -> dict[str, float]:
+    """Bytes of the student's weights and of its optimizer.
+
+    Plain and DDP: weights in float32 (autocast computes in half precision), two moments of AdamW, and DDP's buckets,
+    which hold a copy of every gradient. DeepSpeed: weights in the computing precision, partitioned with ZeRO-3; master
+    weights and moments in float32, partitioned over the processes from ZeRO-1 on; with ZeRO-3 also a whole copy in the
+    computing precision for sampling.
+    """
+    number, (trained, adapted) = BYTES[precision], lora_weights(shape, settings)
+    stage, offload = zero(settings)
+    if stage is None:
+        frozen = adapted * number + 4 * (shape.parameters - adapted) if adapted else 0
+        found = {"student's weights": frozen + 4.0 * trained, "AdamW's moments": 8.0 * trained}
+        if processes > 1:
+            found["DDP's buckets"] = 4.0 * trained
+        return found
+    weights = (shape.parameters + (trained if adapted else 0)) * number
+    found = {"student's weights": weights / (processes if stage == 3 else 1)}
+    if "offload_param" in offload:
+        found["student's weights"] = 0.0
+    # fp32 needs no separate master weights, but ZeRO keeps them all the same
+    if "offload_optimizer" not in offload:
+        found["master weights and moments"] = 12.0 * trained / (processes if stage else 1)
+    if stage == 3:
+        found["the copy that samples"] = weights
+    return found
+
+
+def gradients(shape: Shape, settings: Mapping[str, Any], precision: str, processes: int) -> float:
+    """Bytes of gradients during accumulation over micro-batches."""
+    (trained, _), (stage, _) = lora_weights(shape, settings), zero(settings)
+    if stage is None:
+        return 4.0 * trained
+    return BYTES[precision] * trained / (processes if stage >= 2 else 1) + 4.0 * trained / processes
+
+
+def half_copies(shape: Shape, settings: Mapping[str, Any], precision: str) -> dict[str, float]:
+    """Bytes of autocast's half-precision copies of the weights, which are cached until the end of a pass."""
+    if precision == "fp32" or settings.get("deepspeed"):
+        return {}
+    trained, adapted = lora_weights(shape, settings)
+    # matrices that LoRA adapts are in half precision already
+    matrices = shape.body - adapted + (trained if adapted else 0)
+    return {"weights in half precision": 2.0 * matrices}
+
+
+def activations(
+    shape: Shape,
+    rows: int,
+    length: int,
+    precision: str,
+    dropout: bool = False,
+    checkpointing: bool = False,
+) -> float:
+    """Bytes that all blocks keep of a micro-batch for the backward pass.
+
+    Norms keep their input in float32 (RMSNorm also the normalised input); each linear layer keeps its input, which
+    autocast copies for every layer that reads it; attention its queries, keys, values and result; the feed-forward part
+    the input and the result of its activation function, or the result alone (ReLU).
+    """
+    number, width = BYTES[precision], shape.width
+    norms = 4 * width * (4 if shape.gated else 2)
+    copies = (1 if shape.family == "gpt2" else 3) + (2 if shape.gated else 1)
+    inputs = 2 if precision == "fp32" else copies
+    inner = 4 if shape.gated else 1 if shape.family == "opt" else 2
+    kept = inputs * width + 2 * shape.queries + 2 * shape.keys + inner * shape.inner
+    masks = 2 * width if dropout else 0
+    block = norms + number * kept + masks + 4 * shape.heads
+    ends = 4 * width * (3 if shape.gated else 2)  # input and output of the last norm
+    blocks = 4 * width * shape.layers + block if checkpointing else shape.layers * block
+    return rows * length * (blocks + ends)
+
+
+def loss(
+    student: Shape,
+    teacher: Shape | None,
+    spec: Mapping[str, Any],
+    texts: Texts,
+    micro_batch: int,
+    number: int,
+    device: str,
+    taught: int = 2,
+) -> dict[str, float]:
+    """Bytes of the output embedding and the loss: the tensors of one chunk, and those of the head for all chunks.
+
+    Args:
+        number, taught: bytes of a number of the student's, and of the teacher's.
+    """
+    facts, settings = METHODS[spec["method"]], spec["settings"]
+    compared = facts.loss or settings.get("divergence", "")
+    if settings.get("teacher_outputs") == "top_k":
+        compared = "likeliest"
+    tokens = micro_batch * texts.response
+    tensors = LOGITS.get(compared, COSTLIEST)
+    found = {"logits of a chunk": tensors * chunk(student, tokens, device)}
+    if not settings.get("lora"):
+        found["the head's gradient"] = 4 * student.embedding
+        if number < 4:
+            found["the head's copy"] = number * student.embedding
+            rows = min(student.vocabulary, HEAD_ROWS)
+            found["a part of the head's gradient"] = 4 * rows * student.width
+    hidden = 4 * student.width * 2 + (taught * teacher.width if teacher else 0)
+    found["hidden states"] = tokens * hidden
+    if teacher is not None and not facts.rollouts:
+        whole = micro_batch * texts.whole
+        found["hidden states"] += reading(teacher, whole, taught) / 2  # freed before the loss
+    return found
+
+
+def chunk(shape: Shape, tokens: int, device: str) -> float:
+    """Bytes of one float32 tensor of (chunk, vocabulary)."""
+    return 4.0 * shape.vocabulary * min(tokens, chunk_tokens(shape.vocabulary, device))
+
+
+def chunk_tokens(vocabulary: int, device: str) -> int:
+    """Number of tokens in a chunk of the loss; the same as `takd.losses.chunked.chunk_size`."""
+    tokens = CHUNK_BYTES[device] // (4 * vocabulary)
+    return max(16, tokens - tokens % TILE if tokens > TILE else tokens)
+
+
+def cache(shape: Shape, rows: int, columns: int, number: int) -> float:
+    """Bytes of keys and values of rows that are decoded together."""
+    return 2.0 * shape.layers * shape.keys * rows * columns * number
+
+
+def room(texts: Texts) -> int:
+    """Final number of columns of a cache, which grows in steps."""
+    first = texts.prompt + GROWTH
+    more = math.ceil(max(0, texts.whole - first) / (GROWTH + 1))
+    return first + more * (GROWTH + 1)
+
+
+def reading(shape: Shape, tokens: int, number: int) -> float:
+    """Bytes of one block's activations on a number of tokens, without a backward pass."""
+    inner = (3 if shape.gated else 2) * shape.inner
+    return float(tokens * (12 * shape.width + number * (2 * shape.width + shape.queries + inner)))
+
+
+def sampling(
+    student: Shape,
+    teacher: Shape | None,
+    rows: int,
+    texts: Texts,
+    number: int,
+    device: str,
+    taught: int = 2,
+) -> dict[str, float]:
+    """Bytes of decoding: caches, activations while prompts are read, and tensors of (rows, vocabulary).
+
+    The first prompts are all read at once, before there are caches; later ones a few at a time, at most a quarter of
+    the rows.
+
+    Args:
+        number, taught: bytes of a number of the student's, and of the teacher's.
+    """
+    models = {"student's": (student, number)}
+    if teacher is not None:
+        models["teacher's"] = (teacher, taught)
+    prompts = min(rows * texts.prompt, max(READ_AT_ONCE[device], texts.prompt))
+    found: dict[str, float] = {}
+    moments = []
+    for name, (model, size) in models.items():
+        keys = found[f"{name} keys and values"] = cache(model, rows, room(texts), size)
+        read, works = cache(model, 1, prompts, size), reading(model, prompts, size)
+        moments += [read, read + works - keys, (read + works) / 4]
+    found["reading prompts"] = max(moments)
+    found["next tokens"] = 4.0 * rows * student.vocabulary * (6 if teacher else 4)
+    if teacher is not None:
+        found["teacher's hidden states"] = float(rows * texts.response * teacher.width * taught)
+    return found
