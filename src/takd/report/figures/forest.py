@@ -63,7 +63,7 @@ class Shape(NamedTuple):
     above: bool
 
 
-BROAD = Shape(9.0, 3.1, 3.2, 0.36, 0.42, 9.0, 60, above=False)
+BROAD = Shape(9.0, 3.05, 3.25, 0.36, 0.42, 9.0, 60, above=False)
 NARROW = Shape(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, 40, above=True)
 """So narrow that its text can be read on a phone."""
 
@@ -233,11 +233,11 @@ def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
     _write(axis, shape, down - 0.075 if line.note else down, text)
     if line.note:
         below = 0.085 + 0.08 * text.count("\n")
-        _write(axis, shape, down + below, line.note, size=8, color=GREY)
+        _write(axis, shape, down + below, line.note, size=8.8, color=GREY)
     for words, at in ((said, 6), (line.text, 124)):
         axis.annotate(
             words, (1, down), (at, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
-            weight="normal" if line.hollow else "bold", size=8.5,
+            weight="normal" if line.hollow else "bold", size=8.8,
         )  # fmt: skip
 
 
