@@ -239,7 +239,7 @@ REFUSED = {
     "other decoding": (
         {"decoding": RECORD | {"temperature": 0.7}},
         "evaluations/*/*/heldout/scores.json",
-        "answers are decoded in another way (temperature 1.0 and 0.7)",
+        "responses are decoded in another way (temperature 1.0 and 0.7)",
     ),
     "other tokens": (
         {"rouge_tokenizer": "unicode"},
