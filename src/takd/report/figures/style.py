@@ -6,10 +6,12 @@ a route (labels alone, direct, through assistants).
 """
 
 import io
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -49,6 +51,11 @@ WIDTH = 9.0
 """Inches: two thirds of a landscape page, or the whole width of a portrait one when scaled."""
 
 
+TITLE, BELOW, LEFT, EDGE, LEGEND_LINE = 0.3, 0.55, 0.65, 0.1, 0.22
+"""Inches above a panel, below it, to its left, at the edges of a figure, and of a line of a legend."""
+Key = Mapping[str, Line2D]
+
+
 class Look(NamedTuple):
     """Look of a lineage, the same in every figure."""
 
@@ -70,15 +77,6 @@ def looks(results: Results) -> dict[str, Look]:
         chosen[lineage] = Look(colour, marker, DASHES[count[colour, marker] % len(DASHES)])
         count[colour, marker] += 1
     return chosen
-
-
-def size_text(parameters: float) -> str:
-    """Format a number of parameters: `1.3M`, `14M`, `760M`, `1.5B`."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= unit:
-            value = parameters / unit
-            return f"{value:.0f}{name}" if value >= 9.95 else f"{value:.1f}{name}"
-    return str(int(parameters))
 
 
 def by_size(results: Results) -> dict[str, int]:
@@ -125,3 +123,35 @@ def to_svg(figure: Figure) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=nothing)
     return file.getvalue()
+
+
+def panels(
+    count: int, columns: int, shared: int, width: float, height: float, key: Key
+) -> tuple[Figure, list[Axes]]:
+    """Lay out panels in rows, with a legend below them. Lengths are in inches.
+
+    Matplotlib's own layout engines differ in the last digits from run to run, but equal results give equal files.
+
+    Args:
+        shared: so many panels after one another share a y axis.
+        key: texts of the legend and their marks.
+    """
+    texts = list(key)
+    longest = max(map(len, texts))
+    across = 3 if longest <= 34 else 2 if longest <= 56 else 1
+    across = max(1, min(len(texts), round(across * width / WIDTH)))
+    legend = LEGEND_LINE * math.ceil(len(texts) / across) + EDGE
+    row, cell = TITLE + height + BELOW, (width - EDGE) / columns
+    total = EDGE + row * math.ceil(count / columns) + legend
+    figure, axes = Figure(figsize=(width, total)), list[Axes]()
+    for place in range(count):
+        down, column = divmod(place, columns)
+        left, bottom = LEFT + column * cell, total - EDGE - down * row - TITLE - height
+        corner = (left / width, bottom / total, (cell - LEFT) / width, height / total)
+        share = axes[place - place % shared] if place % shared else None
+        axes.append(figure.add_axes(corner, label=str(place), sharey=share))
+    figure.legend(
+        list(key.values()), texts, loc="lower left", bbox_to_anchor=(EDGE / width, EDGE / total / 2),
+        ncols=across, borderaxespad=0,
+    )  # fmt: skip
+    return figure, axes

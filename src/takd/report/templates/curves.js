@@ -149,9 +149,6 @@
     for (const box of some) box.checked = (all ?? group) === "1";
     show();
   });
-  // a link to a model shows its lines alone
-  const lineage = location.hash.slice(1);
-  if (boxes.some((box) => box.value === lineage)) for (const box of boxes) box.checked = box.value === lineage;
   form.hidden = false;
   arrive();
 }
