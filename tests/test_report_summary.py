@@ -175,16 +175,16 @@ def test_strata_have_tests_of_their_own(tmp_path):
 
 
 def test_a_table_as_latex_and_markdown():
-    columns = [Column("Model", "name"), Column("50 % & more")]
+    columns = [Column("Model", "name"), Column("50 % & more", note="h")]
     cells = [Cell("MiniLLM: a_b → c", tag="3.B"), Cell("−1.5", notes=("−2.0 to +1.0", "n.s."))]
     table = Table(columns, [Group("Chains | all", [Row(cells)])])
     assert tables.latex(table) == (
-        "\\begin{tabular}{lr}\n\\toprule\nModel & 50 \\% \\& more \\\\\n\\midrule\n"
+        "\\begin{tabular}{lr}\n\\toprule\nModel & 50 \\% \\& more (h) \\\\\n\\midrule\n"
         "\\multicolumn{2}{l}{\\textit{Chains | all}} \\\\\n"
         "MiniLLM: a\\_b $\\to$ c [3.B] & $-$1.5 ($-$2.0 to +1.0; n.s.) \\\\\n\\bottomrule\n\\end{tabular}\n"
     )
     assert tables.markdown(table).splitlines() == [
-        "| Model | 50 % & more |",
+        "| Model | 50 % & more (h) |",
         "| --- | ---: |",
         "| **Chains \\| all** |  |",
         "| MiniLLM: a\\_b → c \\[3.B\\] | −1.5 (−2.0 to +1.0; n.s.) |",
