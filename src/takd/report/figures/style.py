@@ -24,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BLACK = "#000000"
 ROUTES = {1: "s", 2: "o", 3: "D"}
 """Marker by the models of a chain: one is trained on labels alone, two are direct, more are through assistants."""
-DASHES = ("-", "--", "-.", ":")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2.5, 1)))
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -65,17 +65,20 @@ class Look(NamedTuple):
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """Assign one look per lineage: colour by method, marker by route; dashes tell equal ones apart."""
+    """Assign one look per lineage: colour by method, marker by route; dashes tell those of one route apart."""
     methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
     taught = [method for method in methods if method != SUPERVISED]
-    count: Counter[tuple[str, str]] = Counter()
-    chosen = {}
+    count: Counter[str] = Counter()
+    chosen: dict[str, Look] = {}
     for lineage in results.lineages:
         method = split(lineage)[-1].method
         colour = BLACK if method == SUPERVISED else COLOURS[taught.index(method) % len(COLOURS)]
         marker = ROUTES[min(len(split(lineage)), 3)]
-        chosen[lineage] = Look(colour, marker, DASHES[count[colour, marker] % len(DASHES)])
-        count[colour, marker] += 1
+        # in grey, dashes tell methods of one route apart
+        order = [DASHES[(count[marker] + step) % len(DASHES)] for step in range(len(DASHES))]
+        possible = [Look(colour, marker, dashes) for dashes in order]
+        chosen[lineage] = next((x for x in possible if x not in chosen.values()), possible[0])
+        count[marker] += 1
     return chosen
 
 
