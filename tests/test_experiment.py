@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import experiment_tables
 import pytest
 from jsonschema import Draft202012Validator
 
-from takd.experiment import comparison, docs_tables, specs
+from takd.experiment import comparison, specs
 from takd.experiment.experiment import Experiment, load
 from takd.experiment.lineage import Node
 from takd.experiment.schema import follow, load_schema
@@ -992,9 +993,9 @@ def test_reading_an_experiment_is_fast_and_imports_nothing_heavy() -> None:
 def keys() -> list[tuple[str, dict[str, Any]]]:
     """Every key of the schema with what it says."""
     schema = load_schema()
-    found = [(key, part) for key, part, _ in docs_tables.below(schema)]
+    found = [(key, part) for key, part, _ in experiment_tables.below(schema)]
     for name, definition in schema["$defs"].items():
-        found += [(f"{name}.{key}", part) for key, part, _ in docs_tables.below(definition)]
+        found += [(f"{name}.{key}", part) for key, part, _ in experiment_tables.below(definition)]
     return found
 
 
@@ -1026,9 +1027,9 @@ def test_every_default_is_valid() -> None:
 
 
 def test_the_documentation_is_made_from_the_schema() -> None:
-    text = docs_tables.PAGE.read_text(encoding="utf-8")
-    assert docs_tables.page(text) == text, (
-        "run PYTHONPATH=src python -m takd.experiment.docs_tables"
+    text = experiment_tables.PAGE.read_text(encoding="utf-8")
+    assert experiment_tables.page(text) == text, (
+        "run PYTHONPATH=src python docs/experiment_tables.py"
     )
     for key, _ in keys():
         parts = key.split(".")
