@@ -28,7 +28,7 @@ demo: env  ## run the demo and its report, offline, in minutes (EXPERIMENT=name 
 	@echo "Report: open $(CURDIR)/report/report.html in a browser (report.zip holds it all)"
 
 test: env chromium  ## all tests but those that need a Slurm cluster, two at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/slurm
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm
 
 test-slurm: env slurm  ## the demo and the faults of docs/faults.md, on a Slurm cluster started for them
 	@$(BIN)/python -m pytest -n 3 --dist loadfile -rs tests/slurm

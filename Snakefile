@@ -29,7 +29,7 @@ include: "rules/compare.smk"
 rule all:
     default_target: True
     input:
-        rules.report.input,
+        SITE,
         collect(
             "<results>/models/{node.lineage}/seed{node.seed}/card.md",
             node=EXPERIMENT.nodes,

@@ -37,7 +37,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCrite
 
 from takd.data.row import batches
 from takd.decoding import loading
-from takd.decoding.resumable import Key, answer
+from takd.decoding.resumable import RowSeed, respond
 from takd.decoding.sampling import Decoding, Prompt
 from takd.runtime.stage import Stage
 
@@ -93,7 +93,7 @@ def measure(report: Report, case: Case, ngram: int) -> None:
     limits = {key: prompt.limit for key, prompt in prompts.items()}
     tokenizer = made_tokenizer(case.vocabulary)
     decoding = Decoding(case.longest, no_repeat_ngram=ngram)
-    found: dict[str, dict[Key, int]] = {}
+    found: dict[str, dict[RowSeed, int]] = {}
     with TemporaryDirectory() as place:
         folder = Path(place)
         endless(case, tokenizer).save_pretrained(folder / "model")
@@ -105,7 +105,7 @@ def measure(report: Report, case: Case, ngram: int) -> None:
             store = folder / f"answers{next(stores)}"  # answers that are there are not drawn again
             store.mkdir()
             stage = Stage(spec={"lineage": "takd's"}, code="", micro_batch=case.micro_batch)
-            answers = answer(stage, "takd", folder / "model", tokenizer, prompts, decoding, store)
+            answers = respond(stage, "takd", folder / "model", tokenizer, prompts, decoding, store)
             found["takd"] = {key: len(each["tokens"]) for key, each in answers.items()}
 
         def theirs() -> None:
@@ -128,7 +128,7 @@ def measure(report: Report, case: Case, ngram: int) -> None:
     )
 
 
-def asked(case: Case) -> dict[Key, Prompt]:
+def asked(case: Case) -> dict[RowSeed, Prompt]:
     """Each prompt with every seed, keyed by row and seed, in the order of the data; each answer has its own length."""
     both = dolly_lengths(case.prompts, case.longest, evaluated=True)
     texts = random_texts([length for length, _ in both], vocabulary=case.vocabulary)
@@ -143,10 +143,10 @@ def asked(case: Case) -> dict[Key, Prompt]:
 
 
 def generated(
-    model: PreTrainedModel, case: Case, prompts: dict[Key, Prompt], decoding: Decoding
-) -> dict[Key, int]:
+    model: PreTrainedModel, case: Case, prompts: dict[RowSeed, Prompt], decoding: Decoding
+) -> dict[RowSeed, int]:
     """Draw all answers by `generate`; the number of tokens of each."""
-    found: dict[Key, int] = {}
+    found: dict[RowSeed, int] = {}
     for seed in SEEDS:
         torch.manual_seed(seed)
         keys = [key for key in prompts if key[1] == seed]

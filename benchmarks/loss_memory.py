@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from takd.losses.chunked import sum_over_tokens
 from takd.losses.divergences import reverse_kl
-from takd.models.causal_lm import project
+from takd.models.logits import project
 
 PLAIN, OURS = "plain formula", "takd"
 

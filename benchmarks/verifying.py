@@ -22,8 +22,8 @@ from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.methods.base import Context
 from takd.methods.sft import Sft
 from takd.runtime import input_check
+from takd.runtime.files import write_json
 from takd.runtime.records import digests, sealed
-from takd.runtime.stage import write_json
 
 ANSWERS, STEPS = 500 * 5, 1000
 COMPARING, STEP, DRAWING = "compare the model's files", "one step", "answers"

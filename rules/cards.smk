@@ -26,8 +26,7 @@ rule card:
     params:
         spec=spec("card"),
         code=code_digest("takd.model_cards.card"),
-        results=subpath(output.card, ancestor=4),
+        inputs=below_results("models", "evaluations"),
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_card.py --spec {params.spec:q} --code {params.code}"
-        " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
-        " --output card={output.card:q} 2> {log:q}"
+        command("write_card")

@@ -8,6 +8,7 @@ than rounding is a resource: it may differ between machines and attempts and cau
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -21,15 +22,14 @@ if set("{}\n") & set(str(ROOT)):
         " folder without {, } and line breaks."
     )
 
-from takd.runtime import failures
-from takd.experiment import lineage
-from takd.runtime import slurm_executor_patch
-from takd.runtime.errors import InputError
-from takd.preflight import amounts
-from takd.runtime.digests import canonical_json, code_digest, without_places
-from takd.experiment import comparison, specs
+from takd.experiment import comparison, lineage, specs
 from takd.experiment.schema import RESERVED
+from takd.preflight import amounts
+from takd.runtime import failures, slurm_executor_patch
 from takd.runtime.checkpoints import sweep
+from takd.runtime.code_digest import code_digest
+from takd.runtime.digests import canonical_json, without_places
+from takd.runtime.errors import InputError
 
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
@@ -118,6 +118,25 @@ def placed(stage):
     return lambda wildcards, input: canonical_json(settings_of(stage, wildcards))
 
 
+def command(script, *resources, online=False):
+    """Text of the command that starts a stage, with those of the rule's resources that the stage takes.
+
+    The rule's `params` are `spec`, `code`, `inputs` and `outputs`.
+    """
+    threads = "{threads}"
+    if "processes" in resources:
+        threads = "$((({threads} + {resources.processes} - 1) / {resources.processes}))"
+    options = [f"--{name.replace('_', '-')} {{resources.{name}}}" for name in resources]
+    words = [
+        *([] if online else ["HF_HUB_OFFLINE=1"]),
+        f"python3 workflow/scripts/{script}.py --spec {{params.spec:q}} --code {{params.code}}",
+        f"--threads {threads}",
+        *options,
+        "{params.inputs} {params.outputs} 2> {log:q}",
+    ]
+    return " ".join(words)
+
+
 def likelihoods_inputs(wildcards):
     """Manifests and answers of a model's teachers, each teacher once: the direct one may also be the first."""
     inputs, seen = {}, []
@@ -190,8 +209,17 @@ def named(wildcards, input):
     return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
 
 
+def below_results(*names, **files):
+    """Format folders and files of the results as inputs: hundreds of paths would be too long for a command."""
+    paths = {**{name: name for name in names}, **files}
+    return " ".join(
+        f"--input {quote(f'{name}=results/{EXPERIMENT.name}/{path}')}"
+        for name, path in paths.items()
+    )
+
+
 def written(wildcards, output):
-    """Format the outputs as options of a stage, for rules with many outputs."""
+    """Format the outputs as options of a stage."""
     return " ".join(f"--output {quote(f'{name}={path}')}" for name, path in output.items())
 
 

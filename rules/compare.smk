@@ -8,28 +8,39 @@ except InputError as error:
 
 if COMPARED:
 
-    # No rule makes the files of the other experiments: they are only read, never trained.
+    COMPARISON = f"<results>/comparison/{comparison.folder([each.name for each in COMPARED])}"
+
+    # Snakemake's report shows the comparison beside the experiment's own. As in report.smk, the files are inputs here.
     rule compare:
         input:
-            report=rules.build_report.output,
+            SITE,
+            [
+                report(
+                    f"{COMPARISON}/{part.file}",
+                    caption=f"../workflow/report/{part.stem}.rst",
+                    category=part.category,
+                    labels={"part": part.about, "form": part.form},
+                )
+                for part in comparison.PARTS.values()
+            ],
+        localrule: True
+        params:
+            facts=comparison.facts([EXPERIMENT, *COMPARED]),
+
+    # No rule makes the files of the other experiments: they are only read, never trained.
+    rule build_comparison:
+        input:
+            report=rules.report.output,
             results=[
                 file
                 for each in (EXPERIMENT, *COMPARED)
                 for file in comparison.files(each, MEASURED)
             ],
-            templates=rules.build_report.input.templates,
+            templates=rules.report.input.templates,
         output:
-            **{
-                name: report(
-                    f"<results>/comparison/{comparison.folder([each.name for each in COMPARED])}/{part.file}",
-                    caption=f"../workflow/report/{part.stem}.rst",
-                    category=part.category,
-                    labels={"part": part.about, "form": part.form},
-                )
-                for name, part in comparison.PARTS.items()
-            },
+            **{name: f"{COMPARISON}/{part.file}" for name, part in comparison.PARTS.items()},
         log:
-            f"<logs>/comparison/{comparison.folder([each.name for each in COMPARED])}.log",
+            COMPARISON.replace("<results>", "<logs>") + ".log",
         localrule: True
         conda:
             "../envs/conda.yaml"
@@ -37,17 +48,15 @@ if COMPARED:
             mem_mb=4000,
             runtime=60,
         params:
-            spec=spec(lambda: comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
+            spec=lambda wildcards: canonical_json(comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
-            folders=" ".join(
+            inputs=" ".join(
                 f"--input {quote(f'results={comparison.results(each)}')}"
                 for each in (EXPERIMENT, *COMPARED)
             ),
             outputs=written,
-            facts=comparison.facts([EXPERIMENT, *COMPARED]),
         shell:
-            "python3 workflow/scripts/compare.py --spec {params.spec:q} --code {params.code}"
-            " {params.folders} {params.outputs} 2> {log:q}"
+            command("compare")
 
 else:
 

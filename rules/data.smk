@@ -15,9 +15,10 @@ rule tokenizer:
         content=content("tokenizer"),
         spec=placed("tokenizer"),
         code=code_digest("takd.data.tokenizer"),
+        inputs=named,
+        outputs=written,
     shell:
-        "python3 workflow/scripts/prepare_tokenizer.py --spec {params.spec:q} --code {params.code}"
-        " --output tokenizer={output.tokenizer:q} --output manifest={output.manifest:q} 2> {log:q}"
+        command("prepare_tokenizer", online=True)
 
 
 rule data:
@@ -38,17 +39,17 @@ rule data:
         content=content("data"),
         spec=placed("data"),
         code=code_digest("takd.data.prepare"),
+        inputs=named,
+        outputs=written,
     shell:
-        "python3 workflow/scripts/prepare_data.py --spec {params.spec:q} --code {params.code}"
-        " --threads {threads} --input tokenizer={input.tokenizer:q}"
-        " --output dataset={output.dataset:q} --output manifest={output.manifest:q} 2> {log:q}"
+        command("prepare_data", online=True)
 
 
 rule data_report:
     input:
         data=collect("<results>/data/{split}/manifest.json", split=EXPERIMENT.splits),
     output:
-        summary="<results>/data/report/report.json",
+        report="<results>/data/report/report.json",
         page="<results>/data/report/report.html",
     log:
         "<logs>/data/report.log",
@@ -62,10 +63,9 @@ rule data_report:
         spec=spec("data_report"),
         code=code_digest("takd.data.summary"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/summarise_data.py --spec {params.spec:q}"
-        " --code {params.code} {params.inputs}"
-        " --output report={output.summary:q} --output page={output.page:q} 2> {log:q}"
+        command("summarise_data")
 
 
 rule base:
@@ -87,7 +87,7 @@ rule base:
         content=content("base"),
         spec=placed("base"),
         code=code_digest("takd.models.starting_weights"),
+        inputs=named,
+        outputs=written,
     shell:
-        "python3 workflow/scripts/prepare_base.py --spec {params.spec:q} --code {params.code}"
-        " --input tokenizer={input.tokenizer:q}"
-        " --output model={output.model:q} --output manifest={output.manifest:q} 2> {log:q}"
+        command("prepare_base", online=True)

@@ -30,14 +30,9 @@ rule evaluate:
         spec=spec("evaluate"),
         code=code_digest("takd.evaluation.evaluate"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/evaluate.py --spec {params.spec:q} --code {params.code}"
-        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output scores={output.scores:q} --output generations={output.generations:q}"
-        " --output answers={output.answers:q} --output metrics={output.metrics:q} 2> {log:q}"
+        command("evaluate", "processes", "micro_batch", "deterministic", "runtime")
 
 
 rule likelihoods:
@@ -65,14 +60,9 @@ rule likelihoods:
         spec=spec("likelihoods"),
         code=code_digest("takd.evaluation.likelihoods"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/likelihoods.py --spec {params.spec:q} --code {params.code}"
-        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-        " --processes {resources.processes} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output likelihoods={output.likelihoods:q} --output prompts={output.prompts:q}"
-        " --output metrics={output.metrics:q} 2> {log:q}"
+        command("likelihoods", "processes", "micro_batch", "deterministic", "runtime")
 
 
 if EXPERIMENT.settings["evaluation"]["judge"]:
@@ -96,7 +86,6 @@ if EXPERIMENT.settings["evaluation"]["judge"]:
             spec=spec("judge"),
             code=code_digest("takd.evaluation.judge"),
             inputs=named,
+            outputs=written,
         shell:
-            "python3 workflow/scripts/judge.py --spec {params.spec:q} --code {params.code}"
-            " --runtime {resources.runtime} {params.inputs}"
-            " --output judge={output.judge:q} --output judgements={output.judgements:q} 2> {log:q}"
+            command("judge", "runtime", online=True)

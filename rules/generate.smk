@@ -27,13 +27,9 @@ rule generate:
         spec=spec("generate"),
         code=code_digest("takd.teacher_cache.responses"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/generate.py --spec {params.spec:q} --code {params.code}"
-        " --threads {threads} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output answers={output.answers:q} --output metrics={output.metrics:q}"
-        " --output manifest={output.manifest:q} 2> {log:q}"
+        command("generate", "micro_batch", "deterministic", "runtime")
 
 
 rule generations:
@@ -62,10 +58,9 @@ rule generations:
         spec=spec("generations"),
         code=code_digest("takd.teacher_cache.merge"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/join_generations.py --spec {params.spec:q}"
-        " --code {params.code} {params.inputs}"
-        " --output dataset={output.dataset:q} --output manifest={output.manifest:q} 2> {log:q}"
+        command("join_generations")
 
 
 rule teacher_outputs:
@@ -92,10 +87,6 @@ rule teacher_outputs:
         spec=spec("outputs"),
         code=code_digest("takd.teacher_cache.outputs"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/write_outputs.py --spec {params.spec:q}"
-        " --code {params.code} --threads {threads} --micro-batch {resources.micro_batch}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output outputs={output.outputs:q} --output metrics={output.metrics:q}"
-        " --output manifest={output.manifest:q} 2> {log:q}"
+        command("write_outputs", "micro_batch", "deterministic", "runtime")

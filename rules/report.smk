@@ -4,20 +4,17 @@ report: "../workflow/report/workflow.rst"
 TEMPLATES = "src/takd/report/templates"
 
 
-# The report as one entry of Snakemake's. It is an input here, not the output below: Snakemake shows the parameters of
-# the rule beside each entry, and those below are pages of JSON.
+# The report as one entry of Snakemake's. It is so marked as an input of rules that have no parameters, not as the output
+# below: Snakemake shows beside each entry the parameters of its rule, and those below are pages of JSON.
+SITE = report(
+    "<results>/report",
+    category="Report",
+    labels={"file": "all pages"},
+    htmlindex="index.html",
+)
+
+
 rule report:
-    input:
-        report(
-            "<results>/report",
-            category="Report",
-            labels={"file": "all pages"},
-            htmlindex="index.html",
-        ),
-    localrule: True
-
-
-rule build_report:
     input:
         manifests=collect(
             "<results>/models/{node.lineage}/seed{node.seed}/manifest.json",
@@ -61,11 +58,9 @@ rule build_report:
     params:
         spec=spec("report"),
         code=code_digest("takd.report.build"),
-        results=subpath(output.site, parent=True),
+        inputs=below_results(
+            "models", "evaluations", "teachers", data_report="data/report/report.json"
+        ),
+        outputs=written,
     shell:
-        # the stage finds the models below two folders: hundreds of paths would be too long for a command
-        "python3 workflow/scripts/build_report.py --spec {params.spec:q} --code {params.code}"
-        " --input models={params.results:q}/models --input evaluations={params.results:q}/evaluations"
-        " --input teachers={params.results:q}/teachers"
-        " --input data_report={input.data:q}"
-        " --output site={output.site:q} 2> {log:q}"
+        command("build_report")

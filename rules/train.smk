@@ -1,3 +1,9 @@
+TRAINING = (
+    *("nodes", "processes", "micro_batch", "gradient_checkpointing", "compile", "deterministic"),
+    "runtime",
+)
+
+
 # A training stops after 95 % of `runtime`, with a checkpoint and a non-zero exit code, so that the next attempt
 # resumes. `threads` are those of a node, shared by its `processes`; each process uses one GPU where there is one.
 
@@ -28,16 +34,9 @@ rule sft:
         spec=spec("train"),
         code=code_digest("takd.training.train", "takd.methods.sft"),
         inputs=named,
+        outputs=written,
     shell:
-        "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
-        " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-        " --nodes {resources.nodes} --processes {resources.processes}"
-        " --micro-batch {resources.micro_batch}"
-        " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
-        " --deterministic {resources.deterministic}"
-        " --runtime {resources.runtime} {params.inputs}"
-        " --output model={output.model:q} --output init={output.init:q}"
-        " --output metrics={output.metrics:q} --output manifest={output.manifest:q} 2> {log:q}"
+        command("train", *TRAINING)
 
 
 # The head of a chain is trained once for all seeds. It is usually the largest model, and the others depend on it: it
@@ -85,13 +84,6 @@ for METHOD in EXPERIMENT.methods:
             spec=spec("train"),
             code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),
             inputs=named,
+            outputs=written,
         shell:
-            "HF_HUB_OFFLINE=1 python3 workflow/scripts/train.py --spec {params.spec:q} --code {params.code}"
-            " --threads $((({threads} + {resources.processes} - 1) / {resources.processes}))"
-            " --nodes {resources.nodes} --processes {resources.processes}"
-            " --micro-batch {resources.micro_batch}"
-            " --gradient-checkpointing {resources.gradient_checkpointing} --compile {resources.compile}"
-            " --deterministic {resources.deterministic}"
-            " --runtime {resources.runtime} {params.inputs}"
-            " --output model={output.model:q} --output metrics={output.metrics:q}"
-            " --output manifest={output.manifest:q} 2> {log:q}"
+            command("train", *TRAINING)

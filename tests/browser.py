@@ -1,12 +1,14 @@
 """Open a page or an unzipped report in headless Chromium, and record its external requests and errors."""
 
+import asyncio
+import atexit
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -65,59 +67,46 @@ def faults(page: Any) -> list[str]:
     return list(page.evaluate(FAULTS, SMALLEST))
 
 
-def open_all(page: Any, categories: list[str]) -> dict[str, str]:
-    """Click through Snakemake's report: every entry of every category, on both sides of a toggle.
-
-    Returns the displayed text of each file, by its name; empty for drawings and for files to download.
-    """
-    shown: dict[str, str] = {}
-    for category in categories:
-        page.click(f"text={category} >> nth=0")
-        page.wait_for_selector("tbody td a")
-        sides = page.locator("fieldset label")
-        for side in range(max(1, sides.count())):
-            if sides.count():
-                sides.nth(side).click()
-            for row in range(page.locator("tbody tr").count()):
-                link = page.locator("tbody tr").nth(row).locator("td a").first
-                if name := link.get_attribute("download"):
-                    file = unquote(urlsplit(link.evaluate("link => link.href")).path)
-                    assert Path(file).stat().st_size > 0, file
-                    shown[name] = ""
-                else:
-                    link.click()
-                    name, text = _content(page, before=list(shown))
-                    shown[name] = text
-        page.goto(page.url.partition("#")[0])
+def read_site(page: Any, nav: dict[str, str]) -> dict[str, str]:
+    """Click through the site within Snakemake's first page; returns the text of each page."""
+    frame, shown = page.frames[1], {}
+    for file, title in nav.items():
+        frame.click(f"nav >> text={title}")
+        frame.wait_for_url(f"**/{file}")
+        shown[file] = frame.inner_text("body")
     return shown
-
-
-def _content(page: Any, before: list[str]) -> tuple[str, str]:
-    """Name and text of the file opened by a click; it is not among `before`."""
-    source = """(before) => {
-        const content = document.querySelector("iframe, main img, #content img, img[src^='data/raw']");
-        const name = content?.getAttribute("src").split("/").pop();
-        const there = content?.tagName === "IFRAME" || content?.naturalWidth > 0;
-        return there && !before.includes(name) ? name : null;
-    }"""
-    name = unquote(page.wait_for_function(source, arg=before).json_value())
-    for frame in page.frames[1:]:
-        frame.wait_for_load_state()
-        if frame.url.endswith(f"/{name}"):
-            return name, frame.inner_text("body")
-    return name, ""
 
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Start a headless Chromium; skips the test where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    """A headless Chromium, started once in each process of the tests; skips the test where there is none."""
+    pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium (Debian: apt install chromium)")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+    started, loop = _chromium()
+    # playwright's event loop counts as running from its start, and other tests start one of their own
+    asyncio._set_running_loop(loop)
+    try:
         yield started
+    finally:
+        asyncio._set_running_loop(None)
+
+
+@functools.cache
+def _chromium() -> tuple[Any, Any]:
+    from playwright.sync_api import sync_playwright
+
+    driver = sync_playwright().start()
+    started = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+    loop = asyncio._get_running_loop()
+
+    def stop() -> None:
+        asyncio._set_running_loop(loop)
         started.close()
+        driver.stop()
+
+    atexit.register(stop)
+    return started, loop
 
 
 def visit(

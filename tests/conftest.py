@@ -1,15 +1,17 @@
 """Fixtures: a copy of the workflow in which stages only write placeholder outputs."""
 
+import fcntl
 import os
 import re
 import shutil
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_python
 import yaml
 
 # threads that wait for each other make tests far slower when workers share the cores
@@ -50,26 +52,33 @@ IMPORT = "importlib.import_module(module).run(stage)"
 
 
 class Project:
-    """A copy of the workflow."""
+    """A copy of the workflow.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        warm: module with the imports of the process that stages are forked from; by default, each is a new process.
+    """
 
-    def run(self, *arguments: str, check: bool = True, **options: Any) -> str:
+    def __init__(self, folder: Path, warm: str | None = None) -> None:
+        self.folder, self.warm = folder, warm
+
+    def run(self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
         """Run snakemake, and return its output."""
         # a profile sets the number of cores
         cores = [] if "--profile" in arguments else ["--cores", "2"]
-        command = [sys.executable, "-m", "snakemake", *arguments, *cores]
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            **options,
-        )
-        assert not check or done.returncode == 0, done.stdout
-        return done.stdout
+        command = ["-m", "snakemake", *arguments, *cores]
+        env = dict(os.environ if env is None else env)
+        if self.warm:
+            env[warm_python.EXECUTABLE] = warm_python.stand_in(self.warm)
+        with tempfile.TemporaryFile() as file:
+            status = warm_python.run(
+                warm_python.server("warm_snakemake"),
+                *(command, str(self.folder), env),
+                output=file.fileno(),
+            )
+            file.seek(0)
+            output = file.read().decode(errors="replace")
+        assert not check or status == 0, output
+        return output
 
     def plan(self, *arguments: str) -> dict[str, int]:
         """Count the jobs that a run would start by rule, without target rules."""
@@ -78,7 +87,9 @@ class Project:
             return {}
         table = printed.split("Job stats:")[1].split("\n\n")[0]
         jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.M)}
-        return {name: count for name, count in jobs.items() if name not in ("all", "total")}
+        return {
+            name: count for name, count in jobs.items() if name not in ("all", "compare", "total")
+        }
 
     def outputs(self, *arguments: str) -> list[str]:
         """List the first output of every job that a run would start."""
@@ -102,7 +113,7 @@ class Project:
     def copy(self, folder: Path) -> "Project":
         """Copy everything, with results and Snakemake's records, into a folder with new time stamps."""
         shutil.copytree(self.folder, folder, copy_function=shutil.copy)
-        return Project(folder)
+        return Project(folder, self.warm)
 
 
 def small_experiment() -> dict[str, Any]:
@@ -174,12 +185,12 @@ def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
     (folder / "data").mkdir()
     (folder / "data/dev.jsonl").write_text('{"instruction": "Say b.", "output": "b"}\n')
     (folder / "fakes.py").write_text(FAKE_STAGE)
-    stage = folder / "src/takd/runtime/stage.py"
-    text = stage.read_text()
+    command_line = folder / "src/takd/runtime/command_line.py"
+    text = command_line.read_text()
     assert IMPORT in text
     # after the code digest is computed, and outside of any stage's imports
     fake = 'sys.path.insert(0, os.getcwd())\n        importlib.import_module("fakes").run(stage)'
-    stage.write_text(text.replace(IMPORT, fake))
+    command_line.write_text(text.replace(IMPORT, fake))
     # do not import methods to find out whether the teacher is read: torch takes seconds
     script = folder / "workflow/scripts/train.py"
     text = script.read_text()
@@ -194,17 +205,51 @@ def project(tmp_path: Path) -> Project:
     return make_project(tmp_path / "project", small_experiment())
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Make a folder once for all processes of a test run: the first calls `make`, the others wait."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / name, base / f"{name}.done"
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert done.exists() or not folder.exists(), f"making {folder} failed before"
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+def run_small(folder: Path, experiment: Mapping[str, Any]) -> None:
+    """Run an experiment with stages that only write placeholder outputs."""
+    make_project(folder, experiment).run("--quiet", "rules")
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which the small experiment has run. Shared: tests must copy it before changing it."""
-    done = make_project(tmp_path_factory.mktemp("finished") / "project", small_experiment())
-    done.run("--quiet", "rules")
-    return done
+    run = partial(run_small, experiment=small_experiment())
+    return Project(made_once(tmp_path_factory, "finished", run))
 
 
 @pytest.fixture(scope="session")
 def finished_writing(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which the experiment with precomputed teacher outputs has run. Shared like `finished`."""
-    done = make_project(tmp_path_factory.mktemp("writing") / "project", writing_experiment())
-    done.run("--quiet", "rules")
-    return done
+    run = partial(run_small, experiment=writing_experiment())
+    return Project(made_once(tmp_path_factory, "finished_writing", run))
+
+
+# Files that take longest, which start first: a long one at the end would leave the other worker idle.
+LONGEST = (
+    "test_end_to_end",
+    "test_staleness",
+    "test_training_matrix",
+    "test_cards",
+    "test_compare",
+    "test_dag",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from strike import Strike
 
-from takd.runtime import stage
+from takd.runtime import command_line
 
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_STOP = 30  # as torchrun waits for the others when one has failed
@@ -117,10 +117,11 @@ def _run(
         size = limit_file_kb * 1024
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     if not torchrun:
-        stage.launch = _fork
+        command_line.launch = _fork
     if strike:
         strike.arm()
     sys.argv = list(command)
+    sys.path.insert(0, str(Path(command[0]).parent))  # as Python does for a script
     runpy.run_path(command[0], run_name="__main__")
 
 

@@ -14,7 +14,7 @@ from takd.losses.divergences import forward_kl
 from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import LabelledRows, LossFunction
 from takd.methods.token_losses import label_and_divergence_loss
-from takd.runtime import digests
+from takd.runtime import code_digest
 
 
 class LossAdaptive(LabelledRows):
@@ -57,5 +57,5 @@ METHOD = LossAdaptive
 # where methods and their code are looked up
 NAME = "takd.methods.loss_adaptive"
 sys.modules[NAME] = sys.modules[__name__]
-_file = digests._module_file
-digests._module_file = lambda module: Path(__file__) if module == NAME else _file(module)
+_file = code_digest._module_file
+code_digest._module_file = lambda module: Path(__file__) if module == NAME else _file(module)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from takd.runtime import stage
+from takd.runtime.files import read_json
 from takd.runtime.records import RECORDS, closing_digest, digests, sealed
-from takd.runtime.stage import LOG, read_json
+from takd.runtime.stage import LOG
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,8 +16,9 @@ from takd.models import starting_weights, tokenizer_check
 from takd.models.causal_lm import load_model
 from takd.runtime import records
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_json
 from takd.runtime.records import digests, sealed
-from takd.runtime.stage import Stage, write_json
+from takd.runtime.stage import Stage
 
 SHAPE = {"architecture": "gpt2", "layers": 2, "width": 8, "heads": 2, "positions": 16}
 

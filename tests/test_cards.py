@@ -14,7 +14,7 @@ from sealing import seal, write_json
 from test_report import ODD, THROUGH, make
 from workspace import DECODING, ROOT, Workspace
 
-from takd.analysis.comparisons import analyse
+from takd.analysis import table
 from takd.analysis.results import read
 from takd.data.template import as_chat_template
 from takd.experiment import experiment, specs
@@ -22,7 +22,8 @@ from takd.experiment.lineage import Node, of_chain, split
 from takd.model_cards import card, markdown
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 LINEAGE = of_chain(*THROUGH[1:])
 HUB = {"hub": "openai-community/gpt2", "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}
@@ -49,9 +50,10 @@ def settings(spec, lineage=LINEAGE, seed=2):
         | {name: {"scratch": {"layers": 2}} for name in hops[:-1]},
         "chains": [],
         "teacher_cache": [],
-        "samples": 0,
+        "samples": 1,
         "sources": SOURCES,
         "template": TEMPLATE,
+        "license": "apache-2.0",
     }
 
 
@@ -81,8 +83,7 @@ def test_front_matter_is_what_the_hub_reads(made):
     assert (data.base_model, data.base_model_relation) == (HUB["hub"], "finetune")
     assert data.datasets == ["Skylion007/openwebtext"]
     assert data.tags == ["takd", "knowledge-distillation", "teacher-assistant", "minillm"]
-    # nobody told which
-    assert data.license is None and data.language is None
+    assert data.license == "apache-2.0" and data.language is None
     assert data.model_name == f"{LINEAGE}-seed2"
     index = eval_results_to_model_index(data.model_name, data.eval_results)
     assert model_index_to_eval_results(index) == (data.model_name, data.eval_results)
@@ -107,9 +108,11 @@ def test_body_says_what_the_results_say(made):
     root, spec, folder = made
     text = (folder / "card.md").read_text()
     one = read(settings(spec), root / "models", root / "evaluations")
-    score = analyse(one).scores["heldout", LINEAGE, "rougeL"]
-    assert score.over_trainings is None and score.over_prompts is not None
-    other = analyse(one).scores["other", LINEAGE, "rougeL"]
+    score, other = (
+        table.one(table.of(one), kind="score", set=name, measure="rougeL")
+        for name in ("heldout", "other")
+    )
+    assert not score.several and score.interval == score.prompts_interval
     cells = [markdown.plain(found.text()) for found in (score, other)]
     assert f"| ROUGE-L | higher | {cells[0]} | {cells[1]} |\n" in text
     assert "| prompts | | 6 | 6 |\n" in text
@@ -158,6 +161,21 @@ def test_the_tokenizers_own_chat_template_is_told(made):
     assert "trained on the tokenizer's chat template, with one user message" in text
     assert "tokenizer.apply_chat_template(" in text and 'hf upload NAME . --exclude ".*"' in text
     write_card(root, settings(spec))
+
+
+def test_a_card_depends_on_no_page_of_the_report():
+    code = "import sys, takd.model_cards.card; found = [m for m in sys.modules if m.startswith('takd.report')];"
+    code += "assert not found and 'matplotlib' not in sys.modules, found"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_the_example_is_a_prompt_of_the_evaluation_with_its_reference(made):
+    _, _, folder = made
+    text = (folder / "card.md").read_text()
+    assert "set_seed(10)" in text and "started from **SFT seed 2**" in text
+    assert (
+        "Do 0 <now>" in text and "```text\nthe answer\n```" in text and "three colours" not in text
+    )
 
 
 def test_a_folder_without_a_model_is_refused(made, tmp_path):
@@ -227,7 +245,8 @@ def test_the_program_in_the_card_runs_in_the_folder(trained):
     (program,) = re.findall(r"```python\n(.*?)\n```", text, re.S)
     assert "from_pretrained(folder)" in program and "max_new_tokens=8" in program
     # the tests' tokenizer knows ten words
-    program = program.replace("Name three colours.", "red cat")
+    assert "set_seed(10)" in program and "Do 0 <now>" in program
+    program = program.replace("Do 0 <now>", "red cat").replace(", \"input\": 'with input'", "")
     program += "\nassert tokenizer.decode(inputs['input_ids'][0]) == 'say red cat and'"
     program += "\nassert output.shape[1] > inputs['input_ids'].shape[1] > 1"
     program += "\nassert sum(p.numel() for p in model.parameters()) == " + str(

@@ -15,7 +15,7 @@ from test_methods_on_policy import Interruptible
 from workspace import STUDENT, TEACHER, TIMED, Workspace
 
 from takd.runtime.errors import InputError
-from takd.runtime.sharding import Share, Store
+from takd.runtime.sharding import JsonlStore, Shard
 from takd.runtime.stage import Interrupted
 from takd.runtime.verify import verify
 from takd.training import train as training
@@ -138,7 +138,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(
     training.run(stage(space, name, float("inf")))
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "Damaged checkpoint" in line]
-    assert file in line and line.endswith("the training goes on from step 5.")
+    assert file in line and line.endswith("the training resumes from step 5.")
     weights, manifest, log = results(space, name)
     assert all(torch.equal(weights[key], tensor) for key, tensor in whole[0].items())
     assert manifest == whole[1] and log == whole[2]
@@ -185,7 +185,7 @@ def test_all_processes_take_the_same_checkpoint(space: Workspace) -> None:
     flip(newest / "model.safetensors")
     said = space.finished(space.train(name, "kd", processes=processes, **settings))
     assert f"Damaged checkpoint: {newest.relative_to(space.folder)}/model.safetensors" in said
-    assert "goes on from step 1 of 30" in said
+    assert "resumes from step 1 of 30" in said
     space.finished(space.train("two-whole", "kd", processes=processes, **settings))
     ends = [load_file(space.folder / n / "model/model.safetensors") for n in (name, "two-whole")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[1])
@@ -194,7 +194,7 @@ def test_all_processes_take_the_same_checkpoint(space: Workspace) -> None:
 def test_a_damaged_line_of_what_was_found_is_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store(tmp_path, "answers", Share())
+    store = JsonlStore(tmp_path, "answers", Shard())
     with store.appending():
         store.add(*({"row": row, "tokens": [row]} for row in range(3)))
     file = tmp_path / "answers.jsonl"

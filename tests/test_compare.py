@@ -1,6 +1,7 @@
-"""Several experiments side by side, on made results: what is told and what is not, and when it is made again."""
+"""Several experiments side by side, on made results: what is tested and significant, and when it is made again."""
 
 import csv
+import html
 import io
 import json
 import os
@@ -23,16 +24,17 @@ from test_report import BY_KD, DIRECT, STUDY, THROUGH
 from test_staleness import touch
 
 from takd.analysis import compare_settings
-from takd.analysis.across_experiments import Comparison, Place
+from takd.analysis.across_experiments import Comparison, Place, read_all
 from takd.analysis.across_experiments import compare as compare_scores
-from takd.analysis.compare_results import read_all
 from takd.analysis.statistics import holm
 from takd.experiment import comparison
 from takd.experiment import experiment as experiments
+from takd.experiment.labels import full_text
 from takd.experiment.lineage import of_chain
 from takd.report import compare
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 SETTINGS: dict[str, Any] = {
     "title": "left out",
@@ -151,29 +153,38 @@ def rows(path: Path, **wanted: str) -> list[dict[str, str]]:
     return [row for row in found if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_a_difference_is_told_with_its_test(three: SimpleNamespace) -> None:
+def test_a_difference_has_its_test(three: SimpleNamespace) -> None:
     table = three.out / "comparison.csv"
     (before,) = rows(table, lineage=DEEP, measure="rougeL", experiment="before")
     (after,) = rows(table, lineage=DEEP, measure="rougeL", experiment="more-mixing")
     assert float(after["value"]) - float(before["value"]) == pytest.approx(6, abs=1e-3)
     # 3, 6 and 9 points by turns, averaged over two draws: a mean of 6 over prompts
-    assert after["difference"] == "6" and after["verdict"] == "higher"
-    assert float(after["difference_low"]) > 5 and float(after["p"]) < 0.001
+    assert after["difference"] == "6" and after["significant"] == "higher"
+    assert float(after["difference_low"]) > 5 and float(after["p (Holm)"]) < 0.001
     assert after["difference_n_training_seeds"] == "2" and before["difference"] == ""
     page = (three.out / "comparison.html").read_text()
-    assert "(minillm): +6.0 in more-mixing, higher (95 % interval from +5." in page
-    assert "more-mixing differs from before in 1 setting:" in page
+    cells = row_of(page, f'data-lineage="{DEEP}"')
+    assert cells[-2].startswith("+6.0 +5.") and cells[-2].endswith("significant, p < 0.001")
+    assert row_of(page, "more-mixing")[-2:] == ["training.minillm.teacher_mix", "none"]
 
 
-def test_a_difference_within_its_noise_is_not_told(tmp_path: Path) -> None:
+def row_of(page: str, start: str) -> list[str]:
+    """Texts of the cells of the first row of a table that has a text."""
+    row = next(row for row in page.split("<tr")[1:] if start in row).split("</tr>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)
+    return [" ".join(html.unescape(re.sub(r"<[^>]+>", " ", cell)).split()) for cell in cells]
+
+
+def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> None:
     specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=noisy)]
     outcome = compared(tmp_path, *specs).outcomes[Place("heldout", DEEP, 1)]
-    assert outcome.difference is not None and outcome.difference.mean == pytest.approx(0.25)
-    assert not outcome.told and outcome.word == "not told"
+    assert outcome.difference is not None and outcome.difference.value == pytest.approx(0.25)
+    assert not outcome.difference.significant and outcome.difference.verdict == "n.s."
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
-    assert "differs from before in no setting." in page
-    assert "1 tested without a difference that can be told, 5 the same in both" in page
-    assert "higher (95" not in page and "lower (95" not in page
+    assert row_of(page, ">after")[-2:] == ["none", "none"]
+    # in the table and in both forms of the figure
+    assert page.count("n.s., p") >= 2 and "significant, p" not in page
+    assert page.count(">same model<") == 5
 
 
 def test_equal_models_are_not_tested(three: SimpleNamespace) -> None:
@@ -197,8 +208,8 @@ def test_all_tests_on_a_set_are_one_family(tmp_path: Path) -> None:
     both = compared(tmp_path, first, noise, gain)
     assert both.tests("heldout") == 2
     together = [both.outcomes[place._replace(experiment=n)].difference for n in (1, 2)]
-    assert all(found is not None and found.p_prompts for found in (*alone, *together))
-    assert [found.p_prompts for found in together] == holm(found.p_prompts for found in alone)  # type: ignore
+    assert all(found is not None and found.prompts_p for found in (*alone, *together))
+    assert [found.prompts_p for found in together] == holm(found.prompts_p for found in alone)  # type: ignore
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
@@ -210,7 +221,7 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     outcomes = compared(tmp_path, first, other).against("heldout", 1)
     found = outcomes[STUDENT].difference
     # of both, decoding seed 20 and training seed 2
-    assert found is not None and found.trainings == 1 and found.mean == pytest.approx(5.5)
+    assert found is not None and found.n_training_seeds == 1 and found.value == pytest.approx(5.5)
     # the teacher at the head is trained with the first seed alone, and those differ
     assert outcomes["teacher-sft"].reason == "the two have no training seed in common"
     apart = made(tmp_path, "apart", decoding_seeds=(30, 40))
@@ -249,7 +260,10 @@ def test_what_is_no_pair_is_not_tested(name: str, tmp_path: Path) -> None:
     out = run(tmp_path, *specs)
     assert reason in (out / "comparison.html").read_text()
     (row,) = rows(out / "comparison.csv", lineage=DEEP, measure="rougeL", experiment="after")
-    assert reason in row["not_tested"] and row["difference"] == row["p"] == row["verdict"] == ""
+    assert (
+        reason in row["not_tested"]
+        and row["difference"] == row["p (Holm)"] == row["significant"] == ""
+    )
     assert float(row["value"]) > 0 and float(row["value_low"]) > 0
 
 
@@ -268,8 +282,8 @@ def test_settings_that_differ_are_listed_by_key(three: SimpleNamespace) -> None:
     assert lines == {
         "training.minillm.teacher_mix": ["0.2", "0.5", "0.2"],
         "seeds": ["[1, 2]", "[1, 2]", "[1]"],
-        "chain teacher → assistant → student (minillm)": ["trained", "trained", None],
-        "chain teacher → student (kd)": [None, None, "trained"],
+        f"chain {full_text(DEEP)}": ["trained", "trained", None],
+        f"chain {full_text(of_chain(*BY_KD[1:]))}": [None, None, "trained"],
     }
     assert not any(line.differs for line in compare_settings.origins(found))
 
@@ -288,7 +302,7 @@ def test_a_change_that_no_setting_names_is_seen(name: str, tmp_path: Path) -> No
     specs = [made(tmp_path, "before"), made(tmp_path, "after")]
     edit(tmp_path, change, f"after/{pattern}")
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
-    assert f"in no setting. Besides the settings, these are not the same: {words}." in page
+    assert row_of(page, ">after")[-2:] == ["none", words]
 
 
 def test_models_made_by_other_settings_than_the_file_has_are_named(tmp_path: Path) -> None:
@@ -301,7 +315,7 @@ def test_models_made_by_other_settings_than_the_file_has_are_named(tmp_path: Pat
 
 def test_what_one_alone_has_is_listed(three: SimpleNamespace, tmp_path: Path) -> None:
     page = (three.out / "comparison.html").read_text()
-    assert "<li>Only other has: 2.D teacher → student (kd).</li>" in page
+    assert f"<li>Only other has: {full_text(of_chain(*BY_KD[1:]))}.</li>" in page
     sets = [
         made(tmp_path, "before", sets=("heldout",)),
         made(tmp_path, "after", sets=("other",)),
@@ -355,8 +369,8 @@ def test_in_the_browser(three: SimpleNamespace, tmp_path: Path) -> None:
 
     def sort(page: Any) -> None:
         for _ in range(2):
-            page.click("table[data-set=heldout] button:has-text('more-mixing') >> nth=0")
-            cells = "table[data-set=heldout] tr[data-lineage] td:nth-child(3)"
+            page.click("table#scores-heldout button:has-text('more-mixing') >> nth=0")
+            cells = "table#scores-heldout tr[data-lineage] td:nth-child(3)"
             order.append(page.eval_on_selector_all(cells, "all => all.map(c => +c.dataset.value)"))
 
     outside = """() => {
@@ -369,7 +383,7 @@ def test_in_the_browser(three: SimpleNamespace, tmp_path: Path) -> None:
     with browser() as started:
         seen = visit(started, three.out / "comparison.html", sort)
         assert order[0] == sorted(order[1], reverse=True) and order[0] != order[1]
-        assert "+6.0\n" in seen.text and (seen.external, seen.complaints) == ([], [])
+        assert "+6.0" in seen.text and (seen.external, seen.complaints) == ([], [])
         for out in (three.out, study):
             ElementTree.parse(out / "comparison-curves.svg")
             found: list[Any] = []
@@ -457,7 +471,7 @@ def two(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = finished.copy(tmp_path_factory.mktemp("two") / "project")
     write(project, "other", lambda e: e["training"]["minillm"].update(steps=8))
     shutil.copytree(project.folder / "results/small", project.folder / "results/other")
-    assert project.plan(*WITH) == {"compare": 1}
+    assert project.plan(*WITH) == {"build_comparison": 1}
     project.run(*WITH, "--quiet")
     assert (project.folder / "results/small/comparison/other/comparison.html").is_file()
     return project
@@ -480,8 +494,8 @@ def rewrite_answers(project: Project) -> None:
     path.write_text('{"another": "content"}')
 
 
-ONCE = {"compare": 1}
-FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "report": 1, "compare": 1}
+ONCE = {"build_comparison": 1}
+FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "report": 1, "build_comparison": 1}
 EDITS: dict[str, tuple[Callable[[Project], Any], dict[str, int]]] = {
     "nothing": (lambda project: None, {}),
     "touch of everything": (touch, {}),

@@ -13,7 +13,7 @@ from families import FAMILIES, save_weights
 
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment, load
-from takd.models.headers import positions, safetensors_parameters
+from takd.models.weight_files import positions, safetensors_parameters
 from takd.preflight import contents, fitting, start
 from takd.preflight.findings import Finding
 from takd.preflight.gpus import CPU

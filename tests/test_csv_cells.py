@@ -5,6 +5,7 @@ as `RENAMED` says, but no cell changes.
 """
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,12 @@ import pytest
 import test_compare
 import test_report_ahead
 from sealing import write_json, write_lines
-from test_report import BY_KD, DIRECT, THROUGH, make, run
+from test_report import BY_KD, DIRECT, THROUGH, make
+
+from takd.analysis import exports
+from takd.analysis.results import read
+from takd.report import compare, costs_page
+from takd.report.figures.quality import quality
 
 EXPECTED = Path(__file__).parent / "expected"
 RENAMED = {
@@ -64,22 +70,27 @@ def scatter(root, spec):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """CSV files of a report with teacher caches, two sets and two seeds, and of a comparison."""
+def texts(tmp_path_factory):
+    """CSV files of a report with teacher caches, two sets and two seeds, and of a comparison, by name."""
     root = tmp_path_factory.mktemp("cells")
     chains = [DIRECT, BY_KD, test_report_ahead.THROUGH, THROUGH]
     spec = make(root, chains, (1, 2), ("heldout", "other"), TARGETS)
     test_report_ahead.write_all(root, spec)
     scatter(root, spec)
-    report = run(root, spec)
-    out = test_compare.run(root, *test_compare.three_experiments(root))
-    (report / "comparison.csv").write_text((out / "comparison.csv").read_text())
-    return report
+    results = read(spec, *(root / name for name in ("models", "evaluations", "teachers")))
+    compared = test_compare.compared(root, *test_compare.three_experiments(root))
+    return {
+        "results.csv": exports.results_csv(results),
+        "differences.csv": exports.differences_csv(results),
+        "scores.csv": exports.scores_csv(results),
+        "costs.csv": costs_page.to_csv(results),
+        "quality.csv": quality(results).csv,
+        "comparison.csv": compare.to_csv(compared),
+    }
 
 
-def read(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def rows(text):
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 STORED = sorted(path.name for path in EXPECTED.glob("*.csv"))
@@ -91,18 +102,18 @@ KEYS = (
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_every_stored_cell_is_in_the_file_of_today(folder, name):
-    before, now = read(EXPECTED / name), read(folder / name)
+def test_every_stored_cell_is_in_the_file_of_today(texts, name):
+    before, now = rows((EXPECTED / name).read_text()), rows(texts[name])
     keys = [key for key in KEYS if key in before[0]]
-    found = {}
-    for row in now:
-        # rows of other measures or strata were added, and have no counterpart
-        extra = {"measure": "rougeL", "stratum": ""}
-        if all(key in keys or row.get(key, value) == value for key, value in extra.items()):
-            found[tuple(row[key] for key in keys)] = row
+    # rows of other measures and strata were added, and have no counterpart
+    extra = {"measure": "rougeL", "stratum": ""}
+    wanted = {key: value for key, value in extra.items() if key in now[0] and key not in keys}
+    found = {
+        tuple(row[key] for key in keys): row
+        for row in now
+        if all(row[key] == value for key, value in wanted.items())
+    }
     assert len({tuple(row[key] for key in keys) for row in before}) == len(before)
     for row in before:
         today = found[tuple(row[key] for key in keys)]
-        for column, cell in row.items():
-            name = renamed(column) if renamed(column) in today else column
-            assert today[name] == cell, (column, [row[key] for key in keys])
+        assert {key: today[renamed(key)] for key in row} == row

@@ -6,10 +6,9 @@ import io
 import pytest
 from takd.report.figures.chains import chains
 from test_report import BY_KD, DIRECT, THROUGH, make, rows_of
-from test_report_overview import results_of
+from test_report_summary import results_of
 
-from takd.analysis import csv_files, scores_table
-from takd.report import table
+from takd.analysis import exports
 from takd.report.figures.style import Drawing
 
 FORMULAS = [
@@ -39,7 +38,7 @@ def read(text):
 
 @pytest.mark.parametrize("text", [*FORMULAS, *PLAIN], ids=repr)
 def test_no_text_is_a_formula_and_none_is_lost(text):
-    written = csv_files.to_csv([text or "empty", "n"], [{text or "empty": text, "n": -1.5}])
+    written = exports.to_csv([{text or "empty": text, "n": -1.5}])
     _, (cell, number) = csv.reader(io.StringIO(written, newline=""))
     assert (cell == text) == (text in PLAIN)
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋"))
@@ -49,7 +48,7 @@ def test_no_text_is_a_formula_and_none_is_lost(text):
 
 @pytest.mark.parametrize("value", [-1, -0.25, 1e-05, -1e300, 0, 7, True, None])
 def test_numbers_stay_numbers(value):
-    assert csv_files.to_csv(["n"], [{"n": value}]).splitlines()[1] == (
+    assert exports.to_csv([{"n": value}], digits=None).splitlines()[1] == (
         '""' if value is None else str(value)
     )
 
@@ -62,11 +61,10 @@ def test_every_file_of_the_report_has_labels_and_sources_as_text(tmp_path, label
     lineage = spec["chains"][0]["lineage"]
     spec["targets"][0]["scores"] = {lineage: {"heldout": 5.0}}
     results = results_of(tmp_path, spec)
-    groups = table.build(results)
     files = [
-        table.to_csv(results, groups),
-        table.differences_csv(results),
-        scores_table.to_csv(results),
+        exports.results_csv(results),
+        exports.differences_csv(results),
+        exports.scores_csv(results),
         chains(results).csv,
         Drawing("", [{label: label, "value": -0.5}]).csv,
     ]

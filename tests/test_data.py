@@ -14,13 +14,17 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from takd.data import prepare, sources, summary, tokenizer
+from takd.data.arrow import dataset_of
 from takd.data.page import render
 from takd.data.template import fill
 from takd.data.tokenise import Encoder
+from takd.data.tokenizer import folder_digest
 from takd.experiment import schema
-from takd.runtime.digests import SOURCE, file_digest, folder_digest
+from takd.runtime.code_digest import SOURCE
+from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 SHORT = {"with_input": "Q: {instruction}\n{input}\nA:", "without_input": "Q: {instruction}\nA:"}
 WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("a", "e", "ino", "our")]
@@ -171,7 +175,7 @@ def saved(tmp_path, monkeypatch):
 def test_data_sets_are_read_by_split(saved, kind, form):
     source = {kind: str(saved / form), "revision": None, "config": None}
     train = list(sources.rows({**source, "split": "train"}))
-    assert train == [(0, "one", "x", ("1",)), (1, "two", "", ("2",))]
+    assert [r[:4] for r in train] == [(0, "one", "x", ("1",)), (1, "two", "", ("2",))]
     assert [r.instruction for r in sources.rows({**source, "split": "test"})] == ["three"]
     with pytest.raises(InputError, match="dev"):
         list(sources.rows({**source, "split": "dev"}))
@@ -179,6 +183,15 @@ def test_data_sets_are_read_by_split(saved, kind, form):
 
 def test_a_single_saved_data_set_has_no_split_to_choose(saved):
     assert [r.instruction for r in sources.rows({"folder": str(saved / "single")})] == ["three"]
+
+
+def test_the_stratum_of_a_row_is_a_column_that_is_named(tmp_path):
+    source = write(tmp_path / "t.jsonl", [row() | {"kind": "sum"}, row() | {"kind": "sort"}])
+    named = source | {"columns": {"stratum": "kind"}}
+    assert [found.stratum for found in sources.rows(named)] == ["sum", "sort"]
+    assert [found.stratum for found in sources.rows(source)] == ["", ""]
+    with pytest.raises(InputError, match="line 1: no key 'sort'"):
+        list(sources.rows(source | {"columns": {"stratum": "sort"}}))
 
 
 def test_a_data_set_with_other_columns_is_refused_with_its_row(saved):
@@ -682,7 +695,6 @@ def test_a_stream_that_breaks_off_leaves_nothing_and_is_read_again(words, tmp_pa
 
 def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_path):
     """Arrow's pool holds what was read into memory; mapped files are not in it."""
-    from takd.training import train
 
     (tmp_path / "c.txt").write_text("kino tour ba de fino\n" * 40_000)
     source = {"text": str(tmp_path / "c.txt")}
@@ -692,7 +704,7 @@ def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_
     manifest = tmp_path / "data/corpus/manifest.json"
     stage = Stage(spec={}, code="-", inputs={"corpus": [manifest]})
     before = pyarrow.total_allocated_bytes()
-    corpus = train._rows(stage, "corpus")
+    corpus = dataset_of(stage, "corpus")
     assert [Path(file["filename"]).parent for file in corpus.cache_files] == [
         manifest.parent / "dataset"
     ]

@@ -16,7 +16,8 @@ from test_data import run_prepare, train_tokenizer, write
 from takd.data import sources, summary
 from takd.data.unused import Unused
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 # what loaders of tables take for missing values, numbers, dates or truth values
 TEXTS = [

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from takd.data import demo
-from takd.runtime.digests import SOURCE
+from takd.runtime.code_digest import SOURCE
 from takd.runtime.errors import InputError
 
 
@@ -156,3 +156,12 @@ def test_wrong_arguments_are_refused(arguments, words):
     with pytest.raises(InputError) as refusal:
         list(demo.rows(**arguments))
     assert words in str(refusal.value)
+
+
+def test_a_task_is_known_by_its_row(parts):
+    """Scores are broken down by it."""
+    tasks = Counter(demo.task(instruction) for instruction, _, _ in parts["test"])
+    assert set(tasks) == {operation.name for operation in demo.OPERATIONS} | {"facts"}
+    for instruction, _, answer in parts["test"]:
+        if demo.task(instruction) in ("first word", "last word"):
+            assert answer.startswith(f"The {demo.task(instruction)} is ")

@@ -135,7 +135,7 @@ class Scripted(Workspace):
     def script(self, program: str) -> None:
         path = self.folder / "changed_train.py"
         path.write_text(
-            f"from takd.runtime import shutdown\nfrom takd.runtime.stage import main\n{program}{TRAIN}"
+            f"from takd.runtime import shutdown\nfrom takd.runtime.command_line import main\n{program}{TRAIN}"
         )
 
     def start(self, script: str, *arguments, **options):

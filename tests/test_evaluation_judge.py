@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from takd.evaluation.judge import Endpoint, judge, prompt_of, ratings, reference_first, run, summary
+from takd.evaluation.endpoint import Endpoint
+from takd.evaluation.judge import judge, prompt_of, ratings, reference_first, run, summary
 from takd.runtime.errors import InputError
 from takd.runtime.stage import Interrupted, Stage
 
@@ -209,7 +210,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(stage, monkeypat
     values = {
         "JUDGE_KEY": KEY + end
     }  # no environment holds a null character, but what else may give one
-    monkeypatch.setattr("takd.evaluation.judge.os.environ", values)
+    monkeypatch.setattr("takd.evaluation.endpoint.os.environ", values)
     with pytest.raises(InputError, match=r"JUDGE_KEY .* holds a blank at an end, a line") as found:
         Endpoint(stage.spec["judge"])
     assert KEY not in str(found.value) + "".join(capsys.readouterr())
@@ -256,7 +257,7 @@ def slow(handler, text):
 @pytest.mark.parametrize("raw", [endless, bomb, slow])
 def test_a_reply_that_does_not_end_is_given_up(stage, server, monkeypatch, raw):
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    monkeypatch.setattr("takd.evaluation.judge.REPLY_SECONDS", 0.5 if raw is slow else 60.0)
+    monkeypatch.setattr("takd.evaluation.endpoint.REPLY_SECONDS", 0.5 if raw is slow else 60.0)
     server.raw = raw
     with pytest.raises(InputError, match=r"sent [0-9,]+ bytes and had not ended"):
         Endpoint(stage.spec["judge"]).reply(PROMPT)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from workspace import Workspace, of_split
 
 from takd.decoding import loading
-from takd.decoding.resumable import answer, prompts_of
+from takd.decoding.resumable import prompts_of, respond
 from takd.decoding.sampling import Decoding
 from takd.evaluation import likelihoods as stage_likelihoods
 from takd.metrics import calibration
@@ -216,7 +216,7 @@ def test_answers_of_another_evaluation_are_refused(workspace):
     few = workspace.folder / "few.jsonl"
     few.write_text("".join(answers.open().readlines()[:-1]))
     said = workspace.finished(likelihoods(workspace, "refused", answers="few.jsonl"), code=1)
-    assert "few.jsonl: holds 15 answers, which are not one for each of 8 prompts" in said
+    assert "few.jsonl: holds 15 responses, which are not one for each of 8 prompts" in said
 
 
 def test_two_processes_answer_as_one(workspace):
@@ -236,15 +236,15 @@ def test_every_answer_is_kept_when_it_ends(workspace, tmp_path):
     prompts = prompts_of(dev, range(8), [10, 20])
     stage = Stage(spec={"lineage": "student-sft"}, code="", micro_batch=16)
     arguments = (workspace.folder / "model" / "model", workspace.tokenizer, prompts, Decoding(8))
-    whole = answer(stage, "whole", *arguments, tmp_path)
+    whole = respond(stage, "whole", *arguments, tmp_path)
     stage.stop_requested = True
     folder = tmp_path / "stopped"
     folder.mkdir()
     for kept in range(1, 16):
-        with pytest.raises(Interrupted, match=f"{kept} of 16 answers are kept"):
-            answer(stage, "stopped", *arguments, folder)
+        with pytest.raises(Interrupted, match=f"{kept} of 16 responses are kept"):
+            respond(stage, "stopped", *arguments, folder)
         assert (folder / "answers.jsonl").read_text().count("\n") == kept
-    assert answer(stage, "stopped", *arguments, folder) == whole
+    assert respond(stage, "stopped", *arguments, folder) == whole
 
 
 def test_what_it_computes_is_what_is_planned(workspace, measured, monkeypatch):

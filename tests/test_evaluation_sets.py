@@ -16,7 +16,8 @@ from takd.experiment import specs
 from takd.experiment.experiment import load
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 ELEVEN = "one two three four five six seven eight nine ten eleven"
 ROOT = Path(__file__).resolve().parents[1]

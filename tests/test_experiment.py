@@ -18,8 +18,8 @@ from takd.experiment.schema import follow, load_schema
 from takd.experiment.validation import gpt2_parameters
 from takd.runtime.digests import canonical_json, file_digest, without_places
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_json
 from takd.runtime.records import sealed
-from takd.runtime.stage import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REVISION = "15ea56dee5df4983c59b2538573817e1667135e2"
@@ -938,7 +938,9 @@ def test_parameters_from_scratch_are_those_of_the_model(
 def test_shipped_experiments_are_right_and_need_no_files_to_plan(path: Path) -> None:
     experiment = load(path, ROOT)
     for lineage, seed in experiment.nodes:
-        assert specs.train(experiment, lineage, seed)["seed"] == seed
+        spec = specs.train(experiment, lineage, seed)
+        own = [f"{spec['model']}-sft", seed] if experiment.start_of(lineage) == "sft" else None
+        assert (spec["seed"], spec.get("init")) == (seed, own)
     for split in experiment.splits:
         assert specs.data(experiment, split)["split"] == split
     assert specs.report(experiment)["experiment"] == path.stem

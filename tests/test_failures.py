@@ -27,8 +27,8 @@ COMMAND = "set -euo pipefail;  python3 train.py --spec '{\"a\": \"it'\\''s\"}' 2
         (NOISE, SLURM, "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 1 DUE TO TIME LIMIT ***"),
         (NOISE, "x\nslurmstepd: error: Exceeded job memory limit\n", "slurmstepd: error: Exceeded job memory limit"),
         (NOISE, "", "step 399: loss 57.0"),
-        ("", "", "It left no word: it was killed, or its log cannot be read here yet."),
-        (None, None, "It left no word: it was killed, or its log cannot be read here yet."),
+        ("", "", "It wrote nothing: it was killed, or its log cannot be read from here yet."),
+        (None, None, "It wrote nothing: it was killed, or its log cannot be read from here yet."),
         (b"\xff\xfe\nError: in other bytes \xff\n", None, "Error: in other bytes \ufffd"),
     ],
 )  # fmt: skip

@@ -20,7 +20,8 @@ from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example
 from takd.methods.minillm import MiniLLM, Rollout
 from takd.methods.token_losses import label_and_divergence_loss, label_loss
-from takd.models.causal_lm import checkpoint_activations, freeze, load_model, parameter_count
+from takd.models.causal_lm import checkpoint_activations, load_model
+from takd.models.logits import freeze
 from takd.models.lora import add_lora
 from takd.models.precision import torch_dtype
 from takd.preflight import memory, shapes, tensors
@@ -104,7 +105,7 @@ def settings(**own: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_parameters_are_counted_exactly(family: str, tmp_path: Path) -> None:
     model, shape = make(tmp_path, family)
-    assert shape.parameters == parameter_count(model)
+    assert shape.parameters == model.num_parameters()
     assert not shape.estimated
 
 
@@ -132,7 +133,7 @@ def test_adapters_are_counted_exactly(family: str, targets: Any, tmp_path: Path)
     assert adapted == found
     # of a mixed run: frozen matrices in half precision, all else in float32
     bytes_ = tensors.states(shape, settings(lora=lora), "bf16", 1)
-    assert bytes_["student's weights"] == 2 * found + 4 * (parameter_count(model) - found)
+    assert bytes_["student's weights"] == 2 * found + 4 * (model.num_parameters() - found)
     assert bytes_["AdamW's moments"] == 8 * trained
 
 

@@ -11,8 +11,8 @@ from test_data import run_tokenizer
 
 from takd.data import downloads, sources
 from takd.preflight import shapes
-from takd.runtime.brought_files import read_json_object
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json_object
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 1234\n"
 ROWS = [{"instruction": "Say it.", "output": "It."}] * 20

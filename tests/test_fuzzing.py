@@ -24,7 +24,7 @@ from takd.data.sources import rows, texts
 from takd.experiment import experiment, specs
 from takd.experiment.schema import all_keys
 from takd.experiment.yaml12 import read_yaml
-from takd.models.headers import positions, safetensors_parameters
+from takd.models.weight_files import positions, safetensors_parameters
 from takd.preflight import amounts
 from takd.runtime import stage
 from takd.runtime.digests import readable_json

@@ -148,7 +148,7 @@ def test_missing_answers_are_refused(space):
         responses.run(generated(space, "gap", part, 2))
     lines = (space.folder / "gap/part1of2/answers.jsonl").read_text().splitlines(keepends=True)
     (space.folder / "gap/part1of2/answers.jsonl").write_text("".join([*lines[:2], *lines[3:]]))
-    with pytest.raises(InputError, match="row 4 of 24 has no answer"):
+    with pytest.raises(InputError, match=r"one response to each of 24 prompts \(see row 4\)"):
         merge.run(joined(space, "gap", 2))
     assert not (space.folder / "gap/manifest.json").exists()
 
@@ -161,7 +161,7 @@ def test_interrupted_generation_draws_only_what_is_left(space, monkeypatch):
         return real(model, prompts, *args, **kwargs)
 
     monkeypatch.setattr(resumable, "draw", spy)
-    with pytest.raises(Interrupted, match="1 of 24 answers are kept"):
+    with pytest.raises(Interrupted, match="1 of 24 responses are kept"):
         responses.run(generated(space, "stopped", 1, 1, micro_batch=1, stop_requested=True))
     folder = space.folder / "stopped/part1of1"
     assert not (folder / "manifest.json").exists()

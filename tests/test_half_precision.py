@@ -10,10 +10,11 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.sampling import Decoding, Prompt, draw
-from takd.losses.batch import Layout
+from takd.losses.batch import RightPadded
 from takd.methods.base import Example
 from takd.methods.token_losses import label_loss
-from takd.models.causal_lm import freeze, hidden_states, load_model, project
+from takd.models.causal_lm import hidden_states, load_model
+from takd.models.logits import freeze, project
 from takd.training.student import LossModule
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -101,7 +102,7 @@ def test_probabilities_of_drawing_are_those_of_reading(student, half):
             teacher_mix=0.3,
         )
         texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, drawn, strict=True)]
-        layout = Layout.of(texts, student.device)
+        layout = RightPadded.of(texts, student.device)
         for model, found in (
             (student, torch.cat([response.student for response in drawn])),
             (teacher, torch.cat([response.teacher for response in drawn])),

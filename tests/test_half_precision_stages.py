@@ -10,7 +10,10 @@ from strike import Strike
 from workspace import DECODING, Workspace
 
 WORDS = ["красный", "синий", "緑", "高い", "صغير", "बिल्ली", "perro", "говори", "και", "。"]
-ADDED, FILLED = "takd.runtime.sharding.Store.add", "takd.teacher_cache.tensor_file.TensorFile.write"
+ADDED, FILLED = (
+    "takd.runtime.sharding.JsonlStore.add",
+    "takd.teacher_cache.tensor_file.TensorFile.write",
+)
 TEACHER = {"lineage": "teacher-sft", "seed": 3}
 DRAWING = {"temperature": 1.0, "max_new_tokens": 8}
 TIMES = "metrics.jsonl"

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from takd.runtime import gpu_lock as leasing
-from takd.runtime import stage
+from takd.runtime import command_line, gpu_lock
 from takd.runtime.errors import InputError
 from takd.runtime.launch import ALLOCATOR, launch, over_nodes
 
@@ -39,7 +38,7 @@ def stand_ins(folder: Path, commands: dict[str, str]) -> str:
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in a Slurm job nor under torchrun."""
-    for name in ("RANK", "SLURM_JOB_ID", leasing.VISIBLE):
+    for name in ("RANK", "SLURM_JOB_ID", gpu_lock.VISIBLE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -76,10 +75,10 @@ def test_one_process_stays_itself(monkeypatch, outside):
 
 
 def test_the_time_that_starting_takes_is_the_jobs(monkeypatch):
-    monkeypatch.delenv(stage.BEGAN, raising=False)
-    assert stage._deadline(1000.0, 100) == 1000 + 60 * 95
-    assert stage._deadline(1500.0, 100) == 1000 + 60 * 95  # torchrun's child
-    assert stage._deadline(1500.0, None) is None
+    monkeypatch.delenv(command_line.BEGAN, raising=False)
+    assert command_line._deadline(1000.0, 100) == 1000 + 60 * 95
+    assert command_line._deadline(1500.0, 100) == 1000 + 60 * 95  # torchrun's child
+    assert command_line._deadline(1500.0, None) is None
 
 
 @pytest.mark.parametrize("gpus", [True, False])
@@ -98,10 +97,10 @@ def test_processes_on_gpus_let_pieces_of_memory_grow(monkeypatch, outside, named
 
     monkeypatch.setattr(os, "execvp", start)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(stage, "lease", lambda *_: None)
+    monkeypatch.setattr(command_line, "reserve_gpus", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--spec={}", "--processes=2"])
     with pytest.raises(SystemExit):
-        stage.main("takd.evaluation.evaluate", gpus=gpus)
+        command_line.main("takd.evaluation.evaluate", gpus=gpus)
     found = {name: started[name] for name in ALLOCATOR if name in started}
     if named:
         assert found == {named: "max_split_size_mb:64"}
@@ -123,8 +122,8 @@ def holder(machine: dict[str, str], count: int, **more: str) -> subprocess.Popen
     after = "import os, sys; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
     program = textwrap.dedent(f"""
         import os, sys
-        from takd.runtime.gpu_lock import lease
-        lease({count}, lambda text: print(text, flush=True))
+        from takd.runtime.gpu_lock import reserve_gpus
+        reserve_gpus({count}, lambda text: print(text, flush=True))
         os.execv(sys.executable, [sys.executable, "-c", {after!r}])
         """)
     return subprocess.Popen(
@@ -143,7 +142,7 @@ def test_stages_side_by_side_get_different_gpus(machine):
     third = holder(machine, 2)
     assert third.stdout.readline() == "waiting for 2 of the 2 GPUs here, which other stages use\n"
     first.kill()  # a lock ends with its process, however that ends
-    time.sleep(2 * leasing.SECONDS_BETWEEN_TRIES)
+    time.sleep(2 * gpu_lock.SECONDS_BETWEEN_TRIES)
     assert third.poll() is None
     second.kill()
     assert third.stdout.readline() == "0,1\n"

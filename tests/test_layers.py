@@ -234,7 +234,9 @@ def test_layers_that_would_compute_something_else_are_refused(tmp_path, kind, se
     model = of_six(kind, **settings)
     model.save_pretrained(tmp_path)
     (tmp_path / "part").mkdir()
-    said = rf"'m' \({kind}\): keep_layers does not work on it: .* choose other layers, or a family"
+    said = (
+        rf"'m' \({kind}\): keep_layers does not work on it: .* choose other layers, or use a family"
+    )
     with pytest.raises(InputError, match=said):
         keep_layers(tmp_path, tmp_path / "part", [1, 2, 5], "m")
     assert not list((tmp_path / "part").iterdir())

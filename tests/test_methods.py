@@ -7,7 +7,7 @@ import torch
 from models_for_tests import END, MINILLM_REFERENCE, context, tiny_gpt2
 
 from takd.decoding.sampling import Decoding, draw
-from takd.losses.batch import Layout
+from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example, batch_indices, laid_out, permutation
 from takd.methods.kd import DIVERGENCES, Kd
@@ -68,7 +68,7 @@ def test_positions_that_predict_responses():
     assert batch.targets_n.tolist() == [4, 5, END, 8, END, END]
     predicted_from = batch.ids_bt[batch.rows_n, batch.columns_n].tolist()
     assert predicted_from == [3, 4, 5, 7, 8, 2]
-    assert Layout.of([([], [7, 8, 9])], torch.device("cpu")).targets_n.tolist() == [8, 9]
+    assert RightPadded.of([([], [7, 8, 9])], torch.device("cpu")).targets_n.tolist() == [8, 9]
 
 
 def teacher_loss(teacher, ratio=1.0, vocabulary=VOCABULARY, divergence="forward_kl"):

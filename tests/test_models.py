@@ -19,7 +19,8 @@ from transformers import (
 
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.model_checks import check_decoding, check_projection
-from takd.models.causal_lm import check_vocabulary, hidden_states, load_model, project
+from takd.models.causal_lm import check_vocabulary, hidden_states, load_model
+from takd.models.logits import project
 from takd.runtime.errors import InputError
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13}

@@ -17,10 +17,10 @@ from workspace import Workspace
 
 from takd.preflight import amounts
 from takd.preflight.jobs import Job, checked
-from takd.runtime import checkpoints, stage
-from takd.runtime import gpu_lock as leasing
-from takd.runtime.checkpoints import Lock
+from takd.runtime import command_line, gpu_lock, stage_lock
 from takd.runtime.errors import InputError, no_room
+from takd.runtime.stage import Stage
+from takd.runtime.stage_lock import Lock
 
 MODULE = "takd.evaluation.evaluate"
 
@@ -48,7 +48,7 @@ def test_options_of_a_stage_are_refused_in_one_sentence(
 ) -> None:
     known = [] if option == "--spec" else ["--spec={}"]
     with pytest.raises(SystemExit) as caught:
-        stage._parser(MODULE).parse_args([*known, f"{option}={value}"])
+        command_line._parser(MODULE).parse_args([*known, f"{option}={value}"])
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert out == err and out.startswith("Error: ") and out.count("\n") == 1 and len(out) < 400
@@ -63,14 +63,14 @@ def test_options_that_are_right() -> None:
         "--checkpoint-seconds=0",
         "--compile=1",
     ]
-    found = stage._parser(MODULE).parse_args([*words, "--input=a=b=c", "--input=a=d"])
+    found = command_line._parser(MODULE).parse_args([*words, "--input=a=b=c", "--input=a=d"])
     assert (found.micro_batch, found.runtime, found.compile, found.deterministic) == (
         3,
         0.5,
         True,
         False,
     )
-    assert stage._named(found.input) == {"a": [Path("b=c"), Path("d")]}
+    assert command_line._by_name(found.input) == {"a": [Path("b=c"), Path("d")]}
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_settings_that_no_stage_knows(
     def named(spec: dict[str, Any]) -> list[str]:
         return [] if "teacher" not in spec or spec["asks_teacher"] else ["teacher"]
 
-    monkeypatch.setattr(stage.shutdown, "skip_teardown", lambda: None)
+    monkeypatch.setattr(command_line.shutdown, "skip_teardown", lambda: None)
     monkeypatch.setattr("sys.argv", ["train.py", f"--spec={spec}"])
     with pytest.raises(SystemExit):
-        stage.main(
+        command_line.main(
             "takd.training.train", lambda spec: [f"takd.methods.{spec['method']}"], named=named
         )
     assert capsys.readouterr().out.startswith(
@@ -97,7 +97,7 @@ def test_settings_that_no_stage_knows(
 def test_an_input_that_is_not_given_is_one_sentence() -> None:
     for inputs in ({}, {"model": [Path("a"), Path("b")]}):
         with pytest.raises(InputError, match=r"--input model=PATH must be given once"):
-            stage.Stage({}, "", inputs).input("model")
+            Stage({}, "", inputs).input("model")
 
 
 # profiles
@@ -207,7 +207,7 @@ FOREIGN = {
 def test_a_lock_that_holds_something_else_is_taken_over_after_a_while(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(stage_lock, "HEARTBEAT_SECONDS", 0.01)
     content = FOREIGN[case]
     content = (
         content
@@ -219,15 +219,13 @@ def test_a_lock_that_holds_something_else_is_taken_over_after_a_while(
     said: list[str] = []
     with Lock(path, said.append):
         assert json.loads(path.read_text())["process"] == os.getpid()
-    assert said == [
-        f"{path} is held by something that does not say who it is; waiting 0 s for a sign of life"
-    ]
+    assert said == [f"{path} is held by an unknown process; waiting 0 s to see whether it is alive"]
 
 
 def test_a_foreign_lock_that_is_written_to_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(stage_lock, "HEARTBEAT_SECONDS", 0.1)
     path = tmp_path / "lock"
     path.write_text("mine")
 
@@ -236,11 +234,36 @@ def test_a_foreign_lock_that_is_written_to_is_named(
         real(seconds)
 
     real = time.sleep
-    monkeypatch.setattr(checkpoints.time, "sleep", touch)
+    monkeypatch.setattr(stage_lock.time, "sleep", touch)
     with (
         pytest.raises(InputError, match="is written to by a program that is no stage"),
         Lock(path, str),
     ):
+        pass
+
+
+def test_a_lock_that_another_has_just_taken_over_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies wait for the same dead process; the second finds the lock of the first."""
+    monkeypatch.setattr(stage_lock, "HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+    wait = Lock._wait_for_owner_to_be_gone
+
+    def first_is_faster(lock: Lock) -> float | None:
+        monkeypatch.setattr(Lock, "_wait_for_owner_to_be_gone", still_there)
+        seen = wait(lock)
+        path.unlink()
+        path.write_text(json.dumps({"host": "third", "process": 2}))
+        os.utime(path, (1, 1))
+        return seen
+
+    def still_there(lock: Lock) -> float | None:
+        raise InputError(path.read_text())
+
+    monkeypatch.setattr(Lock, "_wait_for_owner_to_be_gone", first_is_faster)
+    with pytest.raises(InputError, match="third"), Lock(path, str):
         pass
 
 
@@ -270,8 +293,8 @@ def test_what_is_no_file_is_no_lock(kind: str, tmp_path: Path) -> None:
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder that all may write to; the name that this user's stages will take in it."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(leasing.tempfile, "tempdir", None)
-    monkeypatch.setenv(leasing.VISIBLE, "0,1")
+    monkeypatch.setattr(gpu_lock.tempfile, "tempdir", None)
+    monkeypatch.setenv(gpu_lock.VISIBLE, "0,1")
     for name in ("RANK", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / f"takd-gpus-{os.getuid()}-no-job"
@@ -280,8 +303,8 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_locks_of_gpus_are_this_users_alone(shared: Path) -> None:
     shared.mkdir(mode=0o777)
     shared.chmod(0o777)
-    leasing.lease(1, print)
-    assert os.environ[leasing.VISIBLE] == "0"
+    gpu_lock.reserve_gpus(1, print)
+    assert os.environ[gpu_lock.VISIBLE] == "0"
     assert shared.stat().st_mode & 0o777 == 0o700
     assert (shared / "0").stat().st_mode & 0o777 == 0o600
 
@@ -294,14 +317,14 @@ def test_a_foreign_folder_of_locks_is_refused(
     victim.mkdir()
     if kind == "another's":
         shared.mkdir()
-        monkeypatch.setattr(leasing.os, "getuid", lambda: 4242)
+        monkeypatch.setattr(gpu_lock.os, "getuid", lambda: 4242)
         shared.rename(tmp_path / "takd-gpus-4242-no-job")
     elif kind == "file":
         shared.touch()
     else:
         shared.symlink_to(victim if kind == "link" else tmp_path / "none")
     with pytest.raises(InputError, match="set TMPDIR to a folder of your own"):
-        leasing.lease(1, print)
+        gpu_lock.reserve_gpus(1, print)
     assert not list(victim.iterdir()) and not (tmp_path / "none").exists()
 
 
@@ -318,7 +341,7 @@ def test_a_foreign_lock_of_a_gpu_is_refused(kind: str, shared: Path, tmp_path: P
     }
     make[kind]()
     with pytest.raises(InputError, match=r"no-job/0: is not a folder or file of yours"):
-        leasing.lease(1, print)
+        gpu_lock.reserve_gpus(1, print)
     assert victim.read_text() == "keep" and not (tmp_path / "none").exists()
 
 

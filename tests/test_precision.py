@@ -127,7 +127,7 @@ def test_an_evaluation_on_a_card_without_bfloat16_takes_fp32_and_says_it(
     space = Workspace(tmp_path)
     folder = qwen2(tmp_path / "model", space)
     pretend(*VOLTA)
-    monkeypatch.setattr(loading, "own", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loading, "current_device", lambda: torch.device("cpu"))
 
     def dtype(**spec):
         stage = Stage(spec=spec, code="")

@@ -11,15 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from takd.data.tokenizer import folder_digest
+from takd.runtime import code_digest as code_digests
 from takd.runtime import digests
-from takd.runtime.digests import (
-    canonical_json,
-    code_digest,
-    file_digest,
-    folder_digest,
-    short_digest,
-    source_digest,
-)
+from takd.runtime.code_digest import code_digest, git_commit
+from takd.runtime.digests import canonical_json, file_digest, short_digest, source_digest
 from takd.runtime.errors import InputError
 
 SOURCES = {
@@ -35,7 +31,7 @@ SOURCES = {
 @pytest.fixture
 def digest_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Digest of an entry of a small package after files were replaced."""
-    monkeypatch.setattr(digests, "SOURCE", tmp_path)
+    monkeypatch.setattr(code_digests, "SOURCE", tmp_path)
 
     def digest(changes: dict[str, str], *entries: str) -> str:
         for name, text in {**SOURCES, **changes}.items():
@@ -90,7 +86,7 @@ def test_digest_of_entries(digest_after: Callable[..., str]) -> None:
 
 
 def test_digest_is_the_same_in_every_process() -> None:
-    command = "from takd.runtime.digests import code_digest; print(code_digest('takd.experiment.experiment'))"
+    command = "from takd.runtime.code_digest import code_digest; print(code_digest('takd.experiment.experiment'))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", command],
@@ -108,7 +104,7 @@ def test_parsing_needs_no_heavy_packages() -> None:
     """Snakemake imports these on every start and in every job."""
     command = (
         "import sys, takd.experiment.lineage, takd.experiment.experiment, takd.runtime.digests;"
-        "import takd.runtime.errors, takd.runtime.stage;"
+        "import takd.runtime.errors, takd.runtime.command_line;"
         "print({'torch', 'transformers', 'datasets', 'pandas', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(
@@ -124,23 +120,23 @@ def test_parsing_needs_no_heavy_packages() -> None:
 def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "src"
     source.mkdir()
-    monkeypatch.setattr(digests, "SOURCE", source)
+    monkeypatch.setattr(code_digests, "SOURCE", source)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert digests.git_commit() is None
+    assert git_commit() is None
     module = source / "module.py"
     module.write_text("x = 1\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "src"], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    assert digests.git_commit() == head.stdout.strip() and len(head.stdout) == 41
+    assert git_commit() == head.stdout.strip() and len(head.stdout) == 41
     subprocess.run([*git, "tag", "v1"], check=True)
     (tmp_path / "results.txt").write_text("not tracked")
-    assert digests.git_commit() == head.stdout.strip()
+    assert git_commit() == head.stdout.strip()
     module.write_text("x = 2\n")
-    assert digests.git_commit() == f"{head.stdout.strip()}-dirty"
+    assert git_commit() == f"{head.stdout.strip()}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert digests.git_commit() is None
+    assert git_commit() is None
 
 
 @pytest.fixture

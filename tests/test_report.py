@@ -13,15 +13,14 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
-from browser import browser, open_all, visit
+from browser import browser, read_site, visit
 from sealing import write_json, write_lines
-from takd.experiment.report_files import PARTS
 
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
-from takd.experiment.lineage import nodes, of_chain, prefixes, split
-from takd.report import build, table
+from takd.experiment.lineage import nodes, of_chain, split
+from takd.report import build, pages, score_tables
 from takd.report.figures.style import size_text
 from takd.runtime.errors import InputError
 from takd.runtime.records import REPORT
@@ -34,7 +33,7 @@ SIZES = {
 }  # fmt: skip
 BASE = dict(zip(SIZES, [95.0, 75.0, 72.0, 70.0, 27.0, 25.0, 24.0, 23.0], strict=True))
 ODD = "<script>alert(1)</script> & “naïve” \u202e\x00 \ud83d\n\nsecond line " + "long " * 400
-PAGES = [part.file for part in PARTS.values() if part.file.endswith(".html")]
+PAGES = [file for file in pages.NAV if "#" not in file]
 
 DATA = {
     "splits": {
@@ -292,8 +291,8 @@ def test_csv_holds_the_numbers_computed_by_hand(full):
     assert float(row["gain_over_sft_low"]) == pytest.approx(8.25 - 12.7062 / 4, abs=1e-3)
     assert float(row["gain_over_sft_prompts_low"]) == pytest.approx(8.25)
     # of 64 ways to choose the signs of six equal differences two reach them: 1/32, times the family of seven
-    assert float(row["gain_over_sft_p"]) == pytest.approx(7 / 32, rel=0.15)
-    assert row["gain_over_sft_n"] == "2" and row["gain_over_sft_verdict"] == ""
+    assert float(row["gain_over_sft_p (Holm)"]) == pytest.approx(7 / 32, rel=0.15)
+    assert row["gain_over_sft_n"] == "2" and row["gain_over_sft_significant"] == ""
     assert row["gain_over_direct"] == ""
     assert row["published_1"] == "" and float(row["published_2"]) == 77.0
     assert float(row["published_2_difference"]) == pytest.approx(1.25)
@@ -314,13 +313,13 @@ def test_csv_holds_the_numbers_computed_by_hand(full):
 
 
 def test_every_difference_stands_in_a_csv(full):
-    results = read(full.spec, full.root / "models", full.root / "evaluations")
-    lines = rows_of(table.differences_csv(results), set="other", question="method")
+    text = (full.report / "differences.csv").read_text()
+    lines = rows_of(text, set="other", question="method", measure="rougeL")
     (row,) = [row for row in lines if row["ours"] == of_chain(*BY_KD[1:])]
     assert row["theirs"] == of_chain(*DIRECT[1:]) and row["n_training_seeds"] == "2"
     # 0.5 against 8.0 above the same start, in both trainings and on all prompts
     assert (row["difference"], row["difference_low"], row["family"]) == ("-7.5", "-7.5", "2")
-    assert float(row["p"]) == pytest.approx(2 / 32, rel=0.15) and row["verdict"] == ""
+    assert float(row["p (Holm)"]) == pytest.approx(2 / 32, rel=0.15) and row["significant"] == ""
 
 
 def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
@@ -330,55 +329,17 @@ def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
         (lineage, name) for lineage in lineages for name in full.spec["sets"]
     )
     results = read(full.spec, full.root / "models", full.root / "evaluations")
-    groups = {g.title: [(r.role, r.lineage) for r in g.rows] for g in table.build(results)}
-    assert list(groups)[:3] == ["Teacher", "Supervised baselines", "2.D  teacher → student"]
-    assert [role for role, _ in groups["2.D  teacher → student"]] == ["student", "student"]
-    through = of_chain(*THROUGH[1:])
-    assert groups["3.B  teacher → assistant → student"] == [
-        ("assistant", prefixes(through)[1]),
-        ("student", through),
-    ]
+    found = [(group.title, [row.lineage for row in group.rows]) for group in
+             score_tables.main_table(results, "other").groups]  # fmt: skip
+    assert [title for title, _ in found] == ["Top teacher", "SFT baselines", "Chains", "Assistants"]
+    assert sorted(lineage for _, rows in found for lineage in rows) == sorted(lineages)
+    assert dict(found)["Chains"] == [of_chain(*each[1:]) for each in (DIRECT, BY_KD, THROUGH, DEEP)]
 
 
 def test_sizes_of_models_are_short():
     assert size_text(1.56e9) == "1.6B" and size_text(760e6) == "760M"
     assert size_text(99_700_000) == "100M" and size_text(2e9) == "2.0B"
     assert size_text(14_300_000) == "14M" and size_text(153_000) == "153k"
-
-
-def test_findings_of_one_seed_speak_of_one_training(tmp_path):
-    spec = make(tmp_path, [DIRECT, THROUGH])
-    results = read(spec, tmp_path / "models", tmp_path / "evaluations")
-    sentences = table.findings(results, table.build(results), "heldout")
-    assert sentences[0].startswith("The teacher, teacher: ROUGE-L 95.0 (9")
-    assert sentences[0].endswith(", 1 training seed.")
-    assert sentences[1].startswith("2.D teacher → student (minillm): ROUGE-L 78.0 (7")
-    # six prompts are too few to tell, corrected for three comparisons
-    assert (
-        "; +8.0 against student trained on labels alone: no difference can be told" in sentences[1]
-    )
-    assert "(95 % interval from +8.0 to +8.0, but after correction p" in sentences[1]
-    # a family of one: the same on all prompts, and no word of other trainings
-    assert (
-        "; +2.0 against distillation straight from the teacher: higher for the one" in sentences[2]
-    )
-
-
-def test_findings_hold_the_published_score_against_the_interval(full):
-    results = read(full.spec, full.root / "models", full.root / "evaluations")
-    sentences = table.findings(results, table.build(results), "heldout")
-    assert sentences[0].endswith("the interval holds the published 96.5 (A paper, table 1).")
-    targets = [{"source": "Far", "scores": {"teacher-sft": {"heldout": 50.0}}}]
-    results = read(
-        full.spec | {"targets": targets}, full.root / "models", full.root / "evaluations"
-    )
-    sentences = table.findings(results, table.build(results), "heldout")
-    assert "differs from the published 50.0 by more than our interval (Far)." in sentences[0]
-    # one method against another on the same chain
-    assert any(
-        "2.D teacher → student (kd) against 2.D teacher → student (minillm): −7.5" in sentence
-        for sentence in sentences
-    )
 
 
 def test_models_that_answered_other_prompts_are_not_compared(tmp_path):
@@ -396,29 +357,38 @@ def test_models_that_answered_other_prompts_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_of_experiment_gives_all_parts(shape, tmp_path):
+def test_every_shape_of_experiment_gives_a_whole_site(shape, tmp_path):
     chains, options = SHAPES[shape]
-    report = run(tmp_path, make(tmp_path, chains, **options))
-    parts = {part.file for part in PARTS.values()}
-    assert {path.name for path in report.iterdir()} == parts | {REPORT}
-    for path in report.glob("*.svg"):
+    spec = make(tmp_path, chains, **options)
+    site = run(tmp_path, spec)
+    files = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    models = {f"models/{lineage}.html" for lineage, _ in spec["nodes"]}
+    assert files == {*PAGES, *build.DOWNLOADS, *models, REPORT}
+    for path in site.glob("*.svg"):
         assert "<text" in path.read_text(), f"{path.name}: text is not text"
         ElementTree.parse(path)
-    for name in PAGES:
-        page = (report / name).read_text()
-        loads = re.findall(r"""(?:src|href|action|data)\s*=\s*["']?(https?:|//)[^"'>]*""", page)
-        assert not loads and "@import" not in page and "url(http" not in page
+    # every link leads to a file of the site, and to an element where it names one that no script makes
+    for name in sorted(file for file in files if file.endswith(".html")):
+        page = (site / name).read_text()
+        assert not re.search(r"""(?:src|href|action|data)\s*=\s*["']?(https?:|//)""", page), name
+        assert "@import" not in page and "url(http" not in page
+        for link in re.findall(r'<a [^>]*href="([^"]+)"', page):
+            file, _, anchor = link.partition("#")
+            target = (site / name).parent / file if file else site / name
+            assert target.is_file(), (name, link)
+            scripted = target.name in ("learning.html", "generations.html")
+            assert not anchor or scripted or f'id="{anchor}"' in target.read_text(), (name, link)
 
 
 def test_the_same_results_give_the_same_bytes(full, tmp_path):
     spec = make(tmp_path, [DIRECT, BY_KD, THROUGH, DEEP], (1, 2), ("heldout", "other"), TARGETS)
     again = run(tmp_path, spec)
-    for part in PARTS.values():
-        assert (again / part.file).read_bytes() == (full.report / part.file).read_bytes(), part.file
+    for path in full.report.rglob("*.*"):
+        assert (again / path.relative_to(full.report)).read_bytes() == path.read_bytes(), path.name
 
 
 def test_texts_of_models_are_escaped_and_made_visible(full):
-    page = (full.report / "samples.html").read_text(encoding="utf-8")
+    page = (full.report / "generations.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
     assert "Do 0 &lt;now&gt;" in page and "naïve" in page
     assert "\x00" not in page and "␀" in page and "⟨U+D83D⟩" in page and "⟨U+202E⟩" in page
@@ -471,9 +441,9 @@ def test_a_known_number_in_the_browser_and_sorting(full):
         order = []
 
         def sort(page):
-            scores = "table[data-set=heldout] tr[data-lineage] td:nth-child(4)"
+            scores = "#scores-heldout tr[data-lineage] td:nth-child(2)"
             for _ in range(3):
-                page.click("table[data-set=heldout] button:has-text('ROUGE-L')")
+                page.click("#scores-heldout button:has-text('ROUGE-L') >> nth=0")
                 order.append(
                     page.eval_on_selector_all(scores, "all => all.map(c => +c.dataset.value)")
                 )
@@ -483,18 +453,6 @@ def test_a_known_number_in_the_browser_and_sorting(full):
         down, up, back = order
         assert down == sorted(back, reverse=True) and up == sorted(back) and back not in (down, up)
         assert len(back) == len({lineage for lineage, _ in full.spec["nodes"]})
-        for name in PAGES:
-            narrow = []
-            phone = visit(
-                started,
-                full.report / name,
-                lambda page, to=narrow: to.append(
-                    page.evaluate("document.documentElement.scrollWidth")
-                ),
-                width=390,
-            )
-            assert (phone.external, phone.complaints) == ([], []), name
-            assert narrow[0] <= 390, f"{name} scrolls sideways on a phone"
 
 
 def test_no_text_of_a_figure_is_cut_off(full, tmp_path):
@@ -515,13 +473,11 @@ def test_no_text_of_a_figure_is_cut_off(full, tmp_path):
                 assert not found, f"{path.name}: {found}"
 
 
-def test_captions_say_n_seeds_and_settings(full):
-    said = captions.facts(full.spec | {"sets": ["held_out"]})
-    assert said["training_seeds"] == "n = 2 training seeds (1, 2)"
-    assert said["decoding"].startswith(
-        "sampled at temperature 1.0, no top-k, no top-p, no 6-gram twice"
+def test_decoding_is_said_in_words(full):
+    assert (
+        "sampled at temperature 1.0, no top-k, no top-p"
+        in (full.report / "results.html").read_text()
     )
-    assert said["sets"] == "held\\_out"
     assert captions.decoding({"sample": False, "no_repeat_ngram": 0}) == "greedy, repeats allowed"
 
 
@@ -533,7 +489,8 @@ from types import SimpleNamespace
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 from takd.experiment.lineage import Node
-from takd.runtime.digests import canonical_json, code_digest
+from takd.runtime.code_digest import code_digest
+from takd.runtime.digests import canonical_json
 
 SETTINGS = json.loads((ROOT / "spec.json").read_text())
 EXPERIMENT = SimpleNamespace(
@@ -564,6 +521,12 @@ MEASURED = ["scores.json", "generations.jsonl", "metrics.jsonl", *READ]
 
 
 include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        SITE,
 """
 
 
@@ -575,23 +538,23 @@ def test_snakemake_report_opens_offline_and_shows_a_known_number(tmp_path):
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     # what rules/common.smk does for the real workflow: stages run under the interpreter of Snakemake
     path = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for arguments in (["--cores", "1", "report"], ["--report", "report.zip", "report"]):
+    for arguments in (["--cores", "1"], ["--report", "report.zip"]):
         command = [sys.executable, "-m", "snakemake", *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=path)
         assert done.returncode == 0, done.stderr
     zipfile.ZipFile(tmp_path / "report.zip").extractall(tmp_path / "unzipped")
-    opened = {}
+    seen = {}
 
     def walk(page):
-        """As a reader does: the start, then everything."""
-        opened["start"] = page.inner_text("body")
+        """As a reader does: the first page, then each page that it links to, within Snakemake's own page."""
         assert page.locator(".system-message, .problematic").count() == 0
-        opened.update(open_all(page, sorted({part.category for part in PARTS.values()})))
+        assert page.evaluate("Object.values(results).map((r) => r.job_properties.params)") == [""]
+        seen.update(read_site(page, pages.NAV))
 
     with browser() as started:
-        seen = visit(started, next((tmp_path / "unzipped").rglob("report.html")), walk)
-    assert (seen.external, seen.complaints) == ([], [])
-    assert sorted(opened) == sorted(["start", *(part.file for part in PARTS.values())])
-    assert "Start here" in opened["start"] and "made-up" in opened["start"]
-    assert "74.3 to 82.2" in opened["results.html"] and "held_out" in opened["results.html"]
-    assert "rows: 1000" in opened["data.html"]
+        shown = visit(started, next((tmp_path / "unzipped").rglob("report.html")), walk)
+        assert (shown.external, shown.complaints) == ([], [])
+    assert "made-up" in seen["provenance.html"] and "Does the assistant help?" in seen["index.html"]
+    assert "74.3 to 82.2" in seen["results.html"] and "held_out" in seen["results.html"]
+    (index,) = (tmp_path / "unzipped").rglob("data/raw/*/index.html")
+    assert {path.name for path in index.parent.glob("*.html")} == set(PAGES)

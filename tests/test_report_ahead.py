@@ -13,7 +13,7 @@ from browser import browser, faults, visit
 from sealing import write_json, write_lines
 from test_report import BY_KD, DATA, DIRECT, make, rows_of, run
 
-from takd.analysis import costs, cumulative_costs
+from takd.analysis import costs
 from takd.analysis.results import read
 from takd.experiment.lineage import of_chain
 from takd.experiment.teacher_cache import CacheEntry
@@ -21,7 +21,7 @@ from takd.report import costs_page, provenance, reproduce
 from takd.report.figures.quality import quality
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.stage import read_json
+from takd.runtime.files import read_json
 
 TEACHER, LIVE, STORED = "teacher-sft", of_chain(*DIRECT[1:]), of_chain(*BY_KD[1:])
 THROUGH = ("3.K", ["teacher", "assistant", "student"], ["kd", "kd"])
@@ -178,7 +178,7 @@ def test_device_of_what_was_written_ahead_names_the_hours(tmp_path: Path) -> Non
     spec = make(tmp_path, [BY_KD])
     write_ahead(tmp_path, spec, OUTPUTS, [{"seconds": 1.0, "device": "NVIDIA H100"}], [(STORED, 1)])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations", "teachers")))
-    assert cumulative_costs.unit(results) == "hours of CPU or GPU"
+    assert costs.unit(results) == "hours of CPU or GPU"
 
 
 def test_a_run_without_it_says_nothing_of_it(tmp_path: Path) -> None:

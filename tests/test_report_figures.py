@@ -1,6 +1,5 @@
 """The pictures of the report: their numbers against results made by hand, and what a drawing may not do."""
 
-import itertools
 import json
 import re
 from collections import Counter
@@ -12,17 +11,20 @@ from browser import browser, visit
 from sealing import write_json, write_lines
 from test_report import DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run
 
-from takd.analysis import costs, cumulative_costs
+from takd.analysis import costs
 from takd.analysis.results import read
 from takd.experiment.lineage import Node, of_chain, split
 from takd.report import pages
-from takd.report.figures import gains, lattice, quality, teachers
-from takd.report.figures.marks import looks_of_students
+from takd.report.figures import forest, quality, style
+from takd.report.figures.curves import learning_curves
 from takd.report.figures.scope import scoped
-from takd.report.figures.style import Look
 
-NEW = (gains.gains, teachers.teachers, lattice.lattice, quality.quality)
-BY_KD_FIRST = of_chain(*STUDY[7][1:])
+NEW = (
+    quality.quality,
+    learning_curves,
+    lambda results: SimpleNamespace(svg=forest.differences(results, "heldout").broad),
+    lambda results: SimpleNamespace(svg=forest.scores(results, "heldout").narrow),
+)
 
 
 def results_of(root, spec):
@@ -44,84 +46,64 @@ def end(root, lineage, seed, **values):
     write_lines(file, [*rows, last | values])
 
 
-def test_gains_are_the_known_differences(study):
-    lines = rows_of(gains.gains(study.results).csv, set="second")
-    found = {(r["student"], r["assistants"], r["methods"]): r for r in lines}
+def test_the_forest_has_every_difference_once_with_its_seeds(study):
+    blocks = forest.blocks(study.results, "second", "rougeL")
+    assert [block.title for block in blocks] == list(forest.QUESTIONS.values())
+    found = {line.label: line for line in blocks[0].lines}
     # one assistant is worth 2.0 in the made-up scores, two are worth 4.0, whatever the hops before the last
-    assert {key: float(row["gain"]) for key, row in found.items()} == {
-        ("340M", "760M", "minillm"): 2.0,
-        ("120M", "760M", "minillm"): 2.0,
-        ("120M", "340M", "minillm"): 2.0,
-        ("120M", "760M → 340M", "minillm"): 4.0,
-        ("120M", "760M → 340M", "kd → kd → minillm"): 4.0,
-    }
-    row = found["120M", "760M → 340M", "kd → kd → minillm"]
-    assert (row["lineage"], row["direct"]) == (BY_KD_FIRST, "1.5B-sft__120M-minillm")
-    assert row["assistant_parameters"] == "354823168" and row["n_training_seeds"] == "2"
-    assert float(row["gain_low"]) <= 4.0 <= float(row["gain_high"])
-    assert "760M (774M) →" in gains.gains(study.results).svg
+    assert {label: line.number.value for label, line in found.items()} == pytest.approx({
+        "minillm: 1.5B → 760M → 340M": 2.0,
+        "minillm: 1.5B → 760M → 120M": 2.0,
+        "minillm: 1.5B → 340M → 120M": 2.0,
+        "minillm: 1.5B → 760M → 340M → 120M": 4.0,
+        "KD → KD → minillm: 1.5B → 760M → 340M → 120M": 4.0,
+    })  # fmt: skip
+    assert all(line.seeds == pytest.approx([line.number.value] * 2) for line in found.values())
+    gain = next(line for line in blocks[1].lines if line.label == "minillm: 1.5B → 120M")
+    assert gain.seeds == pytest.approx([8.0, 8.5]) and gain.number.value == pytest.approx(8.25)
+    assert "KD − minillm: 1.5B → 760M" in [line.label for line in blocks[2].lines]
+    drawn = forest.differences(study.results, "second")
+    for svg in drawn:
+        texts = "".join(ElementTree.fromstring(svg).itertext())
+        for line in (line for block in blocks for line in block.lines):
+            assert line.label in texts
+    assert drawn.broad.count("n.s.") > len(found)
 
 
-def test_an_experiment_without_assistants_says_so_and_has_an_empty_table(tmp_path):
-    spec = make(tmp_path, [DIRECT])
-    drawing = gains.gains(results_of(tmp_path, spec))
-    assert "no chain of this experiment has an assistant" in drawing.svg
-    assert drawing.csv == ",".join(gains.COLUMNS) + "\n"
-
-
-def test_columns_of_gains_do_not_depend_on_there_being_any(study):
-    assert list(gains.gains(study.results).numbers[0]) == list(gains.COLUMNS)
-
-
-def test_an_assistant_without_a_direct_chain_is_another_sentence(tmp_path):
-    drawing = gains.gains(results_of(tmp_path, make(tmp_path, [THROUGH])))
-    assert "was also taught straight from the head" in drawing.svg and not drawing.numbers
-
-
-def test_students_stand_at_the_size_of_their_teacher(study):
-    lines = rows_of(teachers.teachers(study.results).csv, set="heldout")
-    found = {row["lineage"]: row for row in lines}
-    assert Counter(row["lineage"] for row in lines).most_common(1)[0][1] == 1
-    taught = [lineage for lineage in study.results.lineages if "__" in lineage]
-    assert set(found) == {*taught, "760M-sft", "340M-sft", "120M-sft"}
-    through = found["1.5B-sft__340M-minillm__120M-minillm"]
-    assert through["teacher_parameters"] == "354823168" and through["on_line"] == "True"
+def test_scores_stand_by_student_and_size_of_the_teacher(study):
+    texts = "".join(
+        ElementTree.fromstring(forest.scores(study.results, "heldout").broad).itertext()
+    )
+    order = ["120M, 124M parameters", "SFT: 120M", "minillm: 1.5B → 120M", "minillm: 1.5B → 760M → 120M",
+             "minillm: 1.5B → 340M → 120M"]  # fmt: skip
+    places = [texts.index(each) for each in order]
+    assert places == sorted(places)
     # 120M: 23 + 8, 2.0 for the assistant, seeds 1 and 2: 0 and 0.5
-    assert float(through["rougeL"]) == pytest.approx(33.25)
-    longer = found["1.5B-sft__760M-minillm__340M-minillm__120M-minillm"]
-    assert longer["teacher"] == "340M" and longer["on_line"] == "False"
-    assert found[BY_KD_FIRST]["on_line"] == "False"
-    level = found["120M-sft"]
-    assert level["teacher"] == "" and float(level["rougeL"]) == 23.0
+    assert "33.2 (" in texts
 
 
-def test_lattice_has_every_path_once(study):
-    drawing = lattice.lattice(study.results)
-    for name in study.spec["sets"]:
-        lines = rows_of(drawing.csv, set=name)
-        assert sorted(row["lineage"] for row in lines) == sorted(study.results.lineages)
-    boxes = Counter(re.findall(r'id="lineage:([^:]+):0:box[01]"', drawing.svg))
-    taught = {lineage for lineage in study.results.lineages if "__" in lineage}
-    # supervised students stand at the name of their level: once with each set, as the boxes do
-    assert boxes == dict.fromkeys({"1.5B-sft", *taught}, 2)
-    assert drawing.svg.count("labels alone:") == 3 * 2
-    # a tie in 120M: three hops are worth the same whatever the first two are
-    best = {row["lineage"] for row in rows_of(drawing.csv, set="heldout", best_of_ends="True")}
-    full = of_chain(*STUDY[6][1:])
-    assert best == {of_chain(*STUDY[3][1:]), full, BY_KD_FIRST}
+def test_an_interval_beyond_the_edge_ends_in_an_arrow(study):
+    line = forest.blocks(study.results, "second", "rougeL")[0].lines[0]
+    wide = line._replace(number=line.number._replace(low=-900.0, high=900.0))
+    low, high = forest._limits([forest.Block("", [wide])], signed=True)
+    assert -10 < low < 0 < high < 10
 
 
-def test_boxes_of_the_lattice_do_not_cover_each_other(study):
-    plan = lattice._plan(study.results)
-    places = [(plan.levels[split(x)[-1].model], at) for x, at in plan.across.items()]
-    for down in plan.levels.values():
-        row = sorted(at for level, at in places if level == down)
-        assert all(b - a >= lattice.BOX for a, b in itertools.pairwise(row))
+def test_an_experiment_without_differences_has_no_forest(tmp_path):
+    spec = make(tmp_path, [DIRECT])
+    spec["nodes"] = [node for node in spec["nodes"] if node[0] != "student-sft"]
+    assert forest.differences(results_of(tmp_path, spec), "heldout") is None
+    assert "ROUGE-L" in (run(tmp_path, spec) / "index.html").read_text()
 
 
-def test_one_chain_has_no_best_end(tmp_path):
-    drawing = lattice.lattice(results_of(tmp_path, make(tmp_path, [DIRECT])))
-    assert not rows_of(drawing.csv, best_of_ends="True") and "thick box" not in drawing.svg
+def test_colour_is_the_method_and_marker_the_route(study):
+    looks = style.looks(study.results)
+    assert len({look for look in looks.values()}) == len(looks)
+    for lineage, look in looks.items():
+        hops = split(lineage)
+        assert look.marker == {1: "s", 2: "o"}.get(len(hops), "D")
+        same = [other for other in looks if split(other)[-1].method == hops[-1].method]
+        assert {looks[other].colour for other in same} == {look.colour}
 
 
 def test_cost_of_a_lineage_is_what_is_counted_by_hand(tmp_path):
@@ -135,17 +117,17 @@ def test_cost_of_a_lineage_is_what_is_counted_by_hand(tmp_path):
     end(tmp_path, through, 1, seconds=360.0, processes=1, tokens=1_000)
     end(tmp_path, through, 2, seconds=1080.0, processes=1, tokens=3_000)
     results = results_of(tmp_path, spec)
-    assert set(cumulative_costs.needed(results, through, 2)) == {
+    assert set(costs.needed(results, through, 2)) == {
         Node("teacher-sft", 1), Node("assistant-sft", 2), Node(above, 2),
         Node("student-sft", 2), Node(through, 2),
     }  # fmt: skip
-    found = {cost.lineage: cost for cost in cumulative_costs.accumulate(results)}
+    found = {cost.lineage: cost for cost in costs.cumulative(results)}
     # 8 + 1 + 2 + 0.5, and 0.1 or 0.3
     assert found[through].hours == pytest.approx({1: 11.6, 2: 11.8})
     assert found[through].tokens == {1: 1_249_000, 2: 1_251_000}
     assert found[through].mean_hours == pytest.approx(11.7) and found[through].trainings == 5
     assert found["teacher-sft"].hours == {1: 8.0} and found["student-sft"].mean_hours == 0.5
-    assert cumulative_costs.unit(results) == "CPU hours"
+    assert costs.unit(results) == "CPU hours"
     (row,) = rows_of(quality.quality(results).csv, lineage=through)
     assert (row["hours"], row["hours_least"], row["hours_most"]) == ("11.7", "11.6", "11.8")
     assert row["tokens"] == "1250000" and row["tag"] == "3.B" and float(row["rougeL"]) == 80.25
@@ -162,7 +144,7 @@ def test_a_start_is_counted_once_and_only_if_there_was_one(tmp_path):
     middle = "teacher-sft__assistant-kd__middle-minillm"
     file = tmp_path / "models" / middle / "seed1/manifest.json"
     write_json(file, json.loads(file.read_text()) | {"inputs": {"base": ["0" * 64]}})
-    found = cumulative_costs.needed(results_of(tmp_path, spec), deep, 1)
+    found = costs.needed(results_of(tmp_path, spec), deep, 1)
     assert Counter(node.lineage for node in found) == dict.fromkeys(
         ["teacher-sft", "assistant-sft", "teacher-sft__assistant-kd", middle, "student-sft", deep],
         1,
@@ -172,10 +154,10 @@ def test_a_start_is_counted_once_and_only_if_there_was_one(tmp_path):
 def test_hours_are_named_after_the_devices(tmp_path):
     spec = make(tmp_path, [DIRECT])
     end(tmp_path, "teacher-sft", 1, device="NVIDIA H100")
-    assert cumulative_costs.unit(results_of(tmp_path, spec)) == "hours of CPU or GPU"
+    assert costs.unit(results_of(tmp_path, spec)) == "hours of CPU or GPU"
     for lineage in ("student-sft", of_chain(*DIRECT[1:])):
         end(tmp_path, lineage, 1, device="NVIDIA H100")
-    assert cumulative_costs.unit(results_of(tmp_path, spec)) == "GPU hours"
+    assert costs.unit(results_of(tmp_path, spec)) == "GPU hours"
 
 
 def test_both_stages_of_an_evaluation_and_its_judge_stand_among_the_costs(tmp_path):
@@ -201,13 +183,6 @@ def test_the_same_results_draw_the_same_bytes(draw, study, tmp_path):
     assert draw(study.results) == draw(again)
 
 
-@pytest.mark.parametrize("draw", NEW)
-def test_every_drawing_says_n_and_keeps_text(draw, study):
-    svg = draw(study.results).svg
-    said = "6 prompts × 2 decoding seeds, 2 training seeds"
-    assert svg.count(said) == len(study.spec["sets"]) and "<text" in svg
-
-
 @pytest.mark.parametrize("label", ["<b>&\"'</b>", r"$\frac$", "a\x07b", "\ud800", 'id="axes_1"'])
 def test_hostile_labels_are_text_and_no_more(label, tmp_path):
     spec = make(tmp_path, [(label, *DIRECT[1:]), THROUGH])
@@ -217,17 +192,8 @@ def test_hostile_labels_are_text_and_no_more(label, tmp_path):
         svg = draw(results).svg
         texts = "".join(ElementTree.fromstring(svg).itertext())
         svg.encode()
-        if draw is lattice.lattice:
-            assert shown in texts
-            inlined = ElementTree.fromstring(scoped(svg))
-            assert shown in "".join(inlined.itertext())
-
-
-def test_students_and_methods_differ_without_colour(study):
-    looks = looks_of_students(study.results)
-    taught = [look for hop, look in looks.items() if hop.method != "sft"]
-    assert len({look.marker for look in taught}) == len(taught) == 5
-    assert all(isinstance(look, Look) for look in looks.values())
+        ElementTree.fromstring(scoped(svg))
+        assert len(label) > quality.TAG or draw is not quality.quality or shown in texts
 
 
 def test_inlined_drawings_share_no_identifier(study):

@@ -16,7 +16,8 @@ from takd.experiment import specs
 from takd.experiment.experiment import load
 from takd.experiment.lineage import Node
 from takd.report import provenance, reproduce
-from takd.runtime.digests import code_digest, file_digest
+from takd.runtime.code_digest import code_digest
+from takd.runtime.digests import file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 

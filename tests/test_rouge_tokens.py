@@ -22,7 +22,8 @@ from takd.metrics.diversity import distinct, self_bleu
 from takd.metrics.diversity import words as words_of
 from takd.metrics.parallel import of_prompt, pooled, score
 from takd.metrics.rouge import rouge_l
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 from takd.training.best_weights import Best
 
 # a text, another one that shares half of its tokens in order, and how many tokens it has
@@ -325,10 +326,14 @@ def test_the_report_says_where_tokens_are_others(tmp_path):
     report = run(tmp_path, spec)
     page = (report / "results.html").read_text()
     assert page.count("has the tokens “unicode” here") == 1
-    assert page.index("<h2>other") < page.index("has the tokens") < page.index('data-set="other"')
-    overview = " ".join((report / "overview.html").read_text().split())
-    assert "with the tokens “unicode” on other" in overview
-    assert "ROUGE-L with unicode tokens on other" in overview
+    assert (
+        page.index('<h2 id="other"')
+        < page.index("has the tokens")
+        < page.index('id="scores-other"')
+    )
+    summary = " ".join((report / "index.html").read_text().split())
+    assert "with the tokens “unicode” on other" in summary
+    assert "ROUGE-L with unicode tokens on other" in summary
     for name in ("results.csv", "scores.csv"):
         rows = rows_of((report / name).read_text())
         found = {(row["set"], row["rouge_tokenizer"]) for row in rows}

@@ -12,8 +12,8 @@ import pytest
 from conftest import Project, make_project, small_experiment
 
 from takd.runtime import records
+from takd.runtime.files import read_json, write_json
 from takd.runtime.records import digests, sealed
-from takd.runtime.stage import read_json, write_json
 
 
 def scored(models: int) -> dict[str, int]:
@@ -64,6 +64,22 @@ def touch(project: Project) -> None:
         os.utime(path, (start + count, start + count))
 
 
+def texts_of_runtime(project: Project) -> None:
+    """Help texts, log lines, the lock, the launcher, and the scripts that start stages."""
+    for path in (project.folder / "src/takd/runtime").glob("*.py"):
+        path.write_text(f"{path.read_text()}\n\nADDED = 'more'\n")
+    for file, old, new in (
+        ("command_line", "threads of each process", "threads that each process has"),
+        ("command_line", "inputs compared", "all inputs compared"),
+        ("stage_lock", "HEARTBEAT_SECONDS = 5.0", "HEARTBEAT_SECONDS = 7.0"),
+        ("launch", "--standalone", "--standalone --tee=3"),
+    ):
+        project.replace(f"src/takd/runtime/{file}.py", old, new)
+    for script in ("train", "evaluate", "start"):
+        append(f"workflow/scripts/{script}.py", "\nADDED = 1\n")(project)
+    append("src/takd/__main__.py", "\nADDED = 1\n")(project)
+
+
 def swap(settings: dict) -> None:
     minillm = settings["training"]["minillm"]
     assert minillm["batch_size"] != minillm["evaluate_every"]
@@ -103,6 +119,7 @@ EDITS = {
         {},
     ),
     "resources": (resources, {}),
+    "runtime, scripts and command line": (texts_of_runtime, {}),
     "method": (code("methods/minillm"), MINILLM),
     # the losses of all methods stand in it
     "loss": (code("losses/divergences"), BELOW_DATA),
@@ -115,7 +132,8 @@ EDITS = {
     "evaluation": (code("evaluation/evaluate"), {**scored(7), "report": 1}),
     "likelihoods": (code("evaluation/likelihoods"), {"likelihoods": 7, "card": 7, "report": 1}),
     "report": (code("report/build"), {"report": 1}),
-    "card": (code("model_cards/card"), {"card": 7}),
+    # the report has the cards as pages
+    "card": (code("model_cards/card"), {"card": 7, "report": 1}),
     "what report and cards read": (code("analysis/results"), {"card": 7, "report": 1}),
     "description": (
         experiment(lambda e: e.update(description="Other words.")),

@@ -2,14 +2,16 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from takd.analysis import comparisons, statistics
-from takd.analysis.comparisons import Pair, analyse, pairs
-from takd.analysis.results import MEASURES, Evaluation, Model, Results
+from takd.analysis import comparisons, fairness, statistics, table
+from takd.analysis.comparisons import Pair, pairs
+from takd.analysis.measures import TESTED
+from takd.analysis.results import Evaluation, Model, Results
 from takd.analysis.statistics import Interval, holm, over_prompts, over_trainings, sign_flip
 from takd.experiment.lineage import nodes, of_chain
 
@@ -147,6 +149,8 @@ def made(score, chains, seeds=(1, 2, 3), prompts=100, models=None):
     found = nodes(lineages, list(seeds), students)
     used = {model for names, _ in chains for model in names}
     spec = {
+        "experiment": "made",
+        "seeds": list(seeds),
         "sets": ["heldout"],
         "chains": [{"label": "", "lineage": lineage} for lineage in lineages],
         "models": models or dict.fromkeys(used, 1000),
@@ -154,11 +158,12 @@ def made(score, chains, seeds=(1, 2, 3), prompts=100, models=None):
     evaluations = {}
     for place, node in enumerate(found):
         rng = np.random.default_rng([1, place])
-        by_draw = dict.fromkeys(MEASURES, score(*node, rng))
+        by_draw = dict.fromkeys(TESTED, score(*node, rng))
         evaluations[node, "heldout"] = Evaluation(
             node, "heldout", {}, {}, list(range(prompts)), by_draw
         )
-    trained = {node: Model(node, {"parameters": 1000}, [], [], {}) for node in found}
+    manifest = {"parameters": 1000, "steps": 1, "inputs": {}}
+    trained = {node: Model(node, manifest, [], [], {}) for node in found}
     return Results(spec, trained, evaluations)
 
 
@@ -209,67 +214,95 @@ def gains(between, seeds):
         return kind + gain + rng.normal(0, between) + rng.normal(0, 3, (100, 2))
 
     results = made(score, [DIRECT, THROUGH], seeds)
-    analysis = analyse(results)
-    over_sft = analysis.difference("heldout", "sft", of_chain(*DIRECT))
-    over_direct = analysis.difference("heldout", "direct", of_chain(*THROUGH))
-    return results, over_sft, over_direct
+    return results, gain(results, "sft", DIRECT), gain(results, "direct", THROUGH)
+
+
+def gain(results, question, chain):
+    found = table.of(results)
+    return table.one(found, question=question, lineage=of_chain(*chain), measure="rougeL")
 
 
 def test_verdicts_only_where_interval_and_test_allow_them():
     _, over_sft, over_direct = gains(0.2, (1, 2, 3, 4, 5))
-    assert over_sft.verdict == "higher" and over_sft.words.startswith(
-        "higher (95 % interval from +5"
-    )
-    assert not over_direct.verdict
-    assert over_direct.words.startswith("no difference can be told (95 % interval from −")
-    assert over_sft.over_trainings.low < 6 < over_sft.over_trainings.high
+    assert over_sft.significant == "higher" and over_sft.text().startswith("+6.")
+    assert over_sft.verdict == "significant" and over_sft.several and over_sft.low > 5
+    assert not over_direct.significant and over_direct.verdict == "n.s." and over_direct.low < 0
+    assert over_sft.low < 6 < over_sft.high
 
 
 def test_two_trainings_that_spread_say_nothing_of_a_third():
     _, over_sft, _ = gains(2.0, (1, 2))
-    assert over_sft.of_models == "higher" and not over_sft.verdict
-    assert "for the 2 trainings made here" in over_sft.words
-    assert "for others no difference can be told" in over_sft.words
-    assert over_sft.over_trainings.holds(0) and not over_sft.over_prompts.holds(0)
+    assert over_sft.significant_these_checkpoints == "higher" and not over_sft.significant
+    assert over_sft.verdict == "n.s."
+    assert over_sft.interval.holds(0) and not over_sft.prompts_interval.holds(0)
 
 
 def test_one_training_speaks_of_itself_alone():
     results, over_sft, over_direct = gains(0.0, (1,))
-    assert over_sft.over_trainings is None and over_sft.p == over_sft.p_prompts < 0.01
-    assert over_sft.words.startswith("higher for the one training made here (95 % interval")
-    assert not over_direct.verdict and "no difference can be told" in over_direct.words
-    score = analyse(results).scores["heldout", of_chain(*DIRECT), "rougeL"]
-    assert score.se_trainings is None and score.interval == score.over_prompts
+    assert not over_sft.several and over_sft.p == over_sft.prompts_p < 0.01
+    assert over_sft.significant == over_sft.significant_these_checkpoints == "higher"
+    assert not over_direct.significant and over_direct.verdict == "n.s."
+    score = table.one(table.of(results), kind="score", lineage=of_chain(*DIRECT), measure="rougeL")
+    assert score.se_training_seeds is None and score.interval == score.prompts_interval
     by_prompt = results.scores(of_chain(*DIRECT), "heldout", "rougeL", [1]).mean(axis=(0, 2))
     assert score.se_prompts == pytest.approx(by_prompt.std(ddof=1) / 10)
 
 
 def test_p_values_are_corrected_within_a_question_and_a_set():
     results, over_sft, _ = gains(0.0, (1,))
-    family = [d for _, d in analyse(results).of("heldout", "sft")]
+    family = table.rows(table.of(results), question="sft", measure="rougeL")
     # three distilled models, all far above: the smallest p there is, times three
     assert len(family) == 3 and over_sft.p == pytest.approx(3 / (statistics.RESAMPLES + 1))
+    assert over_sft.family == 3 and over_sft.p_raw == pytest.approx(over_sft.p / 3)
 
 
 def test_equal_scores_and_a_single_prompt_are_no_error():
     results = made(lambda *_: np.full((1, 2), 40.0), [DIRECT, THROUGH], (1, 2), prompts=1)
-    analysis = analyse(results)
-    found = analysis.difference("heldout", "direct", of_chain(*THROUGH))
-    assert (found.mean, found.interval, found.p, found.verdict) == (0.0, None, None, "")
-    assert "one prompt" in found.words
-    assert analysis.scores["heldout", of_chain(*DIRECT), "rougeL"].text() == "40.0"
+    found = gain(results, "direct", THROUGH)
+    assert (found.value, found.interval, found.p, found.verdict) == (0.0, None, None, "")
+    score = table.one(table.of(results), kind="score", lineage=of_chain(*DIRECT), measure="rougeL")
+    assert score.text() == "40.0"
     results = made(lambda *_: np.full((9, 1), 100.0), [DIRECT, THROUGH], (1, 2), prompts=9)
-    found = analyse(results).difference("heldout", "direct", of_chain(*THROUGH))
-    assert found.interval == Interval(0.0, 0.0) and found.p == 1 and not found.verdict
+    found = gain(results, "direct", THROUGH)
+    assert found.interval == Interval(0.0, 0.0) and found.p == 1 and not found.significant
 
 
 def test_an_interval_ends_where_the_scale_ends():
     def score(lineage, seed, rng):
         return np.full((20, 1), 90.0 + 4 * seed) + rng.normal(0, 1, (20, 1))
 
-    found = analyse(made(score, [DIRECT], (1, 2), prompts=20)).scores
-    interval = found["heldout", of_chain(*DIRECT), "rougeL"].interval
+    found = table.of(made(score, [DIRECT], (1, 2), prompts=20))
+    wanted = {"lineage": of_chain(*DIRECT), "measure": "rougeL"}
+    interval = table.one(found, kind="score", **wanted).interval
     assert interval.high == 100 and interval.low > 0
+
+
+def test_strata_and_exact_match_are_tested_beside_and_change_no_other_number():
+    def score(lineage, seed, rng):
+        gain = np.where(np.arange(60) % 3 == 0, 20.0, 0.0)[:, None] * lineage.count("__")
+        return 40 + gain + rng.normal(0, 3, (60, 2))
+
+    results = made(score, [DIRECT, BY_KD], (1, 2, 3), prompts=60)
+    plain = gain(results, "sft", DIRECT)
+    for evaluation in results.evaluations.values():
+        evaluation.strata.extend("copy" if row % 3 == 0 else "count" for row in range(60))
+    again = Results(results.spec, results.models, results.evaluations)
+    assert gain(again, "sft", DIRECT) == plain
+    wanted = {"question": "sft", "lineage": of_chain(*DIRECT), "stratum": table.EACH}
+    by_stratum = {(row.measure, row.stratum): row for row in table.rows(table.of(again), **wanted)}
+    assert set(by_stratum) == {(m, s) for m in TESTED for s in ("copy", "count")}
+    copy, count = (by_stratum["exact_match", name] for name in ("copy", "count"))
+    assert copy.significant == "higher" and copy.n_prompts == 20
+    assert not count.significant and count.n_prompts == 40
+    # two models against SFT in two strata: one family
+    assert copy.family == count.family == 4 and plain.family == 2
+    values = table.rows(
+        table.of(again), **{**wanted, "stratum": "copy"}, seed=table.EACH, measure="rougeL"
+    )
+    assert [row.seed for row in values] == [1, 2, 3]
+    assert np.mean([row.value for row in values]) == pytest.approx(
+        by_stratum["rougeL", "copy"].value
+    )
 
 
 def test_numbers_are_written_with_a_true_minus_and_no_minus_zero():
@@ -278,3 +311,39 @@ def test_numbers_are_written_with_a_true_minus_and_no_minus_zero():
     assert Interval(-0.44, 1.0).text(signed=True) == "−0.4 to +1.0"
     assert comparisons.p_text(0.0004) == "p\u00a0<\u00a00.001"
     assert comparisons.p_text(0.0123) == "p\u00a0=\u00a00.012"
+
+
+def trained(results, lineage, settings, steps, inputs):
+    """Give the trainings of a lineage what their manifests hold."""
+    for node, model in results.models.items():
+        if node.lineage == lineage:
+            method = lineage.rpartition("-")[2]
+            model.manifest.update(
+                spec={"settings": settings}, steps=steps, inputs=inputs, method=method
+            )
+
+
+def test_what_differs_besides_the_method_is_said():
+    results = made(lambda *_: np.zeros((2, 2)), [DIRECT, BY_KD, THROUGH], (1,), prompts=2)
+    for node, model in results.models.items():
+        results.models[node] = replace(model, manifest=dict(model.manifest))
+    common = {"batch_size": 32, "learning_rate": 1e-3}
+    rollouts = common | {"rows": None, "start": "sft", "teacher_mix": 0.2, "steps": 320}
+    labels = common | {"rows": 1000, "start": "base", "responses": "labels", "steps": 900}
+    direct, by_kd, through = map(lambda chain: of_chain(*chain), (DIRECT, BY_KD, THROUGH))
+    train = {"train": ["a" * 64]}
+    for lineage in (direct, through):
+        trained(results, lineage, rollouts, 320, train | {"init": ["b" * 64]})
+    trained(results, by_kd, labels | {"batch_size": 64}, 900, train | {"base": ["c" * 64]})
+    pair = Pair("method", direct, by_kd)
+    found = {one.what: (one.ours, one.theirs) for one in fairness.unequal(results, pair)}
+    assert found == {
+        "training rows": ("all", "1,000"), "responses": ("rollouts", "labels"),
+        "start": ("SFT", "starting weights"), "steps": ("320", "900"), "batch_size": ("32", "64"),
+    }  # fmt: skip
+    assert fairness.warning(results, pair) == (
+        "Arms differ in data or start: training rows all against 1,000, responses rollouts against labels,"
+        " start SFT against starting weights."
+    )
+    assert fairness.warning(results, Pair("direct", through, direct)) == ""
+    assert fairness.unequal(results, Pair("direct", through, direct)) == []

@@ -11,7 +11,7 @@ from takd.data.template import as_chat_template, fill, unknown_marks
 from takd.data.tokenise import Encoder
 from takd.models import causal_lm
 from takd.runtime.errors import InputError
-from takd.runtime.stage import read_json
+from takd.runtime.files import read_json
 
 # what users write: blanks around, line feeds, other scripts, braces, what looks like thoughts
 ASKED = [

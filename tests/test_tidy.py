@@ -10,8 +10,8 @@ import pytest
 from sealing import write_lines
 from test_report import BY_KD, DIRECT, THROUGH, make, run
 
-from takd.analysis import scores_table
-from takd.analysis.comparisons import Pair, analyse, pairs
+from takd.analysis import exports, table
+from takd.analysis.comparisons import Pair, pairs
 from takd.analysis.measures import MEASURES
 from takd.analysis.results import read
 from takd.experiment.lineage import of_chain
@@ -58,6 +58,11 @@ def made(tmp_path_factory):
     return spec, read(spec, root / "models", root / "evaluations"), report
 
 
+def gain(results, name, pair):
+    wanted = {"question": pair.question, "lineage": pair.ours, "other": pair.theirs}
+    return table.one(table.of(results), set=name, measure="rougeL", **wanted)
+
+
 def scores_rpd(scores, lineage, name, measure="rougeL"):
     """Scores of each training, prompt and draw, out of the Parquet file alone."""
     chosen = scores[
@@ -75,29 +80,30 @@ def scores_rpd(scores, lineage, name, measure="rougeL"):
 def test_the_reports_means_and_differences_out_of_the_parquet_file_alone(made):
     spec, results, report = made
     scores = pd.read_parquet(report / "scores.parquet")
-    found = analyse(results)
+    found = table.of(results)
     for lineage in results.lineages:
         for name in spec["sets"]:
             for measure in ("rougeL", "exact_match"):
                 array, _ = scores_rpd(scores, lineage, name, measure)
-                assert array.mean() == found.scores[name, lineage, measure].mean
+                score = table.one(found, kind="score", set=name, lineage=lineage, measure=measure)
+                assert array.mean() == score.value
     pair = Pair("direct", of_chain(*THROUGH[1:]), of_chain(*DIRECT[1:]))
     assert pair in pairs(results)
     for name in spec["sets"]:
         (ours, seeds), (theirs, others) = (scores_rpd(scores, x, name) for x in pair[1:])
         assert list(seeds) == list(others) == [1, 2, 3]
-        assert (ours - theirs).mean() == found.differences[name, pair].mean
+        assert (ours - theirs).mean() == gain(results, name, pair).value
 
 
 def test_both_files_have_every_mean(made):
     _, results, report = made
-    table = pd.read_csv(report / "scores.csv")
-    assert list(table.columns) == list(scores_table.COLUMNS)
+    scores = pd.read_csv(report / "scores.csv")
+    assert list(scores.columns) == list(exports.COLUMNS)
     for evaluation in results.evaluations.values():
-        of_model = table[
-            (table.lineage == evaluation.node.lineage)
-            & (table.seed == evaluation.node.seed)
-            & (table["set"] == evaluation.set)
+        of_model = scores[
+            (scores.lineage == evaluation.node.lineage)
+            & (scores.seed == evaluation.node.seed)
+            & (scores["set"] == evaluation.set)
         ]
         whole = of_model[of_model.decoding_seed.isna()]
         expected = {m.name: m.of(evaluation) for m in MEASURES if m.of(evaluation) is not None}
@@ -107,21 +113,21 @@ def test_both_files_have_every_mean(made):
             int(key): value
             for key, value in evaluation.scores["scores"]["rougeL"]["by_seed"].items()
         }
-    assert not {"direct_reverse_kl"} & set(table[table.lineage == "teacher-sft"].measure)
-    (row,) = table[
-        (table.lineage == of_chain(*THROUGH[1:]))
-        & (table.seed == 2)
-        & (table["set"] == "other")
-        & (table.measure == "direct_reverse_kl")
+    assert not {"direct_reverse_kl"} & set(scores[scores.lineage == "teacher-sft"].measure)
+    (row,) = scores[
+        (scores.lineage == of_chain(*THROUGH[1:]))
+        & (scores.seed == 2)
+        & (scores["set"] == "other")
+        & (scores.measure == "direct_reverse_kl")
     ].to_dict("records")
     assert (row["experiment"], row["model"], row["method"]) == ("made-up", "student", "minillm")
     assert row["chain"] == "teacher → assistant → student" and row["parameters"] == 150_000
     assert row["teacher"] == "teacher-sft__assistant-minillm"
     assert (row["value"], row["better"], row["statistic"]) == (0.75, "lower", "mean")
     means = pd.read_parquet(report / "scores.parquet", filters=[("statistic", "==", "mean")])
-    assert len(means) == len(table)
-    assert (means.value.to_numpy() == table.value.to_numpy()).all()
-    assert list(means.measure) == list(table.measure) and means.prompt.isna().all()
+    assert len(means) == len(scores)
+    assert (means.value.to_numpy() == scores.value.to_numpy()).all()
+    assert list(means.measure) == list(scores.measure) and means.prompt.isna().all()
 
 
 def test_sums_over_the_tokens_of_each_prompt_are_added_over_its_texts(made):
@@ -149,8 +155,7 @@ def test_the_example_of_the_docs(made, monkeypatch):
     monkeypatch.chdir(report)
     said = {}
     exec(example, said)
-    difference = analyse(results).differences[
-        "heldout", Pair("direct", of_chain(*THROUGH[1:]), of_chain(*DIRECT[1:]))
-    ]
-    assert said["gap"].mean() == pytest.approx(difference.mean, rel=1e-12)
+    pair = Pair("direct", of_chain(*THROUGH[1:]), of_chain(*DIRECT[1:]))
+    difference = gain(results, "heldout", pair)
+    assert said["gap"].mean() == pytest.approx(difference.value, rel=1e-12)
     assert said["gap"].sem() == pytest.approx(difference.se_prompts, rel=1e-12)

@@ -9,7 +9,7 @@ from models_for_tests import tiny_gpt2
 from takd.losses import chunked
 from takd.losses.chunked import chunk_size, sum_over_tokens
 from takd.losses.divergences import reverse_kl
-from takd.models.causal_lm import project
+from takd.models.logits import project
 
 VOCABULARY, TOKENS, WIDTH = 11, 7, 16
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import shutil
 import socket
 
 import pytest
@@ -16,9 +15,6 @@ from takd.runtime.checkpoints import Pace
 from takd.training.best_weights import Best
 from takd.training.loop import SKIPPED_IN_A_ROW
 
-COMPILER = pytest.mark.skipif(
-    shutil.which("c++") is None, reason="DeepSpeed compiles: needs a C++ compiler"
-)
 # one row a step, of three: with each of them once in three steps
 THREE_ROWS = {
     "rows": 3,
@@ -64,9 +60,7 @@ def lines(space, name):
     return [json.loads(x) for x in (space.folder / name / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize(
-    "deepspeed", [None, *(pytest.param(f"zero{stage}", marks=COMPILER) for stage in (1, 2, 3))]
-)
+@pytest.mark.parametrize("deepspeed", [None, "zero1", "zero2", "zero3"])
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(workspace, deepspeed):
     space, name, settings = workspace, f"skipping-{deepspeed}", dict(THREE_ROWS)
     if deepspeed:

@@ -144,7 +144,7 @@ def test_disturbed_runs_end_as_undisturbed_ones(workspace, number):
     if case["end"] != "repeated":
         step = disturb(space, disturbed, method, case["end"], *again, **settings)
     said = space.finished(space.train(disturbed, method, *again, **settings))
-    assert (f"goes on from step {step} of {STEPS}" in said) == (step > 0)
+    assert (f"resumes from step {step} of {STEPS}" in said) == (step > 0)
     assert_same_results(space, whole, disturbed)
 
     if case in FIRST:  # and it was no run without dropout

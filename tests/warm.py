@@ -1,10 +1,11 @@
 """Imports and first computations of stages, done once in the process that the tests' stages are forked from."""
 
 import importlib
+import sys
 
 from transformers import conversion_mapping
 
-from takd.runtime.digests import code_digest
+from takd.runtime.code_digest import code_digest
 
 FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
 
@@ -21,6 +22,9 @@ for name in (
     "loss_adaptive",  # a method defined by the tests
 ):
     importlib.import_module(name)
+
+# an extension for the CPU, which takes a minute to compile and computes nothing otherwise
+sys.modules["deepspeed.ops"].__compatible_ops__["deepspeed_shm_comm"] = False
 
 code_digest("takd.training.train")
 conversion_mapping.get_checkpoint_conversion_mapping("gpt2")

@@ -174,6 +174,8 @@ class Workspace:
         settings = {**COMMON, **SETTINGS[method], **settings}
         asks = method not in METHODS or METHODS[method].asks_teacher(settings)
         taught = {"teacher": ["teacher-sft", 3], "asks_teacher": asks} if method != "sft" else {}
+        if settings.get("start") == "sft":
+            taught["init"] = ["student-sft", 3]
         return {
             "lineage": "student-sft" if method == "sft" else f"teacher-sft__student-{method}",
             **taught,

@@ -14,12 +14,12 @@ from gpu_checks.running import Findings
 from takd.decoding.gumbel import gumbel_noise
 from takd.decoding.model_checks import check_model, decoded_and_at_once
 from takd.decoding.sampling import Decoding, Prompt, draw
-from takd.losses.batch import Layout
+from takd.losses.batch import RightPadded
 from takd.losses.chunked import sum_over_tokens
 from takd.methods.base import Example
 from takd.methods.token_losses import label_loss
-from takd.models import causal_lm
 from takd.models.causal_lm import relative_error
+from takd.models.logits import project
 
 Shape = tuple[str, int, int, int]  # family, layers, width, vocabulary
 SHAPES: list[Shape] = [
@@ -162,12 +162,12 @@ def _far_logits(findings: Findings, double: PreTrainedModel) -> None:
     model.transformer.wte.weight[:, 0] = 1.0
     model.transformer.ln_f.weight[0] = 0.0
     model.transformer.ln_f.bias[0] = FAR
-    layout = Layout.of([(row.prompt, row.response) for row in _rows()], findings.device)
+    layout = RightPadded.of([(row.prompt, row.response) for row in _rows()], findings.device)
     hidden = layout.hidden(model)
 
     def log_q(half: torch.dtype | None) -> Tensor:
         with torch.autocast(findings.device.type, half, enabled=half is not None):
-            logits = causal_lm.project(model, hidden, VOCABULARY)
+            logits = project(model, hidden, VOCABULARY)
         return logits.double().log_softmax(-1).gather(-1, layout.targets_n[:, None])
 
     true = (hidden.double() @ model.lm_head.weight.double().T).log_softmax(-1)

@@ -16,7 +16,7 @@ from gpu_checks.families import FAMILIES, config
 from gpu_checks.running import ROOT, Findings, outcome, prepared, side_by_side
 from takd.data.row import batches
 from takd.experiment.lineage import SUPERVISED
-from takd.runtime import stage
+from takd.runtime import command_line
 
 WEIGHTS = "model/model.safetensors"
 
@@ -45,7 +45,7 @@ def resume(findings: Findings) -> None:
 
     With `--deterministic 1`, where this takd knows it, and on a CPU they must be; else it is told whether they are.
     """
-    known = "--deterministic" in stage._parser("takd").format_help()
+    known = "--deterministic" in command_line._parser("takd").format_help()
     findings.add("takd knows --deterministic", known)
     precisions = ["fp32", "bf16", "fp16"] if findings.gpu else ["bf16"]
     options = [(), ("--deterministic=1",)] if known else [()]

@@ -22,7 +22,7 @@ from gpu_checks.running import Findings
 from takd.decoding.sampling import Decoding, draw
 from takd.methods.base import Context
 from takd.methods.sft import Sft
-from takd.models import causal_lm
+from takd.models.logits import freeze
 from takd.preflight import flops, memory, shapes
 from takd.preflight.gpus import CPU, Gpu, find_gpu
 from takd.preflight.memory import Resources, Texts
@@ -128,7 +128,7 @@ def minillm(findings: Findings) -> None:
 
     student, teacher = pair()
     with findings.part("takd"), _autocast(findings):
-        ours = minillm_round.Takd(student, causal_lm.freeze(teacher), prompts, limits, shape)
+        ours = minillm_round.Takd(student, freeze(teacher), prompts, limits, shape)
         _peak_from_here(findings)
         with contextlib.suppress(
             AttributeError

@@ -1,13 +1,12 @@
 """Fixtures: a cluster, runs on it, and an uninterrupted training."""
 
-import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import made_once
 
 from slurm.cluster import Cluster, missing
 from slurm.experiments import training_experiment
@@ -48,24 +47,18 @@ def start(cluster: Cluster) -> Iterator[Start]:
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmProject:
     """A copy with an uninterrupted training. Shared: tests must copy it before changing it."""
-    base = tmp_path_factory.getbasetemp()
-    # workers of pytest-xdist share one copy: the first makes it, the others wait
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, done = base / "undisturbed", base / "undisturbed.done"
-    with open(base / "undisturbed.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert done.exists() or not folder.exists(), f"the first run in {folder} did not succeed"
-        if not done.exists():
-            project = make_slurm_project(folder, training_experiment())
-            # more threads than cores would slow each other down
-            project.replace(PROFILE, "  teacher: ?cores * gpus", "  teacher: 1")
-            run = Run(cluster, project, TARGET)
-            try:
-                run.succeed()
-            finally:
-                run.kill()
-            done.touch()
-    return SlurmProject(folder)
+
+    def train(folder: Path) -> None:
+        project = make_slurm_project(folder, training_experiment())
+        # more threads than cores would slow each other down
+        project.replace(PROFILE, "  teacher: ?cores * gpus", "  teacher: 1")
+        run = Run(cluster, project, TARGET)
+        try:
+            run.succeed()
+        finally:
+            run.kill()
+
+    return SlurmProject(made_once(tmp_path_factory, "undisturbed", train))
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class SlurmProject(Project):
 
     def resumed_from(self) -> int:
         """Step from which the last attempt resumed; 0 if it started from the beginning."""
-        found = re.search(r"goes on from step (\d+)", (self.folder / LOG).read_text())
+        found = re.search(r"resumes from step (\d+)", (self.folder / LOG).read_text())
         return int(found[1]) if found else 0
 
     def steps(self) -> list[int]:

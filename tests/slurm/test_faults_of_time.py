@@ -21,7 +21,7 @@ def test_time_is_up(
     with slowed(trainer):
         cluster.wait_until("the training stops", lambda: trainer not in run.trainers(), SECONDS)
     output = run.succeed()
-    assert "its time is up; the next run goes on from there" in output
+    assert "its time is up; the next run resumes from there" in output
     assert run.states()[0] == "FAILED" and run.states()[-1] == "COMPLETED"
     assert project.resumed_from() > 0
     project.must_end_as(undisturbed)

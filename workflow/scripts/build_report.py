@@ -5,11 +5,6 @@ python workflow/scripts/build_report.py --spec JSON --input models=models --inpu
   --output site=report
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-
-from takd.runtime.stage import main
+from start import main
 
 main("takd.report.build")

@@ -4,11 +4,6 @@ python workflow/scripts/compare.py --spec JSON --input results=results/NAME --in
   --output page=comparison.html --output table=comparison.csv ...
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-
-from takd.runtime.stage import main
+from start import main
 
 main("takd.report.compare")

@@ -5,11 +5,7 @@ python workflow/scripts/evaluate.py --spec JSON --processes 1 --micro-batch 256 
   --output generations=generations.jsonl --output answers=answers.jsonl --output metrics=metrics.jsonl
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 # worker processes that score answers import this file again
 if __name__ == "__main__":

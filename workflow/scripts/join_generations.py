@@ -5,10 +5,6 @@ python workflow/scripts/join_generations.py --spec JSON --input piece=part1of2/m
   --input tokenizer=tokenizer/manifest.json --output dataset=dataset --output manifest=manifest.json
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 main("takd.teacher_cache.merge", named=lambda spec: ["teacher"])

@@ -4,10 +4,6 @@ python workflow/scripts/judge.py --spec JSON --input generations=generations.jso
   --output judgements=judgements.jsonl
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 main("takd.evaluation.judge")

@@ -6,10 +6,6 @@ python workflow/scripts/likelihoods.py --spec JSON --processes 1 --micro-batch 6
   --output prompts=prompts.jsonl --output metrics=metrics.jsonl
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 main("takd.evaluation.likelihoods", gpus=True)

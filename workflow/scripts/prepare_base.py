@@ -4,10 +4,6 @@ python workflow/scripts/prepare_base.py --spec JSON --input tokenizer=tokenizer/
   --output manifest=manifest.json
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 main("takd.models.starting_weights")

@@ -6,11 +6,7 @@ python workflow/scripts/train.py --spec JSON --nodes 1 --processes 1 --micro-bat
   --output metrics=metrics.jsonl --output manifest=manifest.json
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 
 def named(spec):

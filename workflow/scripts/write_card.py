@@ -4,11 +4,6 @@ python workflow/scripts/write_card.py --spec JSON --input models=models --input 
   --output card=card.md
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-
-from takd.runtime.stage import main
+from start import main
 
 main("takd.model_cards.card")

@@ -5,10 +5,6 @@ python workflow/scripts/write_outputs.py --spec JSON --micro-batch 64 --input te
   --output metrics=metrics.jsonl --output manifest=manifest.json
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
-from takd.runtime.stage import main
+from start import main
 
 main("takd.teacher_cache.outputs", gpus=True)

@@ -1,4 +1,4 @@
-"""Compare the scores of models that several experiments share, and test their differences.
+"""Compare experiments: the scores of models that several of them have, with tests, and all else that differs.
 
 Models are shared if their lineages are equal. Each is compared with that of the first experiment, paired by prompt,
 decoding seed and training seed, with the functions that compare models within one experiment
@@ -6,29 +6,98 @@ decoding seed and training seed, with the functions that compare models within o
 do not match (other prompts, other decoding), there is no test, and the reason is given.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from takd.analysis import comparisons
-from takd.analysis.compare_results import Compared
+from takd.analysis.results import Results, read
 from takd.analysis.statistics import Array
-from takd.analysis.table import DIFFERENCE, Number
-from takd.experiment.lineage import Node
+from takd.analysis.table import DIFFERENCE, Number, described
+from takd.experiment import comparison
+from takd.experiment.lineage import Node, split
+from takd.runtime.records import DamagedError, read_record, remade
 
 MEASURE = "rougeL"
 
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One experiment of a comparison."""
+
+    name: str
+    results: Results
+    settings: dict[str, Any]
+    made: dict[str, str]
+    """`lineage/seed<k>` -> digest of the settings that its training would have by the experiment's file."""
+    data: dict[str, Manifest]
+    """Manifest of each split, and of the tokenizer."""
+    base: dict[str, Manifest]
+    """Manifest of each model's starting weights."""
+
+    @property
+    def title(self) -> str:
+        """Title of the experiment, empty where it equals the name."""
+        title = str(self.results.spec["title"])
+        return "" if title == self.name else title
+
+    @functools.cached_property
+    def made_otherwise(self) -> list[Node]:
+        """Models that were trained with other settings than those now in the experiment's file."""
+        return [
+            node
+            for node, model in self.results.models.items()
+            if comparison.made(model.manifest["spec"])
+            != self.made[f"{node.lineage}/seed{node.seed}"]
+        ]
+
+    def has(self, lineage: str, set_name: str) -> bool:
+        """Return whether the experiment has scores of a lineage on an evaluation set."""
+        return lineage in self.results.lineages and set_name in self.results.spec["sets"]
+
+
+def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
+    """Read all experiments; `folders` holds the results folder of each. Raises InputError for a missing file."""
+    return [_read(each, folder) for each, folder in zip(spec["experiments"], folders, strict=True)]
+
+
+def _read(spec: dict[str, Any], folder: Path) -> Compared:
+    folders = (folder / name for name in ("models", "evaluations", "teachers"))
+    results = read(spec["report"], *folders)
+    corpus = ["corpus"] if spec["settings"]["data"]["corpus"] else []
+    splits = ["train", "dev", *corpus, *results.spec["sets"], "tokenizer"]
+    models = dict.fromkeys(split(lineage)[-1].model for lineage in results.lineages)
+    return Compared(
+        name=spec["name"],
+        results=results,
+        settings=spec["settings"],
+        made=spec["made"],
+        data={name: _manifest(folder / "data" / name) for name in splits},
+        base={model: _manifest(folder / "base" / model) for model in models},
+    )
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
+    try:
+        return read_record(path)
+    except DamagedError as error:
+        raise remade(str(error), path) from None
+
 
 class Place(NamedTuple):
-    """Index of a cell: evaluation set, lineage, and number of the experiment."""
+    """Index of an outcome: evaluation set, lineage, and number of the experiment."""
 
     set: str
     lineage: str
     experiment: int
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """Result of comparing a model with that of the first experiment: a difference, or why there is none."""
 
     difference: Number | None = None
@@ -42,7 +111,9 @@ class Outcome:
         """Outcome in a few words: `significant`, `n.s.`, or why there is no test."""
         if self.same:
             return "same model"
-        return self.difference.verdict if self.difference else f"not tested: {self.reason}"
+        if self.difference:
+            return self.difference.verdict
+        return f"not tested: {self.reason}" if self.reason else ""
 
 
 @dataclass(frozen=True)
@@ -104,16 +175,16 @@ class Comparison:
 
 
 def compare(experiments: Sequence[Compared]) -> Comparison:
-    """Compute the differences of all shared lineages from the first experiment."""
+    """Test the differences of all shared lineages from the first experiment."""
     every = [each.results for each in experiments]
-    comparison = Comparison(
+    found = Comparison(
         list(experiments),
         _several([results.spec["sets"] for results in every]),
         _several([results.lineages for results in every]),
     )
-    for name in comparison.sets:
-        _test(comparison, name)
-    return comparison
+    for name in found.sets:
+        _test(found, name)
+    return found
 
 
 def _several(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -122,43 +193,33 @@ def _several(lists: Sequence[Sequence[str]]) -> list[str]:
     return [item for item in dict.fromkeys(every) if every.count(item) > 1]
 
 
-def _test(comparison: Comparison, name: str) -> None:
+def _test(found: Comparison, name: str) -> None:
     """Run the tests of one set and store the outcomes in the comparison."""
     gaps: dict[Place, Array] = {}
-    for lineage in comparison.on(name):
-        for number, each in enumerate(comparison.experiments[1:], 1):
-            if not (each.has(lineage, name) and comparison.first.has(lineage, name)):
-                continue
-            place = Place(name, lineage, number)
-            # keeps the order of the table
-            comparison.outcomes[place] = Outcome()
-            pairing = _pair(comparison.first, each, lineage, name)
-            if isinstance(pairing, Outcome):
-                comparison.outcomes[place] = pairing
-            else:
-                gaps[place] = pairing
-    arrays = list(gaps.values())
-    found = comparisons.estimates(arrays, [-100.0] * len(arrays))
-    p_values = comparisons.tests(arrays)
-    family = comparisons.corrected([one | p for one, p in zip(found, p_values, strict=True)])
-    for place, estimate in zip(gaps, family, strict=True):
-        comparison.outcomes[place] = Outcome(
-            Number(
-                experiment=comparison.experiments[place.experiment].name,
-                kind=DIFFERENCE,
-                set=name,
-                lineage=place.lineage,
-                measure=MEASURE,
-                **estimate,
-            )
-        )
+    for lineage in found.on(name):
+        for number, each in enumerate(found.experiments[1:], 1):
+            if each.has(lineage, name) and found.first.has(lineage, name):
+                place = Place(name, lineage, number)
+                pairing = _pair(found.first, each, lineage, name)
+                # keeps the order of the table
+                found.outcomes[place] = pairing if isinstance(pairing, Outcome) else Outcome()
+                if not isinstance(pairing, Outcome):
+                    gaps[place] = pairing
+    for place, estimate in zip(gaps, comparisons.family(list(gaps.values())), strict=True):
+        about = described(found.experiments[place.experiment].results, place.lineage)
+        about |= {"kind": DIFFERENCE, "measure": MEASURE, "set": name}
+        found.outcomes[place] = Outcome(Number(**about, **estimate))
 
 
 def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome | Array:
     """Differences (R, P, D) of the scores of a lineage, other minus first, or an outcome where there is no test."""
     seeds = _both(first.results.seeds(lineage), other.results.seeds(lineage))
     draws = _both(first.results.spec["decoding_seeds"], other.results.spec["decoding_seeds"])
-    reason = next(_obstacles(first, other, lineage, name, seeds, draws), None)
+    reason = next(_obstacles(first, other, lineage, name), None)
+    if not reason and not seeds:
+        reason = "the two have no training seed in common"
+    if not reason and not draws:
+        reason = "the two have no decoding seed in common"
     if reason:
         return Outcome(reason=reason)
     ours, theirs = (_scores(each, lineage, name, seeds, draws) for each in (other, first))
@@ -170,50 +231,35 @@ def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome 
     return gap
 
 
-def _obstacles(
-    first: Compared,
-    other: Compared,
-    lineage: str,
-    name: str,
-    seeds: Sequence[int],
-    draws: Sequence[int],
-) -> Iterator[str]:
-    """Reasons why the answers of two models cannot be paired, the most important first."""
+def _obstacles(first: Compared, other: Compared, lineage: str, name: str) -> Iterator[str]:
+    """Reasons why the responses of two models cannot be paired, the most important first."""
     digests = [each.data[name]["sha256"] for each in (first, other)]
     if digests[0] != digests[1]:
         yield (
             f"the prepared prompts and references of {name} are not the same (sha256 {digests[0][:12]} in"
             f" {first.name}, {digests[1][:12]} in {other.name})"
         )
-    if first.results.evaluations[_node(first, lineage), name].ids != (
-        other.results.evaluations[_node(other, lineage), name].ids
-    ):
+    one, two = (
+        each.results.evaluations[Node(lineage, each.results.seeds(lineage)[0]), name]
+        for each in (first, other)
+    )
+    if one.ids != two.ids:
         yield f"other prompts of {name} were answered"
-    evaluations = [each.results.evaluations[_node(each, lineage), name] for each in (first, other)]
-    tokens = [evaluation.rouge_tokenizer for evaluation in evaluations]
+    tokens = (one.rouge_tokenizer, two.rouge_tokenizer)
     if tokens[0] != tokens[1]:
         yield f"ROUGE-L of {name} has other tokens ({tokens[0]} and {tokens[1]})"
-    records = [evaluation.scores["decoding"] for evaluation in evaluations]
+    records = [one.scores["decoding"], two.scores["decoding"]]
     if records[0] != records[1]:
-        apart = [k for k in dict.fromkeys([*records[0], *records[1]]) if _apart(k, *records)]
-        values = ", ".join(f"{k} {records[0].get(k)} and {records[1].get(k)}" for k in apart)
+        values = ", ".join(
+            f"{key} {records[0].get(key)} and {records[1].get(key)}"
+            for key in dict.fromkeys([*records[0], *records[1]])
+            if records[0].get(key) != records[1].get(key)
+        )
         yield f"answers are decoded in another way ({values})"
-    if not seeds:
-        yield "the two have no training seed in common"
-    if not draws:
-        yield "the two have no decoding seed in common"
-
-
-def _apart(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return bool(one.get(key) != other.get(key))
 
 
 def _both(ours: Sequence[int], theirs: Sequence[int]) -> list[int]:
     return [seed for seed in ours if seed in theirs]
-
-
-def _node(experiment: Compared, lineage: str) -> Node:
-    return Node(lineage, experiment.results.seeds(lineage)[0])
 
 
 def _scores(

@@ -1,10 +1,10 @@
 """Differences between experiments in settings and in digests of code, data and weights, including unintended ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from takd.analysis.compare_results import Compared
+from takd.analysis.across_experiments import Compared
 from takd.analysis.costs import device_text
 from takd.analysis.text import flat
 from takd.experiment.labels import full_text
@@ -12,7 +12,7 @@ from takd.experiment.lineage import split
 from takd.runtime.digests import canonical_json, short_digest
 
 NO_RESULT = ("title", "description", "report", "variables", "chains")
-"""Keys of an experiment that change no result; chains are told apart by what they are, not by their place."""
+"""Keys of an experiment that change no result; chains are compared by their models and methods, not by their place."""
 SETTING = "setting"
 TRAINED = "trained"
 """Value of a chain that an experiment has."""
@@ -97,18 +97,22 @@ def _settings(experiment: Compared) -> dict[str, str]:
     return flat(values) | chains
 
 
+def _grouped(values: Iterable[tuple[str, str]], mark: str = ", ") -> dict[str, str]:
+    """Map each name to its different values, joined."""
+    found: dict[str, set[str]] = {}
+    for name, value in values:
+        found.setdefault(name, set()).add(value)
+    return {name: mark.join(sorted(each)) for name, each in found.items()}
+
+
 def _code(experiment: Compared) -> dict[str, str]:
     """Code digests of the trainings by method, and of the stages that made data and starting weights."""
-    found: dict[str, set[str]] = {}
-    for node, model in experiment.results.models.items():
-        method = split(node.lineage)[-1].method
-        found.setdefault(f"training by {method}", set()).add(model.manifest["code"])
+    models = experiment.results.models.items()
+    found = [(f"training by {split(n.lineage)[-1].method}", m.manifest["code"]) for n, m in models]
     for name, manifest in experiment.data.items():
-        what = "tokenizer" if name == "tokenizer" else "data"
-        found.setdefault(what, set()).add(manifest["code"])
-    for manifest in experiment.base.values():
-        found.setdefault("starting weights", set()).add(manifest["code"])
-    return {what: ", ".join(map(_short, sorted(digests))) for what, digests in found.items()}
+        found.append(("tokenizer" if name == "tokenizer" else "data", manifest["code"]))
+    found += [("starting weights", manifest["code"]) for manifest in experiment.base.values()]
+    return _grouped((what, _short(digest)) for what, digest in found)
 
 
 def _data(manifest: Mapping[str, Any]) -> str:
@@ -118,16 +122,14 @@ def _data(manifest: Mapping[str, Any]) -> str:
 
 
 def _versions(experiment: Compared) -> dict[str, str]:
-    found: dict[str, set[str]] = {}
-    for model in experiment.results.models.values():
-        for name, version in (model.manifest.get("versions") or {}).items():
-            found.setdefault(name, set()).add(version or "not installed")
-    return {name: ", ".join(sorted(found[name])) for name in sorted(found)}
+    every = (model.manifest.get("versions") or {} for model in experiment.results.models.values())
+    found = _grouped((name, text or "not installed") for of in every for name, text in of.items())
+    return dict(sorted(found.items()))
 
 
 def _devices(experiment: Compared) -> dict[str, str]:
-    devices = {device_text(model.end) for model in experiment.results.models.values()}
-    return {"trained on": "; ".join(sorted(devices))}
+    ends = (model.end for model in experiment.results.models.values())
+    return _grouped((("trained on", device_text(end)) for end in ends), "; ")
 
 
 def _short(digest: str) -> str:

@@ -1,26 +1,24 @@
 """Compare the pairs of models that answer the questions of an experiment, with confidence intervals and tests.
 
-Three questions, each tested on every evaluation set: does a distilled model beat the same model trained on labels
-alone; does a chain through assistants beat distillation directly from its head; does one method (or one setting of
-it) beat another where the chains are otherwise the same. The tests of one question on one set are one family, with
-Holm-corrected p values.
+Three questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
+assistants beat direct distillation from its head; does one method (or one setting of it) beat another where the chains
+are otherwise the same. The tests of one question and measure on one set are one family, with Holm-corrected p values;
+those of its strata are another.
 """
 
-import functools
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from takd.analysis.results import MEASURES, Results
+from takd.analysis.measures import TESTED
+from takd.analysis.results import Results
 from takd.analysis.statistics import (
     LEVEL,
     Array,
-    Interval,
     holm,
-    number,
     over_prompts,
     over_trainings,
     sign_flip,
@@ -28,89 +26,15 @@ from takd.analysis.statistics import (
 )
 from takd.experiment.lineage import Hop, join, prefixes, split, supervised
 
+Columns = dict[str, Any]
+"""A number as columns of the table: fields of `takd.analysis.table.Number`."""
+STRATA = 30
+"""Strata that scores are broken down by, at most; those with most prompts."""
 QUESTIONS = {
-    "sft": "distilled against trained on labels alone",
-    "direct": "through assistants against straight from the teacher",
+    "sft": "distillation against the SFT baseline",
+    "direct": "through assistants against direct distillation",
     "method": "method against method, or setting against setting",
 }
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean score x 100, or a mean difference of scores, with its uncertainty."""
-
-    mean: float
-    trainings: int
-    """Training seeds that are averaged; for a difference those that both models have."""
-    se_prompts: float | None
-    """Standard error over prompts, each averaged over training and decoding seeds."""
-    se_trainings: float | None
-    se_draws: float | None
-    """Standard error over decoding seeds, each averaged over prompts and training seeds."""
-    over_prompts: Interval | None
-    """For the models as they were trained; None for fewer than two prompts."""
-    over_trainings: Interval | None
-    """For the recipe, over all trainings it might have had; None for fewer than two."""
-
-    @property
-    def interval(self) -> Interval | None:
-        """Confidence interval over trainings if there are several, else over prompts."""
-        return self.over_trainings or self.over_prompts
-
-    def text(self, signed: bool = False) -> str:
-        """Format as `62.9 (61.2 to 64.4)`."""
-        value = number(self.mean, signed)
-        return f"{value} ({self.interval.text(signed)})" if self.interval else value
-
-
-@dataclass(frozen=True)
-class Difference(Score):
-    """Mean difference of the scores of two models. The p values are corrected within the family."""
-
-    p_prompts: float | None
-    p_trainings: float | None
-
-    @property
-    def p(self) -> float | None:
-        return self.p_prompts if self.over_trainings is None else self.p_trainings
-
-    @property
-    def direction(self) -> str:
-        return "higher" if self.mean > 0 else "lower"
-
-    @property
-    def verdict(self) -> str:
-        """`higher` or `lower` if significant, else empty; about the recipe if there are several trainings."""
-        return self.direction if _told(self.p, self.interval) else ""
-
-    @property
-    def of_models(self) -> str:
-        """`higher` or `lower` if significant for these trained models, over prompts alone; else empty."""
-        return self.direction if _told(self.p_prompts, self.over_prompts) else ""
-
-    @property
-    def words(self) -> str:
-        """The verdict in words, with its confidence interval and p value."""
-        if self.interval is None:
-            return "one prompt tells of no other"
-        said = f"95 % interval from {self.interval.text(signed=True)}, {p_text(self.p)}"
-        if not self.verdict and not self.interval.holds(0):
-            said = said.replace("p\u00a0", "but after correction p\u00a0")
-        if self.verdict and self.over_trainings is None:
-            return f"{self.verdict} for the one training made here ({said})"
-        if self.verdict:
-            return f"{self.verdict} ({said})"
-        if self.of_models and self.over_prompts:
-            return (
-                f"{self.of_models} for the {self.trainings} trainings made here"
-                f" ({self.over_prompts.text(signed=True)}, {p_text(self.p_prompts)}),"
-                f" but for others no difference can be told ({said})"
-            )
-        return f"no difference can be told ({said})"
-
-
-def _told(p: float | None, interval: Interval | None) -> bool:
-    return p is not None and interval is not None and p <= 1 - LEVEL and not interval.holds(0)
 
 
 def p_text(p: float | None) -> str:
@@ -127,29 +51,6 @@ class Pair(NamedTuple):
     question: str
     ours: str
     theirs: str
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Scores of all lineages and differences of all pairs, on each evaluation set."""
-
-    scores: dict[tuple[str, str, str], Score] = field(default_factory=dict)
-    """(set, lineage, measure) -> score."""
-    differences: dict[tuple[str, Pair], Difference] = field(default_factory=dict)
-    """(set, pair) -> difference of ROUGE-L."""
-
-    def of(self, set_name: str, question: str) -> list[tuple[Pair, Difference]]:
-        """All pairs of one question on one set."""
-        return [
-            (pair, difference)
-            for (name, pair), difference in self.differences.items()
-            if (name, pair.question) == (set_name, question)
-        ]
-
-    def difference(self, set_name: str, question: str, lineage: str) -> Difference | None:
-        """Difference of a lineage from its counterpart; None if it has none."""
-        found = (d for pair, d in self.of(set_name, question) if pair.ours == lineage)
-        return next(found, None)
 
 
 def direct(lineage: str) -> str | None:
@@ -205,102 +106,67 @@ def shared(results: Results, pair: Pair) -> list[int]:
     return [seed for seed in results.seeds(pair.ours) if seed in theirs]
 
 
-@functools.lru_cache(maxsize=1)
-def analyse(results: Results) -> Analysis:
-    """Compute all scores and differences with their uncertainty, once for all parts of the report."""
-    analysis = Analysis()
-    asked = pairs(results)
+def tested(results: Results) -> Iterator[Columns]:
+    """Yield the scores of single answers and their differences as columns of the table: overall, then by stratum."""
     for name in results.spec["sets"]:
-        keys = [(lineage, measure) for lineage in results.lineages for measure in MEASURES]
-        scores = [
-            results.scores(lineage, name, measure, results.seeds(lineage))
-            for lineage, measure in keys
-        ]
-        gaps = [
-            results.scores(pair.ours, name, "rougeL", shared(results, pair))
-            - results.scores(pair.theirs, name, "rougeL", shared(results, pair))
-            for pair in asked
-        ]
-        intervals = _over_prompts([*scores, *gaps])
-        for (lineage, measure), array, interval in zip(keys, scores, intervals, strict=False):
-            analysis.scores[name, lineage, measure] = _score(array, interval, 0.0)
-        found = _differences(gaps, intervals[len(scores) :])
-        for question in QUESTIONS:
-            family = [place for place, pair in enumerate(asked) if pair.question == question]
-            corrected = _corrected([found[place] for place in family])
-            for place, difference in zip(family, corrected, strict=True):
-                analysis.differences[name, asked[place]] = difference
-    return analysis
+        first = results.evaluations[results.nodes[0], name]
+        yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
+        strata = np.array(first.strata)
+        counts = Counter(filter(None, first.strata))
+        if values := [value for value, _ in counts.most_common(STRATA)]:
+            yield from _of_prompts(results, name, {value: strata == value for value in values})
 
 
-def family(gaps: Sequence[Array]) -> list[Difference]:
-    """Test differences (R, P, D) on the same P prompts as one family, with corrected p values."""
-    return _corrected(_differences(gaps, _over_prompts(gaps))) if gaps else []
+def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator[Columns]:
+    """Yield scores and differences over the prompts of each stratum; all strata are one family of tests."""
+    asked = pairs(results)
+    families: dict[tuple[str, str], list[tuple[Columns, Columns, list[Columns]]]] = {}
+    for stratum, chosen in strata.items():
+        scores: list[tuple[Columns, Array]] = []
+        gaps: list[tuple[Columns, Array]] = []
+        for measure in TESTED:
+            place = {"set": name, "stratum": stratum, "measure": measure}
+
+            def of(
+                lineage: str, seeds: list[int], measure: str = measure, at: Any = chosen
+            ) -> Array:
+                return results.scores(lineage, name, measure, seeds)[:, at]
+
+            for lineage in results.lineages:
+                about = place | {"kind": "score", "lineage": lineage}
+                scores.append((about, of(lineage, results.seeds(lineage))))
+            for pair in asked:
+                about = place | {"kind": "difference", "question": pair.question}
+                about |= {"lineage": pair.ours, "other": pair.theirs}
+                seeds = shared(results, pair)
+                gaps.append((about, of(pair.ours, seeds) - of(pair.theirs, seeds)))
+        floors = [0.0] * len(scores) + [-100.0] * len(gaps)
+        found = estimates([array for _, array in scores + gaps], floors)
+        for (about, array), estimate in zip(scores, found, strict=False):
+            yield about | estimate
+            if stratum:
+                yield from _by_seed(about, results.seeds(about["lineage"]), array)
+        p_values = tests([gap for _, gap in gaps])
+        for (about, gap), estimate, p in zip(gaps, found[len(scores) :], p_values, strict=True):
+            family = families.setdefault((about["question"], about["measure"]), [])
+            seeds = shared(results, Pair(about["question"], about["lineage"], about["other"]))
+            family.append((about, estimate | p, _by_seed(about, seeds, gap)))
+    for family in families.values():
+        estimated = corrected([estimate for _, estimate, _ in family])
+        for (about, _, by_seed), estimate in zip(family, estimated, strict=True):
+            yield about | estimate
+            yield from by_seed
 
 
-def _over_prompts(arrays: Sequence[Array]) -> list[Interval | None]:
-    """Confidence intervals of means (R, P, D), with the same resamples of the prompts for all."""
-    if arrays[0].shape[1] < 2:
-        return [None] * len(arrays)
-    ends = over_prompts(np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1))
-    return [Interval(float(low), float(high)) for low, high in ends.T]
-
-
-def _score(scores_rpd: Array, interval: Interval | None, least: float) -> Score:
-    """Mean score (R, P, D), between `least` and 100, with its uncertainty."""
-    trainings, prompts, _ = scores_rpd.shape
-    recipe = None
-    if trainings > 1 and prompts > 1:
-        low, high, _ = over_trainings(scores_rpd.mean(axis=2))
-        # a mean cannot lie outside the scale
-        recipe = Interval(max(least, float(low)), min(100.0, float(high)))
-    return Score(
-        mean=float(scores_rpd.mean()),
-        trainings=trainings,
-        se_prompts=standard_error(scores_rpd.mean(axis=(0, 2))),
-        se_trainings=standard_error(scores_rpd.mean(axis=(1, 2))),
-        se_draws=standard_error(scores_rpd.mean(axis=(0, 1))),
-        over_prompts=interval,
-        over_trainings=recipe,
-    )
-
-
-def _differences(gaps: Sequence[Array], intervals: Sequence[Interval | None]) -> list[Difference]:
-    """Differences with uncorrected p values."""
-    if not gaps:
-        return []
-    p_prompts = sign_flip(np.stack([gap.mean(axis=(0, 2)) for gap in gaps], axis=1))
-    found = []
-    for gap, interval, p in zip(gaps, intervals, p_prompts.tolist(), strict=True):
-        score = _score(gap, interval, -100.0)
-        recipe = None
-        if score.over_trainings is not None:
-            # recipes differ only if these trained models do as well: both tests must reject
-            recipe = max(p, float(over_trainings(gap.mean(axis=2)).p))
-        alone = None if interval is None else p
-        found.append(Difference(**vars(score), p_prompts=alone, p_trainings=recipe))
-    return found
-
-
-def _corrected(family: Sequence[Difference]) -> list[Difference]:
-    """Apply Holm's correction to one family, to the p values over prompts and over trainings separately."""
-    over_prompts_p = _holm([difference.p_prompts for difference in family])
-    over_trainings_p = _holm([difference.p_trainings for difference in family])
+def _by_seed(about: Columns, seeds: list[int], scores_rpd: Array) -> list[Columns]:
+    """Mean of each training seed."""
     return [
-        replace(difference, p_prompts=prompts, p_trainings=trainings)
-        for difference, prompts, trainings in zip(
-            family, over_prompts_p, over_trainings_p, strict=True
-        )
+        about | {"value": value, "seed": seed, "n_prompts": scores_rpd.shape[1]}
+        for seed, value in zip(seeds, scores_rpd.mean(axis=(1, 2)).tolist(), strict=True)
     ]
 
 
-def _holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Apply Holm's correction to the tests that were made; None stays None."""
-    corrected = iter(holm(p for p in p_values if p is not None))
-    return [None if p is None else next(corrected) for p in p_values]
-
-
-def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[dict[str, Any]]:
+def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
     """Means x 100 of scores (R, P, D) on the same P prompts, with their uncertainty, as columns of the table.
 
     Args:
@@ -357,7 +223,7 @@ def tests(gaps: Sequence[Array]) -> list[dict[str, float | None]]:
     return found
 
 
-def corrected(family: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def corrected(family: Sequence[Columns]) -> list[Columns]:
     """Apply Holm's correction to one family of differences, and say which are significant.
 
     p values across training seeds and p values over prompts are corrected separately.
@@ -373,10 +239,22 @@ def corrected(family: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         checkpoints = _significant(
             one["value"], over_prompts_p, one["prompts_low"], one["prompts_high"]
         )
-        more: dict[str, Any] = {"p": p, "prompts_p": over_prompts_p, "family": len(family)}
+        more: Columns = {"p": p, "prompts_p": over_prompts_p, "family": len(family)}
         more["significant"] = _significant(one["value"], p, one["low"], one["high"])
         found.append(one | more | {"significant_these_checkpoints": checkpoints})
     return found
+
+
+def _holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Apply Holm's correction to the tests that were made; None stays None."""
+    corrected = iter(holm(p for p in p_values if p is not None))
+    return [None if p is None else next(corrected) for p in p_values]
+
+
+def family(gaps: Sequence[Array]) -> list[Columns]:
+    """Means of differences (R, P, D) on the same P prompts, tested as one family, as columns of the table."""
+    found = estimates(gaps, [-100.0] * len(gaps))
+    return corrected([one | p for one, p in zip(found, tests(gaps), strict=True)])
 
 
 def _significant(value: float, p: float | None, low: float | None, high: float | None) -> str:

@@ -1,18 +1,17 @@
-"""Cost of the models: minutes of training, of precomputing teacher outputs and of evaluation; tokens, devices."""
+"""Costs of the runs of stages, and cumulative costs: those of a model with all that it needs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from takd.analysis.results import CachedOutput, Results, Row
-from takd.experiment.labels import chain_text, methods_text
 from takd.experiment.lineage import Node, prefixes, split, supervised, teacher_seed
 
 TRAINING, CUMULATIVE = "training", "cumulative"
-JUDGE = "evaluation, judge"
 ANSWERS, LIKELIHOODS = "evaluation, answers", "evaluation, likelihoods"
-EVALUATION = {ANSWERS: "answering", LIKELIHOODS: "reading"}
-"""Stages of an evaluation that run models here, and how their numbers are called."""
+JUDGE = "evaluation, judge"
+EVALUATION = (ANSWERS, LIKELIHOODS)
+"""Stages of an evaluation that run models here."""
 
 
 class Run(NamedTuple):
@@ -52,10 +51,9 @@ class Run(NamedTuple):
 
     @property
     def hours(self) -> float:
-        """Hours of all GPUs; on a CPU the measured time of all its threads, else wall time times processes."""
-        if self.measured:
-            return float(self.end["cpu_seconds"]) / 3600
-        return float(self.end.get("seconds", 0.0)) / 3600 * int(self.end.get("processes", 1))
+        """Hours of all GPUs; on a CPU the CPU time of the first process, else its wall time, times processes."""
+        seconds = self.end["cpu_seconds"] if self.measured else self.end.get("seconds", 0.0)
+        return float(seconds) / 3600 * int(self.end.get("processes", 1))
 
 
 def runs(results: Results) -> Iterator[Run]:
@@ -64,8 +62,8 @@ def runs(results: Results) -> Iterator[Run]:
         skipped = int(model.end.get("skipped", 0))
         steps = int(model.manifest["steps"])
         yield Run(TRAINING, *node, model.end, steps=steps, skipped=skipped)
-    for each in sorted(results.teacher_cache, key=writing_stage):
-        yield from (Run(writing_stage(each), *each.teacher, end) for end in each.ends)
+    for each in sorted(results.teacher_cache, key=cache_stage):
+        yield from (Run(cache_stage(each), *each.teacher, end) for end in each.ends)
     for stage in EVALUATION:
         for (node, name), evaluation in results.evaluations.items():
             end = evaluation.end if stage == ANSWERS else evaluation.likelihoods_end
@@ -132,188 +130,17 @@ def cumulative(results: Results) -> Iterator[Cumulative]:
         yield Cumulative(lineage, hours, tokens, trainings)
 
 
-def writing_stage(written: CachedOutput) -> str:
-    """Name the stage that precomputed teacher generations or outputs."""
-    return "teacher, answers" if written.drawn else "teacher, outputs"
+def unit(results: Results) -> str:
+    """Name the unit of cost: `GPU hours`, or `CPU hours` if no training and no teacher cache used a GPU."""
+    ends = [model.end for model in results.models.values()]
+    ends += [end for written in results.teacher_cache for end in written.ends]
+    cpu = {end.get("device", "cpu") == "cpu" for end in ends}
+    return {(True,): "CPU hours", (False,): "GPU hours"}.get(tuple(cpu), "hours of CPU or GPU")
 
 
-@dataclass(frozen=True)
-class Writes:
-    """Cost of one lineage's generations or outputs computed ahead for its students, over its training seeds.
-
-    Attributes:
-        runs: number of jobs; each part counts as one.
-    """
-
-    stage: str
-    seeds: int
-    runs: int
-    minutes: float
-    tokens: int
-    device: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of all runs of one lineage, over its training seeds.
-
-    Attributes:
-        skipped: steps skipped because the gradient was not finite.
-        judged: answers that the experiment's judge rated; the endpoint's time and tokens are not known here.
-        writes: by stage; empty where no student reads precomputed generations or outputs.
-    """
-
-    lineage: str
-    method: str
-    seeds: int
-    training_minutes: float
-    answering_minutes: float
-    reading_minutes: float
-    steps: int
-    skipped: int
-    tokens: int
-    answering_tokens: int
-    reading_tokens: int
-    judged: int
-    device: str
-    writes: Sequence[Writes]
-
-    @property
-    def writing_minutes(self) -> float:
-        """Minutes of computing generations and outputs ahead for its students."""
-        return sum(each.minutes for each in self.writes)
-
-    @property
-    def writing_tokens(self) -> int:
-        return sum(each.tokens for each in self.writes)
-
-    @property
-    def evaluation_minutes(self) -> float:
-        """Minutes of answering the prompts and of computing likelihoods."""
-        return self.answering_minutes + self.reading_minutes
-
-    @property
-    def evaluation_tokens(self) -> int:
-        return self.answering_tokens + self.reading_tokens
-
-    @property
-    def chain(self) -> str:
-        return chain_text(self.lineage)
-
-    @property
-    def methods(self) -> str:
-        return methods_text(self.lineage)
-
-    @property
-    def speed(self) -> float | None:
-        """Training tokens per second."""
-        return self.tokens / self.training_minutes / 60 if self.training_minutes else None
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """Cost of all runs of one stage."""
-
-    stage: str
-    runs: int
-    minutes: float | None
-    """None where no time is recorded."""
-    tokens: int | None
-
-
-def by_lineage(results: Results) -> list[Cost]:
-    """Compute the cost of each lineage, in the order of training."""
-    costs = []
-    for lineage in results.lineages:
-        models = results.of(lineage)
-        scored = [e for (node, _), e in results.evaluations.items() if node.lineage == lineage]
-        costs.append(
-            Cost(
-                lineage=lineage,
-                method=split(lineage)[-1].method,
-                seeds=len(models),
-                training_minutes=sum(model.minutes for model in models),
-                answering_minutes=_minutes(each.end for each in scored),
-                reading_minutes=_minutes(each.likelihoods_end for each in scored),
-                steps=sum(model.manifest["steps"] for model in models),
-                skipped=sum(int(model.end.get("skipped", 0)) for model in models),
-                tokens=sum(int(model.end.get("tokens", 0)) for model in models),
-                answering_tokens=_tokens(each.end for each in scored),
-                reading_tokens=_tokens(each.likelihoods_end for each in scored),
-                judged=sum(
-                    each.judge["n"] + each.judge["unreadable"] for each in scored if each.judge
-                ),
-                device=_devices(model.end for model in models),
-                writes=_writes([w for w in results.teacher_cache if w.teacher.lineage == lineage]),
-            )
-        )
-    return costs
-
-
-def _writes(written: Sequence[CachedOutput]) -> list[Writes]:
-    """Cost of one lineage's precomputed generations and outputs, by stage."""
-    by_stage: dict[str, list[CachedOutput]] = {}
-    for each in written:
-        by_stage.setdefault(writing_stage(each), []).append(each)
-    return [
-        Writes(
-            stage,
-            len({each.teacher for each in found}),
-            sum(len(each.ends) for each in found),
-            sum(each.minutes for each in found),
-            sum(each.tokens for each in found),
-            _devices(end for each in found for end in each.ends),
-        )
-        for stage, found in sorted(by_stage.items())
-    ]
-
-
-def _devices(ends: Iterable[Row]) -> str:
-    return ", ".join(sorted({device_text(end) for end in ends}))
-
-
-def _minutes(ends: Iterable[Row]) -> float:
-    """Wall time of stages in minutes, from the closing lines of their logs."""
-    return sum(float(end.get("seconds", 0.0)) for end in ends) / 60
-
-
-def _tokens(ends: Iterable[Row]) -> int:
-    return sum(int(end.get("tokens", 0)) for end in ends)
-
-
-def by_stage(costs: list[Cost], sets: int) -> list[StageCost]:
-    """Compute the cost of training by method, of precomputed teacher outputs, and of the evaluation stages."""
-    stages = []
-    for method in dict.fromkeys(cost.method for cost in costs):
-        of_method = [cost for cost in costs if cost.method == method]
-        stages.append(
-            StageCost(
-                f"training, {method}",
-                sum(cost.seeds for cost in of_method),
-                sum(cost.training_minutes for cost in of_method),
-                sum(cost.tokens for cost in of_method),
-            )
-        )
-    writes = [each for cost in costs for each in cost.writes]
-    for stage in sorted({each.stage for each in writes}):
-        found = [each for each in writes if each.stage == stage]
-        stages.append(
-            StageCost(
-                stage,
-                sum(each.runs for each in found),
-                sum(each.minutes for each in found),
-                sum(each.tokens for each in found),
-            )
-        )
-    runs = sets * sum(cost.seeds for cost in costs)
-    for stage, kind in EVALUATION.items():
-        minutes = sum(getattr(cost, f"{kind}_minutes") for cost in costs)
-        stages.append(
-            StageCost(stage, runs, minutes, sum(getattr(cost, f"{kind}_tokens") for cost in costs))
-        )
-    if any(cost.judged for cost in costs):
-        stages.append(StageCost("evaluation, judge", runs, None, None))
-    return stages
+def cache_stage(cached: CachedOutput) -> str:
+    """Name the stage that computed a teacher cache."""
+    return "teacher, answers" if cached.drawn else "teacher, outputs"
 
 
 def device_text(end: dict[str, Any]) -> str:
@@ -322,33 +149,3 @@ def device_text(end: dict[str, Any]) -> str:
     device = str(end.get("device", "unknown"))
     many = f"{count} × {device}" if count > 1 else device
     return f"{many}, {end['precision']}" if "precision" in end else many
-
-
-def lines(costs: Sequence[Cost]) -> list[Row]:
-    """Build the rows of the table, one per lineage and stage; without precomputed outputs there is no row for them."""
-    found: list[Row] = []
-    for cost in costs:
-        trained = {"steps": cost.steps, "skipped": cost.skipped, "device": cost.device}
-        found.append(_line(cost, "training", cost.training_minutes, cost.tokens) | trained)
-        for each in cost.writes:
-            of_it = {"training_seeds": each.seeds, "device": each.device}
-            found.append(_line(cost, each.stage, each.minutes, each.tokens) | of_it)
-        for stage, kind in EVALUATION.items():
-            minutes, tokens = (getattr(cost, f"{kind}_{what}") for what in ("minutes", "tokens"))
-            found.append(_line(cost, stage, minutes, tokens))
-    return found
-
-
-def _line(cost: Cost, stage: str, minutes: float, tokens: int) -> Row:
-    return {
-        "lineage": cost.lineage,
-        "chain": cost.chain,
-        "methods": cost.methods,
-        "stage": stage,
-        "training_seeds": cost.seeds,
-        "minutes": minutes,
-        "tokens": tokens,
-        "steps": None,
-        "skipped": None,
-        "device": None,
-    }

@@ -41,18 +41,14 @@ def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
 
 def few_seeds(results: Results) -> list[str]:
     """State the limits of one or two training seeds."""
+    texts = {
+        1: "With one training seed, tests and intervals are of these checkpoints, not of what another training would"
+        " give; that takes three seeds, better five.",
+        2: "With two training seeds, intervals across training seeds are wide (12.7 standard errors to each side);"
+        " three seeds make that 4.3, five 2.8.",
+    }
     count = len(results.spec["seeds"])
-    if count == 1:
-        return [
-            "With one training seed, verdicts and intervals speak of the models made here, not of what another"
-            " training would give; that takes three seeds, better five."
-        ]
-    if count == 2:
-        return [
-            "Two training seeds tell little of a third, so intervals are wide (12.7 standard errors over trainings to"
-            " each side); three seeds make that 4.3, five 2.8."
-        ]
-    return []
+    return [texts[count]] if count in texts else []
 
 
 def unasked(results: Results) -> list[str]:
@@ -81,52 +77,62 @@ def leaks(data_report: dict[str, Any]) -> list[str]:
 def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     """List the departures, each in a few words."""
     spec = results.spec
-    found = []
-    if len(spec["sets"]) < SETS:
-        found.append(f"{counted(len(spec['sets']), 'evaluation set')}, not {SETS}")
-    if len(spec["decoding_seeds"]) < DECODING_SEEDS:
-        found.append(
-            f"{counted(len(spec['decoding_seeds']), 'decoding seed')}, not {DECODING_SEEDS}"
-        )
-    found += _decoding(spec["decoding"])
-    if results.unicode_sets:
-        found.append(f"ROUGE-L with unicode tokens on {', '.join(results.unicode_sets)}")
     source = data_report["splits"]["train"]["source"]
-    if re.match(r"demo (train|dev|test) \(seed", source):
-        found.append("trained on made-up rows, not on Dolly")
-    found += _starts(spec["weights"])
-    if any(str(model.end.get("device")) == "cpu" for model in results.models.values()):
-        found.append("trained on a CPU")
-    found += _lora(results)
-    hops = {split(lineage)[-1] for lineage in results.lineages}
-    if any(hop.method == REPLICATED for hop in hops):
-        if "corpus" not in data_report["splits"]:
-            text = "without its language-modelling term, as there is no corpus"
-            found.append(f"{METHOD.title} {text}")
-        found += _of_the_method(results)
-    return found
+    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
+    replicated = [hop.model for hop in hops if hop.method == REPLICATED]
+    sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])
+    lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
+    cpu = any(str(model.end.get("device")) == "cpu" for model in results.models.values())
+    corpus = "corpus" in data_report["splits"]
+    return [
+        text
+        for text, holds in (
+            (f"{counted(sets, 'evaluation set')}, not {SETS}", sets < SETS),
+            (f"{counted(draws, 'decoding seed')}, not {DECODING_SEEDS}", draws < DECODING_SEEDS),
+            *_decoding(spec["decoding"]),
+            (
+                f"ROUGE-L with unicode tokens on {', '.join(results.unicode_sets)}",
+                results.unicode_sets,
+            ),
+            (
+                "trained on synthetic data, not on Dolly",
+                re.match(r"demo (train|dev|test) \(seed", source),
+            ),
+            *((text, True) for text in _starts(spec["weights"])),
+            ("trained on a CPU", cpu),
+            (f"LoRA, not all weights, for {', '.join(lora)}", lora),
+            (
+                f"{METHOD.title} without its language-modelling term, as there is no corpus",
+                replicated and not corpus,
+            ),
+            *(
+                (f"{METHOD.title} with {text}", True)
+                for text in _of_the_method(results, replicated)
+            ),
+        )
+        if holds
+    ]
 
 
-def _decoding(settings: dict[str, Any]) -> list[str]:
-    found = []
-    if not settings["sample"]:
-        found.append("greedy decoding, not sampling")
-    else:
-        if settings["temperature"] != 1:
-            found.append(f"temperature {settings['temperature']:g}, not 1")
-        if settings["top_k"]:
-            found.append(f"top-k {settings['top_k']}, not all tokens")
-        if settings["top_p"] < 1:
-            found.append(f"top-p {settings['top_p']:g}, not 1")
-    size = settings["no_repeat_ngram"]
-    if size == 0:
-        found.append("6-grams may repeat, which the authors’ code blocks")
-    elif size != 6:
-        found.append(f"{size}-grams may not repeat; the authors’ code blocks 6-grams")
-    longest = settings.get("max_new_tokens")
-    if longest is not None and longest < LONGEST:
-        found.append(f"answers of at most {longest} tokens, not {LONGEST}")
-    return found
+def _decoding(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Departures of the decoding, each with whether it holds."""
+    sample, size, longest = (
+        settings["sample"],
+        settings["no_repeat_ngram"],
+        settings.get("max_new_tokens") or LONGEST,
+    )
+    return [
+        ("greedy decoding, not sampling", not sample),
+        (
+            f"temperature {settings['temperature']:g}, not 1",
+            sample and settings["temperature"] != 1,
+        ),
+        (f"top-k {settings['top_k']}, not all tokens", sample and settings["top_k"]),
+        (f"top-p {settings['top_p']:g}, not 1", sample and settings["top_p"] < 1),
+        ("6-grams may repeat, which the authors’ code blocks", size == 0),
+        (f"{size}-grams may not repeat; the authors’ code blocks 6-grams", size not in (0, 6)),
+        (f"answers of at most {longest} tokens, not {LONGEST}", longest < LONGEST),
+    ]
 
 
 def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
@@ -145,16 +151,8 @@ def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
     return found
 
 
-def _lora(results: Results) -> list[str]:
-    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
-    found = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
-    return [f"LoRA, not all weights, for {', '.join(found)}"] if found else []
-
-
-def _of_the_method(results: Results) -> list[str]:
+def _of_the_method(results: Results, models: list[str]) -> list[str]:
     """Settings of the method that differ from the paper's, with the affected models unless all are."""
-    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
-    models = [hop.model for hop in hops if hop.method == REPLICATED]
     found = []
     for key, paper in METHOD.published.items():
         by_value: dict[str, list[str]] = {}
@@ -165,7 +163,7 @@ def _of_the_method(results: Results) -> list[str]:
         for value, whose in by_value.items():
             of = "" if len(whose) == len(models) else f" for {', '.join(whose)}"
             found.append(f"{key} {value}{of} (not {json.dumps(paper)})")
-    return [f"{METHOD.title} with {', '.join(found)}"] if found else []
+    return [", ".join(found)] if found else []
 
 
 def _settings(results: Results, model: str, method: str) -> dict[str, Any]:

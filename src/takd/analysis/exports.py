@@ -44,16 +44,16 @@ ABOUT = (
 `rouge_tokenizer` says which tokens ROUGE-L has on the set."""
 NUMBERED = ("statistic", "decoding_seed", "prompt", "measure", "value", "better")
 COLUMNS = (*ABOUT, *NUMBERED)
-ENDS = ("low", "high", "prompts_low", "prompts_high")
-TESTS = {
-    "p": "p (Holm)",
-    "p_raw": "p_raw",
-    "prompts_p": "prompts_p",
-    "prompts_p_raw": "prompts_p_raw",
-    "significant": "significant",
-    "significant_these_checkpoints": "significant_these_checkpoints",
-}
-"""Columns of a test: their names in the table and in CSV files."""
+UNCERTAINTY = (
+    *("low", "high", "prompts_low", "prompts_high"),
+    *("se_prompts", "se_training_seeds", "se_decoding_seeds"),
+)
+TESTS = (
+    *("p", "p_raw", "prompts_p", "prompts_p_raw"),
+    *("significant", "significant_these_checkpoints"),
+)
+HEADS = {"p": "p (Holm)"}
+"""Columns of CSV files whose names are not those of the table."""
 
 
 def to_csv(
@@ -75,19 +75,14 @@ def to_csv(
 
 def _csv_line(cells: Sequence[Any]) -> str:
     file = io.StringIO()
-    # with CRLF as line end, cells that contain either character are quoted; pandas writes one line end for all
+    # with CRLF as line end, cells that contain either character are quoted; pandas has one line end for all
     csv.writer(file, lineterminator="\r\n").writerow(cells)
     return file.getvalue().removesuffix("\r\n") + "\n"
 
 
-def safe(text: str) -> str:
-    """Escape a text for a cell."""
-    return f"{MARK}{text}" if text.startswith(FORMULA) else text
-
-
 def _cell(value: Any, digits: int | None) -> Any:
     if isinstance(value, str):
-        return safe(value)
+        return f"{MARK}{value}" if value.startswith(FORMULA) else value
     if isinstance(value, float) and digits is not None and math.isfinite(value):
         # adding zero turns minus zero into zero
         return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")
@@ -96,36 +91,36 @@ def _cell(value: Any, digits: int | None) -> Any:
 
 def columns(key: str, found: Number | None) -> dict[str, float | None]:
     """Map a number, its 95 % confidence intervals and its standard errors to columns that start with `key`."""
-    parts = [*ENDS, "se_prompts", "se_training_seeds", "se_decoding_seeds"]
-    values = {f"{key}_{part}": found and getattr(found, part) for part in parts}
-    return {key: found and found.value, **values}
+    uncertainty = {f"{key}_{part}": found and getattr(found, part) for part in UNCERTAINTY}
+    return {key: found and found.value, **uncertainty}
 
 
 def tests(found: Number | None, key: str = "") -> dict[str, Any]:
     """Map a difference's test to columns whose names start with `key`."""
-    return {f"{key}{name}": found and getattr(found, part) for part, name in TESTS.items()}
+    return {f"{key}{HEADS.get(part, part)}": found and getattr(found, part) for part in TESTS}
 
 
 def results_csv(results: Results) -> str:
     """Write one line per lineage and evaluation set, one column per variable."""
-    sources = list(dict.fromkeys(target["source"] for target in results.spec["targets"] or []))
     found = table.of(results)
-    lines = []
-    for line in table.lines(results):
-        for name in results.spec["sets"]:
-            here = table.select(found, set=name, lineage=line.lineage, seed=ANY)
-            lines.append(_results_line(results, line, name, here))
-            for place, source in enumerate(sources, 1):
-                lines[-1] |= _published(results, line.lineage, name, here, place, source)
-            models = results.of(line.lineage)
-            lines[-1]["steps"] = sum(model.manifest["steps"] for model in models) / len(models)
-            lines[-1]["training_minutes"] = sum(m.minutes for m in models) / len(models)
-    return to_csv(lines)
+    return to_csv(
+        [
+            _results_line(
+                results, line, name, table.select(found, set=name, lineage=line.lineage, seed=ANY)
+            )
+            for line in table.lines(results)
+            for name in results.spec["sets"]
+        ]
+    )
 
 
 def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -> dict[str, Any]:
-    seeds = results.seeds(line.lineage)
-    rouge = _of(here, kind=SCORE, measure="rougeL")
+    def first(**wanted: Any) -> Number | None:
+        # a lineage has one counterpart of a question
+        return next(iter(table.rows(here, **wanted)), None)
+
+    models, seeds = results.of(line.lineage), results.seeds(line.lineage)
+    rouge = first(kind=SCORE, measure="rougeL")
     assert rouge
     cells: dict[str, Any] = {
         "set": name,
@@ -144,22 +139,21 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
     }
     for measure in TESTED:
         wanted = {"kind": SCORE, "measure": measure}
-        cells |= columns(measure, _of(here, **wanted)) | _seeds(results, measure, here, wanted)
+        cells |= columns(measure, first(**wanted)) | _seeds(results, measure, here, wanted)
     for measure in ("response_tokens", "cut_off"):
-        found = _of(here, kind=SCORE, measure=measure)
-        cells[measure] = found and found.value
+        mean = first(kind=SCORE, measure=measure)
+        cells[measure] = mean and mean.value
     for question in ("sft", "direct"):
         key = f"gain_over_{question}"
         wanted = {"kind": DIFFERENCE, "measure": "rougeL", "question": question}
-        found = _of(here, **wanted)
-        cells |= columns(key, found) | {f"{key}_n": found and found.n_training_seeds}
-        cells |= tests(found, f"{key}_") | _seeds(results, key, here, wanted)
-    return cells
-
-
-def _of(here: pd.DataFrame, **wanted: Any) -> Number | None:
-    """The first number that is selected; a lineage has one counterpart of a question."""
-    return next(iter(table.rows(here, **wanted)), None)
+        gain = first(**wanted)
+        cells |= columns(key, gain) | {f"{key}_n": gain and gain.n_training_seeds}
+        cells |= tests(gain, f"{key}_") | _seeds(results, key, here, wanted)
+    sources = dict.fromkeys(target["source"] for target in results.spec["targets"] or [])
+    for place, source in enumerate(sources, 1):
+        cells |= _published(results, rouge, place, source)
+    cells["steps"] = sum(model.manifest["steps"] for model in models) / len(models)
+    return cells | {"training_minutes": sum(model.minutes for model in models) / len(models)}
 
 
 def _seeds(
@@ -170,22 +164,16 @@ def _seeds(
     return {f"{key}_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
 
 
-def _published(
-    results: Results, lineage: str, name: str, here: pd.DataFrame, place: int, source: str
-) -> dict[str, Any]:
+def _published(results: Results, rouge: Number, place: int, source: str) -> dict[str, Any]:
     """Columns of a published score, which has no uncertainty of its own: only our interval counts."""
-    rouge = _of(here, kind=SCORE, measure="rougeL")
-    assert rouge
     scores = next(t["scores"] for t in results.spec["targets"] if t["source"] == source)
-    value = scores.get(lineage, {}).get(name)
-    known = value is not None
-    held = rouge.interval.holds(float(value)) if known and rouge.interval else None
-    return {
-        f"published_{place}": float(value) if known else None,
-        f"published_{place}_difference": rouge.value - float(value) if known else None,
-        f"published_{place}_in_interval": held,
-        f"published_{place}_source": source if known else None,
-    }
+    value = scores.get(rouge.lineage, {}).get(rouge.set)
+    names = ("", "_difference", "_in_interval", "_source")
+    values: Sequence[Any] = [None] * 4
+    if value is not None:
+        held = rouge.interval.holds(float(value)) if rouge.interval else None
+        values = [float(value), rouge.value - float(value), held, source]
+    return {f"published_{place}{name}": each for name, each in zip(names, values, strict=True)}
 
 
 def differences_csv(results: Results) -> str:
@@ -194,27 +182,25 @@ def differences_csv(results: Results) -> str:
     p values are corrected within the family: one question and measure on one set, over all prompts or over all strata.
     """
     found = table.of(results)
-    lines = []
+    by_seed: dict[tuple[str, ...], dict[int | None, float]] = {}
+    for number in table.rows(found, kind=DIFFERENCE, stratum=ANY, seed=EACH):
+        by_seed.setdefault(_place(number), {})[number.seed] = number.value
+    lines: list[dict[str, Any]] = []
     for number in table.rows(found, kind=DIFFERENCE, stratum=ANY):
-        wanted = {key: getattr(number, key) for key in ("kind", "question", "other", "measure")}
-        here = table.select(found, set=number.set, lineage=number.lineage, seed=EACH, stratum=ANY)
-        lines.append(
-            {
-                "set": number.set,
-                "stratum": number.stratum,
-                "measure": number.measure,
-                "question": number.question,
-                "ours": number.lineage,
-                "theirs": number.other,
-                "n_training_seeds": number.n_training_seeds,
-                "family": number.family,
-            }
-            | columns("difference", number)
-            | tests(number)
-            | _seeds(results, "difference", here, wanted | {"stratum": number.stratum})
-            | {"arms": warning(results, Pair(number.question, number.lineage, number.other))}
-        )
-    return to_csv(lines, ("set", "question", "ours", "theirs"))
+        names = ("set", "stratum", "measure", "question", "ours", "theirs")
+        line: dict[str, Any] = dict(zip(names, _place(number), strict=True))
+        line |= {"n_training_seeds": number.n_training_seeds, "family": number.family}
+        line |= columns("difference", number) | tests(number)
+        values = by_seed.get(_place(number), {})
+        line |= {f"difference_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
+        pair = Pair(number.question, number.lineage, number.other)
+        lines.append(line | {"arms": warning(results, pair)})
+    return to_csv(lines) if lines else to_csv([], ("set", "question", "ours", "theirs"))
+
+
+def _place(number: Number) -> tuple[str, ...]:
+    where = (number.set, number.stratum, number.measure, number.question)
+    return (*where, number.lineage, number.other)
 
 
 def scores_csv(results: Results) -> str:
@@ -222,15 +208,12 @@ def scores_csv(results: Results) -> str:
     return to_csv(_means(results).to_dict("records"), COLUMNS, digits=None)
 
 
-def _means(results: Results, **wanted: Any) -> pd.DataFrame:
-    found = table.select(
-        table.of(results), kind=SCORE, seed=EACH, decoding_seed=ANY, **wanted
-    ).copy()
+def _means(results: Results) -> pd.DataFrame:
+    found = table.select(table.of(results), kind=SCORE, seed=EACH, decoding_seed=ANY).copy()
     of_sets = {name: results.evaluations[results.nodes[0], name] for name in results.spec["sets"]}
-    tokenizers = {name: evaluation.rouge_tokenizer for name, evaluation in of_sets.items()}
-    found["rouge_tokenizer"] = found["set"].map(tokenizers)
+    found["rouge_tokenizer"] = [of_sets[name].rouge_tokenizer for name in found["set"]]
+    found["better"] = [BY_NAME[name].better for name in found["measure"]]
     found["statistic"], found["prompt"] = "mean", None
-    found["better"] = found["measure"].map(lambda name: BY_NAME[name].better)
     found = found[list(COLUMNS)].astype(object)
     return found.where(found.notna(), None)
 
@@ -248,6 +231,7 @@ def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
+    # texts are dictionary-encoded, since few values repeat often
     words = pa.dictionary(pa.int32(), pa.string())
     kinds = {"parameters": pa.int64(), "value": pa.float64()}
     kinds |= {name: pa.int64() for name in ("seed", "decoding_seed", "prompt")}
@@ -262,50 +246,34 @@ def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
             about = part[list(ABOUT)].iloc[0].to_dict()
             sums = _sums(prompts_read(evaluations, node, name))
             for lines in (part, _answers(evaluation), *_batches(sums, 100_000)):
-                frame = lines.assign(**about)
-                arrays = [_column(pa, frame[each.name], each.type) for each in schema]
+                lines = lines.assign(**about)
+                arrays = [pa.array(lines[each.name], each.type) for each in schema]
                 writer.write_table(pa.table(arrays, schema=schema))
     os.replace(partial, path)
 
 
-def _column(pa: Any, values: Any, kind: Any) -> Any:
-    """Build a column; texts are dictionary-encoded, since few values repeat often."""
-    if not pa.types.is_dictionary(kind):
-        return pa.array(values, kind)
-    return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
-
-
 def _answers(evaluation: Evaluation) -> pd.DataFrame:
-    """Scores of every answer, by measure, prompt and decoding seed."""
+    """Scores of every response, by measure, prompt and decoding seed."""
     seeds = evaluation.scores["decoding_seeds"]
     draws = pd.MultiIndex.from_product([evaluation.ids, seeds], names=["prompt", "decoding_seed"])
-    parts = [
-        pd.DataFrame({"value": evaluation.by_draw[name].ravel()}, index=draws).assign(
-            statistic="score", measure=name, better=BY_NAME[name].better
-        )
-        for name in TESTED
-    ]
-    return pd.concat(parts).reset_index()
+    scores = {name: evaluation.by_draw[name].ravel() for name in TESTED}
+    found = pd.DataFrame(scores, index=draws).reset_index()
+    found = found.melt(["prompt", "decoding_seed"], var_name="measure")
+    better = [BY_NAME[name].better for name in found["measure"]]
+    return found.assign(statistic="score", better=better)
 
 
 def _sums(read: Iterator[Row]) -> Iterator[dict[str, Any]]:
-    """Yield the sums of each prompt over its texts of a kind."""
+    """Yield the sums of each prompt over its texts of a kind; `line` holds texts by kind, or by teacher and kind."""
     for line in read:
-        for name, texts in _kinds(line):
+        kinds = {name: found for name, found in line.items() if name == "references"}
+        for role in [name for name in line if name not in ("id", "references")]:
+            kinds |= {f"{role}/{kind}": texts for kind, texts in line[role].items()}
+        for name, texts in kinds.items():
             for quantity in texts[0]:
                 if quantity not in ("reference", "seed", "bins"):
                     value = math.fsum(text[quantity] for text in texts)
-                    measure = f"{name}/{quantity}"
-                    yield {"prompt": line["id"], "measure": measure, "value": value}
-
-
-def _kinds(line: Row) -> Iterator[tuple[str, list[Row]]]:
-    """Group the texts of a prompt by kind and by teacher."""
-    for name, found in line.items():
-        if name == "references":
-            yield name, found
-        elif name != "id":
-            yield from ((f"{name}/{kind}", texts) for kind, texts in found.items())
+                    yield {"prompt": line["id"], "measure": f"{name}/{quantity}", "value": value}
 
 
 def _batches(lines: Iterator[dict[str, Any]], size: int) -> Iterator[pd.DataFrame]:

@@ -5,7 +5,6 @@ in `takd.metrics` whose value the evaluation stores, and an entry here. A measur
 listed with its confidence interval and tested like ROUGE-L. docs/measures.md has formulas and sources.
 """
 
-import statistics
 from typing import Any, NamedTuple
 
 BOOTSTRAP = "bootstrap"
@@ -157,10 +156,3 @@ TESTED = tuple(measure.name for measure in MEASURES if measure.interval)
 def measured(results: Any) -> list[Measure]:
     """List the measures that at least one model has."""
     return [m for m in MEASURES if any(m.of(e) is not None for e in results.evaluations.values())]
-
-
-def mean(results: Any, measure: Measure, lineage: str, set_name: str) -> float | None:
-    """Mean over training seeds; None if any seed has no value."""
-    found = [measure.of(results.evaluations[model.node, set_name]) for model in results.of(lineage)]
-    known = [value for value in found if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(found) else None

@@ -25,7 +25,6 @@ from takd.runtime.records import DamagedError, faults, read_log, read_record, re
 
 Row = dict[str, Any]
 STANDARD = "standard"
-MEASURES = TESTED
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,6 @@ class Evaluation:
         return dict(zip(self.ids, self.by_draw["rougeL"].mean(axis=1).tolist(), strict=True))
 
     @property
-    def minutes(self) -> float:
-        """Wall time of decoding and of computing likelihoods, over all restarts, in minutes."""
-        return sum(float(end.get("seconds", 0.0)) for end in (self.end, self.likelihoods_end)) / 60
-
-    @property
-    def tokens(self) -> int:
-        """Tokens decoded and scored."""
-        return sum(int(end.get("tokens", 0)) for end in (self.end, self.likelihoods_end))
-
-    @property
     def rouge_tokenizer(self) -> str:
         """ROUGE-L tokenizer, "standard" or "unicode"; scores with different ones are not comparable."""
         return str(self.scores["rouge_tokenizer"])
@@ -115,15 +104,6 @@ class CachedOutput:
     def drawn(self) -> bool:
         """Whether the teacher sampled the tokens; otherwise it scored given ones."""
         return self.entry.place == GENERATIONS
-
-    @property
-    def minutes(self) -> float:
-        """Wall time of all parts together, over all restarts, in minutes."""
-        return sum(float(end.get("seconds", 0.0)) for end in self.ends) / 60
-
-    @property
-    def tokens(self) -> int:
-        return sum(int(end.get("tokens", 0)) for end in self.ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,13 +140,6 @@ class Results:
     def of(self, lineage: str) -> list[Model]:
         """Models of one lineage, one per training seed."""
         return [model for node, model in self.models.items() if node.lineage == lineage]
-
-    def by_seed(self, lineage: str, set_name: str, measure: str) -> dict[int, float]:
-        """Score by training seed."""
-        return {
-            seed: self.evaluations[Node(lineage, seed), set_name].mean(measure)
-            for seed in self.seeds(lineage)
-        }
 
     def scores(
         self, lineage: str, set_name: str, measure: str, seeds: list[int]
@@ -233,7 +206,7 @@ def _evaluation(
     for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
         strata.append(row.get("stratum") or "")
-        values.append([[output[measure] for measure in MEASURES] for output in row["outputs"]])
+        values.append([[output[measure] for measure in TESTED] for output in row["outputs"]])
         if len(values[-1]) != draws:
             raise InputError(
                 f"{folder / 'generations.jsonl'}, prompt {row['id']}: has {len(values[-1])} answers,"
@@ -241,8 +214,8 @@ def _evaluation(
             )
         if row["id"] in shown:
             shown[row["id"]][node] = row
-    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(MEASURES))
-    by_draw = {measure: array[:, :, place] for place, measure in enumerate(MEASURES)}
+    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(TESTED))
+    by_draw = {measure: array[:, :, place] for place, measure in enumerate(TESTED)}
     read = folder / "likelihoods"
     return Evaluation(
         node,

@@ -4,8 +4,8 @@ A score y_rpd belongs to training r of R, prompt p of P and draw d of D (a decod
 their noise is independent between prompts, so what remains of it is part of the spread over prompts. The estimand is
 the mean over all prompts of the population that the set samples, and over all draws,
 
-- of *these trained models*: `over_prompts` (percentile bootstrap) and `sign_flip` (permutation test), or
-- of *the recipe*, over all trainings it might have had: `over_trainings`, which needs R >= 2. Trainings and prompts
+- of *these checkpoints*: `over_prompts` (percentile bootstrap) and `sign_flip` (permutation test), or
+- of *the method*, over all trainings it might have had: `over_trainings`, which needs R >= 2. Trainings and prompts
   are crossed random effects.
 
 Two models are compared by the differences of their scores, paired by prompt, draw and training, so all functions
@@ -60,7 +60,7 @@ def standard_error(values: Array) -> float | None:
 
 
 def over_prompts(scores_pk: Array) -> Array:
-    """Bootstrap confidence intervals of the means over prompts, for models as they were trained.
+    """Bootstrap confidence intervals of the means over prompts, for these checkpoints.
 
     The percentile interval, its level widened as Hesterberg proposes (What Teachers Should Know About the Bootstrap,
     The American Statistician 69(4), 2015, section 4.3): Phi(-sqrt(P/(P-1)) t_{P-1}) instead of 2.5 % at each end,

@@ -25,10 +25,9 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis import comparisons, costs
-from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME, MEASURES, TESTED
 from takd.analysis.results import Results
-from takd.analysis.statistics import Array, Interval, number
+from takd.analysis.statistics import Interval, number
 from takd.experiment.labels import chain_label, chain_text, methods_text
 from takd.experiment.lineage import prefixes, split, teacher_of
 
@@ -190,23 +189,23 @@ def lines(results: Results) -> list[Line]:
     Each lineage is listed once: with the chain that it ends, else with the first chain that contains it.
     """
     chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
-    labels = {lineage: label for label, lineage in reversed(chains)}
+    tags = {lineage: label for label, lineage in reversed(chains)}
     heads = dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains)
-    found = [Line(lineage, "teacher", labels.get(lineage, ""), "Teacher") for lineage in heads]
+    found = [Line(lineage, "teacher", tags.get(lineage, ""), "Teacher") for lineage in heads]
     for lineage in results.lineages:
         if teacher_of(lineage) is None and lineage not in heads:
-            found.append(Line(lineage, "baseline", labels.get(lineage, ""), "SFT baselines"))
+            found.append(Line(lineage, "baseline", tags.get(lineage, ""), "SFT baselines"))
     for label, end in chains:
         title = f"{label}  {chain_text(end)}".strip()
         for lineage in prefixes(end)[1:]:
-            if lineage == end or lineage not in labels:
+            if lineage == end or lineage not in tags:
                 role = "student" if lineage == end else "assistant"
-                found.append(Line(lineage, role, labels.get(lineage, ""), title))
+                found.append(Line(lineage, role, tags.get(lineage, ""), title))
     first = {line.lineage: line for line in reversed(found) if line.lineage in results.lineages}
     return sorted(first.values(), key=found.index)
 
 
-def _model(results: Results, lineage: str) -> dict[str, Any]:
+def described(results: Results, lineage: str) -> dict[str, Any]:
     """Columns that describe a model."""
     hop = split(lineage)[-1]
     return {
@@ -223,7 +222,7 @@ def _model(results: Results, lineage: str) -> dict[str, Any]:
 
 def _scores(results: Results) -> Iterator[Number]:
     """Yield every measure of each model on each set, by decoding seed and over them, and means over training seeds."""
-    about = {lineage: _model(results, lineage) for lineage in results.lineages}
+    about = {lineage: described(results, lineage) for lineage in results.lineages}
     for (node, name), evaluation in results.evaluations.items():
         for measure in MEASURES:
             by_draw = sorted(measure.by_seed(evaluation).items())
@@ -247,79 +246,24 @@ def _scores(results: Results) -> Iterator[Number]:
 
 
 def _tested(results: Results) -> Iterator[Number]:
-    """Yield the scores of single answers and their differences with uncertainty and tests: overall, then by stratum."""
-    for name in results.spec["sets"]:
-        first = results.evaluations[results.nodes[0], name]
-        yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
-        strata = np.array(first.strata)
-        if values := list(dict.fromkeys(filter(None, first.strata))):
-            yield from _of_prompts(results, name, {value: strata == value for value in values})
-
-
-def _of_prompts(results: Results, name: str, strata: dict[str, Array]) -> Iterator[Number]:
-    """Yield scores and differences over the prompts of each stratum; all strata are one family of tests."""
-    pairs = comparisons.pairs(results)
-    families: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any], Array]]] = {}
-    for stratum, chosen in strata.items():
-        kinds: list[tuple[dict[str, Any], Array]] = []
-        for measure in TESTED:
-            place = {"set": name, "stratum": stratum, "measure": measure}
-            for lineage in results.lineages:
-                array = results.scores(lineage, name, measure, results.seeds(lineage))
-                about = place | _model(results, lineage) | {"kind": SCORE}
-                kinds.append((about, array[:, chosen]))
-            for pair in pairs:
-                ours, theirs = (
-                    results.scores(lineage, name, measure, comparisons.shared(results, pair))
-                    for lineage in (pair.ours, pair.theirs)
-                )
-                about = place | _model(results, pair.ours) | {"kind": DIFFERENCE}
-                about |= {"question": pair.question, "other": pair.theirs}
-                kinds.append((about, (ours - theirs)[:, chosen]))
-        floors = [0.0 if about["kind"] == SCORE else -100.0 for about, _ in kinds]
-        found = comparisons.estimates([array for _, array in kinds], floors)
-        gaps = [array for about, array in kinds if about["kind"] == DIFFERENCE]
-        p_values = iter(comparisons.tests(gaps))
-        for (about, array), estimate in zip(kinds, found, strict=True):
-            if about["kind"] == DIFFERENCE:
-                key = (about["question"], about["measure"])
-                families.setdefault(key, []).append((about, estimate | next(p_values), array))
-            else:
-                yield Number(**about, **estimate)
-                if stratum:
-                    yield from _by_seed(results.seeds(about["lineage"]), about, array)
-    for family in families.values():
-        for (about, _, array), estimate in zip(
-            family, comparisons.corrected([found for _, found, _ in family]), strict=True
-        ):
-            yield Number(**about, **estimate)
-            pair = Pair(about["question"], about["lineage"], about["other"])
-            yield from _by_seed(comparisons.shared(results, pair), about, array)
-
-
-def _by_seed(seeds: list[int], about: dict[str, Any], scores_rpd: Array) -> Iterator[Number]:
-    """Yield the mean of each training seed."""
-    for seed, value in zip(seeds, scores_rpd.mean(axis=(1, 2)).tolist(), strict=True):
-        yield Number(**about, value=value, seed=seed, n_prompts=scores_rpd.shape[1])
+    """Yield the scores of single answers and their differences, with uncertainty and tests, overall and by stratum."""
+    about = {lineage: described(results, lineage) for lineage in results.lineages}
+    for columns in comparisons.tested(results):
+        yield Number(**about[columns["lineage"]] | columns)
 
 
 def _costs(results: Results) -> Iterator[Number]:
     """Yield the costs of every run, and the cumulative cost of each lineage by training seed and as their mean."""
-    about = {lineage: _model(results, lineage) | {"kind": COST} for lineage in results.lineages}
+    about = {lineage: described(results, lineage) | {"kind": COST} for lineage in results.lineages}
     for run in costs.runs(results):
-        place: Columns = {
-            "seed": run.seed,
-            "set": run.set,
-            "stage": run.stage,
-            "device": run.device,
-        }
+        place: Columns = {"seed": run.seed, "set": run.set}
+        place |= {"stage": run.stage, "device": run.device}
         for measure in ("minutes", "tokens", "hours", "steps", "skipped"):
             if (value := getattr(run, measure)) is not None:
                 yield Number(**about[run.lineage], **place, measure=measure, value=value)
     for each in costs.cumulative(results):
-        trainings = dict.fromkeys(each.hours, each.trainings)
-        by_measure: dict[str, dict[int, Any]] = {"hours": each.hours, "tokens": each.tokens}
-        by_measure["trainings"] = trainings
+        by_measure: dict[str, Any] = {"hours": each.hours, "tokens": each.tokens}
+        by_measure["trainings"] = dict.fromkeys(each.hours, each.trainings)
         for measure, by_seed in by_measure.items():
             mean = (None, statistics.fmean(by_seed.values()))
             for seed, value in [*by_seed.items(), mean]:

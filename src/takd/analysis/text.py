@@ -1,11 +1,11 @@
-"""Formatting of small parts of sentences."""
+"""Texts that pages and model cards share."""
 
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from takd.analysis.statistics import number
+from takd.methods.registry import METHODS, REPLICATED
 
 
 def listed(items: Iterable[Any]) -> str:
@@ -16,25 +16,6 @@ def listed(items: Iterable[Any]) -> str:
 
 def counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
-
-
-def titled(role: str, names: Iterable[Any]) -> str:
-    """Name models with their role, `teacher XL`, but avoid `teacher teacher` where name and role are equal."""
-    text = listed(names)
-    return text if text.split(" ")[0] == role else f"{role} {text}"
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def span(values: Iterable[float | None], digits: int) -> str:
-    """Format a range: `0.5 to 0.8`; empty if nothing was measured."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    low, high = (number(end, digits=digits) for end in (min(known), max(known)))
-    return low if low == high else f"{low} to {high}"
 
 
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -65,3 +46,23 @@ def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
 def plain(value: Any) -> str:
     """Format a setting's value as in an experiment file."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+PAPERS = (
+    f"{METHODS[REPLICATED].citation}\n"
+    + """\
+@inproceedings{mirzadeh2020improved,
+  title         = {Improved Knowledge Distillation via Teacher Assistant},
+  author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
+                   and Matsukawa, Akihiro and Ghasemzadeh, Hassan},
+  booktitle     = {AAAI Conference on Artificial Intelligence},
+  volume        = {34},
+  number        = {4},
+  pages         = {5191--5198},
+  year          = {2020},
+  eprint        = {1902.03393},
+  archiveprefix = {arXiv}
+}
+"""
+)
+"""BibTeX entries of the papers whose methods this is."""

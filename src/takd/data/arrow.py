@@ -1,4 +1,4 @@
-"""Write data sets as a stream, with a digest of their contents."""
+"""Prepared data sets: written as a stream, with a digest of their contents, and loaded by stages."""
 
 import hashlib
 import json
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from takd.data.row import batches
+from takd.runtime.stage import Stage
 
 BATCH = 1024
 
 
-def row_features() -> Any:
-    """Columns of a prepared split."""
+def row_features(stratum: bool = False) -> Any:
+    """Columns of a prepared split; `stratum` for an evaluation set whose rows have one."""
     # importing datasets takes a second, which the demo's sources do not need
     from datasets import Features, List, Value
 
@@ -27,7 +28,15 @@ def row_features() -> Any:
             "input": Value("string"),
             "references": List(Value("string")),
         }
+        | ({"stratum": Value("string")} if stratum else {})
     )
+
+
+def dataset_of(stage: Stage, name: str) -> Any:
+    """Load the data set beside the manifest that a stage gets as its input `name`."""
+    from datasets import load_from_disk
+
+    return load_from_disk(str(stage.input(name).parent / "dataset"))
 
 
 def save(examples: Iterable[dict[str, Any]], features: Any, folder: Path) -> str:

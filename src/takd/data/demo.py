@@ -33,68 +33,52 @@ def _words(text: str) -> tuple[str, ...]:
 class Fact(NamedTuple):
     """An attribute of a person: four phrasings of the question, the answer, and the possible values."""
 
-    questions: tuple[str, str, str, str]
+    questions: tuple[str, ...]
     answer: str
     values: tuple[str, ...]
+
+
+def _fact(answer: str, values: str, *questions: str) -> Fact:
+    return Fact(questions, answer, _words(values))
 
 
 STARTS = _words("Bar Cal Dor El Fen Gar Hel Jor Kal Lor Mar Nor Per Ros Sel Tam Ul Ven Wil Zor")
 ENDS = _words("an bert da ek fin go ia lis mon na ora pin rik sa to")
 FACTS = {
-    "town": Fact(
-        (
-            "Where does {} live?",
-            "Which town is the home of {}?",
-            "Name the town of {}.",
-            "In what town can I find {}?",
-        ),
+    "town": _fact(
         "{} lives in the town of {}.",
-        _words("Ashford Brill Corby Dunmere Elton Farley Grenfield Holt Irvale Kelso"),
+        "Ashford Brill Corby Dunmere Elton Farley Grenfield Holt Irvale Kelso",
+        *("Where does {} live?", "Which town is the home of {}?"),
+        *("Name the town of {}.", "In what town can I find {}?"),
     ),
-    "job": Fact(
-        (
-            "What is the job of {}?",
-            "What does {} do for a living?",
-            "How does {} earn money?",
-            "Name the job of {}.",
-        ),
+    "job": _fact(
         "{} works as a {}.",
-        _words("baker carpenter dancer doctor farmer gardener judge miner nurse painter"),
+        "baker carpenter dancer doctor farmer gardener judge miner nurse painter",
+        *("What is the job of {}?", "What does {} do for a living?"),
+        *("How does {} earn money?", "Name the job of {}."),
     ),
-    "age": Fact(
-        ("How old is {}?", "What is the age of {}?", "Tell me the age of {}.", "{} is how old?"),
+    "age": _fact(
         "{} is {} years old.",
-        tuple(str(age) for age in range(20, 70, 5)),
+        "20 25 30 35 40 45 50 55 60 65",
+        *("How old is {}?", "What is the age of {}?", "Tell me the age of {}.", "{} is how old?"),
     ),
-    "pet": Fact(
-        (
-            "What pet does {} have?",
-            "Which animal lives with {}?",
-            "Name the pet of {}.",
-            "What animal does {} keep?",
-        ),
+    "pet": _fact(
         "The pet of {} is a {}.",
-        _words("cat crow dog donkey duck ferret frog goat goose hamster"),
+        "cat crow dog donkey duck ferret frog goat goose hamster",
+        *("What pet does {} have?", "Which animal lives with {}?"),
+        *("Name the pet of {}.", "What animal does {} keep?"),
     ),
-    "colour": Fact(
-        (
-            "What colour does {} like best?",
-            "Which colour is dear to {}?",
-            "Name the colour that {} loves.",
-            "Of all colours, what does {} prefer?",
-        ),
+    "colour": _fact(
         "{} likes {} best.",
-        _words("amber black blue brown crimson gold green grey indigo ivory"),
+        "amber black blue brown crimson gold green grey indigo ivory",
+        *("What colour does {} like best?", "Which colour is dear to {}?"),
+        *("Name the colour that {} loves.", "Of all colours, what does {} prefer?"),
     ),
-    "music": Fact(
-        (
-            "What instrument does {} play?",
-            "On what does {} make music?",
-            "Name the instrument of {}.",
-            "What can {} play?",
-        ),
+    "music": _fact(
         "{} plays the {}.",
-        _words("accordion banjo bassoon bugle cello clarinet cornet drum fiddle flute"),
+        "accordion banjo bassoon bugle cello clarinet cornet drum fiddle flute",
+        *("What instrument does {} play?", "On what does {} make music?"),
+        *("Name the instrument of {}.", "What can {} play?"),
     ),
 }
 
@@ -108,37 +92,46 @@ JOINS = ("and", "or", "then", "with")
 
 
 class Operation(NamedTuple):
-    """An operation on a list of words: phrasings (`{}`: the joining word), and the answer."""
+    """An operation on a list of words: name, phrasings (`{}`: the joining word), and the answer."""
 
+    name: str
     phrasings: tuple[str, ...]
     answer: Callable[[Sequence[str], str], str]
 
 
 OPERATIONS = (
     Operation(
-        ("Repeat the words", "Say the words again", "Copy the list"), lambda w, _: " ".join(w)
+        "repeat",
+        ("Repeat the words", "Say the words again", "Copy the list"),
+        lambda w, _: " ".join(w),
     ),
     Operation(
+        "reverse",
         ("Reverse the words", "Say the words backwards", "Turn the list around"),
         lambda w, _: " ".join(reversed(w)),
     ),
     Operation(
+        "first word",
         ("Name the first word", "Which word comes first", "How does the list begin"),
         lambda w, _: f"The first word is {w[0]}.",
     ),
     Operation(
+        "last word",
         ("Name the last word", "Which word comes last", "How does the list end"),
         lambda w, _: f"The last word is {w[-1]}.",
     ),
     Operation(
+        "drop first",
         ("Drop the first word", "Leave out the first word", "Say all but the first word"),
         lambda w, _: " ".join(w[1:]),
     ),
     Operation(
+        "count",
         ("Count the words", "How many words are there", "How long is the list"),
         lambda w, _: f"There are {NUMBERS[len(w)]} words.",
     ),
     Operation(
+        "join",
         ("Join the words with {}", "Put {} between the words", "Link the list by {}"),
         lambda w, join: f" {join} ".join(w),
     ),
@@ -169,6 +162,16 @@ def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) ->
     if len(found) < rows:
         raise InputError(f"demo: part '{part}' has {len(found)} facts, fewer than rows = {rows}.")
     yield from _shuffled(found, seed, part, "all")
+
+
+def task(instruction: str) -> str:
+    """Name the operation that a row asks for; `facts` if it asks for a fact."""
+    phrasing = instruction.partition(":")[0].removesuffix(".")
+    for operation in OPERATIONS:
+        for join in JOINS:
+            if phrasing in (each.format(join) for each in operation.phrasings):
+                return operation.name
+    return "facts"
 
 
 def _check(part: str, topics: Sequence[str]) -> None:

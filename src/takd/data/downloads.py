@@ -17,8 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from takd.runtime.digests import file_digest
-from takd.runtime.errors import InputError
-from takd.runtime.hub_errors import hub_error
+from takd.runtime.errors import InputError, hub_error
 
 FOLDER = Path("resources/downloads")
 SCHEMES = ("https", "file")
@@ -46,7 +45,7 @@ def _fetch_url(url: str, digest: str) -> Path:
     if scheme not in SCHEMES:
         raise InputError(f"{url}: begins with {scheme}; it has to begin with https:// or file://.")
     target = FOLDER / digest
-    if target.is_file():
+    if target.is_file():  # before the lock: the folder may be read-only
         return target
     FOLDER.mkdir(parents=True, exist_ok=True)
     # two splits may be parts of one file, and their jobs start at the same time
@@ -83,7 +82,7 @@ def _download(url: str, partial: Path) -> None:
         if final or attempt == ATTEMPTS:
             again = "" if final else f" after {ATTEMPTS} attempts, the last of which"
             raise InputError(
-                f"{url} cannot be fetched{again}: {reason}; this stage needs that address, and goes on where it broke"
+                f"{url} cannot be fetched{again}: {reason}; this stage needs that address, and resumes where it broke"
                 " off when it is started again."
             )
         time.sleep(WAIT * 2 ** (attempt - 1))
@@ -113,9 +112,7 @@ def _fetch_hub(source: Mapping[str, Any]) -> Path:
     name, file = source["hub"], source["file"]
     try:
         path = Path(hf_hub_download(name, file, repo_type="dataset", revision=source["revision"]))
-    except (
-        Exception
-    ) as error:  # errors of connections, responses and disks have no common base class
+    except Exception as error:  # of connections, responses and disks, without a common class
         raise hub_error(f"{file} of the data set {name}", source["revision"], error) from error
     digest = source.get("sha256")
     if digest and (found := file_digest(path)) != digest:

@@ -6,6 +6,7 @@ or other escapes, have the same digest.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -31,12 +32,8 @@ def keep(
         dropped: called with each other row.
     """
     least, most = source.get("min_response_words"), source.get("max_response_words")
-    if least is None and most is None:
-        yield from rows
-        return
     for row in rows:
-        length = words(row)
-        if (least is None or length >= least) and (most is None or length <= most):
+        if (least or 0) <= words(row) <= (math.inf if most is None else most):
             yield row
         elif dropped:
             dropped(row)
@@ -45,10 +42,8 @@ def keep(
 def describe(source: Mapping[str, Any]) -> str:
     """Describe the accepted lengths in words; empty if all are accepted."""
     least, most = source.get("min_response_words"), source.get("max_response_words")
-    if least is None and most is None:
-        return ""
     if most is None:
-        return f"answers of {least} words or more"
+        return "" if least is None else f"answers of {least} words or more"
     return f"answers of {least} to {most} words" if least else f"answers of up to {most} words"
 
 
@@ -82,19 +77,17 @@ def expected(source: Mapping[str, Any], name: str, rows: Iterable[Row]) -> Itera
         name: of the source, for the message.
     """
     count, digest = source.get("expect_rows"), source.get("rows_sha256")
-    if count is None and digest is None:
-        yield from rows
-        return
     found = Digest()
     for row in rows:
-        found.add(row)
+        if count is not None or digest is not None:
+            found.add(row)
         yield row
-    if count is not None and found.count != count:
+    if count not in (None, found.count):
         raise InputError(
             f"{name}: there are {found.count} rows, but `expect_rows` of the experiment says {count}: get the file"
             " that is meant, or correct the number."
         )
-    if digest is not None and found.sha256 != digest:
+    if digest not in (None, found.sha256):
         raise InputError(
             f"{name}: the sha256 of its rows is {found.sha256}, but `rows_sha256` of the experiment says {digest}: get"
             " the rows that are meant, or correct it."

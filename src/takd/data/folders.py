@@ -1,4 +1,4 @@
-"""Check that a local data folder refers only to files inside it, whose digests the experiment's settings hold."""
+"""Files of a local data folder, in the order in which they are read, and what the folder may refer to."""
 
 import json
 import re
@@ -14,6 +14,16 @@ from takd.runtime.errors import InputError
 CARD, CONFIGURATION = "README.md", ".huggingface.yaml"
 STATES = ("state.json", "*/state.json")
 FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", re.S | re.M)
+
+
+def files_below(place: Path, ending: str = "") -> list[Path]:
+    """List a file itself, or all files below a folder with this ending, sorted by name, without hidden ones."""
+    if place.is_file():
+        return [place]
+    found = (path for path in place.rglob(f"*{ending}") if path.is_file())
+    return sorted(
+        p for p in found if not any(q.startswith(".") for q in p.relative_to(place).parts)
+    )
 
 
 def check_within(folder: Path) -> None:
@@ -38,34 +48,26 @@ def _named(folder: Path) -> Iterator[tuple[Path, str]]:
         file = folder / name
         if file.is_file():
             for key in ("data_files", "data_dir", "path", "base_path"):
-                yield from ((file, each) for each in _below(_metadata(file), key))
+                yield from ((file, each) for each in _below(_parsed(file), key))
     for file in sorted(each for pattern in STATES for each in folder.glob(pattern)):
-        yield from ((file, each) for each in _below(_json(file), "filename"))
+        yield from ((file, each) for each in _below(_parsed(file), "filename"))
 
 
-def _metadata(file: Path) -> Any:
-    """Parse the YAML of a dataset card or a configuration file."""
+def _parsed(file: Path) -> Any:
+    """Parse a dataset card, a configuration file or a state."""
+    state = file.suffix == ".json"
     try:
         text = file.read_text(encoding="utf-8")
         if file.name == CARD:
             front = FRONT.search(text)
             text = front[1] if front else ""
-        found = yaml.safe_load(text)
+        found = json.loads(text) if state else yaml.safe_load(text)
         json.dumps(found, default=str, skipkeys=True)  # fails for an alias that contains itself
         return found
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{file}: cannot be read ({_first_line(error)}); correct or remove it."
-        ) from None
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{file}: cannot be read ({_first_line(error)}); save the data again (save_to_disk)."
-        ) from None
+        wanted = "save the data again (save_to_disk)" if state else "correct or remove it"
+        said = str(error).strip().partition("\n")[0]
+        raise InputError(f"{file}: cannot be read ({said}); {wanted}.") from None
 
 
 def _below(value: Any, key: str, named: bool = False) -> Iterator[str]:
@@ -79,7 +81,3 @@ def _below(value: Any, key: str, named: bool = False) -> Iterator[str]:
             yield from _below(each, key, named)
     elif named and isinstance(value, str):
         yield value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

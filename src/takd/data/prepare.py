@@ -7,7 +7,6 @@ Inputs: `tokenizer` (manifest of the tokenizer stage). Outputs: `dataset` (folde
 import bisect
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from takd.data import sources
 from takd.data.arrow import BATCH, row_features, save
-from takd.data.row import Row, batches
+from takd.data.row import Counts, Row, batches
 from takd.data.scorable import Scorable
 from takd.data.tokenise import Encoder
 from takd.data.unused import Unused
@@ -24,30 +23,22 @@ from takd.runtime.stage import Stage
 
 TRAINED_ON = ("train", "dev")
 PORTION = 2**20  # characters of a corpus tokenised at once, since a document may be a whole book
-NAMED = 10
 SOURCES = ("source", "exclude")
 
 Tokenised = tuple[Row, list[int], list[int]]
 
 
-class Tally:
-    """Counts of dropped and changed rows by reason, with the numbers of the first ones, and data that is not read."""
+class Tally(Counts):
+    """Counts of dropped and changed rows by reason, and data that is not read."""
 
     def __init__(self) -> None:
-        names = ("dropped_prompt_too_long", "empty_output", "duplicates", "dropped_duplicates")
-        more = ("dropped_leaks", "shortened_prompts", "cut_responses", "dropped_response_length")
-        of_fields = ("without_input", "blank_input", "blank_instruction", "blank_references")
-        every = ("rows", "kept", *names, *more, *of_fields)
-        self.counts: Counter[str] = Counter(dict.fromkeys(every, 0))
-        self.named: dict[str, list[int]] = {}
+        super().__init__(
+            *("rows", "kept", "dropped_prompt_too_long", "empty_output", "duplicates"),
+            *("dropped_duplicates", "dropped_leaks", "shortened_prompts", "cut_responses"),
+            *("dropped_response_length", "without_input", "blank_input", "blank_instruction"),
+            "blank_references",
+        )
         self.unused = Unused()
-
-    def count(self, what: str, row: Row) -> None:
-        """Count a row, and keep its number if it is one of the first."""
-        self.counts[what] += 1
-        numbers = self.named.setdefault(what, [])
-        if len(numbers) < NAMED:
-            numbers.append(row.number)
 
 
 def run(stage: Stage) -> None:
@@ -90,28 +81,26 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
     seen: set[tuple[str, str]] = set()
 
     def dropped(row: Row) -> None:
-        tally.counts["rows"] += 1
         _look(row, tally)
-        tally.count("dropped_response_length", row)
+        tally.count("dropped_response_length", row.number)
 
     for row in sources.rows(spec["source"], dropped, tally.unused):
-        tally.counts["rows"] += 1
         _look(row, tally)
         repeated = row.prompt in seen
         seen.add(row.prompt)
         if repeated:
-            tally.count("duplicates", row)
+            tally.count("duplicates", row.number)
         if spec.get("drop_leaks") and row.prompt in held_out:
-            tally.count("dropped_leaks", row)
+            tally.count("dropped_leaks", row.number)
             continue
         if repeated and spec.get("drop_duplicates"):
-            tally.count("dropped_duplicates", row)
+            tally.count("dropped_duplicates", row.number)
             continue
         references = tuple(text for text in row.references if text.strip())
         if references:
             yield row._replace(references=references)
         elif spec["split"] in TRAINED_ON:
-            tally.count("empty_output", row)
+            tally.count("empty_output", row.number)
         else:
             raise InputError(
                 f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): the output is empty;"
@@ -120,16 +109,17 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
 
 
 def _look(row: Row, tally: Tally) -> None:
-    """Count blank fields."""
+    """Count a row and its blank fields."""
+    tally.counts["rows"] += 1
     if not row.input:
         tally.counts["without_input"] += 1  # common, so no rows are listed
     elif not row.input.strip():
-        tally.count("blank_input", row)
+        tally.count("blank_input", row.number)
     if not row.instruction.strip():
-        tally.count("blank_instruction", row)
+        tally.count("blank_instruction", row.number)
     blank = sum(not text.strip() for text in row.references)
     if 0 < blank < len(row.references):
-        tally.count("blank_references", row)
+        tally.count("blank_references", row.number)
 
 
 def tokenise(
@@ -148,13 +138,13 @@ def tokenise(
         for row, prompt, response in zip(batch, prompts, responses, strict=True):
             if len(prompt) > limit:
                 if spec["split"] in TRAINED_ON:
-                    tally.count("dropped_prompt_too_long", row)
+                    tally.count("dropped_prompt_too_long", row.number)
                     continue
-                tally.count("shortened_prompts", row)
+                tally.count("shortened_prompts", row.number)
                 prompt = _shortened(spec, encoder, row)
             room = spec["max_length"] - len(prompt)
             if len(response) > room:
-                tally.count("cut_responses", row)
+                tally.count("cut_responses", row.number)
             yield row, prompt, response[:room]
 
 
@@ -187,7 +177,11 @@ def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
 def _write_rows(
     spec: dict[str, Any], encoder: Encoder, folder: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    features = row_features()
+    source = spec["source"]
+    stratum = "rouge_tokenizer" in spec and (
+        "demo" in source or "stratum" in source.get("columns", {})
+    )
+    features = row_features(stratum)
     tally = Tally()
     scorable = Scorable()
     tokens = {"prompt": 0, "response": 0}
@@ -199,8 +193,8 @@ def _write_rows(
                 scorable.see(row.number, row.references, encoder.rewritten(row.references))
             tokens["prompt"] += len(prompt)
             tokens["response"] += len(response)
-            values = (row.number, prompt, response, *row.prompt, list(row.references))
-            yield dict(zip(features, values, strict=True))
+            values = (row.number, prompt, response, *row.prompt, list(row.references), row.stratum)
+            yield dict(zip(features, values, strict=False))
 
     digest = save(columns(), features, folder)
     counts = dict(tally.counts)

@@ -1,43 +1,24 @@
 """Records of a source as stored: JSON lines, CSV, data sets of a folder or the Hub. Values that are text stay text."""
 
-import bz2
-import csv
-import datetime
-import gzip
-import json
-import lzma
-import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from takd.data.folders import check_within
-from takd.runtime.brought_files import AGAIN, foreign
+from takd.data.folders import check_within, files_below
+from takd.data.text_files import OPENERS, TABLES, Record, json_file, json_lines, table
 from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged, files_below
+from takd.runtime.files import AGAIN, check_unchanged, foreign
 
 Source = Mapping[str, Any]
-Record = Mapping[str, Any]
 
-TABLES = (".csv", ".tsv")
 LINES = (".json", ".jsonl", ".ndjson")
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DATA_FILES = (".parquet", ".arrow", *LINES, *TABLES, ".gz")
 PARQUET = b"PAR1"  # at both ends of a parquet file
 NO_DATA = ("readme", "license", "licence", "dataset_infos")  # names of files that accompany data
 
-csv.field_size_limit(
-    sys.maxsize
-)  # a document may be longer than the 131,072 characters of the default
-
 
 def records(
-    source: Source,
-    name: str,
-    streaming: bool = False,
-    unread: Callable[[str], None] | None = None,
+    source: Source, name: str, streaming: bool = False, unread: Callable[[str], None] | None = None
 ) -> Iterator[tuple[str, Record]]:
     """Yield each record of a source, except the demo's, with its location.
 
@@ -52,42 +33,32 @@ def records(
     """
     if "json" in source:
         check_unchanged(source)
-        yield from _json_lines(Path(source["json"]))
+        yield from json_lines(Path(source["json"]))
         return
     if "url" in source or "file" in source:
         # imported here: the workflow imports this module at each start and downloads nothing
         from takd.data.downloads import fetch
 
-        yield from _json_lines(fetch(source))
+        yield from json_lines(fetch(source))
         return
     found = _data_set(source, name, streaming, unread)
     if isinstance(found, list):
         for path, separator in found:
-            yield from _table(path, separator) if separator else _json_file(path)
+            yield from table(path, separator) if separator else json_file(path)
         return
-    iterator = iter(found)
-    for number in count():
-        try:
-            record = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            # errors of connections, decompressors and parsers have no common base class
-            wanted = (
-                "start again, to read all of it"
-                if "hub" in source
-                else "its files have to be whole"
-            )
-            raise InputError(
-                f"{name}: breaks off after {number} rows ({_cause(error)}); {wanted}."
-            ) from error
-        yield f"{name}, row {number}", record
-
-
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield lines without their ends, counted from 1. Only a line feed ends a line; U+2028 and similar are text."""
-    for number, text in _decoded(path):
-        yield number, text.removesuffix("\n").removesuffix("\r")
+    number = 0
+    try:
+        for record in found:
+            yield f"{name}, row {number}", record
+            number += 1
+    except Exception as error:
+        # errors of connections, decompressors and parsers have no common base class
+        wanted = (
+            "start again, to read all of it" if "hub" in source else "its files have to be whole"
+        )
+        raise InputError(
+            f"{name}: breaks off after {number} rows ({_cause(error)}); {wanted}."
+        ) from error
 
 
 def others(place: Path, read: Iterable[Path]) -> list[str]:
@@ -98,135 +69,6 @@ def others(place: Path, read: Iterable[Path]) -> list[str]:
         for path in files_below(place)
         if path not in known and not path.name.lower().startswith(NO_DATA)
     ]
-
-
-def kind(value: Any) -> str:
-    """Describe the type of a value in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    names |= {int: "a number", float: "a number", bytes: "bytes"}
-    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
-        return "a date or a time"
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
-    for number, line in lines(path):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        hint = ""
-        if number == 1 and line.lstrip().startswith("["):
-            hint = " (the file is one JSON array; write its elements one a line)"
-        elif path.suffix in TABLES:
-            hint = " (put a CSV file into a folder, and name that with `folder`)"
-        if number == 1 and (what_it_is := foreign(line.encode())):
-            raise InputError(f"{path} {what_it_is}.")
-        record = _parsed(where, line, f"every line has to be one JSON object{hint}")
-        yield where, _object(where, record, "line")
-
-
-def _json_file(path: Path) -> Iterator[tuple[str, Record]]:
-    """Records of a file: JSON lines, or one JSON array of objects."""
-    first = next((line for _, line in lines(path) if line.strip()), "")
-    if not first.lstrip().startswith("["):
-        yield from _json_lines(path)
-        return
-    text = "\n".join(line for _, line in lines(path))
-    elements = _parsed(str(path), text, "the file has to be one whole array of objects")
-    for number, element in enumerate(elements, start=1):
-        where = f"{path}, element {number}"
-        yield where, _object(where, element, "element")
-
-
-def _parsed(where: str, text: str, wanted: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
-    except _RepeatedKeyError as error:
-        raise InputError(
-            f"{where}: the key {str(error)!r} stands there twice, and only one value would be read; remove the other."
-        ) from None
-    except json.JSONDecodeError as error:
-        what = error.msg
-    except ValueError:
-        what = "a number has too many digits"
-    except RecursionError:
-        what = "nested too deeply"
-    raise InputError(f"{where}: not valid JSON: {what}; {wanted}.")
-
-
-class _RepeatedKeyError(Exception):
-    pass
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
-    return found
-
-
-def _object(where: str, value: Any, unit: str) -> Record:
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{where}: {kind(value)}; every {unit} has to be one JSON object such as"
-            ' {"instruction": "...", "input": "...", "output": "..."}.'
-        )
-    return value
-
-
-def _table(path: Path, separator: str) -> Iterator[tuple[str, Record]]:
-    """Rows of a CSV file with a header: every cell is text; cells missing at the end of a row are absent."""
-    reader = csv.reader((text for _, text in _decoded(path)), delimiter=separator, strict=True)
-    head: list[str] = []
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(
-                f"{path}, line {reader.line_num}: not valid CSV: {error}; correct the quotes of this row."
-            ) from None
-        where = f"{path}, line {reader.line_num}"
-        if not cells:
-            continue
-        if not head:
-            head = cells
-            if twice := next((name for name in head if head.count(name) > 1), None):
-                raise InputError(
-                    f"{where}: the column {twice!r} stands there twice; remove or rename one of them."
-                )
-        elif len(cells) > len(head):
-            raise InputError(
-                f"{where}: this row has {len(cells)} cells, but the first line names {len(head)} columns; put texts"
-                f" that hold {separator!r} in double quotes."
-            )
-        else:
-            yield where, dict(zip(head, cells, strict=False))
-
-
-def _decoded(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file with their ends, counted from 1; decompressed if the name's ending requires it."""
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8."
-                    ) from None
-                yield number, text
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: {error}; it has to be a whole compressed file.") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{path}: {reason}; it has to be a readable file.") from None
 
 
 def _data_set(

@@ -4,30 +4,23 @@ Each reference is scored against itself before a model is trained. One that scor
 not distinguish models; if all are like that, selecting weights by ROUGE-L is random.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from takd.data.row import Counts
 from takd.metrics import words
 
-NAMED = 10
 
-
-class Scorable:
+class Scorable(Counts):
     """Counts of rows that ROUGE-L or exact match cannot score, with the numbers of the first ones.
 
     A row counts if this holds for all its references, since the score is the best over them.
     """
 
     def __init__(self) -> None:
-        kinds = (
-            "unseen_by_standard",
-            *(f"scores_0_with_{name}" for name in words.TOKENIZERS),
-            "changed",
-        )
+        without = (f"scores_0_with_{name}" for name in words.TOKENIZERS)
+        super().__init__("unseen_by_standard", *without, "changed")
         self.rows = 0
-        self.counts: Counter[str] = Counter(dict.fromkeys(kinds, 0))
-        self.named: dict[str, list[int]] = {}
 
     def see(self, number: int, references: Sequence[str], rewritten: Sequence[str]) -> None:
         """Add a row.
@@ -39,18 +32,12 @@ class Scorable:
         """
         self.rows += 1
         if words.unseen(references):
-            self._count("unseen_by_standard", number)
+            self.count("unseen_by_standard", number)
         for name in words.TOKENIZERS:
             if not any(words.has_token(text, name) for text in references):
-                self._count(f"scores_0_with_{name}", number)
+                self.count(f"scores_0_with_{name}", number)
         if not any(a.strip() == b.strip() for a, b in zip(rewritten, references, strict=True)):
-            self._count("changed", number)
-
-    def _count(self, what: str, number: int) -> None:
-        self.counts[what] += 1
-        numbers = self.named.setdefault(what, [])
-        if len(numbers) < NAMED:
-            numbers.append(number)
+            self.count("changed", number)
 
     def choose(self, setting: str) -> str:
         """ROUGE-L tokenizer for the whole set: the setting, or for "auto" one chosen by the references."""
@@ -66,14 +53,12 @@ class Scorable:
         """Warnings for the user, with remedies, where ROUGE-L uses this tokenizer."""
         said = []
         if self.counts["unseen_by_standard"]:
-            letters = "are mostly of letters that the standard tokens of ROUGE-L (a to z, 0 to 9) leave out"
+            then = ", so that it tells little of them: set evaluation.rouge_tokenizer: unicode"
+            if tokenizer == words.UNICODE:
+                then = ": tokens are `unicode` for this set; its scores do not compare with standard ones"
             said.append(
-                f"{self._some('unseen_by_standard')} {letters}"
-                + (
-                    ": tokens are `unicode` for this set; its scores do not compare with standard ones"
-                    if tokenizer == words.UNICODE
-                    else ", so that it tells little of them: set evaluation.rouge_tokenizer: unicode"
-                )
+                f"{self._some('unseen_by_standard')} are mostly of letters that the standard tokens of ROUGE-L (a to z,"
+                f" 0 to 9) leave out{then}"
             )
         without = f"scores_0_with_{tokenizer}"
         if self.counts[without]:

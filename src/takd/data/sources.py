@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import demo, filters
-from takd.data.records import kind, lines, others, records
+from takd.data.folders import files_below
+from takd.data.records import others, records
 from takd.data.row import Row
+from takd.data.text_files import kind, lines
 from takd.data.unused import Unused
 from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged, files_below
+from takd.runtime.files import check_unchanged
 
 Source = Mapping[str, Any]
 
 
 def rows(
-    source: Source,
-    dropped: Callable[[Row], None] | None = None,
-    unused: Unused | None = None,
+    source: Source, dropped: Callable[[Row], None] | None = None, unused: Unused | None = None
 ) -> Iterator[Row]:
     """Read instruction rows in the order of the source.
 
@@ -26,7 +26,8 @@ def rows(
         source: `{"json": path}`, `{"url": address, "sha256"}`, `{"hub": name, "revision", "config", "split"}`,
             `{"hub": name, "revision", "file", "sha256"}`, `{"folder": path, "split"}` or
             `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked. `rows` is the first
-            row and the one after the last; `columns` maps `instruction`, `input` and `output` to other names.
+            row and the one after the last; `columns` maps `instruction`, `input` and `output` to other names,
+            and `stratum` to the key that scores are broken down by.
             `min_response_words` and `max_response_words` filter rows (`takd.data.filters`); `expect_rows` and
             `rows_sha256` describe the rows that remain.
         dropped: called with each row that is dropped for the length of its answer.
@@ -44,17 +45,18 @@ def _rows(source: Source, unused: Unused) -> Iterator[Row]:
     """All rows, of any length."""
     if "demo" in source:
         for number, (instruction, context, answer) in enumerate(demo.rows(**source["demo"])):
-            yield Row(number, instruction, context, (answer,))
+            yield Row(number, instruction, context, (answer,), demo.task(instruction))
         return
     columns = source.get("columns", {})
     names = {name: columns.get(name, name) for name in ("instruction", "input", "output")}
+    of_stratum = [columns["stratum"]] if "stratum" in columns else []
     start, stop = source.get("rows", (0, None))
     number = -1
     found = records(source, describe(source), unread=unused.leave)
     for number, (where, record) in enumerate(islice(found, stop)):
         if number < start:
             continue
-        unused.see(number, record, names.values())
+        unused.see(number, record, [*names.values(), *of_stratum])
         instruction = _text(where, names["instruction"], record)
         empty = record.get(names["input"]) is None
         # the default column may be absent, but a named one must exist
@@ -62,7 +64,9 @@ def _rows(source: Source, unused: Unused) -> Iterator[Row]:
             context = ""
         else:
             context = _text(where, names["input"], record)
-        yield Row(number, instruction, context, _references(where, names["output"], record))
+        references = _references(where, names["output"], record)
+        stratum = "".join(_text(where, key, record) for key in of_stratum)
+        yield Row(number, instruction, context, references, stratum)
     wanted = (start + 1 if start else 0) if stop is None else stop
     if number + 1 < wanted:
         raise InputError(
@@ -108,21 +112,16 @@ def texts(
 
 def describe(source: Source) -> str:
     """Describe a source in a few words, for messages and the data report."""
-    if "demo" in source:
-        wanted = source["demo"]
-        lengths = filters.describe(source)
-        return f"demo {wanted['part']} (seed {wanted.get('seed', 1)})" + (
-            lengths and f", {lengths}"
-        )
-    parts = {key: source.get(key) for key in ("config", "split", "file")}
-    if "rows" in source:
-        start, stop = source["rows"]
-        parts["rows"] = f"from {start}" if stop is None else f"{start} to {stop - 1}"
-    names = "".join(f", {key} {value}" for key, value in parts.items() if value)
-    if lengths := filters.describe(source):
-        names += f", {lengths}"
-    kind = next(kind for kind in ("json", "text", "url", "hub", "folder") if kind in source)
-    return f"{'hub ' if kind == 'hub' else ''}{source[kind]}{names}"
+    if wanted := source.get("demo"):
+        parts = [f"demo {wanted['part']} (seed {wanted.get('seed', 1)})"]
+    else:
+        kind = next(kind for kind in ("json", "text", "url", "hub", "folder") if kind in source)
+        parts = [f"{'hub ' if kind == 'hub' else ''}{source[kind]}"]
+        parts += [f"{key} {source[key]}" for key in ("config", "split", "file") if source.get(key)]
+        if "rows" in source:
+            start, stop = source["rows"]
+            parts.append(f"rows from {start}" if stop is None else f"rows {start} to {stop - 1}")
+    return ", ".join(filter(None, [*parts, filters.describe(source)]))
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

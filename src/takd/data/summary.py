@@ -10,15 +10,13 @@ from typing import Any
 
 from takd.data import sources
 from takd.data.page import render
+from takd.data.row import NAMED
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.files import read_json, write_text
+from takd.runtime.stage import Stage
 
-NAMED = 10
 DROPPED = (
-    "dropped_prompt_too_long",
-    "empty_output",
-    "dropped_duplicates",
-    "dropped_leaks",
+    *("dropped_prompt_too_long", "empty_output", "dropped_duplicates", "dropped_leaks"),
     "dropped_response_length",
 )
 
@@ -85,27 +83,17 @@ def _sentence(leak: dict[str, Any]) -> str:
 
 def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
     found = read_json(manifest)
-    described = {
-        "source": sources.describe(source),
-        "counts": found["counts"],
-        "unused": found["unused"],
-        "tokens": found["tokens"],
-        "sha256": found["sha256"],
-    }
+    kept = {key: found[key] for key in ("counts", "unused", "tokens", "sha256")}
+    described = {"source": sources.describe(source), **kept}
     if found["split"] == "corpus":
         return {**described, "wanted": found["spec"]["blocks"]}
-    lengths = {
-        name: _lengths(manifest.parent / "dataset", f"{name}_ids")
-        for name in ("prompt", "response")
-    }
-    dropped = sum(found["counts"].get(name, 0) for name in DROPPED)
-    of_scores = {key: found[key] for key in ("rouge_tokenizer", "scorable") if key in found}
+    folder = manifest.parent / "dataset"
     return {
         **described,
-        "dropped": dropped,
-        "lengths": lengths,
+        "dropped": sum(found["counts"].get(name, 0) for name in DROPPED),
+        "lengths": {n: _lengths(folder, f"{n}_ids") for n in ("prompt", "response")},
         "named": found["named"],
-        **of_scores,
+        **{key: found[key] for key in ("rouge_tokenizer", "scorable") if key in found},
     }
 
 

@@ -14,8 +14,7 @@ from takd.runtime.errors import InputError
 
 Template = dict[str, Any]
 
-CHAT = "chat"
-"""The value of `data.template` that stands for the tokenizer's own."""
+CHAT = "chat"  # the value of `data.template` that stands for the tokenizer's own
 REMEDY = "write the template out, as with_input and without_input."
 _FIELD = re.compile(r"\{(instruction|input|content)\}")
 # forms of special tokens in known chat formats: <|im_end|>, <end_of_turn>, </s>, [/INST]

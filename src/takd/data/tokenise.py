@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from takd.data import template as templates
 from takd.data.template import CHAT, Template
 from takd.runtime.errors import InputError
-from takd.runtime.stage import read_json
+from takd.runtime.files import read_json
 
 
 class Encoder:

@@ -3,6 +3,7 @@
 Inputs: none. Outputs: `tokenizer` (folder for `AutoTokenizer.from_pretrained`), `manifest`.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from takd.data.template import CHAT, Template, fill
 from takd.data.tokenise import Encoder
 from takd.models.tokenizer_check import ALSO, FILES, entries, save_tokenizer
 from takd.runtime import files
-from takd.runtime.brought_files import read_json_object, reason
-from takd.runtime.digests import folder_digest
-from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, write_json
+from takd.runtime.digests import file_digest
+from takd.runtime.errors import InputError, reason
+from takd.runtime.files import read_json_object, write_json
+from takd.runtime.stage import Stage
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("(3 of)", "{x} <b>"))
@@ -34,12 +35,11 @@ def run(stage: Stage) -> None:
         InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
             vocabulary other than declared; a training text too small for it; no chat template where one is required.
     """
-    source = stage.spec["source"]
-    folder = stage.temporary(stage.outputs["tokenizer"])
-    if "train" in source:
-        facts = _train(stage.spec, folder)
+    spec, folder = stage.spec, stage.temporary(stage.outputs["tokenizer"])
+    if "train" in spec["source"]:
+        facts = _train(spec, folder)
     else:
-        facts = _convert(source, folder, stage.spec.get("template"), stage.say)
+        facts = _convert(spec["source"], folder, spec.get("template"), stage.say)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
@@ -67,12 +67,8 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         show_progress=False,
     )
     rows = sources.rows(spec["text"])
-    parts = (
-        text
-        for row in rows
-        for text in (fill(spec["template"], row.instruction, row.input), *row.references)
-    )
-    tokenizer.train_from_iterator(parts, trainer)
+    filled = ([fill(spec["template"], *row.prompt), *row.references] for row in rows)
+    tokenizer.train_from_iterator(filled, trainer)
     size = tokenizer.get_vocab_size()
     if size != wanted:
         raise InputError(
@@ -211,3 +207,15 @@ def _place(source: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if "gguf" in source:
         return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
     return str(path), {"local_files_only": True}
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 over the names and contents of all files below a folder, in hexadecimal.
+
+    Leaves out the timestamp file that Snakemake adds to an output folder after the job.
+    """
+    total = hashlib.sha256()
+    files = (path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(path for path in files if path.name != ".snakemake_timestamp"):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode())
+    return total.hexdigest()

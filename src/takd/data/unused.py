@@ -16,8 +16,8 @@ LIKELY = ("context", "input", "inputs")  # common names of a row's input in othe
 class Unused:
     """Keys that are not read, with the number of records in which they are not empty, and files that are not read."""
 
+    # by key: `rows`, and of the first of them its number and what it holds, `row` and `example`
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By key: `rows`, and of the first of them its number and what it holds, `row` and `example`."""
     files: list[str] = field(default_factory=list)
 
     def see(self, number: int, record: Mapping[str, Any], read: Collection[str]) -> None:
@@ -58,11 +58,11 @@ class Unused:
             said.append(f"keys that are not read: {_first(found)}")
             likely = next((key for key in self.keys if key.strip().lower() in LIKELY), None)
             if rows and without_input and (likely or without_input == rows):
-                some = f"{without_input} of {rows} rows have no input"
                 name = likely or "NAME"
                 name = name if name.isidentifier() else json.dumps(name)
                 said.append(
-                    f"{some}: if one of these keys holds it, name it beside the source: columns: {{input: {name}}}"
+                    f"{without_input} of {rows} rows have no input: if one of these keys holds it, name it beside the"
+                    f" source: columns: {{input: {name}}}"
                 )
         if self.files:
             files = [_short(file) for file in self.files]

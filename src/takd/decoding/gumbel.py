@@ -10,8 +10,7 @@ CACHED_WORDS = 2**16
 
 def _int32(words: Tensor) -> Tensor:
     """Return the lower 32 bits of words as signed integers, whose products wrap around."""
-    # torch has no unsigned 32-bit products: words from 2^31 on become the negative number of equal
-    # bits
+    # torch has no unsigned 32-bit products: words from 2^31 on become negative, with equal bits
     words = words & 0xFFFFFFFF
     return (words - ((words & 0x80000000) << 1)).int()
 

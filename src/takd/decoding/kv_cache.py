@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from takd.models.causal_lm import decoding_mask, hidden_states, lowered_type
+from takd.models.causal_lm import decoding_mask, hidden_states
+from takd.models.logits import lowered_type
 
 GROWTH = 64  # columns allocated ahead, so that few steps have to copy the cache
 # most tokens, padding included, in one pass over prompts
@@ -49,7 +50,7 @@ class RaggedCache(Cache):
         target = torch.tensor(rows, device=device)
         hidden = []
         most = READ_AT_ONCE.get(device.type, READ_AT_ONCE["cuda"])
-        for start, end in _pieces([len(prompt) for prompt in different], most):
+        for start, end in _pieces(list(map(len, different)), most):
             piece = different[start:end]
             width = len(piece[-1])
             ids = [[*prompt, *prompt[-1:] * (width - len(prompt))] for prompt in piece]
@@ -75,6 +76,8 @@ class RaggedCache(Cache):
     def step(self, tokens_b: Tensor) -> Tensor:
         """Append one token to each used row; return the last hidden states, (rows, hidden size)."""
         self._make_room(max(self.lengths) + 1)
+        # each row writes at its own column and has its own position: the mask hides what lies
+        # beyond its end, which are other rows' columns, padding, or keys of an earlier response
         hidden = hidden_states(
             self.model,
             tokens_b[:, None],

@@ -1,4 +1,4 @@
-"""Load trained models for evaluation and generation."""
+"""What stages that ask a model load, how they set up libraries, and the end of their logs."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,17 @@ from transformers.utils import logging
 
 from takd.decoding.model_checks import check_model
 from takd.models import causal_lm
+from takd.models.logits import freeze
 from takd.models.precision import (
     choose_precision,
     current_device,
     describe,
+    device_name,
     pretrained_in,
     torch_dtype,
 )
+from takd.runtime.files import write_text
+from takd.runtime.metrics_log import Journal
 from takd.runtime.stage import Stage
 
 
@@ -48,26 +52,42 @@ def load(
     name: str,
     longest: int | None = None,
     reads: int | None = None,
+    precision: str | None = None,
 ) -> tuple[PreTrainedModel, int]:
     """Load a model onto this process's device for inference.
 
     Args:
+        name: name of the model, for messages.
         longest: tokens of the longest text that the model will decode; None if it only reads texts.
         reads: tokens of the longest text that the model will read, if it does not decode.
+        precision: "auto", "fp32", "fp16" or "bf16"; None for that of the settings.
 
     Returns:
-        The model, in the precision that the settings choose, and the number of vocabulary entries
+        The model, in that precision, and the number of vocabulary entries
             that it shares with the tokenizer.
 
     Raises:
         InputError: as `models.check_vocabulary` and `check_model`.
     """
     pretrained = pretrained_in(folder)
-    precision = choose_precision(stage.spec.get("precision", "auto"), pretrained)
+    setting = precision or stage.spec.get("precision", "auto")
+    precision = choose_precision(setting, pretrained)
     if precision == "fp32" and torch.cuda.is_available():
         stage.say(f"{name}: {describe(precision, pretrained)}")
     model = causal_lm.load_model(folder, dtype=torch_dtype(precision))
     vocabulary = causal_lm.check_vocabulary(model, tokenizer, name)
-    nn.Module.to(causal_lm.freeze(model), current_device())
+    nn.Module.to(freeze(model), current_device())
     check_model(model, name, longest, reads)
     return model, vocabulary
+
+
+def close_log(stage: Stage, journal: Journal, count: int, tokens: int, processes: int = 1) -> None:
+    """Write the last line of a stage's log, and the log as the output `metrics`.
+
+    Args:
+        count: texts that the stage has dealt with, in all attempts.
+        tokens: their tokens.
+    """
+    journal.tokens = tokens
+    journal.close(count, device=device_name(), processes=processes, **stage.origin())
+    write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from takd.decoding.kv_cache import RaggedCache
-from takd.models.causal_lm import hidden_states, lowered_type, relative_error
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.losses.batch import RightPadded
+from takd.models.causal_lm import hidden_states, relative_error
+from takd.models.logits import lowered_type
+from takd.models.weight_files import FITTING
+from takd.runtime.errors import InputError, reason
 
-FITTING = "use a family such as gpt2, opt, llama, mistral or qwen2."
 STEPS = 4  # tokens that each text decodes
 SHORT = 24  # tokens of the longer text, if the family has no borders and texts are no longer
 FAR = 1024  # tokens of the last text, if texts are that long: families may have borders under other keys
@@ -43,8 +44,7 @@ def check_model(
     where the model will be used.
 
     Args:
-        model: the model.
-        name: its name, for error messages.
+        name: name of the model, for error messages.
         longest: tokens of the longest text that it will decode; None if it only reads texts.
         reads: tokens of the longest text that it will read in a batch, if it does not decode.
 
@@ -122,11 +122,6 @@ def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
     The texts cross all length limits of the family. Under autocast, the check also runs without it,
     where errors stand out from rounding, unless the weights have several dtypes.
 
-    Args:
-        model: the model.
-        name: its name, for error messages.
-        longest: tokens of the longest text that it will decode.
-
     Raises:
         InputError: values are not finite, or attention needs more from its cache than keys and
             values.
@@ -137,11 +132,11 @@ def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
     if len({parameter.dtype for parameter in model.parameters()}) == 1:
         modes.add(False)
     with _refusing(model, name, "be decoded token by token"):
+        differs = "token by token than at once", "its samples could not be trusted"
         lengths = rows_to_check(model.config, longest)
         for mixed in modes:
             with torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=mixed):
                 found, expected = decoded_and_at_once(model, lengths)
-                differs = "token by token than at once", "its samples could not be trusted"
                 _check_equal(found, expected, model, name, lengths, *differs)
 
 
@@ -149,26 +144,20 @@ def check_decoding(model: PreTrainedModel, name: str, longest: int) -> None:
 def check_reading(model: PreTrainedModel, name: str, longest: int) -> None:
     """Check that a text has the same hidden states in a batch with longer texts as alone.
 
-    Args:
-        model: the model.
-        name: its name, for error messages.
-        longest: tokens of the longest text that the model will read.
-
     Raises:
         InputError: values are not finite, or depend on the other rows of the batch.
     """
     with _refusing(model, name, "read several texts at once"):
+        differs = "for a text beside others than alone", "its results would depend on the batch"
         lengths = rows_to_check(model.config, longest)
         texts = _random_texts(model, lengths)
-        width = max(lengths)
         # padded on the right without a mask, as the losses pad their batches
-        padded = torch.tensor([[*text, *text[-1:] * (width - len(text))] for text in texts])
-        together = hidden_states(model, padded.to(model.device))
+        together = hidden_states(
+            model, RightPadded.of([([], t) for t in texts], model.device).ids_bt
+        )
         for row, text in enumerate(texts):
-            alone = hidden_states(model, torch.tensor([text], device=model.device))[0]
-            found, expected = together[row, : len(text)][-STEPS:], alone[-STEPS:]
-            differs = "for a text beside others than alone", "its results would depend on the batch"
-            _check_equal(found, expected, model, name, lengths, *differs)
+            found = together[row, : len(text)][-STEPS:]
+            _check_equal(found, _alone(model, text)[-STEPS:], model, name, lengths, *differs)
 
 
 def _check_equal(
@@ -182,9 +171,7 @@ def _check_equal(
 ) -> None:
     """Check that hidden states are finite, and equal up to rounding.
 
-    Args:
-        lengths: tokens of the texts.
-        where, why: parts of the message: where results differ, and why that matters.
+    `where` and `why` are parts of the message: where results differ, and why that matters.
     """
     _check_finite(expected, name)
     _check_finite(found, name)
@@ -239,10 +226,7 @@ def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple
     """
     texts = _random_texts(model, lengths)
     steps = min(STEPS, min(lengths) - 1)
-    alone = [
-        hidden_states(model, torch.tensor([text], device=model.device))[0, -steps - 1 :]
-        for text in texts
-    ]
+    alone = [_alone(model, text)[-steps - 1 :] for text in texts]
     cache = RaggedCache(model, len(texts))
     # the first state comes from reading the prompts, the others from decoding `steps` tokens
     decoded = [cache.read([text[:-steps] for text in texts], range(len(texts)))]
@@ -250,6 +234,11 @@ def decoded_and_at_once(model: PreTrainedModel, lengths: Sequence[int]) -> tuple
         tokens_b = torch.tensor([text[step] for text in texts], device=model.device)
         decoded.append(cache.step(tokens_b))
     return torch.stack(decoded, 1), torch.stack(alone)
+
+
+def _alone(model: PreTrainedModel, text: list[int]) -> Tensor:
+    """Hidden states of one text, (length, hidden size)."""
+    return hidden_states(model, torch.tensor([text], device=model.device))[0]
 
 
 def _tolerance(model: PreTrainedModel) -> float:

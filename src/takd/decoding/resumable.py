@@ -8,18 +8,18 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from takd.decoding import loading
-from takd.decoding.sampling import Decoding, Prompt, Response, draw
-from takd.runtime.metrics_log import Progress
-from takd.runtime.sharding import Share, Store
-from takd.runtime.stage import Interrupted, Stage
+from takd.decoding.prompts import Decoding, Prompt, Response
+from takd.decoding.sampling import draw
+from takd.runtime.sharding import JsonlStore, Shard
+from takd.runtime.stage import Stage
 
-# row of a data set, seed of the noise
-Key = tuple[int, int]
-# each with "tokens" and "finished"
-Answers = dict[Key, dict[str, Any]]
+RowSeed = tuple[int, int]  # row of a data set, seed of the noise
+Responses = dict[RowSeed, dict[str, Any]]  # each with "tokens" and "finished"
 
 
-def prompts_of(dataset: Dataset, rows: Iterable[int], seeds: Iterable[int]) -> dict[Key, Prompt]:
+def prompts_of(
+    dataset: Dataset, rows: Iterable[int], seeds: Iterable[int]
+) -> dict[RowSeed, Prompt]:
     """Return the prompts of some rows of a prepared data set, each with every seed."""
     chosen, seeds = list(rows), list(seeds)
     found = dataset.select_columns(["id", "prompt_ids"])[chosen]
@@ -27,65 +27,53 @@ def prompts_of(dataset: Dataset, rows: Iterable[int], seeds: Iterable[int]) -> d
     return {(row, seed): Prompt(ids, key, seed) for row, key, ids in columns for seed in seeds}
 
 
-def answer(
+def respond(
     stage: Stage,
     title: str,
     model: Path,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Mapping[Key, Prompt],
+    prompts: Mapping[RowSeed, Prompt],
     decoding: Decoding,
     folder: Path,
-    share: Share | None = None,
-) -> Answers:
-    """Sample the responses to prompts; those that the folder already holds are not sampled again.
+    shard: Shard | None = None,
+) -> Responses:
+    """Sample responses to prompts; those that the folder already holds are not sampled again.
 
     Each response is saved when it ends, so a killed run loses at most one micro-batch per process.
 
     Args:
-        stage: resources of the stage.
         title: text for progress messages, such as the model and the data.
         model: folder of the model.
-        tokenizer: the tokenizer.
-        prompts: prompts by row and seed.
-        decoding: decoding settings.
         folder: folder in which responses are saved.
-        share: this process's share of the prompts; all processes return all responses.
+        shard: this process's share of the prompts; all processes return all responses.
 
     Raises:
         InputError: `takd.decoding.sampling` does not support the model.
         Interrupted: SIGTERM or time limit; finished responses are in the folder.
     """
-    share = share or Share()
-    store = Store(folder, "answers", share, stage.say)
-    answers = stored(store)
-    left = [(key, prompt) for key, prompt in prompts.items() if key not in answers]
+    shard = shard or Shard()
+    store = JsonlStore(folder, "answers", shard, stage.say)
+    responses = _stored(store)
+    left = [(key, prompt) for key, prompt in prompts.items() if key not in responses]
     # no process may write before all have read, as they would disagree about what is left
-    share.wait()
+    shard.wait()
     if not left:
-        return answers
+        return responses
     # sorted by length; every process gets a share of each length
     left.sort(key=lambda pair: len(pair[1].tokens))
-    mine = share.of(left)
+    mine = shard.of(left)
     if mine:
         longest = max(len(prompt.tokens) for _, prompt in mine) + decoding.max_new_tokens
         loaded, vocabulary = loading.load(stage, model, tokenizer, stage.spec["lineage"], longest)
-        before = len(prompts) - len(left)
-        progress = Progress(title, before + len(mine), before, active=share.first)
-        done = 0
-        with store.appending():
+        done = len(prompts) - len(left)
+        total = done + len(mine)
+        with store.saving(stage, title, "responses", total, done) as save:
 
-            def keep(index: int, response: Response) -> None:
-                nonlocal done
+            def finished(index: int, response: Response) -> None:
                 row, seed = mine[index][0]
                 found = {"tokens": response.tokens.tolist(), "finished": response.finished}
-                answers[row, seed] = found
-                store.add({"row": row, "seed": seed, **found})
-                done += 1
-                progress.step(before + done, {})
-                if done < len(mine) and stage.should_stop():
-                    raise Interrupted(
-                        f"{title}: {before + done} of {before + len(mine)} answers are kept."
-                    )
+                responses[row, seed] = found
+                save({"row": row, "seed": seed, **found})
 
             draw(
                 loaded,
@@ -94,13 +82,12 @@ def answer(
                 end_token=tokenizer.eos_token_id,
                 vocabulary=vocabulary,
                 micro_batch=stage.micro_batch,
-                finished=keep,
+                finished=finished,
             )
-        progress.close()
-    share.wait()
-    return answers if share.count == 1 else stored(store)
+    shard.wait()
+    return responses if shard.count == 1 else _stored(store)
 
 
-def stored(store: Store) -> Answers:
+def _stored(store: JsonlStore) -> Responses:
     """Return the saved responses."""
     return {(found.pop("row"), found.pop("seed")): found for found in store.read()}

@@ -13,85 +13,29 @@ Teacher-mixed sampling is that of MiniLLM (arXiv 2306.08543, section 2.2): token
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import FloatTensor, LongTensor, Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedModel
 
 from takd.decoding.gumbel import gumbel_noise
 from takd.decoding.kv_cache import RaggedCache
-from takd.losses.batch import Layout
+from takd.decoding.ngrams import Repeats
+from takd.decoding.prompts import Decoding, Prompt, Response
+from takd.losses.batch import by_length
 from takd.losses.chunked import chunk_size
-from takd.models.causal_lm import project, tempered
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """Decoding settings of all kinds of sampling, shown in the report."""
-
-    max_new_tokens: int
-    sample: bool = True
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    no_repeat_ngram: int = 0
-
-    def warpers(self) -> LogitsProcessorList:
-        """Return the top-k and top-p processors, in the order of `transformers.generate`."""
-        warpers = LogitsProcessorList()
-        if self.sample and self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.sample and self.top_p < 1:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        return warpers
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt, and the keys of its noise.
-
-    Attributes:
-        tokens: token ids.
-        key, seed: keys of the noise.
-        limit: longest response, if shorter than the decoding's `max_new_tokens`.
-    """
-
-    tokens: Sequence[int]
-    key: int
-    seed: int
-    limit: int | None = None
-
-
-@dataclass
-class Response:
-    """The response to one prompt.
-
-    Attributes:
-        tokens: sampled tokens, (length,), including the end token if it was sampled.
-        finished: whether the end token was sampled.
-        student: log q of each token, (length,), float32, at the decoding's temperature.
-        teacher: log p of each token.
-        mixed: log p̃ of each token, for the distribution that it was sampled from.
-        teacher_hidden: the teacher's last hidden states that predict each token, (length, hidden
-            size), from which its distributions can be computed with one matrix product.
-
-    All but `tokens` and `finished` are empty if there is no teacher.
-    """
-
-    tokens: Tensor
-    finished: bool
-    student: Tensor
-    teacher: Tensor
-    mixed: Tensor
-    teacher_hidden: Tensor
+from takd.losses.divergences import log_likelihood
+from takd.models.logits import project, tempered
 
 
 def mixed_log_probabilities(student: Tensor, teacher: Tensor | None, teacher_mix: float) -> Tensor:
     """Compute log p̃ = log(α p + (1 - α) q) from log q and log p, elementwise."""
     if teacher is None or teacher_mix == 0:
         return student
+    # a mixture of probabilities, not of logits, and computed from logarithms: a token that both
+    # models find unlikely keeps its digits
     return torch.logaddexp(teacher + math.log(teacher_mix), student + math.log1p(-teacher_mix))
 
 
@@ -116,8 +60,6 @@ def draw(
 
     Args:
         student, teacher: models in evaluation mode on one device.
-        prompts: prompts with the keys of their noise.
-        decoding: decoding settings.
         end_token: id of the token that ends a response.
         vocabulary: entries to which logits are cut.
         micro_batch: rows decoded together; affects responses by rounding only.
@@ -129,7 +71,7 @@ def draw(
         return []
     for model in (student, *([teacher] if teacher is not None else [])):
         assert not any(module.training for module in model.modules()), "dropout is on"
-    # equal prompts are adjacent, so that they are read once, and equal lengths, to avoid padding
+    # equal prompts are adjacent, to be read once, and so are equal lengths, to avoid padding
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].tokens))
     mixing = teacher is not None and teacher_mix > 0
     decoder = _Decoder(
@@ -162,62 +104,28 @@ def _read(
 ) -> None:
     """Fill in log-probabilities and hidden states of a teacher that took no part in sampling."""
     texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
-    for start in range(0, len(order), micro_batch):
-        chosen = order[start : start + micro_batch]
-        layout = Layout.of([texts[i] for i in chosen], teacher.device)
-        hidden_nh = layout.hidden(teacher)
-        # in chunks, so that the logits of all tokens never exist at once
-        size = chunk_size(vocabulary, teacher.device)
-        pieces = zip(hidden_nh.split(size), layout.targets_n.split(size), strict=True)
-        log_n = torch.cat(
-            [
-                tempered(project(teacher, piece_mh, vocabulary), temperature)
-                .log_softmax(-1)
-                .gather(-1, targets_m[:, None])[:, 0]
-                for piece_mh, targets_m in pieces
-            ]
-        )
-        lengths = [len(texts[i][1]) for i in chosen]
-        parts = zip(chosen, log_n.cpu().split(lengths), hidden_nh.cpu().split(lengths), strict=True)
+    # in chunks, so that the logits of all tokens never exist at once
+    size = chunk_size(vocabulary, teacher.device)
+    for chosen, batch in by_length(texts, micro_batch, teacher.device):
+        hidden_nh = batch.hidden(teacher)
+        pieces = zip(hidden_nh.split(size), batch.targets_n.split(size), strict=True)
+        logs = []
+        for hidden_mh, targets_m in pieces:
+            logits_mv = tempered(project(teacher, hidden_mh, vocabulary), temperature)
+            logs.append(log_likelihood(logits_mv.log_softmax(-1), targets_m))
+        parts = zip(chosen, batch.split(torch.cat(logs)), batch.split(hidden_nh), strict=True)
         for index, log_t, hidden_th in parts:
             responses[index].teacher, responses[index].teacher_hidden = log_t, hidden_th
 
 
 @dataclass
-class _Row:
+class _Place:
     """A row of the batch: the response that is being sampled there."""
 
     index: int
     limit: int
-    repeats: "_Repeats | None"
+    repeats: Repeats | None
     drawn: int = 0
-
-
-@dataclass
-class _Repeats:
-    """Tokens that would repeat an n-gram of a growing text."""
-
-    size: int
-    tokens: list[int]
-    followers: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        text, self.tokens = self.tokens, []
-        for token in text:
-            self.add(token)
-
-    def add(self, token: int) -> None:
-        if len(self.tokens) >= self.size - 1:
-            # the tokens that followed each sequence of n - 1 tokens so far
-            self.followers.setdefault(self._last(), []).append(token)
-        self.tokens.append(token)
-
-    def banned(self) -> list[int]:
-        return self.followers.get(self._last(), []) if len(self.tokens) >= self.size - 1 else []
-
-    def _last(self) -> tuple[int, ...]:
-        return tuple(self.tokens[len(self.tokens) - self.size + 1 :])
 
 
 class _Decoder:
@@ -233,13 +141,13 @@ class _Decoder:
         rows: int,
         scored: bool,
     ) -> None:
-        self.scored = scored
         self.models, self.decoding, self.teacher_mix = models, decoding, teacher_mix
-        self.end_token, self.vocabulary = end_token, vocabulary
+        self.end_token, self.vocabulary, self.scored = end_token, vocabulary, scored
         self.warpers = decoding.warpers()
-        self.rows: list[_Row | None] = [None] * rows
+        self.rows: list[_Place | None] = [None] * rows
         self.caches = [RaggedCache(model, rows) for model in models]
         device, steps = models[0].device, decoding.max_new_tokens
+        # the three keys of each row's noise: the seed, the prompt's key, the position
         self.seeds_b, self.keys_b, self.drawn_b = (
             torch.zeros(rows, dtype=torch.long, device=device) for _ in range(3)
         )
@@ -270,6 +178,7 @@ class _Decoder:
             if not queue and len(taken) <= 0.75 * len(self.rows):
                 self.keep(taken)
                 next_b = next_b[taken]
+            # both models read the same token, whichever of them made it likely
             self.hidden = [cache.step(next_b) for cache in self.caches]
 
     def admit(self, free: list[int], queue: deque[tuple[int, Prompt]]) -> None:
@@ -285,11 +194,10 @@ class _Decoder:
                 self.teacher_bth = hidden[1].new_zeros(rows, steps, hidden[1].shape[1])
         for held, new in zip(self.hidden, hidden, strict=True):
             held[places] = new
-        size = self.decoding.no_repeat_ngram
+        size, limit = self.decoding.no_repeat_ngram, self.decoding.max_new_tokens
         for place, (index, prompt) in zip(places, admitted, strict=True):
-            limit = self.decoding.max_new_tokens
-            repeats = _Repeats(size, list(prompt.tokens)) if size else None
-            self.rows[place] = _Row(index, min(limit, prompt.limit or limit), repeats)
+            repeats = Repeats(size, prompt.tokens) if size else None
+            self.rows[place] = _Place(index, min(limit, prompt.limit or limit), repeats)
         device = self.drawn_b.device
         self.seeds_b[places] = torch.tensor([p.seed for p in prompts], device=device)
         self.keys_b[places] = torch.tensor([p.key for p in prompts], device=device)
@@ -318,10 +226,10 @@ class _Decoder:
         here = torch.arange(len(self.rows), device=next_b.device), self.drawn_b.clamp(max=last)
         self.tokens_bt[here] = next_b
         if self.scored:
-            for scores_bt, log_bv in zip(
-                self.scores_kbt, (logs[0], logs[-1], mixed_bv), strict=True
-            ):
-                scores_bt[here] = log_bv.gather(-1, next_b[:, None])[:, 0]
+            # under q, p and p̃: for rewards log p - log q, and weights w = q / p̃ (MiniLLM, 2.2)
+            three = logs[0], logs[-1], mixed_bv
+            for scores_bt, log_bv in zip(self.scores_kbt, three, strict=True):
+                scores_bt[here] = log_likelihood(log_bv, next_b)
         if len(self.hidden) > 1:
             self.teacher_bth[here] = self.hidden[1]
         self.drawn_b += 1
@@ -345,7 +253,7 @@ class _Decoder:
 
     def retire(self, next_tokens: list[int]) -> Iterator[tuple[int, Response]]:
         """Yield the responses that end with these tokens, and free their rows."""
-        ended: list[tuple[int, _Row]] = []
+        ended: list[tuple[int, _Place]] = []
         for place, (row, token) in enumerate(zip(self.rows, next_tokens, strict=True)):
             if row is None:
                 continue
@@ -364,19 +272,17 @@ class _Decoder:
         for line, (place, row) in enumerate(ended):
             # cloned, since a slice would keep the tensors of all rows in memory
             length = row.drawn
-            yield (
-                row.index,
-                Response(
-                    tokens=tokens_bt[line, :length].clone(),
-                    finished=next_tokens[place] == self.end_token,
-                    student=scores_kbt[0, line, : length if self.scored else 0].clone(),
-                    teacher=scores_kbt[1, line, : length if with_teacher else 0].clone(),
-                    mixed=scores_kbt[2, line, : length if self.scored else 0].clone(),
-                    teacher_hidden=self.teacher_bth[place, :length].cpu().clone()
-                    if with_teacher
-                    else self.teacher_bth.cpu(),
-                ),
+            scored, taught = length * self.scored, length * with_teacher
+            states = self.teacher_bth[place, :length] if with_teacher else self.teacher_bth
+            response = Response(
+                tokens=tokens_bt[line, :length].clone(),
+                finished=next_tokens[place] == self.end_token,
+                student=scores_kbt[0, line, :scored].clone(),
+                teacher=scores_kbt[1, line, :taught].clone(),
+                mixed=scores_kbt[2, line, :scored].clone(),
+                teacher_hidden=states.cpu().clone(),
             )
+            yield row.index, response
             self.rows[place] = None
         for cache in self.caches:
             cache.free(places)

@@ -1,158 +1,151 @@
 """Stage: sample a model's responses to an evaluation set, with each decoding seed, and score them.
 
 Inputs: `model`, `data`, `tokenizer` (manifests). Outputs: `generations` (one line per prompt, with
-all its responses), `answers` (the same as tokens, one line per response, for the likelihoods
-stage), `scores`, `metrics`. Responses are saved as they are sampled, and a killed run resumes from
-them.
+all its responses), `answers` (the responses as tokens, one per line, for the likelihoods stage),
+`scores`, `metrics`. Responses are saved as they are sampled, and a killed run resumes from them.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from takd.decoding import loading
-from takd.decoding.resumable import Answers, answer, prompts_of
-from takd.decoding.sampling import Decoding
+from takd.data.arrow import dataset_of
+from takd.decoding.loading import close_log, configure_libraries
+from takd.decoding.prompts import Decoding
+from takd.decoding.resumable import Responses, prompts_of, respond
 from takd.metrics import diversity, rouge
 from takd.metrics.parallel import score
-from takd.models import causal_lm
-from takd.models.precision import device_name
-from takd.runtime.metrics_log import Journal, timed
-from takd.runtime.sharding import Share, shared
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.models.causal_lm import tokenizer_of
+from takd.runtime.files import read_json, write_lines
+from takd.runtime.metrics_log import Journal
+from takd.runtime.sharding import Shard, resumable
+from takd.runtime.stage import Stage
+
+Record = dict[str, Any]
+
+
+KEPT = (
+    "id",
+    "instruction",
+    "input",
+    "references",
+    "stratum",
+)  # of a prepared row; a set may have no strata
 
 
 def run(stage: Stage) -> None:
     """Sample the missing responses, score all, and write the outputs."""
-    loading.configure_libraries(stage)
-    with (
-        shared(stage, stage.outputs["scores"]) as (folder, share),
-        timed(folder, active=share.first) as journal,
-    ):
-        _evaluate(stage, folder, share, journal)
+    configure_libraries(stage)
+    with resumable(stage, stage.outputs["scores"]) as (folder, shard, journal):
+        _evaluate(stage, folder, shard, journal)
 
 
-def _evaluate(stage: Stage, folder: Path, share: Share, journal: Journal) -> None:
-    spec = stage.spec
-    dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
+def _evaluate(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> None:
+    spec, seeds = stage.spec, stage.spec["seeds"]
+    title = f"{spec['lineage']} seed {spec['seed']} on {spec['set']}"
+    dataset, tokenizer = dataset_of(stage, "data"), tokenizer_of(stage)
     rouge_tokenizer = read_json(stage.input("data"))["rouge_tokenizer"]
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
-    answers = answer(
+    responses = respond(
         stage,
-        f"{spec['lineage']} seed {spec['seed']} on {spec['set']}",
+        title,
         stage.input("model").parent / "model",
         tokenizer,
-        prompts_of(dataset, range(len(dataset)), spec["seeds"]),
+        prompts_of(dataset, range(len(dataset)), seeds),
         Decoding(**spec["decoding"]),
         folder,
-        share,
+        shard,
     )
-    if not share.first:
+    if not shard.first:
         return
-    journal.tokens = sum(len(found["tokens"]) for found in answers.values())
     # the first process does the rest
-    threads = stage.threads * share.count
-    rows = list(_rows(dataset, tokenizer, answers, spec["seeds"], threads, rouge_tokenizer))
-    lines = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-    write_text(stage.outputs["generations"], lines)
-    lines = "".join(
-        json.dumps({"row": row, "seed": seed, **answers[row, seed]}) + "\n"
-        for row in range(len(dataset))
-        for seed in spec["seeds"]
-    )
-    write_text(stage.outputs["answers"], lines)
-    scores = _scores(rows, spec["seeds"], rouge_tokenizer)
-    device = device_name()
-    journal.close(len(answers), device=device, processes=share.count, **stage.origin())
-    write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
+    threads = stage.threads * shard.count
+    rows = list(_rows(dataset, tokenizer, responses, seeds, threads, rouge_tokenizer))
+    write_lines(stage.outputs["generations"], rows, ensure_ascii=False, sort_keys=True)
+    keys = [(row, seed) for row in range(len(dataset)) for seed in seeds]
+    answers = ({"row": row, "seed": seed, **responses[row, seed]} for row, seed in keys)
+    write_lines(stage.outputs["answers"], answers)
+    tokens = sum(len(found["tokens"]) for found in responses.values())
+    close_log(stage, journal, len(responses), tokens, shard.count)
+    found = summary(rows, seeds, rouge_tokenizer)
     # written last: it marks the result as complete
     stage.write_record(
         stage.outputs["scores"],
         **{key: spec[key] for key in ("lineage", "seed", "set", "decoding")},
-        decoding_seeds=spec["seeds"],
+        decoding_seeds=seeds,
         rouge_tokenizer=rouge_tokenizer,
         n=len(rows),
-        **scores,
+        **found,
     )
-    rouge = scores["scores"]["rougeL"]["mean"]
     stage.say(
-        f"{spec['lineage']} seed {spec['seed']} on {spec['set']}: ROUGE-L {rouge:.2f}"
-        f" (n = {len(rows)} prompts x {len(spec['seeds'])} decoding seeds)"
+        f"{title}: ROUGE-L {found['scores']['rougeL']['mean']:.2f}"
+        f" (n = {len(rows)} prompts x {len(seeds)} decoding seeds)"
     )
 
 
 def _rows(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    answers: Answers,
+    responses: Responses,
     seeds: Sequence[int],
     threads: int,
     rouge_tokenizer: str,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Yield one record per prompt, with its responses and their scores."""
+    found = [[responses[row, seed] for seed in seeds] for row in range(len(dataset))]
     texts = [
-        tokenizer.batch_decode(
-            [answers[row, seed]["tokens"] for seed in seeds], skip_special_tokens=True
-        )
-        for row in range(len(dataset))
+        tokenizer.batch_decode([each["tokens"] for each in of_row], skip_special_tokens=True)
+        for of_row in found
     ]
     scored = score(texts, dataset["references"], threads, rouge_tokenizer)
-    for index, (row, scores) in enumerate(zip(dataset, scored, strict=True)):
-        outputs = []
-        for position, seed in enumerate(seeds):
-            found = answers[index, seed]
-            outputs.append(
-                {
-                    "seed": seed,
-                    "text": texts[index][position],
-                    "tokens": len(found["tokens"]),
-                    "finished": found["finished"],
-                    **{name: scores[name][position] for name in rouge.MEASURES},
-                }
-            )
-        kept = {key: row[key] for key in ("id", "instruction", "input", "references")}
+    for row, of_row, said, scores in zip(dataset, found, texts, scored, strict=True):
+        outputs = [
+            {
+                "seed": seed,
+                "text": said[at],
+                "tokens": len(of_row[at]["tokens"]),
+                "finished": of_row[at]["finished"],
+                **{name: scores[name][at] for name in rouge.MEASURES},
+            }
+            for at, seed in enumerate(seeds)
+        ]
+        kept = {key: row[key] for key in KEPT if key in row}
         yield {**kept, "self_bleu": scores["self_bleu"], "outputs": outputs}
 
 
-def _scores(
-    rows: Sequence[dict[str, Any]], seeds: Sequence[int], rouge_tokenizer: str
-) -> dict[str, Any]:
-    """Means over prompts, by decoding seed and overall."""
-    scores = {}
-    for name in rouge.MEASURES:
-        by_seed = {
-            str(seed): fmean(row["outputs"][position][name] for row in rows)
-            for position, seed in enumerate(seeds)
-        }
-        scores[name] = {"mean": fmean(by_seed.values()), "by_seed": by_seed}
+def summary(rows: Sequence[Record], seeds: Sequence[int], rouge_tokenizer: str) -> Record:
+    """Compute means over prompts of scores and diversity, by decoding seed and over the seeds.
+
+    Distinct-n is over all prompts of a seed, self-BLEU over the seeds of each prompt.
+    """
+    by_seed = {str(seed): [row["outputs"][at] for row in rows] for at, seed in enumerate(seeds)}
     outputs = [output for row in rows for output in row["outputs"]]
+    alike = [row["self_bleu"] for row in rows if row["self_bleu"] is not None]
     return {
-        "scores": scores,
-        "diversity": _diversity(rows, seeds, rouge_tokenizer),
+        "scores": {
+            name: _with_mean({s: fmean(o[name] for o in of) for s, of in by_seed.items()})
+            for name in rouge.MEASURES
+        },
+        "diversity": {
+            **{
+                f"distinct_{n}": _with_mean(
+                    {
+                        seed: diversity.distinct((o["text"] for o in of), n, rouge_tokenizer)
+                        for seed, of in by_seed.items()
+                    }
+                )
+                for n in diversity.DISTINCT
+            },
+            "self_bleu": {"mean": fmean(alike) if alike else None},
+        },
         "response_tokens": {"mean": fmean(output["tokens"] for output in outputs)},
         "cut_off": fmean(not output["finished"] for output in outputs),
     }
 
 
-def _diversity(
-    rows: Sequence[dict[str, Any]], seeds: Sequence[int], rouge_tokenizer: str
-) -> dict[str, Any]:
-    """Distinct-n over prompts by decoding seed, and self-BLEU over the seeds of each prompt."""
-    found: dict[str, Any] = {}
-    for n in diversity.DISTINCT:
-        by_seed = {
-            str(seed): diversity.distinct(
-                (row["outputs"][position]["text"] for row in rows), n, rouge_tokenizer
-            )
-            for position, seed in enumerate(seeds)
-        }
-        values = [value for value in by_seed.values() if value is not None]
-        found[f"distinct_{n}"] = {"mean": fmean(values) if values else None, "by_seed": by_seed}
-    alike = [row["self_bleu"] for row in rows if row["self_bleu"] is not None]
-    found["self_bleu"] = {"mean": fmean(alike) if alike else None}
-    return found
+def _with_mean(by_seed: dict[str, Any]) -> Record:
+    values = [value for value in by_seed.values() if value is not None]
+    return {"mean": fmean(values) if values else None, "by_seed": by_seed}

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from takd.data.folders import files_below
 from takd.experiment.experiment import Experiment
 from takd.experiment.schema import ROW_FILTERS
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError
-from takd.runtime.files import files_below
 
 
 def source_of(experiment: Experiment, split: str) -> dict[str, Any]:

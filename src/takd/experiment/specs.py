@@ -102,6 +102,8 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     if teacher := lineages.teacher_of(lineage):
         spec["teacher"] = experiment.trained_with(teacher, seed)
         spec["asks_teacher"] = METHODS[method].asks_teacher(settings)
+    if settings.get("start") == "sft":  # the student's own supervised run
+        spec["init"] = [lineages.supervised(model), seed]
     return spec
 
 
@@ -202,7 +204,9 @@ def card(experiment: Experiment, lineage: str, seed: int) -> Spec:
         # also needed to read the evaluations
         "chains": [],
         "teacher_cache": [],
-        "samples": 0,
+        # a prompt as the example
+        "samples": 1,
+        "license": experiment.settings["license"],
         "judge": bool(whole["judge"]),
         "sources": {name: spec["source"] for name, spec in splits.items()},
         "template": _template(experiment),

@@ -1,6 +1,6 @@
-"""Batches of prompts and responses, and the positions that predict response tokens."""
+"""Batches of prompts and responses, padded on the right, and the positions that predict tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from takd.models.causal_lm import hidden_states
 
+Pair = tuple[Sequence[int], Sequence[int]]  # prompt and response, as token ids
+
 
 @dataclass
-class Layout:
+class RightPadded:
     """A batch padded on the right, with the positions that predict response tokens.
 
     Attributes:
@@ -26,9 +28,7 @@ class Layout:
     targets_n: Tensor
 
     @classmethod
-    def of(
-        cls, texts: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
-    ) -> "Layout":
+    def of(cls, texts: Sequence[Pair], device: torch.device) -> "RightPadded":
         """Lay out (prompt, response) pairs.
 
         After an empty prompt the first response token is not predicted, as nothing precedes it.
@@ -47,3 +47,17 @@ class Layout:
     def hidden(self, model: PreTrainedModel) -> Tensor:
         """Compute the hidden states that predict the response tokens, (n, hidden size)."""
         return hidden_states(model, self.ids_bt)[self.rows_n, self.columns_n]
+
+    def split(self, values_n: Tensor) -> tuple[Tensor, ...]:
+        """Move values of the predicted tokens, (n, ...), to the CPU; return them text by text."""
+        return values_n.cpu().split(self.rows_n.bincount(minlength=len(self.ids_bt)).tolist())
+
+
+def by_length(
+    texts: Sequence[Pair], size: int, device: torch.device
+) -> Iterator[tuple[list[int], RightPadded]]:
+    """Yield batches of texts of similar length, which need little padding, and their indices."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        yield chosen, RightPadded.of([texts[i] for i in chosen], device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.models.causal_lm import autocast_type, cut, output_layer, vocabulary_product, wide_product
+from takd.models.logits import autocast_type, cut, output_layer, vocabulary_product, wide_product
 
 # (logits (m, vocabulary), columns of the same tokens) -> loss and statistics of each token, (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -116,7 +116,8 @@ class _Fused(torch.autograd.Function):
             for tensor, wanted in zip(inputs, ctx.needs_input_grad[:3], strict=True)
         ]
         # computed in the forward pass, for an incoming gradient of 1: the loss is a sum, so that
-        # `backward` only has to scale them
+        # `backward` only has to scale them. With logits Z = H Wᵀ + b and G = ∂L/∂Z of a chunk:
+        # ∂L/∂H = G W, ∂L/∂W = Gᵀ H, ∂L/∂b = Σ G
         hidden_grad, weight_grad, bias_grad = gradients
         learns = any(gradient is not None for gradient in gradients)
         total = torch.zeros((), device=device)
@@ -139,8 +140,7 @@ class _Fused(torch.autograd.Function):
                 if weight_grad is not None and dtype == weight_grad.dtype:
                     weight_grad[:vocabulary].addmm_(grad_mv.T, piece_mh)
                 elif weight_grad is not None:
-                    # in parts: the whole product would need as much memory again as the head's
-                    # gradient
+                    # in parts: the whole product would need as much memory again as the gradient
                     for row in range(0, vocabulary, HEAD_ROWS):
                         part = slice(row, min(row + HEAD_ROWS, vocabulary))
                         product = wide_product(grad_mv[:, part].T, piece_mh)

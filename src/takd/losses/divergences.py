@@ -20,6 +20,11 @@ def expectation(weights_nv: Tensor, values_nv: Tensor) -> Tensor:
     return (weights_nv * values_nv.masked_fill(weights_nv <= 0, 0.0)).sum(-1)
 
 
+def log_likelihood(log_nv: Tensor, targets_n: Tensor) -> Tensor:
+    """Pick the log-probability of each token's target, (n,)."""
+    return log_nv.gather(-1, targets_n[:, None])[:, 0]
+
+
 def forward_kl(student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
     """KL(p ‖ q) = Σ p (log p - log q), which is mode-covering (Hinton et al., arXiv 1503.02531)."""
     return expectation(teacher_nv.exp(), teacher_nv - student_nv)

@@ -15,15 +15,15 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.losses.batch import Layout
+from takd.losses.batch import RightPadded
 from takd.losses.divergences import coarsen, log_tail
-from takd.models.causal_lm import project, tempered
+from takd.models.logits import project, tempered
 
 
 class TeacherView(Protocol):
     """Interface: the teacher's distributions at the response tokens of a batch."""
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         """Return what `pair` needs of each token, (n, ...)."""
         ...
 
@@ -41,23 +41,20 @@ class LiveTeacher:
     temperature: float = 1.0
 
     @torch.no_grad()
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         return {"teacher_hidden": layout.hidden(self.model)}
 
-    @torch.no_grad()
-    def _log(self, hidden_nh: Tensor) -> Tensor:
-        return tempered(
-            project(self.model, hidden_nh, self.vocabulary), self.temperature
-        ).log_softmax(-1)
-
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return student_nv, self._log(columns["teacher_hidden"])
+        # of a chunk of tokens: all logits of a batch never exist at once
+        logits_nv = project(self.model, columns["teacher_hidden"], self.vocabulary)
+        with torch.no_grad():
+            return student_nv, tempered(logits_nv, self.temperature).log_softmax(-1)
 
 
 class KeptTeacher(LiveTeacher):
     """Teacher whose hidden states are part of the rows: `teacher_hidden`, (length, hidden size)."""
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         kept = torch.cat([row.teacher_hidden for row in rows])
         return {"teacher_hidden": kept.to(layout.ids_bt.device, self.model.dtype)}
 
@@ -90,7 +87,7 @@ class StoredTeacher:
 
     stored: StoredOutputs
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         found = self.stored.read([row.index for row in rows])
         device = layout.ids_bt.device
         return {
@@ -110,7 +107,7 @@ class StoredHidden(LiveTeacher):
 
     stored: StoredOutputs | None = None
 
-    def columns(self, rows: Sequence[Any], layout: Layout) -> dict[str, Tensor]:
+    def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         assert self.stored is not None
         found = self.stored.read([row.index for row in rows])
         return {"teacher_hidden": found["hidden"].to(layout.ids_bt.device, self.model.dtype)}

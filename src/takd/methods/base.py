@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from takd.decoding.sampling import Prompt, Response
-from takd.losses.batch import Layout
+from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.schedule import total_steps
 
@@ -200,9 +200,9 @@ def prompts_of(rows: Sequence[Example], seed: int, draw: int) -> list[Prompt]:
     ]
 
 
-def laid_out(rows: Sequence[Example], device: torch.device) -> Layout:
+def laid_out(rows: Sequence[Example], device: torch.device) -> RightPadded:
     """Return rows as one padded batch."""
-    return Layout.of([(row.prompt, row.response) for row in rows], device)
+    return RightPadded.of([(row.prompt, row.response) for row in rows], device)
 
 
 def response_tokens(rows: Sequence[Example]) -> int:

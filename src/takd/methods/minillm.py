@@ -52,7 +52,7 @@ from takd.methods.policy_gradient import (
 )
 from takd.methods.schedule import steps_per_round
 from takd.methods.token_losses import label_and_divergence_loss
-from takd.models.causal_lm import tempered
+from takd.models.logits import tempered
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from takd.losses.chunked import sum_over_tokens
+from takd.losses.divergences import log_likelihood
 from takd.losses.teacher_logits import TeacherView
 from takd.methods.base import Example, LossFunction, Statistics, laid_out
 
@@ -17,7 +18,7 @@ def label_loss(vocabulary: int, tokens: int) -> LossFunction:
     """Return the loss -log q(y_t), summed over response tokens and divided by `tokens`."""
 
     def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
-        return -_log_likelihood(logits_mv.log_softmax(-1), columns["target"]), {}
+        return -log_likelihood(logits_mv.log_softmax(-1), columns["target"]), {}
 
     def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
         layout = laid_out(rows, student.device)
@@ -43,7 +44,7 @@ def label_and_divergence_loss(
 
     def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
         log_q_mv = logits_mv.log_softmax(-1)
-        label_m = -_log_likelihood(log_q_mv, columns["target"])
+        label_m = -log_likelihood(log_q_mv, columns["target"])
         divergence_m = divergence(*teacher.pair(log_q_mv, columns))
         mixed_m = (1 - ratio) * label_m + ratio * divergence_m
         return mixed_m, {"label_loss": label_m, "divergence": divergence_m}
@@ -57,7 +58,3 @@ def label_and_divergence_loss(
         return total / tokens, {name: value / tokens for name, value in sums.items()}
 
     return loss
-
-
-def _log_likelihood(log_nv: Tensor, targets_n: Tensor) -> Tensor:
-    return log_nv.gather(-1, targets_n[:, None])[:, 0]

@@ -19,11 +19,8 @@ def of_prompt(
 ) -> dict[str, list[float] | float | None]:
     """Compute all measures of one prompt's responses, individually and together."""
     of_texts = [rouge.scores(text, references, tokenizer) for text in texts]
-    found: dict[str, list[float] | float | None] = {
-        name: [scores[name] for scores in of_texts] for name in rouge.MEASURES
-    }
-    found["self_bleu"] = diversity.self_bleu(texts, tokenizer)
-    return found
+    found = {name: [scores[name] for scores in of_texts] for name in rouge.MEASURES}
+    return {**found, "self_bleu": diversity.self_bleu(texts, tokenizer)}
 
 
 def score(
@@ -40,25 +37,15 @@ def score(
         threads: largest number of processes.
         tokenizer: tokenizer of ROUGE, "standard" or "unicode".
     """
-    count = _tokens if tokenizer == words.UNICODE else _words
+    split = words.tokens if tokenizer == words.UNICODE else str.split
     pairs = sum(
-        count(text) * count(reference)
-        for answers, right in zip(texts, references, strict=True)
-        for text in answers
-        for reference in right
+        sum(len(split(text)) for text in responses) * sum(len(split(text)) for text in right)
+        for responses, right in zip(texts, references, strict=True)
     )
     workers = min(threads, int(pairs / PAIRS_PER_SECOND / START_SECONDS))
     if workers < 2:
         return list(map(partial(of_prompt, tokenizer), texts, references))
     return pooled(texts, references, workers, tokenizer)
-
-
-def _words(text: str) -> int:
-    return len(text.split())
-
-
-def _tokens(text: str) -> int:
-    return len(words.tokens(text))
 
 
 def pooled(

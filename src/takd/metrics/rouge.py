@@ -5,7 +5,7 @@ Also used for dev evaluations. docs/measures.md lists all measures.
 
 import functools
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
@@ -18,33 +18,24 @@ STEMS = 2**16  # words whose stems are cached
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class _Stemmer:
-    """The stemmer of `rouge_score` with a cache: stemming takes 40 % of its time."""
+class _Words(Tokenizer):
+    """Stemmed tokens; stems are cached, since stemming takes 40 % of the time of `rouge_score`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: str) -> None:
+        self._unicode = tokenizer == words.UNICODE
         self.stem = functools.lru_cache(STEMS)(PorterStemmer().stem)
 
-
-class _Standard(Tokenizer):
-    def __init__(self) -> None:
-        self._stemmer = _Stemmer()
-
     def tokenize(self, text: str) -> list[str]:
-        return tokenize(text, self._stemmer)
-
-
-class _Unicode(_Standard):
-    def tokenize(self, text: str) -> list[str]:
+        if not self._unicode:
+            return tokenize(text, self)  # it takes the method `stem` of its stemmer
         # the stemmer is for English words of four letters and more, as `rouge_score` has it
-        stem = self._stemmer.stem
         found = words.tokens(text)
-        return [stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+        return [self.stem(word) if len(word) > 3 and word.isascii() else word for word in found]
 
 
 @functools.cache
 def _scorer(tokenizer: str) -> RougeScorer:
-    kind = {words.STANDARD: _Standard, words.UNICODE: _Unicode}[tokenizer]
-    return RougeScorer(["rougeL"], tokenizer=kind())
+    return RougeScorer(["rougeL"], tokenizer=_Words(tokenizer))
 
 
 def rouge_l(text: str, references: Sequence[str], tokenizer: str = words.AUTO) -> float:
@@ -79,14 +70,13 @@ def _normalised(text: str) -> str:
     return " ".join(text.lower().translate(NO_PUNCTUATION).split())
 
 
-MEASURES = ("rougeL", "exact_match", "normalised_match")
+MEASURES: dict[str, Callable[[str, Sequence[str], str], float]] = {
+    "rougeL": rouge_l,
+    "exact_match": lambda text, references, _: exact_match(text, references),
+    "normalised_match": lambda text, references, _: normalised_match(text, references),
+}
 
 
 def scores(text: str, references: Sequence[str], tokenizer: str) -> dict[str, float]:
     """Compute all measures of a text; `tokenizer` as for `rouge_l`."""
-    found = (
-        rouge_l(text, references, tokenizer),
-        exact_match(text, references),
-        normalised_match(text, references),
-    )
-    return dict(zip(MEASURES, found, strict=True))
+    return {name: measure(text, references, tokenizer) for name, measure in MEASURES.items()}

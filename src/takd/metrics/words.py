@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import regex
 
-TOKENIZERS = STANDARD, UNICODE = "standard", "unicode"
-"""Names of the tokens of `rouge_score`, and of those here."""
+TOKENIZERS = STANDARD, UNICODE = "standard", "unicode"  # tokens of `rouge_score`, and those here
 AUTO = "auto"  # chooses one of them by the references
 SHARE = 0.01  # share of `unseen` rows from which on the unicode tokenizer is chosen
 

@@ -13,12 +13,12 @@ from typing import Any
 from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from takd.analysis.comparisons import analyse
+from takd.analysis import table
 from takd.analysis.costs import device_text
 from takd.analysis.measures import measured
-from takd.analysis.results import MEASURES as WITH_INTERVAL
-from takd.analysis.results import Model, Results, read
-from takd.analysis.statistics import number
+from takd.analysis.results import Model, Results, Row, read
+from takd.analysis.table import SCORE
+from takd.analysis.text import PAPERS
 from takd.data.template import CHAT
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
@@ -26,8 +26,9 @@ from takd.experiment.lineage import prefixes, split
 from takd.model_cards import markdown
 from takd.model_cards.frontmatter import front_matter
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json, write_text
 from takd.runtime.records import faults, read_record, remade
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.stage import Stage
 
 
 def run(stage: Stage) -> None:
@@ -75,8 +76,13 @@ def card(results: Results, chat: bool) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": markdown.plain, "code": markdown.code, "fence": markdown.fence}
+    shown = example(results)
     body = environment.get_template("card.md.jinja").render(
-        **_facts(results), chat=chat, snippet=snippet(results.spec, chat)
+        **_facts(results),
+        papers=PAPERS,
+        chat=chat,
+        example=shown,
+        snippet=snippet(results.spec, chat, shown),
     )
     head = front_matter(results)
     text = str(ModelCard(f"---\n{head.to_yaml(line_break=chr(10))}\n---\n\n{body}"))
@@ -109,6 +115,13 @@ def _facts(results: Results) -> dict[str, Any]:
         "tokens": {name: results.evaluations[node, name].rouge_tokenizer for name in spec["sets"]},
         "decoding": decoding(spec["decoding"]),
     }
+
+
+def start(model: Model) -> str:
+    """Name the weights that a training began with."""
+    return (
+        f"SFT seed {model.node.seed}" if "init" in model.manifest["inputs"] else "starting weights"
+    )
 
 
 def weights_text(source: dict[str, Any]) -> str:
@@ -149,6 +162,7 @@ def _training(model: Model) -> dict[str, Any]:
         if best["step"] is not None and best["value"] is not None
     }
     return settings | {
+        "start": start(model),
         "training seed": str(model.node.seed),
         "steps in all": str(manifest["steps"]),
         "precision": str(manifest.get("precision", "unknown")),
@@ -161,22 +175,35 @@ def _training(model: Model) -> dict[str, Any]:
 
 def _evaluation(results: Results) -> list[dict[str, Any]]:
     """One row per measure: its value on each set, with the confidence interval where it has one."""
-    found, (node,) = analyse(results), results.nodes
+    found = table.of(results)
     rows = []
     for measure in measured(results):
-        cells = []
-        for name in results.spec["sets"]:
-            value = measure.of(results.evaluations[node, name])
-            if measure.name in WITH_INTERVAL:
-                cells.append(found.scores[name, node.lineage, measure.name].text())
-            else:
-                cells.append("" if value is None else number(value, digits=measure.digits))
+        scores = (
+            table.one(found, kind=SCORE, set=name, measure=measure.name)
+            for name in results.spec["sets"]
+        )
+        cells = [score.text() if score else "" for score in scores]
         rows.append({"title": measure.title, "better": measure.better, "cells": cells})
     return rows
 
 
-def snippet(spec: dict[str, Any], chat: bool) -> str:
-    """Program that prompts the model as in the evaluation, run from the folder of the card."""
+def example(results: Results) -> Row | None:
+    """A prompt of the first evaluation set with its references; None if the report shows no samples."""
+    return next(
+        (
+            row
+            for of_set in results.samples.values()
+            for rows in of_set.values()
+            for row in rows.values()
+        ),
+        None,
+    )
+
+
+def snippet(spec: dict[str, Any], chat: bool, example: Row | None) -> str:
+    """Program that asks the model the example as in the evaluation, run from the folder of the card."""
+    asked = example or {"instruction": "Name three colours.", "input": ""}
+    instruction, given = asked["instruction"], asked["input"]
     record = spec["decoding"]
     drawn = {"do_sample": record["sample"]}
     if record["sample"]:
@@ -185,23 +212,31 @@ def snippet(spec: dict[str, Any], chat: bool) -> str:
         drawn["no_repeat_ngram_size"] = record["no_repeat_ngram"]
     drawn["max_new_tokens"] = record["max_new_tokens"]
     if chat:
-        prompt = """\
-messages = [{"role": "user", "content": "Name three colours."}]
+        with_input = f', "input": {given!a}' if given else ""
+        prompt = f"""\
+messages = [{{"role": "user", "content": {instruction!a}{with_input}}}]
 inputs = tokenizer.apply_chat_template(
     messages,
     add_generation_prompt=True,
     return_dict=True,
     return_tensors="pt",
-    tokenizer_kwargs={"return_token_type_ids": False},
+    tokenizer_kwargs={{"return_token_type_ids": False}},
 )"""
     else:
+        template = spec["template"]["with_input" if given else "without_input"]
+        fill = "".join(
+            f'.replace("{{{key}}}", {asked[key]!a})'
+            for key in ("input", "instruction")
+            if asked[key]
+        )
         prompt = f"""\
-template = {spec["template"]["without_input"]!a}
-prompt = template.replace("{{instruction}}", "Name three colours.")
+template = {template!a}
+prompt = template{fill}
 inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)"""
     return f"""\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+set_seed({spec["decoding_seeds"][0]})
 folder = "."  # of this file, or the model's name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)

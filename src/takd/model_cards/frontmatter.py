@@ -16,8 +16,8 @@ METRICS = {"rougeL": "rouge"}
 def front_matter(results: Results) -> ModelCardData:
     """Build tags, base model, data sets and evaluation results of the one model in `results`.
 
-    Unknown fields are left out: experiment files hold neither licence nor language, and `base_model` and `datasets` are
-    names on the Hub.
+    Unknown fields are left out: experiment files hold no language, the licence only where one is set, and `base_model`
+    and `datasets` are names on the Hub.
     """
     spec, (node,) = results.spec, results.nodes
     hop = split(node.lineage)[-1]
@@ -25,6 +25,7 @@ def front_matter(results: Results) -> ModelCardData:
     trained_on = (spec["sources"].get(name) or {} for name in ("train", "corpus"))
     datasets = list(dict.fromkeys(source["hub"] for source in trained_on if "hub" in source))
     return ModelCardData(
+        license=spec.get("license") or None,
         library_name="transformers",
         pipeline_tag=TASK,
         **({"base_model": base, "base_model_relation": "finetune"} if base else {}),

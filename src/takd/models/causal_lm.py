@@ -21,10 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from takd.models.logits import lowered_type, without_autocast
 from takd.models.precision import PRETRAINED, pretrained_in
 from takd.models.tokenizer_check import entries, used_entries
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
+from takd.runtime.stage import Stage
 
 if not torch.cuda.is_available():
     # DeepSpeed, which other libraries import, would warn on the console about a missing GPU
@@ -34,15 +35,19 @@ DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
     *("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"),
 )
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # equal functions that run as one kernel instead of eight
 FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
-VOCABULARY_BLOCK = 2048
+
+def tokenizer_of(stage: Stage) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a stage gets as its input `tokenizer`."""
+    return load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a local folder, without custom code."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder, **LOCAL)
 
 
 def load_model(
@@ -53,14 +58,12 @@ def load_model(
     Args:
         folder: `config.json` and safetensors; without weights, the model is initialised with
             `seed`.
-        seed: seed of the initial weights.
         dropout: dropout probability everywhere in the model during training.
-        dtype: dtype of the parameters.
 
     Raises:
         InputError: the folder has weights, but none in safetensors format; or the family refuses dropout.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, **LOCAL)
     # saved with the trained model, whose float32 weights do not show the pretraining dtype
     setattr(config, PRETRAINED, pretrained_in(folder))
     for key in DROPOUT_KEYS:
@@ -77,14 +80,8 @@ def load_model(
         )
     try:
         if weights:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
+            safe = {"use_safetensors": True, **LOCAL}
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **safe)
         else:
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -102,7 +99,7 @@ def load_model(
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Return the number of vocabulary entries that the tokenizer and the model share.
+    """Return the number of vocabulary entries that the tokenizer and the model shard.
 
     Models with the same tokenizer may pad their embeddings to different sizes, or lack an entry for
     a pad token at the end, which occurs in no text. Comparisons of two models cut both to the
@@ -139,7 +136,6 @@ def hidden_states(
     then count from 0 as usual, and no attention mask is needed.
 
     Args:
-        model: a causal language model.
         ids_bt: token ids, (batch, length).
         mask: attention mask, (batch, 1, length, cached and new tokens), True where a token may
             attend, or one mask per kind of layer. None: causal, within the family's attention
@@ -175,9 +171,7 @@ def decoding_mask(
     itself.
 
     Args:
-        model: the model that decodes.
         lengths_b: cached tokens of each row, (batch,), which is also the column of the next token.
-        columns: columns of the mask.
     """
     at = torch.arange(columns, device=lengths_b.device)
     causal = (at <= lengths_b[:, None])[:, None, None]
@@ -200,106 +194,6 @@ def _added(mask: Tensor, model: PreTrainedModel) -> Tensor:
         return mask
     zero = torch.zeros((), dtype=model.dtype, device=mask.device)
     return torch.where(mask, zero, torch.finfo(model.dtype).min)
-
-
-def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Prepare a model for inference: no dropout, no gradients, and computation in its own dtype.
-
-    A teacher runs inside its student's autocast. Autocast would keep the hidden states of
-    half-precision weights in float32, cast norms at each step, and lower a model that needs float32
-    because it overflows in float16.
-    """
-    setattr(model, _FROZEN, True)
-    return model.eval().requires_grad_(False)
-
-
-_FROZEN = "takd_frozen"
-
-
-def lowered_type(model: PreTrainedModel) -> torch.dtype | None:
-    """Return the dtype to which autocast now casts this model's products; None if it does not."""
-    return None if getattr(model, _FROZEN, False) else autocast_type(model.device)
-
-
-def autocast_type(device: torch.device) -> torch.dtype | None:
-    """Return the dtype to which autocast casts matrix products now; None if it is off."""
-    kind = device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Context in which products are computed in the dtypes of their operands."""
-    if autocast_type(device) is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
-def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
-    """Compute float32 logits without gradients, (..., hidden size) to (..., vocabulary).
-
-    Only the operands are rounded to half precision. Rounding GPT-2's logits, which are near -65, to
-    bfloat16 would give each log-probability an error with standard deviation 0.13, and so distort
-    ratios and importance weights of policy gradients; with rounded operands the error is 0.001.
-    """
-    head = output_layer(model)
-    dtype = lowered_type(model) or head.weight.dtype
-    with torch.no_grad():
-        return vocabulary_product(
-            hidden.to(dtype), head.weight[:vocabulary].to(dtype), cut(head.bias, vocabulary)
-        )
-
-
-def output_layer(model: PreTrainedModel) -> nn.Linear:
-    """Return the output embedding, which computes logits from the last hidden states."""
-    head = model.get_output_embeddings()
-    assert isinstance(head, nn.Linear), type(head)  # ensured by check_projection
-    return head
-
-
-def cut(bias_v: Tensor | None, vocabulary: int) -> Tensor | None:
-    """Cut the bias of the output embedding, if there is one, to the entries of the tokenizer."""
-    return None if bias_v is None else bias_v[:vocabulary]
-
-
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Divide logits by a temperature; temperature 1 returns them as they are."""
-    return logits if temperature == 1 else logits / temperature
-
-
-def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
-    """Multiply matrices (n, k) and (k, m), with a float32 result for half-precision operands.
-
-    A GPU accumulates in float32 and returns that; a CPU, on which half-precision products are slow,
-    multiplies in float32.
-    """
-    with without_autocast(left_nk.device):
-        if left_nk.dtype not in (torch.float16, torch.bfloat16):
-            return left_nk @ right_km
-        if left_nk.device.type == "cuda":
-            return torch.mm(left_nk, right_km, out_dtype=torch.float32)
-        return left_nk.float() @ right_km.float()
-
-
-def vocabulary_product(hidden: Tensor, weight_vh: Tensor, bias_v: Tensor | None = None) -> Tensor:
-    """Compute logits, (..., hidden size) to (..., vocabulary), in float32 or wider.
-
-    On a CPU this runs in blocks of the vocabulary, because a product of a few rows with 50,000
-    columns reaches half of the library's speed.
-    """
-    flat_nh = hidden.reshape(-1, hidden.shape[-1])
-    rows = weight_vh.shape[0]
-    in_blocks = hidden.device.type == "cpu" and rows > 2 * VOCABULARY_BLOCK
-    parts = weight_vh.split(VOCABULARY_BLOCK if in_blocks else rows)
-    pieces = [wide_product(flat_nh, part_vh.T) for part_vh in parts]
-    logits_nv = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
-    if bias_v is not None:
-        logits_nv = logits_nv + bias_v.to(logits_nv.dtype)
-    return logits_nv.unflatten(0, hidden.shape[:-1]) if hidden.ndim != 2 else logits_nv
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Count the parameters of a model, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def checkpoint_activations(model: PreTrainedModel, name: str) -> None:

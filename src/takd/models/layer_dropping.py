@@ -13,11 +13,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from takd.models.weight_files import opened, read_config
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.models.weight_files import FITTING, INDEX, opened, read_config
+from takd.runtime.errors import InputError, reason
 
-INDEX = "model.safetensors.index.json"
 # splits `model.layers.3.mlp.up_proj.weight` into prefix, layer index and rest
 BLOCK = re.compile(r"((?:[^.\d][^.]*\.)+)(\d+)(\..+)")
 # lists and numbered settings that are not per layer, whatever their length
@@ -58,7 +56,6 @@ def keep_layers(source: Path, target: Path, keep: int | list[int], name: str) ->
         source: folder with `config.json` and safetensors, and an index if there are several files.
         target: folder for the smaller model.
         keep: ascending layer indices, or their number.
-        name: name of the model, for error messages.
 
     Raises:
         InputError: as `choose`; the tensors do not form a single stack of blocks; or the kept
@@ -103,9 +100,8 @@ def shortened(config: Any, kept: list[int], name: str) -> Any:
     try:
         return type(config).from_dict(settings)
     except Exception as error:  # each model family raises its own exceptions
-        raise _unfit(
-            name, config, f"its config.json cannot be shortened ({reason(error)})"
-        ) from None
+        why = f"its config.json cannot be shortened ({reason(error)})"
+        raise _unfit(name, config, why) from None
 
 
 def _check_same(config: Any, part: Any, kept: list[int], name: str) -> None:
@@ -131,24 +127,19 @@ def _check_same(config: Any, part: Any, kept: list[int], name: str) -> None:
         whole = hollow(config)
         stacks = _stacks(whole, layers)
         short = hollow(part, lambda key: _in_whole(key, stacks, kept))
-        for stack in stacks.values():
-            for number, layer in enumerate(stack):
-                if number not in kept:
-                    layer.register_forward_hook(_hand_on, with_kwargs=True)
+        dropped = [stack[n] for stack in stacks.values() for n in range(layers) if n not in kept]
+        for layer in dropped:
+            layer.register_forward_hook(_hand_on, with_kwargs=True)
         ids = torch.arange(3 * WINDOW)[None] % config.get_text_config().vocab_size
         with torch.no_grad():
             expected, found = (hidden_states(model, ids) for model in (whole, short))
         distance = relative_error(found, expected)
     except Exception as error:  # an unsupported family may raise any exception
-        raise _unfit(
-            name, config, f"some of its layers cannot be compared with all ({reason(error)})"
-        ) from None
+        why = f"some of its layers cannot be compared with all ({reason(error)})"
+        raise _unfit(name, config, why) from None
     if not stacks or not distance < SAME:
-        raise _unfit(
-            name,
-            config,
-            f"layers {', '.join(map(str, kept))} would compute something else than in the whole model",
-        )
+        why = "would compute something else than in the whole model"
+        raise _unfit(name, config, f"layers {', '.join(map(str, kept))} {why}")
 
 
 def _stacks(model: Any, layers: int) -> dict[str, Any]:
@@ -181,8 +172,8 @@ def _hand_on(layer: Any, args: Any, kwargs: Any, output: Any) -> Any:
 
 def _unfit(name: str, config: Any, why: str) -> InputError:
     return InputError(
-        f"model '{name}' ({config.model_type}): keep_layers does not work on it: {why}; choose other layers, or a"
-        " family such as gpt2, opt, llama, mistral or qwen2."
+        f"model '{name}' ({config.model_type}): keep_layers does not work on it: {why}; choose other layers, or"
+        f" {FITTING}"
     )
 
 
@@ -216,7 +207,7 @@ def _write_tensors(
         names = ", ".join(sorted(found)) or "none"
         raise InputError(
             f"model '{name}': keep_layers works on models of one stack of {layers} blocks, but the tensors of its"
-            f" source are numbered otherwise ({names}); use a family such as gpt2, opt, llama, mistral or qwen2."
+            f" source are numbered otherwise ({names}); {FITTING}"
         )
     if len(files) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": where}

@@ -38,10 +38,8 @@ def add_lora(
     Raises:
         InputError: a target is no linear layer, or the rank exceeds the size of a layer.
     """
-    from peft import (
-        LoraConfig,
-        inject_adapter_in_model,
-    )  # imported here: the import is slow, and few runs need it
+    # imported here: the import is slow, and few runs need it
+    from peft import LoraConfig, inject_adapter_in_model
 
     layers = _chosen(model, settings["targets"], name)
     narrowest = min(layers, key=lambda layer: min(layers[layer].weight.shape))
@@ -78,18 +76,17 @@ def _chosen(
     }
     if targets is None:
         return linear
+    chosen: set[str] = set()
     for target in targets:
-        if not any(f".{path}".endswith(f".{target}") for path in linear):
+        found = {path for path in linear if f".{path}".endswith(f".{target}")}
+        if not found:
             known = sorted({path.rpartition(".")[2] for path in linear})
             raise InputError(
                 f"lora.targets has '{target}', which is no linear layer of model '{name}'"
                 f" ({model.config.model_type}); it has {', '.join(known)}."
             )
-    return {
-        path: layer
-        for path, layer in linear.items()
-        if any(f".{path}".endswith(f".{target}") for target in targets)
-    }
+        chosen |= found
+    return {path: layer for path, layer in linear.items() if path in chosen}
 
 
 def _adapted(model: nn.Module) -> dict[str, Any]:

@@ -12,26 +12,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from takd.models.headers import TOLERANCE
-from takd.models.layer_dropping import INDEX, keep_layers
+from takd.models.layer_dropping import keep_layers
 from takd.models.precision import PRETRAINED
 from takd.models.tokenizer_check import ALSO, FILES, check_same_tokenizer, has_tokenizer
 from takd.models.weight_files import (
+    INDEX,
+    TOLERANCE,
+    WHOLE,
     check_finite,
     copy_unwrapped,
     read_config,
     tensor_names,
     unwrapped,
 )
-from takd.runtime.brought_files import AGAIN, read_json_object, reason
 from takd.runtime.digests import source_digest
-from takd.runtime.errors import InputError
-from takd.runtime.files import check_unchanged
-from takd.runtime.hub_errors import hub_error
+from takd.runtime.errors import InputError, hub_error, reason
+from takd.runtime.files import AGAIN, check_unchanged, read_json, read_json_object, write_json
 from takd.runtime.records import LAST_WRITTEN, DamagedError, read_record
-from takd.runtime.stage import Stage, read_json, write_json
+from takd.runtime.stage import Stage
 
-WHOLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
 
 
@@ -53,20 +52,13 @@ def run(stage: Stage) -> None:
     else:
         facts = _from_source(stage, name, weights, target)
     stage.commit(stage.outputs["model"])
-    stage.write_manifest(
-        stage.outputs["manifest"],
-        known_by_content=("weights", "parameters", "max_length"),
-        kind="base",
-        model=name,
-        **facts,
-    )
+    known = ("weights", "parameters", "max_length")
+    stage.write_manifest(stage.outputs["manifest"], None, known, kind="base", model=name, **facts)
 
 
 def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:
     """Put weights from the hub, a folder or a GGUF file into `target`; return manifest facts."""
-    source = (
-        _from_hub(weights) if "hub" in weights else Path(weights.get("folder") or weights["gguf"])
-    )
+    source = Path(weights.get("folder") or weights.get("gguf") or _from_hub(weights))
     if not source.exists():
         raise InputError(f"model '{name}': {source} does not exist.")
     check_unchanged(weights)
@@ -104,16 +96,18 @@ def weights_digests(folder: Path) -> list[list[str]]:
     its record.
     """
     wanted = ("config.json", "*.safetensors", INDEX, *FILES, *ALSO)
-    files = sorted(
-        {path for name in wanted for path in folder.glob(name) if path.is_file()},
-        key=lambda path: path.name,
-    )
+    files = {p.name: p for pattern in wanted for p in folder.glob(pattern) if p.is_file()}
+    said = _recorded(folder)
+    return [[name, said.get(name) or source_digest(files[name])] for name in sorted(files)]
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """Digests by name of a folder's files in the record beside it; empty if that is damaged."""
     try:
-        said = read_record(folder.parent / LAST_WRITTEN[0])["files"]
+        files = read_record(folder.parent / LAST_WRITTEN[0])["files"]
     except DamagedError:
-        said = {}
-    named = {path.name: said.get(f"{folder.name}/{path.name}") for path in files}
-    return [[path.name, named[path.name] or source_digest(path)] for path in files]
+        return {}
+    return {name.removeprefix(f"{folder.name}/"): digest for name, digest in files.items()}
 
 
 def relink(model: Path, weights: Mapping[str, Any]) -> bool:
@@ -128,15 +122,12 @@ def relink(model: Path, weights: Mapping[str, Any]) -> bool:
     Returns:
         Whether any link was changed.
     """
-    try:
-        files = read_record(model.parent / LAST_WRITTEN[0])["files"]
-    except DamagedError:
-        return False  # unfinished or damaged: the stage or its readers report that
-    known = dict(map(tuple, weights["sha256"]))
+    # an unfinished or damaged record has no files: the stage or its readers report that
+    files, known = _recorded(model), dict(map(tuple, weights["sha256"]))
     changed = False
     for link in model.iterdir() if model.is_dir() else ():
         target = (Path(weights["folder"]) / link.name).resolve()
-        equal = files.get(f"{model.name}/{link.name}") == known.get(link.name, "")
+        equal = files.get(link.name) == known.get(link.name, "")
         if link.is_symlink() and link.resolve() != target and equal:
             partial = link.with_name(f".{link.name}.partial")
             partial.unlink(missing_ok=True)
@@ -160,11 +151,8 @@ def _link(source: Path, target: Path, name: str) -> None:
             " so), since other formats run code when they are read."
         )
     config = source / "config.json"
-    for file in (config, *files):
-        if not file.is_file():
-            raise InputError(
-                f"model '{name}': its source lacks {file.name}; fetch or copy it again, all of it."
-            )
+    if lacking := next((file for file in (config, *files) if not file.is_file()), None):
+        raise InputError(f"model '{name}': its source lacks {lacking.name}; {AGAIN}.")
     read_config(source, name)
     keys = tensor_names(files, name)
     names: dict[str, str] = {}
@@ -175,7 +163,7 @@ def _link(source: Path, target: Path, name: str) -> None:
                 " wrapper that names it so."
             )
     (target / config.name).symlink_to(config.resolve())
-    wrapped = names.keys() != keys.keys()
+    wrapped = names.keys() != set(keys)
     for file in files:
         if wrapped:
             copy_unwrapped(file, target / file.name)
@@ -200,18 +188,16 @@ def _shards(source: Path, index: dict[str, Any], name: str) -> list[str]:
     return sorted(set(places.values()))
 
 
-def _from_hub(weights: dict[str, Any]) -> Path:
+def _from_hub(weights: dict[str, Any]) -> str:
     """Return the folder of a commit in the hub's cache, downloading missing files."""
     from huggingface_hub import snapshot_download
 
+    name, revision = weights["hub"], weights["revision"]
     wanted = ["config.json", WHOLE, SHARDS, INDEX, *FILES, *ALSO]
     try:
-        folder = snapshot_download(
-            weights["hub"], revision=weights["revision"], allow_patterns=wanted
-        )
+        return snapshot_download(name, revision=revision, allow_patterns=wanted)
     except Exception as error:  # network and disk errors have no common base
-        raise hub_error(f"the model {weights['hub']}", weights["revision"], error) from error
-    return Path(folder)
+        raise hub_error(f"the model {name}", revision, error) from error
 
 
 def _from_gguf(path: Path, target: Path, name: str) -> None:
@@ -258,7 +244,7 @@ def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
     """Check names, shapes, sizes and values, tensor by tensor; return the parameter count."""
     from transformers import AutoModelForCausalLM
 
-    from takd.models.causal_lm import check_vocabulary, load_tokenizer, parameter_count
+    from takd.models.causal_lm import LOCAL, check_vocabulary, load_tokenizer
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -266,9 +252,8 @@ def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
             device_map="meta",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            local_files_only=True,
             use_safetensors=True,
-            trust_remote_code=False,
+            **LOCAL,
         )
     except Exception as error:  # each model family raises its own exceptions
         raise InputError(
@@ -290,4 +275,4 @@ def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
             f"model '{name}' has {positions} positions, but data.max_length is {max_length}; set at most {positions}."
         )
     check_finite(sorted(folder.glob("*.safetensors")), name, ignored=found["unexpected_keys"])
-    return parameter_count(model)
+    return model.num_parameters()

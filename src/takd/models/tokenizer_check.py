@@ -9,8 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from takd.runtime.brought_files import reason
-from takd.runtime.errors import InputError
+from takd.runtime.errors import InputError, reason
 
 # a source with at least one of these files has a tokenizer
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt", "spiece.model")
@@ -74,12 +73,11 @@ def check_same_tokenizer(source: Path, folder: Path, name: str) -> str | None:
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     ours = AutoTokenizer.from_pretrained(folder, **options)
+    place = source
     if source.is_file():
-        options["gguf_file"] = source.name
+        place, options["gguf_file"] = source.parent, source.name
     try:
-        own = AutoTokenizer.from_pretrained(
-            source.parent if source.is_file() else source, **options
-        )
+        own = AutoTokenizer.from_pretrained(place, **options)
         # without the expected files, transformers returns an empty tokenizer instead of an error
         if not own("a", add_special_tokens=False).input_ids:
             return "it cannot encode the letter a"
@@ -118,15 +116,10 @@ def first_difference(own: Any, ours: Any) -> str | None:
     texts = [*TEXTS, *(own.decode([number]) for number in sorted(theirs.keys() - special))]
     read = [tokenizer(texts, add_special_tokens=False).input_ids for tokenizer in (own, ours)]
     for text, *ids in zip(texts, *read, strict=True):
-        if ids[0] != ids[1]:
-            pieces = [
-                tokenizer.convert_ids_to_tokens(i)
-                for tokenizer, i in zip((own, ours), ids, strict=True)
-            ]
-            at, (there, here) = next(
-                (at, pair)
-                for at, pair in enumerate(zip_longest(*pieces), start=1)
-                if pair[0] != pair[1]
-            )
-            return f"token {at} of the text {text!r} is {there!r} there and {here!r} here"
+        if ids[0] == ids[1]:
+            continue
+        pieces = own.convert_ids_to_tokens(ids[0]), ours.convert_ids_to_tokens(ids[1])
+        for at, (there, here) in enumerate(zip_longest(*pieces), start=1):
+            if there != here:
+                return f"token {at} of the text {text!r} is {there!r} there and {here!r} here"
     return None

@@ -1,10 +1,11 @@
-"""Checks of weight files and configurations that users provide.
+"""Weight files and configurations that users provide: what their headers say, and checks.
 
 Safetensors are read by their headers or tensor by tensor, so that models of any size can be
-checked.
+checked. Nothing here needs torch but the check of values.
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -12,15 +13,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from takd.runtime.brought_files import AGAIN, foreign, read_json_object, reason
-from takd.runtime.errors import InputError
+from safetensors import SafetensorError, safe_open
 
+from takd.runtime.errors import InputError, reason
+from takd.runtime.files import AGAIN, foreign, read_json_object
+
+WHOLE = "model.safetensors"
+INDEX = f"{WHOLE}.index.json"
+TOLERANCE = 0.25  # share by which the declared number of parameters may differ
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 VALUES_AT_ONCE = 2**24
 # parts that DataParallel, torch.compile, FSDP and activation checkpointing add to tensor names
 WRAPPERS = re.compile(
     r"^(?:module\.)+|(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
+# names in different model families of the longest text
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+# buffers (masks, tables) that older versions of GPT-2, GPT-NeoX and Llama saved with their weights
+NO_WEIGHTS = (
+    *(".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
+    ".inv_freq",
+)
+FITTING = "use a family such as gpt2, opt, llama, mistral or qwen2."
+
+
+def safetensors_parameters(folder: Path) -> int | None:
+    """Count the parameters in a model folder; None if its safetensors are missing or incomplete.
+
+    Shared parameters count once, also where a tied output embedding was saved a second time.
+    """
+    try:
+        config = _json(folder / "config.json")
+        files = {WHOLE}
+        if not (folder / WHOLE).is_file():
+            files = set(_json(folder / INDEX)["weight_map"].values())
+        shapes: dict[str, list[int]] = {}
+        for name in files:
+            with safe_open(folder / name, framework="np") as file:
+                shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        if config.get("tie_word_embeddings", True) and len(shapes) > 1:
+            shapes.pop("lm_head.weight", None)
+        sizes = (math.prod(s) for key, s in shapes.items() if not key.endswith(NO_WEIGHTS))
+        return sum(sizes) or None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError):
+        return None  # the stage that reads the files reports the error
+
+
+def positions(folder: Path) -> int | None:
+    """Return the longest text that a model can read, by `config.json`; None without a limit."""
+    try:
+        config = _json(folder / "config.json")
+        config = config.get("text_config") or config
+        return next((config[key] for key in POSITIONS if isinstance(config.get(key), int)), None)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_config(folder: Path, name: str) -> Any:
@@ -39,7 +89,7 @@ def read_config(folder: Path, name: str) -> Any:
         own = " and brings code of its own, which is not run" if "auto_map" in settings else ""
         raise InputError(
             f"model '{name}': {path} names the model_type {kind!r}, which the installed transformers does not"
-            f" know{own}; use a family such as gpt2, opt, llama, mistral or qwen2."
+            f" know{own}; {FITTING}"
         )
     if found := settings.get("quantization_config"):
         method = found.get("quant_method") if isinstance(found, dict) else None
@@ -54,11 +104,9 @@ def read_config(folder: Path, name: str) -> Any:
             f"model '{name}': {path} is no configuration of a {kind} ({reason(error)}); {AGAIN}."
         ) from None
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        is_one = (
-            "has an encoder beside its decoder"
-            if config.is_encoder_decoder
-            else "does not continue a text token by token"
-        )
+        is_one = "does not continue a text token by token"
+        if config.is_encoder_decoder:
+            is_one = "has an encoder beside its decoder"
         raise InputError(
             f"model '{name}' is a {kind}, which {is_one}; use a decoder such as gpt2, opt, llama, mistral or qwen2."
         )
@@ -72,8 +120,6 @@ def opened(path: Path, name: str) -> Iterator[Any]:
     Raises:
         InputError: the file is incomplete or of another format.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -81,16 +127,16 @@ def opened(path: Path, name: str) -> Iterator[Any]:
         raise InputError(f"model '{name}': {path} {_damage(path, error)}.") from None
 
 
-def tensor_names(files: Sequence[Path], name: str) -> dict[str, Path]:
-    """Return the file of each tensor, by name.
+def tensor_names(files: Sequence[Path], name: str) -> list[str]:
+    """Return the names of all tensors.
 
     Raises:
         InputError: as `opened`.
     """
-    found: dict[str, Path] = {}
+    found: list[str] = []
     for path in files:
         with opened(path, name) as file:
-            found |= dict.fromkeys(file.keys(), path)
+            found += file.keys()
     return found
 
 
@@ -98,7 +144,6 @@ def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()
     """Check that no weight is NaN or infinite.
 
     Args:
-        files: safetensors files.
         name: name of the model, for the message.
         ignored: tensors that the model does not use.
 
@@ -107,15 +152,12 @@ def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()
     """
     for path in files:
         with opened(path, name) as file:
-            for key in file.keys():  # noqa: SIM118, this is no dictionary
-                if key in ignored:
-                    continue
+            for key in set(file.keys()) - set(ignored):
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
                     continue
                 pieces = tensor.reshape(-1).split(VALUES_AT_ONCE)
-                wrong = sum(int((~piece.float().isfinite()).sum()) for piece in pieces)
-                if wrong:
+                if wrong := sum(int((~piece.float().isfinite()).sum()) for piece in pieces):
                     raise InputError(
                         f"model '{name}': {wrong} of {tensor.numel()} numbers of its tensor {key} are not finite (NaN"
                         f" or infinity; {path.resolve()}); fetch or export its weights again."
@@ -130,7 +172,10 @@ def unwrapped(key: str) -> str:
 
 
 def copy_unwrapped(source: Path, target: Path) -> None:
-    """Copy a safetensors file with `unwrapped` names; the data of the tensors stay unchanged."""
+    """Copy a safetensors file with `unwrapped` names; the data of the tensors stay unchanged.
+
+    Only the header is made anew, so that no tensor has to fit into memory.
+    """
     with open(source, "rb") as old, open(target, "wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         text = json.dumps({unwrapped(key): entry for key, entry in header.items()}).encode()

@@ -13,7 +13,7 @@ from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.schema import ROW_FILTERS
 from takd.methods.schedule import total_steps
-from takd.models.headers import TOLERANCE, positions, safetensors_parameters
+from takd.models.weight_files import TOLERANCE, positions, safetensors_parameters
 from takd.preflight.findings import Finding
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner

@@ -21,11 +21,12 @@ from takd.report import (
     tables,
 )
 from takd.report.figures import forest
-from takd.report.figures.curves import learning_curves, training_curves
+from takd.report.figures.curves import learning_curves, numbers
 from takd.report.figures.quality import quality
 from takd.report.model_pages import model_pages
+from takd.runtime.files import read_json, write_text
 from takd.runtime.records import REPORT
-from takd.runtime.stage import Stage, read_json, write_text
+from takd.runtime.stage import Stage
 
 DOWNLOADS = {
     "summary.tex": "the table above, as LaTeX",
@@ -41,8 +42,7 @@ DOWNLOADS = {
     "costs.csv": "minutes and tokens of all models",
     "learning.svg": "learning curves",
     "learning.csv": "what was measured on dev while training",
-    "training.svg": "what the methods log",
-    "training.csv": "its numbers",
+    "training.csv": "what the methods log",
 }
 """Files beside the pages."""
 
@@ -61,7 +61,6 @@ def run(stage: Stage) -> None:
     site = stage.outputs["site"]
     figures = {
         "learning": learning_curves(results),
-        "training": training_curves(results),
         "quality": quality(results),
     }
     shutil.rmtree(site, ignore_errors=True)
@@ -77,6 +76,7 @@ def run(stage: Stage) -> None:
     write_text(site / "summary.md", tables.markdown(brief))
     write_text(site / "results.csv", exports.results_csv(results))
     write_text(site / "differences.csv", exports.differences_csv(results))
+    write_text(site / "training.csv", exports.to_csv(numbers(results, "train")))
     write_text(site / "costs.csv", costs_page.to_csv(results))
     write_text(site / "scores.csv", exports.scores_csv(results))
     # straight to a file: too large to build in memory

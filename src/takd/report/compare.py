@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from takd.analysis import compare_settings, exports, measures, table
-from takd.analysis.across_experiments import Comparison, Outcome, Place, compare
-from takd.analysis.compare_results import Compared, read_all
+from takd.analysis.across_experiments import Compared, Comparison, Outcome, Place, compare, read_all
 from takd.analysis.compare_settings import Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import BY_NAME
-from takd.analysis.table import COST, EACH, SCORE, Number
+from takd.analysis.table import COST, EACH
 from takd.analysis.text import visible
 from takd.experiment.labels import chain_text, full_text, methods_text
 from takd.report import pages
 from takd.report.figures import forest
 from takd.report.figures.curves import experiments as curves
 from takd.report.figures.style import looks
-from takd.report.tables import Cell, Column, Group, Row, Table, measured, numbered
+from takd.report.tables import Cell, Column, Group, Row, Table, measured, numbered, score
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_text
 from takd.runtime.records import REPORT
-from takd.runtime.stage import Stage, write_text
+from takd.runtime.stage import Stage
 
 FEW = 3
 """Differing settings that the first table names; more are counted."""
@@ -157,26 +157,17 @@ def scores(comparison: Comparison, name: str) -> Table:
     for lineage in comparison.on(name):
         cells = [Cell(full_text(lineage))]
         for each in comparison.experiments:
-            found = score(each, name, lineage, "rougeL")
-            cells.append(numbered(found) if found else Cell("–", ""))
-        for place in range(1, len(comparison.experiments)):
-            cells.append(_outcome(comparison.outcomes.get(Place(name, lineage, place))))
+            found = score(each.results, name, lineage, "rougeL")
+            cells.append(numbered(each.results, found) if found else Cell("–", ""))
+        for place, each in enumerate(rest, 1):
+            outcome = comparison.outcomes.get(Place(name, lineage, place), Outcome())
+            words = outcome.words.partition(":")[0]
+            if outcome.difference or not words:
+                cells.append(numbered(each.results, outcome.difference))
+            else:
+                cells.append(Cell(words, "", tip=outcome.reason))
         rows.append(Row(cells, lineage=lineage))
     return Table(heads, [Group("", rows)], f"scores-{name}")
-
-
-def _outcome(outcome: Outcome | None) -> Cell:
-    if outcome is None:
-        return Cell("", "")
-    if outcome.difference:
-        return numbered(outcome.difference)
-    return Cell(outcome.words.partition(":")[0], "", tip=outcome.reason)
-
-
-def score(each: Compared, name: str, lineage: str, measure: str) -> Number | None:
-    """Select a score of an experiment, over training seeds."""
-    found = table.of(each.results)
-    return table.one(found, kind=SCORE, set=name, lineage=lineage, measure=measure)
 
 
 def _measured(experiments: Sequence[Compared]) -> list[str]:
@@ -192,7 +183,7 @@ def other_measures(comparison: Comparison, name: str) -> Table:
         rows = []
         for measure in map(BY_NAME.get, _measured(comparison.experiments)):
             assert measure is not None
-            found = [score(e, name, lineage, measure.name) for e in comparison.experiments]
+            found = [score(e.results, name, lineage, measure.name) for e in comparison.experiments]
             cells = [measured(each and each.value, measure.digits) for each in found]
             if any(found):
                 note = [f"{measure.better} is better"] if measure.better else []
@@ -252,7 +243,7 @@ def to_csv(comparison: Comparison) -> str:
             for measure in _measured(experiments):
                 for number, each in enumerate(experiments):
                     if each.has(lineage, name):
-                        found = score(each, name, lineage, measure)
+                        found = score(each.results, name, lineage, measure)
                         outcome = comparison.outcomes.get(Place(name, lineage, number))
                         tested = _tested(outcome if measure == "rougeL" else None)
                         values = exports.columns("value", found)

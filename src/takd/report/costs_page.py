@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from takd.analysis import costs, exports
-from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run
-from takd.analysis.cumulative_costs import unit
+from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
 from takd.analysis.results import Results
 from takd.experiment.labels import chain_text, full_text, method_title, methods_text
 from takd.experiment.lineage import split

@@ -1,31 +1,130 @@
-"""Page of the learning curves."""
+"""Page of the learning curves, which draws them itself: the data are below, the drawing is templates/curves.js."""
 
-from takd.analysis.results import Results
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split
 from takd.report import pages
-from takd.report.figures import marks
-from takd.report.figures.curves import learning_curves, page_data
+from takd.report.figures.curves import NOT_A_CURVE, learning_curves, logged
 from takd.report.figures.scope import stroke
-from takd.report.figures.style import looks
+from takd.report.figures.style import by_size, looks, size_text
+
+MOST = 300
+"""Points of a training; longer logs are thinned evenly. The CSV files have all points."""
+
+
+class Quantity(NamedTuple):
+    """A number to draw: its log "train" or "dev", and its name in a model's log (None: not logged)."""
+
+    title: str
+    about: str
+    log: str
+    name: Callable[[Model], str | None]
+
+
+def reverse_kl(model: Model) -> str:
+    """Name under which a method logs the reverse KL to its teacher.
+
+    This is the single-step term of MiniLLM (Gu et al., 2024, section 2.2), or the divergence of a method that is set
+    to reverse KL.
+    """
+    settings = model.manifest["spec"].get("settings", {})
+    return "divergence" if settings.get("divergence") == "reverse_kl" else "single_step_kl"
+
+
+FIRST = (
+    Quantity("ROUGE-L", "on dev", "dev", lambda _: "rougeL"),
+    Quantity("Loss", "on the references of dev, nats a token", "dev", lambda _: "loss"),
+    Quantity("Reverse KL", "to the teacher, training batches, nats a token", "train", reverse_kl),
+    Quantity("Response length", "on dev, tokens", "dev", lambda _: "response_length"),
+    Quantity("Reward", "a token: log p − log q on training rollouts", "train", lambda _: "reward"),
+    Quantity("Training loss", "on training batches", "train", lambda _: "loss"),
+)
+"""Panels that come first; all other quantities of the training logs follow by name."""
 
 
 def page(results: Results) -> str:
-    """Render the curves, which the page draws itself; without scripts it shows the figure of ROUGE-L on dev."""
-    sizes = marks.by_size(results)
+    """Render the curves; without scripts the page shows the figure of ROUGE-L on dev."""
+    sizes = by_size(results)
     return pages.render(
         "learning.html",
         results,
         "learning.html",
-        curves=page_data(results),
+        curves=data(results),
         figure=pages.inline(learning_curves(results).svg),
         looks=looks(results),
         stroke=stroke,
         names={lineage: full_text(lineage) for lineage in results.lineages},
         models={
-            marks.name_and_size(model, size): [
+            f"{model} ({size_text(size)})": [
                 lineage for lineage in results.lineages if split(lineage)[-1].model == model
             ]
             for model, size in sizes.items()
         },
     )
+
+
+def data(results: Results) -> dict[str, Any]:
+    """Build the data of the page: quantities that are logged, and their values in each training.
+
+    `runs` have `lineage`, `seed`, `kept` (the exported step) and, by title of the quantity, columns `step`, `tokens`,
+    `minutes` and `value`.
+    """
+    models = list(results.models.values())
+    known = {
+        key
+        for model in models
+        for row in model.train
+        for key, value in row.items()
+        if key not in NOT_A_CURVE and isinstance(value, int | float)
+    }
+    every = [*FIRST, *map(_other, sorted(known))]
+    runs: list[dict[str, Any]] = [
+        {
+            "lineage": model.node.lineage,
+            "seed": model.node.seed,
+            "kept": model.kept_step,
+            "values": {each.title: found for each in every if (found := _columns(model, each))},
+        }
+        for model in models
+    ]
+    titles = {title for run in runs for title in run["values"]}
+    return {
+        "quantities": [
+            {"title": each.title, "about": each.about, "dev": each.log == "dev"}
+            for each in every
+            if each.title in titles
+        ],
+        "runs": runs,
+    }
+
+
+def _other(name: str) -> Quantity:
+    """A quantity of the training log, for the models in which it is none of the first."""
+
+    def known(model: Model) -> str | None:
+        first = {each.name(model) for each in FIRST if each.log == "train"}
+        return None if name in first else name
+
+    title = name.replace("_", " ").capitalize()
+    if title in {each.title for each in FIRST}:
+        title = f"Training {name.replace('_', ' ')}"
+    return Quantity(title, "on training batches", "train", known)
+
+
+def _columns(model: Model, quantity: Quantity) -> dict[str, list[float]]:
+    """Values of a quantity in a training, with their steps, tokens and minutes; empty if it is not logged."""
+    name = quantity.name(model) or ""
+    found = [row for row in logged(model, quantity.log) if row.get(name) is not None]
+    if not found:
+        return {}
+    found = found[:: math.ceil(len(found) / MOST)]
+    return {
+        "step": [row["step"] for row in found],
+        "tokens": [row.get("tokens", 0) for row in found],
+        "minutes": [round(row.get("seconds", 0) / 60, 3) for row in found],
+        "value": [float(f"{row[name]:.5g}") for row in found],
+    }

@@ -7,14 +7,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from takd.analysis import comparisons, definitions
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
-from takd.analysis.text import plain, visible
+from takd.analysis.text import visible
 from takd.experiment import labels
-from takd.report import table
 from takd.report.figures.scope import scoped
-from takd.report.figures.style import size_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -59,18 +56,8 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "visible": visible,
-        "size": size_text,
-        "plain": plain,
-        "chain": labels.chain_text,
-        "label": labels.chain_label,
-        "named": table.named,
-        "methods": labels.methods_text,
         "number": number,
-        "p": comparisons.p_text,
-        "definition": definitions.definition,
-        "better": definitions.better,
-        "hours": hours,
-        "title_of": labels.method_title,
+        "method": labels.method_title,
         "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),
     }
     return environment

@@ -9,31 +9,13 @@ from typing import Any, NamedTuple
 
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
+from takd.analysis.text import PAPERS
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import SUPERVISED, split
-from takd.methods.registry import METHODS, REPLICATED
 from takd.report.tables import tex
 from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"
-
-PAPERS = (
-    f"{METHODS[REPLICATED].citation}\n"
-    + """\
-@inproceedings{mirzadeh2020improved,
-  title         = {Improved Knowledge Distillation via Teacher Assistant},
-  author        = {Mirzadeh, Seyed Iman and Farajtabar, Mehrdad and Li, Ang and Levine, Nir
-                   and Matsukawa, Akihiro and Ghasemzadeh, Hassan},
-  booktitle     = {AAAI Conference on Artificial Intelligence},
-  volume        = {34},
-  number        = {4},
-  pages         = {5191--5198},
-  year          = {2020},
-  eprint        = {1902.03393},
-  archiveprefix = {arXiv}
-}
-"""
-)
 
 
 class Block(NamedTuple):
@@ -88,7 +70,7 @@ def code(results: Results) -> str:
     lines = []
     for method, found in sorted(recorded.items(), key=lambda one: (one[0] != SUPERVISED, one[0])):
         program = (
-            "from takd.runtime.digests import code_digest as digest;"
+            "from takd.runtime.code_digest import code_digest as digest;"
             f' print(digest("takd.training.train", "takd.methods.{method}"))'
         )
         lines += [

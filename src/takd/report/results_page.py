@@ -8,13 +8,14 @@ from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME, TESTED, Measure, measured
 from takd.analysis.results import Results
 from takd.analysis.statistics import Interval, number
-from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
+from takd.analysis.table import DIFFERENCE, EACH, Number
+from takd.experiment.captions import decoding
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split, teacher_of
 from takd.report import pages, tables
 from takd.report.figures import forest
 from takd.report.score_tables import cited, main_table, model_cell
-from takd.report.tables import Cell, Column, Group, Row, Table, by_seed
+from takd.report.tables import Cell, Column, Group, Row, Table, by_seed, score
 
 BESIDE = 5
 """Models beside one another in the table of all measures: more would be cut on paper."""
@@ -42,6 +43,7 @@ def page(results: Results) -> str:
         seeds={name: seeds_table(results, name) for name in sets},
         others={name: other_measures(results, name) for name in sets},
         prompts=pages.prompts(results),
+        decoding=decoding(results.spec["decoding"]),
         cited=cited(results),
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
         tree=tree(results),
@@ -73,7 +75,7 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
         for pair, of_pair in by_pair.items():
             cells = [_compared(results, pair)]
             for measure in TESTED:
-                cells += _tested(found, of_pair[measure], several)
+                cells += _tested(results, of_pair[measure], several)
             rows.append(Row(cells))
         if rows:
             groups.append(Group(f"{TITLES[question]}: a family of {len(rows)}", rows))
@@ -96,9 +98,9 @@ def _compared(results: Results, pair: Pair) -> Cell:
     )
 
 
-def _tested(found: Any, each: Number, several: bool) -> list[Cell]:
+def _tested(results: Results, each: Number, several: bool) -> list[Cell]:
     """Cells of one difference: its value with those of its seeds, and its tests."""
-    values = [number(value, True) for value in by_seed(found, each).values()]
+    values = [number(value, True) for value in by_seed(results, each).values()]
     notes = [", ".join(values)] if len(values) > 1 else []
     cells = [tables.measured(each.value, signed=True, notes=notes)]
     if several:
@@ -128,17 +130,15 @@ def by_stratum(results: Results, name: str) -> dict[str, Table]:
 
 def seeds_table(results: Results, name: str) -> Table:
     """Every tested measure of every training seed."""
-    found, seeds = table.of(results), results.spec["seeds"]
+    seeds = results.spec["seeds"]
     columns = [Column("Model", "name")]
     columns += [Column(f"{BY_NAME[m].title}, seed {seed}") for m in TESTED for seed in seeds]
     rows = []
     for line in table.lines(results):
         cells = [model_cell(line.lineage, line.label)]
         for measure in TESTED:
-            wanted = {"set": name, "lineage": line.lineage, "measure": measure}
-            values = {
-                row.seed: row.value for row in table.rows(found, kind=SCORE, seed=EACH, **wanted)
-            }
+            mean = score(results, name, line.lineage, measure)
+            values = by_seed(results, mean) if mean else {}
             cells += [tables.measured(values.get(seed)) for seed in seeds]
         rows.append(Row(cells, lineage=line.lineage))
     return Table(columns, [Group("", rows)])
@@ -146,13 +146,11 @@ def seeds_table(results: Results, name: str) -> Table:
 
 def other_measures(results: Results, name: str) -> list[Table]:
     """All other measures, one row each, with the models beside one another."""
-    found = table.of(results)
     shown = [measure for measure in measured(results) if measure.name not in TESTED]
     lineages = [line.lineage for line in table.lines(results)]
 
     def row(measure: Measure, part: Sequence[str]) -> Row:
-        wanted = {"kind": SCORE, "set": name, "measure": measure.name}
-        means = (table.one(found, lineage=lineage, **wanted) for lineage in part)
+        means = (score(results, name, lineage, measure.name) for lineage in part)
         cells = [tables.measured(mean and mean.value, measure.digits) for mean in means]
         arrow = measure.arrow.removesuffix(" better")
         return Row([Cell(f"{measure.title} {arrow}".strip(), tip=measure.definition), *cells])
@@ -177,17 +175,17 @@ def _parts(lineages: Sequence[str]) -> Iterable[Sequence[str]]:
 
 def tree(results: Results) -> list[dict[str, Any]]:
     """All chains as a tree: each trained model with those that it taught."""
-    found, first = table.of(results), results.spec["sets"][0]
+    first = results.spec["sets"][0]
     tags = {line.lineage: line.label for line in table.lines(results)}
 
     def node(lineage: str) -> dict[str, Any]:
-        score = table.one(found, kind=SCORE, measure="rougeL", set=first, lineage=lineage)
+        found = score(results, first, lineage, "rougeL")
         taught = [other for other in results.lineages if teacher_of(other) == lineage]
         return {
             "hop": split(lineage)[-1],
             "lineage": lineage,
             "tag": tags[lineage],
-            "score": score.text() if score else "",
+            "score": found.text() if found else "",
             "taught": [node(other) for other in taught],
         }
 

@@ -50,7 +50,7 @@ def page(results: Results) -> str:
         "samples.html",
         results,
         "generations.html",
-        names=[f"{line.label} {full_text(line.lineage)}".strip() for line in lines],
+        names={line.lineage: f"{line.label} {full_text(line.lineage)}".strip() for line in lines},
         roles=[line.role for line in lines],
         many=[len(results.seeds(line.lineage)) > 1 for line in lines],
         sets=sets,

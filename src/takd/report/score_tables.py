@@ -1,18 +1,18 @@
 """Tables of scores, gains and costs: a brief one for the summary, and one with all models for each evaluation set."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from takd.analysis import costs, table
-from takd.analysis.cumulative_costs import unit
+from takd.analysis.costs import unit
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
-from takd.analysis.table import ANY, DIFFERENCE, SCORE, Line
+from takd.analysis.table import DIFFERENCE, Line, Number
 from takd.experiment.labels import full_text
 from takd.report import pages
 from takd.report.figures.style import size_text
-from takd.report.tables import Cell, Column, Group, Row, Table, by_seed, numbered
+from takd.report.tables import Cell, Column, Group, Row, Table, numbered, score
 
 ROLES = {
     "teacher": "Top teacher",
@@ -69,29 +69,22 @@ def _of_models(columns: Cells, lines: Iterable[Line], name: str = "") -> Table:
     return Table([Column("Model", "name"), *columns], found, f"scores-{name}" if name else "brief")
 
 
-def _score(results: Results, name: str, measure: str, **wanted: str) -> Callable[[Line], Cell]:
-    found = table.select(
-        table.of(results), set=name, measure=measure, seed=ANY, **{"kind": SCORE} | wanted
-    )
-
-    def cell(line: Line) -> Cell:
-        mean = table.one(found, lineage=line.lineage)
-        return numbered(mean, list(by_seed(found, mean).values()) if mean else ())
-
-    return cell
+def _score(results: Results, name: str, measure: str) -> Callable[[Line], Cell]:
+    return lambda line: numbered(results, score(results, name, line.lineage, measure))
 
 
 def _gains(results: Results, name: str, note: str) -> Cells:
     """Gains in ROUGE-L over SFT and over direct distillation, where there is anything to compare with."""
-    asked = {row.question for row in table.rows(table.of(results), kind=DIFFERENCE)}
-    titles = {"sft": "Gain over SFT", "direct": "Gain over direct"}
-    return {
-        Column(title, note=note): _score(
-            results, name, "rougeL", kind=DIFFERENCE, question=question
-        )
-        for question, title in titles.items()
-        if question in asked
-    }
+    columns: Cells = {}
+    for question, title in (("sft", "Gain over SFT"), ("direct", "Gain over direct")):
+        wanted = {"kind": DIFFERENCE, "question": question, "measure": "rougeL", "set": name}
+        if found := {row.lineage: row for row in table.rows(table.of(results), **wanted)}:
+            columns[Column(title, note=note)] = functools.partial(_gain, results, found)
+    return columns
+
+
+def _gain(results: Results, found: Mapping[str, Number], line: Line) -> Cell:
+    return numbered(results, found.get(line.lineage))
 
 
 def _cost(results: Results) -> Cells:
@@ -111,9 +104,7 @@ def _parameters(results: Results, line: Line) -> Cell:
 
 def _published(results: Results, name: str, line: Line) -> Cell:
     """Published scores of a model beside ours; a star where they lie outside our interval."""
-    ours = table.one(
-        table.of(results), kind=SCORE, measure="rougeL", set=name, lineage=line.lineage
-    )
+    ours = score(results, name, line.lineage, "rougeL")
     texts, values = [], []
     for target in results.spec["targets"]:
         value = target["scores"].get(line.lineage, {}).get(name)

@@ -1,16 +1,16 @@
 """The table component of all pages, and its text as LaTeX and Markdown."""
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from takd.analysis import table
 from takd.analysis.comparisons import p_text
 from takd.analysis.measures import BY_NAME
+from takd.analysis.results import Results
 from takd.analysis.statistics import number
-from takd.analysis.table import DIFFERENCE, EACH, Number
+from takd.analysis.table import ANY, DIFFERENCE, SCORE, Number
 
 
 class Column(NamedTuple):
@@ -68,7 +68,7 @@ def measured(value: float | None, digits: int = 1, signed: bool = False, **more:
     return Cell(number(value, signed, digits), f"{value:.6g}", **more)
 
 
-def numbered(found: Number | None, seeds: Sequence[float] = ()) -> Cell:
+def numbered(results: Results, found: Number | None) -> Cell:
     """Cell of a number of the table, with its interval, its test and the values of its training seeds."""
     if found is None:
         return Cell("", "")
@@ -76,17 +76,41 @@ def numbered(found: Number | None, seeds: Sequence[float] = ()) -> Cell:
     notes = [found.interval.text(signed, digits)] if found.interval else []
     if found.verdict:
         notes.append(f"{found.verdict}, {p_text(found.p)}")
-    values = ", ".join(number(value, signed, digits) for value in seeds)
-    tip = f"by training seed: {values}" if len(seeds) > 1 else ""
+    seeds = by_seed(results, found)
+    values = (f"seed {seed}: {number(value, signed, digits)}" for seed, value in seeds.items())
+    tip = ", ".join(values) if len(seeds) > 1 else ""
     kind = "beyond" if found.significant else ""
     return measured(found.value, digits, signed, notes=notes, kind=kind, tip=tip)
 
 
-def by_seed(found: pd.DataFrame, mean: Number) -> dict[int, float]:
+@functools.lru_cache(maxsize=16)
+def _numbers(results: Results) -> dict[tuple[Any, ...], Number]:
+    """Scores and differences over all decoding seeds by their `_key`: a page looks up thousands, one by one."""
+    rows = table.rows(table.of(results), kind=[SCORE, DIFFERENCE], seed=ANY, stratum=ANY)
+    return {_key(row): row for row in rows}
+
+
+def _key(row: Number) -> tuple[Any, ...]:
+    return (
+        *row[: Number._fields.index("value")],
+        row.set,
+        row.stratum,
+        row.question,
+        row.other,
+        row.seed,
+    )
+
+
+def score(results: Results, name: str, lineage: str, measure: str) -> Number | None:
+    """Look up the mean score of a model on an evaluation set."""
+    wanted = Number(results.spec["experiment"], SCORE, lineage, measure, 0.0, name)
+    return _numbers(results).get(_key(wanted))
+
+
+def by_seed(results: Results, mean: Number) -> dict[int, float]:
     """Map each training seed to its value behind a mean score or difference."""
-    wanted = ("kind", "set", "lineage", "other", "question", "measure", "stratum")
-    rows = table.rows(found, seed=EACH, **{key: getattr(mean, key) for key in wanted})
-    return {row.seed: row.value for row in rows if row.seed is not None}
+    found = {s: _numbers(results).get(_key(mean._replace(seed=s))) for s in results.spec["seeds"]}
+    return {seed: row.value for seed, row in found.items() if row}
 
 
 def copies(found: Table) -> dict[str, str]:

@@ -1,26 +1,19 @@
-"""Checkpoints that survive when Snakemake deletes a failed job's outputs, and a lock on a stage.
+"""Checkpoints that survive when Snakemake deletes a failed job's outputs.
 
 Checkpoints are in `checkpoints/<key>/` beside the outputs, and are not declared to Snakemake. The
 key is a digest of settings, code and inputs, so a run never resumes from a checkpoint of other
 ones.
 """
 
-import contextlib
 import hashlib
-import json
 import os
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from takd.runtime.digests import canonical_json, file_digest, short_digest
-from takd.runtime.errors import InputError
+from takd.runtime.files import write_json
 from takd.runtime.records import (
     LAST_WRITTEN,
     PROGRESS,
@@ -30,12 +23,11 @@ from takd.runtime.records import (
     read_record,
     sealed,
 )
-from takd.runtime.stage import Stage, write_json
+from takd.runtime.stage import Stage
 
 KEPT_CHECKPOINTS = 2
 LOG = "metrics.jsonl"
 READERS = 4  # threads that compute digests of a checkpoint
-HEARTBEAT_SECONDS = 5.0
 SHARE_OF_RUN = 0.05  # of the training between two checkpoints, which a crash may lose
 SHARE_OF_TIME = 0.02  # of the time that checkpoints may take
 
@@ -205,122 +197,3 @@ class Pace:
     def due(self, seconds: float, done: int, total: int) -> bool:
         """Return whether a checkpoint is due."""
         return time.monotonic() - self._saved >= self.interval(seconds, done, total)
-
-
-@contextlib.contextmanager
-def resumable(stage: Stage, output: Path) -> Iterator[Path]:
-    """Lock and yield a folder beside an output for partial results, which `sweep` removes.
-
-    The next attempt of the stage resumes from them.
-    """
-    root = output.parent / "checkpoints"
-    checkpoints = Checkpoints(root, resume_key(stage))
-    with Lock(root / "lock", stage.say):
-        checkpoints.open()
-        yield checkpoints.folder
-
-
-class Lock:
-    """Lock file that prevents two copies of a stage; its time stamp is a heartbeat.
-
-    If Snakemake's main process dies and is restarted while its job still runs, two jobs would
-    otherwise write to the same folder. The lock of a dead process is taken over: at once on the
-    same host, else if its heartbeat has stopped for a while.
-    """
-
-    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
-        self.path, self.say = path, say
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> "Lock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._create():
-            self._wait_for_owner_to_be_gone()
-            self.path.unlink(missing_ok=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.path.unlink(missing_ok=True)
-
-    def _create(self) -> bool:
-        try:
-            # mode x fails if the file exists, so only one process can create the lock
-            with open(self.path, "x", encoding="utf-8") as file:
-                owner = {"host": socket.gethostname(), "process": os.getpid()}
-                json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID")}, file)
-        except FileExistsError:
-            if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
-                raise InputError(
-                    f"{self.path}: is a link, a folder or a pipe, and no lock of a stage; remove it and start again."
-                ) from None
-            return False
-        return True
-
-    def _wait_for_owner_to_be_gone(self) -> None:
-        owner, seen = self._read()
-        # process ids are only comparable on the same host; elsewhere only the heartbeat is visible
-        if owner.get("host") == socket.gethostname() and not _alive(owner["process"]):
-            return
-        patience = 6 * HEARTBEAT_SECONDS
-        holder = owner or "something that does not say who it is"
-        self.say(f"{self.path} is held by {holder}; waiting {patience:.0f} s for a sign of life")
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            time.sleep(HEARTBEAT_SECONDS / 5)
-            _, now = self._read()
-            if now is None:
-                return
-            if seen is not None and now != seen:
-                job = f" (Slurm job {owner['job']})" if owner.get("job") else ""
-                if not owner:
-                    raise InputError(
-                        f"{self.path}: is written to by a program that is no stage; end it, remove the file and start"
-                        " again."
-                    )
-                raise InputError(
-                    f"process {owner.get('process')} on {owner.get('host')}{job} is already at work in"
-                    f" {self.path.parent}; wait for it, or end it (scancel), and start again."
-                )
-
-    def _read(self) -> tuple[dict[str, Any], float | None]:
-        """Return the owner of the lock and its last heartbeat; ({}, None) if there is no lock."""
-        try:
-            # opened first: network file systems refresh a cached time stamp when a file is opened
-            with open(self.path, encoding="utf-8") as file:
-                seen = os.fstat(file.fileno()).st_mtime
-                owner = json.load(file)
-        except FileNotFoundError:
-            return {}, None
-        except (ValueError, RecursionError):
-            # its writer died between creating and filling it, or another program wrote it
-            return {}, seen
-        process = owner.get("process") if isinstance(owner, dict) else None
-        if type(process) is not int or not 0 < process < 2**31:
-            return {}, seen
-        return owner, seen
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
-                os.utime(self.path)
-            except FileNotFoundError:
-                return
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -28,14 +28,14 @@ def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", arch)
         if match is None:
             continue
-        kind, major, minor, letter = match[1], int(match[2]), int(match[3]), match[4]
-        if letter:
-            if (major, minor) == capability:
-                return True
-        elif kind == "compute":
-            if (major, minor) <= capability:
-                return True
-        elif major == capability[0] and minor <= capability[1]:
+        built = int(match[2]), int(match[3])
+        if match[4]:
+            fits = built == capability
+        elif match[1] == "compute":
+            fits = built <= capability
+        else:
+            fits = built[0] == capability[0] and built <= capability
+        if fits:
             return True
     return False
 

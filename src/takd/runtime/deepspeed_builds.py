@@ -37,7 +37,7 @@ def await_builds(say: Callable[[str], None], longest: float = LONGEST_BUILD) -> 
     Raises:
         InputError: a lock was left behind, and torch would wait for it forever.
     """
-    told = False
+    announced = False
     while held := locks():
         for lock in held:
             try:
@@ -49,7 +49,7 @@ def await_builds(say: Callable[[str], None], longest: float = LONGEST_BUILD) -> 
                     f"{lock} is {age / 60:.0f} minutes old: a build of DeepSpeed's kernels was killed and left it, and"
                     f" each later one waits for it; delete it (rm {shlex.quote(str(lock))}) and start again."
                 )
-            if not told:
+            if not announced:
                 say(f"DeepSpeed's kernels are being built by another process ({lock}); waiting")
-                told = True
+                announced = True
         time.sleep(0.5)

@@ -106,7 +106,9 @@ def sentence(logs: Sequence[str]) -> str:
             if found := SLURM.search(line):
                 return found[0]
     last = next((lines[-1] for lines in ends if lines), "")
-    return last[:1000] or "It left no word: it was killed, or its log cannot be read here yet."
+    return (
+        last[:1000] or "It wrote nothing: it was killed, or its log cannot be read from here yet."
+    )
 
 
 def _end(path: Path) -> list[str]:

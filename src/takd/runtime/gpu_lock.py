@@ -17,33 +17,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 from takd.runtime.errors import InputError
+from takd.runtime.launch import launched
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SECONDS_BETWEEN_TRIES = 0.5
 
 
-def lease(count: int, say: Callable[[str], None]) -> None:
+def reserve_gpus(count: int, say: Callable[[str], None]) -> None:
     """Reserve `count` GPUs for this process and its children by setting CUDA_VISIBLE_DEVICES.
 
     Waits while too few are free. Does nothing without GPUs, or in processes of torchrun, whose
     parent holds the locks.
     """
-    if "RANK" in os.environ:
+    if launched():
         return
-    cards = visible()
-    if not cards:
+    gpus = visible()
+    if not gpus:
         return
     # if too many are requested, the stage reports that itself
-    count = min(count, len(cards))
+    count = min(count, len(gpus))
     # each Slurm job may number its own GPUs from 0
     job = os.environ.get("SLURM_JOB_ID", "no-job")
     folder = _open_own(Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}-{job}")
     waited = False
-    while len(held := _take(cards, count, folder)) < count:
+    while len(held := _take(gpus, count, folder)) < count:
         for file in held.values():
             os.close(file)
         if not waited:
-            say(f"waiting for {count} of the {len(cards)} GPUs here, which other stages use")
+            say(f"waiting for {count} of the {len(gpus)} GPUs here, which other stages use")
             waited = True
         time.sleep(SECONDS_BETWEEN_TRIES)
     os.close(folder)
@@ -55,7 +56,7 @@ def lease(count: int, say: Callable[[str], None]) -> None:
 def visible() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if VISIBLE in os.environ:
-        return [card for card in os.environ[VISIBLE].split(",") if card not in ("", "-1")]
+        return [gpu for gpu in os.environ[VISIBLE].split(",") if gpu not in ("", "-1")]
     try:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -92,13 +93,13 @@ def _foreign(path: Path) -> InputError:
     )
 
 
-def _take(cards: list[str], count: int, folder: int) -> dict[str, int]:
+def _take(gpus: list[str], count: int, folder: int) -> dict[str, int]:
     """Lock up to `count` free GPUs; return the open lock file of each."""
     held: dict[str, int] = {}
-    for card in cards:
+    for gpu in gpus:
         if len(held) == count:
             break
-        name = card.replace("/", "_")
+        name = gpu.replace("/", "_")
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             file = os.open(name, flags, 0o600, dir_fd=folder)
@@ -112,7 +113,7 @@ def _take(cards: list[str], count: int, folder: int) -> dict[str, int]:
             raise _foreign(Path(os.readlink(f"/proc/self/fd/{folder}")) / name)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held[card] = file
+            held[gpu] = file
         except BlockingIOError:
             os.close(file)
     return held

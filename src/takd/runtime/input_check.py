@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import lineage
 from takd.runtime.errors import InputError
 from takd.runtime.records import (
     DATA_REPORT,
@@ -98,7 +97,7 @@ def expected(name: str, record: Record, spec: dict[str, Any]) -> dict[str, Any]:
     if name == "base":
         return {**kind, "model": spec["model"]}
     if name == "init":
-        return {**kind, "lineage": lineage.supervised(spec["model"]), "seed": spec["seed"]}
+        return {**kind, **_node(spec["init"])}
     if role in spec.get("teachers", {}):
         of_set = {"set": spec["set"]} if role != name else {}
         return {**kind, **_node(spec["teachers"][role]), **of_set}

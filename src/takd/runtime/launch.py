@@ -16,6 +16,21 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
+def rank() -> int:
+    """Return the number of this process among those of the stage, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Return the number of processes of the stage."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def launched() -> bool:
+    """Return whether this process was started by a launcher, which sets its rank."""
+    return "RANK" in os.environ
+
+
 def launch(nodes: int, processes: int, threads: int) -> None:
     """Start this same command once per process; return only if one process is enough.
 
@@ -27,7 +42,7 @@ def launch(nodes: int, processes: int, threads: int) -> None:
     Raises:
         InputError: several nodes are needed, but this is no Slurm job of that many nodes.
     """
-    if "RANK" in os.environ or nodes * processes == 1:
+    if launched() or nodes * processes == 1:
         return
     if nodes == 1:
         command = [*TORCHRUN, "--standalone", f"--nproc-per-node={processes}"]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -13,12 +14,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from takd.runtime.files import read_json, write_json
 from takd.runtime.records import closing_digest
-from takd.runtime.stage import read_json, write_json
 
 SECONDS_BETWEEN_NOTES = 5.0  # time that a killed attempt may lose
 SPENT = "spent.json"
 COUNTED = ("tokens", "skipped", "checkpoints", "checkpoint_seconds")
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process, all its threads, and its children that have ended."""
+    return sum(os.times()[:4])
 
 
 class Journal:
@@ -35,13 +41,18 @@ class Journal:
         self.path, self.active = path, active
         self.tokens = self.skipped = self.checkpoints = 0
         self.checkpoint_seconds = 0.0
-        self._seconds_before = 0.0
-        self._started = time.monotonic()
+        self._seconds_before = self._cpu_before = 0.0
+        self._started, self._cpu_started = time.monotonic(), cpu_seconds()
 
     @property
     def seconds(self) -> float:
         """Seconds spent so far, in this process and earlier ones."""
         return self._seconds_before + time.monotonic() - self._started
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of all threads so far, in this process, its children and earlier ones."""
+        return self._cpu_before + cpu_seconds() - self._cpu_started
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to continue the counts."""
@@ -50,6 +61,7 @@ class Journal:
         return {
             **counted,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "metrics_bytes": len(written),
             "metrics_sha256": hashlib.sha256(written).hexdigest(),
         }
@@ -57,6 +69,7 @@ class Journal:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Restore a `state`, and remove the lines written after it."""
         self._seconds_before, self._started = state["seconds"], time.monotonic()
+        self._cpu_before, self._cpu_started = state.get("cpu_seconds", 0.0), cpu_seconds()
         for name in COUNTED:
             setattr(self, name, state[name])
         if self.active:
@@ -74,7 +87,7 @@ class Journal:
 
     def close(self, step: int, **values: Any) -> None:
         """Append the last line, which holds a digest of the whole log."""
-        line = self._line("end", step, values)
+        line = self._line("end", step, {"cpu_seconds": round(self.cpu_seconds, 3), **values})
         if self.active:
             before = self.path.read_bytes() if self.path.exists() else b""
             self._append({**line, "digest": closing_digest(before, line)})

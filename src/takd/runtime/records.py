@@ -104,9 +104,7 @@ def faults(
     folder = path.parent
     wanted = parts(record) if wanted is None else wanted
     said = {n: d for n, d in record["files"].items() if n.split("/")[0] in wanted}
-    found = [
-        f"{path}: speaks of no {part}" for part in wanted if part not in parts({"files": said})
-    ]
+    found = [f"{path}: names no {part}" for part in wanted if part not in parts({"files": said})]
     with ThreadPoolExecutor(threads) as pool:
         found += filter(None, pool.map(lambda name: _fault(folder / name, said[name]), said))
     for part in wanted:

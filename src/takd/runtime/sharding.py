@@ -8,7 +8,6 @@ a file of its own, and the first reads all files.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +16,11 @@ from typing import Any, TypeVar
 
 import torch.distributed
 
-from takd.runtime.checkpoints import resumable, resume_key
-from takd.runtime.stage import Stage
+from takd.runtime.checkpoints import Checkpoints, resume_key
+from takd.runtime.launch import rank, world_size
+from takd.runtime.metrics_log import Journal, Progress, timed
+from takd.runtime.stage import Interrupted, Stage
+from takd.runtime.stage_lock import Lock
 
 Piece = TypeVar("Piece")
 
@@ -26,8 +28,8 @@ PATIENCE = timedelta(days=7)  # timeout of the barrier, beyond the time limit of
 
 
 @dataclass(frozen=True)
-class Share:
-    """This process's share of the work."""
+class Shard:
+    """This process's shard of the work."""
 
     rank: int = 0
     count: int = 1
@@ -48,28 +50,29 @@ class Share:
 
 
 @contextlib.contextmanager
-def shared(stage: Stage, output: Path) -> Iterator[tuple[Path, Share]]:
-    """Yield the folder for partial results (`checkpoints.resumable`) and this process's share.
+def resumable(stage: Stage, output: Path) -> Iterator[tuple[Path, Shard, Journal]]:
+    """Open a folder beside an output for partial results, from which the next attempt resumes.
 
-    The first process holds the folder's lock. The process group ends with the stage
-    (`takd.runtime.shutdown`).
+    The first process holds the folder's lock; `checkpoints.sweep` removes the folder later. The
+    process group ends with the stage (`takd.runtime.shutdown`).
+
+    Yields:
+        The folder, this process's shard of the work, and the log with the time of all attempts.
     """
-    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    if share.count == 1:
-        with resumable(stage, output) as folder:
-            yield folder, share
-        return
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-    if share.first:
-        with resumable(stage, output) as folder:
-            share.wait()
-            yield folder, share
-    else:
-        share.wait()
-        yield output.parent / "checkpoints" / resume_key(stage), share
+    shard = Shard(rank(), world_size())
+    if shard.count > 1:
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    checkpoints = Checkpoints(output.parent / "checkpoints", resume_key(stage))
+    with contextlib.ExitStack() as stack:
+        if shard.first:
+            stack.enter_context(Lock(checkpoints.root / "lock", stage.say))
+            checkpoints.open()
+        shard.wait()
+        journal = stack.enter_context(timed(checkpoints.folder, active=shard.first))
+        yield checkpoints.folder, shard, journal
 
 
-class Store:
+class JsonlStore:
     """Saved results, one JSON record per line: `NAME.jsonl`, `NAME.1.jsonl`, ... by process.
 
     Records are saved immediately, each after a digest of its line. A killed process may leave half
@@ -80,10 +83,10 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path, name: str, share: Share, say: Callable[[str], None] = print
+        self, folder: Path, name: str, shard: Shard, say: Callable[[str], None] = print
     ) -> None:
-        self._folder, self._name, self.say = folder, name, say
-        mark = "" if share.first else f".{share.rank}"
+        self._folder, self._name, self._shard, self.say = folder, name, shard, say
+        mark = "" if shard.first else f".{shard.rank}"
         self._file = folder / f"{name}{mark}.jsonl"
 
     def read(self) -> Iterator[dict[str, Any]]:
@@ -100,7 +103,7 @@ class Store:
                         self.say(f"{path}, line {number}: damaged; what it held is done again")
 
     @contextlib.contextmanager
-    def appending(self) -> Iterator["Store"]:
+    def appending(self) -> Iterator["JsonlStore"]:
         """Open this process's file for writing after its last complete record."""
         if self._file.exists():
             whole = self._file.read_bytes()
@@ -108,6 +111,30 @@ class Store:
                 file.truncate(whole.rfind(b"\n") + 1)
         with open(self._file, "a", encoding="utf-8") as self._open:
             yield self
+
+    @contextlib.contextmanager
+    def saving(
+        self, stage: Stage, title: str, what: str, total: int, done: int = 0
+    ) -> Iterator[Callable[..., None]]:
+        """Open this process's file, and show how many of `total` pieces of work are done.
+
+        Yields:
+            A function that saves the records of `count` pieces (1). It raises Interrupted if the
+                stage has to stop before its last piece.
+        """
+        progress = Progress(title, total, done, active=self._shard.first)
+
+        def save(*records: dict[str, Any], count: int = 1) -> None:
+            nonlocal done
+            self.add(*records)
+            done += count
+            progress.step(done, {})
+            if done < total and stage.should_stop():
+                raise Interrupted(f"{title}: {done} of {total} {what} are kept.")
+
+        with self.appending():
+            yield save
+        progress.close()
 
     def add(self, *records: dict[str, Any]) -> None:
         """Save records that belong together."""

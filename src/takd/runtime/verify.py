@@ -57,7 +57,7 @@ def verify(results: Path, threads: int = 1) -> Verified:
         if "log" in record and not (log := path.parent / record["log"]).is_file():
             found.append(f"{log}: is missing")
         found += _place(path, record, results)
-    # files beside a damaged record cannot be judged
+    # a damaged record does not say which files belong there
     found += _unnamed([p for p in done if broken.isdisjoint(p.parents)], records)
     if not found:
         found += _origins(records, done)
@@ -111,4 +111,4 @@ def _unnamed(files: list[Path], records: dict[Path, Record]) -> Iterator[str]:
     for path in files:
         known = path.name in (*RECORDS, LOG, "card.md")
         if not known and named.isdisjoint((path, *path.parents)):
-            yield f"{path}: no record speaks of it; it is unfinished, or no result"
+            yield f"{path}: is named in no record: unfinished, or no result"

@@ -11,14 +11,12 @@ an end token.)
 import heapq
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_from_disk
-from transformers import PreTrainedTokenizerBase
-
-from takd.data.arrow import row_features, save
-from takd.models import causal_lm
+from takd.data.arrow import dataset_of, row_features, save
+from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
 from takd.runtime.stage import PIECE, Stage
 
@@ -30,20 +28,27 @@ def run(stage: Stage) -> None:
         InputError: the parts do not hold exactly one response to each prompt.
     """
     spec = stage.spec
-    prompts = load_from_disk(str(stage.input("prompts").parent / "dataset"))
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    prompts, tokenizer = dataset_of(stage, "prompts"), tokenizer_of(stage)
     files = [path.parent / "answers.jsonl" for path in stage.many(PIECE)]
     # each part is in the order of the split
-    answers = heapq.merge(*map(_lines, files), key=lambda answer: answer["row"])
+    responses = heapq.merge(*map(_lines, files), key=lambda response: response["row"])
     counts = {"rows": len(prompts), "cut_responses": 0}
     tokens = {"prompt": 0, "response": 0}
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row, answer in _pairs(prompts, answers, stage.outputs["dataset"].parent):
-            counts["cut_responses"] += not answer["finished"]
+        for index, (row, response) in enumerate(zip_longest(prompts, responses)):
+            if row is None or response is None or response["row"] != index:
+                raise InputError(
+                    f"{stage.outputs['dataset'].parent}: the parts do not hold one response to each of"
+                    f" {len(prompts)} prompts (see row {min(index, len(prompts))}); remove this folder and start"
+                    " snakemake again."
+                )
+            ids = response["tokens"]
+            counts["cut_responses"] += not response["finished"]
             tokens["prompt"] += len(row["prompt_ids"])
-            tokens["response"] += len(answer["tokens"])
-            yield answered(row, answer["tokens"], tokenizer)
+            tokens["response"] += len(ids)
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
+            yield {**row, "response_ids": ids, "references": [text]}
 
     digest = save(rows(), row_features(), stage.temporary(stage.outputs["dataset"]))
     stage.commit(stage.outputs["dataset"])
@@ -57,34 +62,6 @@ def run(stage: Stage) -> None:
     )
 
 
-def answered(
-    row: dict[str, Any], tokens: list[int], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    """Return a row with other tokens as its response, and their text as its only reference."""
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-    return {**row, "response_ids": tokens, "references": [text]}
-
-
-def _pairs(
-    prompts: Dataset, answers: Iterator[dict[str, Any]], folder: Path
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield rows with their responses."""
-    for index, row in enumerate(prompts):
-        answer = next(answers, {"row": None})
-        if answer["row"] != index:
-            raise InputError(
-                f"{folder}: row {index} of {len(prompts)} has no answer in the parts; remove this folder"
-                " and start snakemake again."
-            )
-        yield row, answer
-    if (more := next(answers, None)) is not None:
-        raise InputError(
-            f"{folder}: the parts hold an answer to row {more['row']}, but there are {len(prompts)}"
-            " prompts; remove this folder and start snakemake again."
-        )
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+        yield from map(json.loads, file)

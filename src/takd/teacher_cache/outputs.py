@@ -16,27 +16,22 @@ from typing import Any
 
 import pyarrow.compute
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.arrow import dataset_of
 from takd.decoding import loading
-from takd.losses.batch import Layout
+from takd.losses.batch import Pair, by_length
 from takd.losses.chunked import chunk_size
-from takd.models import causal_lm
-from takd.models.causal_lm import project
-from takd.models.precision import device_name
-from takd.runtime.checkpoints import resumable
+from takd.models.causal_lm import tokenizer_of
+from takd.models.logits import project
 from takd.runtime.errors import InputError
-from takd.runtime.metrics_log import Progress, timed
-from takd.runtime.sharding import Share, Store
-from takd.runtime.stage import Interrupted, Stage, write_text
+from takd.runtime.sharding import JsonlStore, Shard, resumable
+from takd.runtime.stage import Stage
 from takd.teacher_cache.tensor_file import TensorFile
 
 PORTION = 2**15  # tokens in memory at once, and the most that a killed run loses
-
-# prompt and response
-Text = tuple[Sequence[int], Sequence[int]]
 
 
 def run(stage: Stage) -> None:
@@ -48,15 +43,13 @@ def run(stage: Stage) -> None:
     """
     loading.configure_libraries(stage)
     spec = stage.spec
-    dataset = load_from_disk(str(stage.input("data").parent / "dataset"))
+    dataset = dataset_of(stage, "data")
     title = f"{spec['lineage']} seed {spec['seed']} reads {spec['split']}"
-    with resumable(stage, stage.outputs["manifest"]) as folder, timed(folder) as journal:
+    with resumable(stage, stage.outputs["manifest"]) as (folder, _, journal):
         tokens = _fill(stage, title, dataset, folder)
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
-        journal.tokens = sum(int(counts.sum()) for counts in _lengths(dataset).values())
-        device = device_name()
-        journal.close(len(dataset), device=device, processes=1, **stage.origin())
-        write_text(stage.outputs["metrics"], journal.path.read_text(encoding="utf-8"))
+        read = sum(int(counts.sum()) for counts in _lengths(dataset).values())
+        loading.close_log(stage, journal, len(dataset), read)
         stage.write_manifest(
             stage.outputs["manifest"], kind="teacher_outputs", rows=len(dataset), tokens=tokens
         )
@@ -67,7 +60,7 @@ def run(stage: Stage) -> None:
 def offsets(dataset: Dataset) -> Tensor:
     """Return the token at which each row begins, and the end, (rows + 1,).
 
-    Rows have as many tokens as `Layout` predicts.
+    Rows have as many tokens as `losses.batch.RightPadded` predicts.
     """
     lengths = _lengths(dataset)
     if "input_ids" in lengths:
@@ -102,15 +95,9 @@ def likeliest(
 def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
     """Write the file `outputs.safetensors` into the folder; return its number of tokens."""
     spec, kind = stage.spec, stage.spec["kind"]
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
     longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
-    model, vocabulary = loading.load(
-        stage,
-        stage.input("teacher").parent / "model",
-        tokenizer,
-        spec["lineage"],
-        reads=longest,
-    )
+    of_model, tokenizer = stage.input("teacher").parent / "model", tokenizer_of(stage)
+    model, vocabulary = loading.load(stage, of_model, tokenizer, spec["lineage"], reads=longest)
     if kind == "top_k" and spec["top_k"] >= vocabulary:
         raise InputError(
             f"teacher_cache.top_k is {spec['top_k']}, but the tokenizer has {vocabulary} entries in all;"
@@ -127,26 +114,23 @@ def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
         tensors["log_probabilities"] = (torch.float32, (total, spec["top_k"]))
     file = TensorFile(folder / "outputs.safetensors", tensors)
     columns = set(tensors) - {"offsets"}
-    store = Store(folder, "portions", Share(), stage.say)
+    store = JsonlStore(folder, "portions", Shard(), stage.say)
     done = _kept(file, columns, store, starts.tolist()) if file.begun() else 0
     if not done:
         file.begin()
     file.write(0, {"offsets": starts})
-    progress = Progress(title, len(dataset), done, active=True)
-    with store.appending():
+    with store.saving(stage, title, "rows", len(dataset), done) as save:
         for first, after in _portions(starts.tolist(), done):
             begin, end = int(starts[first]), int(starts[after])
             file.write(begin, _portion(stage, model, vocabulary, dataset, first, after))
             digest = file.digest(columns, begin, end)
-            store.add({"first": first, "after": after, "digest": digest})
-            progress.step(after, {})
-            if stage.should_stop() and after < len(dataset):
-                raise Interrupted(f"{title}: {after} of {len(dataset)} rows are kept.")
-    progress.close()
+            save({"first": first, "after": after, "digest": digest}, count=after - first)
     return total
 
 
-def _kept(file: TensorFile, columns: Collection[str], store: Store, starts: Sequence[int]) -> int:
+def _kept(
+    file: TensorFile, columns: Collection[str], store: JsonlStore, starts: Sequence[int]
+) -> int:
     """Count the rows of earlier attempts whose outputs are undamaged, up to the first damage."""
     written = {record["first"]: record for record in store.read()}
     done = 0
@@ -175,24 +159,20 @@ def _portion(
     stage: Stage, model: PreTrainedModel, vocabulary: int, dataset: Dataset, first: int, after: int
 ) -> dict[str, Tensor]:
     """Compute the outputs of a range of rows, concatenated, (tokens, ...) each."""
-    texts = _texts(dataset, first, after)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
     found: dict[int, dict[str, Tensor]] = {}
-    for start in range(0, len(order), stage.micro_batch):
-        chosen = order[start : start + stage.micro_batch]
-        layout = Layout.of([texts[i] for i in chosen], model.device)
-        hidden_nh = layout.hidden(model).to(model.dtype)
+    texts = _texts(dataset, first, after)
+    for chosen, batch in by_length(texts, stage.micro_batch, model.device):
+        hidden_nh = batch.hidden(model).to(model.dtype)
         values = {"hidden": hidden_nh}
         if stage.spec["kind"] == "top_k":
             values = likeliest(model, hidden_nh, vocabulary, stage.spec["top_k"])
-        counts = layout.rows_n.bincount(minlength=len(chosen)).tolist()
-        pieces = {name: value.cpu().split(counts) for name, value in values.items()}
-        for place, i in enumerate(chosen):
-            found[i] = {name: split[place] for name, split in pieces.items()}
+        pieces = {name: batch.split(value) for name, value in values.items()}
+        for place, index in enumerate(chosen):
+            found[index] = {name: split[place] for name, split in pieces.items()}
     return {name: torch.cat([found[i][name] for i in range(len(texts))]) for name in found[0]}
 
 
-def _texts(dataset: Dataset, first: int, after: int) -> list[Text]:
+def _texts(dataset: Dataset, first: int, after: int) -> list[Pair]:
     rows = dataset[first:after]
     if "input_ids" in rows:
         return [([], block) for block in rows["input_ids"]]

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ NAMES = {
 
 
 class TensorFile:
-    """A safetensors file with tensors of known names, dtypes and shapes.
+    """A safetensors file with tensors of known names, dtypes and shapes, mapped into memory.
 
     Format (https://huggingface.co/docs/safetensors): the length of the header as a 64-bit integer,
     the header as JSON, and the bytes of the tensors one after the other.
@@ -30,13 +31,13 @@ class TensorFile:
     def __init__(
         self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     ) -> None:
-        self.path, self._tensors, self._begins = path, tensors, dict[str, int]()
-        header, end = {}, 0
+        self.path, header, end = path, {}, 0
+        self._shapes: dict[str, tuple[int, int, int]] = {}  # where it begins, rows, bytes of a row
         # tensors with wide dtypes first, so that each begins at a multiple of its item size
         for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
-            self._begins[name] = end
-            end += math.prod(shape) * dtype.itemsize
-            place = [self._begins[name], end]
+            width = math.prod(shape[1:]) * dtype.itemsize
+            self._shapes[name] = end, shape[0], width
+            place = [end, end := end + shape[0] * width]
             header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": place}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
@@ -47,7 +48,9 @@ class TensorFile:
         """Create the file, filled with zeros."""
         with open(self.path, "wb") as file:
             file.write(self._head)
-            file.truncate(self._size)
+            file.flush()
+            # reserved now: on a full disk, writing to mapped memory would kill the process
+            os.posix_fallocate(file.fileno(), 0, self._size)
 
     def begun(self) -> bool:
         """Return whether the file exists and has the header of these tensors."""
@@ -56,29 +59,22 @@ class TensorFile:
         with open(self.path, "rb") as file:
             return file.read(len(self._head)) == self._head
 
+    def _mapped(self, name: str) -> np.memmap:
+        """Bytes of a tensor, (rows, bytes of a row); numpy has no bfloat16."""
+        begin, rows, width = self._shapes[name]
+        return np.memmap(self.path, np.uint8, "r+", len(self._head) + begin, (rows, width))
+
     def digest(self, names: Iterable[str], first: int, after: int) -> str:
         """Return the sha256 of the rows `first` to `after` (exclusive) of some tensors."""
         total = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            for name in sorted(names):
-                start, width = self._place(name, first)
-                file.seek(start)
-                total.update(file.read((after - first) * width))
+        for name in sorted(names):
+            total.update(self._mapped(name)[first:after].data)
         return total.hexdigest()
-
-    def _place(self, name: str, row: int) -> tuple[int, int]:
-        """Position of a tensor's row in the file, and its size in bytes."""
-        dtype, shape = self._tensors[name]
-        width = math.prod(shape[1:]) * dtype.itemsize
-        return len(self._head) + self._begins[name] + row * width, width
 
     def write(self, first: int, pieces: Mapping[str, Tensor]) -> None:
         """Write a piece of each tensor, beginning with its row `first`, and flush it to disk."""
-        with open(self.path, "rb+") as file:
-            for name, piece in pieces.items():
-                dtype, shape = self._tensors[name]
-                assert piece.dtype == dtype and piece.shape[1:] == shape[1:]
-                file.seek(self._place(name, first)[0])
-                file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
+        for name, piece in pieces.items():
+            mapped = self._mapped(name)
+            values = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
+            mapped[first : first + len(piece)] = values.reshape(len(piece), mapped.shape[1])
+            mapped.flush()

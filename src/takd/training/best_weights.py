@@ -15,9 +15,9 @@ from torch import Tensor
 from takd.methods.base import Method
 from takd.runtime.checkpoints import Checkpoints, examine, flush
 from takd.runtime.errors import InputError
+from takd.runtime.files import write_json
 from takd.runtime.metrics_log import Journal
 from takd.runtime.records import PROGRESS, Record, digests, sealed
-from takd.runtime.stage import write_json
 from takd.training.exporting import Exported
 from takd.training.student import Student
 
@@ -94,14 +94,16 @@ class Keeper:
         """
         began = time.monotonic()
         self.finish()
+        main = self.accelerator.is_main_process
         if self.sharded:
+            partial = self.checkpoints.partial(step)
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                self.checkpoints.partial(step).mkdir(exist_ok=True)
+            if main:
+                partial.mkdir(exist_ok=True)
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(self.checkpoints.partial(step)))
+            self.accelerator.save_state(str(partial))
             self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if main:
             tensors: Tensors = {} if self.sharded else self.student.state()
             tensors["method"] = self.method.state()
             scaler = self.accelerator.scaler
@@ -146,9 +148,8 @@ class Keeper:
         self.kept = {name: self.kept.get(name) or self._digests(name) for name in names}
         record = {**progress, "kept": self.kept, "files": digests([partial], partial)}
         write_json(partial / PROGRESS, sealed(record))
-        flush(
-            self.journal.path
-        )  # the log must be on disk up to the length that the checkpoint records
+        # the log must be on disk up to the length that the checkpoint records
+        flush(self.journal.path)
         self.checkpoints.commit(step)
 
     def _digests(self, kept: str) -> dict[str, str]:
@@ -162,8 +163,7 @@ class Keeper:
         Raises:
             InputError: there are checkpoints, but all are damaged.
         """
-        # on a network file system, processes may see different checkpoints, so the main process
-        # chooses
+        # the main process chooses: on a network file system, others may see other checkpoints
         chosen = self._choose() if self.accelerator.is_main_process else None
         folder, progress, error = broadcast_object_list([chosen])[0]
         if error:
@@ -171,11 +171,11 @@ class Keeper:
         if folder is None:
             self.journal.restart()
             return 0
-        if progress["step"] == total:
-            pass  # finished: only kept weights are needed, and `Checkpoints.close` may have removed the rest
-        elif self.sharded:
+        # of a finished run, only kept weights are needed, and `Checkpoints.close` removes the rest
+        finished = progress["step"] == total
+        if self.sharded and not finished:
             self.accelerator.load_state(str(folder))
-        else:
+        elif not finished:
             parts = ("model", "optimizer")
             self.student.restore({part: _tensors(folder, part) for part in parts})
             if self.accelerator.scaler is not None:
@@ -203,7 +203,7 @@ class Keeper:
                     self.checkpoints.drop(each)
                 self.checkpoints.forget_newer(record["step"])
                 if damaged:
-                    self.say(f"{said}; the training goes on from step {record['step']}.")
+                    self.say(f"{said}; the training resumes from step {record['step']}.")
                 return folder, record, None
             damaged.append(folder)
             said = said or f"Damaged checkpoint: {found[0]}"

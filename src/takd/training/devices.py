@@ -9,6 +9,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
+from takd.runtime.launch import launched, world_size
+
 # Timeout of collective operations. NCCL's ten minutes are too short while the first process writes
 # a large model to a busy disk; torchrun detects processes that die much sooner.
 PATIENCE = timedelta(hours=1)
@@ -33,7 +35,7 @@ def start(
     Raises:
         RuntimeError: Accelerate set up another number of processes or another backend.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {
         "mixed_precision": "no" if precision == "fp32" else precision,
@@ -44,7 +46,7 @@ def start(
         accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=[patient], **options)
     else:
         backend = "nccl" if on_gpu else "gloo"
-        if "RANK" not in os.environ:
+        if not launched():
             _group_of_one(backend)
         # Accelerator(cpu=True, deepspeed_plugin=...) would silently run DDP, and without a process
         # group each CPU process would run as if it were the only one

@@ -53,19 +53,14 @@ class Exported:
         """Describe a model that was loaded from the folder `source`.
 
         Args:
-            model: the model.
-            source: its folder.
             tokenizer: the experiment's tokenizer.
             vocabulary: entries that the tokenizer uses. Entries above are never trained or sampled
                 here, so `generate` must not sample them either.
             decoding: source of `max_new_tokens` and `no_repeat_ngram`, which also apply to greedy
                 decoding.
         """
-        tokens = {
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        tokens = {name: getattr(tokenizer, name) for name in names}
         head = model.get_output_embeddings().weight
         tied = head is model.get_input_embeddings().weight
         config = copy.deepcopy(model.config)

@@ -19,7 +19,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.decoding.sampling import Decoding, Prompt, Response, draw
+from takd.decoding.prompts import Decoding, Prompt, Response
+from takd.decoding.sampling import draw
 from takd.methods.base import Method, Part
 from takd.models.precision import PRETRAINED, describe, device_name, torch_dtype
 from takd.runtime.checkpoints import LOG, Checkpoints, Pace
@@ -40,16 +41,12 @@ class Run:
     """One training run.
 
     Attributes:
-        stage: paths and resources.
-        accelerator: Accelerate's interface to devices and processes.
-        method: the training method.
         model: the model to train, not yet on its device.
         exported: files that are written beside the weights.
         dev: prepared data set for dev evaluations.
         decoding: decoding settings of dev evaluations.
         precision: "fp32", "fp16" or "bf16".
         keep: outputs ("model", "init"), with the dev measure that selects their weights.
-        checkpoints: folder of the run's checkpoints.
         rouge_tokenizer: tokenizer of ROUGE-L on the dev rows, chosen by the data stage.
     """
 
@@ -76,11 +73,7 @@ class Run:
         )
         self.journal = Journal(self.checkpoints.folder / LOG, self.main)
         self.keeper = Keeper(
-            self.student,
-            self.method,
-            self.exported,
-            self.journal,
-            self.checkpoints,
+            *(self.student, self.method, self.exported, self.journal, self.checkpoints),
             {name: Best(measure) for name, measure in self.keep.items()},
             self.stage.say,
         )
@@ -139,7 +132,7 @@ class Run:
         count = f"{self.world} process{'es' if self.world > 1 else ''}"
         how = describe(self.precision, getattr(self.model.config, PRETRAINED))
         self.stage.say(
-            f"{self.title}: goes on from step {step} of {self.total}, {how}, {count}"
+            f"{self.title}: resumes from step {step} of {self.total}, {how}, {count}"
             if step
             else f"{self.title}: {self.total} steps, {how}, {count}"
         )
@@ -158,10 +151,10 @@ class Run:
             raise InputError(
                 f"{self.title}: no finite gradient in {SKIPPED_IN_A_ROW} steps in a row, up to step {step} of"
                 f" {self.total}; lower the learning rate (now {rate:g}), or use precision 'fp32' or 'bf16' in place of"
-                f" '{self.precision}'. The weights of before are in the checkpoint, from which the same settings go on."
+                f" '{self.precision}'. The checkpoint holds the weights of before; the same settings resume from it."
             )
         raise Interrupted(
-            f"{self.title} at step {step} of {self.total}, as asked or because its time is up; the next run goes on"
+            f"{self.title} at step {step} of {self.total}, as asked or because its time is up; the next run resumes"
             " from there."
         )
 
@@ -176,6 +169,7 @@ class Run:
         seed_generators((self.seed * 1_000_003 + step) * 1_009 + self.rank)
         sums: dict[str, Tensor] = {}
         norm = math.nan
+        # a step's loss is a mean over the global batch: each micro-batch adds its share of it
         for part, rows in self.micro_batches(self.method.parts(step)):
             with self.accelerator.accumulate(self.student.module):
                 loss, statistics = self.student.module(part.loss, rows)
@@ -189,8 +183,8 @@ class Run:
                     norm = self.accelerator.clip_grad_norm_(self.student.module.parameters(), clip)
                     # DeepSpeed clips by itself, and may report no norm
                     norm = math.nan if norm is None else float(norm)
-                    # with a loss scaler (fp16) the call is needed even then: it skips the update,
-                    # and lowers the scale
+                    # a loss scaler (fp16) needs the call even then: it skips the update, and lowers
+                    # the scale
                     if math.isfinite(norm) or self.accelerator.scaler is not None:
                         self.student.optimizer.step()
                     self.student.optimizer.zero_grad()
@@ -214,7 +208,6 @@ class Run:
         """
         if self.world == 1:
             return list(flags)
-        # one collective operation for all flags
         counts = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
         return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
 

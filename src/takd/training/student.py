@@ -38,7 +38,6 @@ class Student:
     """A model with its optimizer, on its device.
 
     Attributes:
-        accelerator: Accelerate's interface to devices and processes.
         model: the model, not yet on its device when given; parameters without gradients are not
             trained.
         settings: settings of the method.

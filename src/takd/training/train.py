@@ -15,28 +15,31 @@ import shutil
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_from_disk
-from torch import nn
+from datasets import Dataset
 
+from takd.data.arrow import dataset_of
 from takd.decoding import loading
 from takd.decoding.model_checks import check_model
-from takd.decoding.sampling import Decoding
-from takd.experiment.lineage import SUPERVISED
+from takd.decoding.prompts import Decoding
 from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
 from takd.models import causal_lm
 from takd.models.lora import add_lora
-from takd.models.precision import choose_precision, current_device, pretrained_in, torch_dtype
+from takd.models.precision import choose_precision, pretrained_in, torch_dtype
 from takd.models.tokenizer_check import entries
-from takd.runtime.checkpoints import Checkpoints, Lock, resume_key
+from takd.runtime.checkpoints import Checkpoints, resume_key
 from takd.runtime.deepspeed_builds import await_builds
 from takd.runtime.errors import InputError
-from takd.runtime.stage import Stage, read_json
+from takd.runtime.files import read_json
+from takd.runtime.launch import rank, world_size
+from takd.runtime.stage import Stage
+from takd.runtime.stage_lock import Lock
 from takd.training import devices
 from takd.training.exporting import Exported
 from takd.training.loop import Run
 
 WEIGHTS = "model.safetensors"
+SPLITS = {"train": "rows", "dev": "dev_rows"}  # with the setting of their number of rows
 
 
 def run(stage: Stage) -> None:
@@ -46,7 +49,7 @@ def run(stage: Stage) -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     root = stage.outputs["manifest"].parent / "checkpoints"
     checkpoints = Checkpoints(root, resume_key(stage))
-    if int(os.environ.get("RANK", 0)) > 0:
+    if rank() > 0:
         _train(stage, checkpoints)
         return
     with Lock(root / "lock", stage.say):
@@ -57,49 +60,49 @@ def run(stage: Stage) -> None:
 
 def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     spec, settings = stage.spec, stage.spec["settings"]
-    data = {name: _rows(stage, name) for name in ("train", "dev", "corpus") if stage.many(name)}
-    train, dev = data["train"], data["dev"]
-    if settings["rows"]:
-        train = train.select(range(min(settings["rows"], len(train))))
-    if settings["dev_rows"]:
-        dev = dev.select(range(min(settings["dev_rows"], len(dev))))
-    if not len(train) or not len(dev):
-        raise InputError(
-            f"{spec['lineage']}: no rows left in the train or dev split; see the data report."
-        )
-    precision = choose_precision(settings["precision"], pretrained_in(_weights(stage)))
-    tokenizer = causal_lm.load_tokenizer(stage.input("tokenizer").parent / "tokenizer")
+    train, dev = (_rows(stage, name, settings[key]) for name, key in SPLITS.items())
+    tokenizer = causal_lm.tokenizer_of(stage)
+    weights = _weights(stage)
+    precision = choose_precision(settings["precision"], pretrained_in(weights))
     student = causal_lm.load_model(
-        _weights(stage), seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
+        weights, seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
     )
     vocabulary = causal_lm.check_vocabulary(student, tokenizer, spec["model"])
-    parameters = causal_lm.parameter_count(student)
+    parameters = student.num_parameters()
     decoding = Decoding(**spec["dev_decoding"])
-    exported = Exported.of(student, _weights(stage), tokenizer, vocabulary, decoding)
-    if int(os.environ.get("RANK", 0)) == 0 and (difference := exported.misread()):
+    exported = Exported.of(student, weights, tokenizer, vocabulary, decoding)
+    if rank() == 0 and (difference := exported.misread()):
         stage.say(
             f"{spec['lineage']}: AutoTokenizer reads this tokenizer otherwise beside a {student.config.model_type}"
             f" ({difference}); read it from the trained model's folder by PreTrainedTokenizerFast.from_pretrained."
         )
     if settings["lora"]:
-        add_lora(
-            student,
-            settings["lora"],
-            name=spec["model"],
-            seed=spec["seed"],
-            frozen_dtype=torch_dtype(precision),
-        )
+        named = {"name": spec["model"], "seed": spec["seed"]}
+        add_lora(student, settings["lora"], **named, frozen_dtype=torch_dtype(precision))
     if stage.gradient_checkpointing:
         causal_lm.checkpoint_activations(student, spec["model"])
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
     if spec.get("asks_teacher"):
-        folder = stage.input("teacher").parent / "model"
-        dtype = torch_dtype(choose_precision(settings["precision"], pretrained_in(folder)))
-        teacher = causal_lm.load_model(folder, dtype=dtype)
-        nn.Module.to(causal_lm.freeze(teacher), current_device())
-        vocabulary = min(vocabulary, causal_lm.check_vocabulary(teacher, tokenizer, "teacher"))
-        check_model(teacher, "teacher", spec["max_length"])
+        teacher, known = loading.load(
+            stage,
+            stage.input("teacher").parent / "model",
+            tokenizer,
+            "teacher",
+            spec["max_length"],
+            precision=settings["precision"],
+        )
+        vocabulary = min(vocabulary, known)
+    stored = {
+        split: StoredOutputs(stage.input(name).parent / "outputs.safetensors")
+        for split, name in (("train", "outputs"), ("corpus", "corpus_outputs"))
+        if stage.many(name)
+    }
+    if vocabulary < entries(tokenizer) and any("tokens" in s.names for s in stored.values()):
+        raise InputError(
+            f"model '{spec['model']}' lacks the entry of a pad token that its teacher's likeliest tokens may name;"
+            " choose teacher_outputs: hidden, or a tokenizer without that token."
+        )
     context = Context(
         settings=settings,
         seed=spec["seed"],
@@ -107,24 +110,12 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         vocabulary=vocabulary,
         max_new_tokens=decoding.max_new_tokens,
         teacher=teacher,
-        corpus=data.get("corpus"),
-        stored={
-            split: StoredOutputs(stage.input(name).parent / "outputs.safetensors")
-            for split, name in (("train", "outputs"), ("corpus", "corpus_outputs"))
-            if stage.many(name)
-        },
+        corpus=dataset_of(stage, "corpus") if stage.many("corpus") else None,
+        stored=stored,
     )
-    if vocabulary < entries(tokenizer) and any(
-        "tokens" in s.names for s in context.stored.values()
-    ):
-        raise InputError(
-            f"model '{spec['model']}' lacks the entry of a pad token that its teacher's likeliest tokens may name;"
-            " choose teacher_outputs: hidden, or a tokenizer without that token."
-        )
     method = kind(context)
     if settings["deepspeed"]:
         await_builds(stage.say)
-    supervised = spec["method"] == SUPERVISED
     accelerator = devices.start(
         precision,
         accumulation=_micro_batches(method, stage),
@@ -132,19 +123,18 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         gradient_clip=settings["gradient_clip"],
         deepspeed=settings["deepspeed"],
     )
-    keep = {"model": settings["keep"], **({"init": "loss"} if supervised else {})}
     job = Run(
-        stage,
-        accelerator,
-        method,
-        student,
-        exported,
-        dev,
-        decoding,
-        precision,
-        keep,
-        checkpoints,
-        read_json(stage.input("dev"))["rouge_tokenizer"],
+        stage=stage,
+        accelerator=accelerator,
+        method=method,
+        model=student,
+        exported=exported,
+        dev=dev,
+        decoding=decoding,
+        precision=precision,
+        keep={"model": settings["keep"], **({"init": "loss"} if "init" in stage.outputs else {})},
+        checkpoints=checkpoints,
+        rouge_tokenizer=read_json(stage.input("dev"))["rouge_tokenizer"],
     )
     # checked as it will sample: on its device, in its dtypes, under its autocast
     with job.student.whole() as whole:
@@ -159,8 +149,16 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         _publish(stage, job, parameters)
 
 
-def _rows(stage: Stage, split: str) -> Dataset:
-    return load_from_disk(str(stage.input(split).parent / "dataset"))
+def _rows(stage: Stage, split: str, count: int | None) -> Dataset:
+    """Load the first rows of a split, or all."""
+    found = dataset_of(stage, split)
+    if count:
+        found = found.select(range(min(count, len(found))))
+    if not len(found):
+        raise InputError(
+            f"{stage.spec['lineage']}: no rows left in the train or dev split; see the data report."
+        )
+    return found
 
 
 def _weights(stage: Stage) -> Path:
@@ -176,7 +174,7 @@ def _micro_batches(method: Method, stage: Stage) -> int:
     Raises:
         InputError: the batch cannot be divided evenly among processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     count = 0
     for size in method.part_sizes():
         if size % world:
@@ -220,16 +218,15 @@ def _compare(job: Run, files: dict[str, str]) -> None:
     """Check that the published weights are those that were kept."""
     for name, best in job.keeper.best.items():
         assert best.step is not None
-        kept = job.checkpoints.kept(best.step).name
-        expected = {
-            f"{name}{file.removeprefix(kept)}": d for file, d in job.keeper.kept[kept].items()
-        }
+        folder = job.checkpoints.kept(best.step)
+        kept = job.keeper.kept[folder.name].items()
+        expected = {f"{name}{file.removeprefix(folder.name)}": digest for file, digest in kept}
         found = {file: digest for file, digest in files.items() if file.startswith(f"{name}/")}
         if found != expected:
             wrong = sorted({file for file, _ in found.items() ^ expected.items()})
             raise InputError(
-                f"{job.checkpoints.kept(best.step)}: changed after it was written ({', '.join(wrong)}); delete"
-                f" {job.checkpoints.folder} and start again, from the first step."
+                f"{folder}: changed after it was written ({', '.join(wrong)}); delete {job.checkpoints.folder} and"
+                " start again, from the first step."
             )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from takd.experiment.validation.common import divisors, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile
-from takd.models.headers import safetensors_parameters
+from takd.models.weight_files import safetensors_parameters
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 

@@ -82,48 +82,50 @@ QUESTIONS = {
 
 def differences(results: Results, name: str, measure: str = "rougeL") -> Forest | None:
     """Draw all differences on one evaluation set, by question; None if there are none."""
-    found, look = table.of(results), looks(results)
-    blocks = []
-    for question, title in QUESTIONS.items():
-        wanted = {"kind": DIFFERENCE, "set": name, "measure": measure, "question": question}
-        lines = []
-        for number_ in table.rows(found, **wanted):
-            pair = Pair(question, number_.lineage, number_.other)
-            unequal = [one.what for one in fairness.unequal(results, pair) if one.of_data_or_start]
-            lines.append(
-                Line(
-                    pair_text(pair),
-                    number_,
-                    list(by_seed(found, number_).values()),
-                    look[number_.lineage],
-                    tests_text(number_.verdict, number_.p),
-                    f"arms differ in {listed(unequal)}" if unequal else "",
-                )
-            )
-        if lines:
-            blocks.append(Block(title, lines))
+    found = blocks(results, name, measure)
     title = f"difference in {BY_NAME[measure].title}"
-    return both(blocks, title, signed=True) if blocks else None
+    return both(found, title, signed=True) if found else None
+
+
+def blocks(results: Results, name: str, measure: str) -> list[Block]:
+    """Lines of the differences on one evaluation set, by question."""
+    look = looks(results)
+    by_question: dict[str, list[Line]] = {question: [] for question in QUESTIONS}
+    for row in table.rows(table.of(results), kind=DIFFERENCE, set=name, measure=measure):
+        pair = Pair(row.question, row.lineage, row.other)
+        unequal = [one.what for one in fairness.unequal(results, pair) if one.of_data_or_start]
+        line = Line(
+            pair_text(pair),
+            row,
+            list(by_seed(results, row).values()),
+            look[row.lineage],
+            tests_text(row.verdict, row.p),
+            f"arms differ in {listed(unequal)}" if unequal else "",
+        )
+        by_question[row.question].append(line)
+    return [Block(QUESTIONS[question], lines) for question, lines in by_question.items() if lines]
 
 
 def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
     """Draw the scores of all models on one evaluation set, by model, those of large teachers first."""
-    found, look = table.of(results), looks(results)
-    rows = table.rows(found, kind=SCORE, set=name, measure=measure)
+    look = looks(results)
+    rows = table.rows(table.of(results), kind=SCORE, set=name, measure=measure)
     sizes = {row.model: row.parameters or 0 for row in rows}
 
     def teachers(row: Number) -> list[int]:
         # labels alone first, then large teachers before small ones: a falling column is the capacity gap
         return [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
 
-    blocks = []
+    found = []
     for model in sorted(sizes, key=lambda model: -sizes[model]):
         lines = [
-            Line(full_text(row.lineage), row, list(by_seed(found, row).values()), look[row.lineage])
+            Line(
+                full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
+            )
             for row in sorted((row for row in rows if row.model == model), key=teachers)
         ]
-        blocks.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
-    return both(blocks, BY_NAME[measure].title, signed=False)
+        found.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
+    return both(found, BY_NAME[measure].title, signed=False)
 
 
 def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:

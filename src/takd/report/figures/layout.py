@@ -35,7 +35,7 @@ class Sheet:
         self._tops: list[float] = []
         self._panels: list[tuple[Axes, float, float, float]] = []
         self._headings: list[tuple[str, float]] = []
-        self._legends: list[tuple[Sequence[Line2D], Sequence[str], float, float, int]] = []
+        self._legends: list[tuple[Sequence[Line2D], Sequence[str], float, int]] = []
         for _ in range(rows):
             self.add_row()
 
@@ -49,35 +49,17 @@ class Sheet:
         """Start another row of panels, with space for their titles."""
         self._tops.append(self.extend(TITLE + self.height + self.below) + TITLE)
 
-    def left(self, column: int, columns: int) -> float:
-        """Left edge of a panel in a row of `columns`."""
-        return self.margin + column * (self.width - EDGE) / columns
-
-    def foot(self, row: int, distance: float) -> float:
-        """Position at a distance below the panels of a row."""
-        return self._tops[row] + self.height + distance
-
     def panel(self, row: int, column: int, columns: int, share: Axes | None = None) -> Axes:
         """Add a panel to a row of `columns`; it may share another panel's y axis."""
         axis = self._figure.add_axes((0, 0, 1, 1), label=str(len(self._panels)), sharey=share)
         width = (self.width - EDGE) / columns - self.margin
-        self._panels.append((axis, self.left(column, columns), self._tops[row], width))
+        left = self.margin + column * (self.width - EDGE) / columns
+        self._panels.append((axis, left, self._tops[row], width))
         return axis
 
     def write(self, text: str, top: float) -> None:
         """Write a heading at the left edge."""
         self._headings.append((text, top))
-
-    def legend(
-        self,
-        handles: Sequence[Line2D],
-        texts: Sequence[str],
-        top: float,
-        left: float = EDGE,
-        columns: int = 1,
-    ) -> None:
-        """Add a legend with its upper left corner at (left, top)."""
-        self._legends.append((handles, texts, top, left, columns))
 
     def key(self, handles: Sequence[Line2D], texts: Sequence[str]) -> None:
         """Add a legend at the bottom over the whole width, with as many columns as its longest text allows."""
@@ -85,7 +67,7 @@ class Sheet:
         room = self.width / WIDE
         columns = min(len(texts), 3 if longest <= 34 * room else 2 if longest <= 56 * room else 1)
         top = self.extend(LINE * math.ceil(len(texts) / columns) + EDGE)
-        self.legend(handles, texts, top, columns=columns)
+        self._legends.append((handles, texts, top, columns))
 
     def finish(self) -> Figure:
         """Place all elements, now that the height is known."""
@@ -95,12 +77,12 @@ class Sheet:
             axis.set_position((*self._corner(left, top + self.height), *size))
         for text, top in self._headings:
             self._figure.text(*self._corner(EDGE, top), text, weight="bold", size=10, va="top")
-        for handles, texts, top, left, columns in self._legends:
+        for handles, texts, top, columns in self._legends:
             self._figure.legend(
                 handles,
                 texts,
                 loc="upper left",
-                bbox_to_anchor=self._corner(left, top),
+                bbox_to_anchor=self._corner(EDGE, top),
                 ncols=columns,
                 borderaxespad=0,
             )

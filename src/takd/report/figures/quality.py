@@ -1,26 +1,26 @@
 """Figure: ROUGE-L against total cost, which includes teachers and initial SFT."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from takd.analysis import exports, table
-from takd.analysis.costs import CUMULATIVE
-from takd.analysis.cumulative_costs import unit
+from takd.analysis import costs, exports
+from takd.analysis.costs import unit
 from takd.analysis.results import Results, Row
-from takd.analysis.table import ANY, COST, SCORE, Number
+from takd.analysis.table import Number
 from takd.experiment.labels import full_text
+from takd.experiment.lineage import split
+from takd.report import tables
 from takd.report.figures.layout import Sheet
-from takd.report.figures.marks import by_size, n_text
-from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, looks, to_svg
+from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, by_size, looks, n_text, to_svg
+from takd.report.tables import score
 
 FAR = 12
 """Costs that are this many times apart have a logarithmic axis."""
-BySeed = Mapping[int | None, Number]
-"""Numbers by training seed; None is their mean."""
 
 
 def quality(results: Results) -> Drawing:
@@ -36,71 +36,63 @@ def narrow(results: Results) -> str:
     return _draw(results, WIDTH / 2, columns=1)
 
 
-def _select(results: Results, lineage: str, **wanted: str) -> BySeed:
-    rows = table.rows(table.of(results), lineage=lineage, seed=ANY, **wanted)
-    return {row.seed: row for row in rows}
-
-
-def _cost(results: Results, lineage: str, measure: str) -> BySeed:
-    return _select(results, lineage, kind=COST, stage=CUMULATIVE, measure=measure)
-
-
-def _score(results: Results, lineage: str, name: str) -> BySeed:
-    return _select(results, lineage, kind=SCORE, set=name, measure="rougeL")
-
-
 def _draw(results: Results, width: float, columns: int) -> str:
-    look, lineages = looks(results), results.lineages
+    look, spent = looks(results), list(costs.cumulative(results))
     sizes = {model: 5 + 2 * place for place, model in enumerate(reversed(by_size(results)))}
-    spent = {m: [_cost(results, lineage, m) for lineage in lineages] for m in ("hours", "tokens")}
-    means = {m: [cost[None].value for cost in costs] for m, costs in spent.items()}
-    small, what = max(means["hours"]) < 1, unit(results)
-    titles = {"hours": what.replace("hours", "minutes") if small else what}
-    titles["tokens"] = "tokens trained on and drawn"
+    size = {each.lineage: sizes[split(each.lineage)[-1].model] for each in spent}
+    small, what = max(fmean(each.hours.values()) for each in spent) < 1, unit(results)
+    axes: dict[str, list[Mapping[int, float]]] = {
+        what.replace("hours", "minutes") if small else what: [
+            {seed: hours * (60 if small else 1) for seed, hours in each.hours.items()}
+            for each in spent
+        ],
+        "tokens trained on and drawn": [each.tokens for each in spent],
+    }
     # both x axes are treated alike
-    log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means.values())
+    means = [[fmean(by_seed.values()) for by_seed in found] for found in axes.values()]
+    log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means)
     with matplotlib.rc_context(STYLE):
         sheet = Sheet(width, rows=0, height=3.2 if columns > 1 else 2.6, below=0.65)
         for name in results.spec["sets"]:
             heading = name if columns == 1 else f"{name}: {n_text(results, name)}"
             sheet.write(heading, sheet.extend(0.18))
             first: Axes | None = None
-            for place, (measure, title) in enumerate(titles.items()):
+            for place, (title, found) in enumerate(axes.items()):
                 if place % columns == 0:
                     sheet.add_row()
                 axis = sheet.panel(-1, place % columns, columns, share=first)
                 first = first or axis
-                factor = 60 if small and measure == "hours" else 1
-                for lineage, cost in zip(lineages, spent[measure], strict=True):
-                    scores = _score(results, lineage, name)
-                    points = {s: (factor * cost[s].value, scores[s].value) for s in cost}
-                    _point(axis, points, scores[None], look[lineage], sizes[scores[None].model])
-                _scale(axis, [factor * value for value in means[measure]], log)
+                for each, by_seed in zip(spent, found, strict=True):
+                    mean = score(results, name, each.lineage, "rougeL")
+                    assert mean is not None
+                    dots = [(by_seed[s], y) for s, y in tables.by_seed(results, mean).items()]
+                    at = fmean(by_seed.values())
+                    _point(axis, at, mean, dots, look[each.lineage], size[each.lineage])
+                _scale(axis, means[place], log)
                 axis.set_xlabel(f"{title}, in total")
                 if place % columns == 0:
                     axis.set_ylabel("ROUGE-L")
-        handles = [_mark(look[x], sizes[results.of(x)[0].manifest["model"]]) for x in lineages]
-        sheet.key(handles, [full_text(lineage) for lineage in lineages])
+        handles = [_mark(look[each.lineage], size[each.lineage]) for each in spent]
+        sheet.key(handles, [full_text(each.lineage) for each in spent])
         return to_svg(sheet.finish())
 
 
 def _point(
     axis: Axes,
-    points: Mapping[int | None, tuple[float, float]],
-    score: Number,
+    at: float,
+    mean: Number,
+    dots: Sequence[tuple[float, float]],
     look: Look,
     size: float,
 ) -> None:
-    """Draw the mean over training seeds (key None) with its 95 % confidence interval, and the seeds as dots."""
-    at, mean = points[None]
+    """Draw the mean over training seeds with its 95 % confidence interval, and the seeds as dots."""
     colour = look.colour
-    if score.interval:
-        axis.plot([at, at], score.interval, color=colour, linewidth=0.8, alpha=0.55, zorder=2)
-    if len(points) > 2:
-        dots = [point for seed, point in points.items() if seed is not None]
+    if mean.interval:
+        axis.plot([at, at], mean.interval, color=colour, linewidth=0.8, alpha=0.55, zorder=2)
+    if len(dots) > 1:
         axis.plot(*zip(*dots, strict=True), ".", color=colour, markersize=4, alpha=0.7, zorder=3)
     axis.plot(
-        at, mean, marker=look.marker, markersize=size, color=colour, linestyle="none",
+        at, mean.value, marker=look.marker, markersize=size, color=colour, linestyle="none",
         markeredgecolor="white", markeredgewidth=0.7, zorder=4,
     )  # fmt: skip
 
@@ -132,28 +124,25 @@ def _numbers(results: Results) -> list[Row]:
     """One row per set and lineage; costs are means over training seeds."""
     rows = []
     for name in results.spec["sets"]:
-        for lineage in results.lineages:
-            score = _score(results, lineage, name)[None]
-            hours, tokens, trainings = (
-                _cost(results, lineage, measure) for measure in ("hours", "tokens", "trainings")
-            )
-            by_seed = [number.value for seed, number in hours.items() if seed is not None]
+        for cost in costs.cumulative(results):
+            mean = score(results, name, cost.lineage, "rougeL")
+            assert mean is not None
             rows.append(
                 {
                     "set": name,
-                    "lineage": lineage,
-                    "chain": score.chain,
-                    "methods": score.methods,
-                    "student": score.model,
-                    "method": score.method,
-                    "n_training_seeds": len(by_seed),
-                    "trainings": int(trainings[None].value),
-                    "hours": hours[None].value,
-                    "hours_least": min(by_seed),
-                    "hours_most": max(by_seed),
+                    "lineage": cost.lineage,
+                    "chain": mean.chain,
+                    "methods": mean.methods,
+                    "student": mean.model,
+                    "method": mean.method,
+                    "n_training_seeds": len(cost.hours),
+                    "trainings": cost.trainings,
+                    "hours": fmean(cost.hours.values()),
+                    "hours_least": min(cost.hours.values()),
+                    "hours_most": max(cost.hours.values()),
                     "unit": unit(results),
-                    "tokens": tokens[None].value,
+                    "tokens": fmean(cost.tokens.values()),
                 }
-                | exports.columns("rougeL", score)
+                | exports.columns("rougeL", mean)
             )
     return rows

@@ -1,4 +1,4 @@
-"""Several SVG drawings in one page: unique identifiers, and lines that the page can hide."""
+"""Several SVG drawings in one page."""
 
 import hashlib
 import re
@@ -9,13 +9,7 @@ from markupsafe import Markup
 from takd.report.figures.style import Look
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_LINEAGE = re.compile(r"lineage:([^:]+):")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
-
-
-def line_id(lineage: str, seed: int, what: str) -> str:
-    """Identifier (`gid`) of an element drawn for one training of a lineage (seed 0: for all), used by the page."""
-    return f"lineage:{lineage}:{seed}:{what}"
 
 
 def scoped(svg: str) -> str:
@@ -23,7 +17,7 @@ def scoped(svg: str) -> str:
 
     Matplotlib numbers its groups from one in every file (`axes_1`) and names clip paths and markers by their shape. In
     one page the first of each would serve all drawings, and vanish from all when its own drawing is hidden. So all
-    identifiers get a prefix derived from the drawing's bytes. Elements named by `line_id` get `data-lineage`.
+    identifiers get a prefix derived from the drawing's bytes.
     """
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
@@ -36,8 +30,6 @@ def scoped(svg: str) -> str:
         for name, value in list(element.attrib.items()):
             if name == "id":
                 element.set(name, prefix + value)
-                if found := _LINEAGE.match(value):
-                    element.set("data-lineage", found[1])
             elif name in ("href", f"{{{XLINK}}}href") and value.startswith("#"):
                 element.set(name, f"#{prefix}{value[1:]}")
             elif "url(#" in value:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from takd.analysis.exports import to_csv
 from takd.analysis.results import Results, Row
 from takd.experiment.lineage import SUPERVISED, split
-from takd.report.table import write_csv
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -81,6 +81,23 @@ def size_text(parameters: float) -> str:
     return str(int(parameters))
 
 
+def by_size(results: Results) -> dict[str, int]:
+    """Parameters of every trained model, the largest first."""
+    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
+
+
+def n_text(results: Results, name: str) -> str:
+    """State how many values a score on an evaluation set averages."""
+    prompts = results.evaluations[results.nodes[0], name].scores["n"]
+    seeds, draws = len(results.spec["seeds"]), len(results.spec["decoding_seeds"])
+    return (
+        f"{prompts} prompt{'s' if prompts > 1 else ''}"
+        f" × {draws} decoding seed{'s' if draws > 1 else ''},"
+        f" {seeds} training seed{'s' if seeds > 1 else ''}"
+    )
+
+
 class Drawing(NamedTuple):
     """A figure as SVG, and its numbers."""
 
@@ -92,7 +109,7 @@ class Drawing(NamedTuple):
     @property
     def csv(self) -> str:
         """The numbers as CSV, one line for each mark of the figure."""
-        return write_csv(self.numbers, self.columns)
+        return to_csv(self.numbers, self.columns)
 
 
 def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:

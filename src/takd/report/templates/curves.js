@@ -133,6 +133,13 @@
       ].filter(Boolean).join("; ");
     }
   }
+  // A link to a lineage shows its line alone.
+  function arrive() {
+    const lineage = decodeURIComponent(location.hash.slice(1));
+    if (boxes.some((box) => box.value === lineage)) for (const box of boxes) box.checked = box.value === lineage;
+    show();
+  }
+  addEventListener("hashchange", arrive);
   form.addEventListener("change", show);
   form.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -142,6 +149,9 @@
     for (const box of some) box.checked = (all ?? group) === "1";
     show();
   });
+  // a link to a model shows its lines alone
+  const lineage = location.hash.slice(1);
+  if (boxes.some((box) => box.value === lineage)) for (const box of boxes) box.checked = box.value === lineage;
   form.hidden = false;
-  show();
+  arrive();
 }

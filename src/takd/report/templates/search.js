@@ -105,8 +105,13 @@
     apply();
   }
 
-  // A link to a prompt shows it, whatever was searched for.
+  // A link to a model shows its responses alone; one to a prompt shows it, whatever was searched for.
   function arrive() {
+    const lineage = location.hash.replace("#model=", "");
+    if (models.some((box) => box.dataset.lineage === lineage)) {
+      for (const box of models) box.checked = box.dataset.lineage === lineage;
+      restart();
+    }
     const target = prompts.find(({ element }) => `#${element.id}` === location.hash);
     if (!target) return;
     if (!target.hit) {

@@ -1,0 +1,103 @@
+"""From hidden states to logits: the output embedding, in float32, under autocast or without it."""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+VOCABULARY_BLOCK = 2048
+_FROZEN = "takd_frozen"
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Prepare a model for inference: no dropout, no gradients, and computation in its own dtype.
+
+    A teacher runs inside its student's autocast. Autocast would keep the hidden states of
+    half-precision weights in float32, cast norms at each step, and lower a model that needs float32
+    because it overflows in float16.
+    """
+    setattr(model, _FROZEN, True)
+    return model.eval().requires_grad_(False)
+
+
+def lowered_type(model: PreTrainedModel) -> torch.dtype | None:
+    """Return the dtype to which autocast now casts this model's products; None if it does not."""
+    return None if getattr(model, _FROZEN, False) else autocast_type(model.device)
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """Return the dtype to which autocast casts matrix products now; None if it is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context in which products are computed in the dtypes of their operands."""
+    if autocast_type(device) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
+    """Compute float32 logits without gradients, (..., hidden size) to (..., vocabulary).
+
+    Only the operands are rounded to half precision. Rounding GPT-2's logits, which are near -65, to
+    bfloat16 would give each log-probability an error with standard deviation 0.13, and so distort
+    ratios and importance weights of policy gradients; with rounded operands the error is 0.001.
+    """
+    head = output_layer(model)
+    dtype = lowered_type(model) or head.weight.dtype
+    with torch.no_grad():
+        return vocabulary_product(
+            hidden.to(dtype), head.weight[:vocabulary].to(dtype), cut(head.bias, vocabulary)
+        )
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """Return the output embedding, which computes logits from the last hidden states."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear), type(head)  # ensured by check_projection
+    return head
+
+
+def cut(bias_v: Tensor | None, vocabulary: int) -> Tensor | None:
+    """Cut the bias of the output embedding, if there is one, to the entries of the tokenizer."""
+    return None if bias_v is None else bias_v[:vocabulary]
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Divide logits by a temperature; temperature 1 returns them as they are."""
+    return logits if temperature == 1 else logits / temperature
+
+
+def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
+    """Multiply matrices (n, k) and (k, m), with a float32 result for half-precision operands.
+
+    A GPU accumulates in float32 and returns that; a CPU, on which half-precision products are slow,
+    multiplies in float32.
+    """
+    with without_autocast(left_nk.device):
+        if left_nk.dtype not in (torch.float16, torch.bfloat16):
+            return left_nk @ right_km
+        if left_nk.device.type == "cuda":
+            return torch.mm(left_nk, right_km, out_dtype=torch.float32)
+        return left_nk.float() @ right_km.float()
+
+
+def vocabulary_product(hidden: Tensor, weight_vh: Tensor, bias_v: Tensor | None = None) -> Tensor:
+    """Compute logits, (..., hidden size) to (..., vocabulary), in float32 or wider.
+
+    On a CPU this runs in blocks of the vocabulary, because a product of a few rows with 50,000
+    columns reaches half of the library's speed.
+    """
+    flat_nh = hidden.reshape(-1, hidden.shape[-1])
+    rows = weight_vh.shape[0]
+    in_blocks = hidden.device.type == "cpu" and rows > 2 * VOCABULARY_BLOCK
+    parts = weight_vh.split(VOCABULARY_BLOCK if in_blocks else rows)
+    pieces = [wide_product(flat_nh, part_vh.T) for part_vh in parts]
+    logits_nv = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    if bias_v is not None:
+        logits_nv = logits_nv + bias_v.to(logits_nv.dtype)
+    return logits_nv.unflatten(0, hidden.shape[:-1]) if hidden.ndim != 2 else logits_nv

@@ -1,0 +1,121 @@
+"""Lock on a stage's folder that shows whether its owner is alive, also from another node."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from takd.runtime.errors import InputError
+
+HEARTBEAT_SECONDS = 5.0
+
+
+class Lock:
+    """Lock file that prevents two copies of a stage; its time stamp is a heartbeat.
+
+    If Snakemake's main process dies and is restarted while its job still runs, two jobs would
+    otherwise write to the same folder. The lock of a dead process is taken over: at once on the
+    same host, else if its heartbeat has stopped for a while. It needs no more of a file system than
+    exclusive creation and time stamps, which network file systems have, too (docs/design.md).
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
+        self.path, self.say = path, say
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Lock":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while not self._create():
+            seen = self._wait_for_owner_to_be_gone()
+            if self._read()[1] == seen:  # else another process has just taken the lock over
+                self.path.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        owner = {"host": socket.gethostname(), "process": os.getpid()}
+        try:
+            # mode x fails if the file exists, so only one process can create the lock
+            with open(self.path, "x", encoding="utf-8") as file:
+                json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID")}, file)
+        except FileExistsError:
+            if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+                raise InputError(
+                    f"{self.path}: is a link, a folder or a pipe, and no lock of a stage; remove it and start again."
+                ) from None
+            return False
+        return True
+
+    def _wait_for_owner_to_be_gone(self) -> float | None:
+        """Return the last heartbeat of an owner that is gone; None if it took its lock away."""
+        owner, seen = self._read()
+        # process ids are only comparable on the same host; elsewhere only the heartbeat is visible
+        dead = owner.get("host") == socket.gethostname() and not _alive(owner["process"])
+        if seen is None or dead:
+            return seen
+        patience = 6 * HEARTBEAT_SECONDS
+        holder = owner or "an unknown process"
+        self.say(
+            f"{self.path} is held by {holder}; waiting {patience:.0f} s to see whether it is alive"
+        )
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            time.sleep(HEARTBEAT_SECONDS / 5)
+            owner, now = self._read()
+            if now is None:
+                return None
+            if now != seen:
+                raise self._in_use(owner)
+        return seen
+
+    def _in_use(self, owner: dict[str, Any]) -> InputError:
+        if not owner:
+            return InputError(
+                f"{self.path}: is written to by a program that is no stage; end it, remove the file and start again."
+            )
+        job = f" (Slurm job {owner['job']})" if owner.get("job") else ""
+        return InputError(
+            f"process {owner['process']} on {owner.get('host')}{job} is already at work in {self.path.parent}; wait"
+            " for it, or end it (scancel), and start again."
+        )
+
+    def _read(self) -> tuple[dict[str, Any], float | None]:
+        """Return the owner of the lock and its last heartbeat; ({}, None) if there is no lock."""
+        try:
+            # opened first: network file systems refresh a cached time stamp when a file is opened
+            with open(self.path, encoding="utf-8") as file:
+                seen = os.fstat(file.fileno()).st_mtime
+                owner = json.load(file)
+        except FileNotFoundError:
+            return {}, None
+        except (ValueError, RecursionError):
+            # its writer died between creating and filling it, or another program wrote it
+            return {}, seen
+        process = owner.get("process") if isinstance(owner, dict) else None
+        sound = type(process) is int and 0 < process < 2**31
+        return owner if sound else {}, seen
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(self.path)
+            except FileNotFoundError:
+                return
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # a process of somebody else
+    return True
