@@ -19,9 +19,9 @@ from sealing import write_json, write_lines
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
+from takd.experiment.labels import size_text
 from takd.experiment.lineage import nodes, of_chain, split
 from takd.report import build, pages, score_tables
-from takd.report.figures.style import size_text
 from takd.runtime.errors import InputError
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage
@@ -337,9 +337,9 @@ def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
 
 
 def test_sizes_of_models_are_short():
-    assert size_text(1.56e9) == "1.6B" and size_text(760e6) == "760M"
-    assert size_text(99_700_000) == "100M" and size_text(2e9) == "2.0B"
-    assert size_text(14_300_000) == "14M" and size_text(153_000) == "153k"
+    assert size_text(1.56e9) == "1.56B" and size_text(760e6) == "760M"
+    assert size_text(99_700_000) == "99.7M" and size_text(2e9) == "2B"
+    assert size_text(14_300_000) == "14.3M" and size_text(153_000) == "153K"
 
 
 def test_models_that_answered_other_prompts_are_not_compared(tmp_path):

@@ -116,7 +116,7 @@ def test_one_chain_with_one_seed(tmp_path):
     spec = make(tmp_path, [DIRECT])
     results = results_of(tmp_path, spec)
     assert summary.trained(results) == (
-        "1 chain from teacher (1.4M) to student (150k): 3 models, 3 trainings with training seed 1, evaluated on"
+        "1 chain from teacher (1.4M) to student (150K): 3 models, 3 trainings with training seed 1, evaluated on"
         " the prompts of heldout (6)."
     )
     page = (run(tmp_path, spec) / "index.html").read_text()

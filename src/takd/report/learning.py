@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from takd.analysis.results import Model, Results
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures.curves import NOT_A_CURVE, learning_curves, logged
 from takd.report.figures.scope import stroke
-from takd.report.figures.style import by_size, looks, size_text
+from takd.report.figures.style import by_size, looks
 
 MOST = 300
 """Points of a training; longer logs are thinned evenly. The CSV files have all points."""

@@ -15,9 +15,9 @@ from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
-from takd.report.figures.style import STYLE, Look, looks, size_text, to_svg
+from takd.report.figures.style import STYLE, Look, looks, to_svg
 from takd.report.tables import by_seed
 
 GREY = "#555555"

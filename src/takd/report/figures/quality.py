@@ -12,7 +12,7 @@ from takd.analysis import costs, exports
 from takd.analysis.costs import unit
 from takd.analysis.results import Results, Row
 from takd.analysis.table import Number
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, short_number
 from takd.experiment.lineage import split
 from takd.report import tables
 from takd.report.figures.layout import Sheet
@@ -109,15 +109,7 @@ def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
     else:
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_xlim(0, (max(values) or 1) * 1.2)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-
-def short(value: float) -> str:
-    """Format a number: `0.5`, `12`, `30k`, `1.2M`."""
-    for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{name}"
-    return f"{value:.3g}"
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def _numbers(results: Results) -> list[Row]:

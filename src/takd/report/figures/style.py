@@ -72,15 +72,6 @@ def looks(results: Results) -> dict[str, Look]:
     return chosen
 
 
-def size_text(parameters: float) -> str:
-    """Format a number of parameters: `1.3M`, `14M`, `760M`, `1.5B`."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= unit:
-            value = parameters / unit
-            return f"{value:.0f}{name}" if value >= 9.95 else f"{value:.1f}{name}"
-    return str(int(parameters))
-
-
 def by_size(results: Results) -> dict[str, int]:
     """Parameters of every trained model, the largest first."""
     sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
