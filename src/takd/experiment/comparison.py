@@ -24,7 +24,7 @@ LONGEST = 80
 JUDGE = "judge/judge.json"
 
 
-class Part(NamedTuple):
+class ComparisonFile(NamedTuple):
     """A file of the comparison, and its place in Snakemake's report; its caption is `workflow/report/<stem>.rst`."""
 
     file: str
@@ -39,10 +39,14 @@ class Part(NamedTuple):
 
 _CATEGORY = "Comparison"
 PARTS = {
-    "page": Part("comparison.html", _CATEGORY, "What differs, in settings and in scores", "page"),
-    "table": Part("comparison.csv", _CATEGORY, "All numbers side by side", "table (CSV)"),
-    "curves": Part("comparison-curves.svg", _CATEGORY, "ROUGE-L on dev", "figure"),
-    "curves_csv": Part("comparison-curves.csv", _CATEGORY, "ROUGE-L on dev", "numbers (CSV)"),
+    "page": ComparisonFile(
+        "comparison.html", _CATEGORY, "What differs, in settings and in scores", "page"
+    ),
+    "table": ComparisonFile("comparison.csv", _CATEGORY, "All numbers side by side", "table (CSV)"),
+    "curves": ComparisonFile("comparison-curves.svg", _CATEGORY, "ROUGE-L on dev", "figure"),
+    "curves_csv": ComparisonFile(
+        "comparison-curves.csv", _CATEGORY, "ROUGE-L on dev", "numbers (CSV)"
+    ),
 }
 """Files of a comparison, by the names of the stage's outputs."""
 
