@@ -181,9 +181,10 @@ class Experiment:
         found: dict[CacheEntry, None] = {}
         for name, seed in self.nodes:
             if teacher := lineage.teacher_of(name):
+                own = lineage.teacher_seed(teacher, seed, self.seeds)
                 for place in self.cached_inputs(name).values():
                     parts = self.shards if place == GENERATIONS else None
-                    found[CacheEntry(*self.trained_with(teacher, seed), place, parts)] = None
+                    found[CacheEntry(teacher, own, place, parts)] = None
         return list(found)
 
     @property
