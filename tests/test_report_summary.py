@@ -10,7 +10,7 @@ import pytest
 from sealing import write_json, write_lines
 from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, THROUGH, make, run
 
-from takd.analysis import definitions, deviations, measures
+from takd.analysis import deviations, measures
 from takd.analysis.results import Results, read
 from takd.experiment.lineage import of_chain
 from takd.report import results_page, score_tables, summary, tables
@@ -280,6 +280,5 @@ def test_other_measures_are_rows_with_their_direction(tmp_path):
 
 
 def test_every_measure_has_a_definition_of_its_own():
-    texts = [definitions.definition(measure) for measure in measures.MEASURES]
+    texts = [measure.definition for measure in measures.MEASURES]
     assert len(set(texts)) == len(texts)
-    assert set(definitions.DEFINITIONS) == {measure.name for measure in measures.MEASURES}

@@ -1,5 +1,6 @@
 """One page a model: where it stands in the report, its scores, and its cards."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from takd.report import pages
 def model_pages(results: Results, models: Path) -> Mapping[str, Callable[[], str]]:
     """Map each page of a model to the function that renders it; `models` is the folder above the lineages."""
     return {
-        f"models/{lineage}.html": lambda lineage=lineage: _page(results, models, lineage)
+        f"models/{lineage}.html": functools.partial(_page, results, models, lineage)
         for lineage in results.lineages
     }
 

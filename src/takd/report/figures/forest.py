@@ -1,7 +1,7 @@
 """Figure: a forest plot, one line per difference (or score) with its 95 % interval and a tick per training seed."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -232,7 +232,7 @@ def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
 
 
 def _write(
-    axis: Axes, shape: Shape, down: float, text: str, right: bool = False, **how: object
+    axis: Axes, shape: Shape, down: float, text: str, right: bool = False, **how: Any
 ) -> None:
     """Write a text at the left edge of the figure, or at its right edge, at a height of the axis."""
     at = (0.05 - shape.label) * 72
