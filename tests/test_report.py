@@ -19,6 +19,7 @@ from sealing import write_json, write_lines
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
+from takd.experiment.labels import size_text
 from takd.experiment.lineage import nodes, of_chain, split
 from takd.report import build, pages, score_tables
 from takd.runtime.errors import InputError
