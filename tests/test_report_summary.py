@@ -205,7 +205,7 @@ PUBLISHED = {
     "decoding_seeds": [10, 20, 30, 40, 50],
     "decoding": {"sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
                  "no_repeat_ngram": 6, "max_new_tokens": 256},
-    "training": {"sft": {}, "kd": {}, "minillm": dict(deviations.MINILLM)},
+    "training": {"sft": {}, "kd": {}, "minillm": dict(deviations.METHOD.published)},
     "overrides": {},
 }  # fmt: skip
 CORPUS = {"splits": DATA["splits"]}
