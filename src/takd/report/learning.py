@@ -81,7 +81,8 @@ def data(results: Results) -> dict[str, Any]:
         for key, value in row.items()
         if key not in NOT_A_CURVE and isinstance(value, int | float)
     }
-    every = [*FIRST, *map(_other, sorted(known))]
+    others = [each for each in map(_other, sorted(known)) if any(map(each.name, models))]
+    every = [*FIRST, *others]
     runs: list[dict[str, Any]] = [
         {
             "lineage": model.node.lineage,
