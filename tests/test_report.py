@@ -404,7 +404,7 @@ def test_costs_add_up(full):
     skipped = [int(r["skipped"]) for r in lines if r["stage"] == "training"]
     assert sum(skipped) == 3 * count
     assert trained == pytest.approx(2.0 * count) and scored == pytest.approx(0.6 * 2 * count)
-    assert f"<strong>{trained + scored:.1f}</strong>" in (full.report / "costs.html").read_text()
+    assert f">{trained + scored:.1f}</td>" in (full.report / "costs.html").read_text()
 
 
 def test_later_line_of_a_resumed_log_holds(tmp_path):
@@ -507,6 +507,16 @@ def spec(stage):
 
 def written(wildcards, output):
     return " ".join(f"--output {name}={path}" for name, path in output.items())
+
+
+def below_results(*names, **files):
+    paths = {**{name: name for name in names}, **files}
+    return " ".join(f"--input {name}=results/made-up/{path}" for name, path in paths.items())
+
+
+def command(script):
+    options = "--spec {params.spec:q} --code {params.code} {params.inputs} {params.outputs}"
+    return f"python3 workflow/scripts/{script}.py {options} 2> {{log:q}}"
 
 
 READ = [f"likelihoods/{name}" for name in ("likelihoods.json", "prompts.jsonl", "metrics.jsonl")]
