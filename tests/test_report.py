@@ -19,6 +19,7 @@ from sealing import write_json, write_lines
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
+from takd.experiment.labels import size_text
 from takd.experiment.lineage import nodes, of_chain, split
 from takd.report import build, pages, score_tables
 from takd.runtime.errors import InputError
@@ -561,3 +562,9 @@ def test_snakemake_report_opens_offline_and_shows_a_known_number(tmp_path):
     assert "74.3 to 82.2" in seen["results.html"] and "held_out" in seen["results.html"]
     (index,) = (tmp_path / "unzipped").rglob("data/raw/*/index.html")
     assert {path.name for path in index.parent.glob("*.html")} == set(PAGES)
+
+
+def test_sizes_of_models_are_short():
+    assert size_text(1.56e9) == "1.56B" and size_text(760e6) == "760M"
+    assert size_text(99_700_000) == "99.7M" and size_text(2e9) == "2B"
+    assert size_text(14_300_000) == "14.3M" and size_text(153_000) == "153K"

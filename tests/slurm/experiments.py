@@ -9,14 +9,16 @@ STEPS = 300  # of the training that tests interrupt
 
 
 def demo_experiment() -> dict[str, Any]:
-    """The demo with fewer rows, steps and seeds."""
+    """The demo with fewer rows, steps and seeds, and one chain."""
     experiment = yaml.safe_load((ROOT / "config/experiments/demo.yaml").read_text())
     experiment["tokenizer"]["train"]["vocabulary"] = 400  # so few rows do not yield 700 tokens
     experiment["data"]["train"]["demo"]["rows"] = 200
     experiment["data"]["dev"]["demo"]["rows"] = 8
     experiment["evaluation"]["sets"]["heldout"]["demo"]["rows"] = 16
     experiment["seeds"] = experiment["seeds"][:1]
-    experiment["report"]["samples"] = 2
+    chain = {"models": ["teacher", "assistant", "student"], "methods": [["minillm", "kd"]]}
+    experiment["chains"] = [chain]
+    experiment["report"] = {"samples": 2}
     settings = [*experiment["training"].values()]
     for model in experiment["models"].values():
         settings += model.get("training", {}).values()
@@ -32,7 +34,7 @@ def demo_experiment() -> dict[str, Any]:
 def training_experiment() -> dict[str, Any]:
     """The demo with two small models, whose teacher trains for some seconds, with many checkpoints."""
     experiment = demo_experiment()
-    experiment["chains"] = experiment["chains"][:1]
+    experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["kd"]}]
     del experiment["models"]["assistant"]
     teacher = experiment["models"]["teacher"]
     teacher["weights"]["scratch"].update(width=64, heads=2)

@@ -21,6 +21,7 @@ from slurm.experiments import STEPS
 
 # time limit of a run with its jobs
 SECONDS = 480.0
+EAGER = Path(__file__).with_name("eager.py")
 # poll Slurm early; the profile's own values suit runs of days
 POLLING = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10")
 PROFILE = "profiles/slurm/config.yaml"
@@ -84,7 +85,7 @@ class Run:
     def __init__(self, cluster: Cluster, project: SlurmProject, *arguments: str) -> None:
         self.cluster, self.project, self.began = cluster, project, time.monotonic()
         self.file = project.folder / f"output-{time.monotonic_ns()}.txt"
-        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", "profiles/slurm"]
+        command = [sys.executable, str(EAGER), *arguments, "--profile", "profiles/slurm"]
         with open(self.file, "wb") as output:
             self.process = subprocess.Popen(
                 [*command, *POLLING],

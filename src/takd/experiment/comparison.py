@@ -17,32 +17,32 @@ from takd.runtime.digests import canonical_json, short_digest
 from takd.runtime.errors import InputError
 
 KEY = "with"
-"""Of `--config`: the experiments to compare with, with commas between them."""
+"""Key of `--config` for the names of the experiments to compare with, separated by commas."""
 MOST = 10
-"""Experiments in a comparison: a page has only so many columns, a figure so many colours."""
-LONGEST = 80
+"""Maximum number of experiments: a page has only so many columns, a figure so many colours."""
+LONGEST = 80  # characters of a folder's name that come from names of experiments
 JUDGE = "judge/judge.json"
 
 
-class Part(NamedTuple):
+class ComparisonFile(NamedTuple):
     """A file of the comparison, and its place in Snakemake's report; its caption is `workflow/report/<stem>.rst`."""
 
     file: str
-    category: str
     about: str
     form: str
+    category: str = "Comparison"
 
     @property
     def stem(self) -> str:
         return self.file.partition(".")[0]
 
 
-_CATEGORY = "Comparison"
+DIFFERENCES, CURVES = "What differs, in settings and in scores", "ROUGE-L on dev"
 PARTS = {
-    "page": Part("comparison.html", _CATEGORY, "What differs, in settings and in scores", "page"),
-    "table": Part("comparison.csv", _CATEGORY, "All numbers side by side", "table (CSV)"),
-    "curves": Part("comparison-curves.svg", _CATEGORY, "ROUGE-L on dev", "figure"),
-    "curves_csv": Part("comparison-curves.csv", _CATEGORY, "ROUGE-L on dev", "numbers (CSV)"),
+    "page": ComparisonFile("comparison.html", DIFFERENCES, "page"),
+    "table": ComparisonFile("comparison.csv", "All numbers side by side", "table (CSV)"),
+    "curves": ComparisonFile("comparison-curves.svg", CURVES, "figure"),
+    "curves_csv": ComparisonFile("comparison-curves.csv", CURVES, "numbers (CSV)"),
 }
 """Files of a comparison, by the names of the stage's outputs."""
 
