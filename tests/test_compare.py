@@ -532,8 +532,8 @@ def test_an_unfinished_experiment_is_named_and_never_trained(two: Project, tmp_p
     scores.unlink()
     said = project.run("--dry-run", *WITH, check=False)
     assert (
-        f"Error: Experiment 'other' is not finished, so nothing can be compared with it: it lacks the model {DEEP} of"
-        f" training seed 1 ({place}/manifest.json), and 1 more of its results; run it first: snakemake --profile"
+        "Error: Experiment 'other' is not finished, so nothing can be compared with it: it lacks"
+        f" {place}/manifest.json and 1 more of its files; run it first: snakemake --profile"
         " profiles/local --config experiment=other" in said
     )
     assert "Traceback" not in said and "job" not in said
