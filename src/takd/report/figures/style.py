@@ -8,7 +8,7 @@ a route (labels alone, direct, through assistants).
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -104,19 +104,18 @@ class Drawing(NamedTuple):
 
     svg: str
     numbers: list[Row]
-    columns: Sequence[str] = ()
-    """Names of the numbers, for a figure that may have none to show."""
 
     @property
     def csv(self) -> str:
         """The numbers as CSV, one line for each mark of the figure."""
-        return to_csv(self.numbers, self.columns)
+        return to_csv(self.numbers)
 
 
-def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:
-    """Legend entry of a lineage."""
-    shape = look.marker if marker else None
-    return Line2D([], [], color=look.colour, linestyle=look.dashes, marker=shape, markersize=size)
+def handle(look: Look) -> Line2D:
+    """Legend entry of a line."""
+    return Line2D(
+        [], [], color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=4
+    )
 
 
 def to_svg(figure: Figure) -> str:
