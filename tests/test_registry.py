@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import follow, load_schema
-from takd.experiment.validation import distillation_methods
+from takd.experiment.validation.common import distillation_methods
 from takd.methods.base import Method
 from takd.methods.on_policy import OnPolicyMethod
 from takd.methods.registry import METHODS
