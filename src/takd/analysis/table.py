@@ -266,7 +266,8 @@ def _costs(results: Results) -> Iterator[Number]:
         for measure in ("minutes", "tokens", "hours", "steps", "skipped"):
             if (value := getattr(run, measure)) is not None:
                 yield Number(**about[run.lineage], **place, measure=measure, value=value)
-    for each in costs.cumulative(results):
+    # a model card has one model, without the trainings that it depends on
+    for each in costs.cumulative(results) if "seeds" in results.spec else ():
         by_measure: dict[str, Any] = {"hours": each.hours, "tokens": each.tokens}
         by_measure["trainings"] = dict.fromkeys(each.hours, each.trainings)
         for measure, by_seed in by_measure.items():
