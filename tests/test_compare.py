@@ -184,7 +184,7 @@ def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> Non
     assert row_of(page, ">after")[-2:] == ["none", "none"]
     # in the table and in both forms of the figure
     assert page.count("n.s., p") >= 2 and "significant, p" not in page
-    assert page.count(">same model<") == 5
+    assert page.count(">same model</td>") == 5
 
 
 def test_equal_models_are_not_tested(three: SimpleNamespace) -> None:
@@ -239,7 +239,7 @@ REFUSED = {
     "other decoding": (
         {"decoding": RECORD | {"temperature": 0.7}},
         "evaluations/*/*/heldout/scores.json",
-        "answers are decoded in another way (temperature 1.0 and 0.7)",
+        "responses are decoded in another way (temperature 1.0 and 0.7)",
     ),
     "other tokens": (
         {"rouge_tokenizer": "unicode"},
@@ -532,8 +532,8 @@ def test_an_unfinished_experiment_is_named_and_never_trained(two: Project, tmp_p
     scores.unlink()
     said = project.run("--dry-run", *WITH, check=False)
     assert (
-        f"Error: Experiment 'other' is not finished, so nothing can be compared with it: it lacks the model {DEEP} of"
-        f" training seed 1 ({place}/manifest.json), and 1 more of its results; run it first: snakemake --profile"
+        "Error: Experiment 'other' is not finished, so nothing can be compared with it: it lacks"
+        f" {place}/manifest.json and 1 more of its files; run it first: snakemake --profile"
         " profiles/local --config experiment=other" in said
     )
     assert "Traceback" not in said and "job" not in said

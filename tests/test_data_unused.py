@@ -14,7 +14,7 @@ from pyarrow import parquet
 from test_data import run_prepare, train_tokenizer, write
 
 from takd.data import sources, summary
-from takd.data.unused import Unused
+from takd.data.tally import Unused
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 from takd.runtime.stage import Stage

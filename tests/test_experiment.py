@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import experiment_tables
 import pytest
 from jsonschema import Draft202012Validator
 
-from takd.experiment import comparison, docs_tables, specs
+from takd.experiment import comparison, specs
 from takd.experiment.experiment import Experiment, load
 from takd.experiment.lineage import Node
 from takd.experiment.schema import follow, load_schema
@@ -845,15 +846,17 @@ def test_what_teachers_write_is_named_once_for_all_their_students(tmp_path: Path
         f"teacher-sft/seed1/generations/part{part}of2/metrics.jsonl" for part in (1, 2)
     ]
     assert outputs.logs == ["teacher-sft/seed1/outputs/generations/top_k/metrics.jsonl"]
-    files = comparison.files(experiment, [])
-    for file in (answers.manifest, *answers.logs, outputs.manifest, *outputs.logs):
-        said = "what teacher-sft of training seed 1 wrote down for its students"
-        assert files[f"results/{experiment.name}/teachers/{file}"] == said
+    files = set(comparison.files(experiment, []))
+    cached = (answers.manifest, *answers.logs, outputs.manifest, *outputs.logs)
+    assert {f"results/{experiment.name}/teachers/{file}" for file in cached} <= files
+    wildcards = {"teacher": "teacher-sft", "seed": "1", "part": "2", "parts": "2"}
+    spec = specs.of(experiment, "generate", **wildcards)
+    assert spec == specs.generate(experiment, "teacher-sft", 1, 2, 2) and spec["part"] == 2
     assert read(tmp_path, edit("  kd: {epochs: 2}", "  kd: {epochs: 2}")).teacher_cache == []
 
 
 def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> None:
-    def specs(settings: str) -> tuple[dict, ...]:
+    def of_teacher(settings: str) -> tuple[dict, ...]:
         text = edit(
             "  kd: {epochs: 2}", "  kd: {epochs: 2, responses: teacher, teacher_outputs: top_k}"
         )
@@ -864,11 +867,19 @@ def test_the_number_of_shards_is_no_setting_of_the_responses(tmp_path: Path) -> 
         ]
         return specs.generations(experiment, *teacher), *outputs
 
-    one = specs("{}")
+    one = of_teacher("{}")
     assert one[0]["decoding"] == {"temperature": 1.0, "max_new_tokens": 16}
-    assert specs("{shards: 7}") == one
-    assert [a == b for a, b in zip(one, specs("{seed: 2}"), strict=True)] == [False, True, True]
-    assert [a == b for a, b in zip(one, specs("{top_k: 9}"), strict=True)] == [True, False, True]
+    assert of_teacher("{shards: 7}") == one
+    assert [a == b for a, b in zip(one, of_teacher("{seed: 2}"), strict=True)] == [
+        False,
+        True,
+        True,
+    ]
+    assert [a == b for a, b in zip(one, of_teacher("{top_k: 9}"), strict=True)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_blocks_of_a_corpus_are_settings_of_its_stage_and_not_of_its_source(tmp_path: Path) -> None:
@@ -994,9 +1005,9 @@ def test_reading_an_experiment_is_fast_and_imports_nothing_heavy() -> None:
 def keys() -> list[tuple[str, dict[str, Any]]]:
     """Every key of the schema with what it says."""
     schema = load_schema()
-    found = [(key, part) for key, part, _ in docs_tables.below(schema)]
+    found = [(key, part) for key, part, _ in experiment_tables.below(schema)]
     for name, definition in schema["$defs"].items():
-        found += [(f"{name}.{key}", part) for key, part, _ in docs_tables.below(definition)]
+        found += [(f"{name}.{key}", part) for key, part, _ in experiment_tables.below(definition)]
     return found
 
 
@@ -1028,9 +1039,9 @@ def test_every_default_is_valid() -> None:
 
 
 def test_the_documentation_is_made_from_the_schema() -> None:
-    text = docs_tables.PAGE.read_text(encoding="utf-8")
-    assert docs_tables.page(text) == text, (
-        "run PYTHONPATH=src python -m takd.experiment.docs_tables"
+    text = experiment_tables.PAGE.read_text(encoding="utf-8")
+    assert experiment_tables.page(text) == text, (
+        "run PYTHONPATH=src python docs/experiment_tables.py"
     )
     for key, _ in keys():
         parts = key.split(".")

@@ -27,7 +27,7 @@ from takd.models.precision import torch_dtype
 from takd.preflight import memory, shapes, tensors
 from takd.preflight.gpus import CPU, find_gpu
 from takd.preflight.memory import Resources
-from takd.preflight.tensors import Texts
+from takd.preflight.tensors import Loaded, Texts
 
 WIDTH, LAYERS, VOCABULARY = 128, 4, 300
 TEXTS = Texts(32, 32)
@@ -304,8 +304,9 @@ def test_peak_of_minillms_loss(tmp_path: Path) -> None:
         before = live.now
         value, _ = loss(student.train(), examples)
     spec = {"method": "minillm", "settings": settings()}
+    models = [Loaded(shape, 4), Loaded(above, 2)]
     expected = sum(
-        tensors.loss(shape, above, spec, Texts(4, length), rows, 4, "cpu").values()
+        tensors.loss(models, spec, Texts(4, length), rows, "cpu").values()
     ) + tensors.activations(shape, rows, length + 4, "fp32")
     assert value.requires_grad
     assert expected == pytest.approx(live.peak - before, rel=0.10)
@@ -339,7 +340,9 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
         )  # fmt: skip
     assert all(len(response.tokens) == texts.response for response in drawn)
     found = live.peak - before
-    expected = sum(tensors.sampling(shape, above, rows, texts, 4, "cpu", 4).values())
+    expected = sum(
+        tensors.sampling([Loaded(shape, 4), Loaded(above, 4)], rows, texts, "cpu").values()
+    )
     assert expected == pytest.approx(found, rel=0.10)
 
 

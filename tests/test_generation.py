@@ -1,6 +1,8 @@
 """What a teacher writes down once for all its students: its responses, and what it says of given tokens."""
 
+import errno
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -459,6 +461,18 @@ def test_a_file_filled_in_pieces_is_one_that_was_saved_whole(tmp_path: Path):
     assert all(torch.equal(pieces[name], whole[name]) for name in whole)
     other = TensorFile(tmp_path / "pieces.safetensors", {**kinds, "half": (torch.bfloat16, (7, 3))})
     assert not other.begun()
+
+
+def test_a_full_disk_is_found_before_the_teacher_reads(space, monkeypatch):
+    """Writing to memory that is mapped on a full disk would kill the process without a word."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(outputs, "_portion", lambda *_: pytest.fail("the teacher read a text"))
+    with pytest.raises(OSError, match="No space left"):
+        outputs.run(written(space, "full", "hidden", "odd"))
 
 
 def log_of(space, name):

@@ -19,9 +19,9 @@ from sealing import write_json, write_lines
 from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
+from takd.experiment.labels import size_text
 from takd.experiment.lineage import nodes, of_chain, split
 from takd.report import build, pages, score_tables
-from takd.report.figures.style import size_text
 from takd.runtime.errors import InputError
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage
@@ -336,12 +336,6 @@ def test_every_lineage_stands_once_per_set_and_under_its_own_chain(full):
     assert dict(found)["Chains"] == [of_chain(*each[1:]) for each in (DIRECT, BY_KD, THROUGH, DEEP)]
 
 
-def test_sizes_of_models_are_short():
-    assert size_text(1.56e9) == "1.6B" and size_text(760e6) == "760M"
-    assert size_text(99_700_000) == "100M" and size_text(2e9) == "2.0B"
-    assert size_text(14_300_000) == "14M" and size_text(153_000) == "153k"
-
-
 def test_models_that_answered_other_prompts_are_not_compared(tmp_path):
     spec = make(tmp_path, [DIRECT])
     file = tmp_path / "evaluations/teacher-sft/seed1/heldout/generations.jsonl"
@@ -411,7 +405,7 @@ def test_costs_add_up(full):
     skipped = [int(r["skipped"]) for r in lines if r["stage"] == "training"]
     assert sum(skipped) == 3 * count
     assert trained == pytest.approx(2.0 * count) and scored == pytest.approx(0.6 * 2 * count)
-    assert f"<strong>{trained + scored:.1f}</strong>" in (full.report / "costs.html").read_text()
+    assert f">{trained + scored:.1f}</td>" in (full.report / "costs.html").read_text()
 
 
 def test_later_line_of_a_resumed_log_holds(tmp_path):
@@ -516,6 +510,16 @@ def written(wildcards, output):
     return " ".join(f"--output {name}={path}" for name, path in output.items())
 
 
+def below_results(*names, **files):
+    paths = {**{name: name for name in names}, **files}
+    return " ".join(f"--input {name}=results/made-up/{path}" for name, path in paths.items())
+
+
+def command(script):
+    options = "--spec {params.spec:q} --code {params.code} {params.inputs} {params.outputs}"
+    return f"python3 workflow/scripts/{script}.py {options} 2> {{log:q}}"
+
+
 READ = [f"likelihoods/{name}" for name in ("likelihoods.json", "prompts.jsonl", "metrics.jsonl")]
 MEASURED = ["scores.json", "generations.jsonl", "metrics.jsonl", *READ]
 
@@ -558,3 +562,9 @@ def test_snakemake_report_opens_offline_and_shows_a_known_number(tmp_path):
     assert "74.3 to 82.2" in seen["results.html"] and "held_out" in seen["results.html"]
     (index,) = (tmp_path / "unzipped").rglob("data/raw/*/index.html")
     assert {path.name for path in index.parent.glob("*.html")} == set(PAGES)
+
+
+def test_sizes_of_models_are_short():
+    assert size_text(1.56e9) == "1.56B" and size_text(760e6) == "760M"
+    assert size_text(99_700_000) == "99.7M" and size_text(2e9) == "2B"
+    assert size_text(14_300_000) == "14.3M" and size_text(153_000) == "153K"

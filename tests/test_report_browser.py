@@ -9,8 +9,8 @@ from sealing import write_lines
 from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run
 
 from takd.experiment.lineage import of_chain
+from takd.report.generations import differing
 from takd.report.pages import NAV, TEMPLATES
-from takd.report.samples import differing
 
 PAGES = [file for file in NAV if "#" not in file]
 WIDTHS = {"desk": 1280, "phone": 390}
@@ -235,7 +235,7 @@ def test_choosing_models_set_and_order(chromium, answers, width):
     def act(page: Any) -> None:
         everyone = page.locator("#choice input").count()
         assert page.locator("#heldout-7 .answer").count() == everyone == 11 and apart(page) == "40"
-        assert page.inner_text("#count") == "1–10 of 12 of 12 prompts" and len(shown(page)) == 10
+        assert page.inner_text("#count") == "1–10 of 12 prompts" and len(shown(page)) == 10
         page.click("#next")
         assert shown(page) == ["other-28", "other-35"] and page.is_disabled("#next")
         page.select_option("#size", "50")

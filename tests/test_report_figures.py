@@ -52,16 +52,16 @@ def test_the_forest_has_every_difference_once_with_its_seeds(study):
     found = {line.label: line for line in blocks[0].lines}
     # one assistant is worth 2.0 in the made-up scores, two are worth 4.0, whatever the hops before the last
     assert {label: line.number.value for label, line in found.items()} == pytest.approx({
-        "minillm: 1.5B → 760M → 340M": 2.0,
-        "minillm: 1.5B → 760M → 120M": 2.0,
-        "minillm: 1.5B → 340M → 120M": 2.0,
-        "minillm: 1.5B → 760M → 340M → 120M": 4.0,
-        "KD → KD → minillm: 1.5B → 760M → 340M → 120M": 4.0,
+        "MiniLLM: 1.5B → 760M → 340M": 2.0,
+        "MiniLLM: 1.5B → 760M → 120M": 2.0,
+        "MiniLLM: 1.5B → 340M → 120M": 2.0,
+        "MiniLLM: 1.5B → 760M → 340M → 120M": 4.0,
+        "KD → KD → MiniLLM: 1.5B → 760M → 340M → 120M": 4.0,
     })  # fmt: skip
     assert all(line.seeds == pytest.approx([line.number.value] * 2) for line in found.values())
-    gain = next(line for line in blocks[1].lines if line.label == "minillm: 1.5B → 120M")
+    gain = next(line for line in blocks[1].lines if line.label == "MiniLLM: 1.5B → 120M")
     assert gain.seeds == pytest.approx([8.0, 8.5]) and gain.number.value == pytest.approx(8.25)
-    assert "KD − minillm: 1.5B → 760M" in [line.label for line in blocks[2].lines]
+    assert "KD − MiniLLM: 1.5B → 760M" in [line.label for line in blocks[2].lines]
     drawn = forest.differences(study.results, "second")
     for svg in drawn:
         texts = "".join(ElementTree.fromstring(svg).itertext())
@@ -74,8 +74,8 @@ def test_scores_stand_by_student_and_size_of_the_teacher(study):
     texts = "".join(
         ElementTree.fromstring(forest.scores(study.results, "heldout").broad).itertext()
     )
-    order = ["120M, 124M parameters", "SFT: 120M", "minillm: 1.5B → 120M", "minillm: 1.5B → 760M → 120M",
-             "minillm: 1.5B → 340M → 120M"]  # fmt: skip
+    order = ["120M, 124M parameters", "SFT: 120M", "MiniLLM: 1.5B → 120M", "MiniLLM: 1.5B → 760M → 120M",
+             "MiniLLM: 1.5B → 340M → 120M"]  # fmt: skip
     places = [texts.index(each) for each in order]
     assert places == sorted(places)
     # 120M: 23 + 8, 2.0 for the assistant, seeds 1 and 2: 0 and 0.5

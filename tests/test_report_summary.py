@@ -57,7 +57,7 @@ def test_differences_that_are_there_are_significant_and_others_counted(tmp_path)
     assert "against the SFT baseline, 1 of 3 (1 higher) in ROUGE-L and 0 of 3 in exact" in found
     best = summary.best(results, "heldout")
     assert best.startswith("Top teacher: teacher has ROUGE-L 6") and best.endswith(
-        "minillm: teacher → assistant → student."
+        "MiniLLM: teacher → assistant → student."
     )
     assert summary.reversed_elsewhere(results) == []
     (lines,) = [
@@ -66,7 +66,7 @@ def test_differences_that_are_there_are_significant_and_others_counted(tmp_path)
         if block.title == forest.QUESTIONS["direct"]
     ]
     (line,) = lines
-    assert line.label == "minillm: teacher → assistant → student" and not line.hollow
+    assert line.label == "MiniLLM: teacher → assistant → student" and not line.hollow
     assert line.number.value == pytest.approx(8, abs=0.8)
     assert line.text.startswith("significant, p\u00a0")
 
@@ -108,7 +108,7 @@ def test_a_difference_that_is_reversed_on_another_set_is_named(tmp_path):
         return 30 + (lineage == LONGER) * (8 if name == "heldout" else -8)
 
     (sentence,) = summary.reversed_elsewhere(rescore(tmp_path, spec, truth))
-    assert sentence.startswith("Significant the other way elsewhere: minillm: teacher → assistant")
+    assert sentence.startswith("Significant the other way elsewhere: MiniLLM: teacher → assistant")
     assert sentence.count(" on other") == 2  # over SFT, and over direct distillation
 
 
@@ -116,7 +116,7 @@ def test_one_chain_with_one_seed(tmp_path):
     spec = make(tmp_path, [DIRECT])
     results = results_of(tmp_path, spec)
     assert summary.trained(results) == (
-        "1 chain from teacher (1.4M) to student (150k): 3 models, 3 trainings with training seed 1, evaluated on"
+        "1 chain from teacher (1.4M) to student (150K): 3 models, 3 trainings with training seed 1, evaluated on"
         " the prompts of heldout (6)."
     )
     page = (run(tmp_path, spec) / "index.html").read_text()
@@ -175,19 +175,19 @@ def test_strata_have_tests_of_their_own(tmp_path):
 
 
 def test_a_table_as_latex_and_markdown():
-    columns = [Column("Model", "name"), Column("50 % & more")]
-    cells = [Cell("minillm: a_b → c", tag="3.B"), Cell("−1.5", notes=("−2.0 to +1.0", "n.s."))]
+    columns = [Column("Model", "name"), Column("50 % & more", note="h")]
+    cells = [Cell("MiniLLM: a_b → c", tag="3.B"), Cell("−1.5", notes=("−2.0 to +1.0", "n.s."))]
     table = Table(columns, [Group("Chains | all", [Row(cells)])])
     assert tables.latex(table) == (
-        "\\begin{tabular}{lr}\n\\toprule\nModel & 50 \\% \\& more \\\\\n\\midrule\n"
+        "\\begin{tabular}{lr}\n\\toprule\nModel & 50 \\% \\& more (h) \\\\\n\\midrule\n"
         "\\multicolumn{2}{l}{\\textit{Chains | all}} \\\\\n"
-        "minillm: a\\_b $\\to$ c [3.B] & $-$1.5 ($-$2.0 to +1.0; n.s.) \\\\\n\\bottomrule\n\\end{tabular}\n"
+        "MiniLLM: a\\_b $\\to$ c [3.B] & $-$1.5 ($-$2.0 to +1.0; n.s.) \\\\\n\\bottomrule\n\\end{tabular}\n"
     )
     assert tables.markdown(table).splitlines() == [
-        "| Model | 50 % & more |",
+        "| Model | 50 % & more (h) |",
         "| --- | ---: |",
         "| **Chains \\| all** |  |",
-        "| minillm: a\\_b → c \\[3.B\\] | −1.5 (−2.0 to +1.0; n.s.) |",
+        "| MiniLLM: a\\_b → c \\[3.B\\] | −1.5 (−2.0 to +1.0; n.s.) |",
     ]
 
 
@@ -272,7 +272,7 @@ def test_other_measures_are_rows_with_their_direction(tmp_path):
         for row in table.groups[0].rows:
             cells = zip(table.columns[1:], row.cells[1:], strict=True)
             found |= {(row.cells[0].text, column.title): cell for column, cell in cells}
-    name = "minillm: teacher → student"
+    name = "MiniLLM: teacher → student"
     assert found["Reverse KL to its teacher ↓", name].text == "0.500"
     assert found["Distinct-2 ↑", name].text == "20.0" and found["Self-BLEU ↓", name].value == "55.5"
     assert found["Reverse KL to its teacher ↓", "SFT: teacher"][:2] == ("–", "")

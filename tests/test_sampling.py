@@ -10,6 +10,7 @@ import torch
 from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilities
 
 from takd.decoding.gumbel import gumbel_noise
+from takd.decoding.ngrams import Repeats
 from takd.decoding.sampling import Decoding, Prompt, draw, mixed_log_probabilities
 
 VOCABULARY = 5
@@ -41,6 +42,18 @@ def many_prompts(count, seed=0):
         Prompt([words.randrange(1, VOCABULARY) for _ in range(words.randrange(1, 9))], key, 7)
         for key in range(count)
     ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_blocked_tokens_are_those_that_would_repeat_an_ngram(size):
+    words = random.Random(size)
+    text = [words.randrange(3) for _ in range(12)]
+    repeats = Repeats(size, text[:4])
+    for end in range(4, len(text)):
+        seen = {tuple(text[i : i + size]) for i in range(end - size + 1)}
+        last = tuple(text[end - size + 1 : end])
+        assert set(repeats.banned()) == {token for token in range(3) if (*last, token) in seen}
+        repeats.add(text[end])
 
 
 def test_noise_is_gumbel_distributed_and_independent():

@@ -84,8 +84,8 @@ INSTEAD: dict[str, dict[str, Any]] = {
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }
-# what only the report shows
-SHOWN = ("title", "description", "chains[].label", "report.")
+# what only the report and the cards show
+SHOWN = ("title", "license", "description", "chains[].label", "report.")
 # a family of models so far has no other
 ONLY = {"models.NAME.weights.scratch.architecture"}
 
@@ -124,7 +124,9 @@ def all_specs(e: Experiment, shown: bool) -> str:
             found.append(specs.generate(e, teacher, seed, 1, parts))
         else:
             found.append(specs.outputs(e, teacher, seed, *place.split("/")[1:]))
-    return json.dumps([*found, specs.report(e) if shown else None])
+    if shown:
+        found += [specs.report(e), specs.card(e, *e.nodes[0])]
+    return json.dumps(found)
 
 
 def read(content: Any, folder: Path) -> Experiment:
@@ -237,7 +239,7 @@ def test_every_setting_of_a_method_is_read_by_code() -> None:
     )
     code += "".join(
         (SOURCE / name).read_text()
-        for name in ("experiment/experiment.py", "models/lora.py", "experiment/teacher_cache.py")
+        for name in ("experiment/specs.py", "models/lora.py", "experiment/teacher_cache.py")
     )
     methods = load_schema()["$defs"]["methods"]["properties"]
     for method, part in methods.items():

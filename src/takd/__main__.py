@@ -70,7 +70,7 @@ def data(options: argparse.Namespace) -> int:
     """Print `expect_rows` and `rows_sha256` of each split, ready for the experiment file."""
     from takd.data.filters import Digest
     from takd.data.sources import rows
-    from takd.data.unused import Unused
+    from takd.data.tally import Unused
     from takd.experiment import specs
     from takd.preflight.collect import read_experiment
 

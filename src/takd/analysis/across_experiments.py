@@ -213,31 +213,38 @@ def _test(found: Comparison, name: str) -> None:
 
 def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome | Array:
     """Differences (R, P, D) of the scores of a lineage, other minus first, or an outcome where there is no test."""
-    seeds = _both(first.results.seeds(lineage), other.results.seeds(lineage))
-    draws = _both(first.results.spec["decoding_seeds"], other.results.spec["decoding_seeds"])
-    reason = next(_obstacles(first, other, lineage, name), None)
-    if not reason and not seeds:
-        reason = "the two have no training seed in common"
-    if not reason and not draws:
-        reason = "the two have no decoding seed in common"
-    if reason:
-        return Outcome(reason=reason)
-    ours, theirs = (_scores(each, lineage, name, seeds, draws) for each in (other, first))
-    gap = ours - theirs
-    if not gap.any() and all(
-        _weights(first, lineage, seed) == _weights(other, lineage, seed) for seed in seeds
-    ):
-        return Outcome(same=True)
-    return gap
+    both = (first.results, other.results)
+    seeds = [seed for seed in both[0].seeds(lineage) if seed in both[1].seeds(lineage)]
+    draws = [d for d in both[0].spec["decoding_seeds"] if d in both[1].spec["decoding_seeds"]]
+    reasons = [*_obstacles(first, other, lineage, name)]
+    reasons += ["the two have no training seed in common"] * (not seeds)
+    reasons += ["the two have no decoding seed in common"] * (not draws)
+    if reasons:
+        return Outcome(reason=reasons[0])
+    theirs, ours = (
+        each.scores(lineage, name, MEASURE, seeds)[
+            :, :, [each.spec["decoding_seeds"].index(draw) for draw in draws]
+        ]
+        for each in both
+    )
+    weights = [
+        [
+            (each.models[Node(lineage, seed)].manifest.get("weights") or {}).get("model")
+            for seed in seeds
+        ]
+        for each in both
+    ]
+    gap: Array = ours - theirs
+    return Outcome(same=True) if not gap.any() and weights[0] == weights[1] else gap
 
 
 def _obstacles(first: Compared, other: Compared, lineage: str, name: str) -> Iterator[str]:
     """Reasons why the responses of two models cannot be paired, the most important first."""
-    digests = [each.data[name]["sha256"] for each in (first, other)]
-    if digests[0] != digests[1]:
+    digests = [each.data[name]["sha256"][:12] for each in (first, other)]
+    if first.data[name]["sha256"] != other.data[name]["sha256"]:
         yield (
-            f"the prepared prompts and references of {name} are not the same (sha256 {digests[0][:12]} in"
-            f" {first.name}, {digests[1][:12]} in {other.name})"
+            f"the prepared prompts and references of {name} are not the same (sha256 {digests[0]} in"
+            f" {first.name}, {digests[1]} in {other.name})"
         )
     one, two = (
         each.results.evaluations[Node(lineage, each.results.seeds(lineage)[0]), name]
@@ -245,31 +252,11 @@ def _obstacles(first: Compared, other: Compared, lineage: str, name: str) -> Ite
     )
     if one.ids != two.ids:
         yield f"other prompts of {name} were answered"
-    tokens = (one.rouge_tokenizer, two.rouge_tokenizer)
-    if tokens[0] != tokens[1]:
-        yield f"ROUGE-L of {name} has other tokens ({tokens[0]} and {tokens[1]})"
-    records = [one.scores["decoding"], two.scores["decoding"]]
-    if records[0] != records[1]:
-        values = ", ".join(
-            f"{key} {records[0].get(key)} and {records[1].get(key)}"
-            for key in dict.fromkeys([*records[0], *records[1]])
-            if records[0].get(key) != records[1].get(key)
-        )
-        yield f"answers are decoded in another way ({values})"
-
-
-def _both(ours: Sequence[int], theirs: Sequence[int]) -> list[int]:
-    return [seed for seed in ours if seed in theirs]
-
-
-def _scores(
-    experiment: Compared, lineage: str, name: str, seeds: list[int], draws: list[int]
-) -> Array:
-    places = [experiment.results.spec["decoding_seeds"].index(draw) for draw in draws]
-    return experiment.results.scores(lineage, name, MEASURE, seeds)[:, :, places]
-
-
-def _weights(experiment: Compared, lineage: str, seed: int) -> str | None:
-    """sha256 of the evaluated weights."""
-    manifest = experiment.results.models[Node(lineage, seed)].manifest
-    return (manifest.get("weights") or {}).get("model")
+    if one.rouge_tokenizer != two.rouge_tokenizer:
+        tokens = f"{one.rouge_tokenizer} and {two.rouge_tokenizer}"
+        yield f"ROUGE-L of {name} has other tokens ({tokens})"
+    before, after = one.scores["decoding"], two.scores["decoding"]
+    apart = [key for key in before | after if before.get(key) != after.get(key)]
+    if apart:
+        values = ", ".join(f"{key} {before.get(key)} and {after.get(key)}" for key in apart)
+        yield f"responses are decoded in another way ({values})"

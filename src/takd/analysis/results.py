@@ -116,7 +116,7 @@ class Results:
     samples: dict[str, dict[Any, dict[Node, Row]]] = field(default_factory=dict)
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
     teacher_cache: list[CachedOutput] = field(default_factory=list)
-    """What teachers wrote ahead for their students."""
+    """What teachers computed once for all their students."""
 
     @property
     def nodes(self) -> list[Node]:

@@ -109,15 +109,15 @@ def _append(url: str, partial: Path) -> None:
 def _fetch_hub(source: Mapping[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
 
-    name, file = source["hub"], source["file"]
+    name, file, revision = source["hub"], source["file"], source["revision"]
+    what = f"{file} of the data set {name}"
     try:
-        path = Path(hf_hub_download(name, file, repo_type="dataset", revision=source["revision"]))
+        path = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
     except Exception as error:  # of connections, responses and disks, without a common class
-        raise hub_error(f"{file} of the data set {name}", source["revision"], error) from error
+        raise hub_error(what, revision, error) from error
     digest = source.get("sha256")
     if digest and (found := file_digest(path)) != digest:
         raise InputError(
-            f"{file} of the data set {name} has the sha256 {found}, but the experiment says {digest}; correct `sha256`"
-            " or `revision`."
+            f"{what} has the sha256 {found}, but the experiment says {digest}; correct `sha256` or `revision`."
         )
     return path

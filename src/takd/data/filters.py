@@ -71,11 +71,7 @@ class Digest:
 
 
 def expected(source: Mapping[str, Any], name: str, rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield the same rows; raise InputError at the end if `expect_rows` or `rows_sha256` does not match.
-
-    Args:
-        name: of the source, for the message.
-    """
+    """Yield the same rows; raise InputError at the end if `expect_rows` or `rows_sha256` does not match."""
     count, digest = source.get("expect_rows"), source.get("rows_sha256")
     found = Digest()
     for row in rows:

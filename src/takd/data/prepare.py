@@ -14,10 +14,9 @@ from typing import Any
 
 from takd.data import sources
 from takd.data.arrow import BATCH, row_features, save
-from takd.data.row import Counts, Row, batches
-from takd.data.scorable import Scorable
+from takd.data.row import Row, batches
+from takd.data.tally import Scorable, Tally, Unused
 from takd.data.tokenise import Encoder
-from takd.data.unused import Unused
 from takd.runtime.errors import InputError
 from takd.runtime.stage import Stage
 
@@ -26,19 +25,6 @@ PORTION = 2**20  # characters of a corpus tokenised at once, since a document ma
 SOURCES = ("source", "exclude")
 
 Tokenised = tuple[Row, list[int], list[int]]
-
-
-class Tally(Counts):
-    """Counts of dropped and changed rows by reason, and data that is not read."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            *("rows", "kept", "dropped_prompt_too_long", "empty_output", "duplicates"),
-            *("dropped_duplicates", "dropped_leaks", "shortened_prompts", "cut_responses"),
-            *("dropped_response_length", "without_input", "blank_input", "blank_instruction"),
-            "blank_references",
-        )
-        self.unused = Unused()
 
 
 def run(stage: Stage) -> None:

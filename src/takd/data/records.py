@@ -97,11 +97,10 @@ def _data_set(
     except InputError:
         raise
     except Exception as error:  # no common base class, as above
-        damaged = _damaged_file(Path(source["folder"])) if "folder" in source else ""
-        wanted = (
-            "its files have to be whole" if "folder" in source else "correct it, or start again"
-        )
-        what = damaged or f"cannot be loaded: {_cause(error)}; {wanted}"
+        what = f"cannot be loaded: {_cause(error)}; correct it, or start again"
+        if "folder" in source:
+            what = f"cannot be loaded: {_cause(error)}; its files have to be whole"
+            what = _damaged_file(Path(source["folder"])) or what
         raise InputError(f"{name}: {what}.") from error
 
 

@@ -9,8 +9,8 @@ from takd.data import demo, filters
 from takd.data.folders import files_below
 from takd.data.records import others, records
 from takd.data.row import Row
+from takd.data.tally import Unused
 from takd.data.text_files import kind, lines
-from takd.data.unused import Unused
 from takd.runtime.errors import InputError
 from takd.runtime.files import check_unchanged
 

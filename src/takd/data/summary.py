@@ -10,7 +10,7 @@ from typing import Any
 
 from takd.data import sources
 from takd.data.page import render
-from takd.data.row import NAMED
+from takd.data.tally import NAMED
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json, write_text
 from takd.runtime.stage import Stage

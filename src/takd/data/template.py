@@ -26,12 +26,8 @@ _KNOWN = re.compile(
 )
 # test messages: a template that changes any of them is more than text around the message
 _WRITTEN = (
-    "Ab.",
-    "a\n\n\nb  c",
-    "{x} {{ y }} {% z %}",
-    "<think>a</think>b",
-    'it\'s "&" \\n <b>',
-    "Zażółć 日本",
+    *("Ab.", "a\n\n\nb  c", "{x} {{ y }} {% z %}", "<think>a</think>b"),
+    *('it\'s "&" \\n <b>', "Zażółć 日本"),
 )
 
 
@@ -103,15 +99,13 @@ def as_chat_template(template: Template, begin: str) -> str:
     tokenizer puts before every text.
     """
 
+    names = {"{instruction}": "message['content']", "{input}": "message['input']"}
+
     def written(text: str) -> str:
         text = text if text.startswith(begin) else begin + text
-        parts = re.split(r"(\{instruction\}|\{input\})", text)
-        names = {"{instruction}": "message['content']", "{input}": "message['input']"}
-        return "".join(
-            f"{{{{ {names.get(part) or json.dumps(part, ensure_ascii=False)} }}}}"
-            for part in parts
-            if part
-        )
+        parts = filter(None, re.split(r"(\{instruction\}|\{input\})", text))
+        values = (names.get(part) or json.dumps(part, ensure_ascii=False) for part in parts)
+        return "".join(f"{{{{ {value} }}}}" for value in values)
 
     return (
         "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"

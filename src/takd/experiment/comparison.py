@@ -17,32 +17,32 @@ from takd.runtime.digests import canonical_json, short_digest
 from takd.runtime.errors import InputError
 
 KEY = "with"
-"""Of `--config`: the experiments to compare with, with commas between them."""
+"""Key of `--config` for the names of the experiments to compare with, separated by commas."""
 MOST = 10
-"""Experiments in a comparison: a page has only so many columns, a figure so many colours."""
-LONGEST = 80
+"""Maximum number of experiments: a page has only so many columns, a figure so many colours."""
+LONGEST = 80  # characters of a folder's name that come from names of experiments
 JUDGE = "judge/judge.json"
 
 
-class Part(NamedTuple):
+class ComparisonFile(NamedTuple):
     """A file of the comparison, and its place in Snakemake's report; its caption is `workflow/report/<stem>.rst`."""
 
     file: str
-    category: str
     about: str
     form: str
+    category: str = "Comparison"
 
     @property
     def stem(self) -> str:
         return self.file.partition(".")[0]
 
 
-_CATEGORY = "Comparison"
+DIFFERENCES, CURVES = "What differs, in settings and in scores", "ROUGE-L on dev"
 PARTS = {
-    "page": Part("comparison.html", _CATEGORY, "What differs, in settings and in scores", "page"),
-    "table": Part("comparison.csv", _CATEGORY, "All numbers side by side", "table (CSV)"),
-    "curves": Part("comparison-curves.svg", _CATEGORY, "ROUGE-L on dev", "figure"),
-    "curves_csv": Part("comparison-curves.csv", _CATEGORY, "ROUGE-L on dev", "numbers (CSV)"),
+    "page": ComparisonFile("comparison.html", DIFFERENCES, "page"),
+    "table": ComparisonFile("comparison.csv", "All numbers side by side", "table (CSV)"),
+    "curves": ComparisonFile("comparison-curves.svg", CURVES, "figure"),
+    "curves_csv": ComparisonFile("comparison-curves.csv", CURVES, "numbers (CSV)"),
 }
 """Files of a comparison, by the names of the stage's outputs."""
 
@@ -106,35 +106,24 @@ def results(experiment: Experiment) -> str:
     return f"results/{experiment.name}"
 
 
-def files(experiment: Experiment, measured: Sequence[str]) -> dict[str, str]:
-    """Map the path of each file that is read of an experiment to a description of it.
+def files(experiment: Experiment, measured: Sequence[str]) -> list[str]:
+    """List the files that are read of an experiment.
 
     Args:
         measured: names of the files of each evaluation; they depend on whether the experiment has a judge.
     """
-    base = results(experiment)
-    found = {
-        f"{base}/data/{name}/manifest.json": f"the data '{name}'"
-        for name in (*experiment.splits, "tokenizer")
-    }
-    for model in dict.fromkeys(split(node.lineage)[-1].model for node in experiment.nodes):
-        found[f"{base}/base/{model}/manifest.json"] = f"the starting weights of {model}"
-    for lineage, seed in experiment.nodes:
-        for file in ("manifest.json", "metrics.jsonl"):
-            what = f"the model {lineage} of training seed {seed}"
-            found[f"{base}/models/{lineage}/seed{seed}/{file}"] = what
-    for entry in experiment.teacher_cache:
-        for file in (entry.manifest, *entry.logs):
-            what = f"the teacher cache of {entry.teacher} of training seed {entry.seed}"
-            found[f"{base}/teachers/{file}"] = what
+    models = dict.fromkeys(split(node.lineage)[-1].model for node in experiment.nodes)
     judged = bool(experiment.settings["evaluation"]["judge"])
-    read = [*(file for file in measured if file != JUDGE), *([JUDGE] if judged else [])]
-    for lineage, seed in experiment.nodes:
-        for name in experiment.sets:
-            what = f"the evaluation of {lineage} of training seed {seed} on {name}"
-            for file in read:
-                found[f"{base}/evaluations/{lineage}/seed{seed}/{name}/{file}"] = what
-    return found
+    scores = [*(file for file in measured if file != JUDGE), *([JUDGE] if judged else [])]
+    nodes = [f"{lineage}/seed{seed}" for lineage, seed in experiment.nodes]
+    found = [
+        *(f"data/{name}/manifest.json" for name in (*experiment.splits, "tokenizer")),
+        *(f"base/{model}/manifest.json" for model in models),
+        *(f"models/{node}/{file}" for node in nodes for file in ("manifest.json", "metrics.jsonl")),
+        *(f"teachers/{f}" for e in experiment.teacher_cache for f in (e.manifest, *e.logs)),
+        *(f"evaluations/{n}/{name}/{f}" for n in nodes for name in experiment.sets for f in scores),
+    ]
+    return [f"{results(experiment)}/{file}" for file in found]
 
 
 def check(
@@ -154,17 +143,15 @@ def require_finished(
     experiment: Experiment, measured: Sequence[str], variables: Mapping[str, str]
 ) -> None:
     """Raise InputError for an unfinished experiment, naming the missing files and how to make them."""
-    needed = files(experiment, measured)
-    missing = [path for path in needed if not Path(path).is_file()]
+    missing = [path for path in files(experiment, measured) if not Path(path).is_file()]
     if missing:
         used = _variables(file_of(experiment.root, experiment.name))
         words = [f"{name}={value}" for name, value in variables.items() if name in used]
         command = " ".join([f"--config experiment={experiment.name}", *words])
-        things = len({needed[path] for path in missing})
-        more = f", and {things - 1} more of its results" if things > 1 else ""
+        more = f" and {len(missing) - 1} more of its files" if len(missing) > 1 else ""
         raise InputError(
             f"Experiment '{experiment.name}' is not finished, so nothing can be compared with it: it lacks"
-            f" {needed[missing[0]]} ({missing[0]}){more}; run it first: snakemake --profile profiles/local {command}"
+            f" {missing[0]}{more}; run it first: snakemake --profile profiles/local {command}"
         )
 
 

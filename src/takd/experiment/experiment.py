@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import lineage, schema, teacher_cache, validation
+from takd.experiment import lineage, schema, validation
 from takd.experiment.lineage import Node
-from takd.experiment.teacher_cache import CacheEntry
+from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.yaml12 import read_yaml
 from takd.runtime.errors import InputError
 
@@ -172,17 +172,20 @@ class Experiment:
         return self.training(*lineage.split(name)[-1]).get("start", "base")
 
     def cached_inputs(self, name: str) -> dict[str, str]:
-        """Return the teacher outputs that a student reads: path in the teacher's folder, by input.
-
-        `generations` are the teacher's responses to the training prompts; `outputs/<split>/<kind>`
-        are its distributions for the tokens of a split or of its generations.
-        """
-        return teacher_cache.places(self.training(*lineage.split(name)[-1]))
+        """Return the teacher outputs that a student reads: path in the teacher's folder, by input."""
+        return places(self.training(*lineage.split(name)[-1]))
 
     @functools.cached_property
     def teacher_cache(self) -> list[CacheEntry]:
         """All stored teacher outputs that the experiment needs, without duplicates."""
-        return teacher_cache.of_nodes(self.nodes, self.seeds, self.shards, self.cached_inputs)
+        found: dict[CacheEntry, None] = {}
+        for name, seed in self.nodes:
+            if teacher := lineage.teacher_of(name):
+                own = lineage.teacher_seed(teacher, seed, self.seeds)
+                for place in self.cached_inputs(name).values():
+                    parts = self.shards if place == GENERATIONS else None
+                    found[CacheEntry(teacher, own, place, parts)] = None
+        return list(found)
 
     @property
     def longest_response(self) -> int:

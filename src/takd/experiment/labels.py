@@ -16,18 +16,20 @@ def chain_text(lineage: str) -> str:
     return " → ".join(hop.model for hop in split(lineage))
 
 
-def methods_text(lineage: str) -> str:
-    """List the methods of the hops after the teacher, once if all are the same; `sft` for a supervised model."""
+def _methods(lineage: str) -> list[str]:
+    """Methods of the hops after the teacher, once if all are the same; `sft` for a supervised model."""
     methods = [hop.method for hop in split(lineage)[1:]] or [SUPERVISED]
-    return methods[0] if len(set(methods)) == 1 else " → ".join(methods)
+    return methods[:1] if len(set(methods)) == 1 else methods
+
+
+def methods_text(lineage: str) -> str:
+    """List the methods of a chain: `kd → minillm`, or `minillm` where it is that of all hops."""
+    return " → ".join(_methods(lineage))
 
 
 def full_text(lineage: str) -> str:
     """Name a model by its methods and chain: `MiniLLM: teacher → student`, `SFT: student`."""
-    methods = dict.fromkeys(hop.method for hop in split(lineage)[1:]) or [SUPERVISED]
-    every = [hop.method for hop in split(lineage)[1:]]
-    shown = methods if len(methods) == 1 else every
-    return f"{' → '.join(map(method_title, shown))}: {chain_text(lineage)}"
+    return f"{' → '.join(map(method_title, _methods(lineage)))}: {chain_text(lineage)}"
 
 
 def method_title(method: str) -> str:

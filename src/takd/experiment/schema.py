@@ -1,6 +1,6 @@
 """The schema of an experiment file: validation, and default values.
 
-After a change, `PYTHONPATH=src python -m takd.experiment.docs_tables` rewrites the tables of docs/experiment.md.
+After a change, `PYTHONPATH=src python docs/experiment_tables.py` rewrites the tables of docs/experiment.md.
 """
 
 import difflib
@@ -251,6 +251,10 @@ def all_keys() -> list[str]:
 def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
     """Yield the keys that an error concerns, each with a sentence without the key."""
     key, value, schema = tuple(error.absolute_path), error.instance, error.schema
+    bound = error.validator_value
+    if "propertyNames" in error.absolute_schema_path:
+        yield (*key, value), f"is no valid name; a name is made of {schema['x-expected']}."
+        return
     match error.validator:
         case "additionalProperties":
             known = schema.get("properties", {})
@@ -258,49 +262,34 @@ def _explain(error: ValidationError) -> Iterator[tuple[Key, str]]:
                 if name not in known:
                     yield (*key, name), f"is not a known key; {_meant(name, known)}"
         case "required":
-            for name in error.validator_value:
+            for name in bound:
                 if name not in value:
                     yield key, f"lacks the key {name}{_meaning(schema, name)}."
-        case "oneOf" if not isinstance(value, dict):
-            return  # another error reports its type
-        case _:
-            yield _explain_one(error)
-
-
-def _explain_one(error: ValidationError) -> tuple[Key, str]:
-    key, value, schema = tuple(error.absolute_path), error.instance, error.schema
-    rule, bound = error.validator, error.validator_value
-    if "propertyNames" in error.absolute_schema_path:
-        return (*key, value), f"is no valid name; a name is made of {schema['x-expected']}."
-    match rule:
         case "dependentRequired":
-            here, name = next(
-                (here, name)
-                for here, needed in bound.items()
-                for name in needed
-                if here in value and name not in value
-            )
-            return key, f"has {here} but lacks {name}, which goes with it{_meaning(schema, name)}."
-        case "oneOf":
+            pairs = ((here, name) for here, needed in bound.items() for name in needed)
+            here, name = next(pair for pair in pairs if pair[0] in value and pair[1] not in value)
+            meaning = _meaning(schema, name)
+            yield key, f"has {here} but lacks {name}, which goes with it{meaning}."
+        case "oneOf" if isinstance(value, dict):
             names = _choices(bound)
-            found = [name for name in names if name in value] or ["none of them"]
-            return (
-                key,
-                f"must have exactly one of {', '.join(names)}, but has {' and '.join(found)}.",
-            )
+            found = " and ".join(name for name in names if name in value) or "none of them"
+            yield key, f"must have exactly one of {', '.join(names)}, but has {found}."
+        case "oneOf":
+            return  # another error reports its type
         case "uniqueItems":
             twice = next(item for at, item in enumerate(value) if item in value[:at])
             text = ", ".join(map(str, twice)) if isinstance(twice, list) else show(twice)
-            return key, f"holds {text} twice; each may stand there once."
+            yield key, f"holds {text} twice; each may stand there once."
         case "minItems" | "minProperties" | "maxItems":
-            kind = TYPES[_first(schema["type"])]
             exact = schema.get("minItems") == schema.get("maxItems")
-            least, most = ("", "") if exact else ("at most ", " or more")
-            size = f"{least}{bound}" if rule == "maxItems" else f"{bound}{most}"
-            what = schema.get("x-expected") or f"{kind} of {size}"
+            size = str(bound) if exact else f"{bound} or more"
+            if error.validator == "maxItems" and not exact:
+                size = f"at most {bound}"
+            what = schema.get("x-expected") or f"{_types(schema)[0]} of {size}"
             count = f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
-            return key, f"has {count}, but must be {what}."
-    return key, f"is {show(value)}, but must be {_right(error)}"
+            yield key, f"has {count}, but must be {what}."
+        case _:
+            yield key, f"is {show(value)}, but must be {_right(error)}"
 
 
 def _right(error: ValidationError) -> str:
@@ -319,8 +308,7 @@ def _right(error: ValidationError) -> str:
     elif error.validator == "pattern":
         what = f"a text that matches {error.validator_value}"
     else:
-        wanted = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        what = " or ".join(TYPES[name] for name in wanted)
+        what = " or ".join(_types(schema))
     if error.validator == "type":
         if isinstance(value, int | float) and "string" in schema["type"]:
             return f"{what}; put it in quotes."
@@ -329,8 +317,9 @@ def _right(error: ValidationError) -> str:
     return f"{what}."
 
 
-def _first(names: str | list[str]) -> str:
-    return names if isinstance(names, str) else names[0]
+def _types(schema: dict[str, Any]) -> list[str]:
+    names = schema["type"]
+    return [TYPES[name] for name in ([names] if isinstance(names, str) else names)]
 
 
 def _meaning(schema: dict[str, Any], name: str) -> str:

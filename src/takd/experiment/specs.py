@@ -102,7 +102,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     if teacher := lineages.teacher_of(lineage):
         spec["teacher"] = experiment.trained_with(teacher, seed)
         spec["asks_teacher"] = METHODS[method].asks_teacher(settings)
-    if settings.get("start") == "sft":  # the student's own supervised run
+    if settings.get("start") == lineages.SUPERVISED:  # the student's own supervised run
         spec["init"] = [lineages.supervised(model), seed]
     return spec
 

@@ -1,9 +1,7 @@
 """Stored outputs of teachers, and their locations below `results/<experiment>/teachers/`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-from takd.experiment.lineage import Node, teacher_of, teacher_seed
 
 GENERATIONS = "generations"
 
@@ -36,14 +34,16 @@ class CacheEntry(NamedTuple):
         """Logs of all stages that wrote a part of it."""
         if self.parts is None:
             return [f"{self.folder}/metrics.jsonl"]
-        return [
-            f"{self.folder}/part{part}of{self.parts}/metrics.jsonl"
-            for part in range(1, self.parts + 1)
-        ]
+        parts = range(1, self.parts + 1)
+        return [f"{self.folder}/part{part}of{self.parts}/metrics.jsonl" for part in parts]
 
 
 def places(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the teacher outputs that a training with these settings reads: location by input."""
+    """Return the teacher outputs that a training with these settings reads: location by input.
+
+    `generations` are the teacher's responses to the training prompts; `outputs/<data>/<kind>` are its distributions
+    for the tokens of a split or of its generations.
+    """
     answers = settings.get("responses") == "teacher"
     found = {"train": GENERATIONS} if answers else {}
     if (kind := settings.get("teacher_outputs", "live")) != "live":
@@ -52,24 +52,3 @@ def places(settings: Mapping[str, Any]) -> dict[str, str]:
     if kind != "live" and settings["lm_weight"] > 0:
         found["corpus_outputs"] = f"outputs/corpus/{kind}"
     return found
-
-
-def of_nodes(
-    nodes: Iterable[Node], seeds: Sequence[int], parts: int, read: Callable[[str], dict[str, str]]
-) -> list[CacheEntry]:
-    """Return all teacher outputs that the models need, without duplicates.
-
-    Args:
-        nodes: models to train.
-        seeds: training seeds.
-        parts: number of parts of generations.
-        read: returns the `places` of a lineage.
-    """
-    found: dict[CacheEntry, None] = {}
-    for name, seed in nodes:
-        if teacher := teacher_of(name):
-            own = teacher_seed(teacher, seed, seeds)
-            for place in read(name).values():
-                number = parts if place == GENERATIONS else None
-                found[CacheEntry(teacher, own, place, number)] = None
-    return list(found)

@@ -118,11 +118,7 @@ def teacher_view(
 ) -> TeacherView:
     """Return the source for `outputs`: "live" runs the teacher; "top_k" and "hidden" are stored.
 
-    Args:
-        outputs: "live", "top_k" or "hidden".
-        model: the teacher; may be None for "top_k".
-        vocabulary: entries to which logits are cut.
-        stored: the stored outputs; may be None for "live".
+    The teacher may be None for "top_k", and the stored outputs for "live".
     """
     if outputs == "top_k":
         assert stored is not None

@@ -19,9 +19,6 @@ def count(confidence_n: np.ndarray, correct_n: np.ndarray) -> Counts:
     Args:
         confidence_n: probability of the likeliest token, in (0, 1].
         correct_n: whether that token was the next one.
-
-    Returns:
-        For each bin: number of predictions, number of correct ones, sum of confidences.
     """
     bin_n = np.clip(np.ceil(confidence_n * BINS).astype(int) - 1, 0, BINS - 1)
     weights = (None, correct_n.astype(float), confidence_n.astype(float))

@@ -29,14 +29,7 @@ def score(
     threads: int,
     tokenizer: str = words.STANDARD,
 ) -> list[dict[str, Any]]:
-    """Compute `of_prompt` for each prompt.
-
-    Args:
-        texts: responses to each prompt.
-        references: references of each prompt.
-        threads: largest number of processes.
-        tokenizer: tokenizer of ROUGE, "standard" or "unicode".
-    """
+    """Compute `of_prompt` for the responses `texts` to each prompt, in at most `threads` processes."""
     split = words.tokens if tokenizer == words.UNICODE else str.split
     pairs = sum(
         sum(len(split(text)) for text in responses) * sum(len(split(text)) for text in right)

@@ -42,8 +42,6 @@ def rouge_l(text: str, references: Sequence[str], tokenizer: str = words.AUTO) -
     """Compute ROUGE-L F1 with stemming (Lin, 2004; package `rouge_score`), best over references.
 
     Args:
-        text: the generated text.
-        references: its references.
         tokenizer: "standard", the package's (a–z and 0–9 only); "unicode", that of
             `takd.metrics.words`; or "auto", which uses "unicode" if "standard" ignores most of
             the references. Stages pass the one that the data stage chose for the whole set.

@@ -19,7 +19,7 @@ from takd.analysis.measures import measured
 from takd.analysis.results import Model, Results, Row, read
 from takd.analysis.table import SCORE
 from takd.analysis.text import PAPERS
-from takd.data.template import CHAT
+from takd.data.template import CHAT, fill
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
 from takd.experiment.lineage import prefixes, split
@@ -189,15 +189,8 @@ def _evaluation(results: Results) -> list[dict[str, Any]]:
 
 def example(results: Results) -> Row | None:
     """A prompt of the first evaluation set with its references; None if the report shows no samples."""
-    return next(
-        (
-            row
-            for of_set in results.samples.values()
-            for rows in of_set.values()
-            for row in rows.values()
-        ),
-        None,
-    )
+    shown = results.samples[results.spec["sets"][0]]
+    return next((row for rows in shown.values() for row in rows.values()), None)
 
 
 def snippet(spec: dict[str, Any], chat: bool, example: Row | None) -> str:
@@ -223,15 +216,8 @@ inputs = tokenizer.apply_chat_template(
     tokenizer_kwargs={{"return_token_type_ids": False}},
 )"""
     else:
-        template = spec["template"]["with_input" if given else "without_input"]
-        fill = "".join(
-            f'.replace("{{{key}}}", {asked[key]!a})'
-            for key in ("input", "instruction")
-            if asked[key]
-        )
         prompt = f"""\
-template = {template!a}
-prompt = template{fill}
+prompt = {fill(spec["template"], instruction, given)!a}
 inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)"""
     return f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed

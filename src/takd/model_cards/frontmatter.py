@@ -70,7 +70,7 @@ def eval_results(results: Results) -> list[EvalResult]:
                     metric_type=METRICS.get(measure.name, measure.name),
                     metric_name=measure.title,
                     metric_value=round(value, 4),
-                    metric_args={"decoding_seeds": seeds} if measure.path[0] != "judge" else None,
+                    metric_args={"decoding_seeds": seeds} if measure.name != "judge" else None,
                 )
                 found.append(result)
     return found

@@ -31,7 +31,6 @@ def add_lora(
     Args:
         settings: `rank`, `alpha`, `dropout`, and `targets`: the last parts of layer names, or None
             for all linear layers of the body. The output embedding never gets an adapter.
-        name: name of the model, for error messages.
         frozen_dtype: dtype of the frozen matrices that have adapters. Use the dtype of the
             computation, since autocast would cast them to it in every forward pass.
 

@@ -70,13 +70,13 @@ def describe(precision: str, pretrained: str = "") -> str:
 
     if not torch.cuda.is_available():
         return f"{precision} on the CPU"
-    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    lacking = "" if capability >= BFLOAT16 else ", which has no bfloat16"
+    name = torch.cuda.get_device_name()
+    lacks = torch.cuda.get_device_capability() < BFLOAT16
+    why = ", which has no bfloat16" if lacks else ""
     if precision == "fp16":
-        return f"fp16 with dynamic loss scaling on {name}{lacking}"
-    if precision == "fp32" and lacking and pretrained == "bfloat16":
-        lacking += ": a model pretrained in it may leave the range of fp16"
-        return f"fp32 on {name}{lacking}"
+        return f"fp16 with dynamic loss scaling on {name}{why}"
+    if precision == "fp32" and lacks and pretrained == "bfloat16":
+        return f"fp32 on {name}{why}: a model pretrained in it may leave the range of fp16"
     return f"{precision} on {name}"
 
 

@@ -113,14 +113,8 @@ def _recorded(folder: Path) -> dict[str, str]:
 def relink(model: Path, weights: Mapping[str, Any]) -> bool:
     """Point the links of a finished base model at the new location of its weights.
 
-    Moving weights reruns no stage, so links to the old location must be replaced here.
-
-    Args:
-        model: the folder that this stage wrote.
-        weights: its settings, with `folder` and `sha256`.
-
-    Returns:
-        Whether any link was changed.
+    Moving weights reruns no stage, so links to the old location must be replaced here: those in the
+    folder `model`, by its settings `weights`. Return whether any link was changed.
     """
     # an unfinished or damaged record has no files: the stage or its readers report that
     files, known = _recorded(model), dict(map(tuple, weights["sha256"]))

@@ -143,16 +143,14 @@ def tensor_names(files: Sequence[Path], name: str) -> list[str]:
 def check_finite(files: Sequence[Path], name: str, ignored: Collection[str] = ()) -> None:
     """Check that no weight is NaN or infinite.
 
-    Args:
-        name: name of the model, for the message.
-        ignored: tensors that the model does not use.
+    Tensors that the model does not use are `ignored`.
 
     Raises:
         InputError: as `opened`, and for the first tensor with such a value.
     """
     for path in files:
         with opened(path, name) as file:
-            for key in set(file.keys()) - set(ignored):
+            for key in sorted(set(file.keys()) - set(ignored)):
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
                     continue

@@ -43,6 +43,11 @@ class Gpu:
         """Whether this is a CPU."""
         return self.capability == (0, 0)
 
+    @property
+    def device(self) -> str:
+        """Type of torch's device."""
+        return "cpu" if self.on_cpu else "cuda"
+
     def precision(self, setting: str = "auto", pretrained: str = "") -> str:
         """Precision that a setting gives on this GPU, as in `takd.models.precision.resolve`."""
         return resolve(setting, None if self.on_cpu else self.capability, pretrained)

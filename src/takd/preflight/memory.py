@@ -6,7 +6,7 @@ GPU's memory by USABLE; these are assumptions. docs/preflight.md reports how wel
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from takd.methods.registry import METHODS
 from takd.preflight import tensors
 from takd.preflight.gpus import Gpu
 from takd.preflight.shapes import Shape
-from takd.preflight.tensors import BYTES, Texts
+from takd.preflight.tensors import BYTES, Loaded, Texts
 
 GIB = 2**30
 RUNTIME = 1.0 * GIB  # bytes: CUDA context, cuBLAS workspaces, NCCL's buffers
@@ -80,6 +80,11 @@ def largest(items: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(items.items(), key=lambda item: -item[1])
 
 
+def loaded(gpu: Gpu, setting: str, *shapes: Shape | None) -> list[Loaded]:
+    """Models that are not None, with the bytes of a number that they compute with under a setting `precision`."""
+    return [Loaded(s, BYTES[gpu.precision(setting, s.pretrained)]) for s in shapes if s is not None]
+
+
 def training(
     student: Shape,
     teacher: Shape | None,
@@ -96,21 +101,19 @@ def training(
     """
     settings, world, batch = spec["settings"], resources.world, resources.micro_batch
     precision = gpu.precision(settings["precision"], student.pretrained)
-    number, device = BYTES[precision], "cpu" if gpu.on_cpu else "cuda"
+    models = loaded(gpu, settings["precision"], student, teacher)
     always = {} if gpu.on_cpu else {"PyTorch and CUDA": RUNTIME}
     always |= tensors.states(student, settings, precision, world)
-    taught = number
-    if teacher is not None:
-        taught = BYTES[gpu.precision(settings["precision"], teacher.pretrained)]
-        always["teacher's weights"] = float(teacher.parameters * taught)
+    for shape, number in models[1:]:
+        always["teacher's weights"] = float(shape.parameters * number)
     copies = tensors.half_copies(student, settings, precision)
     dropout, checkpointing = settings["dropout"] > 0, resources.gradient_checkpointing
 
-    def drawing(prompts: int | None, other: Shape | None) -> dict[str, float]:
+    def drawing(prompts: int | None, models: Sequence[Loaded]) -> dict[str, float]:
         rows = batch * DRAWN_AT_ONCE
         if prompts:  # a process has no more rows than prompts
             rows = min(rows, math.ceil(prompts / world))
-        return copies | tensors.sampling(student, other, rows, texts, number, device, taught)
+        return copies | tensors.sampling(models, rows, texts, gpu.device)
 
     moments = {
         "training": {
@@ -119,12 +122,12 @@ def training(
             ),
             "gradients": tensors.gradients(student, settings, precision, world),
             **copies,
-            **tensors.loss(student, teacher, spec, texts, batch, number, device, taught),
+            **tensors.loss(models, spec, texts, batch, gpu.device),
         },
-        "answering dev": drawing(settings["dev_rows"], None),
+        "answering dev": drawing(settings["dev_rows"], models[:1]),
     }
     if METHODS[spec["method"]].rollouts:
-        mixing = teacher if settings["teacher_mix"] else None
+        mixing = models if settings["teacher_mix"] else models[:1]
         moments["drawing rollouts"] = drawing(settings["rollouts_per_round"], mixing)
     return Footprint(always, moments)
 
@@ -145,22 +148,16 @@ def asking(
         beside: a teacher that reads the same texts.
         setting: the stage's `precision`.
     """
-    number = BYTES[gpu.precision(setting, model.pretrained)]
-    device, rows = "cpu" if gpu.on_cpu else "cuda", resources.micro_batch
+    models, rows = loaded(gpu, setting, model, beside), resources.micro_batch
     always = {} if gpu.on_cpu else {"PyTorch and CUDA": RUNTIME}
-    always["weights"] = model.parameters * number
+    for name, (shape, number) in zip(("weights", "the teacher's weights"), models, strict=False):
+        always[name] = float(shape.parameters * number)
     if decodes:
-        sampling = tensors.sampling(model, None, rows, texts, number, device)
-        return Footprint(always, {"sampling": sampling})
-    both = [model]
-    if beside is not None:
-        both.append(beside)
-        taught = BYTES[gpu.precision(setting, beside.pretrained)]
-        always["the teacher's weights"] = float(beside.parameters * taught)
-        number = max(number, taught)
-    block = max(tensors.reading(each, rows * texts.whole, number) for each in both)
+        return Footprint(always, {"sampling": tensors.sampling(models, rows, texts, gpu.device)})
+    number = max(each.number for each in models)
+    block = max(tensors.reading(each.shape, rows * texts.whole, number) for each in models)
     # log-probabilities of one model; of two also the terms of their divergences
-    logits = 3 * len(both) * tensors.chunk(model, rows * texts.response, device)
+    logits = 3 * len(models) * tensors.chunk(model, rows * texts.response, gpu.device)
     return Footprint(always, {"reading": {"one block's activations": block, "logits": logits}})
 
 
@@ -179,16 +176,15 @@ def host(
     settings, processes = spec["settings"], resources.processes
     trained, _ = tensors.lora_weights(student, settings)
     start = {"the student as it is read": 4.0 * student.parameters * processes}
-    if teacher is not None:
-        taught = BYTES[gpu.precision(settings["precision"], teacher.pretrained)]
-        start["the teacher as it is read"] = float(taught * teacher.parameters * processes)
+    own, *teachers = loaded(gpu, settings["precision"], student, teacher)
+    for shape, number in teachers:
+        start["the teacher as it is read"] = float(number * shape.parameters * processes)
     stage, offload = tensors.zero(settings)
     later = {"what is written": 12.0 * trained if stage is None else 4.0 * student.parameters}
     share = processes / resources.world
     if "offload_optimizer" in offload:
         later["master weights and moments"] = 12.0 * trained * share
     if "offload_param" in offload:
-        number = BYTES[gpu.precision(settings["precision"], student.pretrained)]
-        later["student's weights"] = number * student.parameters * share
+        later["student's weights"] = own.number * student.parameters * share
     worst = max(start, later, key=lambda moment: sum(moment.values()))
     return {"Python and PyTorch": HOST_RUNTIME * processes, **worst}

@@ -10,9 +10,11 @@ from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
 
 COLUMNS = ("stage", "jobs", "to do", "tokens", "FLOP", "{gpu} h", "h a job", "{gpu}s a job")
 HEADINGS = (*COLUMNS, "GiB each", "disk")
-FIRST = ("tokenizer", "data", "data_report", "base", "teacher", SUPERVISED, "generate")
-BEFORE_STUDENTS = (*FIRST, "generations", "teacher_outputs")
-AFTER_STUDENTS = ("evaluate", "likelihoods", "judge", "card", "report")
+# rules in the order of a run; "distill" stands for all students
+RULES = (
+    *("tokenizer", "data", "data_report", "base", "teacher", SUPERVISED, "generate"),
+    *("generations", "teacher_outputs", "distill", "evaluate", "likelihoods", "judge", "card"),
+)
 
 
 def lines(planned: Sequence[Planned]) -> list[dict[str, Any]]:
@@ -26,11 +28,9 @@ def lines(planned: Sequence[Planned]) -> list[dict[str, Any]]:
 
 def _place(each: Planned) -> tuple[int, int]:
     """Sort key of a job in the table: students after their teachers, the report last."""
-    rule, students = each.job.rule, len(BEFORE_STUDENTS)
-    if rule in BEFORE_STUDENTS:
-        return BEFORE_STUDENTS.index(rule), 0
-    after = 1 + AFTER_STUDENTS.index(rule) if rule in AFTER_STUDENTS else 0
-    return students + after, each.job.depth
+    rule = "distill" if each.job.rule.startswith("distill_") else each.job.rule
+    place = RULES.index(rule) if rule in RULES else len(RULES)
+    return place, each.job.depth
 
 
 def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:

@@ -4,9 +4,9 @@ tests/test_footprint.py compares them with real runs.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from takd.methods.registry import METHODS
 from takd.preflight.shapes import Shape
@@ -46,6 +46,13 @@ class Texts:
     @property
     def whole(self) -> int:
         return self.prompt + self.response
+
+
+class Loaded(NamedTuple):
+    """A model, and the bytes of a number that it computes with."""
+
+    shape: Shape
+    number: int
 
 
 def lora_weights(shape: Shape, settings: Mapping[str, Any]) -> tuple[int, int]:
@@ -139,38 +146,31 @@ def activations(
 
 
 def loss(
-    student: Shape,
-    teacher: Shape | None,
-    spec: Mapping[str, Any],
-    texts: Texts,
-    micro_batch: int,
-    number: int,
-    device: str,
-    taught: int = 2,
+    models: Sequence[Loaded], spec: Mapping[str, Any], texts: Texts, rows: int, device: str
 ) -> dict[str, float]:
     """Bytes of the output embedding and the loss: the tensors of one chunk, and those of the head for all chunks.
 
     Args:
-        number, taught: bytes of a number of the student's, and of the teacher's.
+        models: the student, and its teacher if there is one.
     """
     facts, settings = METHODS[spec["method"]], spec["settings"]
     compared = facts.loss or settings.get("divergence", "")
     if settings.get("teacher_outputs") == "top_k":
         compared = "likeliest"
-    tokens = micro_batch * texts.response
-    tensors = LOGITS.get(compared, COSTLIEST)
+    (student, number), *teachers = models
+    tokens, tensors = rows * texts.response, LOGITS.get(compared, COSTLIEST)
     found = {"logits of a chunk": tensors * chunk(student, tokens, device)}
     if not settings.get("lora"):
         found["the head's gradient"] = 4 * student.embedding
         if number < 4:
             found["the head's copy"] = number * student.embedding
-            rows = min(student.vocabulary, HEAD_ROWS)
-            found["a part of the head's gradient"] = 4 * rows * student.width
-    hidden = 4 * student.width * 2 + (taught * teacher.width if teacher else 0)
+            part = min(student.vocabulary, HEAD_ROWS)
+            found["a part of the head's gradient"] = 4 * part * student.width
+    hidden = 4 * student.width * 2 + sum(size * teacher.width for teacher, size in teachers)
     found["hidden states"] = tokens * hidden
-    if teacher is not None and not facts.rollouts:
-        whole = micro_batch * texts.whole
-        found["hidden states"] += reading(teacher, whole, taught) / 2  # freed before the loss
+    if not facts.rollouts:  # what a teacher reads is freed before the loss
+        for teacher, size in teachers:
+            found["hidden states"] += reading(teacher, rows * texts.whole, size) / 2
     return found
 
 
@@ -203,35 +203,24 @@ def reading(shape: Shape, tokens: int, number: int) -> float:
     return float(tokens * (12 * shape.width + number * (2 * shape.width + shape.queries + inner)))
 
 
-def sampling(
-    student: Shape,
-    teacher: Shape | None,
-    rows: int,
-    texts: Texts,
-    number: int,
-    device: str,
-    taught: int = 2,
-) -> dict[str, float]:
+def sampling(models: Sequence[Loaded], rows: int, texts: Texts, device: str) -> dict[str, float]:
     """Bytes of decoding: caches, activations while prompts are read, and tensors of (rows, vocabulary).
 
     The first prompts are all read at once, before there are caches; later ones a few at a time, at most a quarter of
     the rows.
 
     Args:
-        number, taught: bytes of a number of the student's, and of the teacher's.
+        models: the student, and the teacher if it decodes too.
     """
-    models = {"student's": (student, number)}
-    if teacher is not None:
-        models["teacher's"] = (teacher, taught)
     prompts = min(rows * texts.prompt, max(READ_AT_ONCE[device], texts.prompt))
     found: dict[str, float] = {}
     moments = []
-    for name, (model, size) in models.items():
-        keys = found[f"{name} keys and values"] = cache(model, rows, room(texts), size)
-        read, works = cache(model, 1, prompts, size), reading(model, prompts, size)
+    for name, (model, number) in zip(("student's", "teacher's"), models, strict=False):
+        keys = found[f"{name} keys and values"] = cache(model, rows, room(texts), number)
+        read, works = cache(model, 1, prompts, number), reading(model, prompts, number)
         moments += [read, read + works - keys, (read + works) / 4]
     found["reading prompts"] = max(moments)
-    found["next tokens"] = 4.0 * rows * student.vocabulary * (6 if teacher else 4)
-    if teacher is not None:
-        found["teacher's hidden states"] = float(rows * texts.response * teacher.width * taught)
+    found["next tokens"] = 4.0 * rows * models[0].shape.vocabulary * (6 if models[1:] else 4)
+    for teacher, number in models[1:]:
+        found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
     return found

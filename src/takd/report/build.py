@@ -11,11 +11,11 @@ from takd.analysis.results import read
 from takd.data import page as data_page
 from takd.report import (
     costs_page,
+    generations,
     learning,
     pages,
     provenance,
     results_page,
-    samples,
     score_tables,
     summary,
     tables,
@@ -86,7 +86,7 @@ def run(stage: Stage) -> None:
         "index.html": lambda: summary.page(results, brief, data_report, downloads),
         "results.html": lambda: results_page.page(results),
         "learning.html": lambda: learning.page(results),
-        "generations.html": lambda: samples.page(results),
+        "generations.html": lambda: generations.page(results),
         "costs.html": lambda: costs_page.page(results, figures["quality"].svg),
         "data.html": lambda: data_page.render(
             data_report, spec=results.spec, file="data.html", nav=pages.NAV

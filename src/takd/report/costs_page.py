@@ -38,7 +38,7 @@ def how(runs: Sequence[Run]) -> str:
     """Say what the hours of CPUs and GPUs are."""
     kinds = []
     if any(run.measured for run in runs):
-        kinds.append("CPU hours are measured CPU time of all threads")
+        kinds.append("CPU hours are measured CPU time of the first process × processes")
     if any(run.on_cpu and not run.measured for run in runs):
         kinds.append("CPU hours are wall time × processes, as older logs hold no CPU time")
     if any(not run.on_cpu for run in runs):

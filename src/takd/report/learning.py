@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from takd.analysis.results import Model, Results
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures.curves import NOT_A_CURVE, learning_curves, logged
 from takd.report.figures.scope import stroke
-from takd.report.figures.style import by_size, looks, size_text
+from takd.report.figures.style import by_size, looks
 
 MOST = 300
 """Points of a training; longer logs are thinned evenly. The CSV files have all points."""
@@ -81,7 +81,8 @@ def data(results: Results) -> dict[str, Any]:
         for key, value in row.items()
         if key not in NOT_A_CURVE and isinstance(value, int | float)
     }
-    every = [*FIRST, *map(_other, sorted(known))]
+    others = [each for each in map(_other, sorted(known)) if any(map(each.name, models))]
+    every = [*FIRST, *others]
     runs: list[dict[str, Any]] = [
         {
             "lineage": model.node.lineage,

@@ -8,14 +8,11 @@ from typing import Any
 from takd.analysis import costs
 from takd.analysis.results import Model, Results
 from takd.analysis.text import flat, visible
-from takd.experiment.labels import full_text, method_title
+from takd.experiment.labels import method_title
 from takd.experiment.lineage import split
 from takd.report import pages, reproduce
 from takd.report.results_page import model_cell
 from takd.report.tables import Cell, Column, Group, Row, Table
-
-DIGITS = 16
-"""Of a digest that are shown; the whole one is in the list below the commands."""
 
 
 def page(results: Results, data_report: dict[str, Any]) -> str:
@@ -33,7 +30,6 @@ def page(results: Results, data_report: dict[str, Any]) -> str:
             "Hardware": hardware(results),
             "Versions": versions(results),
             "Code": code(results),
-            "Weights": weights(results),
         },
         commands=reproduce.whole(results),
         numbers=reproduce.numbers(results),
@@ -201,20 +197,6 @@ def versions(results: Results) -> Table:
             found.setdefault(name, set()).add(version or "not installed")
     rows = [[name, ", ".join(sorted(versions))] for name, versions in sorted(found.items())]
     return table(["Package", "Version"], rows)
-
-
-def weights(results: Results) -> Table:
-    """List the digests of all models."""
-    rows = [
-        [
-            full_text(lineage),
-            seed,
-            _digest(found["weights"]["model"][:DIGITS]),
-            _digest(found["code"]),
-        ]
-        for (lineage, seed), found in ((n, m.manifest) for n, m in results.models.items())
-    ]
-    return table(["Model", "#Seed", "Weights (sha256)", "Code"], rows)
 
 
 def _digest(text: str) -> Cell:

@@ -77,8 +77,9 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
             for measure in TESTED:
                 cells += _tested(results, of_pair[measure], several)
             rows.append(Row(cells))
+            title = f"{TITLES[question]}: a family of {of_pair['rougeL'].family}"
         if rows:
-            groups.append(Group(f"{TITLES[question]}: a family of {len(rows)}", rows))
+            groups.append(Group(title, rows))
     return Table(columns, groups, f"tests-{name}", kind="tests")
 
 

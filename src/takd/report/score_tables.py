@@ -9,9 +9,8 @@ from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.table import DIFFERENCE, Line, Number
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, size_text
 from takd.report import pages
-from takd.report.figures.style import size_text
 from takd.report.tables import Cell, Column, Group, Row, Table, numbered, score
 
 ROLES = {

@@ -8,11 +8,10 @@ from takd.analysis.deviations import limits
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import counted, listed
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures import forest
-from takd.report.figures.style import size_text
 from takd.report.tables import Table, copies
 
 WHAT = {

@@ -120,7 +120,7 @@ def copies(found: Table) -> dict[str, str]:
 
 def markdown(found: Table) -> str:
     """Write a table as Markdown; notes follow in brackets, groups are rows of their own."""
-    heads = [column.title for column in found.columns]
+    heads = [_md(_head(column)) for column in found.columns]
     rules = ["---:" if column.kind == "num" else "---" for column in found.columns]
     lines = [heads, rules]
     for group in found.groups:
@@ -134,13 +134,17 @@ def latex(found: Table) -> str:
     """Write a table as LaTeX with the rules of booktabs."""
     columns = "".join("r" if column.kind == "num" else "l" for column in found.columns)
     lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    lines += [_row(column.title for column in found.columns), "\\midrule"]
+    lines += [_row(map(_head, found.columns)), "\\midrule"]
     for group in found.groups:
         if group.title:
             wide = f"\\multicolumn{{{len(found.columns)}}}{{l}}"
             lines.append(f"{wide}{{\\textit{{{tex(group.title)}}}}} \\\\")
         lines += [_row(_flat(cell) for cell in row.cells) for row in group.rows]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _head(column: Column) -> str:
+    return f"{column.title} ({column.note})" if column.note else column.title
 
 
 def _flat(cell: Cell) -> str:
@@ -165,4 +169,4 @@ _TEX = {
 
 
 def tex(text: str) -> str:
-    return "".join(_TEX.get(each, each) for each in " ".join(text.split(" ")))
+    return "".join(_TEX.get(each, each) for each in text.replace("\n", " "))

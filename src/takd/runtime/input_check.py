@@ -16,11 +16,11 @@ from takd.runtime.records import (
     remade,
 )
 
-MODELS = ("model", "teacher", "direct", "first", "init")
-"""Inputs that are trained models."""
-KINDS = {**dict.fromkeys(MODELS, "model"), "base": "base", "tokenizer": "tokenizer"}
-
-SPOKEN_OF = {
+KINDS = {
+    **dict.fromkeys(("model", "teacher", "direct", "first", "init"), "model"),
+    **{"base": "base", "tokenizer": "tokenizer"},
+}
+RECORDED_IN = {
     **dict.fromkeys(("answers.jsonl", "generations.jsonl"), "scores.json"),
     "report.html": DATA_REPORT,
 }
@@ -46,12 +46,12 @@ def verify(
     """
     for name, paths in inputs.items():
         for path in paths:
-            if path.name in RECORDS or path.name in SPOKEN_OF:
+            if path.name in RECORDS or path.name in RECORDED_IN:
                 _verify(spec, name, path, threads, name in named)
 
 
 def _verify(spec: dict[str, Any], name: str, path: Path, threads: int, named: bool) -> None:
-    record_path = path if path.name in RECORDS else path.with_name(SPOKEN_OF[path.name])
+    record_path = path if path.name in RECORDS else path.with_name(RECORDED_IN[path.name])
     try:
         record = read_record(record_path)
     except DamagedError as error:

@@ -144,16 +144,13 @@ class Keeper:
         for name, values in tensors.items():
             if values:
                 save_file(values, partial / f"{name}.safetensors")
-        names = [self.checkpoints.kept(b[0]).name for b in progress["best"].values() if b[0]]
-        self.kept = {name: self.kept.get(name) or self._digests(name) for name in names}
+        folders = [self.checkpoints.kept(b[0]) for b in progress["best"].values() if b[0]]
+        self.kept = {f.name: self.kept.get(f.name) or digests([f], f.parent) for f in folders}
         record = {**progress, "kept": self.kept, "files": digests([partial], partial)}
         write_json(partial / PROGRESS, sealed(record))
         # the log must be on disk up to the length that the checkpoint records
         flush(self.journal.path)
         self.checkpoints.commit(step)
-
-    def _digests(self, kept: str) -> dict[str, str]:
-        return digests([self.checkpoints.folder / kept], self.checkpoints.folder)
 
     def resume(self, total: int) -> int:
         """Load the newest undamaged checkpoint; return the number of completed steps of `total`.
@@ -183,8 +180,7 @@ class Keeper:
         if method := _tensors(folder, "method"):
             self.method.restore(method)
         for output, (step, value, loss) in progress["best"].items():
-            best = self.best[output]
-            best.step, best.value, best.loss = step, value, loss
+            self.best[output] = Best(self.best[output].measure, step, value, loss)
         self.journal.resume(progress["journal"])
         self.kept = progress["kept"]
         return progress["step"]

@@ -26,10 +26,7 @@ def start(
     """Join the process group and create the Accelerator.
 
     Args:
-        precision: "fp32", "fp16" or "bf16".
         accumulation: micro-batches per optimizer step on each process.
-        micro_batch: rows of a micro-batch.
-        gradient_clip: largest gradient norm.
         deepspeed: `{"name", "config"}` of a file in config/deepspeed; None for one process or DDP.
 
     Raises:

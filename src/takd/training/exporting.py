@@ -34,7 +34,6 @@ class Exported:
         config: the source's configuration, with the token ids of the experiment's tokenizer; the end
             token's where the family requires an id for a token that the tokenizer lacks.
         generation: defaults of `generate` and `pipeline`: greedy decoding.
-        tokenizer: the experiment's tokenizer.
     """
 
     config: PretrainedConfig
@@ -53,7 +52,6 @@ class Exported:
         """Describe a model that was loaded from the folder `source`.
 
         Args:
-            tokenizer: the experiment's tokenizer.
             vocabulary: entries that the tokenizer uses. Entries above are never trained or sampled
                 here, so `generate` must not sample them either.
             decoding: source of `max_new_tokens` and `no_repeat_ngram`, which also apply to greedy

@@ -45,7 +45,6 @@ class Run:
         exported: files that are written beside the weights.
         dev: prepared data set for dev evaluations.
         decoding: decoding settings of dev evaluations.
-        precision: "fp32", "fp16" or "bf16".
         keep: outputs ("model", "init"), with the dev measure that selects their weights.
         rouge_tokenizer: tokenizer of ROUGE-L on the dev rows, chosen by the data stage.
     """

@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from takd.analysis.results import Model, Results, Row
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split
-from takd.report.figures.layout import Sheet
 from takd.report.figures.style import (
     COLOURS,
     DASHES,
@@ -25,6 +24,7 @@ from takd.report.figures.style import (
     Look,
     handle,
     looks,
+    panels,
     to_svg,
 )
 
@@ -99,16 +99,12 @@ def _points(model: Model) -> dict[int, float]:
     return {row["step"]: row["rougeL"] for row in model.dev if row.get("rougeL") is not None}
 
 
-def _draw(panels: Mapping[str, Sequence[Series]], columns: int) -> str:
+def _draw(panels_: Mapping[str, Sequence[Series]], columns: int) -> str:
     """Draw panels with one y axis and one legend."""
+    names = {series.name: handle(series.look) for found in panels_.values() for series in found}
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(WIDTH, rows=0, height=2.3, below=0.5)
-        axes: list[Axes] = []
-        for place, (title, found) in enumerate(panels.items()):
-            if place % columns == 0:
-                sheet.add_row()
-            axis = sheet.panel(-1, place % columns, columns, share=axes[0] if axes else None)
-            axes.append(axis)
+        figure, axes = panels(len(panels_), columns, len(panels_), WIDTH, 2.3, names)
+        for place, (axis, (title, found)) in enumerate(zip(axes, panels_.items(), strict=True)):
             for series in found:
                 _line(axis, series)
             axis.set_title(title, fontsize=9)
@@ -117,9 +113,7 @@ def _draw(panels: Mapping[str, Sequence[Series]], columns: int) -> str:
             if place % columns == 0:
                 axis.set_ylabel("ROUGE-L on dev")
         _fit(axes)
-        names = {series.name: series.look for found in panels.values() for series in found}
-        sheet.key([handle(look) for look in names.values()], list(names))
-        return to_svg(sheet.finish())
+        return to_svg(figure)
 
 
 def _line(axis: Axes, series: Series) -> None:

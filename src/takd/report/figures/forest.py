@@ -1,5 +1,6 @@
 """Figure: a forest plot, one line per difference (or score) with its 95 % interval and a tick per training seed."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +16,9 @@ from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
-from takd.report.figures.style import STYLE, Look, looks, size_text, to_svg
+from takd.report.figures.style import STYLE, Look, looks, to_svg
 from takd.report.tables import by_seed
 
 GREY = "#555555"
@@ -57,11 +58,13 @@ class Shape(NamedTuple):
     row: float
     heading: float
     size: float
+    wrap: int
+    """Letters of a label; a longer one has a second line."""
     above: bool
 
 
-BROAD = Shape(9.0, 3.15, 3.0, 0.36, 0.42, 9.0, above=False)
-NARROW = Shape(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, above=True)
+BROAD = Shape(9.0, 3.05, 3.25, 0.36, 0.42, 9.0, 60, above=False)
+NARROW = Shape(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, 40, above=True)
 """So narrow that its text can be read on a phone."""
 
 
@@ -113,7 +116,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
     sizes = {row.model: row.parameters or 0 for row in rows}
 
     def teachers(row: Number) -> list[int]:
-        # labels alone first, then large teachers before small ones: a falling column is the capacity gap
+        # SFT first, then large teachers before small ones: a falling column is the capacity gap
         return [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
 
     found = []
@@ -150,6 +153,12 @@ def tests_text(verdict: str, p: float | None) -> str:
 def draw(blocks: Sequence[Block], axis_title: str, signed: bool, shape: Shape = BROAD) -> str:
     """Draw the blocks from top to bottom as SVG; `signed` means differences, with a line at zero."""
     rows = sum(len(block.lines) for block in blocks)
+    longest = max(len(line.label) for block in blocks for line in block.lines)
+    if longest > shape.wrap:
+        shape = shape._replace(row=shape.row + 0.2)
+    if not shape.above:
+        more = max(0, min(longest, shape.wrap) * 0.066 - shape.label)
+        shape = shape._replace(label=shape.label + more, width=shape.width + more)
     high = shape.heading * len(blocks) + shape.row * rows
     height = high + 0.55 + (0.55 if shape.above else 0.3)
     with matplotlib.rc_context(STYLE | {"font.size": shape.size}):
@@ -212,22 +221,23 @@ def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
         line.number.value, down, marker=line.look.marker, color=colour, markersize=6.5, markeredgewidth=1.4,
         markerfacecolor="white" if line.hollow else colour, linestyle="none", zorder=4,
     )  # fmt: skip
+    text = "\n".join(textwrap.wrap(line.label, shape.wrap))
     said = line.number.text()
     value = said.partition(" (")[0]
     if shape.above:
-        _write(axis, shape, top + 0.27 * shape.row, line.label)
+        _write(axis, shape, top + 0.27 * shape.row, text)
         short = line.text.partition(",")[0]
         weight = "normal" if line.hollow else "bold"
         _write(axis, shape, top + 0.27 * shape.row, f"{value} {short}", right=True, weight=weight)
         return
-    label = down - 0.075 if line.note else down
-    _write(axis, shape, label, line.label)
+    _write(axis, shape, down - 0.075 if line.note else down, text)
     if line.note:
-        _write(axis, shape, down + 0.085, line.note, size=8, color=GREY)
-    for text, at in ((said, 6), (line.text, 112)):
+        below = 0.085 + 0.08 * text.count("\n")
+        _write(axis, shape, down + below, line.note, size=8.8, color=GREY)
+    for words, at in ((said, 6), (line.text, 124)):
         axis.annotate(
-            text, (1, down), (at, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
-            weight="normal" if line.hollow else "bold", size=8.5,
+            words, (1, down), (at, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+            weight="normal" if line.hollow else "bold", size=8.8,
         )  # fmt: skip
 
 
@@ -246,7 +256,7 @@ def _write(
 def _key(figure: Figure, shape: Shape, blocks: Sequence[Block], signed: bool) -> None:
     """Add the legend: markers of the routes, ticks, and filled against hollow."""
     lines = [line for block in blocks for line in block.lines]
-    names = {"s": "labels alone (SFT)", "o": "straight from the teacher", "D": "through assistants"}
+    names = {"s": "SFT alone", "o": "straight from the teacher", "D": "through assistants"}
     shown = {line.look.marker for line in lines}
     handles = [_mark(marker) for marker in names if marker in shown]
     texts = [text for marker, text in names.items() if marker in shown]

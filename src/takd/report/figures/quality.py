@@ -1,5 +1,6 @@
 """Figure: ROUGE-L against total cost, which includes teachers and initial SFT."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -12,11 +13,20 @@ from takd.analysis import costs, exports
 from takd.analysis.costs import unit
 from takd.analysis.results import Results, Row
 from takd.analysis.table import Number
-from takd.experiment.labels import full_text
+from takd.experiment.labels import full_text, short_number
 from takd.experiment.lineage import split
 from takd.report import tables
-from takd.report.figures.layout import Sheet
-from takd.report.figures.style import STYLE, WIDTH, Drawing, Look, by_size, looks, n_text, to_svg
+from takd.report.figures.style import (
+    STYLE,
+    WIDTH,
+    Drawing,
+    Look,
+    by_size,
+    looks,
+    n_text,
+    panels,
+    to_svg,
+)
 from takd.report.tables import score
 
 FAR = 12
@@ -51,30 +61,26 @@ def _draw(results: Results, width: float, columns: int) -> str:
     # both x axes are treated alike
     means = [[fmean(by_seed.values()) for by_seed in found] for found in axes.values()]
     log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means)
+    key = {full_text(each.lineage): _mark(look[each.lineage], size[each.lineage]) for each in spent}
+    sets = results.spec["sets"]
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(width, rows=0, height=3.2 if columns > 1 else 2.6, below=0.65)
-        for name in results.spec["sets"]:
-            heading = name if columns == 1 else f"{name}: {n_text(results, name)}"
-            sheet.write(heading, sheet.extend(0.18))
-            first: Axes | None = None
-            for place, (title, found) in enumerate(axes.items()):
-                if place % columns == 0:
-                    sheet.add_row()
-                axis = sheet.panel(-1, place % columns, columns, share=first)
-                first = first or axis
-                for each, by_seed in zip(spent, found, strict=True):
-                    mean = score(results, name, each.lineage, "rougeL")
-                    assert mean is not None
-                    dots = [(by_seed[s], y) for s, y in tables.by_seed(results, mean).items()]
-                    at = fmean(by_seed.values())
-                    _point(axis, at, mean, dots, look[each.lineage], size[each.lineage])
-                _scale(axis, means[place], log)
-                axis.set_xlabel(f"{title}, in total")
-                if place % columns == 0:
-                    axis.set_ylabel("ROUGE-L")
-        handles = [_mark(look[each.lineage], size[each.lineage]) for each in spent]
-        sheet.key(handles, [full_text(each.lineage) for each in spent])
-        return to_svg(sheet.finish())
+        high = 3.2 if columns > 1 else 2.6
+        figure, panels_ = panels(2 * len(sets), columns, 2, width, high, key)
+        for place, (name, (title, found)) in enumerate(itertools.product(sets, axes.items())):
+            axis = panels_[place]
+            for each, by_seed in zip(spent, found, strict=True):
+                mean = score(results, name, each.lineage, "rougeL")
+                assert mean is not None
+                dots = [(by_seed[s], y) for s, y in tables.by_seed(results, mean).items()]
+                at = fmean(by_seed.values())
+                _point(axis, at, mean, dots, look[each.lineage], size[each.lineage])
+            _scale(axis, means[place % 2], log)
+            axis.set_xlabel(f"{title}, in total")
+            if place % 2 == 0:
+                axis.set_title(name if columns == 1 else f"{name}: {n_text(results, name)}")
+            if place % columns == 0:
+                axis.set_ylabel("ROUGE-L")
+        return to_svg(figure)
 
 
 def _point(
@@ -109,15 +115,7 @@ def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
     else:
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_xlim(0, (max(values) or 1) * 1.2)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-
-def short(value: float) -> str:
-    """Format a number: `0.5`, `12`, `30k`, `1.2M`."""
-    for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{name}"
-    return f"{value:.3g}"
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def _numbers(results: Results) -> list[Row]:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from takd.report.figures.style import Look
+from takd.report.figures.style import DASHES, Look
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -46,7 +46,9 @@ _SHAPES = {
     "P": '<path d="M16.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"/>',
     "X": '<path d="M15 1.5l3 2.7 3-2.7 1.5 1.5-2.7 3 2.7 3-1.5 1.5-3-2.7-3 2.7-1.5-1.5 2.7-3-2.7-3z"/>',
 }
-_STROKES = {"-": "", "--": "6 3", "-.": "7 2 1.5 2", ":": "1.5 2"}
+_STROKES = dict(
+    zip(DASHES, ["", "6 3", "7 2 1.5 2", "1.5 2", "9 2 1.5 2 1.5 2", "4 2"], strict=True)
+)
 
 
 def stroke(look: Look) -> Markup:

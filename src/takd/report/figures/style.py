@@ -6,10 +6,12 @@ a route (labels alone, direct, through assistants).
 """
 
 import io
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -22,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BLACK = "#000000"
 ROUTES = {1: "s", 2: "o", 3: "D"}
 """Marker by the models of a chain: one is trained on labels alone, two are direct, more are through assistants."""
-DASHES = ("-", "--", "-.", ":")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2.5, 1)))
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -49,6 +51,11 @@ WIDTH = 9.0
 """Inches: two thirds of a landscape page, or the whole width of a portrait one when scaled."""
 
 
+TITLE, BELOW, LEFT, EDGE, LEGEND_LINE = 0.3, 0.55, 0.65, 0.1, 0.22
+"""Inches above a panel, below it, to its left, at the edges of a figure, and of a line of a legend."""
+Key = Mapping[str, Line2D]
+
+
 class Look(NamedTuple):
     """Look of a lineage, the same in every figure."""
 
@@ -58,27 +65,21 @@ class Look(NamedTuple):
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """Assign one look per lineage: colour by method, marker by route; dashes tell equal ones apart."""
+    """Assign one look per lineage: colour by method, marker by route; dashes tell those of one route apart."""
     methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
     taught = [method for method in methods if method != SUPERVISED]
-    count: Counter[tuple[str, str]] = Counter()
-    chosen = {}
+    count: Counter[str] = Counter()
+    chosen: dict[str, Look] = {}
     for lineage in results.lineages:
         method = split(lineage)[-1].method
         colour = BLACK if method == SUPERVISED else COLOURS[taught.index(method) % len(COLOURS)]
         marker = ROUTES[min(len(split(lineage)), 3)]
-        chosen[lineage] = Look(colour, marker, DASHES[count[colour, marker] % len(DASHES)])
-        count[colour, marker] += 1
+        # in grey, dashes tell methods of one route apart
+        order = [DASHES[(count[marker] + step) % len(DASHES)] for step in range(len(DASHES))]
+        possible = [Look(colour, marker, dashes) for dashes in order]
+        chosen[lineage] = next((x for x in possible if x not in chosen.values()), possible[0])
+        count[marker] += 1
     return chosen
-
-
-def size_text(parameters: float) -> str:
-    """Format a number of parameters: `1.3M`, `14M`, `760M`, `1.5B`."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= unit:
-            value = parameters / unit
-            return f"{value:.0f}{name}" if value >= 9.95 else f"{value:.1f}{name}"
-    return str(int(parameters))
 
 
 def by_size(results: Results) -> dict[str, int]:
@@ -103,19 +104,18 @@ class Drawing(NamedTuple):
 
     svg: str
     numbers: list[Row]
-    columns: Sequence[str] = ()
-    """Names of the numbers, for a figure that may have none to show."""
 
     @property
     def csv(self) -> str:
         """The numbers as CSV, one line for each mark of the figure."""
-        return to_csv(self.numbers, self.columns)
+        return to_csv(self.numbers)
 
 
-def handle(look: Look, marker: bool = True, size: float = 4) -> Line2D:
-    """Legend entry of a lineage."""
-    shape = look.marker if marker else None
-    return Line2D([], [], color=look.colour, linestyle=look.dashes, marker=shape, markersize=size)
+def handle(look: Look) -> Line2D:
+    """Legend entry of a line."""
+    return Line2D(
+        [], [], color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=4
+    )
 
 
 def to_svg(figure: Figure) -> str:
@@ -125,3 +125,35 @@ def to_svg(figure: Figure) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=nothing)
     return file.getvalue()
+
+
+def panels(
+    count: int, columns: int, shared: int, width: float, height: float, key: Key
+) -> tuple[Figure, list[Axes]]:
+    """Lay out panels in rows, with a legend below them. Lengths are in inches.
+
+    Matplotlib's own layout engines differ in the last digits from run to run, but equal results give equal files.
+
+    Args:
+        shared: so many panels after one another share a y axis.
+        key: texts of the legend and their marks.
+    """
+    texts = list(key)
+    longest = max(map(len, texts))
+    across = 3 if longest <= 34 else 2 if longest <= 56 else 1
+    across = max(1, min(len(texts), round(across * width / WIDTH)))
+    legend = LEGEND_LINE * math.ceil(len(texts) / across) + EDGE
+    row, cell = TITLE + height + BELOW, (width - EDGE) / columns
+    total = EDGE + row * math.ceil(count / columns) + legend
+    figure, axes = Figure(figsize=(width, total)), list[Axes]()
+    for place in range(count):
+        down, column = divmod(place, columns)
+        left, bottom = LEFT + column * cell, total - EDGE - down * row - TITLE - height
+        corner = (left / width, bottom / total, (cell - LEFT) / width, height / total)
+        share = axes[place - place % shared] if place % shared else None
+        axes.append(figure.add_axes(corner, label=str(place), sharey=share))
+    figure.legend(
+        list(key.values()), texts, loc="lower left", bbox_to_anchor=(EDGE / width, EDGE / total / 2),
+        ncols=across, borderaxespad=0,
+    )  # fmt: skip
+    return figure, axes

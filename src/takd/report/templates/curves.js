@@ -4,7 +4,7 @@
   const form = document.getElementById("lines");
   const panels = document.getElementById("panels");
   const boxes = [...form.querySelectorAll("[name=line]")];
-  const [WIDE, HIGH, LEFT, TOP, RIGHT, BOTTOM] = [480, 300, 58, 30, 14, 46];
+  const [WIDE, HIGH, LEFT, TOP, RIGHT, BOTTOM] = [480, 300, 58, 30, 24, 46];
 
   function add(parent, name, attributes = {}, text = "") {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -149,9 +149,6 @@
     for (const box of some) box.checked = (all ?? group) === "1";
     show();
   });
-  // a link to a model shows its lines alone
-  const lineage = location.hash.slice(1);
-  if (boxes.some((box) => box.value === lineage)) for (const box of boxes) box.checked = box.value === lineage;
   form.hidden = false;
   arrive();
 }

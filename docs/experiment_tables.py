@@ -1,6 +1,6 @@
 """Write the tables of docs/experiment.md from the schema.
 
-PYTHONPATH=src python -m takd.experiment.docs_tables
+PYTHONPATH=src python docs/experiment_tables.py
 """
 
 import json
@@ -10,8 +10,9 @@ from typing import Any
 
 from takd.experiment.schema import TYPES, follow, load_schema
 
-PAGE = Path(__file__).resolve().parents[3] / "docs/experiment.md"
-MARK = "<!-- The rest is made from workflow/schemas/experiment.schema.yaml by takd.experiment.docs_tables. -->\n"
+PAGE = Path(__file__).with_name("experiment.md")
+MARK = "<!-- The rest is made from workflow/schemas/experiment.schema.yaml by docs/experiment_tables.py. -->\n"
+SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 HEAD = ["key", "type", "default", "what", "trade-off"]
 
 
@@ -95,15 +96,8 @@ def _type(part: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in part["enum"])
     names = part["type"] if isinstance(part["type"], list) else [part["type"]]
     text = " or ".join(TYPES[name] for name in names)
-    for rule, sign in (
-        ("minimum", "≥"),
-        ("exclusiveMinimum", ">"),
-        ("maximum", "≤"),
-        ("exclusiveMaximum", "<"),
-    ):
-        if rule in part:
-            text += f" {sign} {part[rule]}"
-    return text
+    bounds = [f" {sign} {part[rule]}" for rule, sign in SIGNS.items() if rule in part]
+    return text + "".join(bounds)
 
 
 def _default(part: dict[str, Any], required: bool) -> str:

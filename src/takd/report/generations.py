@@ -1,7 +1,7 @@
 """Generations page: the same prompts with the responses of all models and training seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from difflib import Match, SequenceMatcher
 from typing import NamedTuple
 
 from takd.analysis import table
@@ -47,7 +47,7 @@ def page(results: Results) -> str:
     }
     rows = [row for prompts in sets.values() for row, _ in prompts]
     return pages.render(
-        "samples.html",
+        "generations.html",
         results,
         "generations.html",
         names={line.lineage: f"{line.label} {full_text(line.lineage)}".strip() for line in lines},
@@ -106,7 +106,7 @@ def differing(text: str, references: Sequence[str]) -> Iterator[tuple[str, bool]
         SequenceMatcher(None, _folded(pieces(reference)), _folded(words), autojunk=False)
         for reference in references
     ]
-    blocks = max(matchers, key=lambda matcher: matcher.ratio()).get_matching_blocks()
+    blocks = max((m.get_matching_blocks() for m in matchers), key=_matched, default=[])
     same = {place for block in blocks for place in range(block.b, block.b + block.size)}
     start = end = 0
     before = False
@@ -121,6 +121,11 @@ def differing(text: str, references: Sequence[str]) -> Iterator[tuple[str, bool]
         end = at + len(word)
     if text[start:]:
         yield text[start:], before
+
+
+def _matched(blocks: Sequence[Match]) -> int:
+    """Number of words that are aligned."""
+    return sum(block.size for block in blocks)
 
 
 def _folded(words: Sequence[str]) -> list[str]:

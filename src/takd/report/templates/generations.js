@@ -93,7 +93,9 @@
     highlight(shown, words);
     const last = page * size + shown.length;
     const whole = shown.length === hits.length;
-    get("count").textContent = `${whole ? "" : `${page * size + 1}–${last} of `}${hits.length} of ${prompts.length} prompts`;
+    const range = whole ? "" : `${page * size + 1}–${last} of `;
+    const part = hits.length === prompts.length && !whole ? "" : `${hits.length} of `;
+    get("count").textContent = `${range}${part}${prompts.length} prompts`;
     get("back").hidden = get("next").hidden = whole;
     get("back").disabled = page === 0;
     get("next").disabled = last === hits.length;
