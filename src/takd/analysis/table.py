@@ -124,10 +124,12 @@ INTEGERS = (
 
 
 @functools.lru_cache(maxsize=16)
-def of(results: Results) -> pd.DataFrame:
-    """Build the table of an experiment, once for all that select from it."""
-    found = [*_scores(results), *_tested(results), *_costs(results)]
-    return frame(found)
+def of(results: Results, with_costs: bool = True) -> pd.DataFrame:
+    """Build the table of an experiment, once for all that select from it.
+
+    Costs need the results of all models of each chain.
+    """
+    return frame([*_scores(results), *_tested(results), *(_costs(results) if with_costs else [])])
 
 
 def frame(numbers: list[Number]) -> pd.DataFrame:
