@@ -38,7 +38,9 @@ def rescore(root: Path, spec: dict, truth, prompts: int = 60) -> Results:
                 # each draw once up and once down: means are the truth, whatever chance says
                 part = noise.uniform(-2, 2) if prompt % 2 == 0 else -part
                 value = truth(lineage, seed, name) + 5 * (prompt // 2 % 3) + part
-                outputs = [output | {"rougeL": value} for output in row["outputs"]]
+                outputs = [
+                    output | {"rougeL": value, "exact_match": 0.0} for output in row["outputs"]
+                ]
                 rows.append(row | {"id": prompt, "outputs": outputs})
             write_lines(folder / "generations.jsonl", rows)
     return results_of(root, spec)
@@ -255,7 +257,9 @@ def test_departures_that_data_and_devices_show(tmp_path):
     assert deviations.departures(results, CORPUS) == ["trained on a CPU"]
     train = DATA["splits"]["train"] | {"source": "demo train (seed 1)"}
     found = deviations.departures(on_gpu(results), {"splits": {"train": train}})
-    assert found[0] == "trained on made-up rows, not on Dolly" and "language-modelling" in found[1]
+    assert (
+        found[0] == "trained on synthetic data, not on Dolly" and "language-modelling" in found[1]
+    )
     leak = {"split": "train", "other": "heldout", "rows": 4, "other_rows": 3, "examples": []}
     report = CORPUS | {"leaks": [leak, leak | {"other": "dev"}, leak | {"other_rows": 0}]}
     (words,) = deviations.leaks(report)
