@@ -269,16 +269,17 @@ LONGEST = (
 )
 # Files of which most tests start processes, trainings or a browser: `pytest -m "not slow"` does not even read them.
 SLOW = {
-    *("test_cards", "test_checkpoints", "test_compare", "test_dag", "test_decoding_distribution"),
-    *("test_deepspeed", "test_deterministic", "test_end_to_end", "test_ending"),
+    *("test_all_families", "test_cards", "test_checkpoints", "test_compare", "test_csv_cells"),
+    *("test_dag", "test_decoding_distribution", "test_deepspeed", "test_deterministic"),
+    *("test_end_to_end", "test_ending"),
     *("test_environments", "test_evaluation_likelihoods", "test_evaluation_plan"),
     *("test_exporting", "test_failures", "test_footprint", "test_fuzzing", "test_generation"),
     *("test_gpu_check", "test_half_precision_stages", "test_offline", "test_pretended_cuda"),
-    *("test_profiles", "test_report_browser", "test_staleness", "test_training"),
-    *("test_training_faults", "test_training_matrix", "test_zero3_chunks"),
+    *("test_profiles", "test_staleness", "test_training", "test_training_faults"),
+    *("test_training_matrix", "test_zero3_chunks"),
+    *(path.stem for path in (ROOT / "tests").glob("test_report*.py")),
 }
-# what a test does that has one of these fixtures
-SLOW_FIXTURES = {"project", "finished", "finished_writing"}
+SLOW_FIXTURES = {"project", "finished", "finished_writing"}  # tests with these run snakemake
 
 
 def pytest_configure(config: pytest.Config) -> None:
