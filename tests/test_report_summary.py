@@ -176,6 +176,22 @@ def test_strata_have_tests_of_their_own(tmp_path):
     assert "a family of 2" in found["a"].groups[0].title
 
 
+def test_a_stratum_that_falls_in_every_training_seed_is_named(tmp_path):
+    spec = make(tmp_path, [DIRECT], (1, 2))
+    for file in (tmp_path / "evaluations").rglob("generations.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for place, row in enumerate(rows):
+            row["stratum"] = "ab"[place % 2]
+            falls = row["stratum"] == "b" and STRAIGHT in file.parts
+            for output in row["outputs"]:
+                output |= {"rougeL": 50.0 - 20 * falls, "exact_match": 0.0}
+        write_lines(file, rows)
+    results = results_of(tmp_path, spec)
+    assert summary.worse_in_strata(results, "heldout") == [
+        "Strata of heldout below the SFT baseline in every training seed. ROUGE-L: b (MiniLLM: teacher → student)."
+    ]
+
+
 def test_a_table_as_latex_and_markdown():
     columns = [Column("Model", "name"), Column("50 % & more", note="h")]
     cells = [Cell("MiniLLM: a_b → c", tag="3.B"), Cell("−1.5", notes=("−2.0 to +1.0", "n.s."))]
