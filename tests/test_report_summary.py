@@ -17,6 +17,7 @@ from takd.report import results_page, score_tables, summary, tables
 from takd.report.figures import forest
 from takd.report.model_pages import card_html
 from takd.report.tables import Cell, Column, Group, Row, Table
+from takd.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 STRAIGHT, LONGER, KD = (of_chain(*chain[1:]) for chain in (DIRECT, THROUGH, BY_KD))
@@ -216,6 +217,13 @@ def test_a_card_is_shown_without_its_front_matter_and_its_html_is_text():
     assert "license" not in shown and "<h1>A model</h1>" in shown and "<td>1</td>" in shown
     assert "<b>" not in shown
     assert card_html("# Plain") == "<h1>Plain</h1>\n"
+
+
+def test_a_missing_card_is_named(tmp_path):
+    spec = make(tmp_path, [DIRECT])
+    (tmp_path / "models" / STRAIGHT / "seed1/card.md").unlink()
+    with pytest.raises(InputError, match=f"{STRAIGHT}/seed1/card.md: not found; start snakemake"):
+        run(tmp_path, spec)
 
 
 PUBLISHED = {
