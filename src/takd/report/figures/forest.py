@@ -268,7 +268,7 @@ def _key(figure: Figure, shape: Shape, blocks: Sequence[Block], signed: bool) ->
         texts += ["filled: significant", "hollow: n.s."]
     figure.legend(
         handles, texts, loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=2 if shape.above else len(texts),
-        fontsize=9, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1,
+        fontsize=10.2 if shape.above else 9, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1,
     )  # fmt: skip
 
 

@@ -154,6 +154,6 @@ def panels(
         axes.append(figure.add_axes(corner, label=str(place), sharey=share))
     figure.legend(
         list(key.values()), texts, loc="lower left", bbox_to_anchor=(EDGE / width, EDGE / total / 2),
-        ncols=across, borderaxespad=0,
+        ncols=across, borderaxespad=0, fontsize=9 if width == WIDTH else 10.2,
     )  # fmt: skip
     return figure, axes
