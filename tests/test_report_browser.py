@@ -362,13 +362,16 @@ def test_words_that_differ_from_the_nearest_reference_are_marked():
 def test_a_link_to_a_model_shows_it_alone(chromium, report):
     page = chromium.new_page()
     page.goto((report / f"models/{VIA}.html").as_uri())
-    page.click("text=generations")
+    page.click("a[href*='#model=']")
+    page.wait_for_url("**/generations.html#*")
     assert page.inner_text("#chosen") == "1 of 11"
     page.go_back()
     page.click("text=learning curves")
+    page.wait_for_url("**/learning.html#*")
     assert page.eval_on_selector_all("[name=line]:checked", "all => all.map(b => b.value)") == [VIA]
     page.go_back()
     page.click("text=scores on other")
+    page.wait_for_url("**/results.html#*")
     assert page.evaluate("document.querySelector(':target').dataset.lineage") == VIA
     page.close()
 
