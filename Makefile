@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed-$(TARGET)
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local --config experiment=$(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slurm lint format bench chromium slurm
+.PHONY: help env demo check test test-slurm lint format bench chromium slurm
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -27,8 +27,16 @@ demo: env  ## run the demo and its report, offline, in minutes (EXPERIMENT=name 
 	fi
 	@echo "Report: open $(CURDIR)/report/report.html in a browser (report.zip holds it all)"
 
+# A file stays on one worker, since its tests share fixtures; in the order of tests/conftest.py.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+CHANGED = $(shell git diff --name-only --diff-filter=d HEAD && git ls-files --others --exclude-standard)
+check: env  ## in a minute: formatters on what differs from the last commit, fast tests, one stage of each kind
+	$(if $(filter %.py,$(CHANGED)),@$(BIN)/ruff check $(filter %.py,$(CHANGED)) && $(BIN)/ruff format --check $(filter %.py,$(CHANGED)))
+	$(if $(filter %.smk Snakefile,$(CHANGED)),@$(BIN)/snakefmt --check $(filter %.smk Snakefile,$(CHANGED)))
+	@$(BIN)/python -m pytest $(IN_TWO) -m "not slow" --ignore tests/slurm
+
 test: env chromium  ## all tests but those that need a Slurm cluster, two at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm
+	@$(BIN)/python -m pytest $(IN_TWO) --ignore tests/slurm
 
 test-slurm: env slurm  ## the demo and the faults of docs/faults.md, on a Slurm cluster started for them
 	@$(BIN)/python -m pytest -n 3 --dist loadfile -rs tests/slurm

@@ -1,6 +1,7 @@
 """Fixtures: a copy of the workflow in which stages only write placeholder outputs."""
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -238,18 +239,62 @@ def finished_writing(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(made_once(tmp_path_factory, "finished_writing", run))
 
 
+def run_really(folder: Path, warm: str | None = None) -> Project:
+    """Run two small models with the real stages: trained, their responses scored, on the CPU."""
+    experiment = small_experiment()
+    experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["minillm"]}]
+    del experiment["models"]["assistant"], experiment["training"]["kd"]
+    template = {"with_input": "{instruction}\n{input}\n", "without_input": "{instruction}\n"}
+    experiment["data"]["template"] = template
+    copy_workflow(folder, experiment)
+    (folder / "data").mkdir()
+    rows = [{"instruction": f"Say {letter}.", "output": letter} for letter in "bcdefghi"]
+    (folder / "data/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project = Project(folder, warm)
+    project.run("--quiet", "rules")
+    return project
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy in which real stages have run, forked from a process with all imports. Shared like `finished`."""
+    run = partial(run_really, warm="warm")
+    return Project(made_once(tmp_path_factory, "forked", run), "warm")
+
+
 # Files that take longest, which start first: a long one at the end would leave the other worker idle.
 LONGEST = (
-    "test_end_to_end",
-    "test_staleness",
-    "test_training_matrix",
-    "test_cards",
-    "test_compare",
-    "test_dag",
+    *("test_end_to_end", "test_staleness", "test_training_matrix", "test_stages", "test_cards"),
+    *("test_pretended_cuda", "test_compare", "test_training", "test_exporting", "test_deepspeed"),
 )
+# Files of which most tests start processes, trainings or a browser: `pytest -m "not slow"` does not even read them.
+SLOW = {
+    *("test_all_families", "test_cards", "test_checkpoints", "test_compare", "test_csv_cells"),
+    *("test_dag", "test_decoding_distribution", "test_deepspeed", "test_deterministic"),
+    *("test_end_to_end", "test_ending"),
+    *("test_environments", "test_evaluation_likelihoods", "test_evaluation_plan"),
+    *("test_exporting", "test_failures", "test_footprint", "test_fuzzing", "test_generation"),
+    *("test_gpu_check", "test_half_precision_stages", "test_offline", "test_pretended_cuda"),
+    *("test_profiles", "test_staleness", "test_training", "test_training_faults"),
+    *("test_training_matrix", "test_zero3_chunks"),
+    *(path.stem for path in (ROOT / "tests").glob("test_report*.py")),
+}
+SLOW_FIXTURES = {"project", "finished", "finished_writing"}  # tests with these run snakemake
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes seconds")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out slow files where only fast tests are asked for."""
+    return True if config.option.markexpr == "not slow" and collection_path.stem in SLOW else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the longest files first."""
+    """Mark slow tests, and put those of the longest files first."""
+    for item in items:
+        if item.path.stem in SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))

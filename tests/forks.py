@@ -57,7 +57,16 @@ class Forked:
         self._said = [Path(tempfile.mkstemp(prefix="takd-stage-")[1]) for _ in range(2)]
         self._process = SERVER.Process(
             target=_run,
-            args=(command, folder, self._said, _umask(), limit_file_kb, torchrun, strike),
+            args=(
+                command,
+                folder,
+                self._said,
+                _umask(),
+                dict(os.environ),
+                limit_file_kb,
+                torchrun,
+                strike,
+            ),
         )
         start_server()
         self._process.start()
@@ -102,6 +111,7 @@ def _run(
     folder: Path,
     said: Sequence[Path],
     umask: int,
+    environment: dict[str, str],
     limit_file_kb: int | None,
     torchrun: bool,
     strike: Strike | None,
@@ -110,7 +120,10 @@ def _run(
     os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)
     die_with_parent()
     os.chdir(folder)
-    os.umask(umask)  # the fork server has that of the first test
+    # the fork server has those of the first test
+    os.umask(umask)
+    os.environ.clear()
+    os.environ.update(environment)
     for number, path in enumerate(said, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     if limit_file_kb is not None:

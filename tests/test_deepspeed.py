@@ -2,20 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forked
 from safetensors.torch import load_file
 from torch.utils import cpp_extension
 from workspace import ROOT, Workspace
 
 from takd.runtime import deepspeed_builds
 from takd.runtime.errors import InputError
-from takd.runtime.launch import TORCHRUN
 from takd.training import devices
 
 
@@ -88,17 +86,7 @@ def test_a_build_that_is_under_way_is_waited_for(lock):
     assert len(said) == 1 and str(lock) in said[0]
 
 
-def test_a_training_refuses_a_lock_of_a_killed_build(workspace, lock, monkeypatch):
-    def anew(script, spec, inputs, outputs, *more, **_):
-        """Not forked: this test's environment counts."""
-        command = [sys.executable, str(ROOT / "workflow/scripts" / f"{script}.py"), *more]
-        command += ["--spec", json.dumps(spec)]
-        command += [word for pair in inputs for word in ("--input", pair)]
-        command += [word for pair in outputs for word in ("--output", pair)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=workspace.folder, text=True, **pipes)
-
-    monkeypatch.setattr(workspace, "start", anew)
+def test_a_training_refuses_a_lock_of_a_killed_build(workspace, lock):
     process = workspace.train("locked", "sft", deepspeed=config("zero2"))
     said = workspace.finished(process, code=1)
     assert f"Error: {lock} is" in said and "Traceback" not in said
@@ -109,8 +97,8 @@ import json, os, sys
 import torch.distributed as dist
 from takd.training import devices
 from takd.models.precision import current_device
-import deepspeed
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in tests/warm.py
+import forks
+forks._fork(nodes=1, processes=2, threads=1)
 devices.start("fp32", 1, 1, 1.0, json.loads(sys.argv[1]))
 patience = dist.group.WORLD._get_backend(current_device()).options._timeout
 os.write(1, f"waits {patience}\\n".encode())  # in one piece: two processes write
@@ -121,8 +109,7 @@ dist.destroy_process_group()
 @pytest.mark.parametrize("stage", [None, "zero2"])
 def test_processes_wait_for_one_that_writes_a_large_model(tmp_path, stage):
     (tmp_path / "start.py").write_text(PROCESS)
-    command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", str(tmp_path / "start.py")]
-    command.append(json.dumps(stage and config(stage)))
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count(f"waits {devices.PATIENCE}") == 2
+    process = Forked([str(tmp_path / "start.py"), json.dumps(stage and config(stage))], tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count(f"waits {devices.PATIENCE}") == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import browser, faults, read_site, visit
-from conftest import Project, copy_workflow, small_experiment
+from conftest import Project, run_really
 
 from takd.report.pages import NAV
 
@@ -15,25 +15,9 @@ RESULTS = Path("results/small")
 TIMED = ("training_minutes",)
 
 
-def run(folder: Path, warm: str | None = None) -> Project:
-    """Three models, trained, answered and scored on the CPU."""
-    experiment = small_experiment()
-    experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["minillm"]}]
-    del experiment["models"]["assistant"], experiment["training"]["kd"]
-    template = {"with_input": "{instruction}\n{input}\n", "without_input": "{instruction}\n"}
-    experiment["data"]["template"] = template
-    copy_workflow(folder, experiment)
-    (folder / "data").mkdir()
-    rows = [{"instruction": f"Say {letter}.", "output": letter} for letter in "bcdefghi"]
-    (folder / "data/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    project = Project(folder, warm)
-    project.run("--quiet", "rules")
-    return project
-
-
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return run(tmp_path_factory.mktemp("real") / "project")
+    return run_really(tmp_path_factory.mktemp("real") / "project")
 
 
 def table(project: Project) -> list[dict[str, str]]:
@@ -43,12 +27,12 @@ def table(project: Project) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
 
 
-def test_the_same_experiment_gives_the_same_table(real: Project, tmp_path: Path) -> None:
+def test_the_same_experiment_gives_the_same_table(real: Project, forked: Project) -> None:
     """To the last digit; and the same weights, answers, scores and figure, byte for byte.
 
-    The second time in processes forked from one with all imports.
+    Once each stage is a new process, once it is forked from one with all imports.
     """
-    again = run(tmp_path / "again", warm="warm")
+    again = forked
     assert len(table(real)) == 3 and table(again) == table(real)
     found = [
         *(real.folder / RESULTS).glob("models/**/*.safetensors"),

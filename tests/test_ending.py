@@ -21,7 +21,7 @@ from workspace import ROOT, Workspace
 
 from takd.runtime import shutdown
 
-ENDS = int(os.environ.get("TAKD_ENDS", "20"))
+ENDS = int(os.environ.get("TAKD_ENDS", "10"))
 SECONDS_OF_A_HANG = 60
 
 HANGS = {

@@ -107,6 +107,7 @@ def counted(
     return counter.get_total_flops(), spec, [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "kd", "gkd", "minillm", "minillm-no-mix", "sft-lora"])
 def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
     """Within 10 %: rows of a batch are padded, and a few passes before the first step are not planned."""

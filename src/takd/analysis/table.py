@@ -126,8 +126,12 @@ INTEGERS = (
 @functools.lru_cache(maxsize=16)
 def of(results: Results) -> pd.DataFrame:
     """Build the table of an experiment, once for all that select from it."""
-    found = [*_scores(results), *_tested(results), *_costs(results)]
-    return frame(found)
+    return frame([*_scores(results), *_tested(results), *_costs(results)])
+
+
+def of_scores(results: Results) -> pd.DataFrame:
+    """Build the table without tests and costs, for results of one model without its teachers."""
+    return frame(list(_scores(results)))
 
 
 def frame(numbers: list[Number]) -> pd.DataFrame:
