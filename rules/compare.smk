@@ -30,7 +30,8 @@ if COMPARED:
     # No rule makes the files of the other experiments: they are only read, never trained.
     rule build_comparison:
         input:
-            report=rules.report.output,
+            # its time stamp says nothing: what the comparison reads is named below
+            report=ancient(rules.report.output.site),
             results=[
                 file
                 for each in (EXPERIMENT, *COMPARED)

@@ -495,7 +495,7 @@ def rewrite_answers(project: Project) -> None:
 
 
 ONCE = {"build_comparison": 1}
-FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "report": 1, "build_comparison": 1}
+FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "card": 3, "report": 1, **ONCE}
 EDITS: dict[str, tuple[Callable[[Project], Any], dict[str, int]]] = {
     "nothing": (lambda project: None, {}),
     "touch of everything": (touch, {}),
@@ -546,6 +546,7 @@ def test_snakemakes_report_shows_the_comparison(two: Project, tmp_path: Path) ->
     project = two.copy(tmp_path / "copy")
     page = project.folder / "results/small/comparison/other/comparison.html"
     page.write_text("<!DOCTYPE html><p>side by side</p>")
+    (project.folder / "results/small/report/index.html").write_text("<!DOCTYPE html><p>site</p>")
     project.run(*WITH, "--report", "report.zip")
     zipfile.ZipFile(project.folder / "report.zip").extractall(tmp_path / "unzipped")
     texts = []

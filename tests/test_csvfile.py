@@ -4,7 +4,6 @@ import csv
 import io
 
 import pytest
-from takd.report.figures.chains import chains
 from test_report import BY_KD, DIRECT, THROUGH, make, rows_of
 from test_report_summary import results_of
 
@@ -65,7 +64,6 @@ def test_every_file_of_the_report_has_labels_and_sources_as_text(tmp_path, label
         exports.results_csv(results),
         exports.differences_csv(results),
         exports.scores_csv(results),
-        chains(results).csv,
         Drawing("", [{label: label, "value": -0.5}]).csv,
     ]
     cells = [

@@ -15,7 +15,7 @@ from takd.experiment import comparison, specs
 from takd.experiment.experiment import Experiment, load
 from takd.experiment.lineage import Node
 from takd.experiment.schema import follow, load_schema
-from takd.experiment.validation import gpt2_parameters
+from takd.experiment.validation.models import gpt2_parameters
 from takd.runtime.digests import canonical_json, file_digest, without_places
 from takd.runtime.errors import InputError
 from takd.runtime.files import write_json

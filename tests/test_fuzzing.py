@@ -26,7 +26,7 @@ from takd.experiment.schema import all_keys
 from takd.experiment.yaml12 import read_yaml
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.preflight import amounts
-from takd.runtime import stage
+from takd.runtime import command_line
 from takd.runtime.digests import readable_json
 from takd.runtime.errors import InputError
 from takd.runtime.input_check import verify
@@ -304,7 +304,9 @@ def test_options_of_stages(pairs: list[tuple[str, str]]) -> None:
     words = [f"{option}={value}" if option else value for option, value in pairs]
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         try:
-            found = stage._parser("takd.evaluation.evaluate").parse_args(["--spec={}", *words])
+            found = command_line._parser("takd.evaluation.evaluate").parse_args(
+                ["--spec={}", *words]
+            )
         except SystemExit as end:
             text = said.getvalue()
             if end.code:
@@ -314,7 +316,7 @@ def test_options_of_stages(pairs: list[tuple[str, str]]) -> None:
     counts = (found.threads, found.processes, found.nodes, found.micro_batch)
     assert all(1 <= count < 10**9 for count in counts)
     assert found.runtime is None or 0 < found.runtime < float("inf")
-    assert stage._named(found.input) is not None
+    assert command_line._by_name(found.input) is not None
 
 
 @given(st.sampled_from([*amounts.COUNTS, *amounts.SWITCHES, *amounts.AMOUNTS, "gres"]), VALUES)

@@ -16,7 +16,7 @@ from conftest import ROOT, Project
 from snakemake.profiles import ProfileConfigFileParser
 from snakemake.resources import Resource
 
-from takd.experiment.validation import distillation_methods
+from takd.experiment.validation.common import distillation_methods
 
 PROFILES = sorted(path.parent.name for path in (ROOT / "profiles").glob("*/config.yaml"))
 

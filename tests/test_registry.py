@@ -11,12 +11,12 @@ from conftest import ROOT
 
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import follow, load_schema
-from takd.experiment.validation import distillation_methods
+from takd.experiment.validation.common import distillation_methods
 from takd.methods.base import Method
 from takd.methods.on_policy import OnPolicyMethod
 from takd.methods.registry import METHODS
 from takd.preflight.tensors import LOGITS
-from takd.runtime import digests
+from takd.runtime import code_digest
 
 SETTINGS = {
     name: {key: follow(value) for key, value in follow(part)["properties"].items()}
@@ -46,7 +46,7 @@ def test_facts_hold_of_the_module_and_its_settings(name: str) -> None:
     losses = [facts.loss] if facts.loss else settings["divergence"]["enum"]
     assert set(losses) <= set(LOGITS)
     assert set(facts.published) <= set(settings)
-    text = digests._module_file(f"takd.methods.{name}").read_text(encoding="utf-8")
+    text = (PACKAGE / f"methods/{name}.py").read_text(encoding="utf-8")
     assert facts.paper in text
 
 
@@ -60,11 +60,11 @@ def test_the_teacher_is_loaded_unless_its_stored_outputs_are_enough() -> None:
 def test_a_new_entry_reruns_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """The digest of a training reads every module that it depends on."""
     read = []
-    module_file = digests._module_file
+    module_file = code_digest._module_file
     monkeypatch.setattr(
-        digests, "_module_file", lambda module: read.append(module) or module_file(module)
+        code_digest, "_module_file", lambda module: read.append(module) or module_file(module)
     )
-    digests.code_digest.__wrapped__(
+    code_digest.code_digest.__wrapped__(
         "takd.training.train", *(f"takd.methods.{name}" for name in METHODS)
     )
     assert "takd.methods.base" in read

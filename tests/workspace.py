@@ -90,7 +90,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 # fields of metrics.jsonl that differ between any two runs: times, and values that depend on them
-TIMED = {"seconds", "checkpoints", "checkpoint_seconds", "digest"}
+TIMED = {"seconds", "cpu_seconds", "checkpoints", "checkpoint_seconds", "digest"}
 
 
 # fields that identify made-up results in their manifests

@@ -124,12 +124,14 @@ INTEGERS = (
 
 
 @functools.lru_cache(maxsize=16)
-def of(results: Results, with_costs: bool = True) -> pd.DataFrame:
-    """Build the table of an experiment, once for all that select from it.
+def of(results: Results) -> pd.DataFrame:
+    """Build the table of an experiment, once for all that select from it."""
+    return frame([*_scores(results), *_tested(results), *_costs(results)])
 
-    Costs need the results of all models of each chain.
-    """
-    return frame([*_scores(results), *_tested(results), *(_costs(results) if with_costs else [])])
+
+def of_scores(results: Results) -> pd.DataFrame:
+    """Build the table without tests and costs, for results of one model without its teachers."""
+    return frame(list(_scores(results)))
 
 
 def frame(numbers: list[Number]) -> pd.DataFrame:
@@ -263,7 +265,8 @@ def _costs(results: Results) -> Iterator[Number]:
         for measure in ("minutes", "tokens", "hours", "steps", "skipped"):
             if (value := getattr(run, measure)) is not None:
                 yield Number(**about[run.lineage], **place, measure=measure, value=value)
-    for each in costs.cumulative(results):
+    # a model card has one model, without the trainings that it depends on
+    for each in costs.cumulative(results) if "seeds" in results.spec else ():
         by_measure: dict[str, Any] = {"hours": each.hours, "tokens": each.tokens}
         by_measure["trainings"] = dict.fromkeys(each.hours, each.trainings)
         for measure, by_seed in by_measure.items():

@@ -18,6 +18,7 @@ from typing import Any
 from takd.experiment import lineage, schema, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
+from takd.experiment.validation.common import by_hop, distillation_methods, training_settings
 from takd.experiment.yaml12 import read_yaml
 from takd.runtime.errors import InputError
 
@@ -81,7 +82,7 @@ class Experiment:
     @property
     def methods(self) -> list[str]:
         """All distillation methods."""
-        return validation.distillation_methods()
+        return distillation_methods()
 
     @property
     def seeds(self) -> list[int]:
@@ -113,7 +114,7 @@ class Experiment:
                 "lineage": lineage.of_chain(chain["models"], methods),
             }
             for chain in self.settings["chains"]
-            for methods in validation.by_hop(chain)
+            for methods in by_hop(chain)
         ]
 
     @property
@@ -156,7 +157,7 @@ class Experiment:
 
     def training(self, model: str, method: str) -> dict[str, Any]:
         """Return the settings with which a method trains a model."""
-        settings = validation.training_settings(self.settings, model, method)
+        settings = training_settings(self.settings, model, method)
         if "lm_weight" in settings:
             settings["lm_batch_size"] = settings["lm_batch_size"] or settings["batch_size"]
             if not self.settings["data"]["corpus"]:

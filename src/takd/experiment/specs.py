@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from takd.experiment import lineage as lineages
-from takd.experiment import schema, validation
+from takd.experiment import schema
 from takd.experiment.experiment import Experiment
 from takd.experiment.sources import source_of, with_digests
+from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
 
@@ -86,7 +87,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     settings = experiment.training(model, method)
     settings.pop("objective", None)  # it only selects defaults of other settings
     if settings["deepspeed"]:
-        path = experiment.root / validation.DEEPSPEED / f"{settings['deepspeed']}.json"
+        path = experiment.root / DEEPSPEED / f"{settings['deepspeed']}.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
     spec = {

@@ -44,10 +44,10 @@ def places(settings: Mapping[str, Any]) -> dict[str, str]:
     `generations` are the teacher's responses to the training prompts; `outputs/<data>/<kind>` are its distributions
     for the tokens of a split or of its generations.
     """
-    answers = settings.get("responses") == "teacher"
-    found = {"train": GENERATIONS} if answers else {}
+    responses = settings.get("responses") == "teacher"
+    found = {"train": GENERATIONS} if responses else {}
     if (kind := settings.get("teacher_outputs", "live")) != "live":
-        found["outputs"] = f"outputs/{GENERATIONS if answers else 'train'}/{kind}"
+        found["outputs"] = f"outputs/{GENERATIONS if responses else 'train'}/{kind}"
     kind = settings.get("lm_teacher_outputs", "live")
     if kind != "live" and settings["lm_weight"] > 0:
         found["corpus_outputs"] = f"outputs/corpus/{kind}"

@@ -5,21 +5,11 @@ from typing import Any
 
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.validation.chains import check_chains
-from takd.experiment.validation.common import by_hop, distillation_methods, training_settings
 from takd.experiment.validation.data import check_data
 from takd.experiment.validation.evaluation import check_evaluation
-from takd.experiment.validation.models import check_models, gpt2_parameters
-from takd.experiment.validation.training import DEEPSPEED, check_teacher_cache, check_training
+from takd.experiment.validation.models import check_models
+from takd.experiment.validation.training import check_teacher_cache, check_training
 from takd.experiment.yaml12 import YamlFile
-
-__all__ = [
-    "DEEPSPEED",
-    "by_hop",
-    "check",
-    "distillation_methods",
-    "gpt2_parameters",
-    "training_settings",
-]
 
 
 def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int]:

@@ -46,9 +46,7 @@ _SHAPES = {
     "P": '<path d="M16.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"/>',
     "X": '<path d="M15 1.5l3 2.7 3-2.7 1.5 1.5-2.7 3 2.7 3-1.5 1.5-3-2.7-3 2.7-1.5-1.5 2.7-3-2.7-3z"/>',
 }
-_STROKES = dict(
-    zip(DASHES, ["", "6 3", "7 2 1.5 2", "1.5 2", "9 2 1.5 2 1.5 2", "4 2"], strict=True)
-)
+_STROKES = dict(zip(DASHES, ("", "6 3", "7 2 1.5 2", "1.5 2", "10 4", "1.5 4"), strict=True))
 
 
 def stroke(look: Look) -> Markup:

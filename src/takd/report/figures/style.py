@@ -24,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BLACK = "#000000"
 ROUTES = {1: "s", 2: "o", 3: "D"}
 """Marker by the models of a chain: one is trained on labels alone, two are direct, more are through assistants."""
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2.5, 1)))
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 3)), (0, (1, 3)))
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
