@@ -93,6 +93,7 @@ ORDERS = ["descending", "ascending", None]
 @pytest.mark.parametrize("name", PAGES)
 def test_every_column_sorts_down_and_up_and_back(chromium, report, name):
     def act(page: Any) -> None:
+        page.eval_on_selector_all("details", "all => all.forEach((each) => { each.open = true; })")
         for table in range(page.locator("table.sortable").count()):
             heads = page.locator("table.sortable").nth(table).locator("thead th")
             for column in range(heads.count()):

@@ -40,9 +40,9 @@ def hours(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
-def inline(svg: str) -> Markup:
-    """Turn an SVG file into an element of a page: scaled to the page's width, with ids unique to the drawing."""
-    return Markup(scoped(svg))
+def inline(svg: str, name: str = "") -> Markup:
+    """Turn an SVG file into an element of a page: scaled to the page's width, with ids unique to drawing and name."""
+    return Markup(scoped(svg, name))
 
 
 @functools.cache

@@ -195,7 +195,8 @@ def _limits(blocks: Sequence[Block], signed: bool) -> tuple[float, float]:
     room = (max(core) - min(core)) or 1.0
     low = max(min([*core, *ends]), min(core) - room)
     high = min(max([*core, *ends]), max(core) + room)
-    return low - 0.04 * (high - low), high + 0.04 * (high - low)
+    edge = 0.04 * (high - low) or 0.5
+    return low - edge, high + edge
 
 
 def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
