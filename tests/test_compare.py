@@ -546,7 +546,7 @@ def test_snakemakes_report_shows_the_comparison(two: Project, tmp_path: Path) ->
     project = two.copy(tmp_path / "copy")
     page = project.folder / "results/small/comparison/other/comparison.html"
     page.write_text("<!DOCTYPE html><p>side by side</p>")
-    (project.folder / "results/small/report/index.html").write_text("<!DOCTYPE html><p>report</p>")
+    (project.folder / "results/small/report/index.html").write_text("<!DOCTYPE html><p>site</p>")
     project.run(*WITH, "--report", "report.zip")
     zipfile.ZipFile(project.folder / "report.zip").extractall(tmp_path / "unzipped")
     texts = []
