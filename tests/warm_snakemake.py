@@ -6,11 +6,15 @@ import importlib
 from pathlib import Path
 
 import snakemake.cli
+import snakemake_executor_plugin_slurm as slurm
 
 for name in ("jsonschema", "smart_open", "yaml"):  # the workflow's own
     importlib.import_module(name)
 
 snakemake.cli.get_argument_parser()  # imports the plugins
+
+# Slurm is asked for its jobs each second: by default ever more rarely while none ends.
+slurm.Executor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, to: None)
 
 # A run takes the digest of the package's modules, whose text is mostly the same in copies of the workflow.
 ast.parse = functools.cache(ast.parse)
