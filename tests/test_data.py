@@ -84,7 +84,7 @@ def test_lines_end_at_line_feeds_only_and_odd_characters_stay(tmp_path):
         '{"instruction": "i", "input": "in", "output": "", "more": 3}',
     ]
     path.write_bytes("".join(lines).encode())
-    assert list(sources.rows({"json": str(path)})) == [
+    assert [row[:4] for row in sources.rows({"json": str(path)})] == [
         (0, "a\u2028b\x85c\u2029", "", ("é 😀 {x} \0",)),
         (1, "i", "", ("one", "two")),
         (2, "i", "in", ("",)),

@@ -101,7 +101,7 @@ def test_a_server_without_ranges_sends_all_again(server):
 
 def test_what_an_earlier_start_had_fetched_is_not_fetched_again(server, place):
     server.breaks = [700] + [0] * (downloads.ATTEMPTS - 1)
-    with pytest.raises(InputError, match=r"cannot be fetched after 6 attempts.*goes on where it"):
+    with pytest.raises(InputError, match=r"cannot be fetched after 6 attempts.*resumes where it"):
         downloads.fetch({"url": server.url, "sha256": DIGEST})
     server.ranges.clear()
     downloads.fetch({"url": server.url, "sha256": DIGEST})

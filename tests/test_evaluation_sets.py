@@ -112,7 +112,7 @@ def test_rows_that_are_too_short_are_counted_and_named(tmp_path, words):  # noqa
     report = read_json(outputs["report"])
     assert report["splits"]["mine"]["dropped"] == 3
     page = render(report)
-    assert "answer too short or too long" in page and "answers of 11 words or more" in page
+    assert "response too short or too long" in page and "answers of 11 words or more" in page
     hit = {(leak["split"], leak["other"]): leak["rows"] for leak in report["leaks"]}
     assert hit["train", "mine"] == 0, "row 3 of mine is not in the set"
 

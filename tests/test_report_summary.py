@@ -17,6 +17,7 @@ from takd.report import results_page, score_tables, summary, tables
 from takd.report.figures import forest
 from takd.report.model_pages import card_html
 from takd.report.tables import Cell, Column, Group, Row, Table
+from takd.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 STRAIGHT, LONGER, KD = (of_chain(*chain[1:]) for chain in (DIRECT, THROUGH, BY_KD))
@@ -176,6 +177,22 @@ def test_strata_have_tests_of_their_own(tmp_path):
     assert "a family of 2" in found["a"].groups[0].title
 
 
+def test_a_stratum_that_falls_in_every_training_seed_is_named(tmp_path):
+    spec = make(tmp_path, [DIRECT], (1, 2))
+    for file in (tmp_path / "evaluations").rglob("generations.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for place, row in enumerate(rows):
+            row["stratum"] = "ab"[place % 2]
+            falls = row["stratum"] == "b" and STRAIGHT in file.parts
+            for output in row["outputs"]:
+                output |= {"rougeL": 50.0 - 20 * falls, "exact_match": 0.0}
+        write_lines(file, rows)
+    results = results_of(tmp_path, spec)
+    assert summary.worse_in_strata(results, "heldout") == [
+        "Strata of heldout below the SFT baseline in every training seed. ROUGE-L: b (MiniLLM: teacher → student)."
+    ]
+
+
 def test_a_table_as_latex_and_markdown():
     columns = [Column("Model", "name"), Column("50 % & more", note="h")]
     cells = [Cell("MiniLLM: a_b → c", tag="3.B"), Cell("−1.5", notes=("−2.0 to +1.0", "n.s."))]
@@ -200,6 +217,13 @@ def test_a_card_is_shown_without_its_front_matter_and_its_html_is_text():
     assert "license" not in shown and "<h1>A model</h1>" in shown and "<td>1</td>" in shown
     assert "<b>" not in shown
     assert card_html("# Plain") == "<h1>Plain</h1>\n"
+
+
+def test_a_missing_card_is_named(tmp_path):
+    spec = make(tmp_path, [DIRECT])
+    (tmp_path / "models" / STRAIGHT / "seed1/card.md").unlink()
+    with pytest.raises(InputError, match=f"{STRAIGHT}/seed1/card.md: not found; start snakemake"):
+        run(tmp_path, spec)
 
 
 PUBLISHED = {

@@ -1,4 +1,4 @@
-"""One page a model: where it stands in the report, its scores, and its cards."""
+"""A page for each model: links to its scores, curves and generations, and its cards."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,6 +10,7 @@ from markupsafe import Markup
 from takd.analysis.results import Results
 from takd.experiment.labels import full_text
 from takd.report import pages
+from takd.runtime.errors import InputError
 
 
 def model_pages(results: Results, models: Path) -> Mapping[str, Callable[[], str]]:
@@ -21,10 +22,12 @@ def model_pages(results: Results, models: Path) -> Mapping[str, Callable[[], str
 
 
 def _page(results: Results, models: Path, lineage: str) -> str:
-    cards = {
-        seed: card_html((models / lineage / f"seed{seed}" / "card.md").read_text(encoding="utf-8"))
-        for seed in results.seeds(lineage)
-    }
+    cards = {}
+    for seed in results.seeds(lineage):
+        path = models / lineage / f"seed{seed}" / "card.md"
+        if not path.is_file():
+            raise InputError(f"{path}: not found; start snakemake with it as the target.")
+        cards[seed] = card_html(path.read_text(encoding="utf-8"))
     return pages.render(
         "model.html",
         results,
@@ -37,9 +40,5 @@ def _page(results: Results, models: Path, lineage: str) -> str:
 
 def card_html(card: str) -> Markup:
     """Render a model card, without its front matter; raw HTML in it stays text."""
-    _, _, body = (
-        card.removeprefix("---\n").partition("\n---\n")
-        if card.startswith("---\n")
-        else ("", "", card)
-    )
+    body = card.split("\n---\n", 1)[-1] if card.startswith("---\n") else card
     return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(body))

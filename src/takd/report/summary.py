@@ -5,14 +5,15 @@ from typing import Any
 from takd.analysis import table
 from takd.analysis.comparisons import Pair
 from takd.analysis.deviations import limits
+from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
-from takd.analysis.table import DIFFERENCE, SCORE, Number
+from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
 from takd.report import pages
 from takd.report.figures import forest
-from takd.report.tables import Table, copies
+from takd.report.tables import Table, by_seed, copies
 
 WHAT = {
     "direct": "through assistants against straight from the teacher",
@@ -37,7 +38,7 @@ def page(
         "index.html",
         sentences=[
             *(trained(results), tested(results, first), best(results, first)),
-            *reversed_elsewhere(results),
+            *(*reversed_elsewhere(results), *worse_in_strata(results, first)),
         ],
         forest=forest.differences(results, first),
         scores=forest.scores(results, first),
@@ -111,6 +112,24 @@ def reversed_elsewhere(results: Results) -> list[str]:
         if row.significant and there.significant and row.significant != there.significant
     ]  # fmt: skip
     return [f"Significant the other way elsewhere: {'; '.join(turned)}."] if turned else []
+
+
+def worse_in_strata(results: Results, name: str) -> list[str]:
+    """Name the strata in which a model is below its SFT baseline in every one of several training seeds."""
+    found = []
+    for measure in TESTED:
+        wanted = {"kind": DIFFERENCE, "question": "sft", "set": name, "measure": measure}
+        worse: dict[str, list[str]] = {}
+        for row in table.rows(table.of(results), stratum=EACH, **wanted):
+            seeds = by_seed(results, row).values()
+            if len(seeds) > 1 and max(seeds) < 0:
+                worse.setdefault(row.stratum, []).append(full_text(row.lineage))
+        if worse:
+            parts = (f"{stratum} ({', '.join(models)})" for stratum, models in worse.items())
+            found.append(f"{BY_NAME[measure].title}: {'; '.join(parts)}")
+    if not found:
+        return []
+    return [f"Strata of {name} below the SFT baseline in every training seed. {'. '.join(found)}."]
 
 
 def best(results: Results, name: str) -> str:
