@@ -110,7 +110,7 @@ def test_body_says_what_the_results_say(made):
     text = (folder / "card.md").read_text()
     one = read(settings(spec), root / "models", root / "evaluations")
     score, other = (
-        table.one(table.of_scores(one), kind="score", set=name, measure="rougeL")
+        table.one(table.of(one), kind="score", set=name, measure="rougeL")
         for name in ("heldout", "other")
     )
     assert not score.several and score.interval == score.prompts_interval

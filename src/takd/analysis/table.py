@@ -129,11 +129,6 @@ def of(results: Results) -> pd.DataFrame:
     return frame([*_scores(results), *_tested(results), *_costs(results)])
 
 
-def of_scores(results: Results) -> pd.DataFrame:
-    """Build the table without tests and costs, for results of one model without its teachers."""
-    return frame(list(_scores(results)))
-
-
 def frame(numbers: list[Number]) -> pd.DataFrame:
     """Turn numbers into a DataFrame; integers that may be missing are nullable."""
     return pd.DataFrame(numbers, columns=Number._fields).astype(dict.fromkeys(INTEGERS, "Int64"))

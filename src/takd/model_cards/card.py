@@ -175,7 +175,7 @@ def _training(model: Model) -> dict[str, Any]:
 
 def _evaluation(results: Results) -> list[dict[str, Any]]:
     """One row per measure: its value on each set, with the confidence interval where it has one."""
-    found = table.of_scores(results)
+    found = table.of(results)
     rows = []
     for measure in measured(results):
         scores = (
