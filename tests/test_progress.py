@@ -72,7 +72,7 @@ def test_cpu_time_is_counted_over_attempts_and_stands_in_the_last_line(tmp_path)
     while time.process_time() < spent:
         pass
     journal.close(1)
-    (line,) = lines(tmp_path)
+    (line,) = lines(journal.path)
     assert 500.05 <= line["cpu_seconds"] < 510
     # a checkpoint of before has no such count
     state = {key: value for key, value in journal.state().items() if key != "cpu_seconds"}
