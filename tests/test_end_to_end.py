@@ -57,7 +57,7 @@ def test_every_log_ends_with_the_code_that_wrote_it(real: Project) -> None:
     ]
     assert {end["code"] for end in ends} > {model["code"] for model in models}
     page = (real.folder / RESULTS / "report/provenance.html").read_text()
-    assert all(f'>{end["code"]}</td>' in page for end in ends)
+    assert all(f">{end['code']}</td>" in page for end in ends)
 
 
 SAME = (
