@@ -130,7 +130,8 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator
             def of(
                 lineage: str, seeds: list[int], measure: str = measure, at: Any = chosen
             ) -> Array:
-                return results.scores(lineage, name, measure, seeds)[:, at]
+                # sums depend on the order in memory, which selecting rows would change
+                return np.ascontiguousarray(results.scores(lineage, name, measure, seeds)[:, at])
 
             for lineage in results.lineages:
                 about = place | {"kind": "score", "lineage": lineage}
