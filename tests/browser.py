@@ -69,7 +69,7 @@ def faults(page: Any) -> list[str]:
 
 def read_site(page: Any, nav: dict[str, str]) -> dict[str, str]:
     """Click through the site within Snakemake's first page; returns the text of each page."""
-    frame, shown = page.frames[1], {}
+    frame, shown = page.wait_for_selector("iframe").content_frame(), {}
     for file, title in nav.items():
         frame.click(f"nav >> text={title}")
         frame.wait_for_url(f"**/{file}")
