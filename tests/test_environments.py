@@ -189,7 +189,8 @@ def imported() -> set[str]:
     modules += [
         str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
     ]
-    roots = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"takd"}
+    roots = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    roots -= {"takd", "start"}  # `start` lies beside the scripts
     names = packages_distributions()
     return {normal(names[root][0]) for root in roots}
 

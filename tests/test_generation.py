@@ -192,13 +192,13 @@ def test_log_of_what_a_teacher_wrote_says_how_long_on_what_and_by_which_code(spa
     responses.run(asked)
     found = [json.loads(line)["tokens"] for line in asked.outputs["answers"].open()]
     end = ended(space.folder / "logged/part1of2")
-    assert 0 < end.pop("seconds") < 60 and end.pop("digest")
+    assert 0 < end.pop("seconds") < 60 and 0 < end.pop("cpu_seconds") < 60 and end.pop("digest")
     said = {"kind": "end", "device": "cpu", "processes": 1, "commit": "abc", "code": "code"}
     assert end == {**said, "step": 12, "tokens": sum(map(len, found))}
     for data, rows in (("odd", 6), ("corpus", 6)):
         outputs.run(written(space, f"logged-{data}", "top_k", data, git_commit="abc"))
         end = ended(space.folder / f"logged-{data}")
-        assert 0 < end.pop("seconds") < 60 and end.pop("digest")
+        assert 0 < end.pop("seconds") < 60 and 0 < end.pop("cpu_seconds") < 60 and end.pop("digest")
         dataset = load_from_disk(str(space.folder / data / "dataset"))
         columns = [dataset[name] for name in dataset.column_names if name.endswith("_ids")]
         # whole texts, as a training counts them
@@ -231,8 +231,9 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
         with pytest.raises(Interrupted):
             attempt(stop_requested=True)
     (note,) = folder.glob(f"checkpoints/*/{SPENT}")
-    before = json.loads(note.read_text())["seconds"]
-    assert before > 0.4 and not (folder / "metrics.jsonl").exists()
+    spent = json.loads(note.read_text())
+    before = spent["seconds"]
+    assert before > 0.4 and spent["cpu_seconds"] > 0 and not (folder / "metrics.jsonl").exists()
     began = time.monotonic()
     attempt()
     first = ended(folder)
@@ -243,6 +244,7 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
     attempt()
     second = ended(folder)
     assert second.pop("seconds") > first.pop("seconds")
+    assert second.pop("cpu_seconds") > first.pop("cpu_seconds") > spent["cpu_seconds"]
     assert second.pop("digest") != first.pop("digest") and second == first
 
 

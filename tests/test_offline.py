@@ -73,11 +73,12 @@ def hub(tmp_path: Path) -> Path:
 # without the switch its library tries for half a minute, and comes to the same
 def test_what_was_fetched_before_is_found_without_the_hub(hub: Path) -> None:
     program = f"""
+from pathlib import Path
 from takd.models import starting_weights
 from takd.data import sources
 source = {{"hub": "some/data", "revision": "{REVISION}", "file": "raw.jsonl", "rows": [1, 3]}}
 print([row.instruction for row in sources.rows(source)])
-folder = starting_weights._from_hub({{"hub": "some/model", "revision": "{REVISION}"}})
+folder = Path(starting_weights._from_hub({{"hub": "some/model", "revision": "{REVISION}"}}))
 print(sorted(path.name for path in folder.iterdir() if path.suffix == ".safetensors"))
 """
     found = run(program, hub, HF_HUB_OFFLINE="1").splitlines()
