@@ -102,7 +102,9 @@ def end_within(seconds: float, code: int) -> None:
     GIL. faulthandler alone would exit with code 1, for which Snakemake deletes complete outputs.
     """
     global _sentence
-    faulthandler.dump_traceback_later(seconds)
+    # processes of a node share a log: one after the other, so that their lines do not mix
+    rank, size = (int(os.environ.get(f"LOCAL_{name}", 0)) for name in ("RANK", "WORLD_SIZE"))
+    faulthandler.dump_traceback_later(seconds + SECONDS_TO_TELL / 2 * rank / max(size, 1))
     _sentence = ctypes.create_string_buffer(
         f"process {os.getpid()} hung after its work was over and was ended after {seconds:g} s, with exit code {code};"
         " its log says where".encode()
