@@ -244,7 +244,8 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
     attempt()
     second = ended(folder)
     assert second.pop("seconds") > first.pop("seconds")
-    assert second.pop("cpu_seconds") > first.pop("cpu_seconds") > spent["cpu_seconds"]
+    # the clock of CPU time may tick seldom
+    assert second.pop("cpu_seconds") >= first.pop("cpu_seconds") >= spent["cpu_seconds"]
     assert second.pop("digest") != first.pop("digest") and second == first
 
 

@@ -51,6 +51,7 @@ def page(results: Results) -> str:
         results,
         "generations.html",
         names={line.lineage: full_text(line.lineage) for line in lines},
+        labels=[line.label for line in lines],
         roles=[line.label or line.role for line in lines],
         many=[len(results.seeds(line.lineage)) > 1 for line in lines],
         sets=sets,
