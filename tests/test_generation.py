@@ -212,7 +212,9 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
 
     def slowly(function):
         def call(*args, **kwargs):
-            time.sleep(0.4)
+            end = time.process_time() + 0.4
+            while time.process_time() < end:
+                pass
             return function(*args, **kwargs)
 
         return call
@@ -233,7 +235,7 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
     (note,) = folder.glob(f"checkpoints/*/{SPENT}")
     spent = json.loads(note.read_text())
     before = spent["seconds"]
-    assert before > 0.4 and spent["cpu_seconds"] > 0 and not (folder / "metrics.jsonl").exists()
+    assert min(before, spent["cpu_seconds"]) > 0.4 and not (folder / "metrics.jsonl").exists()
     began = time.monotonic()
     attempt()
     first = ended(folder)
@@ -244,7 +246,7 @@ def test_time_of_all_attempts_is_counted(space, monkeypatch, stage_name):
     attempt()
     second = ended(folder)
     assert second.pop("seconds") > first.pop("seconds")
-    # the clock of CPU time may tick seldom
+    # the clock of CPU time ticks in hundredths of a second
     assert second.pop("cpu_seconds") >= first.pop("cpu_seconds") >= spent["cpu_seconds"]
     assert second.pop("digest") != first.pop("digest") and second == first
 
@@ -462,6 +464,8 @@ def test_a_file_filled_in_pieces_is_one_that_was_saved_whole(tmp_path: Path):
     pieces = load_file(tmp_path / "pieces.safetensors")
     assert pieces.keys() == whole.keys()
     assert all(torch.equal(pieces[name], whole[name]) for name in whole)
+    with pytest.raises(AssertionError):  # of the same width
+        file.write(0, {"half": torch.zeros(1, 3, dtype=torch.bfloat16)})
     other = TensorFile(tmp_path / "pieces.safetensors", {**kinds, "half": (torch.bfloat16, (7, 3))})
     assert not other.begun()
 

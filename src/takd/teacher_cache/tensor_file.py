@@ -31,7 +31,7 @@ class TensorFile:
     def __init__(
         self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     ) -> None:
-        self.path, header, end = path, {}, 0
+        self.path, self._tensors, header, end = path, tensors, {}, 0
         self._shapes: dict[str, tuple[int, int, int]] = {}  # where it begins, rows, bytes of a row
         # tensors with wide dtypes first, so that each begins at a multiple of its item size
         for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
@@ -74,6 +74,9 @@ class TensorFile:
     def write(self, first: int, pieces: Mapping[str, Tensor]) -> None:
         """Write a piece of each tensor, beginning with its row `first`, and flush it to disk."""
         for name, piece in pieces.items():
+            # other types of the same width would fit, and be read as other numbers
+            dtype, shape = self._tensors[name]
+            assert piece.dtype == dtype and piece.shape[1:] == shape[1:]
             mapped = self._mapped(name)
             values = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
             mapped[first : first + len(piece)] = values.reshape(len(piece), mapped.shape[1])
