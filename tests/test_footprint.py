@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
-from takd.decoding import kv_cache
+from takd.decoding import amounts
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.losses import chunked, divergences
@@ -312,7 +312,7 @@ def test_peak_of_minillms_loss(tmp_path: Path) -> None:
     assert expected == pytest.approx(live.peak - before, rel=0.10)
 
 
-@pytest.mark.parametrize("steps", [10, tensors.GROWTH + 3])
+@pytest.mark.parametrize("steps", [10, amounts.GROWTH + 3])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_keys_and_values_are_counted_exactly(family: str, steps: int, tmp_path: Path) -> None:
     model, shape = make(tmp_path, family)
@@ -322,7 +322,7 @@ def test_keys_and_values_are_counted_exactly(family: str, steps: int, tmp_path: 
         cache.step(torch.ones(6, dtype=torch.long))
     held = [*cache._keys, *cache._values]
     columns = held[0].shape[2]
-    assert columns == tensors.room(Texts(20, steps))
+    assert columns == amounts.room(20 + steps)
     assert sum(t.nbytes for t in held) == tensors.cache(shape, 6, columns, 4)
 
 
@@ -348,8 +348,6 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
 
 def test_what_is_written_twice_is_the_same() -> None:
     """The plan needs these without torch."""
-    assert tensors.GROWTH == kv_cache.GROWTH
-    assert tensors.READ_AT_ONCE == kv_cache.READ_AT_ONCE
     assert tensors.CHUNK_BYTES == chunked.CHUNK_BYTES
     assert tensors.HEAD_ROWS == chunked.HEAD_ROWS
     for device in ("cpu", "cuda"):

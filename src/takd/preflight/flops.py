@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from takd.decoding.amounts import WORTH
 from takd.methods.registry import METHODS
 from takd.methods.schedule import steps_per_round, total_steps
-from takd.preflight.memory import DRAWN_AT_ONCE, Resources
+from takd.preflight.memory import Resources
 from takd.preflight.shapes import Shape
 from takd.preflight.tensors import zero
 
@@ -183,11 +184,10 @@ def training(
 
     def drawing(rows: Rows, count: float, *models: Shape) -> Work:
         """Responses to `count` prompts, token by token from all of the models."""
-        together = resources.micro_batch * DRAWN_AT_ONCE
         work = Work(tokens=count * rows.response)
         for model in models:
             lengths = rows.prompt, rows.response
-            work += decoded(model, count, *lengths, together, resources.world, number)
+            work += decoded(model, count, *lengths, WORTH["cuda"], resources.world, number)
         return work
 
     def step(rows: Rows, count: int, outputs: str = "live") -> Work:
@@ -255,7 +255,7 @@ def evaluation(
         return None
     count = rows.count * seeds
     work = decoded(
-        *(model, count, rows.prompt, rows.response, resources.micro_batch, resources.world, number),
+        *(model, count, rows.prompt, rows.response, WORTH["cuda"], resources.world, number),
         prompts=rows.count,
     )
     return work + Work(tokens=count * rows.response)

@@ -20,8 +20,6 @@ GIB = 2**30
 RUNTIME = 1.0 * GIB  # bytes: CUDA context, cuBLAS workspaces, NCCL's buffers
 HOST_RUNTIME = 3.0 * GIB  # bytes of main memory of a process: libraries, CUDA's context, data
 USABLE = 0.92  # share of a GPU's memory: the driver keeps some, and fragmentation wastes some
-# copy of a constant in takd.training.loop: micro-batches that a training decodes together
-DRAWN_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,8 @@ def training(
     dropout, checkpointing = settings["dropout"] > 0, resources.gradient_checkpointing
 
     def drawing(prompts: int | None, models: Sequence[Loaded]) -> dict[str, float]:
-        rows = batch * DRAWN_AT_ONCE
+        taken = sum(always.values()) + sum(copies.values())
+        rows = _rows(models, texts, gpu, taken)
         if prompts:  # a process has no more rows than prompts
             rows = min(rows, math.ceil(prompts / world))
         return copies | tensors.sampling(models, rows, texts, gpu.device)
@@ -153,12 +152,19 @@ def asking(
     for name, (shape, number) in zip(("weights", "the teacher's weights"), models, strict=False):
         always[name] = float(shape.parameters * number)
     if decodes:
+        rows = _rows(models, texts, gpu, sum(always.values()))
         return Footprint(always, {"sampling": tensors.sampling(models, rows, texts, gpu.device)})
     number = max(each.number for each in models)
     block = max(tensors.reading(each.shape, rows * texts.whole, number) for each in models)
     # log-probabilities of one model; of two also the terms of their divergences
     logits = 3 * len(models) * tensors.chunk(model, rows * texts.response, gpu.device)
     return Footprint(always, {"reading": {"one block's activations": block, "logits": logits}})
+
+
+def _rows(models: Sequence[Loaded], texts: Texts, gpu: Gpu, taken: float) -> int:
+    """Rows that a process decodes together beside what is in memory already, bytes."""
+    free = math.inf if gpu.on_cpu else gpu.gigabytes * GIB - taken
+    return tensors.drawn_rows(models, texts, free, gpu.device)
 
 
 def host(

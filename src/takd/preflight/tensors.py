@@ -3,18 +3,15 @@
 tests/test_footprint.py compares them with real runs.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from takd.decoding.amounts import READ_AT_ONCE, fitting_rows, next_tokens, room
 from takd.methods.registry import METHODS
 from takd.preflight.shapes import Shape
 
-# copies of constants in takd.decoding.kv_cache, takd.losses.chunked and takd.training.loop,
-# which import torch; a test compares them
-GROWTH = 64
-READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}
+# copies of constants in takd.losses.chunked, which imports torch; a test compares them
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 TILE = 64
 HEAD_ROWS = 16384
@@ -190,17 +187,19 @@ def cache(shape: Shape, rows: int, columns: int, number: int) -> float:
     return 2.0 * shape.layers * shape.keys * rows * columns * number
 
 
-def room(texts: Texts) -> int:
-    """Final number of columns of a cache, which grows in steps."""
-    first = texts.prompt + GROWTH
-    more = math.ceil(max(0, texts.whole - first) / (GROWTH + 1))
-    return first + more * (GROWTH + 1)
-
-
 def reading(shape: Shape, tokens: int, number: int) -> float:
     """Bytes of one block's activations on a number of tokens, without a backward pass."""
     inner = (3 if shape.gated else 2) * shape.inner
     return float(tokens * (12 * shape.width + number * (2 * shape.width + shape.queries + inner)))
+
+
+def drawn_rows(models: Sequence[Loaded], texts: Texts, free: float, device: str) -> int:
+    """Rows that are decoded together on a device with so many free bytes."""
+    row = sum(cache(model, 1, room(texts.whole), number) for model, number in models)
+    row += sum(texts.response * teacher.width * number for teacher, number in models[1:])
+    free -= max(cache(model, 1, READ_AT_ONCE[device], number) for model, number in models)
+    vocabulary = models[0].shape.vocabulary
+    return fitting_rows(row, vocabulary, len(models), len(models) > 1, device, free)
 
 
 def sampling(models: Sequence[Loaded], rows: int, texts: Texts, device: str) -> dict[str, float]:
@@ -216,11 +215,12 @@ def sampling(models: Sequence[Loaded], rows: int, texts: Texts, device: str) -> 
     found: dict[str, float] = {}
     moments = []
     for name, (model, number) in zip(("student's", "teacher's"), models, strict=False):
-        keys = found[f"{name} keys and values"] = cache(model, rows, room(texts), number)
+        keys = found[f"{name} keys and values"] = cache(model, rows, room(texts.whole), number)
         read, works = cache(model, 1, prompts, number), reading(model, prompts, number)
         moments += [read, read + works - keys, (read + works) / 4]
     found["reading prompts"] = max(moments)
-    found["next tokens"] = 4.0 * rows * models[0].shape.vocabulary * (6 if models[1:] else 4)
+    vocabulary, mixing = models[0].shape.vocabulary, len(models) > 1
+    found["next tokens"] = next_tokens(rows, vocabulary, len(models), mixing, device)
     for teacher, number in models[1:]:
         found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
     return found

@@ -216,7 +216,7 @@ class Run:
         """Sample responses from the student, alone or mixed with its teacher, for a method."""
         decoding = Decoding(self.decoding.max_new_tokens, temperature=temperature)
         teacher = None if teacher_mix is None else self.method.teacher
-        responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher)
+        responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher, self.kept)
         self.journal.tokens += sum(len(r.tokens) for r in responses)
         return responses
 
@@ -226,6 +226,7 @@ class Run:
         decoding: Decoding,
         teacher_mix: float = 0.0,
         teacher: PreTrainedModel | None = None,
+        kept: KeptDecoder | None = None,
     ) -> list[Response]:
         """Sample one response per prompt, divided among processes; all return the same list."""
         # every n-th prompt of a sorted list: equal work for all processes
@@ -238,10 +239,9 @@ class Run:
                 decoding,
                 end_token=self.end_token,
                 vocabulary=self.method.context.vocabulary,
-                # without activations for a backward pass, more rows fit into memory
-                micro_batch=max(self.stage.micro_batch, 1) * 4,
                 teacher=teacher,
                 teacher_mix=teacher_mix,
+                kept=kept,
             )
         pairs = list(zip(mine, drawn, strict=True))
         everywhere = dict(gather_object(pairs) if self.world > 1 else pairs)
