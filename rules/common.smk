@@ -23,7 +23,6 @@ if set("{}\n") & set(str(ROOT)):
     )
 
 from takd.experiment import comparison, lineage, specs
-from takd.experiment.schema import RESERVED
 from takd.preflight import amounts
 from takd.runtime import failures, slurm_executor_patch
 from takd.runtime.checkpoints import sweep
@@ -44,11 +43,13 @@ for NAME, VALUE in config.items():
             f"Error: --config {NAME}=… is read as YAML, as a list or a mapping; put the text in quotes twice, as in"
             f""" {NAME}='"text"'."""
         )
-VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
+GIVEN = {
+    name: str(value) for name, value in config.items() if name not in ("experiment", comparison.KEY)
+}
 try:
     amounts.check_profile(workflow.resource_settings)
     EXPERIMENT, *COMPARED = comparison.load_all(
-        ROOT, config["experiment"], config.get(comparison.KEY), VARIABLES
+        ROOT, config["experiment"], config.get(comparison.KEY), GIVEN
     )
 except InputError as error:
     sys.exit(f"Error: {error}")

@@ -560,6 +560,18 @@ def test_variables_fill_paths_and_unknown_ones_are_refused(tmp_path: Path) -> No
         read(tmp_path, text, dta="x")
 
 
+def test_fewer_seeds_are_the_first_ones_and_change_no_training(tmp_path: Path) -> None:
+    whole, first = read(tmp_path), read(tmp_path, seeds="1")
+    assert (whole.seeds, first.seeds) == ([1, 2], [1])
+    # what one seed has trained is in place when all seeds are asked for
+    assert set(first.nodes) < set(whole.nodes)
+    for node in first.nodes:
+        assert specs.train(first, *node) == specs.train(whole, *node)
+    for count in ("0", "3", "1.5", "some"):
+        with pytest.raises(InputError, match=rf"seeds={count}: must be a number from 1 to 2:"):
+            read(tmp_path, seeds=count)
+
+
 def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:
     experiment = read(tmp_path, edit("data/train.jsonl", "data/none.jsonl"))
     assert specs.data(experiment, "train")["source"] == {"json": "data/none.jsonl", "sha256": []}

@@ -17,7 +17,7 @@ from takd.runtime.errors import InputError
 
 SCHEMA = Path(__file__).resolve().parents[3] / "workflow/schemas/experiment.schema.yaml"
 
-RESERVED = ("experiment", "with")
+RESERVED = ("experiment", "with", "seeds")
 """Names of `--config` that mean something else than a variable of an experiment."""
 ROW_FILTERS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
 """Keys of a source that select or check rows, with `rows` (see `takd.data.filters`)."""
@@ -118,9 +118,7 @@ def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
         used.update(names)
         for name in names:
             if name in RESERVED:
-                text = (
-                    f"no variable can be called {name}: --config {name}=NAME means an experiment."
-                )
+                text = f"no variable can be called {name}: --config {name}=… means something else."
             elif name not in given:
                 text = (
                     f"nothing says what {{{name}}} is: run with --config {name}=VALUE"
