@@ -547,7 +547,7 @@ def test_bad_files_are_refused_with_key_value_and_what_is_right(case: str, tmp_p
 def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
     write(tmp_path, name="demo")
     write(tmp_path, name="large")
-    with pytest.raises(InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, large"):
+    with pytest.raises(InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, .*large"):
         load(tmp_path / "config/experiments/dmo.yaml", tmp_path)
 
 

@@ -28,7 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 def file_of(root: Path, name: str) -> Path:
-    """Return the file of an experiment.
+    """Return the file of an experiment: the user's own, or the one of this name in the repository.
 
     Names with a folder in them are refused, because `sub/base` and `base` would share a folder of
     results.
@@ -41,7 +41,7 @@ def file_of(root: Path, name: str) -> Path:
             f"experiment={name[:100]!r} is no name of a file in config/experiments: a name has letters, digits and"
             " . _ + - only, at most 100 of them."
         )
-    return root / f"config/experiments/{name}.yaml"
+    return schema.own_or_shipped(root, f"config/experiments/{name}.yaml")
 
 
 def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Experiment":
@@ -51,7 +51,7 @@ def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Exp
 
     Args:
         path: the experiment file.
-        root: the repository, to which paths in the file are relative.
+        root: the user's folder, to which paths in the file are relative.
         given: values of `--config name=value` for `{name}` in paths, which take precedence over the
             file's own `variables`, and `seeds`, the number of training seeds.
 
@@ -60,7 +60,8 @@ def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Exp
     """
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        folders = path.parent, schema.HOME / "config/experiments"
+        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         raise InputError(
             f"There is no experiment '{path.stem}' ({name}); {schema.suggest(path.stem, known)}"
         )

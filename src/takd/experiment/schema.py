@@ -15,7 +15,9 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 from takd.experiment.yaml12 import SHOWN, Key, YamlFile, dotted, read_yaml, together
 from takd.runtime.errors import InputError
 
-SCHEMA = Path(__file__).resolve().parents[3] / "workflow/schemas/experiment.schema.yaml"
+HOME = Path(__file__).resolve().parents[3]
+"""The workflow's own folder: its schema, and the experiments and configurations that come with it."""
+SCHEMA = HOME / "workflow/schemas/experiment.schema.yaml"
 
 RESERVED = ("experiment", "with", "seeds")
 """Names of `--config` that mean something else than a variable of an experiment."""
@@ -96,6 +98,12 @@ def check(file: YamlFile) -> None:
     if found:
         found.sort(key=lambda each: (file.line(each[0]), len(each[0])))
         raise together(file.sentence(key, text) for key, text in found)
+
+
+def own_or_shipped(root: Path, path: str) -> Path:
+    """Return a file below the user's folder, or the workflow's own where the user has none."""
+    own, shipped = root / path, HOME / path
+    return shipped if shipped.is_file() and not own.is_file() else own
 
 
 def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
