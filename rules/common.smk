@@ -169,6 +169,12 @@ def model_manifest(model, seed):
     return f"<results>/models/{model}/seed{seed}/manifest.json"
 
 
+def training_log(wildcards):
+    """Log of a model's training; none of a model that is taken as it is."""
+    log = "<results>/models/{lineage}/seed{seed}/metrics.jsonl"
+    return [] if lineage.is_given(wildcards.lineage) else log
+
+
 def training_data():
     """Inputs of every training."""
     return {

@@ -54,6 +54,7 @@ def few_seeds(results: Results) -> list[str]:
 def unasked(results: Results) -> list[str]:
     """List the questions that no two of the models answer."""
     asked = {pair.question for pair in pairs(results)}
+    asked.add("given")  # no design needs such a model
     missing = [title for question, title in QUESTIONS.items() if question not in asked]
     return [f"No two models here answer: {'; '.join(missing)}."] if missing else []
 
@@ -82,7 +83,7 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     replicated = [hop.model for hop in hops if hop.method == REPLICATED]
     sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])
     lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
-    cpu = any(str(model.end.get("device")) == "cpu" for model in results.models.values())
+    cpu = any(str(model.end.get("device")) == "cpu" for model in results.trained.values())
     corpus = "corpus" in data_report["splits"]
     return [
         text

@@ -5,6 +5,7 @@ from typing import Any
 
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.validation.chains import check_chains
+from takd.experiment.validation.common import trained
 from takd.experiment.validation.data import check_data
 from takd.experiment.validation.evaluation import check_evaluation
 from takd.experiment.validation.models import check_models
@@ -25,7 +26,7 @@ def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int
     complete = len(sound) == len(settings["chains"])
     of_chains = {**settings, "chains": sound}
     check_training(file, of_chains, root)
-    if complete and SUPERVISED in settings["training"]:
+    if complete and (SUPERVISED in settings["training"] or not any(trained(settings))):
         check_teacher_cache(file, settings)
     check_evaluation(file, of_chains, complete)
     file.refuse()

@@ -62,7 +62,7 @@ def learning_curves(results: Results) -> Drawing:
     """Draw ROUGE-L on dev against the step, a panel for each model."""
     look = looks(results)
     panels: dict[str, list[Series]] = {}
-    for lineage in results.lineages:
+    for lineage in dict.fromkeys(node.lineage for node in results.trained):
         series = Series(full_text(lineage), look[lineage], results.of(lineage))
         panels.setdefault(split(lineage)[-1].model, []).append(series)
     return Drawing(_draw(panels, min(len(panels), 3)), numbers(results, "dev"))
