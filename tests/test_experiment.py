@@ -116,7 +116,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "chain of one model": (
         "[teacher, student]",
         "[teacher]",
-        ["chains[0].models has 1 entry", "at least two models, teacher and student"],
+        ["chains[0].methods is given, but the chain has one model, 'teacher'", "remove it"],
     ),
     "chain that grows": (
         "[teacher, student]",

@@ -68,8 +68,8 @@ def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
 def _read(spec: dict[str, Any], folder: Path) -> Compared:
     folders = (folder / name for name in ("models", "evaluations", "teachers"))
     results = read(spec["report"], *folders)
-    corpus = ["corpus"] if spec["settings"]["data"]["corpus"] else []
-    splits = ["train", "dev", *corpus, *results.spec["sets"], "tokenizer"]
+    used = [name for name in ("train", "dev", "corpus") if spec["settings"]["data"].get(name)]
+    splits = [*used, *results.spec["sets"], "tokenizer"]
     models = dict.fromkeys(split(node.lineage)[-1].model for node in results.trained)
     return Compared(
         name=spec["name"],

@@ -61,7 +61,8 @@ def unasked(results: Results) -> list[str]:
 
 def leaks(data_report: dict[str, Any]) -> list[str]:
     """List prompts of an evaluation set that the models were trained on."""
-    if data_report["splits"]["train"]["counts"].get("dropped_leaks"):
+    train = data_report["splits"].get("train", {"counts": {}})
+    if train["counts"].get("dropped_leaks"):
         return []
     found = [
         f"{leak['other_rows']} prompts of {leak['other']}"
@@ -78,7 +79,7 @@ def leaks(data_report: dict[str, Any]) -> list[str]:
 def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     """List the departures, each in a few words."""
     spec = results.spec
-    source = data_report["splits"]["train"]["source"]
+    source = data_report["splits"].get("train", {"source": ""})["source"]
     hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
     replicated = [hop.model for hop in hops if hop.method == REPLICATED]
     sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])

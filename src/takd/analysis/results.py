@@ -204,6 +204,12 @@ def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
     return _lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
 
+def answers(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+    """Prompts of one set with a model's responses and their scores."""
+    folder = evaluations / node.lineage / f"seed{node.seed}" / name
+    return _lines(folder / "generations.jsonl", folder / "scores.json")
+
+
 def _evaluation(
     node: Node,
     name: str,

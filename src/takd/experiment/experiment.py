@@ -106,9 +106,9 @@ class Experiment:
 
     @property
     def splits(self) -> list[str]:
-        """Names of all data to prepare: train, dev, corpus if there is one, and evaluation sets."""
-        corpus = ["corpus"] if self.settings["data"]["corpus"] else []
-        return ["train", "dev", *corpus, *self.sets]
+        """Names of all data to prepare: train, dev and corpus, if there are any, and evaluation sets."""
+        data = self.settings["data"]
+        return [*(name for name in ("train", "dev", "corpus") if data.get(name)), *self.sets]
 
     @functools.cached_property
     def chains(self) -> list[dict[str, str]]:
@@ -220,7 +220,7 @@ class Experiment:
         settings = self.settings
         places = {"tokenizer": settings["tokenizer"]}
         places |= {f"models.{name}.weights": m["weights"] for name, m in settings["models"].items()}
-        places |= {f"data.{k}": settings["data"][k] or {} for k in ("train", "dev", "corpus")}
+        places |= {f"data.{k}": settings["data"].get(k) or {} for k in ("train", "dev", "corpus")}
         places |= {f"evaluation.sets.{k}": s for k, s in settings["evaluation"]["sets"].items()}
         for key, source in places.items():
             for kind in ("json", "text", "folder", "gguf"):

@@ -72,7 +72,7 @@ def start_text(source: Mapping[str, Any]) -> str:
 
 def trainings(results: Results, data_report: dict[str, Any]) -> Table:
     """Describe the trainings of each lineage: start, rows and how often they were drawn, last and exported steps."""
-    kept = data_report["splits"]["train"]["counts"]["kept"]
+    kept = data_report["splits"].get("train", {"counts": {"kept": 0}})["counts"]["kept"]
     rows = []
     for lineage in results.lineages:
         models = results.of(lineage)

@@ -1,5 +1,6 @@
 """Summary: three sentences, the forest plot, one table, limits and downloads. Snakemake's report opens with it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from takd.analysis import table
@@ -57,18 +58,17 @@ def trained(results: Results) -> str:
     spec = results.spec
     chains = [split(chain["lineage"]) for chain in spec["chains"]]
     sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
-    alone = [chain[0].model for chain in chains if len(chain) == 1]
-    chains = [chain for chain in chains if len(chain) > 1]
-    heads, ends, alone_text = (
-        listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
-        for models in (
-            [chain[0].model for chain in chains],
-            [chain[-1].model for chain in chains],
-            alone,
-        )
-    )
-    parts = [f"{counted(len(chains), 'chain')} from {heads} to {ends}"] if chains else []
-    parts += [f"{alone_text} alone"] if alone else []
+
+    def named(models: Iterable[str]) -> str:
+        return listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
+
+    longer = [chain for chain in chains if len(chain) > 1]
+    parts = []
+    if longer:
+        heads, ends = (named(chain[place].model for chain in longer) for place in (0, -1))
+        parts.append(f"{counted(len(longer), 'chain')} from {heads} to {ends}")
+    if alone := [chain[0].model for chain in chains if len(chain) == 1]:
+        parts.append(f"{named(alone)} alone")
     seeds = f"training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])}"
     trainings = f"{counted(len(results.trained), 'training')} with {seeds}"
     prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from takd.analysis.results import Model, Results, Row
@@ -100,7 +101,9 @@ def _points(model: Model) -> dict[int, float]:
 
 
 def _draw(panels_: Mapping[str, Sequence[Series]], columns: int) -> str:
-    """Draw panels with one y axis and one legend."""
+    """Draw panels with one y axis and one legend; an empty figure where nothing was trained."""
+    if not panels_:
+        return to_svg(Figure(figsize=(WIDTH, 0.1)))
     names = {series.name: handle(series.look) for found in panels_.values() for series in found}
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(panels_), columns, len(panels_), WIDTH, 2.3, names)
