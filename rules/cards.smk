@@ -6,7 +6,7 @@
 rule card:
     input:
         manifest="<results>/models/{lineage}/seed{seed}/manifest.json",
-        metrics="<results>/models/{lineage}/seed{seed}/metrics.jsonl",
+        metrics=training_log,
         evaluations=collect(
             "<results>/evaluations/{{lineage}}/seed{{seed}}/{set}/{file}",
             set=EXPERIMENT.sets,

@@ -56,13 +56,13 @@ for NAME, VALUE in config.items():
             f"Error: --config {NAME}=… is read as YAML, as a list or a mapping; put the text in quotes twice, as in"
             f""" {NAME}='"text"'."""
         )
-GIVEN = {
+CONFIG = {
     name: str(value) for name, value in config.items() if name not in ("experiment", comparison.KEY)
 }
 try:
     amounts.check_profile(workflow.resource_settings)
     EXPERIMENT, *COMPARED = comparison.load_all(
-        ROOT, config["experiment"], config.get(comparison.KEY), GIVEN
+        ROOT, config["experiment"], config.get(comparison.KEY), CONFIG
     )
 except InputError as error:
     sys.exit(f"Error: {error}")
@@ -197,6 +197,12 @@ def trained(wildcards):
 def model_manifest(model, seed):
     """Manifest of a trained model, by its lineage and training seed."""
     return f"<results>/models/{model}/seed{seed}/manifest.json"
+
+
+def training_log(wildcards):
+    """Log of a model's training; none of a model that is taken as it is."""
+    log = "<results>/models/{lineage}/seed{seed}/metrics.jsonl"
+    return [] if lineage.is_given(wildcards.lineage) else log
 
 
 def training_data():

@@ -19,7 +19,7 @@ rule report:
         ),
         metrics=collect(
             "<results>/models/{node.lineage}/seed{node.seed}/metrics.jsonl",
-            node=EXPERIMENT.nodes,
+            node=EXPERIMENT.trainings,
         ),
         evaluations=collect(
             "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}",

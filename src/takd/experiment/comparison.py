@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from takd.experiment import specs
 from takd.experiment.captions import escape, numbered
 from takd.experiment.experiment import SEEDS, Experiment, file_of, load
-from takd.experiment.lineage import split
+from takd.experiment.lineage import GIVEN, split
+from takd.models.starting_weights import KNOWN_BY_CONTENT
 from takd.runtime.digests import canonical_json, short_digest
 from takd.runtime.errors import InputError
 
@@ -112,14 +113,15 @@ def files(experiment: Experiment, measured: Sequence[str]) -> list[str]:
     Args:
         measured: names of the files of each evaluation; they depend on whether the experiment has a judge.
     """
-    models = dict.fromkeys(split(node.lineage)[-1].model for node in experiment.nodes)
+    models = dict.fromkeys(split(node.lineage)[-1].model for node in experiment.trainings)
     judged = bool(experiment.settings["evaluation"]["judge"])
     scores = [*(file for file in measured if file != JUDGE), *([JUDGE] if judged else [])]
     nodes = [f"{lineage}/seed{seed}" for lineage, seed in experiment.nodes]
     found = [
         *(f"data/{name}/manifest.json" for name in (*experiment.splits, "tokenizer")),
         *(f"base/{model}/manifest.json" for model in models),
-        *(f"models/{node}/{file}" for node in nodes for file in ("manifest.json", "metrics.jsonl")),
+        *(f"models/{node}/manifest.json" for node in nodes),
+        *(f"models/{lineage}/seed{seed}/metrics.jsonl" for lineage, seed in experiment.trainings),
         *(f"teachers/{f}" for e in experiment.teacher_cache for f in (e.manifest, *e.logs)),
         *(f"evaluations/{n}/{name}/{f}" for n in nodes for name in experiment.sets for f in scores),
     ]
@@ -189,8 +191,8 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
                 "report": specs.report(each) | {"samples": 0},
                 "settings": each.settings,
                 "made": {
-                    f"{lineage}/seed{seed}": made(specs.train(each, lineage, seed))
-                    for lineage, seed in each.nodes
+                    f"{node.lineage}/seed{node.seed}": made(specs.made_with(each, node))
+                    for node in each.nodes
                 },
                 "content": None if each is first else content(each, measured),
             }
@@ -200,8 +202,9 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
 
 
 def made(settings: Mapping[str, Any]) -> str:
-    """Digest of the settings of one training."""
-    return short_digest(canonical_json(settings))
+    """Digest of the settings of one training; weights that are taken as they are count by their files alone."""
+    content = {k: v for k, v in settings.items() if k not in KNOWN_BY_CONTENT}
+    return short_digest(canonical_json(content if settings["method"] == GIVEN else settings))
 
 
 def content(experiment: Experiment, measured: Sequence[str]) -> str:

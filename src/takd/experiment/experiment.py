@@ -18,7 +18,12 @@ from typing import Any
 from takd.experiment import lineage, schema, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
-from takd.experiment.validation.common import by_hop, distillation_methods, training_settings
+from takd.experiment.validation.common import (
+    by_hop,
+    distillation_methods,
+    given_models,
+    training_settings,
+)
 from takd.experiment.yaml12 import read_yaml
 from takd.runtime.errors import InputError
 
@@ -118,9 +123,9 @@ class Experiment:
 
     @property
     def splits(self) -> list[str]:
-        """Names of all data to prepare: train, dev, corpus if there is one, and evaluation sets."""
-        corpus = ["corpus"] if self.settings["data"]["corpus"] else []
-        return ["train", "dev", *corpus, *self.sets]
+        """Names of all data to prepare: train, dev and corpus, if there are any, and evaluation sets."""
+        data = self.settings["data"]
+        return [*(name for name in ("train", "dev", "corpus") if data.get(name)), *self.sets]
 
     @functools.cached_property
     def chains(self) -> list[dict[str, str]]:
@@ -128,7 +133,7 @@ class Experiment:
         return [
             {
                 "label": chain["label"] or " → ".join(chain["models"]),
-                "lineage": lineage.of_chain(chain["models"], methods),
+                "lineage": lineage.of_chain(chain["models"], methods, self.given),
             }
             for chain in self.settings["chains"]
             for methods in by_hop(chain)
@@ -139,20 +144,37 @@ class Experiment:
         """Lineage of the last model of each chain."""
         return [chain["lineage"] for chain in self.chains]
 
+    @functools.cached_property
+    def given(self) -> list[str]:
+        """Models that are there (`trained: true`) and are taken as they are."""
+        return given_models(self.settings)
+
     @property
     def heads(self) -> list[str]:
-        """Models at the head of a chain: supervised, and trained with the first seed only."""
-        return list(dict.fromkeys(chain["models"][0] for chain in self.settings["chains"]))
+        """Teachers at the head of a chain that are fine-tuned, with the first seed only."""
+        heads = (chain[0] for chain in self._chains if len(chain) > 1)
+        return [name for name in dict.fromkeys(heads) if name not in self.given]
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
-        """All models to train and score, teachers before students.
+        """All models to train or take, and to score, teachers before students.
 
         The supervised run of each student is included for every seed, as a start or as the
-        baseline.
+        baseline, and so is that of a model that stands alone and teaches none.
         """
-        students = {name: None for chain in self.settings["chains"] for name in chain["models"][1:]}
-        return lineage.nodes(self.lineages, self.seeds, students)
+        students = {name: None for chain in self._chains for name in chain[1:]}
+        known = (*self.heads, *self.given)
+        alone = {chain[0]: None for chain in self._chains if chain[0] not in known}
+        return lineage.nodes(self.lineages, self.seeds, students | alone)
+
+    @property
+    def trainings(self) -> list[Node]:
+        """The `nodes` that are trained."""
+        return [node for node in self.nodes if not lineage.is_given(node.lineage)]
+
+    @property
+    def _chains(self) -> list[list[str]]:
+        return [chain["models"] for chain in self.settings["chains"]]
 
     @functools.cached_property
     def missing(self) -> list[str]:
@@ -215,7 +237,7 @@ class Experiment:
         settings = self.settings
         places = {"tokenizer": settings["tokenizer"]}
         places |= {f"models.{name}.weights": m["weights"] for name, m in settings["models"].items()}
-        places |= {f"data.{k}": settings["data"][k] or {} for k in ("train", "dev", "corpus")}
+        places |= {f"data.{k}": settings["data"].get(k) or {} for k in ("train", "dev", "corpus")}
         places |= {f"evaluation.sets.{k}": s for k, s in settings["evaluation"]["sets"].items()}
         for key, source in places.items():
             for kind in ("json", "text", "folder", "gguf"):

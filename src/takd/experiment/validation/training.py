@@ -21,11 +21,12 @@ REGIMES = {
 
 def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None:
     """Check the training settings of every pair of model and method."""
-    if SUPERVISED not in settings["training"]:
+    pairs = list(trained(settings))
+    if pairs and SUPERVISED not in settings["training"]:
         text = f"lacks the key {SUPERVISED}: the settings that teachers and starts are trained with"
         file.fault(("training",), f"{text} (steps, epochs or both, at least).", SUPERVISED)
         return
-    for model, method in trained(settings):
+    for model, method in pairs:
         _check_pair(file, settings, root, model, method)
 
 
