@@ -432,7 +432,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "unknown deepspeed": (
         "steps: 20",
         "deepspeed: zero9, steps: 20",
-        ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero1'"],
+        ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero"],
     ),
     "lora on random weights": (
         "steps: 10",
