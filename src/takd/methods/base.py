@@ -110,6 +110,14 @@ class Method:
     def prepare(self, step: int, sample: Sampler) -> None:
         """Sample the responses that a step needs; called before each step."""
 
+    def uses(self) -> list[list[int]]:
+        """Return which of the responses that `prepare` samples each of their steps uses, as indices.
+
+        A teacher's hidden states are given only to the processes that need them; other methods than
+        those with rollouts keep none.
+        """
+        return []
+
     def learned(self, step: int, values: dict[str, float]) -> None:
         """Handle the end of the optimizer step on the batch that `parts(step)` returned.
 

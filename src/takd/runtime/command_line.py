@@ -155,6 +155,7 @@ def _parser(module: str) -> argparse.ArgumentParser:
     add("--processes", type=_count, default=1, help="processes on each node: one per GPU")
     add("--nodes", type=_count, default=1, help="nodes of the Slurm job to spread over")
     add("--micro-batch", type=_count, default=8, help="rows a process handles at once")
+    add("--max-tokens", type=_limit, default=0, help="tokens it handles at once; 0: no limit")
     switch: dict[str, Any] = {"type": _switch, "default": False, "metavar": "0|1"}
     add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
     add("--compile", **switch, help="1: training passes through torch.compile")
@@ -175,6 +176,12 @@ def _by_name(pairs: list[tuple[str, Path]]) -> dict[str, list[Path]]:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise _wrong(text, "a whole number of at least 1")
+    return int(text)
+
+
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise _wrong(text, "a whole number of at least 0")
     return int(text)
 
 

@@ -169,7 +169,7 @@ def _weights(stage: Stage) -> Path:
 
 
 def _micro_batches(method: Method, stage: Stage) -> int:
-    """Micro-batches per step and process.
+    """Micro-batches per step and process, at most.
 
     Raises:
         InputError: the batch cannot be divided evenly among processes.
@@ -182,7 +182,8 @@ def _micro_batches(method: Method, stage: Stage) -> int:
                 f"{stage.spec['lineage']}: a global batch of {size} rows cannot be split evenly over"
                 f" {world} processes; choose a batch_size that {world} divides."
             )
-        count += math.ceil(size / world / stage.micro_batch)
+        # by tokens, a micro-batch may have one row
+        count += math.ceil(size / world / (1 if stage.max_tokens else stage.micro_batch))
     return count
 
 
