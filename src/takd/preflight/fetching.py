@@ -12,7 +12,7 @@ from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.models.hub import weight_files
 from takd.models.weight_files import INDEX, PICKLE_INDEX, index_of
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.runtime.errors import InputError, without_secrets
 
 PATIENCE = 5  # seconds for an answer of the Hub
@@ -88,7 +88,7 @@ def wanted(experiment: Experiment, jobs: Iterable[Job]) -> list[Wanted]:
 def _wanted(experiment: Experiment, jobs: Iterable[Job]) -> Iterator[Wanted]:
     settings = experiment.settings
     for job in jobs:
-        if job.rule == "base" and (found := of_weights(experiment, job.wildcards["model"])):
+        if job.rule in TAKES_WEIGHTS and (found := of_weights(experiment, job.wildcards["model"])):
             yield found
         elif job.rule == "tokenizer" and "hub" in (source := settings["tokenizer"]):
             yield Wanted("model", source["hub"], source["revision"], ("tokenizer_config.json",))

@@ -17,7 +17,7 @@ from takd.preflight import disk, fetching, flops, memory, rates, shapes
 from takd.preflight.disk import DiskSpace
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Gpu
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
 from takd.preflight.rates import Estimate, Measured
 from takd.preflight.shapes import Shape
@@ -178,7 +178,7 @@ class Planner:
         """Disk space of a job without a GPU; safetensors of the Hub stay in its cache, local ones in their folder."""
         if job.rule in ("data", "generations"):
             return disk.data(self.rows[job.wildcards.get("split", "train")])
-        if job.rule == "base":
+        if job.rule in TAKES_WEIGHTS:
             name = job.wildcards["model"]
             if "gguf" in self.settings["models"][name]["weights"]:
                 return DiskSpace(4.0 * self.experiment.parameters[name])
