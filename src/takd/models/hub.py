@@ -48,22 +48,32 @@ def fetch_model(name: str, revision: str) -> Path:
     Raises:
         InputError: something cannot be fetched; says why and what to do.
     """
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL)))
-        try:
-            names = [file.path for file in get_cached_repo_tree(name, revision=revision)]
-        except CachedRepoTreeNotFoundError:  # an older version of the library filled the cache
-            names = [path.name for path in folder.iterdir()]
-        wanted = weight_files(names)
+        wanted = cached_weight_files(name, revision, folder)
         snapshot_download(name, revision=revision, allow_patterns=[*SMALL, *wanted])
     except Exception as error:  # network and disk errors have no common base
         raise hub_error(f"the model {name}", revision, error) from error
     for file in wanted:
         _check_download(folder / file, f"{file} of the model {name}")
     return folder
+
+
+def cached_weight_files(name: str, revision: str, folder: Path) -> list[str]:
+    """Select the files with a model's weights as `weight_files`, by what the Hub's cache knows of the repository.
+
+    Args:
+        folder: of this commit in the cache.
+    """
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return weight_files(file.path for file in get_cached_repo_tree(name, revision=revision))
+    except CachedRepoTreeNotFoundError:  # an older version of the library filled the cache
+        return weight_files(path.name for path in folder.iterdir())
 
 
 def _check_download(path: Path, what: str) -> None:

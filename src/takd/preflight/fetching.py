@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
-from takd.models.hub import weight_files
+from takd.models.hub import cached_weight_files, weight_files
 from takd.models.weight_files import INDEX, PICKLE_INDEX, index_of
 from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.runtime.errors import InputError, without_secrets
@@ -41,11 +41,12 @@ class Wanted(NamedTuple):
         from huggingface_hub import try_to_load_from_cache
 
         what = {"repo_type": self.kind, "revision": self.revision}
-        names = self.files or ()
+        names: Iterable[str] = self.files or ()
         if self.parameters:
             config = try_to_load_from_cache(self.name, "config.json", **what)
-            folder = Path(config).parent if isinstance(config, str) else None
-            names = weight_files(path.name for path in folder.iterdir()) if folder else ()
+            if not isinstance(config, str):
+                return {}
+            names = cached_weight_files(self.name, self.revision, Path(config).parent)
         found = {file: try_to_load_from_cache(self.name, file, **what) for file in names}
         return {
             file: os.stat(path).st_size for file, path in found.items() if isinstance(path, str)

@@ -101,9 +101,15 @@ def hub_fault(revision: str, error: BaseException) -> str | None:
                 | RevisionResolutionError()
                 | OfflineModeIsEnabled()
             ):
+                root = chain[-1]
+                why = (
+                    f" ({reason(root)})"
+                    if isinstance(root, Exception) and root is not cause
+                    else ""
+                )
                 return (
-                    "the hub cannot be reached and its cache (HF_HOME) lacks it: start where there is internet; what"
-                    " has been fetched is kept"
+                    f"the hub cannot be reached and its cache (HF_HOME) lacks it{why}: start where there is internet;"
+                    " what has been fetched is kept"
                 )
             case EntryNotFoundError():
                 address = getattr(getattr(cause, "response", None), "url", None)
