@@ -343,6 +343,20 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "{hub: some/data}",
         ["line 14: data.train has hub but lacks revision", "40 hexadecimal digits"],
     ),
+    "data of a branch": (
+        "{json: data/train.jsonl}",
+        "{hub: some/data, revision: main, file: raw.jsonl, expect_rows: 3}",
+        [
+            "line 14: data.train.revision is 'main', which may name another commit tomorrow",
+            "a commit of 40 hexadecimal digits, or have beside it the digest",
+            "sha256 (of a file) or rows_sha256",
+        ],
+    ),
+    "short commit": (
+        "{json: data/train.jsonl}",
+        "{hub: some/data, revision: ad9edcc}",
+        ["data.train.revision is 'ad9edcc'", "a commit of 40 hexadecimal digits"],
+    ),
     "revision that moves": (
         "15ea56dee5df4983c59b2538573817e1667135e2",
         "main",
@@ -637,7 +651,9 @@ def test_the_folder_of_a_training_is_that_of_its_model(tmp_path: Path) -> None:
 def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
     write(tmp_path, name="demo")
     write(tmp_path, name="large")
-    with pytest.raises(InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, .*large"):
+    with pytest.raises(
+        InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, .*large"
+    ):
         load(tmp_path / "config/experiments/dmo.yaml", tmp_path)
 
 
@@ -871,6 +887,13 @@ def test_data_are_known_by_their_content(tmp_path: Path) -> None:
         (f"{{json: data/mine.jsonl, sha256: {digest}}}", "{json: elsewhere/deep/mine.jsonl}"),
         (f"{{url: 'https://host/a.jsonl', sha256: {digest}}}", "{json: data/mine.jsonl}"),
         ("{folder: data/set}", "{folder: elsewhere/deep/set}"),
+        *(
+            (
+                f"{{hub: some/data, revision: {at}, file: a.jsonl, sha256: {digest}}}",
+                "{json: data/mine.jsonl}",
+            )
+            for at in ("main", REVISION)
+        ),
     ]
     for one, other in pairs:
         assert known(one) == known(other), one

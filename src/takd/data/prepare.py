@@ -1,7 +1,8 @@
 """Stage: tokenise one split into an Arrow data set on disk.
 
 Inputs: `tokenizer` (manifest of the tokenizer stage). Outputs: `dataset` (folder for
-`datasets.load_from_disk`), `manifest`.
+`datasets.load_from_disk`), `manifest`; beside it a log, `metrics.jsonl`, with the commit of a source on
+the Hub.
 """
 
 import bisect
@@ -12,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from takd.data import sources
+from takd.data import downloads, sources
 from takd.data.arrow import BATCH, row_features, save
 from takd.data.row import Row, batches
 from takd.data.tally import Scorable, Tally, Unused
 from takd.data.tokenise import Encoder
 from takd.runtime.errors import InputError
+from takd.runtime.metrics_log import Journal
 from takd.runtime.stage import Stage
 
 TRAINED_ON = ("train", "dev")
@@ -42,17 +44,24 @@ def run(stage: Stage) -> None:
         )
     write = _write_corpus if stage.spec["split"] == "corpus" else _write_rows
     folder = stage.temporary(stage.outputs["dataset"])
+    journal = Journal(stage.outputs["manifest"].with_name("metrics.jsonl"), active=True)
+    journal.restart()
     try:
-        fields, said = write(stage.spec, encoder, folder)
+        source = downloads.pinned(stage.spec["source"])
+        fields, said = write({**stage.spec, "source": source}, encoder, folder)
     except BaseException:
         # a partial corpus may be large, and cannot be resumed
         shutil.rmtree(folder, ignore_errors=True)
         raise
     stage.commit(stage.outputs["dataset"])
     split = stage.spec["split"]
+    # not in the manifest: another commit with the same rows is no other data
+    journal.close(0, **stage.origin(), revision=source.get("revision"))
     stage.write_manifest(
         stage.outputs["manifest"], known_by_content=SOURCES, kind="data", split=split, **fields
     )
+    if source.get("revision") != (asked := stage.spec["source"].get("revision")):
+        said.append(f"{asked} of {source['hub']} is commit {source['revision']}")
     for line in said:
         stage.say(f"data {split}: {line}")
 

@@ -1,6 +1,6 @@
 """Stage: write the data report, with the contents of each split, dropped rows, and rows shared by splits.
 
-Inputs: `data` (manifest of each split, in any order). Outputs: `report` (JSON), `page` (HTML).
+Inputs: `data` (manifest of each split, in any order; its log lies beside it). Outputs: `report` (JSON), `page` (HTML).
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ from takd.data.page import render
 from takd.data.tally import NAMED
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json, write_text
+from takd.runtime.records import read_log
 from takd.runtime.stage import Stage
 
 DROPPED = (
@@ -33,8 +34,11 @@ def run(stage: Stage) -> None:
         raise InputError(
             f"the data report needs the manifest of split '{missing[0]}' as input `data`."
         )
-    splits = {split: _describe(manifests[split], spec["splits"][split]) for split in spec["splits"]}
-    report: dict[str, Any] = {"splits": splits, "leaks": leaks(spec["splits"], spec["sets"])}
+    sources_of = {
+        split: _as_fetched(manifests[split], spec["splits"][split]) for split in spec["splits"]
+    }
+    splits = {split: _describe(manifests[split], source) for split, source in sources_of.items()}
+    report: dict[str, Any] = {"splits": splits, "leaks": leaks(sources_of, spec["sets"])}
     write_text(stage.outputs["page"], render(report))
     stage.write_record(stage.outputs["report"], **report)
     stage.say(
@@ -81,10 +85,19 @@ def _sentence(leak: dict[str, Any]) -> str:
     return f"{leak['other_rows']} rows of {leak['other']} stand in {leak['split']}"
 
 
+def _as_fetched(manifest: Path, source: sources.Source) -> sources.Source:
+    """Return a source with the commit at which the data stage read it."""
+    log = manifest.with_name("metrics.jsonl")
+    if "revision" not in source or not log.is_file():  # older results have none
+        return source
+    return {**source, "revision": read_log(log)[-1]["revision"]}
+
+
 def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
     found = read_json(manifest)
     kept = {key: found[key] for key in ("counts", "unused", "tokens", "sha256")}
-    described = {"source": sources.describe(source), **kept}
+    at = f", commit {source['revision']}" if source.get("revision") else ""
+    described = {"source": sources.describe(source) + at, **kept}
     if found["split"] == "corpus":
         return {**described, "wanted": found["spec"]["blocks"]}
     folder = manifest.parent / "dataset"

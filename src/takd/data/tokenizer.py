@@ -15,7 +15,7 @@ from takd.data.tokenise import Encoder
 from takd.models.tokenizer_check import ALSO, FILES, entries, save_tokenizer
 from takd.runtime import files
 from takd.runtime.digests import file_digest
-from takd.runtime.errors import InputError, reason
+from takd.runtime.errors import InputError, hub_error, hub_fault, reason
 from takd.runtime.files import read_json_object, write_json
 from takd.runtime.stage import Stage
 
@@ -109,6 +109,8 @@ def _convert(
         package = error.name or "a package that transformers names in its message"
         raise InputError(f"tokenizer {name}: reading it needs {package}; install it.") from error
     except Exception as error:  # the Hub, parsers, tokenizers: no common base class
+        if "hub" in source and hub_fault(source["revision"], error):
+            raise hub_error(f"the tokenizer {name}", source["revision"], error) from error
         raise InputError(
             f"tokenizer {name} cannot be read ({reason(error)}); see that its name is right and its files are whole."
         ) from error

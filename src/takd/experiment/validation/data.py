@@ -5,6 +5,7 @@ from typing import Any
 
 from takd.experiment.schema import load_schema
 from takd.experiment.yaml12 import Key, YamlFile
+from takd.models.hub import COMMIT
 
 
 def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
@@ -59,6 +60,13 @@ def _check_source(file: YamlFile, source: dict[str, Any], key: Key) -> bool:
     if "sha256" in source and not any(kind in source for kind in ("json", "url", "file")):
         text = "only goes with json, url and file of a hub data set; remove it (see rows_sha256)."
         return file.fault((*key, "sha256"), text)
+    pinned = "sha256" in source or "rows_sha256" in source
+    if "hub" in source and not pinned and not COMMIT.fullmatch(source["revision"]):
+        return file.fault(
+            (*key, "revision"),
+            f"is {source['revision']!r}, which may name another commit tomorrow; it must be a commit of 40 hexadecimal"
+            " digits, or have beside it the digest of what is meant: sha256 (of a file) or rows_sha256.",
+        )
     least, most = (source.get(f"{which}_response_words") for which in ("min", "max"))
     if least is not None and most is not None and most < least:
         text = f"is {most}, but must be at least min_response_words ({least})."
