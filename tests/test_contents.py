@@ -57,7 +57,7 @@ def bad(findings: Any) -> list[Finding]:
 BAD_SOURCES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "raw Dolly": ({}, [{"instruction": "a", "context": "", "response": "b"}], "no key 'output'"),
     "a column that is not there": ({"columns": {"output": "answer"}}, [ROW], "no key 'answer'"),
-    "chat messages": ({}, [{"messages": [{"role": "user"}]}], "no key 'instruction'"),
+    "chat messages": ({}, [{"messages": [{"role": "user"}]}], "'content' is null"),
     "a number for a text": ({}, [{**ROW, "output": 3}], "'output' is a number"),
     "a later row": ({}, [ROW, ROW, {**ROW, "instruction": None}], "line 3: 'instruction' is null"),
     "an array": ({}, "[\n]\n", "one JSON array"),

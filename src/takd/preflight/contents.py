@@ -29,7 +29,7 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     Of large files and of folders, only the first row is read.
     """
     splits = [job.wildcards["split"] for job in jobs if job.rule == "data" and job.to_do]
-    prompts: dict[str, list[tuple[str, str]]] = {}
+    prompts: dict[str, list[tuple[str, ...]]] = {}
     for split in splits:
         try:
             prompts[split] = list(_prompts(experiment, split))
@@ -46,7 +46,7 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
         yield Finding("ok", "data", "the rows of local files have the columns that are read")
 
 
-def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
+def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, ...]]:
     """Prompts of a split whose source is on this machine: all, or only the first. None of a corpus.
 
     Raises:
