@@ -15,6 +15,7 @@ from takd.report.tables import Cell, Column, Group, Row, Table, numbered, score
 
 ROLES = {
     "teacher": "Top teacher",
+    "given": "As given, not trained here",
     "baseline": "SFT baselines",
     "student": "Chains",
     "assistant": "Assistants",
