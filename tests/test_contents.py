@@ -91,6 +91,27 @@ def test_rows_are_held_against_what_is_read_of_them(split: str, case: str, tmp_p
     assert not bad(contents.of_sources(found, [Job("data", "x", {"split": split}, to_do=False)]))
 
 
+def test_supervised_trainings_need_answers(tmp_path: Path) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"say {n}"}]} for n in "ab"]
+    answered = {"messages": [*asked[0]["messages"], {"role": "assistant", "content": "c"}]}
+
+    def edit(settings: dict[str, Any]) -> None:
+        settings["data"]["train"] = {"json": "data/mine.jsonl"}
+
+    found = experiment(tmp_path, edit)
+    lines(tmp_path / "data/mine.jsonl", asked)
+    supervised = [*jobs(found), Job("sft", "any", {"student": "student", "seed": "1"})]
+    (finding,) = bad(contents.of_sources(found, supervised))
+    assert finding.level == "error" and "no row has an answer, from which sft" in finding.text
+    assert not bad(contents.of_sources(found, jobs(found)))
+    lines(tmp_path / "data/mine.jsonl", [*asked, answered])
+    assert not bad(contents.of_sources(found, supervised))
+    # the last question of a conversation without an answer does not take away the others
+    follow_up = {"messages": [*answered["messages"], {"role": "user", "content": "d"}]}
+    lines(tmp_path / "data/mine.jsonl", [*asked, follow_up])
+    assert not bad(contents.of_sources(found, supervised))
+
+
 def test_sources_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of parquet, a download that is here, a corpus; and what is not here is passed over."""
     datasets = pytest.importorskip("datasets")

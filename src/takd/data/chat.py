@@ -104,7 +104,7 @@ class ChatTemplate:
         self.lead, tail = whole[len(prompt) :].split(said)
         found = re.search("|".join(map(re.escape, ends)) or "(?!)", tail)
         self.close, self.end = (tail[: found.start()], found[0]) if found else ("", "")
-        self._tail = tail
+        self._tail, self._prompt = tail, self.render([ASKED])
         self._check_marks(asked, said, len(prompt), len(whole) - len(tail))
 
     @classmethod
@@ -184,10 +184,9 @@ class ChatTemplate:
         Raises:
             ChatError: the template begins this answer otherwise than its prompt ends, or ends it otherwise.
         """
-        prompt = self.render([ASKED])
         whole = self.render([ASKED, (ASSISTANT, text)], start=False)
-        rest = whole[len(prompt) :]
-        if not whole.startswith(prompt) or not rest.endswith(self._tail):
+        rest = whole[len(self._prompt) :]
+        if not whole.startswith(self._prompt) or not rest.endswith(self._tail):
             raise ChatError(f"begins or ends the answer {text[:60]!r} otherwise than others")
         for said in (text, text.strip()):
             if rest == self.lead + said + self._tail:
