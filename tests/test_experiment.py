@@ -529,6 +529,46 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "  template: chat\n  max_length: 64",
         ["data.template is chat, but a tokenizer that is trained here has no chat template"],
     ),
+    "system prompt without a chat template": (
+        "  max_length: 64",
+        "  system: Be brief.\n  template_variables: {a: 1}\n  max_length: 64",
+        ["data.system only goes with `template: chat`", "data.template_variables only goes with"],
+    ),
+    "a variable that the template always has": (
+        "  max_length: 64",
+        "  template_variables: {messages: a}\n  max_length: 64",
+        ["data.template_variables.messages is no valid name"],
+    ),
+    "an answer of the training rows": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, answer: {pattern: '(a)'}}",
+        ["data.train.answer only goes with evaluation sets"],
+    ),
+    "a pattern with two groups": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, answer: {pattern: '(a)(b)'}}",
+        ["answer.pattern has 2 groups, but it must have one"],
+    ),
+    "a pattern that is none": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, answer: {pattern: '(a'}}",
+        ["answer.pattern is no regular expression"],
+    ),
+    "an evaluation set without answers": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, columns: {output: null}}",
+        ["columns.output is empty, but only rows of data.train may lack answers"],
+    ),
+    "messages and an instruction": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, columns: {messages: a, instruction: b}}",
+        ["columns.instruction does not go with messages"],
+    ),
+    "sums among others": (
+        "{json: data/train.jsonl}",
+        "{demo: {part: train, rows: 9, topics: [sums, facts]}}",
+        ["data.train.demo.topics has sums and others"],
+    ),
     "variable that nobody gives": (
         "data/train.jsonl",
         '"{data}/train.jsonl"',

@@ -6,7 +6,7 @@ processes nor a restart changes them.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,11 @@ class Method:
     decays_all = False
     """Whether weight decay includes biases and norms; the authors' code of most methods leaves them out."""
 
+    @classmethod
+    def needs_answers(cls, settings: Mapping[str, Any]) -> bool:
+        """Return whether the method learns from the responses of the training rows, besides their prompts."""
+        return False
+
     @property
     def settings(self) -> dict[str, Any]:
         return self.context.settings
@@ -148,6 +153,10 @@ class Method:
 
 class LabelledRows(Method):
     """Base class of methods with one loss on labelled rows, in shuffled passes."""
+
+    @classmethod
+    def needs_answers(cls, settings: Mapping[str, Any]) -> bool:
+        return True
 
     def rows(self, step: int) -> list[Example]:
         """Return the labelled rows of a step's batch."""
