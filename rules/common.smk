@@ -25,7 +25,7 @@ if set("{}\n") & set(str(ROOT)):
 from takd.experiment import comparison, lineage, specs
 from takd.experiment.schema import RESERVED
 from takd.preflight import amounts
-from takd.runtime import failures, slurm_executor_patch
+from takd.runtime import failures, slurm_executor_patch, store
 from takd.runtime.checkpoints import sweep
 from takd.runtime.code_digest import code_digest
 from takd.runtime.digests import canonical_json, without_places
@@ -34,6 +34,10 @@ from takd.runtime.errors import InputError
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+if STORE := config.get("store"):
+    # by the environment: a path is no reason to run anything again
+    os.environ[store.VARIABLE] = str(Path(str(STORE)).expanduser().absolute())
 
 slurm_executor_patch.keep_jobs()
 FAILURES = failures.listen()

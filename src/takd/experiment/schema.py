@@ -17,7 +17,7 @@ from takd.runtime.errors import InputError
 
 SCHEMA = Path(__file__).resolve().parents[3] / "workflow/schemas/experiment.schema.yaml"
 
-RESERVED = ("experiment", "with")
+RESERVED = ("experiment", "with", "store")
 """Names of `--config` that mean something else than a variable of an experiment."""
 ROW_FILTERS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
 """Keys of a source that select or check rows, with `rows` (see `takd.data.filters`)."""
