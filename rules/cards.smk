@@ -12,7 +12,7 @@ rule card:
             set=EXPERIMENT.sets,
             file=MEASURED,
         ),
-        template="src/takd/model_cards/card.md.jinja",
+        template=str(PACKAGE / "model_cards/card.md.jinja"),
     output:
         card="<results>/models/{lineage}/seed{seed}/card.md",
     log:

@@ -432,7 +432,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "unknown deepspeed": (
         "steps: 20",
         "deepspeed: zero9, steps: 20",
-        ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero1'"],
+        ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero"],
     ),
     "lora on random weights": (
         "steps: 10",
@@ -638,7 +638,9 @@ def test_the_folder_of_a_training_is_that_of_its_model(tmp_path: Path) -> None:
 def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
     write(tmp_path, name="demo")
     write(tmp_path, name="large")
-    with pytest.raises(InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, large"):
+    with pytest.raises(
+        InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, .*large"
+    ):
         load(tmp_path / "config/experiments/dmo.yaml", tmp_path)
 
 
@@ -649,6 +651,18 @@ def test_variables_fill_paths_and_unknown_ones_are_refused(tmp_path: Path) -> No
     assert specs.data(read(tmp_path, text, data="x"), "train")["source"]["json"] == "x/train.jsonl"
     with pytest.raises(InputError, match=r"variable dta, given by --config.*did you mean 'data'"):
         read(tmp_path, text, dta="x")
+
+
+def test_fewer_seeds_are_the_first_ones_and_change_no_training(tmp_path: Path) -> None:
+    whole, first = read(tmp_path), read(tmp_path, seeds="1")
+    assert (whole.seeds, first.seeds) == ([1, 2], [1])
+    # what one seed has trained is in place when all seeds are asked for
+    assert set(first.nodes) < set(whole.nodes)
+    for node in first.nodes:
+        assert specs.train(first, *node) == specs.train(whole, *node)
+    for count in ("0", "3", "1.5", "some"):
+        with pytest.raises(InputError, match=rf"seeds={count}: must be a number from 1 to 2:"):
+            read(tmp_path, seeds=count)
 
 
 def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:

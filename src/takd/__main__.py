@@ -23,7 +23,10 @@ from typing import Any
 
 from takd.runtime.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+# a user's folder that declares the workflow as a module, else the repository
+HERE, REPOSITORY = Path.cwd(), Path(__file__).resolve().parents[2]
+SNAKEFILES = "Snakefile", "workflow/Snakefile"
+ROOT = HERE if any((HERE / name).is_file() for name in SNAKEFILES) else REPOSITORY
 EXPECTED = ("expect_rows", "rows_sha256")
 
 

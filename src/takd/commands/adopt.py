@@ -55,5 +55,5 @@ def adopt(root: Path, options: Namespace) -> int:
 def of_config(root: Path) -> Path | None:
     """Return the store that config/config.yaml names; None if it names none."""
     file = "config/config.yaml"
-    named = read_yaml(root / file, file).value.get("store")
+    named = read_yaml(root / file, file).value.get("store") if (root / file).is_file() else None
     return Path(str(named)).expanduser() if named else None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from takd.experiment import specs
 from takd.experiment.captions import escape, numbered
-from takd.experiment.experiment import Experiment, file_of, load
+from takd.experiment.experiment import SEEDS, Experiment, file_of, load
 from takd.experiment.lineage import GIVEN, split
 from takd.models.starting_weights import KNOWN_BY_CONTENT
 from takd.runtime.digests import canonical_json, short_digest
@@ -84,11 +84,11 @@ def load_all(
 ) -> list[Experiment]:
     """Load the experiment to run and those to compare it with (the value of `with=`).
 
-    Each variable is passed to the experiments whose file uses it in a path. A variable that no file uses is passed to
-    the first experiment, whose loading then fails with an error.
+    Each variable is passed to the experiments whose file uses it in a path, and the number of seeds to all. A variable
+    that no file uses is passed to the first experiment, whose loading then fails with an error.
     """
     paths = [file_of(root, str(name)) for name in (first_name, *others(named, first_name))]
-    used = [_variables(path) for path in paths]
+    used = [_variables(path) | {SEEDS} for path in paths]
     used[0] |= set(variables) - set().union(*used)
     return [
         load(path, root, {name: value for name, value in variables.items() if name in names})
@@ -147,7 +147,7 @@ def require_finished(
     """Raise InputError for an unfinished experiment, naming the missing files and how to make them."""
     missing = [path for path in files(experiment, measured) if not Path(path).is_file()]
     if missing:
-        used = _variables(file_of(experiment.root, experiment.name))
+        used = _variables(file_of(experiment.root, experiment.name)) | {SEEDS}
         words = [f"{name}={value}" for name, value in variables.items() if name in used]
         command = " ".join([f"--config experiment={experiment.name}", *words])
         more = f" and {len(missing) - 1} more of its files" if len(missing) > 1 else ""

@@ -27,11 +27,13 @@ from takd.experiment.validation.common import (
 from takd.experiment.yaml12 import read_yaml
 from takd.runtime.errors import InputError
 
+SEEDS = "seeds"
+"""Key of `--config` for the number of training seeds: the first so many of the experiment's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 def file_of(root: Path, name: str) -> Path:
-    """Return the file of an experiment.
+    """Return the file of an experiment: the user's own, or the one of this name in the repository.
 
     Names with a folder in them are refused, because `sub/base` and `base` would share a folder of
     results.
@@ -44,34 +46,49 @@ def file_of(root: Path, name: str) -> Path:
             f"experiment={name[:100]!r} is no name of a file in config/experiments: a name has letters, digits and"
             " . _ + - only, at most 100 of them."
         )
-    return root / f"config/experiments/{name}.yaml"
+    return schema.own_or_shipped(root, f"config/experiments/{name}.yaml")
 
 
-def load(path: Path, root: Path, variables: Mapping[str, str] | None = None) -> "Experiment":
+def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Experiment":
     """Read and check an experiment file.
 
     Missing local data are no error here: see `Experiment.require_files`.
 
     Args:
         path: the experiment file.
-        root: the repository, to which paths in the file are relative.
-        variables: values for `{name}` in paths (`--config name=value`), which take precedence over
-            the file's own `variables`.
+        root: the user's folder, to which paths in the file are relative.
+        given: values of `--config name=value` for `{name}` in paths, which take precedence over the
+            file's own `variables`, and `seeds`, the number of training seeds.
 
     Raises:
         InputError: the file is missing, or breaks the schema or a rule; one line per error.
     """
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        folders = path.parent, schema.HOME / "config/experiments"
+        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         raise InputError(
             f"There is no experiment '{path.stem}' ({name}); {schema.suggest(path.stem, known)}"
         )
     file = read_yaml(path, name)
     schema.check(file)
-    settings = schema.resolve(file, variables or {})
+    variables = dict(given or {})
+    count = variables.pop(SEEDS, None)
+    settings = schema.resolve(file, variables)
+    if count is not None:
+        settings["seeds"] = _first(settings["seeds"], count, name)
     parameters = validation.check(file, settings, root)
     return Experiment(path.stem, root, settings, parameters)
+
+
+def _first(seeds: list[int], count: str, name: str) -> list[int]:
+    """Return the first training seeds, as many as `--config seeds=` says."""
+    if not count.isdecimal() or not 1 <= int(count) <= len(seeds):
+        raise InputError(
+            f"--config {SEEDS}={count}: must be a number from 1 to {len(seeds)}: how many of the training seeds of"
+            f" {name} to take; more seeds are added in that file."
+        )
+    return seeds[: int(count)]
 
 
 @dataclass(frozen=True, eq=False)

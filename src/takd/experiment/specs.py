@@ -102,7 +102,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     settings = experiment.training(model, method)
     settings.pop("objective", None)  # it only selects defaults of other settings
     if settings["deepspeed"]:
-        path = experiment.root / DEEPSPEED / f"{settings['deepspeed']}.json"
+        path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
         config = json.loads(path.read_text(encoding="utf-8"))
         settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
     spec = {
