@@ -256,7 +256,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         "results", metavar="EXPERIMENT|FOLDER", help="name of an experiment, or a folder of results"
     )
     add("--format", choices=["lm-eval"], default="lm-eval", help="lm-evaluation-harness")
-    add("--output", type=Path, metavar="FOLDER", help="default: lm-eval/EXPERIMENT")
+    add("--output", type=Path, metavar="FOLDER", help="default: results/lm-eval/EXPERIMENT")
     add("--samples", action="store_true", help="write the responses, too")
     add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
 

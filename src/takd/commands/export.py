@@ -28,7 +28,7 @@ def export(root: Path, options: Namespace) -> int:
     else:
         folder = inner(Path(name))
         found = read_folder(folder)
-    target = options.output or Path("lm-eval") / found.spec["experiment"]
+    target = options.output or Path("results/lm-eval") / found.spec["experiment"]
     for path in harness.write(found, folder, target, options.samples):
         print(path)
     return 0
