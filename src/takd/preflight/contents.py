@@ -15,7 +15,6 @@ from takd.experiment.schema import ROW_FILTERS
 from takd.methods.schedule import total_steps
 from takd.models.weight_files import (
     TOLERANCE,
-    model_folder,
     positions,
     safetensors_parameters,
 )
@@ -24,6 +23,7 @@ from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.plan import Planned, Planner
 from takd.preflight.shapes import weights_of
 from takd.runtime.errors import InputError
+from takd.runtime.files import model_folder
 
 READ_WHOLE = 2**26  # bytes up to which a source is read completely, which takes a second or two
 DOWNLOADS = Path("resources/downloads")
