@@ -584,10 +584,11 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         ", label",
         ["chains[0] lacks the key methods: how each model teaches the next"],
     ),
-    "a model that is there below a teacher": (
-        "{layers: 2, width: 32, heads: 4, positions: 64}}\n    training: {minillm: {batch_size: 32}}",
-        "{layers: 2, width: 32, heads: 4, positions: 64}}\n    trained: true",
-        ["models.assistant.trained is true, but the weights are random"],
+    "random weights that are there": (
+        "  hub.model:\n",
+        "  new:\n    weights: {scratch: {layers: 1, width: 32, heads: 4, positions: 64}}\n"
+        "    trained: true\n  hub.model:\n",
+        ["models.new.trained is true, but the weights are random (weights.scratch)"],
     ),
     "a student that is there": (
         GOOD[GOOD.index("    parameters") : GOOD.index("data:")]

@@ -70,6 +70,7 @@ INSTEAD: dict[str, dict[str, Any]] = {
     **{f"tokenizer.{key}": {"tokenizer": GIVEN} for key in ("hub", "revision", "vocabulary")},
     "tokenizer.folder": {"tokenizer": {"folder": "models/any", "vocabulary": 300}},
     "tokenizer.gguf": {"tokenizer": {"gguf": "models/any.gguf", "vocabulary": 300}},
+    "models.NAME.trained": {"chains": [{"models": ["folder"]}, *WHOLE["chains"][1:]]},
     "data.corpus.json": {"data.corpus": {"json": "data/corpus.jsonl"}},
     "data.corpus.hub": {"data.corpus": PINNED},
     "data.corpus.revision": {"data.corpus": PINNED},
@@ -125,7 +126,7 @@ def all_specs(e: Experiment, shown: bool) -> str:
     found = [specs.tokenizer(e), specs.data_report(e), e.teacher_cache]
     found += [specs.data(e, split) for split in e.splits]
     found += [specs.base(e, model) for model in e.settings["models"]]
-    found += [specs.train(e, *node) for node in e.nodes]
+    found += [specs.made_with(e, node) for node in e.nodes]
     for node, name in itertools.product(e.nodes, e.sets):
         found += [make(e, *node, name) for make in (specs.evaluate, specs.likelihoods, specs.judge)]
     for teacher, seed, place, parts in e.teacher_cache:

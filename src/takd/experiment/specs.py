@@ -14,7 +14,7 @@ from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
-from takd.models.weight_files import model_folder
+from takd.runtime.files import model_folder
 
 Spec = dict[str, Any]
 

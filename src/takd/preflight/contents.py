@@ -16,7 +16,6 @@ from takd.experiment.schema import ROW_FILTERS
 from takd.methods.schedule import total_steps
 from takd.models.weight_files import (
     TOLERANCE,
-    model_folder,
     positions,
     safetensors_parameters,
 )
@@ -25,6 +24,7 @@ from takd.preflight.jobs import SUPERVISED_RULES, TAKES_WEIGHTS, Job
 from takd.preflight.plan import Planned, Planner
 from takd.preflight.shapes import weights_of
 from takd.runtime.errors import InputError
+from takd.runtime.files import model_folder
 
 READ_WHOLE = 2**26  # bytes up to which a source is read completely, which takes a second or two
 DOWNLOADS = Path("resources/downloads")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from takd.runtime import input_check, shutdown
+from takd.runtime import input_check, shutdown, store
 from takd.runtime.code_digest import code_digest, git_commit
 from takd.runtime.errors import InputError, no_room, printable
 from takd.runtime.gpu_lock import reserve_gpus
@@ -87,6 +87,9 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
     try:
         if not launched():
             verify(stage, named)
+        entry = store.of(stage) if rank() == 0 else None
+        if entry and not launched() and entry.take_or_claim(stage):
+            return 0
         if gpus:
             set_allocator()
         if gpus and nodes == 1:
@@ -94,6 +97,8 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
         launch(nodes, stage.processes, stage.threads)
         stage.git_commit = git_commit()
         importlib.import_module(module).run(stage)
+        if entry:
+            entry.put(stage)
     except (InputError, Interrupted) as error:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
         return 1
