@@ -1,7 +1,7 @@
 report: "../workflow/report/workflow.rst"
 
 
-TEMPLATES = "src/takd/report/templates"
+TEMPLATES = "src/takd/pages/templates"
 
 
 # The report as one entry of Snakemake's. It is so marked as an input of rules that have no parameters, not as the output
