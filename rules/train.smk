@@ -43,7 +43,7 @@ rule sft:
 # starts first, and a profile can give it more resources.
 use rule sft as teacher with:
     wildcard_constraints:
-        model="|".join(map(re.escape, EXPERIMENT.heads)),
+        model="|".join(map(re.escape, EXPERIMENT.heads)) or "(?!)",
         seed=str(EXPERIMENT.seeds[0]),
     priority: 20
 

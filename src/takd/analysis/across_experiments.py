@@ -68,9 +68,9 @@ def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
 def _read(spec: dict[str, Any], folder: Path) -> Compared:
     folders = (folder / name for name in ("models", "evaluations", "teachers"))
     results = read(spec["report"], *folders)
-    corpus = ["corpus"] if spec["settings"]["data"]["corpus"] else []
-    splits = ["train", "dev", *corpus, *results.spec["sets"], "tokenizer"]
-    models = dict.fromkeys(split(lineage)[-1].model for lineage in results.lineages)
+    used = [name for name in ("train", "dev", "corpus") if spec["settings"]["data"].get(name)]
+    splits = [*used, *results.spec["sets"], "tokenizer"]
+    models = dict.fromkeys(split(node.lineage)[-1].model for node in results.trained)
     return Compared(
         name=spec["name"],
         results=results,
@@ -219,13 +219,7 @@ def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome 
         ]
         for each in both
     )
-    weights = [
-        [
-            (each.models[Node(lineage, seed)].manifest.get("weights") or {}).get("model")
-            for seed in seeds
-        ]
-        for each in both
-    ]
+    weights = [[each.models[Node(lineage, seed)].weights for seed in seeds] for each in both]
     gap: Array = ours - theirs
     return Outcome(same=True) if not gap.any() and weights[0] == weights[1] else gap
 

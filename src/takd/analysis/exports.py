@@ -33,6 +33,7 @@ from takd.analysis.fairness import warning
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Evaluation, Results, Row, prompts_read
 from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
+from takd.experiment.lineage import is_given
 
 MARK = "'"
 FORMULA = tuple("=+-@\t\r\n＝＋－＠" + MARK)
@@ -119,7 +120,8 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         # a lineage has one counterpart of a question
         return next(iter(table.rows(here, **wanted)), None)
 
-    models, seeds = results.of(line.lineage), results.seeds(line.lineage)
+    models = results.of(line.lineage)
+    seeds = [] if is_given(line.lineage) else results.seeds(line.lineage)
     rouge = first(kind=SCORE, measure="rougeL")
     assert rouge
     cells: dict[str, Any] = {

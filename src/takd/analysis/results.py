@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from takd.analysis.measures import TESTED
-from takd.experiment.lineage import Node, split
+from takd.experiment.lineage import Node, is_given, node_of, split
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
@@ -29,7 +29,7 @@ STANDARD = "standard"
 
 @dataclass(frozen=True)
 class Model:
-    """One trained model: its manifest and its training log."""
+    """One model: its manifest and its training log, which is empty where it is taken as it is."""
 
     node: Node
     manifest: dict[str, Any]
@@ -40,6 +40,12 @@ class Model:
     @property
     def parameters(self) -> int:
         return int(self.manifest["parameters"])
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Sha256 of each file with weights, by its path from the folder of the manifest."""
+        files = self.manifest["files"].items()
+        return {name: digest for name, digest in files if name.endswith(".safetensors")}
 
     @property
     def minutes(self) -> float:
@@ -139,6 +145,11 @@ class Results:
     def seeds(self, lineage: str) -> list[int]:
         return [node.seed for node in self.models if node.lineage == lineage]
 
+    @property
+    def trained(self) -> dict[Node, Model]:
+        """Models that were trained here."""
+        return {node: m for node, m in self.models.items() if not is_given(node.lineage)}
+
     def of(self, lineage: str) -> list[Model]:
         """Models of one lineage, one per training seed."""
         return [model for node, model in self.models.items() if node.lineage == lineage]
@@ -146,10 +157,12 @@ class Results:
     def scores(
         self, lineage: str, set_name: str, measure: str, seeds: list[int]
     ) -> NDArray[np.float64]:
-        """Scores by training seed, prompt and decoding seed (R, P, D)."""
-        return np.stack(
-            [self.evaluations[Node(lineage, seed), set_name].by_draw[measure] for seed in seeds]
-        )
+        """Scores by training seed, prompt and decoding seed (R, P, D).
+
+        A model that is taken as it is has the same scores for all training seeds.
+        """
+        nodes = (node_of(lineage, seed) for seed in seeds)
+        return np.stack([self.evaluations[node, set_name].by_draw[measure] for node in nodes])
 
 
 def read(
@@ -200,6 +213,12 @@ def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
     return _lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
 
+def answers(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+    """Prompts of one set with a model's responses and their scores."""
+    folder = evaluations / node.lineage / f"seed{node.seed}" / name
+    return _lines(folder / "generations.jsonl", folder / "scores.json")
+
+
 def _evaluation(
     node: Node,
     name: str,
@@ -243,7 +262,8 @@ def _evaluation(
 def _model(node: Node, models: Path) -> Model:
     folder = models / node.lineage / f"seed{node.seed}"
     manifest = _record(folder / "manifest.json", {"kind": "model", **node._asdict()})
-    rows = _log(folder / "metrics.jsonl", folder / "manifest.json")
+    given = is_given(node.lineage)
+    rows = [] if given else _log(folder / "metrics.jsonl", folder / "manifest.json")
     # a log continues over restarts, so a step may occur twice: the later line counts
     train = {row["step"]: row for row in rows if row["kind"] == "train"}
     dev = {row["step"]: row for row in rows if row["kind"] == "dev"}

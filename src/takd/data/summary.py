@@ -59,7 +59,7 @@ def leaks(splits: Mapping[str, Any], sets: list[str]) -> list[dict[str, Any]]:
         if split != "corpus"
     }
     pairs = [("train", "dev"), *((split, name) for name in sets for split in ("train", "dev"))]
-    return [_leak(prompts, split, other) for split, other in pairs]
+    return [_leak(prompts, *pair) for pair in pairs if prompts.keys() >= set(pair)]
 
 
 def _leak(prompts: dict[str, list[tuple[str, str]]], split: str, other: str) -> dict[str, Any]:

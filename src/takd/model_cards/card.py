@@ -22,7 +22,7 @@ from takd.analysis.text import PAPERS
 from takd.data.template import CHAT, fill
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import prefixes, split
+from takd.experiment.lineage import is_given, prefixes, split
 from takd.model_cards import markdown
 from takd.model_cards.frontmatter import front_matter
 from takd.runtime.errors import InputError
@@ -93,7 +93,15 @@ def card(results: Results, chat: bool) -> str:
 def _facts(results: Results) -> dict[str, Any]:
     spec, (model,) = results.spec, results.models.values()
     node = model.node
+    given = is_given(node.lineage)
+    unused = ("train", "corpus") if given else ()
     return {
+        "given": given,
+        "weights": [
+            (name.removeprefix("model/"), digest)
+            for name, digest in sorted(model.weights.items())
+            if name.startswith("model/")
+        ],
         "name": f"{chain_text(node.lineage)} ({methods_text(node.lineage)})",
         "node": node,
         "spec": spec,
@@ -108,8 +116,12 @@ def _facts(results: Results) -> dict[str, Any]:
             }
             for hop, lineage in zip(split(node.lineage), prefixes(node.lineage), strict=True)
         ],
-        "training": _training(model),
-        "sources": {name: source_text(source) for name, source in spec["sources"].items()},
+        "training": {} if given else _training(model),
+        "sources": {
+            name: source_text(source)
+            for name, source in spec["sources"].items()
+            if name not in unused
+        },
         "rows": _evaluation(results),
         "prompts": {name: results.evaluations[node, name].scores["n"] for name in spec["sets"]},
         "tokens": {name: results.evaluations[node, name].rouge_tokenizer for name in spec["sets"]},

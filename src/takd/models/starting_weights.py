@@ -1,12 +1,14 @@
 """Stage: fetch the weights that a model starts from, and check them against the experiment.
 
-Inputs: `tokenizer` (manifest). Outputs: `model` (folder in Hugging Face format), `manifest`.
+Inputs: `tokenizer` (manifest). Outputs: `model` (folder in Hugging Face format), `manifest`. Where the settings name
+a `lineage`, the model is taken as it is: the tokenizer lies beside the weights, and the manifest is one of a model.
 Weights from the hub stay in its cache and weights of a local folder stay there; `model` then holds
 links. A model from scratch is a `config.json` alone, and its weights are drawn with the training
 seed. This stage may need the internet, so it runs on the login node.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +34,8 @@ from takd.runtime.records import LAST_WRITTEN, DamagedError, read_record
 from takd.runtime.stage import Stage
 
 SHARDS = "model-*-of-*.safetensors"
+KNOWN_BY_CONTENT = ("weights", "parameters", "max_length")
+"""Settings that the digests of the result identify already, or that are only checked."""
 
 
 def run(stage: Stage) -> None:
@@ -51,9 +55,14 @@ def run(stage: Stage) -> None:
         facts: dict[str, Any] = {"parameters": stage.spec["parameters"]}
     else:
         facts = _from_source(stage, name, weights, target)
+    facts |= {"kind": "base", "model": name}
+    if "lineage" in stage.spec:
+        tokenizer = stage.input("tokenizer").parent / "tokenizer"
+        shutil.copytree(tokenizer, target, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+        facts |= {key: stage.spec[key] for key in ("lineage", "seed", "method")}
+        facts |= {"kind": "model", "steps": 0, "best": {}, **_origin(weights)}
     stage.commit(stage.outputs["model"])
-    known = ("weights", "parameters", "max_length")
-    stage.write_manifest(stage.outputs["manifest"], None, known, kind="base", model=name, **facts)
+    stage.write_manifest(stage.outputs["manifest"], None, KNOWN_BY_CONTENT, **facts)
 
 
 def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:
@@ -108,6 +117,15 @@ def _recorded(folder: Path) -> dict[str, str]:
     except DamagedError:
         return {}
     return {name.removeprefix(f"{folder.name}/"): digest for name, digest in files.items()}
+
+
+def _origin(weights: dict[str, Any]) -> dict[str, Any]:
+    """Say which training of this workflow made the weights; empty if none is recorded beside them."""
+    try:
+        record = read_record(Path(weights["folder"]).parent / LAST_WRITTEN[0])
+        return {"origin": {key: record[key] for key in ("lineage", "seed", "digest")}}
+    except (DamagedError, KeyError):
+        return {}
 
 
 def relink(model: Path, weights: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
 from takd.preflight import disk, jobs, rates
 from takd.preflight.gpus import CPU, Gpu, asked_for, find_gpu, lookup
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.plan import Planned, Planner
 from takd.runtime.errors import InputError
 
@@ -211,7 +211,7 @@ def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]
     wanted: dict[str, None] = {}
     for job in (each.job for each in planned if each.job.to_do):
         file, source = None, {}
-        if job.rule == "base":
+        if job.rule in TAKES_WEIGHTS:
             file, source = "config.json", settings["models"][job.wildcards["model"]]["weights"]
         elif job.rule == "tokenizer":
             file, source = "tokenizer_config.json", settings["tokenizer"]

@@ -13,10 +13,16 @@ from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.schema import ROW_FILTERS
 from takd.methods.schedule import total_steps
-from takd.models.weight_files import TOLERANCE, positions, safetensors_parameters
+from takd.models.weight_files import (
+    TOLERANCE,
+    model_folder,
+    positions,
+    safetensors_parameters,
+)
 from takd.preflight.findings import Finding
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.plan import Planned, Planner
+from takd.preflight.shapes import weights_of
 from takd.runtime.errors import InputError
 
 READ_WHOLE = 2**26  # bytes up to which a source is read completely, which takes a second or two
@@ -85,18 +91,17 @@ def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
 def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
     """Check local models: declared size, positions for `max_length`, and prepared weights that are still there."""
     models = experiment.settings["models"]
-    to_make = [job.wildcards["model"] for job in jobs if job.rule == "base" and job.to_do]
+    to_make = [job.wildcards["model"] for job in jobs if job.rule in TAKES_WEIGHTS and job.to_do]
     folders = {
-        name: experiment.root / models[name]["weights"]["folder"]
+        name: experiment.root / model_folder(experiment.root, models[name]["weights"]["folder"])
         for name in to_make
         if "folder" in models[name]["weights"]
     }
     folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
     faults: list[str] = []
     if any(job.trains and job.to_do for job in jobs):
-        made = experiment.root / "results" / experiment.name / "base"
         for name in sorted(set(models) - set(to_make)):
-            faults += _links(made, name)
+            faults += _links(experiment, name)
     for name, folder in folders.items():
         faults += _model(experiment, name, folder)
     yield from (Finding("error", "weights", text) for text in faults)
@@ -104,13 +109,14 @@ def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
         yield Finding("ok", "weights", "local models are as large as declared and read max_length")
 
 
-def _links(made: Path, name: str) -> Iterator[str]:
+def _links(experiment: Experiment, name: str) -> Iterator[str]:
     """Find prepared weights, links to a folder or to the Hub's cache, that lead nowhere."""
-    for link in (made / name / "model").glob("*"):
+    made = weights_of(experiment, name)
+    for link in (made / "model").glob("*"):
         if not link.exists():
             yield (
                 f"model '{name}': {link} leads to {link.readlink()}, which is gone; bring it back, or delete"
-                f" {made / name / 'manifest.json'} and start again, which fetches the weights anew."
+                f" {made / 'manifest.json'} and start again, which fetches the weights anew."
             )
             return
 

@@ -17,7 +17,7 @@ from takd.preflight import disk, flops, memory, rates, shapes
 from takd.preflight.disk import DiskSpace
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Gpu
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
 from takd.preflight.rates import Estimate, Measured
 from takd.preflight.shapes import Shape
@@ -178,7 +178,7 @@ class Planner:
         """Disk space of a job without a GPU; weights of the Hub stay in its cache, local ones in their folder."""
         if job.rule in ("data", "generations"):
             return disk.data(self.rows[job.wildcards.get("split", "train")])
-        if job.rule == "base":
+        if job.rule in TAKES_WEIGHTS:
             name = job.wildcards["model"]
             if "gguf" in self.settings["models"][name]["weights"]:
                 return DiskSpace(4.0 * self.experiment.parameters[name])
@@ -225,7 +225,7 @@ def peak_disk(planned: Sequence[Planned]) -> tuple[float, float]:
 def hub_disk(experiment: Experiment, planned: Sequence[Planned]) -> float:
     """Bytes of weights that are still to be fetched from the Hub into its cache, at most (float32)."""
     largest: dict[str, int] = {}
-    for job in (each.job for each in planned if each.job.to_do and each.job.rule == "base"):
+    for job in (each.job for each in planned if each.job.to_do and each.job.rule in TAKES_WEIGHTS):
         name = job.wildcards["model"]
         if repository := experiment.settings["models"][name]["weights"].get("hub"):
             # models with `keep_layers` may share a repository

@@ -17,6 +17,7 @@ from takd.preflight.findings import Finding
 from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job, of_dag
 from takd.preflight.plan import Planner, peak_disk
+from takd.preflight.shapes import weights_of
 from takd.runtime.errors import InputError
 
 # states of a job that runs, will run, or may still be writing its checkpoint
@@ -39,7 +40,7 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
     for model, settings in experiment.settings["models"].items():
         if "folder" in settings["weights"]:
             weights = specs.base(experiment, model)["weights"]
-            relink(experiment.root / f"results/{experiment.name}/base/{model}/model", weights)
+            relink(weights_of(experiment, model) / "model", weights)
     jobs = of_dag(workflow)
     executor = getattr(workflow.executor_plugin, "name", "")
     if executor == "slurm":

@@ -12,8 +12,17 @@ COLUMNS = ("stage", "jobs", "to do", "tokens", "FLOP", "{gpu} h", "h a job", "{g
 HEADINGS = (*COLUMNS, "GiB each", "disk")
 # rules in the order of a run; "distill" stands for all students
 RULES = (
-    *("tokenizer", "data", "data_report", "base", "teacher", SUPERVISED, "generate"),
-    *("generations", "teacher_outputs", "distill", "evaluate", "likelihoods", "judge", "card"),
+    *("tokenizer", "data", "data_report", "base", "given", "teacher", SUPERVISED),
+    *(
+        "generate",
+        "generations",
+        "teacher_outputs",
+        "distill",
+        "evaluate",
+        "likelihoods",
+        "judge",
+        "card",
+    ),
 )
 
 

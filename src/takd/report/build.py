@@ -59,7 +59,8 @@ def run(stage: Stage) -> None:
         stage.input(name) for name in ("models", "evaluations", "teachers")
     )
     data_report = read_json(stage.input("data_report"))
-    rows = data_report["splits"]["train"]["counts"]["kept"]
+    train = data_report["splits"].get("train")
+    rows = train["counts"]["kept"] if train else None
     results = read(stage.spec, models, evaluations, teachers, training_rows=rows)
     site = stage.outputs["site"]
     shutil.rmtree(site, ignore_errors=True)

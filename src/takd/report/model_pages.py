@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from takd.analysis.results import Results
 from takd.experiment.labels import full_text
+from takd.experiment.lineage import is_given
 from takd.report import pages
 from takd.runtime.errors import InputError
 
@@ -34,6 +35,7 @@ def _page(results: Results, models: Path, lineage: str) -> str:
         "model.html",
         name=full_text(lineage),
         lineage=lineage,
+        given=is_given(lineage),
         cards=cards,
     )
 

@@ -9,7 +9,7 @@ from takd.analysis import costs
 from takd.analysis.results import Model, Results
 from takd.analysis.text import flat
 from takd.experiment.labels import method_title
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
 from takd.pages.environment import thousands, visible
 from takd.pages.tables import Cell, Table, simple
 from takd.report import pages, reproduce
@@ -64,10 +64,13 @@ def start_text(source: Mapping[str, Any]) -> str:
 
 def trainings(results: Results, data_report: dict[str, Any]) -> Table:
     """Describe the trainings of each lineage: start, rows and how often they were drawn, last and exported steps."""
-    kept = data_report["splits"]["train"]["counts"]["kept"]
+    kept = data_report["splits"].get("train", {"counts": {"kept": 0}})["counts"]["kept"]
     rows = []
     for lineage in results.lineages:
         models = results.of(lineage)
+        if is_given(lineage):
+            rows.append([model_cell(lineage), *origin_cells(models[0])])
+            continue
         ran = _settings(models[0])
         used = min(ran.get("rows") or kept, kept)
         drawn = rows_drawn(ran, models[0].manifest["steps"])
@@ -86,6 +89,13 @@ def trainings(results: Results, data_report: dict[str, Any]) -> Table:
         )
     heads = ["Model", "Start", "#Training rows", "#Last step", "#Exported step", "#Skipped steps"]
     return simple(heads, rows)
+
+
+def origin_cells(model: Model) -> list[Any]:
+    """Cells of a model that is taken as it is: no training here, and which training made it where that is recorded."""
+    made = model.manifest.get("origin")
+    notes = [f"trained before as {made['lineage']}, seed {made['seed']}"] if made else []
+    return [Cell("as given", notes=notes), *[Cell("–", "")] * 4]
 
 
 def rows_drawn(settings: Mapping[str, Any], steps: int) -> int | None:
@@ -119,9 +129,9 @@ def _settings(model: Model) -> dict[str, Any]:
 
 def settings(results: Results) -> Table:
     """List the settings that ran, a column a method; where models of one method differ, each value names its models."""
-    methods = dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages)
+    methods = dict.fromkeys(split(node.lineage)[-1].method for node in results.trained)
     values: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
-    for model in results.models.values():
+    for model in results.trained.values():
         hop = split(model.node.lineage)[-1]
         for key, value in flat(_settings(model)).items():
             by_method = values.setdefault(key, {method: {} for method in methods})

@@ -24,6 +24,7 @@ TITLES = {
     "direct": "Through assistants − straight from the teacher",
     "sft": "Distilled − SFT baseline",
     "method": "Method − method",
+    "given": "Trained − as given",
 }
 
 
@@ -46,6 +47,7 @@ def page(results: Results) -> str:
         decoding=decoding(results.spec["decoding"]),
         cited=cited(results),
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
+        given=len(results.trained) < len(results.models),
         tree=tree(results),
         measures=measured(results),
     )

@@ -16,6 +16,7 @@ from takd.report.tables import numbered, score
 
 ROLES = {
     "teacher": "Top teacher",
+    "given": "As given, not trained here",
     "baseline": "SFT baselines",
     "student": "Chains",
     "assistant": "Assistants",

@@ -1,5 +1,6 @@
 """Summary: three sentences, the forest plot, one table, limits and downloads. Snakemake's report opens with it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from takd.analysis import table
@@ -22,6 +23,7 @@ WHAT = {
     "direct": "through assistants against straight from the teacher",
     "sft": "against the SFT baseline",
     "method": "method against method",
+    "given": "against a model as given",
 }
 
 
@@ -52,15 +54,23 @@ def trained(results: Results) -> str:
     spec = results.spec
     chains = [split(chain["lineage"]) for chain in spec["chains"]]
     sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
-    heads, ends = (
-        listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
-        for models in ([chain[0].model for chain in chains], [chain[-1].model for chain in chains])
-    )
+
+    def named(models: Iterable[str]) -> str:
+        return listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
+
+    longer = [chain for chain in chains if len(chain) > 1]
+    parts = []
+    if longer:
+        heads, ends = (named(chain[place].model for chain in longer) for place in (0, -1))
+        parts.append(f"{counted(len(longer), 'chain')} from {heads} to {ends}")
+    if alone := [chain[0].model for chain in chains if len(chain) == 1]:
+        parts.append(f"{named(alone)} alone")
+    seeds = f"training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])}"
+    trainings = f"{counted(len(results.trained), 'training')} with {seeds}"
     prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())
     return (
-        f"{counted(len(chains), 'chain')} from {heads} to {ends}: {counted(len(results.lineages), 'model')},"
-        f" {counted(len(results.nodes), 'training')} with"
-        f" training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])},"
+        f"{' and '.join(parts)}: {counted(len(results.lineages), 'model')},"
+        f" {trainings if results.trained else 'no training'},"
         f" evaluated on the prompts of {prompts}."
     )
 

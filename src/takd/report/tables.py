@@ -9,6 +9,7 @@ from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.table import ANY, DIFFERENCE, SCORE, Number
+from takd.experiment.lineage import is_given
 from takd.pages.tables import Cell
 
 
@@ -59,6 +60,8 @@ def score(results: Results, name: str, lineage: str, measure: str) -> Number | N
 
 
 def by_seed(results: Results, mean: Number) -> dict[int, float]:
-    """Map each training seed to its value behind a mean score or difference."""
+    """Map each training seed to its value behind a mean score or difference; empty of a model that has no seed."""
+    if mean.kind == SCORE and is_given(mean.lineage):
+        return {}
     found = {s: _numbers(results).get(_key(mean._replace(seed=s))) for s in results.spec["seeds"]}
     return {seed: row.value for seed, row in found.items() if row}

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from takd.experiment.schema import load_schema
 from takd.experiment.yaml12 import Key, YamlFile
 
 
@@ -35,6 +36,16 @@ def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
             f"is {corpus['block_length']}, but must be at most data.max_length ({longest}), the longest text that the"
             " models read.",
         )
+
+
+def check_splits(file: YamlFile, settings: dict[str, Any], trains: bool) -> None:
+    """Check that there is data to train on, if a model or the tokenizer is trained."""
+    tokenizer = "train" in settings["tokenizer"]
+    for name, needed in (("train", trains or tokenizer), ("dev", trains)):
+        if needed and not settings["data"].get(name):
+            said = load_schema()["properties"]["data"]["properties"][name]["description"]
+            text = f"lacks the key {name}: {said[0].lower()}{said[1:].partition('.')[0]}."
+            file.fault(("data",), text, name)
 
 
 def _check_source(file: YamlFile, source: dict[str, Any], key: Key) -> bool:

@@ -17,7 +17,7 @@ from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import GIVEN, split
 from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
@@ -72,6 +72,7 @@ QUESTIONS = {
     "direct": "Does the assistant help? (through − direct)",
     "sft": "Gain over SFT of the same model",
     "method": "Method against method on one chain",
+    "given": "Trained here against as given (one set of weights for all training seeds)",
 }
 """Headings, in the order of the blocks."""
 
@@ -143,7 +144,7 @@ SCORES = Plot(
 
 def pair_text(pair: Pair) -> str:
     """Name a difference: the chain where it is clear from the question what it is compared with, else both sides."""
-    if pair.question != "method":
+    if pair.question not in ("method", "given"):
         return full_text(pair.ours)
     ours, theirs = (full_text(lineage).partition(": ") for lineage in (pair.ours, pair.theirs))
     if ours[2] == theirs[2]:
@@ -263,7 +264,12 @@ def _write(
 def _key(figure: Figure, layout: Layout, blocks: Sequence[Block], signed: bool) -> None:
     """Add the legend: markers of the routes, ticks, and filled against hollow."""
     lines = [line for block in blocks for line in block.lines]
-    names = {"s": "SFT alone", "o": "straight from the teacher", "D": "through assistants"}
+    given = any(line.number.method == GIVEN for line in lines)
+    names = {
+        "s": "SFT alone, or as given" if given else "SFT alone",
+        "o": "straight from the teacher",
+        "D": "through assistants",
+    }
     shown = {line.look.marker for line in lines}
     handles = [_mark(marker) for marker in names if marker in shown]
     texts = [text for marker, text in names.items() if marker in shown]

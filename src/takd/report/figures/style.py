@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from takd.analysis.exports import to_csv
 from takd.analysis.results import Results, Row
 from takd.analysis.text import counted
-from takd.experiment.lineage import SUPERVISED, split
+from takd.experiment.lineage import GIVEN, SUPERVISED, split
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -69,12 +69,12 @@ class Look(NamedTuple):
 def looks(results: Results) -> dict[str, Look]:
     """Assign one look per lineage: colour by method, marker by route; dashes tell those of one route apart."""
     methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
-    taught = [method for method in methods if method != SUPERVISED]
+    taught = [method for method in methods if method not in (SUPERVISED, GIVEN)]
     count: Counter[str] = Counter()
     chosen: dict[str, Look] = {}
     for lineage in results.lineages:
         method = split(lineage)[-1].method
-        colour = BLACK if method == SUPERVISED else COLOURS[taught.index(method) % len(COLOURS)]
+        colour = BLACK if method not in taught else COLOURS[taught.index(method) % len(COLOURS)]
         marker = ROUTES[min(len(split(lineage)), 3)]
         # in grey, dashes tell methods of one route apart
         order = [DASHES[(count[marker] + step) % len(DASHES)] for step in range(len(DASHES))]
