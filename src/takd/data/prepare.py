@@ -45,7 +45,6 @@ def run(stage: Stage) -> None:
     write = _write_corpus if stage.spec["split"] == "corpus" else _write_rows
     folder = stage.temporary(stage.outputs["dataset"])
     journal = Journal(stage.outputs["manifest"].with_name("metrics.jsonl"), active=True)
-    journal.restart()
     try:
         source = downloads.pinned(stage.spec["source"])
         fields, said = write({**stage.spec, "source": source}, encoder, folder)
@@ -56,6 +55,7 @@ def run(stage: Stage) -> None:
     stage.commit(stage.outputs["dataset"])
     split = stage.spec["split"]
     # not in the manifest: another commit with the same rows is no other data
+    journal.restart()
     journal.close(0, **stage.origin(), revision=source.get("revision"))
     stage.write_manifest(
         stage.outputs["manifest"], known_by_content=SOURCES, kind="data", split=split, **fields
