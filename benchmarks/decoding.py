@@ -1,4 +1,4 @@
-"""Decoding: takd's rows, which leave when they are done, against `transformers`.
+"""Speed of takd's decoding, whose rows leave the batch when they end, against `transformers`.
 
     python benchmarks/decoding.py [--quick] [--json FILE] [--threads N] [--only NAME …]
 
@@ -39,7 +39,7 @@ PAGE = 16  # tokens in a page of continuous batching: responses are short
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison: the model, the rows, and how many are decoded together."""
+    """One comparison: size of the model, rows, and rows decoded together."""
 
     layers: int
     width: int
@@ -116,7 +116,7 @@ def measure(report: Report, case: Case, device: torch.device) -> None:
 
 
 def asked(case: Case) -> list[Prompt]:
-    """The prompts, each with all its seeds; every row has a length of its own."""
+    """List each prompt with every seed; each row has its own response length."""
     prompt_lengths = [prompt for prompt, _ in dolly_lengths(case.prompts, case.longest)]
     texts = random_texts(prompt_lengths, vocabulary=case.vocabulary)
     responses = [length for _, length in dolly_lengths(case.prompts * case.seeds, case.longest)]
@@ -128,7 +128,7 @@ def asked(case: Case) -> list[Prompt]:
 
 
 def ours(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int) -> list[int]:
-    """takd's decoding; gives the number of tokens that each row got."""
+    """Decode with takd; return the number of tokens of each row."""
     responses = draw(
         model,
         rows,
@@ -141,7 +141,7 @@ def ours(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int) 
 
 
 def theirs(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int) -> list[int]:
-    """`generate` in batches of rows whose prompts are about as long; gives what `ours` does."""
+    """Decode with `generate`, in batches of prompts of similar length; return what `ours` does."""
     torch.manual_seed(0)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     found: dict[int, int] = {}
@@ -201,7 +201,7 @@ def continuous(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size:
 
 
 class AtItsLength(StoppingCriteria):
-    """Ends each row at a length of its own, (batch,), and the batch with its longest."""
+    """Stopping criterion: each row ends at its own length, (batch,), the batch with its longest row."""
 
     def __init__(self, lengths_b: Tensor) -> None:
         self.lengths_b = lengths_b
@@ -211,7 +211,7 @@ class AtItsLength(StoppingCriteria):
 
 
 def lengths(new_bt: Tensor, limits_b: Tensor) -> list[int]:
-    """Where the padding of each row begins; padding may have been drawn, but hardly as the last token of many rows."""
+    """Return where the padding of each row begins, assuming that few rows end with a sampled padding token."""
     columns = torch.arange(1, new_bt.shape[1] + 1, device=new_bt.device)
     last_b = ((new_bt != PADDING) * columns).amax(1)
     drawn_b = torch.where(limits_b - last_b == 1, limits_b, last_b)

@@ -271,7 +271,14 @@ LONGEST = (
 )
 # Files of which most tests start processes, trainings or a browser: `pytest -m "not slow"` does not even read them.
 SLOW = {
-    *("test_all_families", "test_cards", "test_checkpoints", "test_compare", "test_csv_cells"),
+    *(
+        "test_all_families",
+        "test_cards",
+        "test_chat_end_to_end",
+        "test_checkpoints",
+        "test_compare",
+        "test_csv_cells",
+    ),
     *("test_dag", "test_decoding_distribution", "test_deepspeed", "test_deterministic"),
     *("test_end_to_end", "test_ending"),
     *("test_environments", "test_evaluation_likelihoods", "test_evaluation_plan"),

@@ -40,8 +40,8 @@ def prepare(tmp_path):
     save_tokenizer(tmp_path / "data/tokenizer")
     tokenizer.write_text(json.dumps({"vocabulary": 11, "end": 0, "pad": 1}))
 
-    def run(weights, parameters=1.0, max_length=16):
-        spec = {"model": "m", "weights": weights, "parameters": parameters}
+    def run(weights, parameters=1.0, max_length=16, **more):
+        spec = {"model": "m", "weights": weights, "parameters": parameters, **more}
         stage = Stage(
             spec=spec | {"max_length": max_length},
             code="",
@@ -64,6 +64,53 @@ def test_folder_is_linked_and_counted(prepare, tmp_path):
     assert set(manifest["files"]) == {"model/config.json", "model/model.safetensors"}
     loaded = load_model(tmp_path / "model")
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
+
+
+AS_IT_IS = {"lineage": "m-given", "seed": 0, "method": "given"}
+
+
+def test_a_model_that_is_taken_as_it_is_has_its_tokenizer_and_the_manifest_of_a_model(
+    prepare, tmp_path
+):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "source")
+    count = sum(p.numel() for p in model.parameters())
+    weights = {"folder": str(tmp_path / "source")}
+    weights["sha256"] = starting_weights.weights_digests(tmp_path / "source")
+    manifest = prepare(weights, parameters=count, **AS_IT_IS)
+    assert {key: manifest[key] for key in ("kind", "steps", "best")} == {
+        "kind": "model",
+        "steps": 0,
+        "best": {},
+    }
+    assert AS_IT_IS.items() <= manifest.items() and "origin" not in manifest
+    assert manifest["spec"] == {"model": "m", **AS_IT_IS}
+    assert {"model/model.safetensors", "model/tokenizer.json"} <= manifest["files"].keys()
+    assert torch.equal(load_model(tmp_path / "model").lm_head.weight, model.lm_head.weight)
+    (tmp_path / "source").rename(tmp_path / "moved")
+    assert starting_weights.relink(
+        tmp_path / "model", weights | {"folder": str(tmp_path / "moved")}
+    )
+    assert load_model(tmp_path / "model") is not None
+    # one whose tokens mean something else cannot teach here, nor be scored
+    save_tokenizer(tmp_path / "moved", words=["<end>", "b", "a", *WORDS[3:]])
+    with pytest.raises(InputError, match="comes with another tokenizer than the experiment's"):
+        prepare({"folder": str(tmp_path / "moved")}, parameters=count, **AS_IT_IS)
+
+
+def test_a_model_of_an_earlier_training_names_it(prepare, tmp_path):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "other/model")
+    files = digests([tmp_path / "other/model"], tmp_path / "other")
+    said = {"kind": "model", "lineage": "t-sft__m-kd", "seed": 7, "files": files}
+    write_json(tmp_path / "other/manifest.json", sealed(said))
+    weights = {"folder": str(tmp_path / "other/model")}
+    manifest = prepare(weights, sum(p.numel() for p in model.parameters()), **AS_IT_IS)
+    assert manifest["origin"] == {
+        "lineage": "t-sft__m-kd",
+        "seed": 7,
+        "digest": sealed(said)["digest"],
+    }
 
 
 def test_equal_weights_have_an_equal_manifest_wherever_they_lie(prepare, tmp_path):

@@ -3,7 +3,6 @@
 Inputs: `data` (manifest of each split, in any order; its log lies beside it). Outputs: `report` (JSON), `page` (HTML).
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from takd.runtime.files import read_json, write_text
 from takd.runtime.records import read_log
 from takd.runtime.stage import Stage
 
+Asked = tuple[int, tuple[str, ...]]  # number of a row, and its prompt
 DROPPED = (
     *("dropped_prompt_too_long", "empty_output", "dropped_duplicates", "dropped_leaks"),
     "dropped_response_length",
@@ -57,8 +57,13 @@ def leaks(splits: Mapping[str, Any], sets: list[str]) -> list[dict[str, Any]]:
         For train and dev against each evaluation set, and train against dev: `split`, `other`, `rows` (number in
         `split`), `other_rows` (number of matching rows in `other`), `examples` (the first pairs of row numbers).
     """
+    # each answer of a conversation is trained on, and the last one of the others is scored
     prompts = {
-        split: [row.prompt for row in sources.rows(source)]
+        split: [
+            (number, turn.prompt)
+            for number, row in enumerate(sources.rows(source))
+            for turn in (row.turns() if split == "train" else [row])
+        ]
         for split, source in splits.items()
         if split != "corpus"
     }
@@ -66,17 +71,17 @@ def leaks(splits: Mapping[str, Any], sets: list[str]) -> list[dict[str, Any]]:
     return [_leak(prompts, *pair) for pair in pairs if prompts.keys() >= set(pair)]
 
 
-def _leak(prompts: dict[str, list[tuple[str, str]]], split: str, other: str) -> dict[str, Any]:
-    places: dict[tuple[str, str], int] = {}
-    for number, prompt in enumerate(prompts[other]):
+def _leak(prompts: dict[str, list[Asked]], split: str, other: str) -> dict[str, Any]:
+    places: dict[tuple[str, ...], int] = {}
+    for number, prompt in prompts[other]:
         places.setdefault(prompt, number)
-    hits = [(number, places[p]) for number, p in enumerate(prompts[split]) if p in places]
-    hit = Counter(prompts[split])
+    hits = [(number, places[p]) for number, p in prompts[split] if p in places]
+    hit = {p for _, p in prompts[split]}
     return {
         "split": split,
         "other": other,
         "rows": len(hits),
-        "other_rows": sum(prompt in hit for prompt in prompts[other]),
+        "other_rows": sum(prompt in hit for _, prompt in prompts[other]),
         "examples": [{"row": row, "other_row": place} for row, place in hits[:NAMED]],
     }
 

@@ -61,13 +61,6 @@ def safetensors_parameters(folder: Path) -> int | None:
         return None  # the stage that reads the files reports the error
 
 
-def model_folder(root: Path, folder: str) -> str:
-    """Return the folder of a model, also where that of its training is named, which holds it as `model`."""
-    inner = f"{folder}/model"
-    named = (root / folder / "config.json").is_file()
-    return inner if not named and (root / inner / "config.json").is_file() else folder
-
-
 def positions(folder: Path) -> int | None:
     """Return the longest text that a model can read, by `config.json`; None without a limit."""
     try:
