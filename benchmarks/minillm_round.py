@@ -1,4 +1,4 @@
-"""A MiniLLM round, takd against the reference's schedule: the same prompts, response lengths and optimizer steps.
+"""Time of a MiniLLM round: takd against the authors' schedule, with equal prompts, response lengths and steps.
 
     python benchmarks/minillm_round.py [--quick] [--json FILE] [--shapes gpt2 demo] [--figure FILE.svg]
 
@@ -35,7 +35,7 @@ from takd.methods.base import Context
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers and width of student and teacher, and the slots of the reference's padding."""
+    """Layers and width of student and teacher, and the length to which the reference pads."""
 
     student: tuple[int, int]
     teacher: tuple[int, int]
@@ -66,7 +66,7 @@ ROUND = {"batch_size": 4, "inner_epochs": 4}
 
 
 class Takd:
-    """takd's rounds, one after the other."""
+    """Consecutive rounds of takd."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Takd:
         self.step, self.kept = 0, KeptDecoder()
 
     def __call__(self) -> None:
-        """One round."""
+        """Run one round."""
         for _ in range(self.method.steps_per_round):
             self.method.prepare(self.step, self.sample)
             self.student.train()
@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def contenders(shape: Shape, kind: str, device: torch.device) -> tuple[Callable[[], None], Takd]:
-    """Both sides with models of their own that start equal."""
+    """Make both contenders, with equal copies of the models."""
     count, slots = shape.rollouts, shape.slots
     if kind.startswith("all"):
         prompt_lengths, lengths = [slots] * count, [slots] * count
@@ -185,7 +185,7 @@ def contenders(shape: Shape, kind: str, device: torch.device) -> tuple[Callable[
 
 
 def spent(ours: Takd) -> dict[str, float]:
-    """Take a round; its seconds, by what they were spent on."""
+    """Run a round; return its seconds by part."""
     seconds: dict[str, float] = {}
     with (
         timed(kv_cache.RaggedCache, "read", "read prompts", seconds),
@@ -230,7 +230,7 @@ def timed(
 
 
 def figure(parts: dict[str, dict[str, float]], path: Path) -> None:
-    """A stacked bar for each case."""
+    """Draw a stacked bar for each case."""
     import matplotlib
 
     matplotlib.use("svg")
