@@ -11,6 +11,8 @@ import pytest
 from conftest import Project, make_project, writing_experiment
 from models_for_tests import tiny_gpt2
 
+from takd.preflight.jobs import of_experiment
+
 ROOT = Path(__file__).resolve().parents[1]
 REVISION = "1" * 40
 # rules that may download: they are local, on the machine that starts the workflow
@@ -74,11 +76,11 @@ def hub(tmp_path: Path) -> Path:
 def test_what_was_fetched_before_is_found_without_the_hub(hub: Path) -> None:
     program = f"""
 from pathlib import Path
-from takd.models import starting_weights
+from takd.models.hub import fetch_model
 from takd.data import sources
 source = {{"hub": "some/data", "revision": "{REVISION}", "file": "raw.jsonl", "rows": [1, 3]}}
 print([row.instruction for row in sources.rows(source)])
-folder = Path(starting_weights._from_hub({{"hub": "some/model", "revision": "{REVISION}"}}))
+folder = fetch_model("some/model", "{REVISION}")
 print(sorted(path.name for path in folder.iterdir() if path.suffix == ".safetensors"))
 """
     found = run(program, hub, HF_HUB_OFFLINE="1").splitlines()
@@ -87,19 +89,20 @@ print(sorted(path.name for path in folder.iterdir() if path.suffix == ".safetens
 
 def test_what_was_not_is_told_in_a_sentence(hub: Path) -> None:
     program = f"""
-from takd.models import starting_weights
+from takd.models.hub import fetch_model
 from takd.data import sources
 from takd.runtime.errors import InputError
 missing = {{"hub": "some/other", "revision": "{REVISION}", "file": "raw.jsonl"}}
-for act in (lambda: list(sources.rows(missing)), lambda: starting_weights._from_hub(missing)):
+for act in (lambda: list(sources.rows(missing)), lambda: fetch_model("some/other", "{REVISION}")):
     try:
         act()
     except InputError as error:
         print(error)
 """
     data, model = run(program, hub, HF_HUB_OFFLINE="1").splitlines()
-    assert data.startswith("raw.jsonl of the data set some/other cannot be fetched from the hub:")
-    assert model.startswith("the model some/other cannot be fetched from the hub:")
+    at = "cannot be fetched from the hub at https://nowhere.invalid:"
+    assert data.startswith(f"raw.jsonl of the data set some/other {at}")
+    assert model.startswith(f"the model some/other {at}")
     for sentence in (data, model):
         assert "cannot be reached and its cache (HF_HOME) lacks it" in sentence
 
@@ -129,3 +132,15 @@ def test_families_plan_without_hub_and_data(
     rest = {"tokenizer": 1, "data_report": 1, "report": 1}
     rest |= dict.fromkeys(("evaluate", "likelihoods"), trained * sets) | {"card": trained}
     assert planned == {**jobs, **rest}
+
+
+@pytest.mark.parametrize("profile", ["slurm", "slurm-h100"])
+def test_slurm_gets_no_job_that_fetches(profile: str) -> None:
+    """They run where Snakemake does; what Slurm gets runs with the environment of the shell (`--export=ALL`)."""
+    found = of_experiment(ROOT, "gpt2-dolly", {}, f"profiles/{profile}")
+    rules = {job.rule for job in found}
+    assert (
+        rules > LOCAL
+        and {job.rule for job in found if job.rule in LOCAL and not job.local} == set()
+    )
+    assert all(not job.local for job in found if job.computes)

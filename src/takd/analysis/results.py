@@ -154,6 +154,10 @@ class Results:
         """Models of one lineage, one per training seed."""
         return [model for node, model in self.models.items() if node.lineage == lineage]
 
+    def tested(self, set_name: str) -> list[str]:
+        """Scores of single answers that this evaluation set has, in the order of tables."""
+        return list(self.evaluations[self.nodes[0], set_name].by_draw)
+
     def scores(
         self, lineage: str, set_name: str, measure: str, seeds: list[int]
     ) -> NDArray[np.float64]:
@@ -231,10 +235,12 @@ def _evaluation(
     scores = _record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
     ids, values, strata = [], [], []
+    measures: list[str] = []
     for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
         strata.append(row.get("stratum") or "")
-        values.append([[output[measure] for measure in TESTED] for output in row["outputs"]])
+        measures = measures or [name for name in TESTED if name in row["outputs"][0]]
+        values.append([[output[measure] for measure in measures] for output in row["outputs"]])
         if len(values[-1]) != draws:
             raise InputError(
                 f"{folder / 'generations.jsonl'}, prompt {row['id']}: has {len(values[-1])} answers,"
@@ -242,8 +248,8 @@ def _evaluation(
             )
         if row["id"] in shown:
             shown[row["id"]][node] = row
-    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(TESTED))
-    by_draw = {measure: array[:, :, place] for place, measure in enumerate(TESTED)}
+    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(measures))
+    by_draw = {measure: array[:, :, place] for place, measure in enumerate(measures)}
     read = folder / "likelihoods"
     return Evaluation(
         node,

@@ -13,8 +13,8 @@ from takd.runtime.stage import Stage
 BATCH = 1024
 
 
-def row_features(stratum: bool = False) -> Any:
-    """Columns of a prepared split; `stratum` for an evaluation set whose rows have one."""
+def row_features(stratum: bool = False, messages: bool = False) -> Any:
+    """Columns of a prepared split; `stratum` and `messages` for a scored split whose rows have them."""
     # importing datasets takes a second, which the demo's sources do not need
     from datasets import Features, List, Value
 
@@ -28,7 +28,7 @@ def row_features(stratum: bool = False) -> Any:
             "input": Value("string"),
             "references": List(Value("string")),
         }
-        | ({"stratum": Value("string")} if stratum else {})
+        | {name: Value("string") for name in ["stratum"] * stratum + ["messages"] * messages}
     )
 
 

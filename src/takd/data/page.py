@@ -24,6 +24,7 @@ LABELS = {
     "blank_input": "input of white space alone",
     "blank_instruction": "empty instruction",
     "blank_references": "empty references taken off",
+    "without_answer": "prompts without an answer",
 }
 Rows = list[list[Any]]
 

@@ -21,6 +21,7 @@ import numpy as np
 from datasets import Dataset
 
 from takd.data.arrow import dataset_of
+from takd.data.template import CHAT
 from takd.data.tokenise import Encoder
 from takd.decoding import loading
 from takd.evaluation import log_likelihoods
@@ -28,7 +29,7 @@ from takd.evaluation.log_likelihoods import Record, Text
 from takd.metrics import calibration, exposure_bias
 from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
-from takd.runtime.files import write_lines
+from takd.runtime.files import read_json, write_lines
 from takd.runtime.metrics_log import Journal
 from takd.runtime.sharding import JsonlStore, Shard, resumable
 from takd.runtime.stage import Stage
@@ -92,7 +93,9 @@ def separate(teachers: dict[str, Any]) -> list[str]:
 def _texts(stage: Stage, dataset: Dataset) -> dict[str, list[Text]]:
     """Texts to read, by part, in the order of the data."""
     prompts = dataset["prompt_ids"]
-    encoder, longest = Encoder.beside(stage.input("tokenizer")), stage.spec["max_length"]
+    tokenizer, longest = stage.input("tokenizer"), stage.spec["max_length"]
+    # in a chat, an answer is written by the template
+    encoder = Encoder.beside(tokenizer, CHAT if "template" in read_json(tokenizer) else None)
     references = [
         Text(row, index, prompts[row], response[: longest - len(prompts[row])])
         for row, references in enumerate(dataset["references"])

@@ -6,7 +6,7 @@ processes nor a restart changes them.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,11 @@ class Method:
     decays_all = False
     """Whether weight decay includes biases and norms; the authors' code of most methods leaves them out."""
 
+    @classmethod
+    def needs_answers(cls, settings: Mapping[str, Any]) -> bool:
+        """Return whether the method learns from the responses of the training rows, besides their prompts."""
+        return False
+
     @property
     def settings(self) -> dict[str, Any]:
         return self.context.settings
@@ -109,6 +114,14 @@ class Method:
 
     def prepare(self, step: int, sample: Sampler) -> None:
         """Sample the responses that a step needs; called before each step."""
+
+    def uses(self) -> list[list[int]]:
+        """Return which of the responses that `prepare` samples each of their steps uses, as indices.
+
+        A teacher's hidden states are given only to the processes that need them; other methods than
+        those with rollouts keep none.
+        """
+        return []
 
     def learned(self, step: int, values: dict[str, float]) -> None:
         """Handle the end of the optimizer step on the batch that `parts(step)` returned.
@@ -140,6 +153,10 @@ class Method:
 
 class LabelledRows(Method):
     """Base class of methods with one loss on labelled rows, in shuffled passes."""
+
+    @classmethod
+    def needs_answers(cls, settings: Mapping[str, Any]) -> bool:
+        return True
 
     def rows(self, step: int) -> list[Example]:
         """Return the labelled rows of a step's batch."""

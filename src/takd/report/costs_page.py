@@ -6,7 +6,7 @@ from takd.analysis import costs, exports
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
 from takd.analysis.results import Results
 from takd.experiment.labels import chain_text, full_text, method_title, methods_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
 from takd.pages.environment import thousands
 from takd.pages.tables import Cell, Column, Group, Table, TableRow, simple
 from takd.report import pages
@@ -135,7 +135,7 @@ def to_csv(results: Results) -> str:
                 "chain": chain_text(lineage),
                 "methods": methods_text(lineage),
                 "stage": stage,
-                "training_seeds": len({run.seed for run in runs}),
+                "training_seeds": 0 if is_given(lineage) else len({run.seed for run in runs}),
                 "minutes": sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60,
                 "hours": sum(run.hours for run in runs),
                 "tokens": sum(run.tokens for run in runs),

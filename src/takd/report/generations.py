@@ -19,7 +19,8 @@ class Response(NamedTuple):
     Attributes:
         model: position of the model in the table of results.
         parts: the text in parts, each with whether it differs from the nearest reference.
-        change: `right` if it equals a reference and that of the SFT baseline does not, `wrong` the other way round.
+        change: `right` if it equals a reference, or has its answer where the set has a pattern of it, and that of the
+            SFT baseline does not; `wrong` the other way round.
         over_sft: mean ROUGE-L less that of the SFT baseline; None for a baseline.
     """
 
@@ -93,7 +94,8 @@ def _model(lineage: str) -> str:
 
 
 def _right(row: Row) -> bool:
-    return bool(row["outputs"][0]["exact_match"] == 100)
+    output = row["outputs"][0]
+    return bool(output.get("answer_accuracy", output["exact_match"]) == 100)
 
 
 def differing(text: str, references: Sequence[str]) -> Iterator[tuple[str, bool]]:

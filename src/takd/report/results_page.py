@@ -61,7 +61,7 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
         return None
     several = any(each.several for each in chosen)
     columns = [Column("Compared", "name pair")]
-    for measure in TESTED:
+    for measure in results.tested(name):
         columns.append(Column(f"{BY_NAME[measure].title}, difference", note="by training seed"))
         columns += [Column("Across training seeds", note="95 %, p (Holm)")] * several
         columns.append(Column("These checkpoints", note="95 %, p (Holm)"))
@@ -75,7 +75,7 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
         rows = []
         for pair, of_pair in by_pair.items():
             cells = [_compared(results, pair)]
-            for measure in TESTED:
+            for measure in results.tested(name):
                 cells += _tested(results, of_pair[measure], several)
             rows.append(TableRow(cells))
             title = f"{TITLES[question]}: a family of {of_pair['rougeL'].family}"
@@ -134,11 +134,13 @@ def seeds_table(results: Results, name: str) -> Table:
     """Every tested measure of every training seed."""
     seeds = results.spec["seeds"]
     columns = [Column("Model", "name")]
-    columns += [Column(f"{BY_NAME[m].title}, seed {seed}") for m in TESTED for seed in seeds]
+    columns += [
+        Column(f"{BY_NAME[m].title}, seed {seed}") for m in results.tested(name) for seed in seeds
+    ]
     rows = []
     for line in table.lines(results):
         cells = [model_cell(line.lineage, line.label)]
-        for measure in TESTED:
+        for measure in results.tested(name):
             mean = score(results, name, line.lineage, measure)
             values = by_seed(results, mean) if mean else {}
             cells += [tables.measured(values.get(seed)) for seed in seeds]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from takd.analysis import costs, table
 from takd.analysis.costs import unit
-from takd.analysis.measures import BY_NAME, TESTED
+from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.table import DIFFERENCE, Line, Number
@@ -41,7 +41,7 @@ def brief_table(results: Results) -> Table:
 
 def main_table(results: Results, name: str) -> Table:
     """Scores, gains, published scores and costs of all models on one evaluation set."""
-    columns = {Column(BY_NAME[measure].title): _score(results, name, measure) for measure in TESTED}
+    columns = {Column(BY_NAME[m].title): _score(results, name, m) for m in results.tested(name)}
     columns |= _gains(results, name, "ROUGE-L")
     if any(
         name in scores

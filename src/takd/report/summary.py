@@ -36,7 +36,7 @@ def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str
         "index.html",
         results,
         sentences=[
-            *(trained(results), tested(results, first), best(results, first)),
+            *filter(None, (trained(results), tested(results, first), best(results, first))),
             *(*reversed_elsewhere(results), *worse_in_strata(results, first)),
         ],
         forest=plots.get(forest.DIFFERENCES),
@@ -139,19 +139,22 @@ def worse_in_strata(results: Results, name: str) -> list[str]:
 
 
 def best(results: Results, name: str) -> str:
-    """Name the top teacher and, of each student size, the chain with the highest mean."""
+    """Name the top teacher, models as given, and of each student size the chain with the highest mean."""
     found = table.of(results)
     rows = {row.lineage: row for row in table.rows(found, kind=SCORE, measure="rougeL", set=name)}
     roles = {line.lineage: line.role for line in table.lines(results)}
-    parts = [
-        f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
-        for lineage, role in roles.items()
-        if role == "teacher"
-    ]
-    parts = [f"Top teacher: {listed(parts)}"] if parts else []
+    parts = []
+    for start, chosen in (("Top teacher", "teacher"), ("As given", "given")):
+        said = [
+            f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
+            for lineage, role in roles.items()
+            if role == chosen
+        ]
+        parts += [f"{start}: {listed(said)}"] if said else []
     students = [rows[lineage] for lineage, role in roles.items() if role == "student"]
     students.sort(key=lambda row: -(row.parameters or 0))
     for model in dict.fromkeys(row.model for row in students):
         top = max((row for row in students if row.model == model), key=lambda row: row.value)
         parts.append(f"highest mean of {model}: {top.text()}, {full_text(top.lineage)}")
-    return f"{'; '.join(parts)}."
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if parts else ""

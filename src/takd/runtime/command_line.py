@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from takd.runtime import input_check, shutdown
+from takd.runtime import input_check, shutdown, store
 from takd.runtime.code_digest import code_digest, git_commit
 from takd.runtime.errors import InputError, no_room, printable
 from takd.runtime.gpu_lock import reserve_gpus
@@ -87,6 +87,9 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
     try:
         if not launched():
             verify(stage, named)
+        entry = store.of(stage) if rank() == 0 else None
+        if entry and not launched() and entry.take_or_claim(stage):
+            return 0
         if gpus:
             set_allocator()
         if gpus and nodes == 1:
@@ -94,6 +97,8 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
         launch(nodes, stage.processes, stage.threads)
         stage.git_commit = git_commit()
         importlib.import_module(module).run(stage)
+        if entry:
+            entry.put(stage)
     except (InputError, Interrupted) as error:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
         return 1
@@ -155,6 +160,7 @@ def _parser(module: str) -> argparse.ArgumentParser:
     add("--processes", type=_count, default=1, help="processes on each node: one per GPU")
     add("--nodes", type=_count, default=1, help="nodes of the Slurm job to spread over")
     add("--micro-batch", type=_count, default=8, help="rows a process handles at once")
+    add("--max-tokens", type=_limit, default=0, help="tokens it handles at once; 0: no limit")
     switch: dict[str, Any] = {"type": _switch, "default": False, "metavar": "0|1"}
     add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
     add("--compile", **switch, help="1: training passes through torch.compile")
@@ -175,6 +181,12 @@ def _by_name(pairs: list[tuple[str, Path]]) -> dict[str, list[Path]]:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise _wrong(text, "a whole number of at least 1")
+    return int(text)
+
+
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise _wrong(text, "a whole number of at least 0")
     return int(text)
 
 

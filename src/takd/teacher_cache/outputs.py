@@ -161,12 +161,13 @@ def _portion(
     """Compute the outputs of a range of rows, concatenated, (tokens, ...) each."""
     found: dict[int, dict[str, Tensor]] = {}
     texts = _texts(dataset, first, after)
-    for chosen, batch in by_length(texts, stage.micro_batch, model.device):
+    sizes = stage.micro_batch, model.device, stage.max_tokens
+    for chosen, batch in by_length(texts, *sizes):
         hidden_nh = batch.hidden(model).to(model.dtype)
         values = {"hidden": hidden_nh}
         if stage.spec["kind"] == "top_k":
             values = likeliest(model, hidden_nh, vocabulary, stage.spec["top_k"])
-        pieces = {name: batch.split(value) for name, value in values.items()}
+        pieces = {name: batch.split(value.cpu()) for name, value in values.items()}
         for place, index in enumerate(chosen):
             found[index] = {name: split[place] for name, split in pieces.items()}
     return {name: torch.cat([found[i][name] for i in range(len(texts))]) for name in found[0]}

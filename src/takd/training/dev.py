@@ -7,13 +7,16 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from takd.decoding.sampling import Prompt, Response
+from takd.losses.batch import spans
 from takd.methods.base import examples, response_tokens
 from takd.methods.token_losses import label_loss
 from takd.metrics.rouge import exact_match, rouge_l
 from takd.training.student import Student
 
 
-def dev_loss(student: Student, dev: Dataset, vocabulary: int, micro_batch: int) -> float:
+def dev_loss(
+    student: Student, dev: Dataset, vocabulary: int, micro_batch: int, max_tokens: int = 0
+) -> float:
     """Return the mean of -log q over all response tokens of the dev rows, on all processes."""
     accelerator = student.accelerator
     rows = examples(dev, range(len(dev)))
@@ -21,8 +24,8 @@ def dev_loss(student: Student, dev: Dataset, vocabulary: int, micro_batch: int) 
     mine = sorted(rows[accelerator.process_index :: accelerator.num_processes], key=len)
     total = torch.zeros((), device=accelerator.device)
     with student.whole() as model:
-        for start in range(0, len(mine), micro_batch):
-            total += loss(model, mine[start : start + micro_batch])[0]
+        for span in spans([len(row) for row in mine], micro_batch, max_tokens):
+            total += loss(model, mine[span])[0]
     return round(accelerator.reduce(total, "sum").item(), 6)
 
 
