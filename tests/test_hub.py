@@ -289,7 +289,10 @@ def test_of_several_forms_one_is_fetched(hub, prepare, tmp_path, whole) -> None:
     assert (tmp_path / "model/config.json").is_symlink()
 
 
-def test_a_connection_that_breaks_in_a_file_is_gone_on_with(hub, prepare, tmp_path) -> None:
+def test_a_connection_that_breaks_in_a_file_is_gone_on_with(
+    hub, prepare, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what comes of a piece is lost
     files = pickled(opt(), tmp_path / "source")
     commit = hub.publish("facebook/opt", files)
     hub.cuts = {"pytorch_model.bin": [1000, 500]}
