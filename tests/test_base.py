@@ -2,10 +2,8 @@
 
 import json
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from models_for_tests import tiny_gpt2
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -177,10 +175,12 @@ def test_wrong_size_is_refused(prepare, tmp_path):
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_pickled_weights_are_refused(prepare, tmp_path):
+def test_a_folder_without_weights_is_refused(prepare, tmp_path):
     tiny_gpt2(0).config.save_pretrained(tmp_path / "source")
-    (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"holds no model\.safetensors .* convert its weights"):
+    (tmp_path / "source" / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(
+        InputError, match=r"holds neither model\.safetensors .* convert its weights"
+    ):
         prepare({"folder": str(tmp_path / "source")})
 
 
@@ -288,32 +288,6 @@ def test_a_tokenizer_that_cannot_be_read_is_told_and_no_obstacle(prepare, tmp_pa
     (tmp_path / "source/tokenizer.json").write_text("no JSON")
     assert prepare({"folder": str(tmp_path / "source")}, count)["tokenizer"] == "unread"
     assert "its own tokenizer was not compared, as reading it fails" in capsys.readouterr().out
-
-
-def test_hub_is_asked_for_the_pinned_revision_and_safetensors_alone(prepare, tmp_path, monkeypatch):
-    model = tiny_gpt2(0)
-    model.save_pretrained(tmp_path / "snapshot")
-    asked = {}
-
-    def snapshot_download(name, **options):
-        asked.update(options, name=name)
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    count = sum(p.numel() for p in model.parameters())
-    prepare({"hub": "some/model", "revision": "abc"}, parameters=count)
-    assert asked["name"] == "some/model" and asked["revision"] == "abc"
-    assert not any(".bin" in p or ".py" in p for p in asked["allow_patterns"])
-    assert {"model-*-of-*.safetensors", "tokenizer.json"} <= set(asked["allow_patterns"])
-
-
-def test_why_the_hub_gives_no_weights_is_told(prepare, monkeypatch):
-    def snapshot_download(name, **options):
-        raise LocalEntryNotFoundError("no net")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(InputError, match=r"the model some/model cannot be fetched .* be reached"):
-        prepare({"hub": "some/model", "revision": "abc"})
 
 
 def test_scratch_is_a_configuration_that_the_seed_fills(prepare, tmp_path):

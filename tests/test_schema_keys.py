@@ -79,6 +79,15 @@ INSTEAD: dict[str, dict[str, Any]] = {
     "data.corpus.folder": {"data.corpus": {"folder": "data/saved"}},
     "data.template.with_input": {"data.template": TEMPLATE},
     "data.template.without_input": {"data.template": TEMPLATE},
+    "data.system": {"tokenizer": GIVEN, "data.template": "chat"},
+    "data.template_variables.NAME": {
+        "tokenizer": GIVEN,
+        "data.template": "chat",
+        "data.template_variables": {"a": 1},
+    },
+    "evaluation.sets.NAME.answer.pattern": {
+        "evaluation.sets.json": {"json": "data/test.jsonl", "answer": {"pattern": "(a)"}}
+    },
     **{f"training.gkd.{key}": {"training.gkd.on_policy": "adaptive"} for key in ADAPTIVE},
     "training.distillm.on_policy_share": {"training.distillm.on_policy": "mixed"},
     "training.abkd.on_policy_share": {"training.abkd.on_policy": "mixed"},
@@ -147,7 +156,7 @@ def others(part: dict[str, Any], now: Any) -> Iterator[Any]:
         values = [near + 1, near * 2, near / 2, 0.7]
     if "string" in types and not values:
         texts = ("other", "zero1", "9M", REVISION[::-1], DIGEST[::-1], "https://y.org/a", "b.jsonl")
-        values = [*texts, "{instruction}?", "{instruction}{input}?"]
+        values = [*texts, "{instruction}?", "{instruction}{input}?", "(b)"]
     if "array" in types:
         values += [
             [0.5, 0.6],
