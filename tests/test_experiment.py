@@ -637,7 +637,9 @@ def test_the_folder_of_a_training_is_that_of_its_model(tmp_path: Path) -> None:
 def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
     write(tmp_path, name="demo")
     write(tmp_path, name="large")
-    with pytest.raises(InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, .*large"):
+    with pytest.raises(
+        InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, .*large"
+    ):
         load(tmp_path / "config/experiments/dmo.yaml", tmp_path)
 
 
