@@ -32,7 +32,7 @@ if set("{}\n") & set(str(HOME)):
 
 from takd.experiment import comparison, lineage, specs
 from takd.preflight import amounts
-from takd.runtime import failures, slurm_executor_patch
+from takd.runtime import failures, slurm_executor_patch, store
 from takd.runtime.checkpoints import sweep
 from takd.runtime.code_digest import code_digest
 from takd.runtime.digests import canonical_json, without_places
@@ -41,6 +41,10 @@ from takd.runtime.errors import InputError
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+if STORE := config.get("store"):
+    # by the environment: a path is no reason to run anything again
+    os.environ[store.VARIABLE] = str(Path(str(STORE)).expanduser().absolute())
 
 # Jobs find the scripts through the environment: a path in their command would make them run again in a moved clone.
 os.environ["TAKD_HOME"] = str(HOME)
@@ -57,7 +61,9 @@ for NAME, VALUE in config.items():
             f""" {NAME}='"text"'."""
         )
 CONFIG = {
-    name: str(value) for name, value in config.items() if name not in ("experiment", comparison.KEY)
+    name: str(value)
+    for name, value in config.items()
+    if name not in ("experiment", comparison.KEY, "store")
 }
 try:
     amounts.check_profile(workflow.resource_settings)

@@ -343,6 +343,20 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "{hub: some/data}",
         ["line 14: data.train has hub but lacks revision", "40 hexadecimal digits"],
     ),
+    "data of a branch": (
+        "{json: data/train.jsonl}",
+        "{hub: some/data, revision: main, file: raw.jsonl, expect_rows: 3}",
+        [
+            "line 14: data.train.revision is 'main', which may name another commit tomorrow",
+            "a commit of 40 hexadecimal digits, or have beside it the digest",
+            "sha256 (of a file) or rows_sha256",
+        ],
+    ),
+    "short commit": (
+        "{json: data/train.jsonl}",
+        "{hub: some/data, revision: ad9edcc}",
+        ["data.train.revision is 'ad9edcc'", "a commit of 40 hexadecimal digits"],
+    ),
     "revision that moves": (
         "15ea56dee5df4983c59b2538573817e1667135e2",
         "main",
@@ -515,6 +529,46 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "  template: chat\n  max_length: 64",
         ["data.template is chat, but a tokenizer that is trained here has no chat template"],
     ),
+    "system prompt without a chat template": (
+        "  max_length: 64",
+        "  system: Be brief.\n  template_variables: {a: 1}\n  max_length: 64",
+        ["data.system only goes with `template: chat`", "data.template_variables only goes with"],
+    ),
+    "a variable that the template always has": (
+        "  max_length: 64",
+        "  template_variables: {messages: a}\n  max_length: 64",
+        ["data.template_variables.messages is no valid name"],
+    ),
+    "an answer of the training rows": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, answer: {pattern: '(a)'}}",
+        ["data.train.answer only goes with evaluation sets"],
+    ),
+    "a pattern with two groups": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, answer: {pattern: '(a)(b)'}}",
+        ["answer.pattern has 2 groups, but it must have one"],
+    ),
+    "a pattern that is none": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, answer: {pattern: '(a'}}",
+        ["answer.pattern is no regular expression"],
+    ),
+    "an evaluation set without answers": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, columns: {output: null}}",
+        ["columns.output is empty, but only rows of data.train may lack answers"],
+    ),
+    "messages and an instruction": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, columns: {messages: a, instruction: b}}",
+        ["columns.instruction does not go with messages"],
+    ),
+    "sums among others": (
+        "{json: data/train.jsonl}",
+        "{demo: {part: train, rows: 9, topics: [sums, facts]}}",
+        ["data.train.demo.topics has sums and others"],
+    ),
     "variable that nobody gives": (
         "data/train.jsonl",
         '"{data}/train.jsonl"',
@@ -530,10 +584,11 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         ", label",
         ["chains[0] lacks the key methods: how each model teaches the next"],
     ),
-    "a model that is there below a teacher": (
-        "{layers: 2, width: 32, heads: 4, positions: 64}}\n    training: {minillm: {batch_size: 32}}",
-        "{layers: 2, width: 32, heads: 4, positions: 64}}\n    trained: true",
-        ["models.assistant.trained is true, but the weights are random"],
+    "random weights that are there": (
+        "  hub.model:\n",
+        "  new:\n    weights: {scratch: {layers: 1, width: 32, heads: 4, positions: 64}}\n"
+        "    trained: true\n  hub.model:\n",
+        ["models.new.trained is true, but the weights are random (weights.scratch)"],
     ),
     "a student that is there": (
         GOOD[GOOD.index("    parameters") : GOOD.index("data:")]
@@ -873,6 +928,13 @@ def test_data_are_known_by_their_content(tmp_path: Path) -> None:
         (f"{{json: data/mine.jsonl, sha256: {digest}}}", "{json: elsewhere/deep/mine.jsonl}"),
         (f"{{url: 'https://host/a.jsonl', sha256: {digest}}}", "{json: data/mine.jsonl}"),
         ("{folder: data/set}", "{folder: elsewhere/deep/set}"),
+        *(
+            (
+                f"{{hub: some/data, revision: {at}, file: a.jsonl, sha256: {digest}}}",
+                "{json: data/mine.jsonl}",
+            )
+            for at in ("main", REVISION)
+        ),
     ]
     for one, other in pairs:
         assert known(one) == known(other), one

@@ -129,6 +129,7 @@ def test_they_cost_no_training(given: Project) -> None:
     stages = {(row["lineage"], row["stage"]) for row in rows(given, "costs.csv")}
     for lineage in ("big-given", "before-given"):
         assert (lineage, "training") not in stages and (lineage, "evaluation, answers") in stages
+    assert {row["training_seeds"] for row in rows(given, "costs.csv")} == {"0", "2"}
     cost = {row["lineage"]: row for row in rows(given, "quality.csv")}
     assert float(cost["big-given"]["hours"]) == float(cost["before-given"]["trainings"]) == 0
     # the student's own training and its start; none of its teacher

@@ -13,10 +13,11 @@ from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, THROUGH, make, run
 from takd.analysis import deviations, measures
 from takd.analysis.results import Results, read
 from takd.experiment.lineage import of_chain
-from takd.report import results_page, score_tables, summary, tables
+from takd.pages import tables
+from takd.pages.tables import Cell, Column, Group, Table, TableRow
+from takd.report import results_page, score_tables, summary
 from takd.report.figures import forest
 from takd.report.model_pages import card_html
-from takd.report.tables import Cell, Column, Group, Row, Table
 from takd.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,7 +197,7 @@ def test_a_stratum_that_falls_in_every_training_seed_is_named(tmp_path):
 def test_a_table_as_latex_and_markdown():
     columns = [Column("Model", "name"), Column("50 % & more", note="h")]
     cells = [Cell("MiniLLM: a_b → c", tag="3.B"), Cell("−1.5", notes=("−2.0 to +1.0", "n.s."))]
-    table = Table(columns, [Group("Chains | all", [Row(cells)])])
+    table = Table(columns, [Group("Chains | all", [TableRow(cells)])])
     assert tables.latex(table) == (
         "\\begin{tabular}{lr}\n\\toprule\nModel & 50 \\% \\& more (h) \\\\\n\\midrule\n"
         "\\multicolumn{2}{l}{\\textit{Chains | all}} \\\\\n"

@@ -5,12 +5,13 @@
     python -m takd data [--experiment NAME] [--config data=FOLDER]
     python -m takd verify [--experiment NAME | FOLDER]
     python -m takd evaluate --model FOLDER --data FILE [--output FOLDER]
+    python -m takd adopt FOLDER [--store FOLDER] [--accept-code]
     python -m takd export EXPERIMENT|FOLDER [--output FOLDER] [--samples]
 
 `plan` estimates time and resources of each stage, `doctor` lists what would prevent a run (docs/preflight.md). `data`
 prints row counts and digests of the data, to be copied into the experiment file (docs/data.md). `verify` compares
 results with the digests in their records (docs/faults.md). `evaluate` scores one model on files of one's own, `export`
-writes results as the lm-evaluation-harness does (docs/workflow.md).
+writes results as the lm-evaluation-harness does, `adopt` puts trained models into the store (docs/workflow.md).
 """
 
 import argparse
@@ -130,6 +131,13 @@ def export(options: argparse.Namespace) -> int:
     return export(ROOT, options)
 
 
+def adopt(options: argparse.Namespace) -> int:
+    """Put the trained models of finished results into the store."""
+    from takd.commands.adopt import adopt
+
+    return adopt(ROOT, options)
+
+
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     if options.card:
         raise InputError(f"--card is called --gpu: --gpu {options.card}")
@@ -185,10 +193,28 @@ def _parser() -> argparse.ArgumentParser:
     _evaluate_options(
         commands.add_parser("evaluate", help="score one model", description=evaluate.__doc__)
     )
+    _adopt_options(
+        commands.add_parser("adopt", help="put models into the store", description=adopt.__doc__)
+    )
     _export_options(
         commands.add_parser("export", help="write results for others", description=export.__doc__)
     )
     return parser
+
+
+def _adopt_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=adopt)
+    add = parser.add_argument
+    add(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="results of an experiment, here or from elsewhere",
+    )
+    text = "default: that of config/config.yaml"
+    add("--store", type=Path, metavar="FOLDER", help=text)
+    text = "take them for models that the code of now has trained (look at what changed first)"
+    add("--accept-code", action="store_true", help=text)
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
@@ -231,7 +257,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
         "results", metavar="EXPERIMENT|FOLDER", help="name of an experiment, or a folder of results"
     )
     add("--format", choices=["lm-eval"], default="lm-eval", help="lm-evaluation-harness")
-    add("--output", type=Path, metavar="FOLDER", help="default: lm-eval/EXPERIMENT")
+    add("--output", type=Path, metavar="FOLDER", help="default: results/lm-eval/EXPERIMENT")
     add("--samples", action="store_true", help="write the responses, too")
     add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from takd.analysis.measures import TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import (
     LEVEL,
@@ -133,7 +132,7 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator
     for stratum, chosen in strata.items():
         scores: list[tuple[Columns, Array]] = []
         gaps: list[tuple[Columns, Array]] = []
-        for measure in TESTED:
+        for measure in results.tested(name):
             place = {"set": name, "stratum": stratum, "measure": measure}
 
             def of(

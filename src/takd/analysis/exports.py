@@ -139,7 +139,7 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         "prompts": rouge.n_prompts,
         "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
     }
-    for measure in TESTED:
+    for measure in (m for m in TESTED if any(m in results.tested(n) for n in results.spec["sets"])):
         wanted = {"kind": SCORE, "measure": measure}
         cells |= columns(measure, first(**wanted)) | _seeds(results, measure, here, wanted)
     for measure in ("response_tokens", "cut_off"):
@@ -258,7 +258,7 @@ def _answers(evaluation: Evaluation) -> pd.DataFrame:
     """Scores of every response, by measure, prompt and decoding seed."""
     seeds = evaluation.scores["decoding_seeds"]
     draws = pd.MultiIndex.from_product([evaluation.ids, seeds], names=["prompt", "decoding_seed"])
-    scores = {name: evaluation.by_draw[name].ravel() for name in TESTED}
+    scores = {name: values.ravel() for name, values in evaluation.by_draw.items()}
     found = pd.DataFrame(scores, index=draws).reset_index()
     found = found.melt(["prompt", "decoding_seed"], var_name="measure")
     better = [BY_NAME[name].better for name in found["measure"]]

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from takd.analysis.measures import TESTED, Measure, measured
+from takd.analysis.measures import Measure, measured
 from takd.analysis.results import Evaluation, Results, answers
 from takd.analysis.statistics import standard_error
 from takd.experiment.labels import full_text
@@ -23,7 +23,7 @@ from takd.experiment.lineage import Node, is_given
 from takd.runtime.files import write_json, write_lines
 
 FILTER = "none"
-SCALE = "rougeL and exact_match are × 100"
+SCALE = "rougeL, exact_match and answer_accuracy are × 100"
 
 
 def write(results: Results, folder: Path, target: Path, samples: bool) -> list[Path]:
@@ -101,7 +101,7 @@ def _metrics(task: str, evaluation: Evaluation, shown: list[Measure]) -> dict[st
     found: dict[str, Any] = {"alias": task}
     for measure in shown:
         value, error = measure.of(evaluation), None
-        if measure.name in TESTED:
+        if measure.name in evaluation.by_draw:
             error = standard_error(evaluation.by_draw[measure.name].mean(axis=1))
         if value is not None:
             found[f"{measure.name},{FILTER}"] = value
@@ -149,11 +149,11 @@ def _samples(evaluation: Evaluation, folder: Path) -> Iterator[dict[str, Any]]:
             "resps": [texts],
             "filtered_resps": texts,
             "filter": FILTER,
-            "metrics": list(TESTED),
+            "metrics": list(evaluation.by_draw),
             "doc_hash": _digest(json.dumps(doc, ensure_ascii=False)),
             "prompt_hash": _digest(_asked(row)),
             "target_hash": _digest(target),
-            **{name: _mean(row, name) for name in TESTED},
+            **{name: _mean(row, name) for name in evaluation.by_draw},
         }
 
 

@@ -123,6 +123,8 @@ class Results:
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
     teacher_cache: list[CachedOutput] = field(default_factory=list)
     """What teachers computed once for all their students."""
+    training_rows: int | None = None
+    """Rows of the training split; None where the reader does not need them."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -152,6 +154,10 @@ class Results:
         """Models of one lineage, one per training seed."""
         return [model for node, model in self.models.items() if node.lineage == lineage]
 
+    def tested(self, set_name: str) -> list[str]:
+        """Scores of single answers that this evaluation set has, in the order of tables."""
+        return list(self.evaluations[self.nodes[0], set_name].by_draw)
+
     def scores(
         self, lineage: str, set_name: str, measure: str, seeds: list[int]
     ) -> NDArray[np.float64]:
@@ -164,15 +170,22 @@ class Results:
 
 
 def read(
-    spec: dict[str, Any], models: Path, evaluations: Path, teachers: Path | None = None
+    spec: dict[str, Any],
+    models: Path,
+    evaluations: Path,
+    teachers: Path | None = None,
+    *,
+    training_rows: int | None = None,
 ) -> Results:
     """Read the results of all models that `spec` names.
 
     `models`, `evaluations` and `teachers` (needed where `spec` names precomputed teacher outputs) are the folders above
-    `<lineage>/seed<k>/`. Raises InputError if a file is missing, damaged or of another model.
+    `<lineage>/seed<k>/`; `training_rows` is the number of rows of the training split. Raises InputError if a file is
+    missing, damaged or of another model.
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
-    results = Results(spec, {node: _model(node, models) for node in nodes}, {})
+    trained = {node: _model(node, models) for node in nodes}
+    results = Results(spec, trained, {}, training_rows=training_rows)
     for each in spec["teacher_cache"]:
         assert teachers is not None
         results.teacher_cache.append(_cached_output(CacheEntry(*each), teachers))
@@ -222,10 +235,12 @@ def _evaluation(
     scores = _record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
     ids, values, strata = [], [], []
+    measures: list[str] = []
     for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
         strata.append(row.get("stratum") or "")
-        values.append([[output[measure] for measure in TESTED] for output in row["outputs"]])
+        measures = measures or [name for name in TESTED if name in row["outputs"][0]]
+        values.append([[output[measure] for measure in measures] for output in row["outputs"]])
         if len(values[-1]) != draws:
             raise InputError(
                 f"{folder / 'generations.jsonl'}, prompt {row['id']}: has {len(values[-1])} answers,"
@@ -233,8 +248,8 @@ def _evaluation(
             )
         if row["id"] in shown:
             shown[row["id"]][node] = row
-    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(TESTED))
-    by_draw = {measure: array[:, :, place] for place, measure in enumerate(TESTED)}
+    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(measures))
+    by_draw = {measure: array[:, :, place] for place, measure in enumerate(measures)}
     read = folder / "likelihoods"
     return Evaluation(
         node,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from takd.experiment.schema import load_schema
-from takd.models.weight_files import model_folder, positions, safetensors_parameters
+from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
+from takd.runtime.files import model_folder
 
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 

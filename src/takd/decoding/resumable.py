@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from takd.data.arrow import PreparedRows
 from takd.decoding import loading
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
@@ -18,7 +18,7 @@ Responses = dict[RowSeed, dict[str, Any]]  # each with "tokens" and "finished"
 
 
 def prompts_of(
-    dataset: Dataset, rows: Iterable[int], seeds: Iterable[int]
+    dataset: PreparedRows, rows: Iterable[int], seeds: Iterable[int]
 ) -> dict[RowSeed, Prompt]:
     """Return the prompts of some rows of a prepared data set, each with every seed."""
     chosen, seeds = list(rows), list(seeds)
@@ -39,7 +39,7 @@ def respond(
 ) -> Responses:
     """Sample responses to prompts; those that the folder already holds are not sampled again.
 
-    Each response is saved when it ends, so a killed run loses at most one micro-batch per process.
+    Each response is saved when it ends, so a killed run loses at most the rows that are decoded together.
 
     Args:
         title: text for progress messages, such as the model and the data.
@@ -81,7 +81,6 @@ def respond(
                 decoding,
                 end_token=tokenizer.eos_token_id,
                 vocabulary=vocabulary,
-                micro_batch=stage.micro_batch,
                 finished=finished,
             )
     shard.wait()

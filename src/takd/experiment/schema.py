@@ -19,7 +19,7 @@ HOME = Path(__file__).resolve().parents[3]
 """The workflow's own folder: its schema, and the experiments and configurations that come with it."""
 SCHEMA = HOME / "workflow/schemas/experiment.schema.yaml"
 
-RESERVED = ("experiment", "with", "seeds")
+RESERVED = ("experiment", "with", "seeds", "store")
 """Names of `--config` that mean something else than a variable of an experiment."""
 ROW_FILTERS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
 """Keys of a source that select or check rows, with `rows` (see `takd.data.filters`)."""

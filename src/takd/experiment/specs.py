@@ -14,7 +14,7 @@ from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
-from takd.models.weight_files import model_folder
+from takd.runtime.files import model_folder
 
 Spec = dict[str, Any]
 
@@ -37,7 +37,10 @@ def tokenizer(experiment: Experiment) -> Spec:
         return {"source": source, "text": source_of(experiment, "train"), "template": template}
     if "hub" not in source:
         source = with_digests(experiment.root, source, but=WEIGHTS)
-    return {"source": source, "template": template}
+    spec: Spec = {"source": source, "template": template}
+    data = experiment.settings["data"]
+    chat = {"system": data["system"], "variables": data["template_variables"]}
+    return spec | {name: value for name, value in chat.items() if value}
 
 
 def data(experiment: Experiment, split: str) -> Spec:
@@ -60,7 +63,7 @@ def data(experiment: Experiment, split: str) -> Spec:
         spec["exclude"] = [source_of(experiment, name) for name in held_out]
     else:  # responses are scored against its references
         spec["rouge_tokenizer"] = experiment.settings["evaluation"]["rouge_tokenizer"]
-    return spec
+    return spec | _answer(experiment, split)
 
 
 def data_report(experiment: Experiment) -> Spec:
@@ -157,7 +160,8 @@ def outputs(experiment: Experiment, teacher: str, seed: int, read: str, kind: st
 def evaluate(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     """Settings of the stage that scores a model on an evaluation set."""
     spec = _evaluated(experiment, lineage, seed, set)
-    return {**spec, "decoding": _decoding(experiment, "decoding")}
+    decoding = {"decoding": _decoding(experiment, "decoding")}
+    return spec | decoding | _answer(experiment, set)
 
 
 def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
@@ -264,6 +268,12 @@ def _compared_with(experiment: Experiment, lineage: str, seed: int) -> dict[str,
         heads = {hops[0] for hops in chains if model in [hop.model for hop in hops[1:]]}
         names = {"first": lineages.join(heads)} if len(heads) == 1 else {}
     return {role: experiment.trained_with(teacher, seed) for role, teacher in names.items()}
+
+
+def _answer(experiment: Experiment, split: str) -> Spec:
+    """Pattern of the final answers of an evaluation set that has one."""
+    source = experiment.settings["evaluation"]["sets"].get(split, {})
+    return {"answer": source["answer"]["pattern"]} if "answer" in source else {}
 
 
 def _decoding(experiment: Experiment, which: str) -> dict[str, Any]:

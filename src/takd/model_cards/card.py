@@ -217,9 +217,12 @@ def snippet(spec: dict[str, Any], chat: bool, example: Row | None) -> str:
         drawn["no_repeat_ngram_size"] = record["no_repeat_ngram"]
     drawn["max_new_tokens"] = record["max_new_tokens"]
     if chat:
-        with_input = f', "input": {given!a}' if given else ""
+        message = {"role": "user", "content": instruction} | ({"input": given} if given else {})
+        if spec["template"] == CHAT and given:
+            message = {"role": "user", "content": f"{instruction}\n{given}"}
+        messages = json.loads(asked["messages"]) if asked.get("messages") else [message]
         prompt = f"""\
-messages = [{{"role": "user", "content": {instruction!a}{with_input}}}]
+messages = {messages!a}
 inputs = tokenizer.apply_chat_template(
     messages,
     add_generation_prompt=True,

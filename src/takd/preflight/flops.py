@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from takd.decoding.amounts import WORTH
 from takd.methods.registry import METHODS
 from takd.methods.schedule import steps_per_round, total_steps
 from takd.preflight.memory import Resources
@@ -18,7 +19,6 @@ from takd.preflight.shapes import Shape
 from takd.preflight.tensors import zero
 
 ATTENTION_BACKWARD = 2.5
-TOGETHER = 64  # rows that are decoded at once, where that is not known
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def training(
     block_length: int = 0,
     number: int = 2,
     drawn: float | None = None,
-    together: int = TOGETHER,
+    together: int = WORTH["cuda"],
 ) -> Work | None:
     """Computation of a training stage; None if it depends on an unknown number of rows.
 
@@ -255,7 +255,7 @@ def evaluation(
     seeds: int,
     resources: Resources,
     number: int = 2,
-    together: int = TOGETHER,
+    together: int = WORTH["cuda"],
 ) -> Work | None:
     """Computation of answering a set with every decoding seed."""
     if rows.count is None:

@@ -10,8 +10,7 @@ from typing import Any
 from takd.experiment.experiment import Experiment
 from takd.experiment.lineage import GIVEN, GIVEN_SEED
 from takd.models.precision import pretrained_dtype
-from takd.models.weight_files import model_folder
-from takd.runtime.files import read_json_object
+from takd.runtime.files import model_folder, read_json_object
 
 # families whose block has three matrices in its feed-forward part and norms without biases
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")

@@ -11,7 +11,7 @@ from typing import Any
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.models.starting_weights import relink
-from takd.preflight import collect, contents, disk, doctor, fitting
+from takd.preflight import collect, contents, disk, doctor, fetching, fitting
 from takd.preflight.collect import Answer
 from takd.preflight.findings import Finding
 from takd.preflight.gpus import CPU
@@ -137,6 +137,6 @@ def expected(
         yield from fitting.precision(planner, planned)
         if torch := collect.installed_torch():
             yield doctor.torch_for(torch, gpu.name, gpu.capability)
-    wanted = collect.not_fetched(experiment, planned)
-    if wanted and (problem := collect.hub_problem(timeout=3.0)):
+    wanted = fetching.not_fetched(experiment, jobs)
+    if wanted and (problem := fetching.problem()):
         yield doctor.hub(wanted, problem)

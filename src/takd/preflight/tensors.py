@@ -206,12 +206,16 @@ def sampling(
         scored: whether log-probabilities are recorded.
     """
     prompts = min(rows * texts.prompt, max(amounts.READ_AT_ONCE[device], texts.prompt))
+    # the first prompts are read before there are caches; later ones beside these, a few at a time
+    later = 1.0 if prompts < rows * texts.prompt else 0.25
     found: dict[str, float] = {}
     moments = []
     for name, (model, number) in zip(("student's", "teacher's"), models, strict=False):
         columns = amounts.room(texts.whole)
-        found[f"{name} keys and values"] = cache(model, rows, columns, number)
-        moments.append(cache(model, 1, prompts, number) + reading(model, prompts, number))
+        keys = found[f"{name} keys and values"] = cache(model, rows, columns, number)
+        read = cache(model, 1, prompts, number)
+        works = read + reading(model, prompts, number)
+        moments += [read, works - keys, later * works]
     found["reading prompts"] = max(moments)
     vocabulary = models[0].shape.vocabulary
     found["next tokens"] = amounts.next_tokens(rows, vocabulary, len(models), scored, device)

@@ -12,9 +12,12 @@ from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
+from takd.pages.tables import copies
 from takd.report import pages
 from takd.report.figures import forest
-from takd.report.tables import Table, by_seed, copies
+from takd.report.figures.registry import drawn
+from takd.report.score_tables import brief_table
+from takd.report.tables import by_seed
 
 WHAT = {
     "direct": "through assistants against straight from the teacher",
@@ -24,32 +27,25 @@ WHAT = {
 }
 
 
-def page(
-    results: Results, brief: Table, data_report: dict[str, Any], downloads: dict[str, str]
-) -> str:
-    """Render the page.
-
-    Args:
-        brief: the table that it shows (`score_tables.brief_table`).
-        downloads: files of the site and what they hold.
-    """
+def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str]) -> str:
+    """Render the page; `downloads` are files of the site with what they hold."""
     first = results.spec["sets"][0]
+    brief = brief_table(results)
+    plots = drawn(results)
     return pages.render(
-        "summary.html",
-        results,
         "index.html",
+        results,
         sentences=[
-            *(trained(results), tested(results, first), best(results, first)),
+            *filter(None, (trained(results), tested(results, first), best(results, first))),
             *(*reversed_elsewhere(results), *worse_in_strata(results, first)),
         ],
-        forest=forest.differences(results, first),
-        scores=forest.scores(results, first),
+        forest=plots.get(forest.DIFFERENCES),
+        scores=plots[forest.SCORES],
         several=len(results.spec["seeds"]) > 1,
         table=brief,
         copies=copies(brief),
         limits=limits(results, data_report),
         downloads=downloads,
-        inline=pages.inline,
     )
 
 
@@ -143,19 +139,22 @@ def worse_in_strata(results: Results, name: str) -> list[str]:
 
 
 def best(results: Results, name: str) -> str:
-    """Name the top teacher and, of each student size, the chain with the highest mean."""
+    """Name the top teacher, models as given, and of each student size the chain with the highest mean."""
     found = table.of(results)
     rows = {row.lineage: row for row in table.rows(found, kind=SCORE, measure="rougeL", set=name)}
     roles = {line.lineage: line.role for line in table.lines(results)}
-    parts = [
-        f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
-        for lineage, role in roles.items()
-        if role == "teacher"
-    ]
-    parts = [f"Top teacher: {listed(parts)}"] if parts else []
+    parts = []
+    for start, chosen in (("Top teacher", "teacher"), ("As given", "given")):
+        said = [
+            f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
+            for lineage, role in roles.items()
+            if role == chosen
+        ]
+        parts += [f"{start}: {listed(said)}"] if said else []
     students = [rows[lineage] for lineage, role in roles.items() if role == "student"]
     students.sort(key=lambda row: -(row.parameters or 0))
     for model in dict.fromkeys(row.model for row in students):
         top = max((row for row in students if row.model == model), key=lambda row: row.value)
         parts.append(f"highest mean of {model}: {top.text()}, {full_text(top.lineage)}")
-    return f"{'; '.join(parts)}."
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if parts else ""

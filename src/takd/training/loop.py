@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.arrow import PreparedRows
+from takd.decoding.memory import KeptDecoder
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
 from takd.losses.batch import spans
@@ -58,7 +59,7 @@ class Run:
     method: Method
     model: PreTrainedModel
     exported: Exported
-    dev: Dataset
+    dev: PreparedRows
     decoding: Decoding
     precision: str
     keep: dict[str, str]
@@ -84,6 +85,7 @@ class Run:
         self.title = f"{self.stage.spec['lineage']} seed {self.seed}"
         self.tokenizer = self.exported.tokenizer
         self.end_token: int = self.tokenizer.eos_token_id
+        self.decoder = KeptDecoder()
 
     def train(self) -> None:
         """Run all remaining steps.
@@ -234,15 +236,12 @@ class Run:
 
         with self.student.whole() as student:
             drawn = draw(
-                student,
-                [prompts[i] for i in mine],
-                decoding,
+                *(student, [prompts[i] for i in mine], decoding),
                 end_token=self.end_token,
                 vocabulary=self.method.context.vocabulary,
-                # without activations for a backward pass, more rows fit into memory
-                micro_batch=max(self.stage.micro_batch, 1) * 4,
                 teacher=teacher,
                 teacher_mix=teacher_mix,
+                kept=self.decoder,
                 finished=finished,
             )
         for response in drawn:  # those of a teacher that read whole texts

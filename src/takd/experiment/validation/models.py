@@ -5,7 +5,8 @@ from typing import Any
 
 from takd.experiment.validation.common import divisors, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile
-from takd.models.weight_files import model_folder, safetensors_parameters
+from takd.models.weight_files import safetensors_parameters
+from takd.runtime.files import model_folder
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 

@@ -23,6 +23,7 @@ from takd.report.figures.style import (
     WIDTH,
     Drawing,
     Look,
+    Plot,
     handle,
     looks,
     panels,
@@ -67,6 +68,9 @@ def learning_curves(results: Results) -> Drawing:
         series = Series(full_text(lineage), look[lineage], results.of(lineage))
         panels.setdefault(split(lineage)[-1].model, []).append(series)
     return Drawing(_draw(panels, min(len(panels), 3)), numbers(results, "dev"))
+
+
+PLOT = Plot("learning", "learning curves, ROUGE-L on dev", learning_curves)
 
 
 def experiments(compared: Mapping[str, Results], lineages: Sequence[str]) -> Drawing:
