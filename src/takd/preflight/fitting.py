@@ -87,7 +87,9 @@ def decoding(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
     """Report how many responses stages decode at once, and which stages have memory for few only."""
     found: dict[str, int] = {}
     for each in planned:
-        for use, rows in each.footprint.rows.items() if each.footprint and each.job.to_do else ():
+        if each.footprint is None or not each.job.to_do or not each.footprint.fits(planner.gpu):
+            continue
+        for use, rows in each.footprint.rows.items():
             name = f"{use} of {each.job.stage}" if each.job.trains else each.job.rule
             found[name] = min(rows, found.get(name, rows))
     if not found or planner.gpu.on_cpu:
@@ -167,7 +169,16 @@ def _remedy(planner: Planner, job: Job) -> str:
         changed = f"micro_batch: {fits.micro_batch}"
         if fits.max_tokens != job.given.max_tokens:
             changed = f"max_tokens: {fits.max_tokens}"
-        return f"set {changed}{also} for {job.rule} in the profile"
+        text = f"set {changed}{also} for {job.rule} in the profile"
+        longest = planner.settings["data"]["max_length"]
+        for rows in (
+            range(fits.micro_batch, 0, -1) if job.trains and not job.given.max_tokens else ()
+        ):
+            # about the same memory, for more rows where they are shorter than the longest ones
+            other = replace(fits, micro_batch=job.given.micro_batch, max_tokens=rows * longest)
+            if planner.footprint(job, other).fits(planner.gpu):
+                return f"{text}, or max_tokens: {other.max_tokens} and leave micro_batch"
+        return text
     if job.trains:
         many = "" if job.given.world > 1 else " on several GPUs"
         return (

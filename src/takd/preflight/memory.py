@@ -126,7 +126,9 @@ def training(
 
     def drawing(use: str, prompts: int | None, models: Sequence[Loaded], scored: bool) -> None:
         how = texts, gpu.device, scored
-        rows = tensors.decoded_rows(models, *how, free=total - sum((always | copies).values()))
+        rows = tensors.decoded_rows(
+            models, *how, free=USABLE * total - sum((always | copies).values())
+        )
         found.rows[use] = rows
         if prompts:  # a process has no more rows than prompts
             rows = min(rows, math.ceil(prompts / world))
@@ -170,7 +172,7 @@ def asking(
     for name, (shape, number) in zip(("weights", "the teacher's weights"), models, strict=False):
         always[name] = float(shape.parameters * number)
     if decodes:
-        free = math.inf if gpu.on_cpu else GIB * gpu.gigabytes - sum(always.values())
+        free = math.inf if gpu.on_cpu else USABLE * GIB * gpu.gigabytes - sum(always.values())
         rows = tensors.decoded_rows(models, texts, gpu.device, False, free)
         sampling = tensors.sampling(models, rows, texts, gpu.device, scored=False)
         return Footprint(always, {"sampling": sampling}, {"responses": rows})
