@@ -168,7 +168,7 @@ BUDGETS = {
     ("llama", "autocast"): Budget(45, 22),
     ("llama", "mixed"): Budget(87, 42),
 }
-TRAINING = Budget(63, 113, uploads=2, downloads=0)
+TRAINING = Budget(63, 113)  # of a pass of MiniLLM, forward and backward
 LLAMA_OUTSIDE = 15
 
 
@@ -568,9 +568,9 @@ def test_a_pass_of_training_keeps_to_its_budget():
     assert 0 < one["kernels"].total() - block <= TRAINING.outside, one["kernels"]
     for found in (one, two):
         # whether a divergence is finite, once a chunk
-        assert found["syncs"].total() <= TRAINING.syncs, found["syncs"]
-        assert found["transfers"]["uploads"] <= TRAINING.uploads
-        assert found["transfers"]["downloads"] <= TRAINING.downloads
+        assert found["syncs"].total() <= 1, found["syncs"]
+        assert found["transfers"]["uploads"] <= 2
+        assert not found["transfers"]["downloads"]
         # tokens and scores; the teacher's hidden states are on the card
         assert found["transfers"]["bytes up"] <= 64 * tokens
 
