@@ -48,4 +48,4 @@ def scan_transformers_once() -> None:
         every = transformers._import_structure.items()
         return {frozenset(): {k[len(MODELS) :]: set(v) for k, v in every if k.startswith(MODELS)}}
 
-    import_utils.define_import_structure = known
+    import_utils.define_import_structure = known  # type: ignore[assignment]
