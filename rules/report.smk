@@ -41,7 +41,7 @@ rule report:
             node=EXPERIMENT.nodes,
         ),
         data="<results>/data/report/report.json",
-        templates=sorted(map(str, (PACKAGE / "report/templates").iterdir())),
+        templates=sorted(map(str, (PACKAGE / "pages/templates").iterdir())),
     output:
         site=directory("<results>/report"),
     log:

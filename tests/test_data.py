@@ -818,9 +818,9 @@ def test_the_page_of_the_data_report_stands_alone(report):
     assert not any(word in page for word in ("http:", "https:", "src=", "<link", "@import", "url("))
     assert 'name="viewport"' in page
     assert "train&lt;b&gt;.jsonl" in page and "<b>" not in page
-    train = page.split("<td>train</td>")[1].split("</tr>")[0]
+    train = page.split('<td class="name">train</td>')[1].split("</tr>")[0]
     assert '<td class="num">5</td><td class="num">4</td>' in train
-    leak = page.split("<td>train</td><td>test</td>")[1].split("</tr>")[0]
+    leak = page.split('<td class="name">train</td><td>test</td>')[1].split("</tr>")[0]
     assert '>3</td><td class="num">2</td>' in leak and "0 → 1, 2 → 1, 3 → 3" in leak
     blocks = data["splits"]["corpus"]["counts"]["blocks"]
     text = " ".join(page.split())

@@ -367,5 +367,9 @@ def test_what_differs_besides_the_method_is_said():
         "Arms differ in data or start: training rows all against 1,000, responses rollouts against labels,"
         " start SFT against starting weights."
     )
+    # where the size of the training split is known, its number stands for all of it
+    known = replace(results, training_rows=20_000)
+    assert "training rows 20,000 against 1,000," in fairness.warning(known, pair)
+    assert "training rows" not in fairness.warning(replace(results, training_rows=800), pair)
     assert fairness.warning(results, Pair("direct", through, direct)) == ""
     assert fairness.unequal(results, Pair("direct", through, direct)) == []

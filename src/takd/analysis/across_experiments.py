@@ -132,21 +132,13 @@ class Comparison:
     def first(self) -> Compared:
         return self.experiments[0]
 
-    def alone(self) -> dict[str, list[str]]:
-        """Lineages that only one experiment has, by the name of the experiment."""
-        found = {
-            each.name: [x for x in each.results.lineages if x not in self.shared]
-            for each in self.experiments
-        }
-        return {name: lineages for name, lineages in found.items() if lineages}
-
-    def sets_alone(self) -> dict[str, list[str]]:
-        """Evaluation sets that only one experiment has, by the name of the experiment."""
-        found = {
-            each.name: [name for name in each.results.spec["sets"] if name not in self.sets]
-            for each in self.experiments
-        }
-        return {name: sets for name, sets in found.items() if sets}
+    def alone(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Yield each experiment with the lineages and the evaluation sets that no other has, if there are any."""
+        for each in self.experiments:
+            lineages = [x for x in each.results.lineages if x not in self.shared]
+            sets = [name for name in each.results.spec["sets"] if name not in self.sets]
+            if lineages or sets:
+                yield each.name, lineages, sets
 
     def on(self, set_name: str) -> list[str]:
         """List the shared lineages that at least two experiments have on a set."""

@@ -37,7 +37,8 @@ def facts(results: Results, lineage: str, seed: int) -> dict[str, str]:
     manifest: dict[str, Any] = model.manifest
     settings = manifest["spec"].get("settings", {})
     inputs = manifest["inputs"]
-    rows = settings.get("rows")
+    kept = results.training_rows
+    rows = min(settings.get("rows") or kept, kept) if kept else settings.get("rows")
     found = {
         "training rows": f"{rows:,}" if rows else "all",
         "training data": " ".join(digest[:12] for digest in inputs.get("train", [])),

@@ -44,7 +44,9 @@ class Model:
     @property
     def weights(self) -> dict[str, str]:
         """Sha256 of each file with weights, by its path from the folder of the manifest."""
-        files = self.manifest["files"].items()
+        if named := self.manifest.get("weights"):
+            return {f"{name}/model.safetensors": digest for name, digest in named.items()}
+        files = self.manifest["files"].items()  # of a model that is taken as it is
         return {name: digest for name, digest in files if name.endswith(".safetensors")}
 
     @property
@@ -123,6 +125,8 @@ class Results:
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
     teacher_cache: list[CachedOutput] = field(default_factory=list)
     """What teachers computed once for all their students."""
+    training_rows: int | None = None
+    """Rows of the training split; None where the reader does not need them."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -168,15 +172,22 @@ class Results:
 
 
 def read(
-    spec: dict[str, Any], models: Path, evaluations: Path, teachers: Path | None = None
+    spec: dict[str, Any],
+    models: Path,
+    evaluations: Path,
+    teachers: Path | None = None,
+    *,
+    training_rows: int | None = None,
 ) -> Results:
     """Read the results of all models that `spec` names.
 
     `models`, `evaluations` and `teachers` (needed where `spec` names precomputed teacher outputs) are the folders above
-    `<lineage>/seed<k>/`. Raises InputError if a file is missing, damaged or of another model.
+    `<lineage>/seed<k>/`; `training_rows` is the number of rows of the training split. Raises InputError if a file is
+    missing, damaged or of another model.
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
-    results = Results(spec, {node: _model(node, models) for node in nodes}, {})
+    trained = {node: _model(node, models) for node in nodes}
+    results = Results(spec, trained, {}, training_rows=training_rows)
     for each in spec["teacher_cache"]:
         assert teachers is not None
         results.teacher_cache.append(_cached_output(CacheEntry(*each), teachers))

@@ -33,7 +33,7 @@ from takd.experiment.lineage import is_given, prefixes, split, teacher_of
 
 EACH, ANY = "each", "any"
 """Of `select`: every value of a column, without or with the row over all of them."""
-Columns = dict[str, Any]
+
 SCORE, DIFFERENCE, COST = "score", "difference", "cost"
 
 
@@ -259,7 +259,7 @@ def _costs(results: Results) -> Iterator[Number]:
     """Yield the costs of every run, and the cumulative cost of each lineage by training seed and as their mean."""
     about = {lineage: described(results, lineage) | {"kind": COST} for lineage in results.lineages}
     for run in costs.runs(results):
-        place: Columns = {"seed": run.seed, "set": run.set}
+        place: comparisons.Columns = {"seed": run.seed, "set": run.set}
         place |= {"stage": run.stage, "device": run.device}
         for measure in ("minutes", "tokens", "hours", "steps", "skipped"):
             if (value := getattr(run, measure)) is not None:

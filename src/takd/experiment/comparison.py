@@ -204,7 +204,7 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
 def made(settings: Mapping[str, Any]) -> str:
     """Digest of the settings of one training; weights that are taken as they are count by their files alone."""
     content = {k: v for k, v in settings.items() if k not in KNOWN_BY_CONTENT}
-    return short_digest(canonical_json(content if settings["method"] == GIVEN else settings))
+    return short_digest(canonical_json(content if settings.get("method") == GIVEN else settings))
 
 
 def content(experiment: Experiment, measured: Sequence[str]) -> str:

@@ -165,4 +165,4 @@ def _listed(kind: str, name: str, revision: str) -> Sizes | None:
         info = ask(name, revision=revision, files_metadata=True, timeout=PATIENCE)
     except Exception:  # network errors have no common base
         return None
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or ()}

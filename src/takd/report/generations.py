@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from takd.analysis import table
 from takd.analysis.results import Results, Row
-from takd.analysis.text import visible
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import Node, split, supervised
 from takd.metrics.words import pieces
+from takd.pages.environment import visible
 from takd.report import pages
 
 
@@ -50,7 +50,6 @@ def page(results: Results) -> str:
     return pages.render(
         "generations.html",
         results,
-        "generations.html",
         names={line.lineage: full_text(line.lineage) for line in lines},
         labels=[line.label for line in lines],
         roles=[line.label or line.role for line in lines],

@@ -8,9 +8,9 @@ from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import is_given, split
 from takd.report import pages
-from takd.report.figures.curves import NOT_A_CURVE, learning_curves, logged
-from takd.report.figures.scope import stroke
-from takd.report.figures.style import by_size, looks
+from takd.report.figures.curves import NOT_A_CURVE, PLOT, logged
+from takd.report.figures.registry import drawn
+from takd.report.figures.style import by_size, looks, stroke
 
 MOST = 300
 """Points of a training; longer logs are thinned evenly. The CSV files have all points."""
@@ -53,9 +53,8 @@ def page(results: Results) -> str:
     return pages.render(
         "learning.html",
         results,
-        "learning.html",
         curves=data(results),
-        figure=pages.inline(learning_curves(results).svg),
+        figure=drawn(results)[PLOT],
         looks=looks(results),
         stroke=stroke,
         names={lineage: full_text(lineage) for lineage in trained},

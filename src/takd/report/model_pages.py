@@ -30,9 +30,9 @@ def _page(results: Results, models: Path, lineage: str) -> str:
             raise InputError(f"{path}: not found; start snakemake with it as the target.")
         cards[seed] = card_html(path.read_text(encoding="utf-8"))
     return pages.render(
-        "model.html",
-        results,
         f"models/{lineage}.html",
+        results,
+        "model.html",
         name=full_text(lineage),
         lineage=lineage,
         given=is_given(lineage),

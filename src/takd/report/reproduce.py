@@ -12,14 +12,14 @@ from takd.analysis.statistics import number
 from takd.analysis.text import PAPERS
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import SUPERVISED, is_given, split
-from takd.report.tables import tex
+from takd.pages.tables import tex
 from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"
 
 
-class Block(NamedTuple):
-    """Commands under a heading."""
+class Commands(NamedTuple):
+    """Shell commands under a heading."""
 
     title: str
     text: str
@@ -37,7 +37,7 @@ def whole(results: Results) -> str:
     return "\n".join(f"{command:{width}}  # {what}" for command, what in commands.items())
 
 
-def numbers(results: Results) -> list[Block]:
+def numbers(results: Results) -> list[Commands]:
     """For each evaluation set, a command for each model's scores, with the number in a comment."""
     blocks = []
     for name in results.spec["sets"]:
@@ -49,7 +49,7 @@ def numbers(results: Results) -> list[Block]:
                 seed = "" if is_given(node.lineage) else f", training seed {node.seed}"
                 what = f"{full_text(node.lineage)}{seed}"
                 lines += ["# " + _one_line(f"{what}: ROUGE-L {score}"), _snakemake(results, target)]
-        blocks.append(Block(name, "\n".join(lines)))
+        blocks.append(Commands(name, "\n".join(lines)))
     return blocks
 
 

@@ -10,8 +10,9 @@ from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.table import DIFFERENCE, Line, Number
 from takd.experiment.labels import full_text, size_text
+from takd.pages.tables import Cell, Column, Group, Table, TableRow
 from takd.report import pages
-from takd.report.tables import Cell, Column, Group, Row, Table, numbered, score
+from takd.report.tables import numbered, score
 
 ROLES = {
     "teacher": "Top teacher",
@@ -60,10 +61,10 @@ Cells = dict[Column, Callable[[Line], Cell]]
 
 def _of_models(columns: Cells, lines: Iterable[Line], name: str = "") -> Table:
     """Table of models in groups by role; with the `name` of a set, others link to its rows."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[TableRow]] = {}
     for line in lines:
         cells = [model_cell(line.lineage, line.label), *(make(line) for make in columns.values())]
-        row = Row(cells, f"{name}-{line.lineage}" if name else "", line.lineage)
+        row = TableRow(cells, f"{name}-{line.lineage}" if name else "", line.lineage)
         groups.setdefault(ROLES[line.role], []).append(row)
     found = [Group(title, rows) for title, rows in groups.items()]
     return Table([Column("Model", "name"), *columns], found, f"scores-{name}" if name else "brief")

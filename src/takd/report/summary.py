@@ -12,9 +12,12 @@ from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
+from takd.pages.tables import copies
 from takd.report import pages
 from takd.report.figures import forest
-from takd.report.tables import Table, by_seed, copies
+from takd.report.figures.registry import drawn
+from takd.report.score_tables import brief_table
+from takd.report.tables import by_seed
 
 WHAT = {
     "direct": "through assistants against straight from the teacher",
@@ -24,32 +27,25 @@ WHAT = {
 }
 
 
-def page(
-    results: Results, brief: Table, data_report: dict[str, Any], downloads: dict[str, str]
-) -> str:
-    """Render the page.
-
-    Args:
-        brief: the table that it shows (`score_tables.brief_table`).
-        downloads: files of the site and what they hold.
-    """
+def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str]) -> str:
+    """Render the page; `downloads` are files of the site with what they hold."""
     first = results.spec["sets"][0]
+    brief = brief_table(results)
+    plots = drawn(results)
     return pages.render(
-        "summary.html",
-        results,
         "index.html",
+        results,
         sentences=[
             *filter(None, (trained(results), tested(results, first), best(results, first))),
             *(*reversed_elsewhere(results), *worse_in_strata(results, first)),
         ],
-        forest=forest.differences(results, first),
-        scores=forest.scores(results, first),
+        forest=plots.get(forest.DIFFERENCES),
+        scores=plots[forest.SCORES],
         several=len(results.spec["seeds"]) > 1,
         table=brief,
         copies=copies(brief),
         limits=limits(results, data_report),
         downloads=downloads,
-        inline=pages.inline,
     )
 
 
