@@ -58,7 +58,7 @@ format: env  ## format all code
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules
 
-BENCHMARKS := minillm_round trl_step decoding evaluation kd_step loss_memory training_step compile checkpointing verifying
+BENCHMARKS := minillm_round trl_step decoding evaluation kd_step loss_memory training_step compile checkpointing verifying starting
 TRL := benchmarks/packages/trl-1.16.0 benchmarks/packages/trl-1.14.2
 
 bench: env $(TRL)  ## all benchmarks, their numbers into docs/performance.md: well over an hour on two quiet cores

@@ -11,8 +11,6 @@ import pytest
 from conftest import Project, make_project, writing_experiment
 from models_for_tests import tiny_gpt2
 
-from takd.preflight.jobs import of_experiment
-
 ROOT = Path(__file__).resolve().parents[1]
 REVISION = "1" * 40
 # rules that may download: they are local, on the machine that starts the workflow
@@ -132,15 +130,3 @@ def test_families_plan_without_hub_and_data(
     rest = {"tokenizer": 1, "data_report": 1, "report": 1}
     rest |= dict.fromkeys(("evaluate", "likelihoods"), trained * sets) | {"card": trained}
     assert planned == {**jobs, **rest}
-
-
-@pytest.mark.parametrize("profile", ["slurm", "slurm-h100"])
-def test_slurm_gets_no_job_that_fetches(profile: str) -> None:
-    """They run where Snakemake does; what Slurm gets runs with the environment of the shell (`--export=ALL`)."""
-    found = of_experiment(ROOT, "gpt2-dolly", {}, f"profiles/{profile}")
-    rules = {job.rule for job in found}
-    assert (
-        rules > LOCAL
-        and {job.rule for job in found if job.rule in LOCAL and not job.local} == set()
-    )
-    assert all(not job.local for job in found if job.computes)

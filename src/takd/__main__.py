@@ -193,8 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     _evaluate_options(
         commands.add_parser("evaluate", help="score one model", description=evaluate.__doc__)
     )
-    text = adopt.__doc__
-    _adopt_options(commands.add_parser("adopt", help="put models into the store", description=text))
+    _adopt_options(
+        commands.add_parser("adopt", help="put models into the store", description=adopt.__doc__)
+    )
     _export_options(
         commands.add_parser("export", help="write results for others", description=export.__doc__)
     )

@@ -46,7 +46,6 @@ def run(stage: Stage) -> None:
     write = write_corpus if stage.spec["split"] == "corpus" else _write_rows
     folder = stage.temporary(stage.outputs["dataset"])
     journal = Journal(stage.outputs["manifest"].with_name("metrics.jsonl"), active=True)
-    journal.restart()
     try:
         source = downloads.pinned(stage.spec["source"])
         fields, said = write({**stage.spec, "source": source}, encoder, folder)
@@ -57,6 +56,7 @@ def run(stage: Stage) -> None:
     stage.commit(stage.outputs["dataset"])
     split = stage.spec["split"]
     # not in the manifest: another commit with the same rows is no other data
+    journal.restart()
     journal.close(0, **stage.origin(), revision=source.get("revision"))
     stage.write_manifest(
         stage.outputs["manifest"], known_by_content=SOURCES, kind="data", split=split, **fields

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import sources
+from takd.data.arrow import PreparedRows
 from takd.data.page import render
 from takd.data.tally import NAMED
 from takd.runtime.errors import InputError
@@ -118,8 +119,7 @@ def _describe(manifest: Path, source: sources.Source) -> dict[str, Any]:
 def _lengths(folder: Path, column: str) -> dict[str, float]:
     """Median, 95th percentile and maximum of the lengths of a column of lists."""
     import pyarrow.compute as pc
-    from datasets import load_from_disk
 
-    lengths = pc.list_value_length(load_from_disk(str(folder)).data.column(column))
+    lengths = pc.list_value_length(PreparedRows.of(folder).data.column(column))
     median, high = pc.quantile(lengths, q=[0.5, 0.95], interpolation="lower").to_pylist()
     return {"median": median, "p95": high, "max": pc.max(lengths).as_py()}

@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from takd.data.arrow import dataset_of
+from takd.data.arrow import PreparedRows, dataset_of
 from takd.decoding.loading import close_log, configure_libraries
 from takd.decoding.prompts import Decoding
 from takd.decoding.resumable import Responses, prompts_of, respond
@@ -88,7 +87,7 @@ def _evaluate(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> Non
 
 
 def _rows(
-    dataset: Dataset,
+    dataset: PreparedRows,
     tokenizer: PreTrainedTokenizerBase,
     responses: Responses,
     seeds: Sequence[int],

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
-from takd.data.arrow import dataset_of
+from takd.data.arrow import PreparedRows, dataset_of
 from takd.data.template import CHAT
 from takd.data.tokenise import Encoder
 from takd.decoding import loading
@@ -90,7 +89,7 @@ def separate(teachers: dict[str, Any]) -> list[str]:
     return [role for role in ROLES if role in teachers and not (role == "first" and same)]
 
 
-def _texts(stage: Stage, dataset: Dataset) -> dict[str, list[Text]]:
+def _texts(stage: Stage, dataset: PreparedRows) -> dict[str, list[Text]]:
     """Texts to read, by part, in the order of the data."""
     prompts = dataset["prompt_ids"]
     tokenizer, longest = stage.input("tokenizer"), stage.spec["max_length"]
@@ -179,7 +178,7 @@ def _total(record: Record, name: str) -> float:
 
 
 def _prompts(
-    dataset: Dataset, records: dict[str, list[Record]], teachers: dict[str, Any]
+    dataset: PreparedRows, records: dict[str, list[Record]], teachers: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield each prompt's sums over the tokens of its texts, by reference or seed."""
     by_row: list[dict[str, list[Record]]] = [{} for _ in range(len(dataset))]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.arrow import PreparedRows
 from takd.decoding.sampling import Prompt, Response
 from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import StoredOutputs
@@ -72,11 +72,11 @@ class Context:
 
     settings: dict[str, Any]
     seed: int
-    train: Dataset
+    train: PreparedRows
     vocabulary: int
     max_new_tokens: int
     teacher: PreTrainedModel | None = None
-    corpus: Dataset | None = None
+    corpus: PreparedRows | None = None
     stored: dict[str, StoredOutputs] = field(default_factory=dict)
 
 
@@ -202,7 +202,7 @@ def batch_indices(count: int, size: int, step: int, *key: int) -> list[int]:
     return indices
 
 
-def examples(dataset: Dataset, indices: Sequence[int]) -> list[Example]:
+def examples(dataset: PreparedRows, indices: Sequence[int]) -> list[Example]:
     """Return rows of a prepared data set."""
     rows = dataset[list(indices)]
     columns = zip(rows["id"], indices, rows["prompt_ids"], rows["response_ids"], strict=True)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from takd.metrics import diversity, rouge, words
+from takd.runtime.imports import hide
 
 # approximate word pairs that ROUGE compares per second, and seconds to start a process
 PAIRS_PER_SECOND = 2e6
@@ -52,7 +53,12 @@ def pooled(
     """Compute `score` in a pool of `workers` processes."""
     # no fork: the parent has threads and may use a GPU
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=hide,
+        initargs=("scipy",),  # which nltk would import
+    ) as pool:
         return list(
             pool.map(
                 partial(of_prompt, tokenizer, pattern=pattern), texts, references, chunksize=PIECE

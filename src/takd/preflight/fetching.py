@@ -161,9 +161,8 @@ def _listed(kind: str, name: str, revision: str) -> Sizes | None:
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().repo_info(
-            name, repo_type=kind, revision=revision, files_metadata=True, timeout=PATIENCE
-        )
+        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        info = ask(name, revision=revision, files_metadata=True, timeout=PATIENCE)
     except Exception:  # network errors have no common base
         return None
-    return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or ()}

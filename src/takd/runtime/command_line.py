@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from takd.runtime import input_check, shutdown, store
+from takd.runtime import imports, input_check, shutdown, store
 from takd.runtime.code_digest import code_digest, git_commit
 from takd.runtime.errors import InputError, no_room, printable
 from takd.runtime.gpu_lock import reserve_gpus
@@ -38,7 +37,7 @@ def main(
     Args:
         module: dotted name of the stage's module.
         also: returns modules that the settings select at run time, for the digest of the code.
-        gpus: whether the stage uses GPUs.
+        gpus: whether the stage asks models, on GPUs where there are any.
         named: returns the inputs of which only the manifest is read.
     """
     began = time.time()
@@ -91,12 +90,14 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
         if entry and not launched() and entry.take_or_claim(stage):
             return 0
         if gpus:
+            imports.hide("scipy", *([] if _sharded(stage.spec) else ["deepspeed"]))
+            imports.scan_transformers_once()
             set_allocator()
         if gpus and nodes == 1:
             reserve_gpus(stage.processes, stage.say)
         launch(nodes, stage.processes, stage.threads)
         stage.git_commit = git_commit()
-        importlib.import_module(module).run(stage)
+        imports.quickly(module).run(stage)
         if entry:
             entry.put(stage)
     except (InputError, Interrupted) as error:
@@ -118,6 +119,10 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
             traceback.print_exc()
         return 1
     return 0
+
+
+def _sharded(spec: dict[str, Any]) -> bool:
+    return bool(spec.get("settings", {}).get("deepspeed"))
 
 
 def verify(stage: Stage, named: Collection[str]) -> None:

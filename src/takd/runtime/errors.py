@@ -15,6 +15,7 @@ SAID = {
     "disk quota exceeded": errno.EDQUOT,
     "file too large": errno.EFBIG,
 }
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class InputError(ValueError):
@@ -81,7 +82,6 @@ def hub_fault(revision: str, error: BaseException) -> str | None:
         RevisionResolutionError,
     )
 
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -90,9 +90,9 @@ def hub_fault(revision: str, error: BaseException) -> str | None:
     ):  # that access is refused says more than that the cache lacks a file
         match cause:
             case GatedRepoError():
-                return f"it is gated: accept its terms on its page, then {log_in}"
+                return f"it is gated: accept its terms on its page, then {LOG_IN}"
             case RepositoryNotFoundError():
-                return f"there is nothing of this name, or it is private: correct it, or {log_in}"
+                return f"there is nothing of this name, or it is private: correct it, or {LOG_IN}"
             case RevisionNotFoundError():
                 return f"it has no commit {revision}: correct `revision` (a commit has 40 digits)"
             case (
@@ -116,11 +116,11 @@ def hub_fault(revision: str, error: BaseException) -> str | None:
                 file = f"file {address.path.rpartition('/')[2]}" if address else "such file"
                 return f"it has no {file} at {revision}"
             case HfHubHTTPError() if cause.response.status_code in (401, 403):
-                return f"access is refused (HTTP {cause.response.status_code}): {log_in}"
+                return f"access is refused (HTTP {cause.response.status_code}): {LOG_IN}"
     return None
 
 
-def hub_error(what: str, revision: str, error: Exception) -> InputError:
+def hub_error(what: str, revision: str, error: BaseException) -> InputError:
     """Build an error that explains why something could not be fetched from the Hub, and the remedy."""
     do = hub_fault(revision, error)
     if not do:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from takd.data.arrow import PreparedRows
 from takd.decoding.sampling import Prompt, Response
 from takd.losses.batch import spans
 from takd.methods.base import examples, response_tokens
@@ -15,7 +15,7 @@ from takd.training.student import Student
 
 
 def dev_loss(
-    student: Student, dev: Dataset, vocabulary: int, micro_batch: int, max_tokens: int = 0
+    student: Student, dev: PreparedRows, vocabulary: int, micro_batch: int, max_tokens: int = 0
 ) -> float:
     """Return the mean of -log q over all response tokens of the dev rows, on all processes."""
     accelerator = student.accelerator
@@ -29,14 +29,14 @@ def dev_loss(
     return round(accelerator.reduce(total, "sum").item(), 6)
 
 
-def dev_prompts(dev: Dataset, seed: int) -> list[Prompt]:
+def dev_prompts(dev: PreparedRows, seed: int) -> list[Prompt]:
     """Return the prompts of the dev rows, with the same noise at each dev evaluation."""
     return [Prompt(row.prompt, row.id, seed) for row in examples(dev, range(len(dev)))]
 
 
 def dev_scores(
     responses: Sequence[Response],
-    dev: Dataset,
+    dev: PreparedRows,
     tokenizer: PreTrainedTokenizerBase,
     rouge_tokenizer: str,
 ) -> dict[str, float]:

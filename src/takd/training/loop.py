@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.arrow import PreparedRows
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
 from takd.losses.batch import spans
@@ -57,7 +57,7 @@ class Run:
     method: Method
     model: PreTrainedModel
     exported: Exported
-    dev: Dataset
+    dev: PreparedRows
     decoding: Decoding
     precision: str
     keep: dict[str, str]

@@ -15,9 +15,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
-from takd.data.arrow import dataset_of
+from takd.data.arrow import PreparedRows, dataset_of
 from takd.decoding import loading
 from takd.decoding.model_checks import check_model
 from takd.decoding.prompts import Decoding
@@ -150,7 +149,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         _publish(stage, job, parameters)
 
 
-def _rows(stage: Stage, split: str, count: int | None, labelled: bool) -> Dataset:
+def _rows(stage: Stage, split: str, count: int | None, labelled: bool) -> PreparedRows:
     """Load the first rows of a split, or all; if `labelled`, those with a response, which stand first.
 
     Raises:
@@ -166,7 +165,7 @@ def _rows(stage: Stage, split: str, count: int | None, labelled: bool) -> Datase
             )
         count = min(count or len(found), len(found) - alone)
     if count:
-        found = found.select(range(min(count, len(found))))
+        found = found.first(count)
     if not len(found):
         raise InputError(
             f"{stage.spec['lineage']}: no rows left in the train or dev split; see the data report."
