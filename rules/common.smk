@@ -30,6 +30,7 @@ from takd.runtime.checkpoints import sweep
 from takd.runtime.code_digest import code_digest
 from takd.runtime.digests import canonical_json, without_places
 from takd.runtime.errors import InputError
+from takd.watching import track
 
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
@@ -64,15 +65,18 @@ onstart:
             print(warning, file=sys.stderr)
     except InputError as error:
         sys.exit(f"Error: {error}")
+    track.start(EXPERIMENT, VARIABLES)
 
 
 onerror:
+    track.end()
     # exit here, so that this is last on the console; it names Snakemake's log, which Snakemake would print next
     if FAILURES.left:
         sys.exit(FAILURES.summary(log))
 
 
 onsuccess:
+    track.end()
     sweep(ROOT / "results" / EXPERIMENT.name)
 
 
