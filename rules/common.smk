@@ -24,7 +24,7 @@ if set("{}\n") & set(str(ROOT)):
 
 from takd.experiment import comparison, lineage, specs
 from takd.experiment.schema import RESERVED
-from takd.preflight import amounts
+from takd.preflight import amounts, planned_jobs
 from takd.runtime import failures, slurm_executor_patch
 from takd.runtime.checkpoints import sweep
 from takd.runtime.code_digest import code_digest
@@ -38,6 +38,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 
 slurm_executor_patch.keep_jobs()
 FAILURES = failures.listen()
+planned_jobs.listen(workflow)  # only a dry run prints its list
 
 for NAME, VALUE in config.items():
     if isinstance(VALUE, dict | list):
