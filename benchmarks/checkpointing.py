@@ -1,4 +1,4 @@
-"""Checkpoints: what one costs a training that goes on while it is written, and one that waits for the disk.
+"""Cost of a checkpoint to a training: written in the background, and written while the training waits.
 
     python benchmarks/checkpointing.py [--quick] [--json FILE] [--threads N]
 
@@ -34,7 +34,7 @@ NONE, BESIDE, WAITING = "none", "written beside training", "training waits for t
 
 @dataclass(frozen=True)
 class Case:
-    """Model, batch, and the steps of a turn."""
+    """Size of the model and the batch, and steps of a turn."""
 
     layers: int = 6
     width: int = 512
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 class Training:
-    """A student with all that makes checkpoints of it, as a stage has it."""
+    """Student with its checkpoint writer, as in a training stage."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
@@ -93,7 +93,7 @@ class Training:
         self.keeper = Keeper(self.student, self.method, cast(Any, None), journal, checkpoints, {})
 
     def contenders(self, waited: dict[str, list[float]]) -> dict[str, Callable[[], None]]:
-        """Turns; `waited` is told for how long training stood still."""
+        """Make the turns, by name; `waited` receives the seconds for which training stood still."""
 
         def turn(save: Callable[[], float] | None, name: str = "") -> Callable[[], None]:
             def run() -> None:

@@ -1,4 +1,4 @@
-"""A training step through torch.compile against a plain one.
+"""Time of a training step with and without torch.compile.
 
     python benchmarks/compile.py [--quick] [--json FILE] [--threads N]
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measured(case: Case, device: torch.device) -> tuple[Comparison, float]:
-    """The comparison, and the seconds of the first compiled step."""
+    """Compare both, and time the first compiled step, in seconds."""
     rows = case.batch * (case.repeats + 2)
     train = labelled_rows(dolly_lengths(rows, case.longest), vocabulary=case.vocabulary)
     context = Context(

@@ -1,4 +1,4 @@
-"""Decoding: takd's rows, which leave when they are done, against `transformers.generate`.
+"""Speed of takd's decoding, whose rows leave the batch when they end, against `transformers`.
 
     python benchmarks/decoding.py [--quick] [--json FILE] [--threads N] [--only NAME …]
 
@@ -6,8 +6,9 @@ A model alone answers prompts by plain sampling at temperature 1: 64 prompts, as
 prompts with 5 seeds each, as an evaluation does. Prompts and responses are as long as in Dolly (`lengths.py`); the
 lengths are prescribed, since random models never end a text, and everybody gets the same ones. `generate` has what it
 needs to compete: its default cache, rows sorted by the length of their prompts before they are cut into batches, and a
-stop of its own for every row, so that a batch ends with its longest response. Everybody uses the
-same model, as takd loads it, in float32.
+stop of its own for every row, so that a batch ends with its longest response. Its continuous batching (paged keys and
+values, `generate_batch`) replaces finished rows at once, as takd does; it draws by the generator of the device, so a
+response there depends on its batch. Everybody uses the same model, as takd loads it, in float32.
 
 Cases: `demo` and `gpt2` are models of the demo's and of GPT-2's shape, the latter with one turn only, which takes
 minutes on a CPU; `*-evaluation` has 100 × 5 rows, with GPT-2's vocabulary at half the lengths.
@@ -22,16 +23,23 @@ from harness import Report, command_line, compare, start
 from lengths import LONGEST, dolly_lengths
 from models import VOCABULARY, gpt2, random_texts
 from torch import Tensor
-from transformers import GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from takd.decoding.sampling import Decoding, Prompt, draw
 
 PADDING = 0
+PAGE = 16  # tokens in a page of continuous batching: responses are short
 
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison: the model, the rows, and how many are decoded together."""
+    """One comparison: size of the model, rows, and rows decoded together."""
 
     layers: int
     width: int
@@ -91,7 +99,11 @@ def measure(report: Report, case: Case, device: torch.device) -> None:
 
     contenders = {
         name: contender(name, decode, size)
-        for who, decode in (("generate", theirs), ("takd", ours))
+        for who, decode in (
+            ("generate", theirs),
+            ("continuous batching", continuous),
+            ("takd", ours),
+        )
         for size in case.micro_batches
         for name in [f"{who}, {size} at a time"]
     }
@@ -104,7 +116,7 @@ def measure(report: Report, case: Case, device: torch.device) -> None:
 
 
 def asked(case: Case) -> list[Prompt]:
-    """The prompts, each with all its seeds; every row has a length of its own."""
+    """List each prompt with every seed; each row has its own response length."""
     prompt_lengths = [prompt for prompt, _ in dolly_lengths(case.prompts, case.longest)]
     texts = random_texts(prompt_lengths, vocabulary=case.vocabulary)
     responses = [length for _, length in dolly_lengths(case.prompts * case.seeds, case.longest)]
@@ -116,7 +128,7 @@ def asked(case: Case) -> list[Prompt]:
 
 
 def ours(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int) -> list[int]:
-    """takd's decoding; gives the number of tokens that each row got."""
+    """Decode with takd; return the number of tokens of each row."""
     responses = draw(
         model,
         rows,
@@ -129,7 +141,7 @@ def ours(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int) 
 
 
 def theirs(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int) -> list[int]:
-    """`generate` in batches of rows whose prompts are about as long; gives what `ours` does."""
+    """Decode with `generate`, in batches of prompts of similar length; return what `ours` does."""
     torch.manual_seed(0)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     found: dict[int, int] = {}
@@ -155,8 +167,41 @@ def theirs(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int
     return [found[i] for i in range(len(rows))]
 
 
+def continuous(model: GPT2LMHeadModel, rows: Sequence[Prompt], case: Case, size: int) -> list[int]:
+    """Decode with `transformers`' continuous batching; return the number of tokens of each row."""
+    drawing = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=case.longest,
+        eos_token_id=-1,  # is never drawn
+        pad_token_id=PADDING,
+    )
+    pages = sum(-(-(len(row.tokens) + case.longest) // PAGE) for row in rows)
+    batching = ContinuousBatchingConfig(
+        page_size=PAGE,
+        # room for all rows that are decoded together, and one page to spare for each
+        num_blocks=size * (2 + pages // len(rows)),
+        max_batch_tokens=max(512, size),
+        max_requests_per_batch=size,
+    )
+    how: dict[str, Any] = {"generation_config": drawing, "continuous_batching_config": batching}
+    found: dict[int, int] = {}
+    with model.continuous_batching_context_manager(**how) as manager:
+        asked_of = {
+            manager.add_request(list(row.tokens), max_new_tokens=row.limit): index
+            for index, row in enumerate(rows)
+        }
+        while len(found) < len(rows):
+            result = manager.get_result(timeout=600)
+            if result is None:
+                raise SystemExit("continuous batching ended before its responses did")
+            if result.is_finished():
+                found[asked_of[result.request_id]] = len(result.generated_tokens)
+    return [found[i] for i in range(len(rows))]
+
+
 class AtItsLength(StoppingCriteria):
-    """Ends each row at a length of its own, (batch,), and the batch with its longest."""
+    """Stopping criterion: each row ends at its own length, (batch,), the batch with its longest row."""
 
     def __init__(self, lengths_b: Tensor) -> None:
         self.lengths_b = lengths_b
@@ -166,7 +211,7 @@ class AtItsLength(StoppingCriteria):
 
 
 def lengths(new_bt: Tensor, limits_b: Tensor) -> list[int]:
-    """Where the padding of each row begins; padding may have been drawn, but hardly as the last token of many rows."""
+    """Return where the padding of each row begins, assuming that few rows end with a sampled padding token."""
     columns = torch.arange(1, new_bt.shape[1] + 1, device=new_bt.device)
     last_b = ((new_bt != PADDING) * columns).amax(1)
     drawn_b = torch.where(limits_b - last_b == 1, limits_b, last_b)

@@ -1,4 +1,4 @@
-"""Answers to an evaluation set: takd's evaluation stage against `transformers.generate`, 500 prompts with 5 seeds each.
+"""Time of answering 500 prompts with 5 seeds each: takd's evaluation stage against `transformers.generate`.
 
     python benchmarks/evaluation.py [--quick] [--json FILE] [--threads N] [--only NAME …] [--no-repeat-ngram N]
 
@@ -46,7 +46,7 @@ SEEDS = (10, 20, 30, 40, 50)
 
 @dataclass(frozen=True)
 class Case:
-    """A comparison: the model, the prompts, and how many rows are decoded together."""
+    """One comparison: size of the model, prompts, and rows decoded together."""
 
     layers: int
     width: int
@@ -129,7 +129,7 @@ def measure(report: Report, case: Case, ngram: int) -> None:
 
 
 def asked(case: Case) -> dict[RowSeed, Prompt]:
-    """Each prompt with every seed, keyed by row and seed, in the order of the data; each answer has its own length."""
+    """Return the prompts by row and seed, in the order of the data; each answer has its own length."""
     both = dolly_lengths(case.prompts, case.longest, evaluated=True)
     texts = random_texts([length for length, _ in both], vocabulary=case.vocabulary)
     # an answer to the same prompt has another length with another seed
@@ -145,7 +145,7 @@ def asked(case: Case) -> dict[RowSeed, Prompt]:
 def generated(
     model: PreTrainedModel, case: Case, prompts: dict[RowSeed, Prompt], decoding: Decoding
 ) -> dict[RowSeed, int]:
-    """Draw all answers by `generate`; the number of tokens of each."""
+    """Draw all answers with `generate`; return the number of tokens of each."""
     found: dict[RowSeed, int] = {}
     for seed in SEEDS:
         torch.manual_seed(seed)
@@ -179,7 +179,7 @@ def generated(
 
 
 def endless(case: Case, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A random model that never draws the end token, the last of the vocabulary."""
+    """Make a random model that never draws the end token, the last of the vocabulary."""
     model = gpt2(case.layers, case.width, vocabulary=case.vocabulary, positions=2 * case.longest)
     with torch.no_grad():
         # hidden states are normalised: their first entry stays around this bias, and weighs for this token alone
@@ -191,7 +191,7 @@ def endless(case: Case, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def made_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of so many made-up words, the last of which ends a text."""
+    """Make a tokenizer with a vocabulary of made-up words, the last of which ends a text."""
     words = {f"w{number}": number for number in range(vocabulary - 1)} | {"<end>": vocabulary - 1}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")),

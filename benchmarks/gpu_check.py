@@ -1,4 +1,4 @@
-"""What runs on a card, whether it is right, and how fast it is: for a machine with a GPU, in at most eight minutes.
+"""Check on a GPU that every stage runs, that its numbers are right, and how fast it is, in at most eight minutes.
 
     python benchmarks/gpu_check.py [--quick] [--json FILE] [--only NAME …] [--seconds N]
 
@@ -96,13 +96,13 @@ def main() -> int:
 
 
 def default_path() -> Path:
-    """Where the result of this card and day goes."""
+    """Return the file for the results of this GPU and day."""
     card = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     return RESULTS / f"{card}-{time.strftime('%Y-%m-%d')}.json"
 
 
 def commit() -> str | None:
-    """Which code this is, if git knows."""
+    """Return the commit of the code, if git is available."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -111,7 +111,7 @@ def commit() -> str | None:
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """Of each stage, how it ended and what it found."""
+    """Map each stage to how it ended and what it measured."""
     return {
         name: stage["ended"] if not stage.get("found") else {stage["ended"]: stage["found"]}
         for name, stage in result["stages"].items()

@@ -1,4 +1,4 @@
-"""What all benchmarks share: command line, measuring in alternation, machine facts, workers, table and JSON.
+"""Shared code of all benchmarks: command line, measuring in alternation, machine facts, workers, table and JSON.
 
 A benchmark is one command, `python benchmarks/NAME.py [--quick] [--json FILE] [--threads N]`, and reads like this:
 
@@ -35,7 +35,7 @@ Contender = Callable[[], float | None]
 
 
 def command_line(documentation: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has; a benchmark may add its own."""
+    """Make a parser with the options of every benchmark; a benchmark may add its own."""
     summary = (documentation or "").split("\n")[0]
     parser = argparse.ArgumentParser(description=summary)
     parser.add_argument(
@@ -59,7 +59,7 @@ def start(arguments: argparse.Namespace) -> torch.device:
 
 @dataclass
 class Comparison:
-    """What each contender took, turn by turn, and what follows from it.
+    """Seconds of each contender by turn, and the ratios that follow from them.
 
     Attributes:
         values: contender to what it took; turn i of all contenders ran one after the other.
@@ -77,11 +77,11 @@ class Comparison:
         return statistics.median(self.values[name])
 
     def gain(self, name: str) -> float:
-        """How many times as little as the baseline it took: ratio of medians."""
+        """Speed-up over the baseline: ratio of medians."""
         return self.median(self.baseline) / self.median(name)
 
     def gain_range(self, name: str) -> tuple[float, float]:
-        """Lowest and highest ratio within a turn: honest for the few turns that long runs allow."""
+        """Lowest and highest speed-up within a turn; a range is fair to the few turns that long runs allow."""
         pairs = zip(self.values[self.baseline], self.values[name], strict=True)
         ratios = [theirs / ours for theirs, ours in pairs]
         return min(ratios), max(ratios)
@@ -116,7 +116,7 @@ def compare(
 
 
 def timed(contender: Contender) -> float:
-    """Seconds that a contender takes."""
+    """Time a contender, in seconds."""
     synchronise()
     before = time.perf_counter()
     own = contender()
@@ -125,14 +125,14 @@ def timed(contender: Contender) -> float:
 
 
 def synchronise() -> None:
-    """Wait until all is done that has been asked for."""
+    """Wait until the device has finished all work."""
     # a GPU works behind the program's back: its clock stops when the work is done, not when it is queued
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def progress(line: str) -> None:
-    """Tell what goes on, apart from the results."""
+    """Print progress to stderr, apart from the results."""
     print(f"  {line}", file=sys.stderr, flush=True)
 
 
@@ -140,7 +140,7 @@ def progress(line: str) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """Describe what the numbers depend on besides the code."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -160,7 +160,7 @@ def _cpu_model() -> str:
 
 @dataclass
 class Report:
-    """Collects the comparisons of one benchmark and notes on them; prints them and writes them down."""
+    """Comparisons of one benchmark with notes on them, printed and written as JSON."""
 
     documentation: str | None
     arguments: argparse.Namespace
@@ -169,12 +169,12 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def add(self, case: str, comparison: Comparison) -> None:
-        """Keep a comparison; what is measured so far is written at once, since the rest may take an hour."""
+        """Add a comparison, and write the file at once: the remaining ones may take an hour."""
         self.cases[case] = comparison
         self._write()
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence that belongs below the table."""
+        """Add a sentence below the table."""
         self.notes.append(sentence)
         self._write()
 
@@ -199,7 +199,7 @@ class Report:
 
 
 def _options() -> list[str]:
-    """The command line but for --json, which changes no number."""
+    """Return the command line without --json, which changes no number."""
     options = sys.argv[1:]
     if "--json" in options:
         at = options.index("--json")
@@ -211,7 +211,7 @@ HEADER = ("case", "contender", "n", "median", "min – max", "tokens/s", "gain")
 
 
 def rows(cases: Mapping[str, Comparison]) -> list[tuple[str, ...]]:
-    """The table of a benchmark as text, header first."""
+    """Format the comparisons of a benchmark as rows of text, header first."""
     table: list[tuple[str, ...]] = [HEADER]
     for case, comparison in cases.items():
         for index, (name, values) in enumerate(comparison.values.items()):
@@ -235,12 +235,12 @@ def rows(cases: Mapping[str, Comparison]) -> list[tuple[str, ...]]:
 
 
 def figures(value: float) -> str:
-    """Three digits of a number, and all before the point."""
+    """Format a number with three digits, or all digits before the point."""
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns of equal width."""
+    """Format rows as lines with aligned columns."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return [
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -252,7 +252,7 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Worker:
-    """A contender in a live process of its own, which takes a step when told to.
+    """Contender in its own process, which takes a step on request.
 
     Different versions of a library cannot share a process, and starting one for every step would measure the start.
     The other end is `Supervisor`. A worker that waits sleeps, so that it does not disturb the one that works.
@@ -279,7 +279,7 @@ class Worker:
         self.facts = self._answer()
 
     def step(self) -> float:
-        """One step; the seconds that it took by the worker's clock."""
+        """Take one step; return its seconds by the worker's clock."""
         assert self.process.stdin
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
@@ -307,7 +307,7 @@ class Worker:
 
 
 class Supervisor:
-    """A worker's view of the benchmark: waits for the word to take a step, and reports its seconds."""
+    """Worker's end of the connection: waits for a request, takes a step and reports its seconds."""
 
     def __init__(self) -> None:
         # libraries print to standard output, which is ours: keep it, and send their lines to the log
@@ -319,7 +319,7 @@ class Supervisor:
         self._answer(facts)
 
     def wait(self) -> bool:
-        """Report the step that is done, if one is, and wait for the next; False when there is none."""
+        """Report the finished step, if any, and wait for the next request; return False when there are no more."""
         if self.started is not None:
             synchronise()
             self._answer({"seconds": time.perf_counter() - self.started})
@@ -328,7 +328,7 @@ class Supervisor:
         return bool(word)
 
     def serve(self, step: Callable[[], object]) -> None:
-        """Take steps until there are no more; for contenders whose loop is not somebody else's."""
+        """Take steps until there are no more requests; for contenders that have no loop of their own."""
         while self.wait():
             step()
 

@@ -1,4 +1,4 @@
-"""Distillation on fixed data: an optimizer step of KD against one of SFT, by where the teacher's outputs come from.
+"""Time of an optimizer step of KD against one of SFT, by the source of the teacher's outputs.
 
     python benchmarks/kd_step.py [--quick] [--json FILE] [--threads N]
 
@@ -34,7 +34,7 @@ SFT, TOP_K = "SFT", "KD, 64 likeliest tokens stored"
 
 @dataclass(frozen=True)
 class Case:
-    """Layers and width of the models, and the rows."""
+    """Layers and width of the models, and rows of a step."""
 
     student: tuple[int, int] = (12, 768)
     teacher: tuple[int, int] = (24, 1024)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def contenders(case: Case, device: torch.device, folder: Path) -> dict[str, Callable[[], None]]:
-    """Steps of one student, which learns from one method after the other."""
+    """Steps of one student, which is trained by several methods in turn."""
     shape: dict[str, Any] = {"vocabulary": case.vocabulary, "fused": True, "device": device}
     student = gpt2(*case.student, seed=1, **shape)
     teacher = gpt2(*case.teacher, seed=2, **shape).requires_grad_(False)
@@ -106,7 +106,7 @@ def contenders(case: Case, device: torch.device, folder: Path) -> dict[str, Call
 
 
 def made_up(kind: str, train: Dataset, teacher: PreTrainedModel, folder: Path) -> StoredOutputs:
-    """A file of teacher outputs, with numbers from nowhere."""
+    """Write a file of teacher outputs with random numbers."""
     generator = torch.Generator().manual_seed(3)
     starts = offsets(train)
     total, count = int(starts[-1]), 64

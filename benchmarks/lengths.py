@@ -21,7 +21,7 @@ EVALUATED_RESPONSE = (2, 5, 12, 14, 18, 22, 27, 31, 37, 42, 49, 57, 68, 83, 97, 
 def dolly_lengths(
     count: int, longest: int = LONGEST, *, seed: int = 0, evaluated: bool = False
 ) -> list[tuple[int, int]]:
-    """Tokens of prompt and response of some rows, in a random order.
+    """Return the tokens of prompt and response of a number of rows, in a random order.
 
     They are quantiles themselves, evenly spaced, so that a few rows are distributed like all. Prompt and response are
     independent (their correlation in the data is -0.12).
@@ -43,7 +43,7 @@ def dolly_lengths(
 
 
 def _quantile(quantiles: Sequence[int], share: float) -> float:
-    """Straight lines between the quantiles that are known."""
+    """Interpolate linearly between the known quantiles."""
     place, part = divmod(share * (len(quantiles) - 1), 1)
     low, high = quantiles[int(place)], quantiles[int(place) + 1]
     return low + part * (high - low)

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def in_its_own_process(name: str) -> dict[str, float]:
-    """What a process with the same options measures."""
+    """Measure in a new process with the same options."""
     command = [sys.executable, *sys.argv, "--contender", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -104,7 +104,7 @@ def plain(
     teacher_nh: Tensor,
     targets_n: Tensor,
 ) -> Tensor:
-    """As it is written on paper."""
+    """Compute the loss by its formula."""
     log_q_nv = (hidden_nh @ student.get_output_embeddings().weight.T).log_softmax(-1)
     with torch.no_grad():
         log_p_nv = (teacher_nh @ teacher.get_output_embeddings().weight.T).log_softmax(-1)
@@ -120,7 +120,7 @@ def ours(
     teacher_nh: Tensor,
     targets_n: Tensor,
 ) -> Tensor:
-    """The same through takd."""
+    """Compute the loss with takd."""
     vocabulary = student.config.vocab_size
 
     def of_tokens(
@@ -141,7 +141,7 @@ LOSSES: dict[str, Loss] = {PLAIN: plain, OURS: ours}
 
 
 def measured(case: Case, device: torch.device, loss: Loss) -> dict[str, float]:
-    """Bytes of the peak above what was there before, seconds, and the loss itself."""
+    """Measure peak memory above that before, in bytes, seconds, and the loss."""
     student = gpt2(1, case.width, seed=1, vocabulary=case.vocabulary, device=device)
     teacher = gpt2(1, case.teacher_width, seed=2, vocabulary=case.vocabulary, device=device)
     teacher.requires_grad_(False)
@@ -169,7 +169,7 @@ def measured(case: Case, device: torch.device, loss: Loss) -> dict[str, float]:
 
 
 def reset(device: torch.device) -> int:
-    """Forget the peak so far; gives the bytes that are in use."""
+    """Reset the peak; return the bytes in use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -178,14 +178,14 @@ def reset(device: torch.device) -> int:
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes in use since the reset."""
+    """Return the most bytes in use since the reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM")
 
 
 def _status(name: str) -> int:
-    """A size in bytes out of what Linux knows of this process."""
+    """Read a size in bytes from /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (size,) = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
     return 1024 * int(size)

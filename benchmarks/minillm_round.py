@@ -1,4 +1,4 @@
-"""A MiniLLM round, takd against the reference's schedule: the same prompts, response lengths and optimizer steps.
+"""Time of a MiniLLM round: takd against the authors' schedule, with equal prompts, response lengths and steps.
 
     python benchmarks/minillm_round.py [--quick] [--json FILE] [--shapes gpt2 demo] [--figure FILE.svg]
 
@@ -34,7 +34,7 @@ from takd.methods.base import Context
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers and width of student and teacher, and the slots of the reference's padding."""
+    """Layers and width of student and teacher, and the length to which the reference pads."""
 
     student: tuple[int, int]
     teacher: tuple[int, int]
@@ -65,7 +65,7 @@ ROUND = {"batch_size": 4, "inner_epochs": 4}
 
 
 class Takd:
-    """takd's rounds, one after the other."""
+    """Consecutive rounds of takd."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Takd:
         self.step = 0
 
     def __call__(self) -> None:
-        """One round."""
+        """Run one round."""
         for _ in range(self.method.steps_per_round):
             self.method.prepare(self.step, self.sample)
             self.student.train()
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def contenders(shape: Shape, kind: str, device: torch.device) -> tuple[Callable[[], None], Takd]:
-    """Both sides with models of their own that start equal."""
+    """Make both contenders, with equal copies of the models."""
     count, slots = shape.rollouts, shape.slots
     if kind.startswith("all"):
         prompt_lengths, lengths = [slots] * count, [slots] * count
@@ -184,7 +184,7 @@ def contenders(shape: Shape, kind: str, device: torch.device) -> tuple[Callable[
 
 
 def spent(ours: Takd) -> dict[str, float]:
-    """Take a round; its seconds, by what they were spent on."""
+    """Run a round; return its seconds by part."""
     seconds: dict[str, float] = {}
     with (
         timed(kv_cache.RaggedCache, "read", "read prompts", seconds),
@@ -227,7 +227,7 @@ def timed(
 
 
 def figure(parts: dict[str, dict[str, float]], path: Path) -> None:
-    """A stacked bar for each case."""
+    """Draw a stacked bar for each case."""
     import matplotlib
 
     matplotlib.use("svg")

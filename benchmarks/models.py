@@ -1,4 +1,4 @@
-"""Models and prompts of the benchmarks: the real shapes, random weights and tokens, nothing to download."""
+"""Models and prompts of the benchmarks: real sizes with random weights and tokens, so that nothing is downloaded."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def gpt2(
     fused: bool = False,
     device: torch.device | str = "cpu",
 ) -> GPT2LMHeadModel:
-    """A random GPT-2 in float32 without dropout, with 64 dimensions a head, in evaluation mode.
+    """Make a random GPT-2 in float32 without dropout, with 64 dimensions a head, in evaluation mode.
 
     Args:
         fused: whether its activation is one kernel, as in all models that takd loads, or eight, as the model has it.
@@ -45,7 +45,7 @@ def gpt2(
 def random_prompts(
     count: int, shortest: int, longest: int, *, seed: int = 0, vocabulary: int = VOCABULARY
 ) -> list[list[int]]:
-    """Prompts of random tokens, never the end token, of random lengths between two bounds."""
+    """Draw prompts of random tokens, without the end token, of random lengths between two bounds."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
     return random_texts(lengths, seed=seed, vocabulary=vocabulary)
@@ -54,7 +54,7 @@ def random_prompts(
 def random_texts(
     lengths: Sequence[int], *, seed: int = 0, vocabulary: int = VOCABULARY
 ) -> list[list[int]]:
-    """Texts of random tokens, never the end token, of given lengths."""
+    """Draw texts of random tokens, without the end token, of given lengths."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randint(0, vocabulary - 1, (length,), generator=generator).tolist()

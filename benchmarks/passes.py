@@ -1,4 +1,4 @@
-"""Counts what models are asked to compute: forward passes, tokens in them, and positions projected to the vocabulary.
+"""Counts of the work of models: forward passes, tokens in them, and positions projected to the vocabulary.
 
 Times depend on the machine, these counts do not; `counted` works on any code that runs the models.
 """
@@ -17,7 +17,7 @@ KINDS = ("prefill", "decode", "score", "train")
 
 @dataclass
 class Count:
-    """Work of one kind: passes of a batch, tokens through the body, positions through the output embedding."""
+    """Work of one kind: passes, tokens through the body, positions through the output embedding."""
 
     passes: int = 0
     tokens: int = 0
@@ -26,7 +26,7 @@ class Count:
 
 @dataclass
 class Counts:
-    """(model, kind) to its count; kinds as in `KINDS`."""
+    """Counts by (model, kind), with the kinds of `KINDS`."""
 
     counts: dict[tuple[str, str], Count] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Counts:
         self.counts.setdefault((model, kind), Count()).projected += positions
 
     def table(self) -> list[tuple[str, ...]]:
-        """Header and a row for each model and kind."""
+        """Return a header and a row for each model and kind."""
         table: list[tuple[str, ...]] = [("model", "work", "passes", "tokens", "projected")]
         order = sorted(self.counts, key=lambda key: (key[0], KINDS.index(key[1])))
         for model, kind in order:
@@ -52,7 +52,7 @@ class Counts:
         return table
 
     def total(self) -> Counter[str]:
-        """Tokens through each model, whatever for."""
+        """Sum the tokens of each model over all kinds."""
         total: Counter[str] = Counter()
         for (model, _), count in self.counts.items():
             total[model] += count.tokens

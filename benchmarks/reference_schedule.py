@@ -1,4 +1,4 @@
-"""A MiniLLM round as the authors' code schedules it, the baseline of takd's rounds; alone, it shows its passes.
+"""A MiniLLM round with the authors' schedule, the baseline of takd's rounds; run alone, it prints its passes.
 
     python benchmarks/reference_schedule.py [--quick] [--threads N]
 
@@ -41,7 +41,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 @dataclass(frozen=True)
 class Settings:
-    """The reference's values, as its scripts for GPT-2 set them for each GPU."""
+    """Settings of the reference for each GPU, from its scripts for GPT-2."""
 
     end_token: int
     chunk_size: int = 16
@@ -61,7 +61,7 @@ class Settings:
 
 @dataclass
 class Responses:
-    """Rows of responses, b at a time, with P slots for the prompt and R for the response.
+    """Batch of b responses, with P slots for the prompt and R for the response.
 
     Attributes:
         prompt_bp, prompt_mask_bp: padded on the left.
@@ -90,7 +90,7 @@ class Responses:
 
 
 def reference_optimizer(student: PreTrainedModel, settings: Settings) -> Optimizer:
-    """The authors' AdamW; it lives through all rounds."""
+    """Make the authors' AdamW, one for all rounds."""
     return AdamW(
         student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=1e-6
     )
@@ -139,7 +139,7 @@ def sample(
     lengths: Sequence[int],
     settings: Settings,
 ) -> Responses:
-    """Responses to a chunk of prompts, scored over and over."""
+    """Draw responses to a chunk of prompts, with the reference's repeated scoring."""
     prompt_bp, prompt_mask_bp = _padded_prompts(prompts, student.device, settings)
     slots = torch.arange(settings.response_slots, device=student.device)
     mask_br = (slots < torch.tensor(lengths, device=student.device)[:, None]).long()
@@ -239,7 +239,7 @@ def decode(
 
 
 def positions(mask_bt: Tensor) -> Tensor:
-    """Positions counted over real tokens."""
+    """Count positions over real tokens."""
     return (mask_bt.cumsum(-1) - 1).masked_fill(mask_bt == 0, 0)
 
 
@@ -253,7 +253,7 @@ def forward(
     response_br: Tensor,
     mask_br: Tensor,
 ) -> Tensor:
-    """Logits of all slots, (b, P + R, vocabulary)."""
+    """Compute the logits of all slots, (b, P + R, vocabulary)."""
     mask_bt = torch.cat([prompt_mask_bp, mask_br], 1)
     return model(
         input_ids=torch.cat([prompt_bp, response_br], 1),
@@ -272,14 +272,14 @@ def logits(
     suppressed_brv: Tensor,
     settings: Settings,
 ) -> Tensor:
-    """Logits that predict the response, (b, R, vocabulary), with -inf at suppressed tokens."""
+    """Compute the logits that predict the response, (b, R, vocabulary), with -inf at suppressed tokens."""
     all_btv = forward(model, prompt_bp, prompt_mask_bp, response_br, mask_br)
     predicting_brv = (all_btv / settings.temperature)[:, prompt_bp.shape[1] - 1 : -1]
     return predicting_brv.masked_fill(suppressed_brv, -torch.inf)
 
 
 def log_probabilities(logits_brv: Tensor, response_br: Tensor, mask_br: Tensor) -> Tensor:
-    """Log-probability of each response token, (b, R), zero at padding."""
+    """Compute the log-probability of each response token, (b, R), zero at padding."""
     log_brv = log_softmax(logits_brv, -1)
     return log_brv.gather(-1, response_br[..., None])[..., 0].masked_fill(mask_br == 0, 0.0)
 
@@ -291,7 +291,7 @@ def reward(
     response_br: Tensor,
     mask_br: Tensor,
 ) -> Tensor:
-    """log p of each response token, (b, R), the way the reward model computes it: centred logits, then logsumexp."""
+    """Compute log p of each response token, (b, R), as the reward model does: centred logits, then logsumexp."""
     all_btv = forward(teacher, prompt_bp, prompt_mask_bp, response_br, mask_br)
     all_btv = all_btv - all_btv.mean(-1, keepdim=True)
     all_btv = all_btv * torch.cat([prompt_mask_bp, mask_br], 1)[..., None]
@@ -306,7 +306,7 @@ def reward(
 def loss(
     student: PreTrainedModel, teacher: PreTrainedModel, batch: Responses, settings: Settings
 ) -> Tensor:
-    """Policy loss and single-step KL of a batch, on whole (b, R, vocabulary) tensors."""
+    """Compute policy loss and single-step KL of a batch, on whole (b, R, vocabulary) tensors."""
     rows = (batch.prompt_bp, batch.prompt_mask_bp, batch.response_br, batch.mask_br)
     mask_br, count = batch.mask_br, batch.mask_br.sum()
     student_brv = logits(student, *rows, batch.suppressed_brv, settings)
@@ -324,7 +324,7 @@ def loss(
 
 
 def cross_entropy(student_brv: Tensor, other_brv: Tensor, suppressed_brv: Tensor) -> Tensor:
-    """-Σ_v q log other, (b, R)."""
+    """Compute -Σ_v q log other, (b, R)."""
     absent_brv = student_brv.isinf() | suppressed_brv
     if other_brv is not student_brv:
         absent_brv |= other_brv.isinf()
@@ -333,7 +333,7 @@ def cross_entropy(student_brv: Tensor, other_brv: Tensor, suppressed_brv: Tensor
 
 
 def advantages(reward_br: Tensor, mask_br: Tensor, discount: float) -> Tensor:
-    """Discounted returns over the tokens left, whitened over all slots, (b, R)."""
+    """Compute discounted returns over the remaining tokens, whitened over all slots, (b, R)."""
     total_b = torch.zeros_like(reward_br[:, 0])
     returns: list[Tensor] = []
     for reward_b in reversed(reward_br.unbind(1)):

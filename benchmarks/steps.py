@@ -1,4 +1,4 @@
-"""Optimizer steps as takd's training loop takes them, on one device, without a stage around them."""
+"""Optimizer steps of takd's training loop, on one device, without a stage."""
 
 import contextlib
 import math
@@ -43,7 +43,7 @@ MINILLM: dict[str, Any] = {
 def labelled_rows(
     lengths: Sequence[tuple[int, int]], *, vocabulary: int = VOCABULARY, seed: int = 0
 ) -> Dataset:
-    """Rows of random tokens as the data stage prepares them, in memory.
+    """Make rows of random tokens in the format of the data stage, in memory.
 
     Args:
         lengths: tokens of prompt and response of each row.
@@ -57,18 +57,18 @@ def labelled_rows(
 
 
 def dolly_rows(count: int, longest: int, *, vocabulary: int = VOCABULARY) -> Dataset:
-    """Rows as long as those of Dolly; `longest` as in `dolly_lengths`."""
+    """Make rows with the lengths of Dolly; `longest` as in `dolly_lengths`."""
     return labelled_rows(dolly_lengths(count, longest), vocabulary=vocabulary)
 
 
 def settings(batch_size: int, **more: Any) -> dict[str, Any]:
-    """Settings that all methods have, and those of one."""
+    """Return the settings that all methods have, with those of one."""
     common = {"batch_size": batch_size, "gradient_clip": 1.0, "steps": 1_000_000, "epochs": None}
     return common | more
 
 
 def adamw(student: PreTrainedModel) -> Optimizer:
-    """The loop's optimizer, at a learning rate that changes little in a few steps."""
+    """Make the loop's optimizer, with a learning rate so low that a few steps change little."""
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return AdamW(trained, lr=5e-6, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
 
@@ -81,7 +81,7 @@ def optimizer_step(
     micro_batch: int,
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """What `takd.training.loop.Run.optimize` does: the global batch of a step, its loss, gradient and update.
+    """Take an optimizer step as `takd.training.loop.Run.optimize`: global batch, loss, gradient and update.
 
     A method that draws has to be prepared for the step before.
 
@@ -115,5 +115,5 @@ def optimizer_step(
 def mixed_precision(
     device: torch.device, dtype: torch.dtype | None
 ) -> contextlib.AbstractContextManager[Any]:
-    """Products in another type, or nothing."""
+    """Return autocast to another type, or a context without effect."""
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Put the numbers of benchmarks into docs/performance.md: python benchmarks/table.py [FILE.json …]
+"""Write the numbers of benchmarks into docs/performance.md: python benchmarks/table.py [FILE.json …]
 
 The page is made, not typed: of what stands between `<!-- results -->` and `<!-- /results -->`, the sections of these
 benchmarks are replaced; those of others stay, with the machine that they ran on. Between `<!-- card -->` and
@@ -24,7 +24,7 @@ a GPU, run `python benchmarks/gpu_check.py`, then `python benchmarks/table.py`, 
 
 
 def section(result: dict[str, Any]) -> str:
-    """What a benchmark found, under its title."""
+    """Format the results of a benchmark as a section."""
     cases = {case: Comparison(**content) for case, content in result["cases"].items()}
     header, *body = rows(cases)
     table = [header, ["---"] * len(header), *body]
@@ -38,7 +38,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def described(machine: dict[str, Any]) -> str:
-    """One line about a machine."""
+    """Describe a machine in one line."""
     gpu = f"{machine['gpu']}, " if machine["gpu"] else ""
     return (
         f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; Python"
@@ -47,7 +47,7 @@ def described(machine: dict[str, Any]) -> str:
 
 
 def fill(page: str, sections: Sequence[str]) -> str:
-    """The page with these sections in the place of those with the same title, or behind the others."""
+    """Replace the sections of the page that have the same titles, and append the others."""
     before, begin, rest = page.partition(BEGIN)
     content, end, after = rest.partition(END)
     if not (begin and end):
@@ -64,13 +64,13 @@ def _title(text: str) -> str:
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
-    """The last result of a card in a folder, by the date within it; None where there is none."""
+    """Return the latest result of a GPU in a folder, by the date within the file; None if there is none."""
     found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     return max(found, key=lambda result: result["date"], default=None)
 
 
 def card_section(result: dict[str, Any] | None) -> str:
-    """What a run of `gpu_check.py` found, stage by stage."""
+    """Format the results of a run of `gpu_check.py`, stage by stage."""
     if result is None:
         return NO_CARD
     machine = result["machine"]
@@ -112,7 +112,7 @@ def _last(traceback: str) -> str:
 
 
 def fill_card(page: str, result: dict[str, Any] | None) -> str:
-    """The page with the section of a card."""
+    """Replace or append the section of a GPU in the page."""
     before, begin, rest = page.partition(CARD_BEGIN)
     _, end, after = rest.partition(CARD_END)
     if not (begin and end):

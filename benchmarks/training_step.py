@@ -1,4 +1,4 @@
-"""A whole training step against the rate at which the machine multiplies matrices.
+"""Time of a whole training step against that of its matrix products alone.
 
     python benchmarks/training_step.py [--quick] [--json FILE] [--threads N]
 
@@ -39,7 +39,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Case:
-    """Model and batch."""
+    """Size of the model and the batch."""
 
     layers: int = 12
     width: int = 768
@@ -57,11 +57,11 @@ class Case:
 
     @property
     def predicted(self) -> int:
-        """All tokens but the first of each row."""
+        """Number of tokens without the first of each row."""
         return self.rows * (self.length - 1)
 
     def matrices(self) -> list[tuple[int, int, int, int]]:
-        """Rows, inputs and outputs of each product with weights, and how many there are of it."""
+        """List rows, inputs, outputs and number of each product with weights."""
         w, n, layers = self.width, self.tokens, self.layers
         blocks = [(w, 3 * w), (w, w), (w, 4 * w), (4 * w, w)]
         return [
@@ -70,11 +70,11 @@ class Case:
         ]
 
     def weight_flops(self) -> list[int]:
-        """FLOPs of each of the products, forward and backward, in all layers."""
+        """List the FLOPs of each product, forward and backward, in all layers."""
         return [6 * n * inputs * outputs * times for n, inputs, outputs, times in self.matrices()]
 
     def flops(self) -> dict[str, int]:
-        """FLOPs of the parts of a step that have any worth counting."""
+        """Map the parts of a step with matrix products to their FLOPs."""
         body = self.tokens * self.layers * (24 * self.width**2 + 2 * self.width * self.length)
         vocabulary = 6 * self.predicted * self.width * self.vocabulary
         return {"forward": body, "loss": vocabulary, "backward": 2 * body}
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def types(report: Report, device: torch.device) -> list[torch.dtype]:
-    """The types worth training in on this machine."""
+    """List the number types that are of use in training on this machine."""
     rates = {dtype: probe(device, dtype) for dtype in DTYPES}
     slow, fast = rates[torch.bfloat16] / 1e9, rates[torch.float32] / 1e9
     if slow >= fast:
@@ -107,7 +107,7 @@ def types(report: Report, device: torch.device) -> list[torch.dtype]:
 
 
 def probe(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of a small product."""
+    """Measure the FLOPs a second of a small product."""
     n, width = 256, 768
     left, right = (torch.randn(size, width, device=device).to(dtype) for size in (n, width))
     out = torch.empty(n, width, device=device, dtype=dtype)
@@ -119,7 +119,7 @@ def probe(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure(report: Report, case: Case, device: torch.device, dtype: torch.dtype) -> None:
-    """Compare the step and its bare products in one type."""
+    """Compare a step with its products alone, in one number type."""
     autocast = None if dtype == torch.float32 else dtype
     student = gpt2(case.layers, case.width, vocabulary=case.vocabulary, fused=True, device=device)
     optimizer = adamw(student)
@@ -168,7 +168,7 @@ def measure(report: Report, case: Case, device: torch.device, dtype: torch.dtype
 
 
 def bare_products(case: Case, device: torch.device, dtype: torch.dtype) -> list[Callable[[], None]]:
-    """Each of the products with weights, forward and backward, as often as a step has it."""
+    """Compute each product with weights, forward and backward, as often as a step does."""
 
     def filled(*shape: int) -> Tensor:
         return torch.randn(shape, device=device).to(dtype)
@@ -195,7 +195,7 @@ def parts(
     step: int,
     autocast: torch.dtype | None,
 ) -> dict[str, float]:
-    """Seconds of the parts of one step; the loss is the product with the vocabulary and all that follows from it."""
+    """Time the parts of one step, in seconds; the loss includes the product with the vocabulary."""
     marks: list[float] = []
 
     def mark(*_: object) -> None:

@@ -39,7 +39,7 @@ class Case:
         return f"{layers}×{width} from {teacher_layers}×{teacher_width}"
 
     def options(self) -> list[str]:
-        """As `trl_worker.py` takes it."""
+        """Return the options of `trl_worker.py`."""
         options: list[str] = []
         for key, value in asdict(self).items():
             options += [f"--{key}", *map(str, value if isinstance(value, tuple) else [value])]
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def started(who: str, loss: str, case: Case) -> Worker:
-    """A live worker."""
+    """Start a worker."""
     path: list[Path] = []
     name = who
     if who == "TRL":

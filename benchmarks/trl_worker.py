@@ -1,4 +1,4 @@
-"""A contender of trl_step.py, in a process of its own: takes one training step for each line on standard input.
+"""Contender of trl_step.py in its own process: takes one training step for each line on standard input.
 
     python benchmarks/trl_worker.py --who TRL --loss reverse-kl --student 2 128 --teacher 4 128
 
@@ -100,7 +100,7 @@ def ours_step(
     arguments: argparse.Namespace,
     supervisor: Supervisor,
 ) -> Callable[[], None]:
-    """takd's step."""
+    """Run steps of takd."""
     from takd.decoding.sampling import Decoding, Prompt, Response, draw
     from takd.methods.base import Context
     from takd.methods.gkd import Gkd
@@ -153,7 +153,7 @@ def theirs(
     arguments: argparse.Namespace,
     supervisor: Supervisor,
 ) -> None:
-    """Run TRL's trainer, step by step."""
+    """Run TRL's trainer, one step for each request."""
     with tempfile.TemporaryDirectory() as folder:
         build = minillm_trainer if arguments.loss == "minillm" else distillation_trainer
         trainer = build(student, teacher, arguments, folder)
@@ -165,7 +165,7 @@ def theirs(
 def distillation_trainer(
     student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, arguments: argparse.Namespace, folder: str
 ) -> Trainer:
-    """On-policy distillation; every batch is drawn from the student."""
+    """Make the trainer of on-policy distillation; every batch is drawn from the student."""
     from trl import DistillationConfig, DistillationTrainer
 
     settings = common_settings(arguments, folder)
@@ -181,7 +181,7 @@ def distillation_trainer(
 def minillm_trainer(
     student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, arguments: argparse.Namespace, folder: str
 ) -> Trainer:
-    """MiniLLM with the paper's long-range term; its default, gamma 0, leaves that out."""
+    """Make the trainer of MiniLLM with the paper's long-range term, which the default, gamma 0, leaves out."""
     from trl.experimental.minillm import MiniLLMConfig, MiniLLMTrainer
 
     settings = common_settings(arguments, folder)
@@ -195,7 +195,7 @@ def minillm_trainer(
 
 
 def common_settings(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """Float32, and nothing but steps; recomputing activations, TRL's default, would only slow it down here."""
+    """Return settings for float32 and steps alone; TRL's default of recomputing activations is slower here."""
     return {
         "output_dir": folder,
         "per_device_train_batch_size": arguments.rows,
@@ -216,7 +216,7 @@ def common_settings(arguments: argparse.Namespace, folder: str) -> dict[str, Any
 
 
 def prompts(arguments: argparse.Namespace) -> Dataset:
-    """Prompts for many steps, as text of the stand-in tokenizer."""
+    """Make prompts for many steps, as text of the placeholder tokenizer."""
     count, length = 64 * arguments.rows, arguments.prompt
     rows = random_prompts(count, length, length, vocabulary=arguments.vocabulary)
     texts = [" ".join(str(max(token, 1)) for token in row) for row in rows]
@@ -226,7 +226,7 @@ def prompts(arguments: argparse.Namespace) -> Dataset:
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A stand-in: a token's text is its number, but for 0, which is the padding.
+    """Make a placeholder tokenizer: the text of a token is its number, and 0 is the padding.
 
     The end token lies just outside the models' vocabulary: trainers stop at it as ever, but no model can draw it, so
     that every response has its full length.
@@ -240,7 +240,7 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 class StepByStep(TrainerCallback):
-    """Holds the trainer between steps until the next is wanted."""
+    """Callback that holds the trainer until the next step is requested."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor

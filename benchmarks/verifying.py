@@ -1,4 +1,4 @@
-"""Digests: what comparing a stage's inputs with them costs an evaluation and a training of SmolLM2-135M.
+"""Cost of verifying the digests of a stage's inputs, for an evaluation and a training of SmolLM2-135M.
 
     python benchmarks/verifying.py [--quick] [--json FILE] [--threads N]
 
@@ -31,7 +31,7 @@ COMPARING, STEP, DRAWING = "compare the model's files", "one step", "answers"
 
 @dataclass(frozen=True)
 class Case:
-    """Shape of the model, and how much it is asked."""
+    """Size of the model, and the work of the stage."""
 
     hidden: int = 576
     middle: int = 1536
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def llama(case: Case) -> LlamaForCausalLM:
-    """A random model in evaluation mode; every third head has keys of its own."""
+    """Make a random model in evaluation mode, with one key head for three query heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=case.vocabulary,
@@ -109,7 +109,7 @@ def llama(case: Case) -> LlamaForCausalLM:
 
 
 def written(model: LlamaForCausalLM, folder: Path) -> Path:
-    """The manifest of a model that is written as a training publishes it."""
+    """Write a model as a training does; return its manifest."""
     model.save_pretrained(folder / "model")
     said = {"kind": "model", "lineage": "model-sft", "seed": 1}
     record = sealed({**said, "files": digests([folder / "model"], folder)})

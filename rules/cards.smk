@@ -6,13 +6,13 @@
 rule card:
     input:
         manifest="<results>/models/{lineage}/seed{seed}/manifest.json",
-        metrics="<results>/models/{lineage}/seed{seed}/metrics.jsonl",
+        metrics=training_log,
         evaluations=collect(
             "<results>/evaluations/{{lineage}}/seed{{seed}}/{set}/{file}",
             set=EXPERIMENT.sets,
             file=MEASURED,
         ),
-        template="src/takd/model_cards/card.md.jinja",
+        template=str(PACKAGE / "model_cards/card.md.jinja"),
     output:
         card="<results>/models/{lineage}/seed{seed}/card.md",
     log:

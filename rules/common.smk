@@ -12,20 +12,27 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
-ROOT = Path(workflow.basedir)
-WEEK = 7 * 24 * 60  # minutes: no limit where the profile sets none
-sys.path.insert(0, str(ROOT / "src"))
-
-if set("{}\n") & set(str(ROOT)):
+# the workflow's own folder; `workflow.basedir` is another one where a user's Snakefile declares this as a module
+HOME = Path(str(workflow.current_basedir)).parent
+if not (HOME / "src/takd").is_dir():
     sys.exit(
-        f"Error: {str(ROOT)!r}: Snakemake fills in what stands in braces in its own path; move the repository to a"
+        "Error: takd runs from a clone of its repository, since its stages need the package in it: git clone it, and write"
+        ' snakefile: "CLONE/workflow/Snakefile" in the module.'
+    )
+# where the user works: results, the user's experiments, and the data that they name
+ROOT = Path.cwd()
+WEEK = 7 * 24 * 60  # minutes: no limit where the profile sets none
+sys.path.insert(0, str(HOME / "src"))
+
+if set("{}\n") & set(str(HOME)):
+    sys.exit(
+        f"Error: {str(HOME)!r}: Snakemake fills in what stands in braces in its own path; move the repository to a"
         " folder without {, } and line breaks."
     )
 
 from takd.experiment import comparison, lineage, specs
-from takd.experiment.schema import RESERVED
 from takd.preflight import amounts, planned_jobs
-from takd.runtime import failures, slurm_executor_patch
+from takd.runtime import failures, slurm_executor_patch, store
 from takd.runtime.checkpoints import sweep
 from takd.runtime.code_digest import code_digest
 from takd.runtime.digests import canonical_json, without_places
@@ -35,6 +42,15 @@ from takd.watching import track
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+if STORE := config.get("store"):
+    # by the environment: a path is no reason to run anything again
+    os.environ[store.VARIABLE] = str(Path(str(STORE)).expanduser().absolute())
+
+# Jobs find the scripts through the environment: a path in their command would make them run again in a moved clone.
+os.environ["TAKD_HOME"] = str(HOME)
+PACKAGE = Path(os.path.relpath(HOME)) / "src/takd"
+SCRIPTS = "workflow/scripts" if HOME == ROOT else '"$TAKD_HOME"/workflow/scripts'
 
 slurm_executor_patch.keep_jobs()
 FAILURES = failures.listen()
@@ -46,19 +62,22 @@ for NAME, VALUE in config.items():
             f"Error: --config {NAME}=… is read as YAML, as a list or a mapping; put the text in quotes twice, as in"
             f""" {NAME}='"text"'."""
         )
-VARIABLES = {name: str(value) for name, value in config.items() if name not in RESERVED}
+CONFIG = {
+    name: str(value)
+    for name, value in config.items()
+    if name not in ("experiment", comparison.KEY, "store")
+}
 try:
     amounts.check_profile(workflow.resource_settings)
     EXPERIMENT, *COMPARED = comparison.load_all(
-        ROOT, config["experiment"], config.get(comparison.KEY), VARIABLES
+        ROOT, config["experiment"], config.get(comparison.KEY), CONFIG
     )
 except InputError as error:
     sys.exit(f"Error: {error}")
 
 
-onstart:
-    # not while the rules are read: a dry run needs neither data nor Slurm. Snakemake starts the processes of jobs,
-    # also on a cluster, with --no-hooks: this runs once, before the first job.
+def check_start():
+    """Check the machine and the inputs before the first job."""
     from takd.preflight import start
 
     try:
@@ -66,19 +85,41 @@ onstart:
             print(warning, file=sys.stderr)
     except InputError as error:
         sys.exit(f"Error: {error}")
-    track.start(EXPERIMENT, VARIABLES)
+    track.start(EXPERIMENT, CONFIG)
 
 
-onerror:
+def sum_up(log):
+    """End with the failures, so that they are last on the console, and the log that Snakemake would name next."""
     track.end()
-    # exit here, so that this is last on the console; it names Snakemake's log, which Snakemake would print next
     if FAILURES.left:
         sys.exit(FAILURES.summary(log))
 
 
-onsuccess:
+def clean_up():
+    """End a run that succeeded."""
     track.end()
     sweep(ROOT / "results" / EXPERIMENT.name)
+
+
+# not while the rules are read: a dry run needs neither data nor Slurm. Snakemake starts the processes of jobs, also on a
+# cluster, with --no-hooks: `check_start` runs once, before the first job.
+onstart:
+    check_start()
+
+
+onerror:
+    sum_up(log)
+
+
+onsuccess:
+    clean_up()
+
+
+if not workflow.modifier.is_main_snakefile():
+    # Snakemake leaves out the hooks of a module; these protect the user's GPU time and results
+    workflow._onstart = lambda log: check_start()
+    workflow._onerror = sum_up
+    workflow._onsuccess = lambda log: clean_up()
 
 
 pathvars:
@@ -134,7 +175,7 @@ def command(script, *resources, online=False):
     options = [f"--{name.replace('_', '-')} {{resources.{name}}}" for name in resources]
     words = [
         *([] if online else ["HF_HUB_OFFLINE=1"]),
-        f"python3 workflow/scripts/{script}.py --spec {{params.spec:q}} --code {{params.code}}",
+        f"python3 {SCRIPTS}/{script}.py --spec {{params.spec:q}} --code {{params.code}}",
         f"--threads {threads}",
         *options,
         "{params.inputs} {params.outputs} 2> {log:q}",
@@ -172,6 +213,12 @@ def trained(wildcards):
 def model_manifest(model, seed):
     """Manifest of a trained model, by its lineage and training seed."""
     return f"<results>/models/{model}/seed{seed}/manifest.json"
+
+
+def training_log(wildcards):
+    """Log of a model's training; none of a model that is taken as it is."""
+    log = "<results>/models/{lineage}/seed{seed}/metrics.jsonl"
+    return [] if lineage.is_given(wildcards.lineage) else log
 
 
 def training_data():

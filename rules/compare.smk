@@ -1,7 +1,7 @@
 # Runs only on request, with the experiments to compare with: compare --config experiment=NAME with=OTHER,ANOTHER
 
 try:
-    comparison.check(EXPERIMENT, COMPARED, MEASURED, VARIABLES)
+    comparison.check(EXPERIMENT, COMPARED, MEASURED, CONFIG)
 except InputError as error:
     sys.exit(f"Error: {error}")
 

@@ -91,3 +91,18 @@ rule base:
         outputs=written,
     shell:
         command("prepare_base", online=True)
+
+
+# A model that is there (trained: true) is taken as it is, in place of a training.
+use rule base as given with:
+    output:
+        model=directory(f"<results>/models/{{model}}-given/seed{lineage.GIVEN_SEED}/model"),
+        manifest=f"<results>/models/{{model}}-given/seed{lineage.GIVEN_SEED}/manifest.json",
+    log:
+        f"<logs>/models/{{model}}-given/seed{lineage.GIVEN_SEED}.log",
+    params:
+        content=content("given"),
+        spec=placed("given"),
+        code=code_digest("takd.models.starting_weights"),
+        inputs=named,
+        outputs=written,

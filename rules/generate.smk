@@ -82,6 +82,7 @@ rule teacher_outputs:
         runtime=WEEK,
         processes=1,
         micro_batch=64,
+        max_tokens=0,
         deterministic=0,
     params:
         spec=spec("outputs"),
@@ -89,4 +90,4 @@ rule teacher_outputs:
         inputs=named,
         outputs=written,
     shell:
-        command("write_outputs", "micro_batch", "deterministic", "runtime")
+        command("write_outputs", "micro_batch", "max_tokens", "deterministic", "runtime")

@@ -1,9 +1,6 @@
 report: "../workflow/report/workflow.rst"
 
 
-TEMPLATES = "src/takd/report/templates"
-
-
 # The report as one entry of Snakemake's. It is so marked as an input of rules that have no parameters, not as the output
 # below: Snakemake shows beside each entry the parameters of its rule, and those below are pages of JSON.
 SITE = report(
@@ -22,7 +19,7 @@ rule report:
         ),
         metrics=collect(
             "<results>/models/{node.lineage}/seed{node.seed}/metrics.jsonl",
-            node=EXPERIMENT.nodes,
+            node=EXPERIMENT.trainings,
         ),
         evaluations=collect(
             "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}",
@@ -44,7 +41,7 @@ rule report:
             node=EXPERIMENT.nodes,
         ),
         data="<results>/data/report/report.json",
-        templates=sorted(f"{TEMPLATES}/{file.name}" for file in (ROOT / TEMPLATES).iterdir()),
+        templates=sorted(map(str, (PACKAGE / "pages/templates").iterdir())),
     output:
         site=directory("<results>/report"),
     log:

@@ -1,6 +1,6 @@
 TRAINING = (
-    *("nodes", "processes", "micro_batch", "gradient_checkpointing", "compile", "deterministic"),
-    "runtime",
+    *("nodes", "processes", "micro_batch", "max_tokens", "gradient_checkpointing", "compile"),
+    *("deterministic", "runtime"),
 )
 
 
@@ -27,6 +27,7 @@ rule sft:
         nodes=1,
         processes=1,
         micro_batch=64,
+        max_tokens=0,
         gradient_checkpointing=0,
         compile=0,
         deterministic=0,
@@ -43,7 +44,7 @@ rule sft:
 # starts first, and a profile can give it more resources.
 use rule sft as teacher with:
     wildcard_constraints:
-        model="|".join(map(re.escape, EXPERIMENT.heads)),
+        model="|".join(map(re.escape, EXPERIMENT.heads)) or "(?!)",
         seed=str(EXPERIMENT.seeds[0]),
     priority: 20
 
@@ -77,6 +78,7 @@ for METHOD in EXPERIMENT.methods:
             nodes=1,
             processes=1,
             micro_batch=64,
+            max_tokens=0,
             gradient_checkpointing=0,
             compile=0,
             deterministic=0,

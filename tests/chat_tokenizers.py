@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 LETTERS = (
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?#'\"()[]{}<>|/_-+=*&%\n"
+)
+# how Llama 3 cuts a text into words
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -72,6 +77,60 @@ def qwen() -> tuple[Tokenizer, dict[str, str], str]:
     return tokenizer, special, system + template
 
 
+def qwen3() -> tuple[Tokenizer, dict[str, str], str]:
+    """Qwen3: thoughts of earlier answers are left out, and `enable_thinking: false` begins an answer without one."""
+    tokenizer, special, _ = qwen()
+    tokenizer.add_tokens([AddedToken("</think>", special=False, normalized=False)])
+    template = """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(last_query_index=messages|length - 1, multi_step_tool=true) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') }}
+            {{- '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+    return tokenizer, special, template
+
+
+def smollm2() -> tuple[Tokenizer, dict[str, str], str]:
+    """SmolLM2: ChatML with a system prompt of its own where there is none."""
+    tokenizer, special, template = chatml()
+    system = (
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM,"
+        " trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    )
+    return tokenizer, special, system + template
+
+
 def llama2() -> tuple[Tokenizer, dict[str, str], str]:
     """Llama 2: [INST] is plain text, and every part between special tokens begins with a blank."""
     tokenizer = _pieces("<s>", "</s>")
@@ -93,8 +152,10 @@ def mistral() -> tuple[Tokenizer, dict[str, str], str]:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
     template = (
-        "{{ bos_token }}{% for message in messages %}"
-        "{{ '[INST] ' + message['content'] + '[/INST]' }}{% endfor %}"
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '[INST] ' + message['content'] + '[/INST]' }}{% elif message['role'] == 'assistant' %}"
+        "{{ ' ' + message['content'] | trim + eos_token }}{% else %}"
+        "{{ raise_exception('Only user and assistant roles!') }}{% endif %}{% endfor %}"
     )
     return tokenizer, {"bos_token": "<s>", "eos_token": "</s>"}, template
 
@@ -102,6 +163,12 @@ def mistral() -> tuple[Tokenizer, dict[str, str], str]:
 def llama3() -> tuple[Tokenizer, dict[str, str], str]:
     names = ("begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eot_id")
     tokenizer = _bytes(*(f"<|{name}|>" for name in names))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     number = tokenizer.token_to_id("<|begin_of_text|>")
     tokenizer.post_processor = TemplateProcessing(
         single=["<|begin_of_text|>", "$A"], special_tokens=[("<|begin_of_text|>", number)]
@@ -117,14 +184,15 @@ def llama3() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 def gemma() -> tuple[Tokenizer, dict[str, str], str]:
-    """Gemma: line feeds are added tokens, too."""
+    """Gemma: line feeds are added tokens, too, and the assistant is called model."""
     tokenizer = _pieces("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", plain=("\n\n",))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     template = (
-        "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\n' +"
-        " message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
-        "{{'<start_of_turn>model\n'}}{% endif %}"
+        "{{ bos_token }}{% for message in messages %}{% set role = message['role'] | replace('assistant', 'model') %}"
+        "{% if role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
     )
     return tokenizer, {"bos_token": "<bos>", "eos_token": "<eos>"}, template
 
@@ -153,7 +221,8 @@ def zephyr() -> tuple[Tokenizer, dict[str, str], str]:
 
 
 CHATS: dict[str, Callable[[], tuple[Tokenizer, dict[str, str], str]]] = {
-    chat.__name__: chat for chat in (chatml, qwen, llama2, mistral, llama3, gemma, phi3, zephyr)
+    chat.__name__: chat
+    for chat in (chatml, qwen, qwen3, smollm2, llama2, mistral, llama3, gemma, phi3, zephyr)
 }
 
 

@@ -29,6 +29,7 @@ import contextlib
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -40,6 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 NAME = "Pretended A100"
 CAPABILITY = (8, 0)
+MEMORY = 2**36  # bytes
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
 # operations that compute nothing, besides PyTorch's views
@@ -294,13 +296,15 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and _on_cuda(kwargs.get("device")):
             return _to("cuda", func(*args, **{**kwargs, "device": None}))
         if not isinstance(first, CardTensor):
-            return func(*args, **kwargs)
+            return first if func is torch.Tensor.pin_memory else func(*args, **kwargs)
         if func is torch.Tensor.new_tensor:
             return _to("cuda", torch.tensor(args[1], dtype=kwargs.get("dtype", first.dtype)))
         if func is torch.Tensor.tolist:
             return _to("cpu", first).tolist()
         if func in PLACES:
             return func(first.inner)
+        if func is torch.Tensor.pin_memory:
+            raise RuntimeError("cannot pin a tensor of the card")
         if func is torch.Tensor.numpy:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func is torch.Tensor.__setitem__ and isinstance(args[2], numbers.Number):
@@ -389,6 +393,7 @@ _CUDA: dict[str, Any] = {
     "get_device_name": lambda *_: NAME,
     "get_device_capability": lambda *_: CAPABILITY,
     "get_arch_list": lambda: ["sm_80"],
+    "get_device_properties": lambda *_: SimpleNamespace(name=NAME, total_memory=MEMORY),
     "manual_seed": _nothing,
     "manual_seed_all": _nothing,
     "set_device": _nothing,

@@ -2,10 +2,8 @@
 
 import json
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from models_for_tests import tiny_gpt2
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -42,8 +40,8 @@ def prepare(tmp_path):
     save_tokenizer(tmp_path / "data/tokenizer")
     tokenizer.write_text(json.dumps({"vocabulary": 11, "end": 0, "pad": 1}))
 
-    def run(weights, parameters=1.0, max_length=16):
-        spec = {"model": "m", "weights": weights, "parameters": parameters}
+    def run(weights, parameters=1.0, max_length=16, **more):
+        spec = {"model": "m", "weights": weights, "parameters": parameters, **more}
         stage = Stage(
             spec=spec | {"max_length": max_length},
             code="",
@@ -66,6 +64,53 @@ def test_folder_is_linked_and_counted(prepare, tmp_path):
     assert set(manifest["files"]) == {"model/config.json", "model/model.safetensors"}
     loaded = load_model(tmp_path / "model")
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
+
+
+AS_IT_IS = {"lineage": "m-given", "seed": 0, "method": "given"}
+
+
+def test_a_model_that_is_taken_as_it_is_has_its_tokenizer_and_the_manifest_of_a_model(
+    prepare, tmp_path
+):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "source")
+    count = sum(p.numel() for p in model.parameters())
+    weights = {"folder": str(tmp_path / "source")}
+    weights["sha256"] = starting_weights.weights_digests(tmp_path / "source")
+    manifest = prepare(weights, parameters=count, **AS_IT_IS)
+    assert {key: manifest[key] for key in ("kind", "steps", "best")} == {
+        "kind": "model",
+        "steps": 0,
+        "best": {},
+    }
+    assert AS_IT_IS.items() <= manifest.items() and "origin" not in manifest
+    assert manifest["spec"] == {"model": "m", **AS_IT_IS}
+    assert {"model/model.safetensors", "model/tokenizer.json"} <= manifest["files"].keys()
+    assert torch.equal(load_model(tmp_path / "model").lm_head.weight, model.lm_head.weight)
+    (tmp_path / "source").rename(tmp_path / "moved")
+    assert starting_weights.relink(
+        tmp_path / "model", weights | {"folder": str(tmp_path / "moved")}
+    )
+    assert load_model(tmp_path / "model") is not None
+    # one whose tokens mean something else cannot teach here, nor be scored
+    save_tokenizer(tmp_path / "moved", words=["<end>", "b", "a", *WORDS[3:]])
+    with pytest.raises(InputError, match="comes with another tokenizer than the experiment's"):
+        prepare({"folder": str(tmp_path / "moved")}, parameters=count, **AS_IT_IS)
+
+
+def test_a_model_of_an_earlier_training_names_it(prepare, tmp_path):
+    model = tiny_gpt2(0)
+    model.save_pretrained(tmp_path / "other/model")
+    files = digests([tmp_path / "other/model"], tmp_path / "other")
+    said = {"kind": "model", "lineage": "t-sft__m-kd", "seed": 7, "files": files}
+    write_json(tmp_path / "other/manifest.json", sealed(said))
+    weights = {"folder": str(tmp_path / "other/model")}
+    manifest = prepare(weights, sum(p.numel() for p in model.parameters()), **AS_IT_IS)
+    assert manifest["origin"] == {
+        "lineage": "t-sft__m-kd",
+        "seed": 7,
+        "digest": sealed(said)["digest"],
+    }
 
 
 def test_equal_weights_have_an_equal_manifest_wherever_they_lie(prepare, tmp_path):
@@ -130,10 +175,12 @@ def test_wrong_size_is_refused(prepare, tmp_path):
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_pickled_weights_are_refused(prepare, tmp_path):
+def test_a_folder_without_weights_is_refused(prepare, tmp_path):
     tiny_gpt2(0).config.save_pretrained(tmp_path / "source")
-    (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"holds no model\.safetensors .* convert its weights"):
+    (tmp_path / "source" / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(
+        InputError, match=r"holds neither model\.safetensors .* convert its weights"
+    ):
         prepare({"folder": str(tmp_path / "source")})
 
 
@@ -241,32 +288,6 @@ def test_a_tokenizer_that_cannot_be_read_is_told_and_no_obstacle(prepare, tmp_pa
     (tmp_path / "source/tokenizer.json").write_text("no JSON")
     assert prepare({"folder": str(tmp_path / "source")}, count)["tokenizer"] == "unread"
     assert "its own tokenizer was not compared, as reading it fails" in capsys.readouterr().out
-
-
-def test_hub_is_asked_for_the_pinned_revision_and_safetensors_alone(prepare, tmp_path, monkeypatch):
-    model = tiny_gpt2(0)
-    model.save_pretrained(tmp_path / "snapshot")
-    asked = {}
-
-    def snapshot_download(name, **options):
-        asked.update(options, name=name)
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    count = sum(p.numel() for p in model.parameters())
-    prepare({"hub": "some/model", "revision": "abc"}, parameters=count)
-    assert asked["name"] == "some/model" and asked["revision"] == "abc"
-    assert not any(".bin" in p or ".py" in p for p in asked["allow_patterns"])
-    assert {"model-*-of-*.safetensors", "tokenizer.json"} <= set(asked["allow_patterns"])
-
-
-def test_why_the_hub_gives_no_weights_is_told(prepare, monkeypatch):
-    def snapshot_download(name, **options):
-        raise LocalEntryNotFoundError("no net")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(InputError, match=r"the model some/model cannot be fetched .* be reached"):
-        prepare({"hub": "some/model", "revision": "abc"})
 
 
 def test_scratch_is_a_configuration_that_the_seed_fills(prepare, tmp_path):

@@ -159,7 +159,7 @@ def test_head_of_a_chain_from_scratch_names_no_base(made):
 def test_the_tokenizers_own_chat_template_is_told(made):
     root, spec, _ = made
     text = (write_card(root, settings(spec) | {"template": "chat"}) / "card.md").read_text()
-    assert "trained on the tokenizer's chat template, with one user message" in text
+    assert "trained on the tokenizer's chat template, with what the experiment sets in it" in text
     assert "tokenizer.apply_chat_template(" in text and 'hf upload NAME . --exclude ".*"' in text
     write_card(root, settings(spec))
 

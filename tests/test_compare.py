@@ -442,7 +442,7 @@ def test_variables_go_to_the_files_that_have_them(project: Project) -> None:
         comparison.load_all(project.folder, "small", "asks", {})
 
 
-@pytest.mark.parametrize("name", ["with", "experiment"])
+@pytest.mark.parametrize("name", ["with", "experiment", "seeds"])
 def test_reserved_names_are_no_variables(project: Project, name: str) -> None:
     write(project, "asks", lambda e: e["data"].update(dev={"json": f"{{{name}}}/dev.jsonl"}))
     project.experiment(lambda e: e.update(variables={name: "data"}), "asks")

@@ -57,7 +57,7 @@ def bad(findings: Any) -> list[Finding]:
 BAD_SOURCES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "raw Dolly": ({}, [{"instruction": "a", "context": "", "response": "b"}], "no key 'output'"),
     "a column that is not there": ({"columns": {"output": "answer"}}, [ROW], "no key 'answer'"),
-    "chat messages": ({}, [{"messages": [{"role": "user"}]}], "no key 'instruction'"),
+    "chat messages": ({}, [{"messages": [{"role": "user"}]}], "'content' is null"),
     "a number for a text": ({}, [{**ROW, "output": 3}], "'output' is a number"),
     "a later row": ({}, [ROW, ROW, {**ROW, "instruction": None}], "line 3: 'instruction' is null"),
     "an array": ({}, "[\n]\n", "one JSON array"),
@@ -89,6 +89,27 @@ def test_rows_are_held_against_what_is_read_of_them(split: str, case: str, tmp_p
     assert finding.level == "error" and finding.text.startswith(f"{split}: ")
     assert text in finding.text and "data/mine.jsonl" in finding.text
     assert not bad(contents.of_sources(found, [Job("data", "x", {"split": split}, to_do=False)]))
+
+
+def test_supervised_trainings_need_answers(tmp_path: Path) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"say {n}"}]} for n in "ab"]
+    answered = {"messages": [*asked[0]["messages"], {"role": "assistant", "content": "c"}]}
+
+    def edit(settings: dict[str, Any]) -> None:
+        settings["data"]["train"] = {"json": "data/mine.jsonl"}
+
+    found = experiment(tmp_path, edit)
+    lines(tmp_path / "data/mine.jsonl", asked)
+    supervised = [*jobs(found), Job("sft", "any", {"student": "student", "seed": "1"})]
+    (finding,) = bad(contents.of_sources(found, supervised))
+    assert finding.level == "error" and "no row has an answer, from which sft" in finding.text
+    assert not bad(contents.of_sources(found, jobs(found)))
+    lines(tmp_path / "data/mine.jsonl", [*asked, answered])
+    assert not bad(contents.of_sources(found, supervised))
+    # the last question of a conversation without an answer does not take away the others
+    follow_up = {"messages": [*answered["messages"], {"role": "user", "content": "d"}]}
+    lines(tmp_path / "data/mine.jsonl", [*asked, follow_up])
+    assert not bad(contents.of_sources(found, supervised))
 
 
 def test_sources_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

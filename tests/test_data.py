@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from takd.data import prepare, sources, summary, tokenizer
+from takd.data import corpus, prepare, sources, summary, tokenizer
 from takd.data.arrow import dataset_of
 from takd.data.page import render
 from takd.data.template import fill
@@ -480,6 +480,8 @@ def test_rows_that_training_drops_are_counted_and_named(words, tmp_path):
     counts = manifest["counts"]
     assert counts == {
         "rows": 8,
+        "further_turns": 0,
+        "without_answer": 0,
         "kept": 4,
         "dropped_leaks": 1,
         "duplicates": 1,
@@ -633,7 +635,7 @@ def hub(monkeypatch):
 
 def test_a_stream_is_read_only_until_the_blocks_are_full(words, tmp_path, monkeypatch, hub):
     serve, taken = hub
-    monkeypatch.setattr(prepare, "PORTION", 1)
+    monkeypatch.setattr(corpus, "PORTION", 1)
     source = serve(f"kino {i}" for i in itertools.count() if i < 10_000 or pytest.fail("goes on"))
     data, manifest = run_prepare(tmp_path, words, "corpus", source, block_length=16, blocks=30)
     stream = [token for ids in Encoder.beside(words).responses(taken) for token in ids]
@@ -656,7 +658,7 @@ def test_documents_are_tokenised_in_portions_that_change_nothing(words, tmp_path
     found = []
     for size in (1, 100, 2**20):
         portions.clear(), taken.clear()
-        monkeypatch.setattr(prepare, "PORTION", size)
+        monkeypatch.setattr(corpus, "PORTION", size)
         _, manifest = run_prepare(
             tmp_path, words, "corpus", serve(texts), block_length=16, blocks=20
         )
@@ -812,9 +814,9 @@ def test_the_page_of_the_data_report_stands_alone(report):
     assert not any(word in page for word in ("http:", "https:", "src=", "<link", "@import", "url("))
     assert 'name="viewport"' in page
     assert "train&lt;b&gt;.jsonl" in page and "<b>" not in page
-    train = page.split("<td>train</td>")[1].split("</tr>")[0]
+    train = page.split('<td class="name">train</td>')[1].split("</tr>")[0]
     assert '<td class="num">5</td><td class="num">4</td>' in train
-    leak = page.split("<td>train</td><td>test</td>")[1].split("</tr>")[0]
+    leak = page.split('<td class="name">train</td><td>test</td>')[1].split("</tr>")[0]
     assert '>3</td><td class="num">2</td>' in leak and "0 → 1, 2 → 1, 3 → 3" in leak
     blocks = data["splits"]["corpus"]["counts"]["blocks"]
     text = " ".join(page.split())

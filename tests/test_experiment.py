@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from takd.experiment import comparison, specs
 from takd.experiment.experiment import Experiment, load
-from takd.experiment.lineage import Node
+from takd.experiment.lineage import Node, is_given
 from takd.experiment.schema import follow, load_schema
 from takd.experiment.validation.models import gpt2_parameters
 from takd.runtime.digests import canonical_json, file_digest, without_places
@@ -116,7 +116,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "chain of one model": (
         "[teacher, student]",
         "[teacher]",
-        ["chains[0].models has 1 entry", "at least two models, teacher and student"],
+        ["chains[0].methods is given, but the chain has one model, 'teacher'", "remove it"],
     ),
     "chain that grows": (
         "[teacher, student]",
@@ -343,6 +343,20 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "{hub: some/data}",
         ["line 14: data.train has hub but lacks revision", "40 hexadecimal digits"],
     ),
+    "data of a branch": (
+        "{json: data/train.jsonl}",
+        "{hub: some/data, revision: main, file: raw.jsonl, expect_rows: 3}",
+        [
+            "line 14: data.train.revision is 'main', which may name another commit tomorrow",
+            "a commit of 40 hexadecimal digits, or have beside it the digest",
+            "sha256 (of a file) or rows_sha256",
+        ],
+    ),
+    "short commit": (
+        "{json: data/train.jsonl}",
+        "{hub: some/data, revision: ad9edcc}",
+        ["data.train.revision is 'ad9edcc'", "a commit of 40 hexadecimal digits"],
+    ),
     "revision that moves": (
         "15ea56dee5df4983c59b2538573817e1667135e2",
         "main",
@@ -432,7 +446,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "unknown deepspeed": (
         "steps: 20",
         "deepspeed: zero9, steps: 20",
-        ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero1'"],
+        ["training.minillm.deepspeed is 'zero9'", "config/deepspeed", "did you mean 'zero"],
     ),
     "lora on random weights": (
         "steps: 10",
@@ -515,6 +529,51 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "  template: chat\n  max_length: 64",
         ["data.template is chat, but a tokenizer that is trained here has no chat template"],
     ),
+    "system prompt without a chat template": (
+        "  max_length: 64",
+        "  system: Be brief.\n  max_length: 64",
+        ["data.system only goes with `template: chat`"],
+    ),
+    "template variables without a chat template": (
+        "  max_length: 64",
+        "  template_variables: {a: 1}\n  max_length: 64",
+        ["data.template_variables only goes with `template: chat`"],
+    ),
+    "a variable that the template always has": (
+        "  max_length: 64",
+        "  template_variables: {messages: a}\n  max_length: 64",
+        ["data.template_variables.messages is no valid name"],
+    ),
+    "an answer of the training rows": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, answer: {pattern: '(a)'}}",
+        ["data.train.answer only goes with evaluation sets"],
+    ),
+    "a pattern with two groups": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, answer: {pattern: '(a)(b)'}}",
+        ["answer.pattern has 2 groups, but it must have one"],
+    ),
+    "a pattern that is none": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, answer: {pattern: '(a'}}",
+        ["answer.pattern is no regular expression"],
+    ),
+    "an evaluation set without answers": (
+        "{demo: {part: test, rows: 10}}",
+        "{json: data/test.jsonl, columns: {output: null}}",
+        ["columns.output is empty, but only rows of data.train may lack answers"],
+    ),
+    "messages and an instruction": (
+        "{json: data/train.jsonl}",
+        "{json: data/train.jsonl, columns: {messages: a, instruction: b}}",
+        ["columns.instruction does not go with messages"],
+    ),
+    "sums among others": (
+        "{json: data/train.jsonl}",
+        "{demo: {part: train, rows: 9, topics: [sums, facts]}}",
+        ["data.train.demo.topics has sums and others"],
+    ),
     "variable that nobody gives": (
         "data/train.jsonl",
         '"{data}/train.jsonl"',
@@ -524,6 +583,45 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "seeds: [1, 2]",
         "seeds: [1, 2]\nvariables: {data: x}",
         ["variables.data is in no path"],
+    ),
+    "hops without methods": (
+        ", methods: [kd, minillm], label",
+        ", label",
+        ["chains[0] lacks the key methods: how each model teaches the next"],
+    ),
+    "random weights that are there": (
+        "  hub.model:\n",
+        "  new:\n    weights: {scratch: {layers: 1, width: 32, heads: 4, positions: 64}}\n"
+        "    trained: true\n  hub.model:\n",
+        ["models.new.trained is true, but the weights are random (weights.scratch)"],
+    ),
+    "a student that is there": (
+        GOOD[GOOD.index("    parameters") : GOOD.index("data:")]
+        + GOOD[GOOD.index("data:") : GOOD.index("student], methods")],
+        f"    trained: true\n{GOOD[GOOD.index('    parameters') : GOOD.index('data:')]}"
+        f"{GOOD[GOOD.index('data:') : GOOD.index('student], methods')]}hub.model, ",
+        ["chains[0].models[1] is 'hub.model'", "trained: true", "at the head of a chain or alone"],
+    ),
+    "settings for a model that is there": (
+        "weights: {hub: some/model, revision: 15ea56dee5df4983c59b2538573817e1667135e2}",
+        "weights: {hub: some/model, revision: 15ea56dee5df4983c59b2538573817e1667135e2}\n"
+        "    trained: true\n    training: {sft: {lora: {rank: 4}}}",
+        ["models.hub.model.training has no effect", "taken as it is (trained: true)"],
+    ),
+    "start of a model that is there": (
+        "    parameters: 1.5M",
+        "    parameters: 1.5M\n    trained: true\n    start: sft",
+        ["models.hub.model.start is not a known key", "it stands under"],
+    ),
+    "nothing to train on": (
+        "  train: {json: data/train.jsonl}\n",
+        "",
+        ["data lacks the key train: rows to train on"],
+    ),
+    "nothing to choose weights by": (
+        "  dev: {demo: {part: dev, rows: 10}}\n",
+        "",
+        ["data lacks the key dev: rows that choose which weights"],
     ),
     "tab": ("  sft: {steps: 10}", "\tsft: {steps: 10}", ["line 23: is not YAML", "not tabs"]),
     "broken YAML": ("[teacher, student]", "[teacher, student", ["line 19: is not YAML"]),
@@ -544,10 +642,64 @@ def test_bad_files_are_refused_with_key_value_and_what_is_right(case: str, tmp_p
         assert text in message, message
 
 
+GIVEN = edit("    parameters: 1.5M", "    parameters: 1.5M\n    trained: true")
+
+
+def test_a_model_that_is_there_is_in_place_of_a_training_and_of_a_seed(tmp_path: Path) -> None:
+    more = "  - {models: [hub.model, student], methods: [kd]}\n  - {models: [hub.model]}\nseeds: [5, 7]"
+    found = read(tmp_path, edit("seeds: [1, 2]", more, GIVEN))
+    given, taught = Node("hub.model-given", 0), "hub.model-given__student-kd"
+    assert found.nodes[0] == given and found.nodes.count(given) == 1
+    assert [node for node in found.nodes if node.lineage == taught] == [(taught, 5), (taught, 7)]
+    assert "hub.model" not in found.heads and given not in found.trainings
+    assert not [node for node in found.trainings if node.lineage == "hub.model-sft"]
+    assert specs.train(found, taught, 7)["teacher"] == list(given)
+    assert specs.likelihoods(found, taught, 7, "heldout")["teachers"]["direct"] == list(given)
+    assert specs.likelihoods(found, *given, "heldout")["teachers"] == {}
+    spec = specs.given(found, "hub.model")
+    assert spec == {**specs.base(found, "hub.model"), **given._asdict(), "method": "given"}
+
+
+def test_a_model_alone_is_fine_tuned_with_each_seed_unless_it_teaches(tmp_path: Path) -> None:
+    chains = "  - {models: [teacher]}\n  - {models: [hub.model]}\nseeds: [5, 7]"
+    nodes = read(tmp_path, edit("seeds: [1, 2]", chains)).nodes
+    assert [seed for name, seed in nodes if name == "hub.model-sft"] == [5, 7]
+    assert [seed for name, seed in nodes if name == "teacher-sft"] == [5]
+
+
+def test_an_experiment_that_only_evaluates_needs_nothing_to_train_with(tmp_path: Path) -> None:
+    text = GIVEN[: GIVEN.index("chains:")].replace("tokenizer: {train: {vocabulary: 300}}", "")
+    text = text.replace(
+        "  train: {json: data/train.jsonl}\n  dev: {demo: {part: dev, rows: 10}}\n", ""
+    )
+    text += (
+        f"tokenizer: {{hub: some/model, revision: {REVISION}}}\nchains: [{{models: [hub.model]}}]\n"
+    )
+    text += "evaluation: {sets: {heldout: {demo: {part: test, rows: 10}}}}\n"
+    text = text[: text.index("  teacher:")] + text[text.index("  hub.model:") :]
+    found = read(tmp_path, text)
+    assert found.nodes == [Node("hub.model-given", 0)] and found.splits == ["heldout"]
+    assert found.trainings == [] and list(specs.data_report(found)["splits"]) == ["heldout"]
+
+
+def test_the_folder_of_a_training_is_that_of_its_model(tmp_path: Path) -> None:
+    source = "weights: {hub: some/model, revision: 15ea56dee5df4983c59b2538573817e1667135e2}"
+    text = edit(source, "weights: {folder: results/x/models/a-sft/seed1}", GIVEN)
+    assert specs.base(read(tmp_path, text), "hub.model")["weights"]["folder"].endswith("seed1")
+    model = tmp_path / "results/x/models/a-sft/seed1/model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    weights = specs.base(read(tmp_path, text), "hub.model")["weights"]
+    assert weights["folder"] == "results/x/models/a-sft/seed1/model"
+    assert [name for name, _ in weights["sha256"]] == ["config.json"]
+
+
 def test_unknown_experiment_lists_those_that_there_are(tmp_path: Path) -> None:
     write(tmp_path, name="demo")
     write(tmp_path, name="large")
-    with pytest.raises(InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, large"):
+    with pytest.raises(
+        InputError, match=r"no experiment 'dmo' .*did you mean 'demo'.*demo, .*large"
+    ):
         load(tmp_path / "config/experiments/dmo.yaml", tmp_path)
 
 
@@ -558,6 +710,18 @@ def test_variables_fill_paths_and_unknown_ones_are_refused(tmp_path: Path) -> No
     assert specs.data(read(tmp_path, text, data="x"), "train")["source"]["json"] == "x/train.jsonl"
     with pytest.raises(InputError, match=r"variable dta, given by --config.*did you mean 'data'"):
         read(tmp_path, text, dta="x")
+
+
+def test_fewer_seeds_are_the_first_ones_and_change_no_training(tmp_path: Path) -> None:
+    whole, first = read(tmp_path), read(tmp_path, seeds="1")
+    assert (whole.seeds, first.seeds) == ([1, 2], [1])
+    # what one seed has trained is in place when all seeds are asked for
+    assert set(first.nodes) < set(whole.nodes)
+    for node in first.nodes:
+        assert specs.train(first, *node) == specs.train(whole, *node)
+    for count in ("0", "3", "1.5", "some"):
+        with pytest.raises(InputError, match=rf"seeds={count}: must be a number from 1 to 2:"):
+            read(tmp_path, seeds=count)
 
 
 def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:
@@ -769,6 +933,13 @@ def test_data_are_known_by_their_content(tmp_path: Path) -> None:
         (f"{{json: data/mine.jsonl, sha256: {digest}}}", "{json: elsewhere/deep/mine.jsonl}"),
         (f"{{url: 'https://host/a.jsonl', sha256: {digest}}}", "{json: data/mine.jsonl}"),
         ("{folder: data/set}", "{folder: elsewhere/deep/set}"),
+        *(
+            (
+                f"{{hub: some/data, revision: {at}, file: a.jsonl, sha256: {digest}}}",
+                "{json: data/mine.jsonl}",
+            )
+            for at in ("main", REVISION)
+        ),
     ]
     for one, other in pairs:
         assert known(one) == known(other), one
@@ -948,6 +1119,8 @@ def test_parameters_from_scratch_are_those_of_the_model(
 def test_shipped_experiments_are_right_and_need_no_files_to_plan(path: Path) -> None:
     experiment = load(path, ROOT)
     for lineage, seed in experiment.nodes:
+        if is_given(lineage):
+            continue
         spec = specs.train(experiment, lineage, seed)
         own = [f"{spec['model']}-sft", seed] if experiment.start_of(lineage) == "sft" else None
         assert (spec["seed"], spec.get("init")) == (seed, own)

@@ -38,6 +38,19 @@ def test_a_supervised_model_has_no_teacher() -> None:
     assert lineage.teacher_of("a-sft") is None
 
 
+def test_a_model_that_is_given_has_one_node_for_all_seeds() -> None:
+    name = lineage.of_chain(["L", "M", "S"], ["kd", "minillm"], given=["L"])
+    assert name == "L-given__M-kd__S-minillm" and re.fullmatch(
+        lineage.pattern(["kd", "minillm"]), name
+    )
+    assert not lineage.is_given(name) and lineage.is_given(lineage.prefixes(name)[0])
+    nodes = lineage.nodes([name, "B-given"], [7, 5], ["S"])
+    assert nodes[:2] == [Node("L-given", 0), Node("B-given", 0)]
+    assert [node.seed for node in nodes[2:]] == [7, 5, 7, 5, 7, 5]
+    assert {lineage.teacher_seed("L-given", seed, [7, 5]) for seed in (7, 5)} == {0}
+    assert lineage.teacher_seed("L-given__M-kd", 5, [7, 5]) == 5
+
+
 def test_shared_prefixes_are_trained_once() -> None:
     chains = [["L", "S"], ["L", "M", "S"], ["L", "M", "N", "S"]]
     lineages = [

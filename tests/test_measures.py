@@ -3,13 +3,15 @@
 import math
 import random
 import string
+from decimal import Decimal
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from takd.metrics.answers import answer_accuracy, final_answer
 from takd.metrics.diversity import _bleu, distinct, self_bleu, words
 from takd.metrics.parallel import pooled, score
-from takd.metrics.rouge import exact_match, normalised_match, rouge_l
+from takd.metrics.rouge import exact_match, normalised_match, rouge_l, scores
 
 KINDS = "running ran nationalities conditionally the a 3.5 café Ünïcode, end. (x) flies dogs' RUN"
 
@@ -110,9 +112,47 @@ def test_self_bleu_takes_all_others_as_references():
     assert _bleu(texts[0].split(), [t.split() for t in texts[1:]]) == pytest.approx(one, abs=1e-12)
 
 
+NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "found"),
+    [
+        ("5 + 7 = 12.\n#### 12", NUMBER, 12),
+        ("The answer is 1,200.00.", NUMBER, 1200),
+        ("It is -0.50", NUMBER, Decimal("-0.5")),
+        ("so 3.10 or 7", NUMBER, 7),
+        ("#### 1,200.", r"####\s*(.+)", 1200),
+        ("#### +.5 ", r"####\s*(.+)", Decimal("0.5")),
+        ("The answer is (B).", r"\(([A-D])\)", "b"),
+        ("答案是 四 .", "答案是 (.+)", "四"),
+        ("no number", NUMBER, None),
+        ("", NUMBER, None),
+        ("ab", "a(b)?|(?:c)", "b"),
+        ("a", "a(b)?", None),
+    ],
+)
+def test_final_answers(text, pattern, found):
+    assert final_answer(text, pattern) == found
+
+
+def test_answer_accuracy():
+    references = ["3 * 4 = 12.\n#### 12", "#### 13"]
+    for text, right in (("12", 1), ("13.0!", 1), ("12 or 14", 0), ("none", 0)):
+        assert answer_accuracy(text, references, NUMBER) == 100 * right
+    # without an answer in the text and in a reference there is no agreement
+    assert answer_accuracy("none", ["none"], NUMBER) == 0
+    found = scores("I say 12.", references, "standard", NUMBER)
+    assert found["answer_accuracy"] == 100 and found["exact_match"] == 0
+    assert "answer_accuracy" not in scores("12", references, "standard")
+
+
 def test_scores_do_not_depend_on_the_number_of_processes():
     rows = [([f"the {a} cat sat", f"a {a}"], [f"the {a} cat", "dog"]) for a in "abcdef" * 20]
     texts, references = zip(*rows, strict=True)
     alone = score(texts, references, threads=1)
     assert alone[0]["rougeL"][0] == rouge_l(texts[0][0], references[0])
     assert pooled(texts, references, 2) == alone
+    answers = score(texts, references, threads=1, pattern="(cat|dog)")
+    assert answers[0]["answer_accuracy"] == [100, 0]
+    assert pooled(texts, references, 2, pattern="(cat|dog)") == answers

@@ -66,7 +66,7 @@ def test_positions_that_predict_responses():
     batch = laid_out(ROWS, torch.device("cpu"))
     assert batch.ids_bt.shape == (3, 6)
     assert batch.targets_n.tolist() == [4, 5, END, 8, END, END]
-    predicted_from = batch.ids_bt[batch.rows_n, batch.columns_n].tolist()
+    predicted_from = batch.ids_bt.flatten()[batch.places_n].tolist()
     assert predicted_from == [3, 4, 5, 7, 8, 2]
     assert RightPadded.of([([], [7, 8, 9])], torch.device("cpu")).targets_n.tolist() == [8, 9]
 

@@ -74,11 +74,11 @@ def hub(tmp_path: Path) -> Path:
 def test_what_was_fetched_before_is_found_without_the_hub(hub: Path) -> None:
     program = f"""
 from pathlib import Path
-from takd.models import starting_weights
+from takd.models.hub import fetch_model
 from takd.data import sources
 source = {{"hub": "some/data", "revision": "{REVISION}", "file": "raw.jsonl", "rows": [1, 3]}}
 print([row.instruction for row in sources.rows(source)])
-folder = Path(starting_weights._from_hub({{"hub": "some/model", "revision": "{REVISION}"}}))
+folder = fetch_model("some/model", "{REVISION}")
 print(sorted(path.name for path in folder.iterdir() if path.suffix == ".safetensors"))
 """
     found = run(program, hub, HF_HUB_OFFLINE="1").splitlines()
@@ -87,19 +87,20 @@ print(sorted(path.name for path in folder.iterdir() if path.suffix == ".safetens
 
 def test_what_was_not_is_told_in_a_sentence(hub: Path) -> None:
     program = f"""
-from takd.models import starting_weights
+from takd.models.hub import fetch_model
 from takd.data import sources
 from takd.runtime.errors import InputError
 missing = {{"hub": "some/other", "revision": "{REVISION}", "file": "raw.jsonl"}}
-for act in (lambda: list(sources.rows(missing)), lambda: starting_weights._from_hub(missing)):
+for act in (lambda: list(sources.rows(missing)), lambda: fetch_model("some/other", "{REVISION}")):
     try:
         act()
     except InputError as error:
         print(error)
 """
     data, model = run(program, hub, HF_HUB_OFFLINE="1").splitlines()
-    assert data.startswith("raw.jsonl of the data set some/other cannot be fetched from the hub:")
-    assert model.startswith("the model some/other cannot be fetched from the hub:")
+    at = "cannot be fetched from the hub at https://nowhere.invalid:"
+    assert data.startswith(f"raw.jsonl of the data set some/other {at}")
+    assert model.startswith(f"the model some/other {at}")
     for sentence in (data, model):
         assert "cannot be reached and its cache (HF_HOME) lacks it" in sentence
 

@@ -25,6 +25,7 @@ from takd.runtime.stage_lock import Lock
 MODULE = "takd.evaluation.evaluate"
 
 OPTIONS = {
+    "--max-tokens": ["-1", "1.5", "many", "nan", "", "9" * 30, "٣"],
     "--micro-batch": ["0", "-3", "1.5", "many", "nan", "", "9" * 30, "٣"],
     "--threads": ["0", "-1", "inf", "2 "],
     "--processes": ["0", "-1", "1e3"],
@@ -59,6 +60,7 @@ def test_options_that_are_right() -> None:
     words = [
         "--spec={}",
         "--micro-batch=3",
+        "--max-tokens=512",
         "--runtime=0.5",
         "--checkpoint-seconds=0",
         "--compile=1",
@@ -107,6 +109,8 @@ def test_an_input_that_is_not_given_is_one_sentence() -> None:
     ("name", "value", "right"),
     [
         ("micro_batch", 0, "a whole number of at least 1"),
+        ("max_tokens", -1, "a whole number of at least 0"),
+        ("max_tokens", 0.5, "a whole number of at least 0"),
         ("micro_batch", "nan", "a whole number of at least 1"),
         ("processes", -1, "a whole number of at least 1"),
         ("nodes", "0", "a whole number of at least 1"),

@@ -71,6 +71,15 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SUBMITTED": str(submitted)}
 
 
+@pytest.mark.parametrize("name", ["slurm", "slurm-h100"])
+def test_slurm_gets_no_job_that_fetches(name: str, project: Project, slurm: dict[str, str]) -> None:
+    """Tokenizer, data and starting weights are made where Snakemake runs, which has internet."""
+    targets = [f"results/small/{made}/manifest.json" for made in ("data/train", "base/student")]
+    project.run(*targets, "--profile", f"profiles/{name}", "--latency-wait", "1", env=slurm)
+    assert all((project.folder / target).is_file() for target in targets)
+    assert not Path(slurm["SUBMITTED"]).read_text()
+
+
 # Profile, nodes of a training, how it asks for GPUs, model, cores a GPU, memory of a training and of an evaluation
 CLUSTERS = [
     ("slurm", 1, "--gres", "gpu:v100l", 4, ("64000", "16000")),
@@ -119,6 +128,7 @@ def test_slurm_submits_what_the_cluster_is_meant_to_give(
         training = rule != "rule_evaluate"
         gpus = 4 if training else 1
         assert call["-A"] == "def-CHANGEME"
+        assert call["--export"] == "ALL"  # HF_HOME and HF_ENDPOINT of the shell, for instance
         # both are per node: --gpus counts over all nodes
         assert call[option] == f"{model}:{gpus}"
         assert len({"--gres", "--gpus", "--gpus-per-node", "--gpus-per-task"} & set(call)) == 1

@@ -16,12 +16,13 @@ import pytest
 from browser import browser, read_site, visit
 from sealing import write_json, write_lines
 
-from takd.analysis import text
 from takd.analysis.results import read
 from takd.experiment import captions
 from takd.experiment.labels import size_text
 from takd.experiment.lineage import nodes, of_chain, split
+from takd.pages import environment
 from takd.report import build, pages, score_tables
+from takd.report.figures.registry import PLOTS
 from takd.runtime.errors import InputError
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage
@@ -357,7 +358,13 @@ def test_every_shape_of_experiment_gives_a_whole_site(shape, tmp_path):
     site = run(tmp_path, spec)
     files = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     models = {f"models/{lineage}.html" for lineage, _ in spec["nodes"]}
-    assert files == {*PAGES, *build.DOWNLOADS, *models, REPORT}
+    drawings = {f"{plot.name}.svg" for plot in PLOTS} | {"quality.csv", "learning.csv"}
+    shown = {
+        name.partition("#")[0]
+        for name in re.findall(r'href="([^"]+)" download', (site / "index.html").read_text())
+    }
+    assert shown == files - {*PAGES, *models, REPORT}
+    assert files == {*PAGES, *build.FILES, build.PARQUET, *drawings, *models, REPORT}
     for path in site.glob("*.svg"):
         assert "<text" in path.read_text(), f"{path.name}: text is not text"
         ElementTree.parse(path)
@@ -388,7 +395,7 @@ def test_texts_of_models_are_escaped_and_made_visible(full):
     assert "\x00" not in page and "␀" in page and "⟨U+D83D⟩" in page and "⟨U+202E⟩" in page
     assert "(empty)" in page and "cut off after 12 tokens" in page
     assert "Made-up &lt;b&gt;results&lt;/b&gt;" in (full.report / "results.html").read_text()
-    assert text.visible("a\tb\n\x7f") == "a\tb\n⟨U+007F⟩"
+    assert environment.visible("a\tb\n\x7f") == "a\tb\n⟨U+007F⟩"
 
 
 def test_samples_are_spaced_evenly_over_the_set(full):
@@ -490,6 +497,7 @@ SETTINGS = json.loads((ROOT / "spec.json").read_text())
 EXPERIMENT = SimpleNamespace(
     name="made-up",
     nodes=[Node(*node) for node in SETTINGS["nodes"]],
+    trainings=[Node(*node) for node in SETTINGS["nodes"]],
     sets=SETTINGS["sets"],
     teacher_cache=[],
 )

@@ -9,8 +9,9 @@ from sealing import write_lines
 from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run
 
 from takd.experiment.lineage import of_chain
+from takd.pages.environment import TEMPLATES
 from takd.report.generations import differing
-from takd.report.pages import NAV, TEMPLATES
+from takd.report.pages import NAV
 
 PAGES = [file for file in NAV if "#" not in file]
 WIDTHS = {"desk": 1280, "phone": 390}

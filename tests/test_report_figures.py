@@ -15,14 +15,15 @@ from test_report import DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run
 from takd.analysis import costs
 from takd.analysis.results import read
 from takd.experiment.lineage import Node, of_chain, split
-from takd.report import costs_page, pages
-from takd.report.figures import forest, quality, style
+from takd.pages.svg import inline
+from takd.report import costs_page
+from takd.report.figures import forest, quality, registry, style
 from takd.report.figures.curves import learning_curves
 
 NEW = (
     quality.quality,
     learning_curves,
-    lambda results: SimpleNamespace(svg=forest.differences(results, "heldout").broad),
+    lambda results: forest.differences(results, "heldout"),
     lambda results: SimpleNamespace(svg=forest.scores(results, "heldout").narrow),
 )
 
@@ -48,7 +49,9 @@ def end(root, lineage, seed, **values):
 
 def test_the_forest_has_every_difference_once_with_its_seeds(study):
     blocks = forest.blocks(study.results, "second", "rougeL")
-    assert [block.title for block in blocks] == list(forest.QUESTIONS.values())
+    assert [block.title for block in blocks] == [
+        forest.QUESTIONS[each] for each in ("direct", "sft", "method")
+    ]
     found = {line.label: line for line in blocks[0].lines}
     # one assistant is worth 2.0 in the made-up scores, two are worth 4.0, whatever the hops before the last
     assert {label: line.number.value for label, line in found.items()} == pytest.approx({
@@ -63,17 +66,15 @@ def test_the_forest_has_every_difference_once_with_its_seeds(study):
     assert gain.seeds == pytest.approx([8.0, 8.5]) and gain.number.value == pytest.approx(8.25)
     assert "KD − MiniLLM: 1.5B → 760M" in [line.label for line in blocks[2].lines]
     drawn = forest.differences(study.results, "second")
-    for svg in drawn:
+    for svg in (drawn.svg, drawn.narrow):
         texts = " ".join(" ".join(ElementTree.fromstring(svg).itertext()).split())
         for line in (line for block in blocks for line in block.lines):
             assert line.label in texts
-    assert drawn.broad.count("n.s.") > len(found)
+    assert drawn.svg.count("n.s.") > len(found)
 
 
 def test_scores_stand_by_student_and_size_of_the_teacher(study):
-    texts = "".join(
-        ElementTree.fromstring(forest.scores(study.results, "heldout").broad).itertext()
-    )
+    texts = "".join(ElementTree.fromstring(forest.scores(study.results, "heldout").svg).itertext())
     order = ["120M, 124M parameters", "SFT: 120M", "MiniLLM: 1.5B → 120M", "MiniLLM: 1.5B → 760M → 120M",
              "MiniLLM: 1.5B → 340M → 120M"]  # fmt: skip
     places = [texts.index(each) for each in order]
@@ -96,6 +97,30 @@ def test_an_experiment_without_differences_has_no_forest(tmp_path):
     write_json(file, json.loads(file.read_text()) | {"inputs": {}})
     assert forest.differences(results_of(tmp_path, spec), "heldout") is None
     assert "ROUGE-L" in (run(tmp_path, spec) / "index.html").read_text()
+
+
+def test_a_registered_figure_has_files_a_download_and_a_place(tmp_path, monkeypatch):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><text>drawn</text></svg>'
+    drawing = style.Drawing(svg, [{"chain": "=1", "tokens": 2.5}], note="Few & <many>.")
+    plots = [
+        style.Plot(
+            "lengths", "lengths of responses", lambda _: drawing, "learning.html", "Lengths"
+        ),
+        style.Plot("nothing", "what no model has", lambda _: None, "learning.html", "Nothing"),
+    ]
+    monkeypatch.setattr(registry, "PLOTS", (*registry.PLOTS, *plots))
+    site = run(tmp_path, make(tmp_path, [DIRECT]))
+    assert (site / "lengths.svg").read_text() == svg
+    assert (site / "lengths.csv").read_text() == "chain,tokens\n'=1,2.5\n"
+    summary = (site / "index.html").read_text()
+    assert ">lengths.svg</a>: lengths of responses<" in summary and ">lengths.csv</a>" in summary
+    page = (site / "learning.html").read_text()
+    assert page.index("<h2>Lengths</h2>") < page.index(">drawn</text>")
+    assert "Few &amp; &lt;many&gt;." in page
+    assert (
+        ">Nothing<" not in page and "nothing.svg" not in summary and not list(site.glob("nothing*"))
+    )
+    assert "<h2>Lengths</h2>" not in (site / "costs.html").read_text()
 
 
 def test_colour_is_the_method_and_marker_the_route(study):
@@ -200,7 +225,7 @@ def test_hostile_labels_are_text_and_no_more(tmp_path):
 
 def test_inlined_drawings_share_no_identifier(study):
     drawings = [draw(study.results).svg for draw in NEW]
-    page = "".join(map(pages.inline, drawings))
+    page = "".join(map(inline, drawings))
     counts = Counter(re.findall(r'\bid="([^"]+)"', page))
     assert counts and max(counts.values()) == 1
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', page))
@@ -214,7 +239,7 @@ def test_inlining_changes_nothing_to_be_seen(study, tmp_path):
     svg = quality.quality(study.results).svg
     with browser() as started:
         shown = []
-        for text in (svg[svg.index("<svg") :], str(pages.inline(svg))):
+        for text in (svg[svg.index("<svg") :], str(inline(svg))):
             file = tmp_path / "page.html"
             file.write_text(
                 f"<!DOCTYPE html><style>svg {{ width: 700px; height: 900px }}</style>{text}"

@@ -13,10 +13,11 @@ from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, THROUGH, make, run
 from takd.analysis import deviations, measures
 from takd.analysis.results import Results, read
 from takd.experiment.lineage import of_chain
-from takd.report import results_page, score_tables, summary, tables
+from takd.pages import tables
+from takd.pages.tables import Cell, Column, Group, Table, TableRow
+from takd.report import results_page, score_tables, summary
 from takd.report.figures import forest
 from takd.report.model_pages import card_html
-from takd.report.tables import Cell, Column, Group, Row, Table
 from takd.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +80,9 @@ def test_where_nothing_differs_all_lines_are_hollow(tmp_path):
     results = rescore(tmp_path, spec, lambda *_: 30.0)
     assert not re.search("higher|lower", summary.tested(results, "dolly"))
     blocks = forest.blocks(results, "dolly", "rougeL")
-    assert [block.title for block in blocks] == list(forest.QUESTIONS.values())
+    assert [block.title for block in blocks] == [
+        forest.QUESTIONS[each] for each in ("direct", "sft", "method")
+    ]
     assert all(line.hollow and line.text.startswith("n.s., p") for b in blocks for line in b.lines)
 
 
@@ -132,7 +135,7 @@ def test_one_chain_with_one_seed(tmp_path):
 
 def test_arms_that_differ_in_data_or_start_are_said_first(tmp_path):
     spec = make(tmp_path, [DIRECT, BY_KD])
-    for lineage, settings in ((STRAIGHT, {"rows": None}), (KD, {"rows": 1000, "dropout": 0.1})):
+    for lineage, settings in ((STRAIGHT, {"rows": None}), (KD, {"rows": 3, "dropout": 0.1})):
         file = tmp_path / "models" / lineage / "seed1/manifest.json"
         manifest = json.loads(file.read_text())
         changed = {"spec": {"settings": {"dropout": 0.0} | settings}}
@@ -196,7 +199,7 @@ def test_a_stratum_that_falls_in_every_training_seed_is_named(tmp_path):
 def test_a_table_as_latex_and_markdown():
     columns = [Column("Model", "name"), Column("50 % & more", note="h")]
     cells = [Cell("MiniLLM: a_b → c", tag="3.B"), Cell("−1.5", notes=("−2.0 to +1.0", "n.s."))]
-    table = Table(columns, [Group("Chains | all", [Row(cells)])])
+    table = Table(columns, [Group("Chains | all", [TableRow(cells)])])
     assert tables.latex(table) == (
         "\\begin{tabular}{lr}\n\\toprule\nModel & 50 \\% \\& more (h) \\\\\n\\midrule\n"
         "\\multicolumn{2}{l}{\\textit{Chains | all}} \\\\\n"

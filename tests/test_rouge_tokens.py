@@ -264,8 +264,8 @@ def test_the_data_report_shows_what_measures_can_see(byte_level, tmp_path):
     assert set(SCORABLE) == set(report["splits"]["dev"]["scorable"]["counts"])
     scorable = page.split('id="scorable"')[1].split("</table>")[0]
     line = f'<td>{SCORABLE["scores_0_with_unicode"]}</td><td class="num">1</td><td>1</td>'
-    assert line in scorable.split("<td>test</td>")[0]
-    assert "<td>train</td>" not in scorable
+    assert line in scorable.split('<td class="name">test</td>')[0]
+    assert '<td class="name">train</td>' not in scorable
 
 
 # weights

@@ -21,6 +21,7 @@ STAGES = sorted(
 )
 MAKING_NUMBERS = ("losses", "methods", "decoding", "metrics")
 HARMLESS = {
+    "hide": "which libraries a process does not import",
     "InputError": "ends the stage",
     "reason": "words of a message",
     "Journal": "writes times and counts into a log",

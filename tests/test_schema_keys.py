@@ -70,6 +70,7 @@ INSTEAD: dict[str, dict[str, Any]] = {
     **{f"tokenizer.{key}": {"tokenizer": GIVEN} for key in ("hub", "revision", "vocabulary")},
     "tokenizer.folder": {"tokenizer": {"folder": "models/any", "vocabulary": 300}},
     "tokenizer.gguf": {"tokenizer": {"gguf": "models/any.gguf", "vocabulary": 300}},
+    "models.NAME.trained": {"chains": [{"models": ["folder"]}, *WHOLE["chains"][1:]]},
     "data.corpus.json": {"data.corpus": {"json": "data/corpus.jsonl"}},
     "data.corpus.hub": {"data.corpus": PINNED},
     "data.corpus.revision": {"data.corpus": PINNED},
@@ -78,6 +79,15 @@ INSTEAD: dict[str, dict[str, Any]] = {
     "data.corpus.folder": {"data.corpus": {"folder": "data/saved"}},
     "data.template.with_input": {"data.template": TEMPLATE},
     "data.template.without_input": {"data.template": TEMPLATE},
+    "data.system": {"tokenizer": GIVEN, "data.template": "chat"},
+    "data.template_variables.NAME": {
+        "tokenizer": GIVEN,
+        "data.template": "chat",
+        "data.template_variables": {"a": 1},
+    },
+    "evaluation.sets.NAME.answer.pattern": {
+        "evaluation.sets.json": {"json": "data/test.jsonl", "answer": {"pattern": "(a)"}}
+    },
     **{f"training.gkd.{key}": {"training.gkd.on_policy": "adaptive"} for key in ADAPTIVE},
     "training.distillm.on_policy_share": {"training.distillm.on_policy": "mixed"},
     "training.abkd.on_policy_share": {"training.abkd.on_policy": "mixed"},
@@ -116,7 +126,7 @@ def all_specs(e: Experiment, shown: bool) -> str:
     found = [specs.tokenizer(e), specs.data_report(e), e.teacher_cache]
     found += [specs.data(e, split) for split in e.splits]
     found += [specs.base(e, model) for model in e.settings["models"]]
-    found += [specs.train(e, *node) for node in e.nodes]
+    found += [specs.made_with(e, node) for node in e.nodes]
     for node, name in itertools.product(e.nodes, e.sets):
         found += [make(e, *node, name) for make in (specs.evaluate, specs.likelihoods, specs.judge)]
     for teacher, seed, place, parts in e.teacher_cache:
@@ -146,7 +156,7 @@ def others(part: dict[str, Any], now: Any) -> Iterator[Any]:
         values = [near + 1, near * 2, near / 2, 0.7]
     if "string" in types and not values:
         texts = ("other", "zero1", "9M", REVISION[::-1], DIGEST[::-1], "https://y.org/a", "b.jsonl")
-        values = [*texts, "{instruction}?", "{instruction}{input}?"]
+        values = [*texts, "{instruction}?", "{instruction}{input}?", "(b)"]
     if "array" in types:
         values += [
             [0.5, 0.6],

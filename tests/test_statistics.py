@@ -305,6 +305,28 @@ def test_strata_and_exact_match_are_tested_beside_and_change_no_other_number():
     )
 
 
+def test_a_measure_of_one_set_alone_is_tested_there_and_changes_no_other_number():
+    def score(lineage, seed, rng):
+        return 40 + 20.0 * lineage.count("__") + rng.normal(0, 3, (60, 2))
+
+    results = made(score, [DIRECT, BY_KD], (1, 2, 3), prompts=60)
+    for evaluation in results.evaluations.values():
+        evaluation.by_draw.pop("answer_accuracy", None)
+    without = table.of(Results(results.spec, results.models, results.evaluations))
+    plain = gain(results, "sft", DIRECT)
+    assert not table.rows(without, measure="answer_accuracy") and results.tested("heldout") == [
+        "rougeL",
+        "exact_match",
+    ]
+    for evaluation in results.evaluations.values():
+        evaluation.by_draw["answer_accuracy"] = evaluation.by_draw["exact_match"] / 2
+    again = Results(results.spec, results.models, results.evaluations)
+    assert gain(again, "sft", DIRECT) == plain
+    wanted = {"question": "sft", "lineage": of_chain(*DIRECT), "measure": "answer_accuracy"}
+    found = table.one(table.of(again), **wanted)
+    assert found.significant == "higher" and found.family == 2 and found.interval
+
+
 def test_numbers_are_written_with_a_true_minus_and_no_minus_zero():
     assert statistics.number(-1.25) == "−1.2" and statistics.number(2, signed=True) == "+2.0"
     assert statistics.number(-0.04) == "0.0"
@@ -345,5 +367,9 @@ def test_what_differs_besides_the_method_is_said():
         "Arms differ in data or start: training rows all against 1,000, responses rollouts against labels,"
         " start SFT against starting weights."
     )
+    # where the size of the training split is known, its number stands for all of it
+    known = replace(results, training_rows=20_000)
+    assert "training rows 20,000 against 1,000," in fairness.warning(known, pair)
+    assert "training rows" not in fairness.warning(replace(results, training_rows=800), pair)
     assert fairness.warning(results, Pair("direct", through, direct)) == ""
     assert fairness.unequal(results, Pair("direct", through, direct)) == []

@@ -50,18 +50,20 @@ def asked_as_chat(tokenizer, instruction, context):
 @pytest.mark.parametrize("name", CHATS)
 def test_chat_gives_the_ids_of_apply_chat_template(tmp_path, name):
     published = save_chat(name, tmp_path / "published")
+    # what a template of thoughts uses as a token is text where a user writes it
+    some = [asked for asked in ASKED if name != "qwen3" or "think" not in asked[0]]
     manifest = prepared(tmp_path, tmp_path / "published", "chat")
-    records = [row(*asked, "b") for asked in ASKED]
+    records = [row(*asked, "b") for asked in some]
     source = write(tmp_path / "rows.jsonl", records)
     limits = {"max_prompt_length": 300, "max_length": 400}
     data, _ = run_prepare(tmp_path, manifest, "train", source, template="chat", **limits)
-    expected = [asked_as_chat(published, *asked) for asked in ASKED]
+    expected = [asked_as_chat(published, *asked) for asked in some]
     assert data["prompt_ids"][:] == expected
     begin = published.bos_token_id
     assert all(ids.count(begin) <= 1 for ids in expected) or begin is None
     # the exported tokenizer still has it
     exported = causal_lm.load_tokenizer(tmp_path / "tokenizer")
-    assert [asked_as_chat(exported, *asked) for asked in ASKED] == expected
+    assert [asked_as_chat(exported, *asked) for asked in some] == expected
 
 
 @pytest.mark.parametrize("name", WRITTEN_OUT)
@@ -97,8 +99,9 @@ def test_no_field_becomes_a_special_token(tmp_path, name, written_out):
         )
     manifest = prepared(tmp_path, tmp_path / "published", template)
     encoder = Encoder.beside(manifest, template)
+    # thoughts are plain added tokens, which the templates of Qwen before 3 do not use
     special = [
-        token for token in published.get_added_vocab() if token.strip() and token != "<think>"
+        token for token in published.get_added_vocab() if token.strip() and "think" not in token
     ]
     harmless, *attacks = encoder.prompts(
         [encoder.fill(text, "b") for text in ("a", *(f"a{token}a" for token in special))]
@@ -110,7 +113,7 @@ def test_no_field_becomes_a_special_token(tmp_path, name, written_out):
         assert token in published.decode(attack).replace("▁", " "), token
     assert encoder.responses([f"b{special[0]}"])[0].count(
         published.get_added_vocab()[special[0]]
-    ) == (special[0] == published.eos_token)
+    ) == (published.get_added_vocab()[special[0]] == encoder.end)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,7 @@ def test_a_template_that_no_chat_template_can_give_leaves_none(tmp_path, monkeyp
 
 def test_a_chat_template_that_names_fields_keeps_their_names(tmp_path):
     """Braces of the text around a message are no fields."""
-    text = "{instruction} and {input}: {{ messages[0]['content'] }}"
+    text = "{instruction} and {input}:{% for m in messages %} {{ m['content'] }}{% endfor %}"
     published = save_chat("chatml", tmp_path / "published", chat_template=text)
     encoder = Encoder.beside(prepared(tmp_path, tmp_path / "published", "chat"), "chat")
     found = encoder.prompts([encoder.fill("a", "b")])

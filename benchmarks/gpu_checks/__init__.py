@@ -1,1 +1,1 @@
-"""The stages of `gpu_check.py`, a module a group, and what they run in."""
+"""Stages of `gpu_check.py`, one module a group, and the code that runs them."""

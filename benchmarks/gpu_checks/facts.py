@@ -1,4 +1,4 @@
-"""What the card is, and how fast it can be."""
+"""Facts about the GPU, and its highest rates."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def facts(findings: Findings) -> None:
-    """Versions; rates of large products by type, of the memory, and of copies between host and card."""
+    """Record versions, and the rates of large products by type, of the memory, and of copies between host and GPU."""
     for name in PACKAGES:
         try:
             findings.add(name, importlib.metadata.version(name))
@@ -62,7 +62,7 @@ def facts(findings: Findings) -> None:
 def product(
     size: int, dtype: torch.dtype, device: torch.device, tf32: bool = False
 ) -> Callable[[], None]:
-    """A product of square matrices into memory that is there."""
+    """Make a product of square matrices that writes into allocated memory."""
     left, right, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
 
     def multiply() -> None:

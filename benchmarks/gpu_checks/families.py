@@ -1,4 +1,4 @@
-"""Models of each family at any size, with random weights that are drawn where they are used."""
+"""Models of each family at any size, with random weights drawn on their device."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ FAMILIES = ("gpt2", "opt", *ROTARY)
 def config(
     family: str, layers: int, width: int, *, vocabulary: int, positions: int = 512
 ) -> PreTrainedConfig:
-    """A configuration without dropout; heads of 64 dimensions where the width allows two of them."""
+    """Make a configuration without dropout, with heads of 64 dimensions where the width allows two of them."""
     heads = max(2, width // 64)
     common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if family == "gpt2":
@@ -76,7 +76,7 @@ def random_model(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> PreTrainedModel:
-    """A random model in evaluation mode. Weights differ from device to device: to compare, move one."""
+    """Make a random model in evaluation mode. Its weights depend on the device: to compare devices, move one model."""
     torch.manual_seed(seed)
     # 1.5 billion parameters are drawn on a card in a second, on a CPU in twenty
     with torch.device(device):

@@ -1,4 +1,4 @@
-"""Whether the card computes what the CPU computes, and half precision what float32 does."""
+"""Agreement of GPU and CPU, and of half precision and float32."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ ROWS = [12, 24]  # tokens of the texts whose decoding is measured
 
 
 def gates(findings: Findings) -> None:
-    """The checks that every stage makes of its models, at real widths in half precision, and how near they are."""
+    """Run the checks that every stage makes of its models, at real widths in half precision, and record the errors."""
     for family, layers, width, vocabulary in QUICK if findings.quick else SHAPES:
         for dtype in findings.halves:
             name = f"{family} {layers}×{width} {_short(dtype)}"
@@ -60,7 +60,7 @@ def gates(findings: Findings) -> None:
 
 
 def parity(findings: Findings) -> None:
-    """Losses and gradients, noise, texts, and log q far from 0, against the CPU in double precision."""
+    """Compare losses, gradients, noise, texts, and log q far from 0 with the CPU in double precision."""
     sizes = (2, 64) if findings.quick else (6, 512)
     double = random_model("gpt2", *sizes, vocabulary=VOCABULARY, dtype=torch.float64, seed=3)
     with findings.part("losses and gradients"):
@@ -102,7 +102,7 @@ def _gradients(findings: Findings, double: PreTrainedModel) -> None:
 
 
 def _noise(findings: Findings) -> None:
-    """The words are integers and equal everywhere; their logarithms may differ in the last bit."""
+    """Compare the noise: its random integers are equal on all devices, their logarithms may differ in the last bit."""
     keys = torch.arange(64) * 7919
     given = (keys, keys + 1, keys % 50)
     here = gumbel_noise(*given, VOCABULARY)
@@ -157,7 +157,7 @@ def _texts(findings: Findings, double: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _far_logits(findings: Findings, double: PreTrainedModel) -> None:
-    """Error of log q where logits are as far from 0 as GPT-2's."""
+    """Measure the error of log q where logits are as far from 0 as GPT-2's."""
     model = _on(double, findings.device, torch.float32)
     model.transformer.wte.weight[:, 0] = 1.0
     model.transformer.ln_f.weight[0] = 0.0
@@ -179,7 +179,7 @@ def _far_logits(findings: Findings, double: PreTrainedModel) -> None:
 
 
 def overflow(findings: Findings) -> None:
-    """The head's gradient in float16, where its sum over tokens is beyond that type's range before it is scaled."""
+    """Check the head's gradient in float16, where its unscaled sum over tokens exceeds the range of float16."""
     count, width, vocabulary, size = 1024, 64, 700, 300.0
     model = random_model("gpt2", 1, width, vocabulary=vocabulary, device=findings.device)
     columns = {"target": torch.full((count,), 7, device=findings.device)}

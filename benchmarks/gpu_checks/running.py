@@ -1,4 +1,4 @@
-"""One stage in a process of its own, and what it has found so far in a file.
+"""A stage in its own process, with its results so far in a file.
 
 A CUDA error spoils all that its process does afterwards, and a kernel that hangs never comes back: so a stage is a
 process, which may crash or be ended, and what it wrote down before is kept.
@@ -31,7 +31,7 @@ MOST_SAID = 1500  # characters of an error that are kept
 
 @dataclass
 class Findings:
-    """What a stage found, written down at once.
+    """Results of a stage, each written at once.
 
     Attributes:
         path: where it is written.
@@ -57,18 +57,18 @@ class Findings:
         self.halves = [torch.bfloat16, torch.float16] if self.gpu else [torch.bfloat16]
 
     def left(self) -> float:
-        """Seconds of the budget that are left."""
+        """Return the seconds left of the budget."""
         return self.seconds - (time.monotonic() - self.began)
 
     def add(self, name: str, value: Any) -> None:
-        """Keep a value."""
+        """Record a value."""
         self.found[name] = value
         self.write()
 
     def hold(
         self, name: str, value: float, *, most: float | None = None, least: float | None = None
     ) -> None:
-        """Keep a number that must not be more than `most`, or less than `least`; nan is neither."""
+        """Record a number, and fail where it is more than `most`, less than `least`, or nan."""
         kept = value <= most if most is not None else value >= (least or 0.0)
         if not kept:
             bound = f"at most {most:g}" if most is not None else f"at least {least:g}"
@@ -77,7 +77,7 @@ class Findings:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What fails in here is noted, and the stage goes on with its next part."""
+        """Record a failure of the block, and go on with the next part of the stage."""
         try:
             yield
         except Exception:
@@ -92,7 +92,7 @@ class Findings:
 
 
 def supervised(target: str, budget: float, quick: bool) -> dict[str, Any]:
-    """Run a stage, `module:function`, and say how it ended and what it found.
+    """Run a stage, `module:function`; return how it ended and its results.
 
     Returns:
         `ended` ("ok", "failed", "overran" or "crashed"), `seconds`, `budget`, `found`, `failed`, `missed`.
@@ -122,7 +122,7 @@ def supervised(target: str, budget: float, quick: bool) -> dict[str, Any]:
 
 
 def _context() -> Any:
-    """A new interpreter for each stage where there is a card; else processes forked from one that has all imports."""
+    """Return how stages start: with a GPU in new interpreters, else as forks of a process that has all imports."""
     return multiprocessing.get_context("spawn") if torch.cuda.is_available() else _server()
 
 
@@ -150,7 +150,7 @@ def _perform(target: str, path: Path, budget: float, quick: bool) -> None:
 
 
 def prepared(folder: Path) -> Workspace:
-    """A folder with all that stages read, whose scripts start as on a cluster where there is a card."""
+    """Make a folder with all inputs of stages; with a GPU, scripts start as on a cluster."""
     if torch.cuda.is_available():
         workspace.Forked = _started  # type: ignore[misc, assignment]
     return Workspace(folder)
@@ -165,7 +165,7 @@ def _started(command: Sequence[str], folder: Path, *_: Any) -> subprocess.Popen[
 
 
 def outcome(process: Any, seconds: float) -> str:
-    """Wait for a script: "ok", or why it did not end so."""
+    """Wait for a script; return "ok", or the reason of its failure."""
     try:
         out, err = process.communicate(timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
@@ -179,6 +179,6 @@ def outcome(process: Any, seconds: float) -> str:
 
 
 def side_by_side() -> int:
-    """Scripts that run at a time."""
+    """Return how many scripts run at a time."""
     cores = len(os.sched_getaffinity(0))
     return min(cores, 8) if torch.cuda.is_available() else cores

@@ -1,4 +1,4 @@
-"""The product's own stages, started as a workflow starts them, in tiny."""
+"""takd's stages with tiny models, started as by the workflow."""
 
 import json
 import math
@@ -22,7 +22,7 @@ WEIGHTS = "model/model.safetensors"
 
 
 def families(findings: Findings) -> None:
-    """Two steps of training, dev and a checkpoint: each family in each precision."""
+    """Run two steps of training, dev and a checkpoint, of each family in each precision."""
     precisions = ["fp32", "bf16", "fp16"] if findings.gpu else ["bf16"]
     runs: list[tuple[str, Callable[[], Any]]] = []
     for precision in precisions:
@@ -79,7 +79,7 @@ def resume(findings: Findings) -> None:
 
 
 def zero(findings: Findings) -> None:
-    """ZeRO 1, 2, 3 and 3 with offloading, one process each, against training without DeepSpeed."""
+    """Compare ZeRO 1, 2, 3 and 3 with offloading, one process each, with training without DeepSpeed."""
     names = ["zero1", "zero2", "zero3", "zero3-offload"] if findings.gpu else ["zero3"]
     spaces: dict[str, Workspace] = {}
 
@@ -105,7 +105,7 @@ def zero(findings: Findings) -> None:
 
 
 def asking(findings: Findings) -> None:
-    """An evaluation of two models, and likelihoods of one against the other."""
+    """Evaluate two models, and compute the likelihoods of one against the other."""
     space = _space()
     for name, width, said in (("student", 16, STUDENT), ("teacher", 32, TEACHER)):
         model = tiny_gpt2(width, len(space.tokenizer), width)
@@ -167,7 +167,7 @@ def _shape(space: Workspace, name: str, family: str) -> None:
 
 
 def _together(findings: Findings, runs: Iterable[tuple[str, Callable[[], Any]]]) -> None:
-    """Start scripts side by side, and note how each ended."""
+    """Run scripts in parallel, and record how each ended."""
     for some in batches(list(runs), side_by_side()):
         started = [(name, start()) for name, start in some]
         for name, process in started:

@@ -1,4 +1,4 @@
-"""How fast it is, against what the card could do, what `transformers` does, and what a plan expects."""
+"""Speed against the rates of the GPU, against `transformers`, and against the plan."""
 
 import contextlib
 import time
@@ -32,7 +32,7 @@ COMPILING = 35.0  # seconds that `generate` takes to compile its step for a stat
 
 
 def decoding(findings: Findings) -> None:
-    """Tokens a second of GPT-2 124M in bfloat16, at several numbers of rows, against `generate`."""
+    """Measure tokens a second of GPT-2 124M in bfloat16, with several numbers of rows, against `generate`."""
     quick = findings.quick
     layers, width, vocabulary = (2, 64, 700) if quick else (12, 768, VOCABULARY)
     rows = (8, 16) if quick else (128, 32, 256)
@@ -89,7 +89,7 @@ def decoding(findings: Findings) -> None:
 
 
 def _launches(findings: Findings, model: PreTrainedModel, prompts: Any, vocabulary: int) -> None:
-    """What 24 steps of decoding launch, as the profiler sees it."""
+    """Profile the kernels that 24 steps of decoding launch."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     steps = 24
     with torch.profiler.profile(activities=activities) as profile:
@@ -113,7 +113,7 @@ TINY = minillm_round.Shape((2, 64), (3, 128), 700, 24, rollouts=8)
 
 
 def minillm(findings: Findings) -> None:
-    """A round of GPT-2 1.5B to 124M with 64 responses of Dolly's lengths, against the reference's schedule."""
+    """Time a round of GPT-2 1.5B to 124M with 64 responses of Dolly's lengths, against the reference's schedule."""
     shape = TINY if findings.quick else LARGE
     lengths = dolly_lengths(shape.rollouts, shape.slots)
     prompts = random_texts([prompt for prompt, _ in lengths], vocabulary=shape.vocabulary)
@@ -192,7 +192,7 @@ def _add_peak(findings: Findings, name: str) -> None:
 
 
 def training(findings: Findings) -> None:
-    """Share of the card's products that a step reaches, and its peak memory, against what a plan expects."""
+    """Measure the share of the GPU's peak rate that a step reaches, and its peak memory, against the plan."""
     quick = findings.quick
     layers, width, vocabulary, length = (2, 64, 700, 32) if quick else (12, 768, VOCABULARY, 512)
     half = torch.bfloat16 if findings.gpu else None
@@ -210,7 +210,7 @@ def training(findings: Findings) -> None:
 
 
 def _train(findings: Findings, case: Case, half: torch.dtype | None, ceiling: float) -> None:
-    """Four steps: the rate of the fastest, without the first, and the peak of memory."""
+    """Take four steps; return the rate of the fastest after the first, and the peak memory."""
     name, vocabulary = f"{case.rows} rows", case.vocabulary
     model = random_model(
         *("gpt2", case.layers, case.width), vocabulary=vocabulary, device=findings.device
@@ -233,7 +233,7 @@ def _train(findings: Findings, case: Case, half: torch.dtype | None, ceiling: fl
 
 
 def _expect(findings: Findings, case: Case, precision: str) -> None:
-    """What a plan expects of the same step."""
+    """Return the plan's estimate of the same step."""
     name = f"{case.rows} rows"
     sizes = config("gpt2", case.layers, case.width, vocabulary=case.vocabulary)
     shape = shapes.of_config(sizes.to_dict())
@@ -256,7 +256,7 @@ _PLAN: dict[str, Any] = {"dropout": 0.0, "lora": None, "deepspeed": None, "dev_r
 
 
 def _card(findings: Findings) -> Gpu:
-    """The card by its data sheet; one like it, for the memory's sake, where the table does not have it."""
+    """Return the GPU's data sheet, or that of a similar one where the table lacks it, for its memory."""
     if not findings.gpu:
         return CPU
     try:

@@ -1,4 +1,4 @@
-"""Check an experiment before it runs, and its results afterwards.
+"""Check an experiment before it runs, and its results afterwards; evaluate a model without one.
 
     python -m takd new [NAME] [--models TEACHER ... STUDENT] [--data FOLDER] [--methods ...]
     python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--gpu v100l] [--config data=FOLDER]
@@ -6,13 +6,17 @@
     python -m takd data [--experiment NAME] [--config data=FOLDER]
     python -m takd verify [--experiment NAME | FOLDER]
     python -m takd watch [NAME] [--once]
-    python -m takd track [NAME] [--follow]
+    python -m takd track [NAME] [--trackers ...] [--follow]
+    python -m takd evaluate --model FOLDER --data FILE [--output FOLDER]
+    python -m takd adopt FOLDER [--store FOLDER] [--accept-code]
+    python -m takd export EXPERIMENT|FOLDER [--output FOLDER] [--samples]
 
 `new` writes an experiment for your own models and data. `plan` estimates time and resources of each stage, `doctor`
 lists what would prevent a run (docs/preflight.md). `data` prints row counts and digests of the data, to be copied into
 the experiment file (docs/data.md). `verify` compares results with the digests in their records (docs/faults.md).
 `watch` shows the stages of a run in a terminal, `track` gives its curves to TensorBoard, trackio or wandb
-(docs/watching.md).
+(docs/watching.md). `evaluate` scores one model on files of one's own, `export` writes results as the
+lm-evaluation-harness does, `adopt` puts trained models into the store (docs/workflow.md).
 """
 
 import argparse
@@ -24,7 +28,10 @@ from typing import Any
 
 from takd.runtime.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+# a user's folder that declares the workflow as a module, else the repository
+HERE, REPOSITORY = Path.cwd(), Path(__file__).resolve().parents[2]
+SNAKEFILES = "Snakefile", "workflow/Snakefile"
+ROOT = HERE if any((HERE / name).is_file() for name in SNAKEFILES) else REPOSITORY
 EXPECTED = ("expect_rows", "rows_sha256")
 
 
@@ -151,6 +158,27 @@ def track(options: argparse.Namespace) -> int:
     return track.run(read, names, options.follow, options.parent)
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    """Score one model on the rows of some files."""
+    from takd.commands.evaluate import evaluate
+
+    return evaluate(options)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the results of an experiment, or below a folder, for other programs."""
+    from takd.commands.export import export
+
+    return export(ROOT, options)
+
+
+def adopt(options: argparse.Namespace) -> int:
+    """Put the trained models of finished results into the store."""
+    from takd.commands.adopt import adopt
+
+    return adopt(ROOT, options)
+
+
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     if options.card:
         raise InputError(f"--card is called --gpu: --gpu {options.card}")
@@ -226,7 +254,82 @@ def _parser() -> argparse.ArgumentParser:
         add("--card", help=argparse.SUPPRESS)  # the former name of --gpu
         add("--rows", metavar="SPLIT=COUNT", help="row counts of missing data", **pairs)
         add("--json", action="store_true", help="print JSON")
+    _evaluate_options(
+        commands.add_parser("evaluate", help="score one model", description=evaluate.__doc__)
+    )
+    _adopt_options(
+        commands.add_parser("adopt", help="put models into the store", description=adopt.__doc__)
+    )
+    _export_options(
+        commands.add_parser("export", help="write results for others", description=export.__doc__)
+    )
     return parser
+
+
+def _adopt_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=adopt)
+    add = parser.add_argument
+    add(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="results of an experiment, here or from elsewhere",
+    )
+    text = "default: that of config/config.yaml"
+    add("--store", type=Path, metavar="FOLDER", help=text)
+    text = "take them for models that the code of now has trained (look at what changed first)"
+    add("--accept-code", action="store_true", help=text)
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=evaluate)
+    add = parser.add_argument
+    path: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+    add("--model", required=True, help="config.json, safetensors and tokenizer", **path)
+    text = "JSON lines or folders of data; NAME=FILE names a set"
+    add("--data", required=True, nargs="+", metavar="FILE", help=text)
+    add("--output", help="default: results/evaluated-MODEL", **path)
+    add("--tokenizer", help="default: that of the model", **path)
+    add("--name", help="name of the model (default: that of its folder)")
+    text = "columns of the rows, as in instruction=question output=answer"
+    add("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help=text)
+    add("--rows", type=_count, metavar="COUNT", help="first rows of each set (default: all)")
+    text = "alpaca, chat (the tokenizer's), or a text with {instruction} (default: alpaca)"
+    add("--template", default="alpaca", help=text)
+    text = "a text with {instruction} and {input} (default: the input on the next line)"
+    add("--template-with-input", metavar="TEXT", help=text)
+    seeds = [10, 20, 30, 40, 50]
+    add("--seeds", type=int, nargs="+", default=seeds, help="decoding seeds (default: 10 to 50)")
+    add("--greedy", action="store_true", help="take the likeliest tokens, with one seed")
+    add("--temperature", type=float, default=1.0)
+    add("--top-k", type=int, default=0)
+    add("--top-p", type=float, default=1.0)
+    add("--max-prompt-length", type=_count, default=256, metavar="TOKENS")
+    add("--max-new-tokens", type=_count, default=256, metavar="TOKENS")
+    add("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    add("--rouge-tokenizer", default="auto", help="auto, standard or unicode")
+    add("--processes", type=_count, default=1, help="one per GPU")
+    add("--threads", type=_count, default=1, help="of each process")
+    add("--micro-batch", type=_count, default=64, help="rows that a process handles at once")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=export)
+    add = parser.add_argument
+    add(
+        "results", metavar="EXPERIMENT|FOLDER", help="name of an experiment, or a folder of results"
+    )
+    add("--format", choices=["lm-eval"], default="lm-eval", help="lm-evaluation-harness")
+    add("--output", type=Path, metavar="FOLDER", help="default: results/lm-eval/EXPERIMENT")
+    add("--samples", action="store_true", help="write the responses, too")
+    add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

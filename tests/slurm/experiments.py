@@ -16,6 +16,8 @@ def demo_experiment() -> dict[str, Any]:
     experiment["data"]["dev"]["demo"]["rows"] = 8
     experiment["evaluation"]["sets"]["heldout"]["demo"]["rows"] = 16
     experiment["seeds"] = experiment["seeds"][:1]
+    del experiment["models"]["student.scratch"]
+    experiment["training"]["kd"].update(start="base", responses="labels")
     chain = {"models": ["teacher", "assistant", "student"], "methods": [["minillm", "kd"]]}
     experiment["chains"] = [chain]
     experiment["report"] = {"samples": 2}

@@ -68,9 +68,9 @@ def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
 def _read(spec: dict[str, Any], folder: Path) -> Compared:
     folders = (folder / name for name in ("models", "evaluations", "teachers"))
     results = read(spec["report"], *folders)
-    corpus = ["corpus"] if spec["settings"]["data"]["corpus"] else []
-    splits = ["train", "dev", *corpus, *results.spec["sets"], "tokenizer"]
-    models = dict.fromkeys(split(lineage)[-1].model for lineage in results.lineages)
+    used = [name for name in ("train", "dev", "corpus") if spec["settings"]["data"].get(name)]
+    splits = [*used, *results.spec["sets"], "tokenizer"]
+    models = dict.fromkeys(split(node.lineage)[-1].model for node in results.trained)
     return Compared(
         name=spec["name"],
         results=results,
@@ -132,21 +132,13 @@ class Comparison:
     def first(self) -> Compared:
         return self.experiments[0]
 
-    def alone(self) -> dict[str, list[str]]:
-        """Lineages that only one experiment has, by the name of the experiment."""
-        found = {
-            each.name: [x for x in each.results.lineages if x not in self.shared]
-            for each in self.experiments
-        }
-        return {name: lineages for name, lineages in found.items() if lineages}
-
-    def sets_alone(self) -> dict[str, list[str]]:
-        """Evaluation sets that only one experiment has, by the name of the experiment."""
-        found = {
-            each.name: [name for name in each.results.spec["sets"] if name not in self.sets]
-            for each in self.experiments
-        }
-        return {name: sets for name, sets in found.items() if sets}
+    def alone(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Yield each experiment with the lineages and the evaluation sets that no other has, if there are any."""
+        for each in self.experiments:
+            lineages = [x for x in each.results.lineages if x not in self.shared]
+            sets = [name for name in each.results.spec["sets"] if name not in self.sets]
+            if lineages or sets:
+                yield each.name, lineages, sets
 
     def on(self, set_name: str) -> list[str]:
         """List the shared lineages that at least two experiments have on a set."""
@@ -227,13 +219,7 @@ def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome 
         ]
         for each in both
     )
-    weights = [
-        [
-            (each.models[Node(lineage, seed)].manifest.get("weights") or {}).get("model")
-            for seed in seeds
-        ]
-        for each in both
-    ]
+    weights = [[each.models[Node(lineage, seed)].weights for seed in seeds] for each in both]
     gap: Array = ours - theirs
     return Outcome(same=True) if not gap.any() and weights[0] == weights[1] else gap
 

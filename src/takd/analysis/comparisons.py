@@ -1,9 +1,10 @@
 """Compare the pairs of models that answer the questions of an experiment, with confidence intervals and tests.
 
-Three questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
+Four questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
 assistants beat direct distillation from its head; does one method (or one setting of it) beat another where the chains
-are otherwise the same. The tests of one question and measure on one set are one family, with Holm-corrected p values;
-those of its strata are another.
+are otherwise the same; does a model that is trained here beat one that stands alone in a chain and is taken as it is,
+such as its own starting weights. The tests of one question and measure on one set are one family, with Holm-corrected
+p values; those of its strata are another.
 """
 
 import itertools
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from takd.analysis.measures import TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import (
     LEVEL,
@@ -24,7 +24,7 @@ from takd.analysis.statistics import (
     sign_flip,
     standard_error,
 )
-from takd.experiment.lineage import Hop, join, prefixes, split, supervised
+from takd.experiment.lineage import Hop, is_given, join, prefixes, split, supervised
 
 Columns = dict[str, Any]
 """A number as columns of the table: fields of `takd.analysis.table.Number`."""
@@ -34,6 +34,7 @@ QUESTIONS = {
     "sft": "distillation against the SFT baseline",
     "direct": "through assistants against direct distillation",
     "method": "method against method, or setting against setting",
+    "given": "training against a model as it was given",
 }
 
 
@@ -73,6 +74,10 @@ def pairs(results: Results) -> list[Pair]:
         for earlier, later in itertools.combinations(dict.fromkeys(ends), 2)
         if earlier in known and _one_apart(split(earlier), split(later), results.spec["models"])
     ]
+    alone = [chain["lineage"] for chain in results.spec["chains"] if is_given(chain["lineage"])]
+    found += [
+        Pair("given", ours, theirs) for theirs in alone for ours in known if not is_given(ours)
+    ]
     return [
         pair
         for pair in found
@@ -101,9 +106,12 @@ def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]
 
 
 def shared(results: Results, pair: Pair) -> list[int]:
-    """Training seeds that both have: the same seed means the same data order and the same supervised start."""
-    theirs = results.seeds(pair.theirs)
-    return [seed for seed in results.seeds(pair.ours) if seed in theirs]
+    """Training seeds that both have: the same seed means the same data order and the same supervised start.
+
+    A model that is taken as it is stands beside all seeds of the other.
+    """
+    ours, theirs = results.seeds(pair.ours), results.seeds(pair.theirs)
+    return ours if is_given(pair.theirs) else [seed for seed in ours if seed in theirs]
 
 
 def tested(results: Results) -> Iterator[Columns]:
@@ -124,7 +132,7 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator
     for stratum, chosen in strata.items():
         scores: list[tuple[Columns, Array]] = []
         gaps: list[tuple[Columns, Array]] = []
-        for measure in TESTED:
+        for measure in results.tested(name):
             place = {"set": name, "stratum": stratum, "measure": measure}
 
             def of(
@@ -144,7 +152,8 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator
         floors = [0.0] * len(scores) + [-100.0] * len(gaps)
         found = estimates([array for _, array in scores + gaps], floors)
         for (about, array), estimate in zip(scores, found, strict=False):
-            yield about | estimate
+            alone = {"n_training_seeds": 0} if is_given(about["lineage"]) else {}
+            yield about | estimate | alone
             if stratum:
                 yield from _by_seed(about, results.seeds(about["lineage"]), array)
         p_values = tests([gap for _, gap in gaps])

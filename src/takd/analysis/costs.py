@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
 def runs(results: Results) -> Iterator[Run]:
     """Yield every run of a stage that the results hold, in the order of the stages."""
-    for node, model in results.models.items():
+    for node, model in results.trained.items():
         skipped = int(model.end.get("skipped", 0))
         steps = int(model.manifest["steps"])
         yield Run(TRAINING, *node, model.end, steps=steps, skipped=skipped)
@@ -91,6 +91,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
 
     These are the trainings of its chain (the head is trained with the first seed, for all seeds) and, where a training
     started from fine-tuned weights, the supervised training that made them. Several models may share such a start.
+    What is taken as it is costs nothing here.
     """
     found: dict[Node, None] = {}
     for prefix in prefixes(lineage):
@@ -99,7 +100,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
         if "init" in results.models[node].manifest["inputs"]:
             found[Node(supervised(split(prefix)[-1].model), own)] = None
         found[node] = None
-    return list(found)
+    return [node for node in found if node in results.trained]
 
 
 def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
@@ -132,7 +133,7 @@ def cumulative(results: Results) -> Iterator[Cumulative]:
 
 def unit(results: Results) -> str:
     """Name the unit of cost: `GPU hours`, or `CPU hours` if no training and no teacher cache used a GPU."""
-    ends = [model.end for model in results.models.values()]
+    ends = [model.end for model in results.trained.values()]
     ends += [end for written in results.teacher_cache for end in written.ends]
     cpu = {end.get("device", "cpu") == "cpu" for end in ends}
     return {(True,): "CPU hours", (False,): "GPU hours"}.get(tuple(cpu), "hours of CPU or GPU")

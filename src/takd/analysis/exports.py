@@ -33,6 +33,7 @@ from takd.analysis.fairness import warning
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Evaluation, Results, Row, prompts_read
 from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
+from takd.experiment.lineage import is_given
 
 MARK = "'"
 FORMULA = tuple("=+-@\t\r\n＝＋－＠" + MARK)
@@ -119,7 +120,8 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         # a lineage has one counterpart of a question
         return next(iter(table.rows(here, **wanted)), None)
 
-    models, seeds = results.of(line.lineage), results.seeds(line.lineage)
+    models = results.of(line.lineage)
+    seeds = [] if is_given(line.lineage) else results.seeds(line.lineage)
     rouge = first(kind=SCORE, measure="rougeL")
     assert rouge
     cells: dict[str, Any] = {
@@ -137,7 +139,7 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         "prompts": rouge.n_prompts,
         "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
     }
-    for measure in TESTED:
+    for measure in (m for m in TESTED if any(m in results.tested(n) for n in results.spec["sets"])):
         wanted = {"kind": SCORE, "measure": measure}
         cells |= columns(measure, first(**wanted)) | _seeds(results, measure, here, wanted)
     for measure in ("response_tokens", "cut_off"):
@@ -256,7 +258,7 @@ def _answers(evaluation: Evaluation) -> pd.DataFrame:
     """Scores of every response, by measure, prompt and decoding seed."""
     seeds = evaluation.scores["decoding_seeds"]
     draws = pd.MultiIndex.from_product([evaluation.ids, seeds], names=["prompt", "decoding_seed"])
-    scores = {name: evaluation.by_draw[name].ravel() for name in TESTED}
+    scores = {name: values.ravel() for name, values in evaluation.by_draw.items()}
     found = pd.DataFrame(scores, index=draws).reset_index()
     found = found.melt(["prompt", "decoding_seed"], var_name="measure")
     better = [BY_NAME[name].better for name in found["measure"]]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from takd.analysis.comparisons import Pair, shared
 from takd.analysis.results import Results
 from takd.analysis.text import flat
-from takd.experiment.lineage import Node
+from takd.experiment.lineage import is_given, node_of
 from takd.methods.registry import METHODS
 
 DATA_OR_START = ("training rows", "training data", "responses", "start")
@@ -30,12 +30,15 @@ class Unequal(NamedTuple):
 
 
 def facts(results: Results, lineage: str, seed: int) -> dict[str, str]:
-    """What a training had: rows, start, responses, steps, tokens seen, and its settings."""
-    model = results.models[Node(lineage, seed)]
+    """What a training had: rows, start, responses, steps, tokens seen, and its settings; empty where there is none."""
+    if is_given(lineage):
+        return {}
+    model = results.models[node_of(lineage, seed)]
     manifest: dict[str, Any] = model.manifest
     settings = manifest["spec"].get("settings", {})
     inputs = manifest["inputs"]
-    rows = settings.get("rows")
+    kept = results.training_rows
+    rows = min(settings.get("rows") or kept, kept) if kept else settings.get("rows")
     found = {
         "training rows": f"{rows:,}" if rows else "all",
         "training data": " ".join(digest[:12] for digest in inputs.get("train", [])),

@@ -72,6 +72,9 @@ MEASURES = [
             "scores.scores.rougeL.mean", interval=BOOTSTRAP),
     Measure("exact_match", "Exact match", "Share of answers that equal a reference but for white space at their ends",
             "scores.scores.exact_match.mean", interval=BOOTSTRAP),
+    Measure("answer_accuracy", "Answer accuracy",
+            "Share of answers whose final answer, found by the set’s pattern, is that of a reference",
+            "scores.scores.answer_accuracy.mean", interval=BOOTSTRAP),
     Measure("normalised_match", "Normalised match", "The same in lower case, without punctuation, with single spaces",
             "scores.scores.normalised_match.mean"),
     Measure("loss", "Loss on references",
@@ -117,7 +120,7 @@ COSTS = [
 
 BY_NAME = {measure.name: measure for measure in (*MEASURES, *COSTS)}
 TESTED = tuple(measure.name for measure in MEASURES if measure.interval)
-"""Scores of single answers: with confidence intervals, and tested."""
+"""Scores of single answers: with confidence intervals, and tested. A set may lack some (`Results.tested`)."""
 
 
 def measured(results: Any) -> list[Measure]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from takd.analysis.measures import TESTED
-from takd.experiment.lineage import Node, split
+from takd.experiment.lineage import Node, is_given, node_of, split
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
@@ -29,7 +29,7 @@ STANDARD = "standard"
 
 @dataclass(frozen=True)
 class Model:
-    """One trained model: its manifest and its training log."""
+    """One model: its manifest and its training log, which is empty where it is taken as it is."""
 
     node: Node
     manifest: dict[str, Any]
@@ -40,6 +40,14 @@ class Model:
     @property
     def parameters(self) -> int:
         return int(self.manifest["parameters"])
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Sha256 of each file with weights, by its path from the folder of the manifest."""
+        if named := self.manifest.get("weights"):
+            return {f"{name}/model.safetensors": digest for name, digest in named.items()}
+        files = self.manifest["files"].items()  # of a model that is taken as it is
+        return {name: digest for name, digest in files if name.endswith(".safetensors")}
 
     @property
     def minutes(self) -> float:
@@ -117,6 +125,8 @@ class Results:
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
     teacher_cache: list[CachedOutput] = field(default_factory=list)
     """What teachers computed once for all their students."""
+    training_rows: int | None = None
+    """Rows of the training split; None where the reader does not need them."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -137,29 +147,47 @@ class Results:
     def seeds(self, lineage: str) -> list[int]:
         return [node.seed for node in self.models if node.lineage == lineage]
 
+    @property
+    def trained(self) -> dict[Node, Model]:
+        """Models that were trained here."""
+        return {node: m for node, m in self.models.items() if not is_given(node.lineage)}
+
     def of(self, lineage: str) -> list[Model]:
         """Models of one lineage, one per training seed."""
         return [model for node, model in self.models.items() if node.lineage == lineage]
 
+    def tested(self, set_name: str) -> list[str]:
+        """Scores of single answers that this evaluation set has, in the order of tables."""
+        return list(self.evaluations[self.nodes[0], set_name].by_draw)
+
     def scores(
         self, lineage: str, set_name: str, measure: str, seeds: list[int]
     ) -> NDArray[np.float64]:
-        """Scores by training seed, prompt and decoding seed (R, P, D)."""
-        return np.stack(
-            [self.evaluations[Node(lineage, seed), set_name].by_draw[measure] for seed in seeds]
-        )
+        """Scores by training seed, prompt and decoding seed (R, P, D).
+
+        A model that is taken as it is has the same scores for all training seeds.
+        """
+        nodes = (node_of(lineage, seed) for seed in seeds)
+        return np.stack([self.evaluations[node, set_name].by_draw[measure] for node in nodes])
 
 
 def read(
-    spec: dict[str, Any], models: Path, evaluations: Path, teachers: Path | None = None
+    spec: dict[str, Any],
+    models: Path,
+    evaluations: Path,
+    teachers: Path | None = None,
+    *,
+    training_rows: int | None = None,
 ) -> Results:
     """Read the results of all models that `spec` names.
 
     `models`, `evaluations` and `teachers` (needed where `spec` names precomputed teacher outputs) are the folders above
-    `<lineage>/seed<k>/`. Raises InputError if a file is missing, damaged or of another model.
+    `<lineage>/seed<k>/`; `training_rows` is the number of rows of the training split. Raises InputError if a file is
+    missing, damaged or of another model.
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
-    results = Results(spec, {node: _model(node, models) for node in nodes}, {})
+    trained = {node: _model(node, models) for node in nodes}
+    results = Results(spec, trained, {}, training_rows=training_rows)
     for each in spec["teacher_cache"]:
         assert teachers is not None
         results.teacher_cache.append(_cached_output(CacheEntry(*each), teachers))
@@ -191,6 +219,12 @@ def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
     return _lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
 
+def answers(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+    """Prompts of one set with a model's responses and their scores."""
+    folder = evaluations / node.lineage / f"seed{node.seed}" / name
+    return _lines(folder / "generations.jsonl", folder / "scores.json")
+
+
 def _evaluation(
     node: Node,
     name: str,
@@ -203,10 +237,12 @@ def _evaluation(
     scores = _record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
     ids, values, strata = [], [], []
+    measures: list[str] = []
     for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
         strata.append(row.get("stratum") or "")
-        values.append([[output[measure] for measure in TESTED] for output in row["outputs"]])
+        measures = measures or [name for name in TESTED if name in row["outputs"][0]]
+        values.append([[output[measure] for measure in measures] for output in row["outputs"]])
         if len(values[-1]) != draws:
             raise InputError(
                 f"{folder / 'generations.jsonl'}, prompt {row['id']}: has {len(values[-1])} answers,"
@@ -214,8 +250,8 @@ def _evaluation(
             )
         if row["id"] in shown:
             shown[row["id"]][node] = row
-    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(TESTED))
-    by_draw = {measure: array[:, :, place] for place, measure in enumerate(TESTED)}
+    array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(measures))
+    by_draw = {measure: array[:, :, place] for place, measure in enumerate(measures)}
     read = folder / "likelihoods"
     return Evaluation(
         node,
@@ -234,7 +270,8 @@ def _evaluation(
 def _model(node: Node, models: Path) -> Model:
     folder = models / node.lineage / f"seed{node.seed}"
     manifest = _record(folder / "manifest.json", {"kind": "model", **node._asdict()})
-    rows = _log(folder / "metrics.jsonl", folder / "manifest.json")
+    given = is_given(node.lineage)
+    rows = [] if given else _log(folder / "metrics.jsonl", folder / "manifest.json")
     # a log continues over restarts, so a step may occur twice: the later line counts
     train = {row["step"]: row for row in rows if row["kind"] == "train"}
     dev = {row["step"]: row for row in rows if row["kind"] == "dev"}

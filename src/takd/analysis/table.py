@@ -29,11 +29,11 @@ from takd.analysis.measures import BY_NAME, MEASURES, TESTED
 from takd.analysis.results import Results
 from takd.analysis.statistics import Interval, number
 from takd.experiment.labels import chain_label, chain_text, methods_text
-from takd.experiment.lineage import prefixes, split, teacher_of
+from takd.experiment.lineage import is_given, prefixes, split, teacher_of
 
 EACH, ANY = "each", "any"
 """Of `select`: every value of a column, without or with the row over all of them."""
-Columns = dict[str, Any]
+
 SCORE, DIFFERENCE, COST = "score", "difference", "cost"
 
 
@@ -57,7 +57,7 @@ class Number(NamedTuple):
     """Of a cost; `cumulative` with all that the model needs: teachers, their caches and the initial SFT."""
     device: str = ""
     seed: int | None = None
-    """Training seed; None over all."""
+    """Training seed, 0 for a model that is taken as it is; None over all."""
     decoding_seed: int | None = None
     low: float | None = None
     """95 % confidence interval across training seeds; over prompts where there is one seed."""
@@ -69,6 +69,7 @@ class Number(NamedTuple):
     se_training_seeds: float | None = None
     se_decoding_seeds: float | None = None
     n_training_seeds: int | None = None
+    """0 for a model that is taken as it is."""
     n_prompts: int | None = None
     p: float | None = None
     """Corrected by Holm's method within the family: one question and measure on one set."""
@@ -175,7 +176,7 @@ class Line(NamedTuple):
 
     lineage: str
     role: str
-    """`teacher`, `baseline`, `assistant` or `student`."""
+    """`teacher`, `given`, `baseline`, `assistant` or `student`."""
     label: str
     """Label of the chain that ends in it."""
     group: str
@@ -183,14 +184,16 @@ class Line(NamedTuple):
 
 
 def lines(results: Results) -> list[Line]:
-    """List all lineages: teachers, SFT baselines, then chain by chain.
+    """List all lineages: teachers, models as they were given, SFT baselines, then chain by chain.
 
     Each lineage is listed once: with the chain that it ends, else with the first chain that contains it.
     """
     chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
     tags = {lineage: label for label, lineage in reversed(chains)}
-    heads = dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains)
+    heads = dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains if teacher_of(lineage))
     found = [Line(lineage, "teacher", tags.get(lineage, ""), "Teacher") for lineage in heads]
+    for lineage in filter(is_given, results.lineages):
+        found.append(Line(lineage, "given", tags.get(lineage, ""), "As given"))
     for lineage in results.lineages:
         if teacher_of(lineage) is None and lineage not in heads:
             found.append(Line(lineage, "baseline", tags.get(lineage, ""), "SFT baselines"))
@@ -238,9 +241,10 @@ def _scores(results: Results) -> Iterator[Number]:
                 values = [v for each in of_models if (v := measure.of(each)) is not None]
                 if measure.name not in TESTED and len(values) == len(of_models):
                     mean = statistics.fmean(values)
+                    seeds = 0 if is_given(lineage) else len(values)
                     yield Number(
                         kind=SCORE, measure=measure.name, value=mean, set=name,
-                        n_training_seeds=len(values), n_prompts=len(of_models[0].ids), **about[lineage],
+                        n_training_seeds=seeds, n_prompts=len(of_models[0].ids), **about[lineage],
                     )  # fmt: skip
 
 
@@ -255,7 +259,7 @@ def _costs(results: Results) -> Iterator[Number]:
     """Yield the costs of every run, and the cumulative cost of each lineage by training seed and as their mean."""
     about = {lineage: described(results, lineage) | {"kind": COST} for lineage in results.lineages}
     for run in costs.runs(results):
-        place: Columns = {"seed": run.seed, "set": run.set}
+        place: comparisons.Columns = {"seed": run.seed, "set": run.set}
         place |= {"stage": run.stage, "device": run.device}
         for measure in ("minutes", "tokens", "hours", "steps", "skipped"):
             if (value := getattr(run, measure)) is not None:

@@ -1,7 +1,6 @@
 """Texts that pages and model cards share."""
 
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,19 +15,6 @@ def listed(items: Iterable[Any]) -> str:
 
 def counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
-
-
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but for tab and new line, marks that turn the direction of writing, lone surrogates."""
-
-
-def visible(text: str) -> str:
-    """Replace characters that HTML cannot hold (control characters, lone surrogates) by visible ones."""
-    return HIDDEN.sub(lambda found: _visible(ord(found[0])), text)
-
-
-def _visible(code: int) -> str:
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:

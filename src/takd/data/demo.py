@@ -1,8 +1,9 @@
 """Demonstration data: instructions with one correct answer, generated from a seed.
 
-Two topics. `facts` asks for the town, job, age and so on of invented people, each in four phrasings; a held-out
-row is a phrasing of a fact whose other phrasings are in the training part. `lists` asks for simple operations
-on lists of words; a held-out row is an operation on a list that is not in the training part in any phrasing.
+Two topics, and a third on request. `facts` asks for the town, job, age and so on of invented people, each in four
+phrasings; a held-out row is a phrasing of a fact whose other phrasings are in the training part. `lists` asks for
+simple operations on lists of words; a held-out row is an operation on a list that is not in the training part in any
+phrasing. `sums` are word problems of two steps, whose answers end in `#### 12`, as those of GSM8K do.
 
 The part of a row is determined by a hash of it, so parts of one seed never overlap, however many rows are drawn. The
 only random function used is `Random.random`, whose sequence is stable across Python versions.
@@ -19,11 +20,12 @@ T = TypeVar("T")
 Task = tuple[str, str, str]  # instruction, input, answer
 
 PARTS = ("train", "dev", "test")
-TOPICS = ("facts", "lists")
+TOPICS = ("facts", "lists")  # by default
+SUMS = "sums"
 PEOPLE = 80
 FACTS_SHARE = 0.1
 HELD_OUT_FACTS = 0.2  # share of the facts with one phrasing in dev; the same share for test
-HELD_OUT_LISTS = 0.1  # likewise for word lists
+HELD_OUT_LISTS = 0.1  # likewise for word lists and sums
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -138,6 +140,22 @@ OPERATIONS = (
 )
 
 
+PROBLEMS: tuple[tuple[str, Callable[[int, int, int], tuple[str, int]]], ...] = (
+    (
+        "{0} has {1} coins and finds {2} bags with {3} coins each. How many coins does {0} have now?",
+        lambda a, b, c: (f"The bags hold {b} * {c} = {b * c} coins. {a} + {b * c} =", a + b * c),
+    ),
+    (
+        "{0} plants {1} rows of {2} trees, and {3} trees more by the door. How many trees does {0} plant?",
+        lambda a, b, c: (f"The rows have {a} * {b} = {a * b} trees. {a * b} + {c} =", a * b + c),
+    ),
+    (
+        "{0} reads {1} pages on Monday, {2} on Tuesday and {3} on Friday. How many pages does {0} read?",
+        lambda a, b, c: (f"On the first two days {a} + {b} = {a + b}. {a + b} + {c} =", a + b + c),
+    ),
+)
+
+
 def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) -> Iterator[Task]:
     """Draw distinct rows (instruction, input, answer) of a part, topics mixed evenly.
 
@@ -148,12 +166,15 @@ def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) ->
         part: "train", "dev" or "test".
         rows: number of rows.
         seed: of the invented people and lists; parts with the same seed belong together.
-        topics: "facts", "lists" or both.
+        topics: "facts", "lists", both, or "sums" alone.
 
     Raises:
         InputError: an unknown part or topic, or more rows than the part has.
     """
     _check(part, topics)
+    if SUMS in topics:
+        yield from _sums(part, rows, seed)
+        return
     asked = [row for belongs, row in _facts(seed) if belongs == part] if "facts" in topics else []
     share = FACTS_SHARE if "lists" in topics else 1.0
     found = _shuffled(asked, seed, part, "facts")[: round(rows * share)]
@@ -165,21 +186,22 @@ def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) ->
 
 
 def task(instruction: str) -> str:
-    """Name the operation that a row asks for; `facts` if it asks for a fact."""
+    """Name the operation that a row asks for; `sums` if it is a word problem, `facts` if it asks for a fact."""
     phrasing = instruction.partition(":")[0].removesuffix(".")
     for operation in OPERATIONS:
         for join in JOINS:
             if phrasing in (each.format(join) for each in operation.phrasings):
                 return operation.name
-    return "facts"
+    return SUMS if "How many" in instruction else "facts"
 
 
 def _check(part: str, topics: Sequence[str]) -> None:
     if part not in PARTS:
         raise InputError(f"demo: no part '{part}'; there are {', '.join(PARTS)}.")
-    unknown = [topic for topic in topics if topic not in TOPICS]
-    if unknown or not topics:
-        raise InputError(f"demo: topics are {list(topics)}; there are {', '.join(TOPICS)}.")
+    unknown = [topic for topic in topics if topic not in (*TOPICS, SUMS)]
+    if unknown or not topics or (SUMS in topics and len(topics) > 1):
+        known = f"{', '.join(TOPICS)}, and {SUMS} alone"
+        raise InputError(f"demo: topics are {list(topics)}; there are {known}.")
 
 
 def _facts(seed: int) -> Iterator[tuple[str, Task]]:
@@ -219,6 +241,24 @@ def _lists(part: str, count: int, seed: int) -> list[Task]:
             continue
         found[row] = None
     return list(found)
+
+
+def _sums(part: str, count: int, seed: int) -> Iterator[Task]:
+    random = Random(int(_digest(seed, part, SUMS), 16))
+    found: set[str] = set()
+    for _ in range(100 * count + 1000):
+        if len(found) == count:
+            return
+        name = _pick(STARTS, random.random()) + _pick(ENDS, random.random())
+        numbers = [2 + int(random.random() * 9) for _ in range(3)]
+        problem, solve = _pick(PROBLEMS, random.random())
+        question, (steps, answer) = problem.format(name, *numbers), solve(*numbers)
+        # the part depends on the calculation, so that no other name makes a held-out one known
+        if question not in found and _part(HELD_OUT_LISTS, seed, problem, *numbers) == part:
+            found.add(question)
+            yield question, "", f"{steps} {answer}.\n#### {answer}"
+    if len(found) < count:
+        raise InputError(f"demo: part '{part}' has fewer than {count} sums.")
 
 
 def _distinct(count: int, random: Random) -> list[str]:

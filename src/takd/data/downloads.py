@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from takd.models.hub import COMMIT, commit_of, discard
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError, hub_error
 
@@ -106,18 +107,50 @@ def _append(url: str, partial: Path) -> None:
         raise OSError(f"the connection broke after {have * goes_on + written} bytes")
 
 
+def pinned(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a source with the commit of the Hub that its `revision` names, where that is a branch or tag.
+
+    Raises:
+        InputError: as `fetch`, or the Hub does not know the revision.
+    """
+    if COMMIT.fullmatch(source.get("revision") or "0" * 40):
+        return dict(source)
+    if "file" in source:  # in snapshots/COMMIT of the Hub's cache
+        commit = fetch(source).parents[source["file"].count("/")].name
+    else:
+        commit = commit_of(source["hub"], source["revision"])
+    return {**source, "revision": commit}
+
+
 def _fetch_hub(source: Mapping[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
 
     name, file, revision = source["hub"], source["file"], source["revision"]
+    digest = source.get("sha256")
+    moves = not COMMIT.fullmatch(revision)
+    if moves and digest and (known := _cached(name, file, digest)):
+        return known
     what = f"{file} of the data set {name}"
     try:
         path = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
     except Exception as error:  # of connections, responses and disks, without a common class
         raise hub_error(what, revision, error) from error
-    digest = source.get("sha256")
     if digest and (found := file_digest(path)) != digest:
+        discard(path)
+        at = f" at {revision}, which may have moved," if moves else ""
         raise InputError(
-            f"{what} has the sha256 {found}, but the experiment says {digest}; correct `sha256` or `revision`."
+            f"{what}{at} has the sha256 {found}, but the experiment says {digest}; it is not kept: start again to"
+            " fetch it anew, or correct `sha256` or `revision`."
         )
     return path
+
+
+def _cached(name: str, file: str, digest: str) -> Path | None:
+    """Find a file of this content in the Hub's cache, at any commit: a branch may have moved on since."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    for commit in sorted(snapshots.iterdir()) if snapshots.is_dir() else ():
+        if (commit / file).is_file() and file_digest(commit / file) == digest:
+            return commit / file
+    return None

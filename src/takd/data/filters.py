@@ -26,14 +26,14 @@ def words(row: Row) -> int:
 def keep(
     source: Mapping[str, Any], rows: Iterable[Row], dropped: Callable[[Row], None] | None
 ) -> Iterator[Row]:
-    """Yield the rows whose answer has `min_response_words` to `max_response_words` words, inclusive.
+    """Yield the rows whose answer has `min_response_words` to `max_response_words` words, inclusive, or that have none.
 
     Args:
         dropped: called with each other row.
     """
     least, most = source.get("min_response_words"), source.get("max_response_words")
     for row in rows:
-        if (least or 0) <= words(row) <= (math.inf if most is None else most):
+        if not row.references or (least or 0) <= words(row) <= (math.inf if most is None else most):
             yield row
         elif dropped:
             dropped(row)
@@ -51,7 +51,7 @@ class Digest:
     """Count and sha256 of rows, updated one row at a time.
 
     A row is hashed as the JSON line `[instruction, input, [reference, ...]]`, without blanks and with all non-ASCII
-    characters escaped.
+    characters escaped; the earlier messages of a conversation, `[[role, text], ...]`, stand behind the references.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,12 @@ class Digest:
     def add(self, row: Row) -> None:
         """Add a row."""
         self.count += 1
-        fields = [row.instruction, row.input, list(row.references)]
+        fields = [
+            row.instruction,
+            row.input,
+            list(row.references),
+            *([row.history] * bool(row.history)),
+        ]
         self._sha256.update(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
 
     @property

@@ -1,13 +1,11 @@
 """Page of the data report, alone and as a page of an experiment's report."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from takd.pages.environment import environment
+from takd.pages.tables import simple
 
-TEMPLATES = Path(__file__).resolve().parents[1] / "report/templates"
-"""Of all pages, so that they have one style."""
 SCORABLE = {
     "unseen_by_standard": "mostly of letters other than a to z",
     "scores_0_with_standard": "no standard token",
@@ -26,12 +24,13 @@ LABELS = {
     "blank_input": "input of white space alone",
     "blank_instruction": "empty instruction",
     "blank_references": "empty references taken off",
+    "without_answer": "prompts without an answer",
 }
 Rows = list[list[Any]]
 
 
 class Section(NamedTuple):
-    """A table of the page; a column whose cells are numbers is set to the right."""
+    """A table of the page, as of `takd.pages.tables.simple`."""
 
     id: str
     title: str
@@ -47,27 +46,19 @@ def render(report: dict[str, Any], **site: Any) -> str:
         report: the report's JSON.
         site: values of the pages of an experiment's report (`spec`, `file`, `nav`); without them the page stands alone.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = _visible
-    alone = {"spec": {"title": "Data report"}, "file": "", "nav": {}, "root": ""}
+    alone = {"spec": {"title": "Data report"}, "file": "", "nav": {}, "root": "", "plots": []}
     splits = {name: split for name, split in report["splits"].items() if name != "corpus"}
-    return environment.get_template("data.html").render(
-        corpus=report["splits"].get("corpus"),
-        sections=[found for found in _sections(splits, report["leaks"]) if found.rows],
-        **alone | site,
-    )
-
-
-def _visible(text: Any) -> str:
-    """Replace characters that a page cannot hold."""
-    return "".join(
-        c if c.isprintable() or c in "\t\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
+    sections = _sections(splits, report["leaks"])
+    return (
+        environment()
+        .get_template("data.html")
+        .render(
+            corpus=report["splits"].get("corpus"),
+            sections=[
+                (each, simple(each.heads, each.rows, each.id)) for each in sections if each.rows
+            ],
+            **alone | site,
+        )
     )
 
 
@@ -77,7 +68,7 @@ def _sections(splits: dict[str, Any], leaks: Sequence[dict[str, Any]]) -> Iterat
     yield Section(
         "rows",
         "Rows",
-        ("Split", "Rows", "Kept", "Dropped", "Repeats", "Without input", "Source"),
+        ("Split", "#Rows", "#Kept", "#Dropped", "#Repeats", "#Without input", "Source"),
         [
             [
                 *(name, found["rows"], found["kept"], splits[name]["dropped"]),
@@ -100,7 +91,7 @@ def _sections(splits: dict[str, Any], leaks: Sequence[dict[str, Any]]) -> Iterat
     yield Section(
         "unused",
         "Not read",
-        ("Split", "Key or file", "Rows", "First row", "Example"),
+        ("Split", "Key or file", "#Rows", "#First row", "Example"),
         unused + files,
         "Keys of the source that the experiment does not read, in rows where they hold something. If one is the"
         " instruction, the input or the response, name it under columns (docs/data.md).",
@@ -108,7 +99,7 @@ def _sections(splits: dict[str, Any], leaks: Sequence[dict[str, Any]]) -> Iterat
     yield Section(
         "leaks",
         "The same question in two splits",
-        ("Of", "Also in", "Rows", "Rows there", "First pairs, row → row"),
+        ("Of", "Also in", "#Rows", "#Rows there", "First pairs, row → row"),
         [
             [leak["split"], leak["other"], leak["rows"], leak["other_rows"], _pairs(leak)]
             for leak in leaks
@@ -119,7 +110,7 @@ def _sections(splits: dict[str, Any], leaks: Sequence[dict[str, Any]]) -> Iterat
     yield Section(
         "scorable",
         "What the measures can see",
-        ("Split", "Tokens of ROUGE-L", "References", "Rows", "First rows"),
+        ("Split", "Tokens of ROUGE-L", "References", "#Rows", "First rows"),
         [
             [
                 *(name, split["rouge_tokenizer"], label, split["scorable"]["counts"][what]),
@@ -136,7 +127,7 @@ def _sections(splits: dict[str, Any], leaks: Sequence[dict[str, Any]]) -> Iterat
     yield Section(
         "lengths",
         "Lengths in tokens",
-        ("Split", "Part", "Median", "95 %", "Longest", "Cut"),
+        ("Split", "Part", "#Median", "#95 %", "#Longest", "#Cut"),
         [
             [name, part, length["median"], length["p95"], length["max"], counts[name][cut[part]]]
             for name, split in splits.items()
@@ -147,7 +138,7 @@ def _sections(splits: dict[str, Any], leaks: Sequence[dict[str, Any]]) -> Iterat
     yield Section(
         "named",
         "Rows to look at",
-        ("Split", "What", "Rows", "First rows"),
+        ("Split", "What", "#Rows", "First rows"),
         [
             [name, LABELS[what], counts[name][what], _listed(numbers)]
             for name, split in splits.items()

@@ -1,27 +1,30 @@
 """Stage: tokenise one split into an Arrow data set on disk.
 
 Inputs: `tokenizer` (manifest of the tokenizer stage). Outputs: `dataset` (folder for
-`datasets.load_from_disk`), `manifest`.
+`datasets.load_from_disk`), `manifest`; beside it a log, `metrics.jsonl`, with the commit of a source on
+the Hub.
 """
 
 import bisect
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from takd.data import sources
+from takd.data import downloads, sources
 from takd.data.arrow import BATCH, row_features, save
-from takd.data.row import Row, batches
-from takd.data.tally import Scorable, Tally, Unused
+from takd.data.chat import REMEDY, ChatError, as_json, transcript
+from takd.data.corpus import write_corpus
+from takd.data.row import SYSTEM, Row, batches
+from takd.data.tally import Scorable, Tally
 from takd.data.tokenise import Encoder
+from takd.metrics.answers import final_answer
 from takd.runtime.errors import InputError
+from takd.runtime.metrics_log import Journal
 from takd.runtime.stage import Stage
 
 TRAINED_ON = ("train", "dev")
-PORTION = 2**20  # characters of a corpus tokenised at once, since a document may be a whole book
 SOURCES = ("source", "exclude")
 
 Tokenised = tuple[Row, list[int], list[int]]
@@ -40,19 +43,26 @@ def run(stage: Stage) -> None:
             f"data {stage.spec['split']}: the template has {mark!r}, which looks like a special token; this tokenizer"
             " has none of that name and reads it as text."
         )
-    write = _write_corpus if stage.spec["split"] == "corpus" else _write_rows
+    write = write_corpus if stage.spec["split"] == "corpus" else _write_rows
     folder = stage.temporary(stage.outputs["dataset"])
+    journal = Journal(stage.outputs["manifest"].with_name("metrics.jsonl"), active=True)
     try:
-        fields, said = write(stage.spec, encoder, folder)
+        source = downloads.pinned(stage.spec["source"])
+        fields, said = write({**stage.spec, "source": source}, encoder, folder)
     except BaseException:
         # a partial corpus may be large, and cannot be resumed
         shutil.rmtree(folder, ignore_errors=True)
         raise
     stage.commit(stage.outputs["dataset"])
     split = stage.spec["split"]
+    # not in the manifest: another commit with the same rows is no other data
+    journal.restart()
+    journal.close(0, **stage.origin(), revision=source.get("revision"))
     stage.write_manifest(
         stage.outputs["manifest"], known_by_content=SOURCES, kind="data", split=split, **fields
     )
+    if source.get("revision") != (asked := stage.spec["source"].get("revision")):
+        said.append(f"{asked} of {source['hub']} is commit {source['revision']}")
     for line in said:
         stage.say(f"data {split}: {line}")
 
@@ -64,13 +74,13 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
     order is that of the source.
     """
     held_out = {row.prompt for other in spec.get("exclude", []) for row in sources.rows(other)}
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
 
     def dropped(row: Row) -> None:
         _look(row, tally)
         tally.count("dropped_response_length", row.number)
 
-    for row in sources.rows(spec["source"], dropped, tally.unused):
+    for row in _turns(spec, sources.rows(spec["source"], dropped, tally.unused), tally):
         _look(row, tally)
         repeated = row.prompt in seen
         seen.add(row.prompt)
@@ -84,7 +94,10 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
             continue
         references = tuple(text for text in row.references if text.strip())
         if references:
+            _check_answer(spec, row._replace(references=references))
             yield row._replace(references=references)
+        elif spec["split"] == "train" and not row.references:
+            yield row
         elif spec["split"] in TRAINED_ON:
             tally.count("empty_output", row.number)
         else:
@@ -92,6 +105,27 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
                 f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): the output is empty;"
                 " a row of an evaluation set needs at least one reference to be scored against."
             )
+
+
+def _check_answer(spec: dict[str, Any], row: Row) -> None:
+    """Check that the pattern of a set finds an answer in each reference."""
+    for text in row.references if "answer" in spec else ():
+        if final_answer(text, spec["answer"]) is None:
+            raise InputError(
+                f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): `answer.pattern` of the set"
+                f" finds no answer in the reference {text[-60:]!r}; correct the pattern."
+            )
+
+
+def _turns(spec: dict[str, Any], rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    """Yield a row for each answer of a conversation to train on; else only the last, after all that precedes it."""
+    for row in rows:
+        if spec["split"] != "train":
+            yield row
+            continue
+        *earlier, last = row.turns()
+        tally.counts["further_turns"] += len(earlier)
+        yield from (*earlier, last)
 
 
 def _look(row: Row, tally: Tally) -> None:
@@ -111,17 +145,20 @@ def _look(row: Row, tally: Tally) -> None:
 def tokenise(
     spec: dict[str, Any], encoder: Encoder, rows: Iterable[Row], tally: Tally
 ) -> Iterator[Tokenised]:
-    """Yield each kept row with the token ids of its prompt and of its first reference.
+    """Yield each kept row with the token ids of its prompt and of its first reference, none for a prompt alone.
 
     The response is truncated so that both fit into `max_length`. In splits for training, a row whose prompt exceeds
     `max_prompt_length` is dropped; in an evaluation set its prompt is shortened.
     """
     limit = spec["max_prompt_length"]
     for batch in batches(rows, BATCH):
-        texts = [encoder.fill(row.instruction, row.input) for row in batch]
-        prompts = encoder.prompts(texts)
-        responses = encoder.responses([row.references[0] for row in batch])
-        for row, prompt, response in zip(batch, prompts, responses, strict=True):
+        prompts = encoder.prompts([_filled(spec, encoder, row) for row in batch])
+        try:
+            found = iter(encoder.responses([r.references[0] for r in batch if r.references]))
+        except ChatError as error:
+            raise InputError(f"{sources.describe(spec['source'])}: {_told(error)}") from error
+        for row, prompt in zip(batch, prompts, strict=True):
+            response = next(found) if row.references else []
             if len(prompt) > limit:
                 if spec["split"] in TRAINED_ON:
                     tally.count("dropped_prompt_too_long", row.number)
@@ -134,20 +171,47 @@ def tokenise(
             yield row, prompt, response[:room]
 
 
+def _filled(spec: dict[str, Any], encoder: Encoder, row: Row) -> str:
+    """Fill the template with a row."""
+    where = f"{sources.describe(spec['source'])}, row {row.number} (counted from 0)"
+    if row.history and encoder.chat is None:
+        raise InputError(
+            f"{where}: a system message or several turns need `data.template: chat`; of one question and one answer any"
+            " template makes a prompt."
+        )
+    try:
+        return encoder.fill(row.instruction, row.input, row.history)
+    except ChatError as error:
+        raise InputError(f"{where}: {_told(error)}") from error
+
+
+def _told(error: ChatError) -> str:
+    return f"the tokenizer's chat template {error}; leave such rows out, or {REMEDY}"
+
+
 def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
-    """Shorten a prompt to the limit at the end of its longer field, so that the template stays whole."""
+    """Shorten a prompt to the limit, so that the template stays whole.
+
+    The oldest turns of a conversation go first, then the end of the longer field.
+    """
 
     def encode(characters: int) -> list[int]:
-        instruction, context = row.prompt
+        instruction, context = row.instruction, row.input
         if len(context) > len(instruction):
             # never empty: an empty input would select the other template
             context = context[: max(characters, 1)]
         else:
             instruction = instruction[:characters]
-        return encoder.prompts([encoder.fill(instruction, context)])[0]
+        filled = _filled(spec, encoder, row._replace(instruction=instruction, input=context))
+        return encoder.prompts([filled])[0]
 
     limit = spec["max_prompt_length"]
-    longest = max(map(len, row.prompt))
+    longest = max(len(row.instruction), len(row.input))
+    system = int(bool(row.history) and row.history[0][0] == SYSTEM)
+    while len(row.history) > system:
+        row = row._replace(history=row.history[:system] + row.history[system + 2 :])
+        if len(prompt := encode(longest)) <= limit:
+            return prompt
     fitting = bisect.bisect_right(range(longest), limit, key=lambda count: len(encode(count)))
     # the number of tokens is not monotonic in characters: step back until the prompt fits
     for count in range(max(fitting - 1, 0), -1, -1):
@@ -167,20 +231,37 @@ def _write_rows(
     stratum = "rouge_tokenizer" in spec and (
         "demo" in source or "stratum" in source.get("columns", {})
     )
-    features = row_features(stratum)
+    scored = "rouge_tokenizer" in spec
+    features = row_features(stratum, messages=scored and encoder.chat is not None)
     tally = Tally()
     scorable = Scorable()
     tokens = {"prompt": 0, "response": 0}
 
     def columns() -> Iterator[dict[str, Any]]:
+        alone = []  # prompts without an answer, which stand last: those with one are the first rows
         for row, prompt, response in tokenise(spec, encoder, select(spec, tally), tally):
             tally.counts["kept"] += 1
-            if "rouge_tokenizer" in spec:
+            if scored:
                 scorable.see(row.number, row.references, encoder.rewritten(row.references))
             tokens["prompt"] += len(prompt)
             tokens["response"] += len(response)
-            values = (row.number, prompt, response, *row.prompt, list(row.references), row.stratum)
-            yield dict(zip(features, values, strict=False))
+            values = {
+                "id": row.id,
+                "prompt_ids": prompt,
+                "response_ids": response,
+                "instruction": transcript(row.history, row.instruction),
+                "input": row.input,
+                "references": list(row.references),
+                "stratum": row.stratum,
+                "messages": as_json(row.history, row.instruction),
+            }
+            values = {name: values[name] for name in features}
+            if row.references:
+                yield values
+            else:
+                tally.count("without_answer", row.number)
+                alone.append(values)
+        yield from alone
 
     digest = save(columns(), features, folder)
     counts = dict(tally.counts)
@@ -196,67 +277,9 @@ def _write_rows(
     message += "".join(f", {n} {key.replace('_', ' ')}" for key, n in notable.items())
     said = [message, *tally.unused.sentences(counts["rows"], counts["without_input"])]
     of_scores = {}
-    if "rouge_tokenizer" in spec:
+    if scored:
         tokenizer = scorable.choose(spec["rouge_tokenizer"])
         said += scorable.sentences(tokenizer)
         of_scores = {"rouge_tokenizer": tokenizer, "scorable": scorable.record()}
     found = {"counts": counts, "named": tally.named, "unused": tally.unused.record()}
     return {**found, **of_scores, "tokens": tokens, "sha256": digest}, said
-
-
-def _write_corpus(
-    spec: dict[str, Any], encoder: Encoder, folder: Path
-) -> tuple[dict[str, Any], list[str]]:
-    from datasets import Features, List, Value
-
-    size, wanted = spec["block_length"], spec["blocks"]
-    counts = {"documents": 0, "blocks": 0, "left_over_tokens": 0, "empty_documents": 0}
-    unused = Unused()
-
-    def empty() -> None:
-        counts["empty_documents"] += 1
-
-    def blocks() -> Iterator[dict[str, Any]]:
-        stream: list[int] = []
-        for portion in _portions(sources.texts(spec["source"], empty, unused)):
-            for document in encoder.responses(portion):
-                counts["documents"] += 1
-                stream += document
-                full = len(stream) - len(stream) % size
-                for start in range(0, full, size):
-                    counts["blocks"] += 1
-                    yield {"input_ids": stream[start : start + size]}
-                stream = stream[full:]
-        counts["left_over_tokens"] = len(stream)
-
-    # islice leaves the rest of the source unread
-    features = Features({"input_ids": List(Value("int32"))})
-    digest = save(islice(blocks(), wanted), features, folder)
-    if not counts["blocks"]:
-        raise InputError(
-            f"{sources.describe(spec['source'])}: {counts['documents']} documents with"
-            f" {counts['left_over_tokens']} tokens do not fill one block of {size} tokens; set a smaller"
-            " data.corpus.block_length."
-        )
-    tokens = {"text": counts["blocks"] * size}
-    message = f"{counts['blocks']} blocks of {size} tokens from {counts['documents']} documents"
-    if wanted and counts["blocks"] < wanted:
-        message += f", all that there are of the {wanted} wanted"
-    if counts["empty_documents"]:
-        message += f", {counts['empty_documents']} empty documents left out"
-    found = {"counts": counts, "unused": unused.record(), "tokens": tokens, "sha256": digest}
-    return found, [message, *unused.sentences(0, 0)]
-
-
-def _portions(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a stream of documents into lists of about `PORTION` characters."""
-    portion: list[str] = []
-    size = 0
-    for document in documents:
-        portion.append(document)
-        size += len(document)
-        if size >= PORTION:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion

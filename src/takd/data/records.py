@@ -6,7 +6,7 @@ from typing import Any
 
 from takd.data.folders import check_within, files_below
 from takd.data.text_files import OPENERS, TABLES, Record, json_file, json_lines, table
-from takd.runtime.errors import InputError
+from takd.runtime.errors import LOG_IN, InputError
 from takd.runtime.files import AGAIN, check_unchanged, foreign
 
 Source = Mapping[str, Any]
@@ -98,6 +98,8 @@ def _data_set(
         raise
     except Exception as error:  # no common base class, as above
         what = f"cannot be loaded: {_cause(error)}; correct it, or start again"
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            what = f"cannot be loaded: {_cause(error)}; correct it, or {LOG_IN}"
         if "folder" in source:
             what = f"cannot be loaded: {_cause(error)}; its files have to be whole"
             what = _damaged_file(Path(source["folder"])) or what

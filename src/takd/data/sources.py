@@ -5,12 +5,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from takd.data import demo, filters
+from takd.data import conversations, demo, filters
 from takd.data.folders import files_below
 from takd.data.records import others, records
-from takd.data.row import Row
+from takd.data.row import ASSISTANT, Row
 from takd.data.tally import Unused
-from takd.data.text_files import kind, lines
+from takd.data.text_files import Record, encodable, kind, lines
 from takd.runtime.errors import InputError
 from takd.runtime.files import check_unchanged
 
@@ -26,8 +26,8 @@ def rows(
         source: `{"json": path}`, `{"url": address, "sha256"}`, `{"hub": name, "revision", "config", "split"}`,
             `{"hub": name, "revision", "file", "sha256"}`, `{"folder": path, "split"}` or
             `{"demo": {"part", "rows", "seed", "topics"}}`. `sha256` beside a local path is checked. `rows` is the first
-            row and the one after the last; `columns` maps `instruction`, `input` and `output` to other names,
-            and `stratum` to the key that scores are broken down by.
+            row and the one after the last; `columns` maps `instruction`, `input`, `output` (None: rows are prompts
+            alone) and `messages` to other names, and `stratum` to the key that scores are broken down by.
             `min_response_words` and `max_response_words` filter rows (`takd.data.filters`); `expect_rows` and
             `rows_sha256` describe the rows that remain.
         dropped: called with each row that is dropped for the length of its answer.
@@ -48,30 +48,54 @@ def _rows(source: Source, unused: Unused) -> Iterator[Row]:
             yield Row(number, instruction, context, (answer,), demo.task(instruction))
         return
     columns = source.get("columns", {})
-    names = {name: columns.get(name, name) for name in ("instruction", "input", "output")}
-    of_stratum = [columns["stratum"]] if "stratum" in columns else []
     start, stop = source.get("rows", (0, None))
     number = -1
     found = records(source, describe(source), unread=unused.leave)
     for number, (where, record) in enumerate(islice(found, stop)):
         if number < start:
             continue
-        unused.see(number, record, [*names.values(), *of_stratum])
-        instruction = _text(where, names["instruction"], record)
-        empty = record.get(names["input"]) is None
-        # the default column may be absent, but a named one must exist
-        if empty and (names["input"] in record or "input" not in columns):
-            context = ""
-        else:
-            context = _text(where, names["input"], record)
-        references = _references(where, names["output"], record)
-        stratum = "".join(_text(where, key, record) for key in of_stratum)
-        yield Row(number, instruction, context, references, stratum)
+        read = _conversation if conversations.column(record, columns) else _instruction
+        row, keys, others = read(where, record, columns, number)
+        if "stratum" in columns:
+            row = row._replace(stratum=_text(where, columns["stratum"], record))
+            keys.append(columns["stratum"])
+        unused.see(number, {**record, **others}, keys)
+        yield row
     wanted = (start + 1 if start else 0) if stop is None else stop
     if number + 1 < wanted:
         raise InputError(
             f"{describe(source)} has {number + 1} rows, fewer than `rows` asks for; correct its numbers."
         )
+
+
+def _instruction(
+    where: str, record: Record, columns: Mapping[str, Any], number: int
+) -> tuple[Row, list[str], dict[str, Any]]:
+    """A row of instruction, input and output; the keys read for it, and what of it is not read."""
+    asked, given, said = (columns.get(name, name) for name in ("instruction", "input", "output"))
+    instruction = _text(where, asked, record)
+    empty = record.get(given) is None
+    # the default column may be absent, but a named one must exist
+    context = "" if empty and (given in record or "input" not in columns) else None
+    if context is None:
+        context = _text(where, given, record)
+    references = () if said is None else _references(where, said, record)
+    keys = [asked, given, *([said] if said else [])]
+    return Row(number, instruction, context, references), keys, {}
+
+
+def _conversation(
+    where: str, record: Record, columns: Mapping[str, Any], number: int
+) -> tuple[Row, list[str], dict[str, Any]]:
+    """The same of a conversation."""
+    key = conversations.column(record, columns)
+    assert key is not None
+    messages = conversations.messages(where, key, record)
+    role, text = messages[-1]
+    references = (text,) if role == ASSISTANT else ()
+    *history, (_, instruction) = messages[:-1] if references else messages
+    row = Row(number, instruction, "", references, history=tuple(history))
+    return row, [key], dict(conversations.unread(key, record))
 
 
 def texts(
@@ -141,29 +165,16 @@ def _text(where: str, key: str, record: Mapping[str, Any]) -> str:
         present = ", ".join(f"'{name}'" for name in record) or "none"
         hint = "" if key == "text" else "; name the one that is meant in `columns`"
         raise InputError(f"{where}: no key '{key}'; its keys are {present}{hint}.")
-    return _encodable(where, key, record[key], "has to be a text")
+    return encodable(where, key, record[key], "has to be a text")
 
 
 def _references(where: str, key: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     found = record.get(key)
     if key in record and isinstance(found, list) and found:
         wanted = "has to be a text or a list of texts"
-        return tuple(_encodable(where, key, entry, wanted) for entry in found)
+        return tuple(encodable(where, key, entry, wanted) for entry in found)
     if isinstance(found, str) or key not in record:
         return (_text(where, key, record),)
     raise InputError(
         f"{where}: '{key}' is {kind(found)}; it has to be a text or a list of texts with at least one."
     )
-
-
-def _encodable(where: str, key: str, value: Any, wanted: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{key}' is {kind(value)}; it {wanted}.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: '{key}' holds half of a surrogate pair at character {error.start + 1};"
-            " it has to be valid Unicode."
-        ) from None
-    return value

@@ -110,7 +110,7 @@ class Tally(Counts):
             *("rows", "kept", "dropped_prompt_too_long", "empty_output", "duplicates"),
             *("dropped_duplicates", "dropped_leaks", "shortened_prompts", "cut_responses"),
             *("dropped_response_length", "without_input", "blank_input", "blank_instruction"),
-            "blank_references",
+            *("blank_references", "further_turns", "without_answer"),
         )
         self.unused = Unused()
 

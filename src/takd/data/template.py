@@ -1,22 +1,18 @@
 """Templates that turn a row into a prompt.
 
-A template is two texts, `with_input` and `without_input`, or the tokenizer's own chat template for one user message:
-`chat`, a text with `{content}`, and `strip`, whether it strips blanks around the message.
+A template is two texts, `with_input` and `without_input`, or the tokenizer's own chat template (`takd.data.chat`), as
+the manifest of the tokenizer stage has it.
 """
 
 import json
 import re
-import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
-
-from takd.runtime.errors import InputError
 
 Template = dict[str, Any]
 
 CHAT = "chat"  # the value of `data.template` that stands for the tokenizer's own
-REMEDY = "write the template out, as with_input and without_input."
-_FIELD = re.compile(r"\{(instruction|input|content)\}")
+_FIELD = re.compile(r"\{(instruction|input)\}")
 # forms of special tokens in known chat formats: <|im_end|>, <end_of_turn>, </s>, [/INST]
 _MARK = re.compile(
     r"<[|｜][^<>\n]{1,40}[|｜]>|</?[A-Za-z_][\w▁ -]{0,38}>|<<?/?SYS>>?|\[/?[A-Z][A-Z_ ]{2,38}\]"
@@ -24,72 +20,22 @@ _MARK = re.compile(
 _KNOWN = re.compile(
     r"<[|｜].*[|｜]>|</?(s|bos|eos|pad|unk|(start|end)_of_\w+)>|<</?SYS>>|\[/?[A-Z_]+\]"
 )
-# test messages: a template that changes any of them is more than text around the message
-_WRITTEN = (
-    *("Ab.", "a\n\n\nb  c", "{x} {{ y }} {% z %}", "<think>a</think>b"),
-    *('it\'s "&" \\n <b>', "Zażółć 日本"),
-)
-
-
-def texts(template: Template) -> list[str]:
-    """List the texts of a template."""
-    return [text for text in template.values() if isinstance(text, str)]
 
 
 def with_texts(template: Template, change: Callable[[str], str]) -> Template:
     """Apply a function to the texts of a template."""
-    return {key: change(v) if isinstance(v, str) else v for key, v in template.items()}
+    return {key: change(text) for key, text in template.items()}
 
 
 def fill(template: Template, instruction: str, context: str) -> str:
     """Fill a template with a row: `with_input` if the row has an input, else `without_input`.
 
     Only `{instruction}` and `{input}` of the template are replaced: braces in the row, and all other braces of
-    the template, stay as they are. In a chat template, the message is the instruction, with the input on the next line.
+    the template, stay as they are.
     """
-    if CHAT in template:
-        content = f"{instruction}\n{context}" if context else instruction
-        fields = {"content": content.strip() if template["strip"] else content}
-        text = template[CHAT]
-    else:
-        fields = {"instruction": instruction, "input": context}
-        text = template["with_input" if context else "without_input"]
+    fields = {"instruction": instruction, "input": context}
+    text = template["with_input" if context else "without_input"]
     return _FIELD.sub(lambda match: fields.get(match[1], match[0]), text)
-
-
-def chat_of(tokenizer: Any, name: str) -> Template:
-    """Extract the tokenizer's own template for one user message and the start of the answer.
-
-    Raises:
-        InputError: there is none, or it changes the message.
-    """
-
-    def render(content: str) -> str:
-        message = {"role": "user", "content": content}
-        try:
-            return tokenizer.apply_chat_template(
-                [message], tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template may raise anything
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"tokenizer {name}: its chat template cannot be used for one user message ({reason}); {REMEDY}"
-            ) from error
-
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"tokenizer {name} has no chat template, for which data.template asks; {REMEDY}"
-        )
-    content = secrets.token_hex(16)  # occurs in no template
-    text = render(content)
-    blank = f" \n{content}\n "
-    template = {CHAT: text.replace(content, "{content}"), "strip": render(blank) == text}
-    for written in (content, blank, *_WRITTEN):
-        if text.count(content) != 1 or render(written) != fill(template, written, ""):
-            raise InputError(
-                f"tokenizer {name}: its chat template does not keep what a user writes ({written!r}); {REMEDY}"
-            )
-    return template
 
 
 def as_chat_template(template: Template, begin: str) -> str:
@@ -132,7 +78,7 @@ def unknown_marks(template: Template, known: Iterable[str], own: Iterable[str]) 
     alike = {_letters(token) for token in known}
     return [
         mark
-        for mark in marks("\n".join(texts(template)))
+        for mark in marks("\n".join(template.values()))
         if mark not in known | own and (_KNOWN.fullmatch(mark) or _letters(mark) in alike)
     ]
 

@@ -157,3 +157,21 @@ def table(path: Path, separator: str) -> Iterator[tuple[str, Record]]:
         raise InputError(
             f"{path}, line {reader.line_num}: not valid CSV: {error}; correct the quotes of this row."
         ) from None
+
+
+def encodable(where: str, key: str, value: Any, wanted: str) -> str:
+    """Return a value that is a text and can be written as UTF-8.
+
+    Raises:
+        InputError: it is not; `wanted` says what it has to be.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{where}: '{key}' is {kind(value)}; it {wanted}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: '{key}' holds half of a surrogate pair at character {error.start + 1};"
+            " it has to be valid Unicode."
+        ) from None
+    return value

@@ -10,12 +10,13 @@ from typing import Any
 
 from takd.data import sources
 from takd.data import template as templates
+from takd.data.chat import REMEDY, ChatError, ChatTemplate, of_tokenizer
 from takd.data.template import CHAT, Template, fill
 from takd.data.tokenise import Encoder
 from takd.models.tokenizer_check import ALSO, FILES, entries, save_tokenizer
 from takd.runtime import files
 from takd.runtime.digests import file_digest
-from takd.runtime.errors import InputError, reason
+from takd.runtime.errors import InputError, hub_error, hub_fault, reason
 from takd.runtime.files import read_json_object, write_json
 from takd.runtime.stage import Stage
 
@@ -28,18 +29,17 @@ def run(stage: Stage) -> None:
 
     The manifest has `vocabulary` (the largest id + 1), `end` and `pad` (ids; without a pad token, `pad` is the end
     token, which is safe since masks use lengths), and `begin` (ids that the tokenizer puts before a text). If the
-    template is "chat", the manifest has the tokenizer's own as `template`. Any other template of the experiment is
-    written into the folder as `chat_template`.
+    template is "chat", the manifest has the tokenizer's own as `template`, with what the experiment says of it written
+    in, and the token that ends an answer in it is the end token. Any other template of the experiment is written into
+    the folder as `chat_template`.
 
     Raises:
         InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
             vocabulary other than declared; a training text too small for it; no chat template where one is required.
     """
     spec, folder = stage.spec, stage.temporary(stage.outputs["tokenizer"])
-    if "train" in spec["source"]:
-        facts = _train(spec, folder)
-    else:
-        facts = _convert(spec["source"], folder, spec.get("template"), stage.say)
+    trained = "train" in spec["source"]
+    facts = _train(spec, folder) if trained else _convert(spec, folder, stage.say)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
@@ -67,7 +67,7 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         show_progress=False,
     )
     rows = sources.rows(spec["text"])
-    filled = ([fill(spec["template"], *row.prompt), *row.references] for row in rows)
+    filled = ([fill(spec["template"], row.instruction, row.input), *row.references] for row in rows)
     tokenizer.train_from_iterator(filled, trainer)
     size = tokenizer.get_vocab_size()
     if size != wanted:
@@ -89,15 +89,11 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"vocabulary": size, "end": end, "pad": pad, "begin": []}
 
 
-def _convert(
-    source: dict[str, Any],
-    folder: Path,
-    template: Template | str | None,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
+def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Convert a tokenizer of the Hub, a folder or a GGUF file to the format of a folder."""
     from transformers import AutoTokenizer
 
+    source, template = spec["source"], spec.get("template")
     place, options = _place(source)
     name = source.get("gguf", place)
     for file in (*FILES, *ALSO):
@@ -109,6 +105,8 @@ def _convert(
         package = error.name or "a package that transformers names in its message"
         raise InputError(f"tokenizer {name}: reading it needs {package}; install it.") from error
     except Exception as error:  # the Hub, parsers, tokenizers: no common base class
+        if "hub" in source and hub_fault(source["revision"], error):
+            raise hub_error(f"the tokenizer {name}", source["revision"], error) from error
         raise InputError(
             f"tokenizer {name} cannot be read ({reason(error)}); see that its name is right and its files are whole."
         ) from error
@@ -125,6 +123,9 @@ def _convert(
         raise InputError(
             f"tokenizer {name} has no end-of-text token; name it as eos_token in tokenizer_config.json."
         )
+    own = tokenizer.chat_template or ""
+    marks = templates.marks(own if isinstance(own, str) else own.get("default", ""))
+    chat = _chat(tokenizer, name, spec) if template == CHAT else None  # may choose the end token
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     vocabulary, declared = entries(tokenizer), source.get("vocabulary")
@@ -148,11 +149,10 @@ def _convert(
     }
     if len(marked) > start + len(plain):
         _end_no_text(tokenizer, marked[:start])
-    own = tokenizer.chat_template or ""
-    facts["chat_marks"] = templates.marks(own if isinstance(own, str) else own.get("default", ""))
+    facts["chat_marks"] = marks
+    if chat:
+        facts["template"] = chat.facts()
     tokenizer.response_template = None  # parses the answers of its original model, not of ours
-    if template == CHAT:
-        facts["template"] = templates.chat_of(tokenizer, name)
     if isinstance(template, dict):
         tokenizer.chat_template = None
     save_tokenizer(tokenizer, folder)
@@ -163,6 +163,17 @@ def _convert(
             )
         save_tokenizer(tokenizer, folder)
     return facts
+
+
+def _chat(tokenizer: Any, name: str, spec: dict[str, Any]) -> ChatTemplate:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"tokenizer {name} has no chat template, for which data.template asks; {REMEDY}"
+        )
+    try:
+        return of_tokenizer(tokenizer, spec.get("system"), spec.get("variables"))
+    except ChatError as error:
+        raise InputError(f"tokenizer {name}: its chat template {error}; {REMEDY}") from error
 
 
 def _end_no_text(tokenizer: Any, begin: list[int]) -> None:

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import torch
-from datasets import disable_progress_bars
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -31,7 +30,6 @@ def configure_libraries(stage: Stage) -> None:
     With `deterministic`, operations without a deterministic variant raise RuntimeError, which
     `takd.runtime.stage` reports as one sentence.
     """
-    disable_progress_bars()
     logging.disable_progress_bar()
     torch.set_num_threads(stage.threads)
     if not stage.deterministic:

@@ -52,7 +52,8 @@ class Response:
         teacher: log p of each token.
         mixed: log p̃ of each token, for the distribution that it was sampled from.
         teacher_hidden: the teacher's last hidden states that predict each token, (length, hidden
-            size), from which its distributions can be computed with one matrix product.
+            size), on its device, from which its distributions can be computed with one matrix
+            product.
 
     All but `tokens` and `finished` are empty if there is no teacher.
     """

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from takd.data.arrow import PreparedRows
 from takd.decoding import loading
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
@@ -18,7 +18,7 @@ Responses = dict[RowSeed, dict[str, Any]]  # each with "tokens" and "finished"
 
 
 def prompts_of(
-    dataset: Dataset, rows: Iterable[int], seeds: Iterable[int]
+    dataset: PreparedRows, rows: Iterable[int], seeds: Iterable[int]
 ) -> dict[RowSeed, Prompt]:
     """Return the prompts of some rows of a prepared data set, each with every seed."""
     chosen, seeds = list(rows), list(seeds)

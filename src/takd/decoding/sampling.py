@@ -113,7 +113,7 @@ def _read(
         for hidden_mh, targets_m in pieces:
             logits_mv = tempered(project(teacher, hidden_mh, vocabulary), temperature)
             logs.append(log_likelihood(logits_mv.log_softmax(-1), targets_m))
-        parts = zip(chosen, batch.split(torch.cat(logs)), batch.split(hidden_nh), strict=True)
+        parts = zip(chosen, batch.split(torch.cat(logs).cpu()), batch.split(hidden_nh), strict=True)
         for index, log_t, hidden_th in parts:
             responses[index].teacher, responses[index].teacher_hidden = log_t, hidden_th
 
@@ -280,7 +280,7 @@ class _Decoder:
                 student=scores_kbt[0, line, :scored].clone(),
                 teacher=scores_kbt[1, line, :taught].clone(),
                 mixed=scores_kbt[2, line, :scored].clone(),
-                teacher_hidden=states.cpu().clone(),
+                teacher_hidden=states.clone(),
             )
             yield row.index, response
             self.rows[place] = None

@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from takd.data.arrow import dataset_of
+from takd.data.arrow import PreparedRows, dataset_of
 from takd.decoding.loading import close_log, configure_libraries
 from takd.decoding.prompts import Decoding
 from takd.decoding.resumable import Responses, prompts_of, respond
@@ -33,8 +32,8 @@ KEPT = (
     "instruction",
     "input",
     "references",
-    "stratum",
-)  # of a prepared row; a set may have no strata
+    *("stratum", "messages"),
+)  # of a prepared row; a set may have no strata and no conversations
 
 
 def run(stage: Stage) -> None:
@@ -48,7 +47,7 @@ def _evaluate(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> Non
     spec, seeds = stage.spec, stage.spec["seeds"]
     title = f"{spec['lineage']} seed {spec['seed']} on {spec['set']}"
     dataset, tokenizer = dataset_of(stage, "data"), tokenizer_of(stage)
-    rouge_tokenizer = read_json(stage.input("data"))["rouge_tokenizer"]
+    rouge_tokenizer, pattern = read_json(stage.input("data"))["rouge_tokenizer"], spec.get("answer")
     responses = respond(
         stage,
         title,
@@ -63,14 +62,15 @@ def _evaluate(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> Non
         return
     # the first process does the rest
     threads = stage.threads * shard.count
-    rows = list(_rows(dataset, tokenizer, responses, seeds, threads, rouge_tokenizer))
+    measured = (rouge_tokenizer, pattern)
+    rows = list(_rows(dataset, tokenizer, responses, seeds, threads, *measured))
     write_lines(stage.outputs["generations"], rows, ensure_ascii=False, sort_keys=True)
     keys = [(row, seed) for row in range(len(dataset)) for seed in seeds]
     answers = ({"row": row, "seed": seed, **responses[row, seed]} for row, seed in keys)
     write_lines(stage.outputs["answers"], answers)
     tokens = sum(len(found["tokens"]) for found in responses.values())
     close_log(stage, journal, len(responses), tokens, shard.count)
-    found = summary(rows, seeds, rouge_tokenizer)
+    found = summary(rows, seeds, *measured)
     # written last: it marks the result as complete
     stage.write_record(
         stage.outputs["scores"],
@@ -87,12 +87,13 @@ def _evaluate(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> Non
 
 
 def _rows(
-    dataset: Dataset,
+    dataset: PreparedRows,
     tokenizer: PreTrainedTokenizerBase,
     responses: Responses,
     seeds: Sequence[int],
     threads: int,
     rouge_tokenizer: str,
+    pattern: str | None,
 ) -> Iterator[Record]:
     """Yield one record per prompt, with its responses and their scores."""
     found = [[responses[row, seed] for seed in seeds] for row in range(len(dataset))]
@@ -100,7 +101,7 @@ def _rows(
         tokenizer.batch_decode([each["tokens"] for each in of_row], skip_special_tokens=True)
         for of_row in found
     ]
-    scored = score(texts, dataset["references"], threads, rouge_tokenizer)
+    scored = score(texts, dataset["references"], threads, rouge_tokenizer, pattern)
     for row, of_row, said, scores in zip(dataset, found, texts, scored, strict=True):
         outputs = [
             {
@@ -108,15 +109,19 @@ def _rows(
                 "text": said[at],
                 "tokens": len(of_row[at]["tokens"]),
                 "finished": of_row[at]["finished"],
-                **{name: scores[name][at] for name in rouge.MEASURES},
+                **{name: scores[name][at] for name in rouge.names(pattern)},
             }
             for at, seed in enumerate(seeds)
         ]
         kept = {key: row[key] for key in KEPT if key in row}
+        if not kept.get("messages", True):
+            del kept["messages"]  # of one message, which is the instruction
         yield {**kept, "self_bleu": scores["self_bleu"], "outputs": outputs}
 
 
-def summary(rows: Sequence[Record], seeds: Sequence[int], rouge_tokenizer: str) -> Record:
+def summary(
+    rows: Sequence[Record], seeds: Sequence[int], rouge_tokenizer: str, pattern: str | None = None
+) -> Record:
     """Compute means over prompts of scores and diversity, by decoding seed and over the seeds.
 
     Distinct-n is over all prompts of a seed, self-BLEU over the seeds of each prompt.
@@ -127,7 +132,7 @@ def summary(rows: Sequence[Record], seeds: Sequence[int], rouge_tokenizer: str) 
     return {
         "scores": {
             name: _with_mean({s: fmean(o[name] for o in of) for s, of in by_seed.items()})
-            for name in rouge.MEASURES
+            for name in rouge.names(pattern)
         },
         "diversity": {
             **{

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
-from takd.data.arrow import dataset_of
+from takd.data.arrow import PreparedRows, dataset_of
+from takd.data.template import CHAT
 from takd.data.tokenise import Encoder
 from takd.decoding import loading
 from takd.evaluation import log_likelihoods
@@ -28,7 +28,7 @@ from takd.evaluation.log_likelihoods import Record, Text
 from takd.metrics import calibration, exposure_bias
 from takd.models.causal_lm import tokenizer_of
 from takd.runtime.errors import InputError
-from takd.runtime.files import write_lines
+from takd.runtime.files import read_json, write_lines
 from takd.runtime.metrics_log import Journal
 from takd.runtime.sharding import JsonlStore, Shard, resumable
 from takd.runtime.stage import Stage
@@ -89,10 +89,12 @@ def separate(teachers: dict[str, Any]) -> list[str]:
     return [role for role in ROLES if role in teachers and not (role == "first" and same)]
 
 
-def _texts(stage: Stage, dataset: Dataset) -> dict[str, list[Text]]:
+def _texts(stage: Stage, dataset: PreparedRows) -> dict[str, list[Text]]:
     """Texts to read, by part, in the order of the data."""
     prompts = dataset["prompt_ids"]
-    encoder, longest = Encoder.beside(stage.input("tokenizer")), stage.spec["max_length"]
+    tokenizer, longest = stage.input("tokenizer"), stage.spec["max_length"]
+    # in a chat, an answer is written by the template
+    encoder = Encoder.beside(tokenizer, CHAT if "template" in read_json(tokenizer) else None)
     references = [
         Text(row, index, prompts[row], response[: longest - len(prompts[row])])
         for row, references in enumerate(dataset["references"])
@@ -176,7 +178,7 @@ def _total(record: Record, name: str) -> float:
 
 
 def _prompts(
-    dataset: Dataset, records: dict[str, list[Record]], teachers: dict[str, Any]
+    dataset: PreparedRows, records: dict[str, list[Record]], teachers: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield each prompt's sums over the tokens of its texts, by reference or seed."""
     by_row: list[dict[str, list[Record]]] = [{} for _ in range(len(dataset))]

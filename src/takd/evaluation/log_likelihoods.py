@@ -123,7 +123,7 @@ def _by_text(
             for model, hidden_nh in zip(models, hidden, strict=True)
         ]
         parts.append(measured(*logs, batch.targets_n[piece]))
-    columns = [batch.split(torch.cat(column).double()) for column in zip(*parts, strict=True)]
+    columns = [batch.split(torch.cat(column).double().cpu()) for column in zip(*parts, strict=True)]
     for text, *values in zip(texts, *columns, strict=True):
         head = {"row": text.row, "index": text.index, "tokens": len(values[0])}
         yield head, [value.numpy() for value in values]

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from takd.experiment import specs
 from takd.experiment.captions import escape, numbered
-from takd.experiment.experiment import Experiment, file_of, load
-from takd.experiment.lineage import split
+from takd.experiment.experiment import SEEDS, Experiment, file_of, load
+from takd.experiment.lineage import GIVEN, split
+from takd.models.starting_weights import KNOWN_BY_CONTENT
 from takd.runtime.digests import canonical_json, short_digest
 from takd.runtime.errors import InputError
 
@@ -83,11 +84,11 @@ def load_all(
 ) -> list[Experiment]:
     """Load the experiment to run and those to compare it with (the value of `with=`).
 
-    Each variable is passed to the experiments whose file uses it in a path. A variable that no file uses is passed to
-    the first experiment, whose loading then fails with an error.
+    Each variable is passed to the experiments whose file uses it in a path, and the number of seeds to all. A variable
+    that no file uses is passed to the first experiment, whose loading then fails with an error.
     """
     paths = [file_of(root, str(name)) for name in (first_name, *others(named, first_name))]
-    used = [_variables(path) for path in paths]
+    used = [_variables(path) | {SEEDS} for path in paths]
     used[0] |= set(variables) - set().union(*used)
     return [
         load(path, root, {name: value for name, value in variables.items() if name in names})
@@ -112,14 +113,15 @@ def files(experiment: Experiment, measured: Sequence[str]) -> list[str]:
     Args:
         measured: names of the files of each evaluation; they depend on whether the experiment has a judge.
     """
-    models = dict.fromkeys(split(node.lineage)[-1].model for node in experiment.nodes)
+    models = dict.fromkeys(split(node.lineage)[-1].model for node in experiment.trainings)
     judged = bool(experiment.settings["evaluation"]["judge"])
     scores = [*(file for file in measured if file != JUDGE), *([JUDGE] if judged else [])]
     nodes = [f"{lineage}/seed{seed}" for lineage, seed in experiment.nodes]
     found = [
         *(f"data/{name}/manifest.json" for name in (*experiment.splits, "tokenizer")),
         *(f"base/{model}/manifest.json" for model in models),
-        *(f"models/{node}/{file}" for node in nodes for file in ("manifest.json", "metrics.jsonl")),
+        *(f"models/{node}/manifest.json" for node in nodes),
+        *(f"models/{lineage}/seed{seed}/metrics.jsonl" for lineage, seed in experiment.trainings),
         *(f"teachers/{f}" for e in experiment.teacher_cache for f in (e.manifest, *e.logs)),
         *(f"evaluations/{n}/{name}/{f}" for n in nodes for name in experiment.sets for f in scores),
     ]
@@ -145,7 +147,7 @@ def require_finished(
     """Raise InputError for an unfinished experiment, naming the missing files and how to make them."""
     missing = [path for path in files(experiment, measured) if not Path(path).is_file()]
     if missing:
-        used = _variables(file_of(experiment.root, experiment.name))
+        used = _variables(file_of(experiment.root, experiment.name)) | {SEEDS}
         words = [f"{name}={value}" for name, value in variables.items() if name in used]
         command = " ".join([f"--config experiment={experiment.name}", *words])
         more = f" and {len(missing) - 1} more of its files" if len(missing) > 1 else ""
@@ -189,8 +191,8 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
                 "report": specs.report(each) | {"samples": 0},
                 "settings": each.settings,
                 "made": {
-                    f"{lineage}/seed{seed}": made(specs.train(each, lineage, seed))
-                    for lineage, seed in each.nodes
+                    f"{node.lineage}/seed{node.seed}": made(specs.made_with(each, node))
+                    for node in each.nodes
                 },
                 "content": None if each is first else content(each, measured),
             }
@@ -200,8 +202,9 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
 
 
 def made(settings: Mapping[str, Any]) -> str:
-    """Digest of the settings of one training."""
-    return short_digest(canonical_json(settings))
+    """Digest of the settings of one training; weights that are taken as they are count by their files alone."""
+    content = {k: v for k, v in settings.items() if k not in KNOWN_BY_CONTENT}
+    return short_digest(canonical_json(content if settings.get("method") == GIVEN else settings))
 
 
 def content(experiment: Experiment, measured: Sequence[str]) -> str:

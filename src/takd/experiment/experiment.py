@@ -18,15 +18,22 @@ from typing import Any
 from takd.experiment import lineage, schema, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
-from takd.experiment.validation.common import by_hop, distillation_methods, training_settings
+from takd.experiment.validation.common import (
+    by_hop,
+    distillation_methods,
+    given_models,
+    training_settings,
+)
 from takd.experiment.yaml12 import read_yaml
 from takd.runtime.errors import InputError
 
+SEEDS = "seeds"
+"""Key of `--config` for the number of training seeds: the first so many of the experiment's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 def file_of(root: Path, name: str) -> Path:
-    """Return the file of an experiment.
+    """Return the file of an experiment: the user's own, or the one of this name in the repository.
 
     Names with a folder in them are refused, because `sub/base` and `base` would share a folder of
     results.
@@ -39,34 +46,49 @@ def file_of(root: Path, name: str) -> Path:
             f"experiment={name[:100]!r} is no name of a file in config/experiments: a name has letters, digits and"
             " . _ + - only, at most 100 of them."
         )
-    return root / f"config/experiments/{name}.yaml"
+    return schema.own_or_shipped(root, f"config/experiments/{name}.yaml")
 
 
-def load(path: Path, root: Path, variables: Mapping[str, str] | None = None) -> "Experiment":
+def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Experiment":
     """Read and check an experiment file.
 
     Missing local data are no error here: see `Experiment.require_files`.
 
     Args:
         path: the experiment file.
-        root: the repository, to which paths in the file are relative.
-        variables: values for `{name}` in paths (`--config name=value`), which take precedence over
-            the file's own `variables`.
+        root: the user's folder, to which paths in the file are relative.
+        given: values of `--config name=value` for `{name}` in paths, which take precedence over the
+            file's own `variables`, and `seeds`, the number of training seeds.
 
     Raises:
         InputError: the file is missing, or breaks the schema or a rule; one line per error.
     """
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        folders = path.parent, schema.HOME / "config/experiments"
+        known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         raise InputError(
             f"There is no experiment '{path.stem}' ({name}); {schema.suggest(path.stem, known)}"
         )
     file = read_yaml(path, name)
     schema.check(file)
-    settings = schema.resolve(file, variables or {})
+    variables = dict(given or {})
+    count = variables.pop(SEEDS, None)
+    settings = schema.resolve(file, variables)
+    if count is not None:
+        settings["seeds"] = _first(settings["seeds"], count, name)
     parameters = validation.check(file, settings, root)
     return Experiment(path.stem, root, settings, parameters)
+
+
+def _first(seeds: list[int], count: str, name: str) -> list[int]:
+    """Return the first training seeds, as many as `--config seeds=` says."""
+    if not count.isdecimal() or not 1 <= int(count) <= len(seeds):
+        raise InputError(
+            f"--config {SEEDS}={count}: must be a number from 1 to {len(seeds)}: how many of the training seeds of"
+            f" {name} to take; more seeds are added in that file."
+        )
+    return seeds[: int(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +123,9 @@ class Experiment:
 
     @property
     def splits(self) -> list[str]:
-        """Names of all data to prepare: train, dev, corpus if there is one, and evaluation sets."""
-        corpus = ["corpus"] if self.settings["data"]["corpus"] else []
-        return ["train", "dev", *corpus, *self.sets]
+        """Names of all data to prepare: train, dev and corpus, if there are any, and evaluation sets."""
+        data = self.settings["data"]
+        return [*(name for name in ("train", "dev", "corpus") if data.get(name)), *self.sets]
 
     @functools.cached_property
     def chains(self) -> list[dict[str, str]]:
@@ -111,7 +133,7 @@ class Experiment:
         return [
             {
                 "label": chain["label"] or " → ".join(chain["models"]),
-                "lineage": lineage.of_chain(chain["models"], methods),
+                "lineage": lineage.of_chain(chain["models"], methods, self.given),
             }
             for chain in self.settings["chains"]
             for methods in by_hop(chain)
@@ -122,20 +144,37 @@ class Experiment:
         """Lineage of the last model of each chain."""
         return [chain["lineage"] for chain in self.chains]
 
+    @functools.cached_property
+    def given(self) -> list[str]:
+        """Models that are there (`trained: true`) and are taken as they are."""
+        return given_models(self.settings)
+
     @property
     def heads(self) -> list[str]:
-        """Models at the head of a chain: supervised, and trained with the first seed only."""
-        return list(dict.fromkeys(chain["models"][0] for chain in self.settings["chains"]))
+        """Teachers at the head of a chain that are fine-tuned, with the first seed only."""
+        heads = (chain[0] for chain in self._chains if len(chain) > 1)
+        return [name for name in dict.fromkeys(heads) if name not in self.given]
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
-        """All models to train and score, teachers before students.
+        """All models to train or take, and to score, teachers before students.
 
         The supervised run of each student is included for every seed, as a start or as the
-        baseline.
+        baseline, and so is that of a model that stands alone and teaches none.
         """
-        students = {name: None for chain in self.settings["chains"] for name in chain["models"][1:]}
-        return lineage.nodes(self.lineages, self.seeds, students)
+        students = {name: None for chain in self._chains for name in chain[1:]}
+        known = (*self.heads, *self.given)
+        alone = {chain[0]: None for chain in self._chains if chain[0] not in known}
+        return lineage.nodes(self.lineages, self.seeds, students | alone)
+
+    @property
+    def trainings(self) -> list[Node]:
+        """The `nodes` that are trained."""
+        return [node for node in self.nodes if not lineage.is_given(node.lineage)]
+
+    @property
+    def _chains(self) -> list[list[str]]:
+        return [chain["models"] for chain in self.settings["chains"]]
 
     @functools.cached_property
     def missing(self) -> list[str]:
@@ -198,7 +237,7 @@ class Experiment:
         settings = self.settings
         places = {"tokenizer": settings["tokenizer"]}
         places |= {f"models.{name}.weights": m["weights"] for name, m in settings["models"].items()}
-        places |= {f"data.{k}": settings["data"][k] or {} for k in ("train", "dev", "corpus")}
+        places |= {f"data.{k}": settings["data"].get(k) or {} for k in ("train", "dev", "corpus")}
         places |= {f"evaluation.sets.{k}": s for k, s in settings["evaluation"]["sets"].items()}
         for key, source in places.items():
             for kind in ("json", "text", "folder", "gguf"):

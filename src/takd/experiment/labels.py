@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from takd.experiment.lineage import SUPERVISED, split
+from takd.experiment.lineage import GIVEN, split
 from takd.methods.registry import METHODS
 
 SI = ("", "k", "M", "G", "T", "P", "E", "Z")
@@ -17,8 +17,9 @@ def chain_text(lineage: str) -> str:
 
 
 def _methods(lineage: str) -> list[str]:
-    """Methods of the hops after the teacher, once if all are the same; `sft` for a supervised model."""
-    methods = [hop.method for hop in split(lineage)[1:]] or [SUPERVISED]
+    """Methods of the hops after the teacher, once if all are the same; `sft` or `given` for a head alone."""
+    head, *rest = split(lineage)
+    methods = [hop.method for hop in rest or [head]]
     return methods[:1] if len(set(methods)) == 1 else methods
 
 
@@ -28,12 +29,14 @@ def methods_text(lineage: str) -> str:
 
 
 def full_text(lineage: str) -> str:
-    """Name a model by its methods and chain: `MiniLLM: teacher → student`, `SFT: student`."""
+    """Name a model by its methods and chain: `MiniLLM: teacher → student`, `SFT: student`, `As given: teacher`."""
     return f"{' → '.join(map(method_title, _methods(lineage)))}: {chain_text(lineage)}"
 
 
 def method_title(method: str) -> str:
-    """Write a method's name as in running text: `KD`, `MiniLLM`."""
+    """Write a method's name as in running text: `KD`, `MiniLLM`; `As given` for a model that is not trained."""
+    if method == GIVEN:
+        return "As given"
     return METHODS[method].title if method in METHODS else method
 
 

@@ -1,14 +1,19 @@
 """Lineages: the names of models, such as `teacher-sft__assistant-minillm__student-minillm`.
 
 A lineage lists the hops of a chain as `<model>-<method>`, joined by `__`; the first hop is
-supervised. It is also a folder name, so two chains with a common prefix share the models of that
-prefix, which are trained once.
+supervised, or a model that is there and taken as it is: `teacher-given__student-minillm`. It is also
+a folder name, so two chains with a common prefix share the models of that prefix, which are trained
+once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 SUPERVISED = "sft"
+GIVEN = "given"
+"""In place of a method: the model is taken as it is, without training."""
+GIVEN_SEED = 0
+"""In place of a training seed, which such a model does not have."""
 MODEL_PATTERN = r"[A-Za-z0-9.]+"
 
 
@@ -20,7 +25,7 @@ class Hop(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A trained model: its lineage and its training seed."""
+    """A model: its lineage and its training seed, `GIVEN_SEED` where it is not trained."""
 
     lineage: str
     seed: int
@@ -36,14 +41,14 @@ def split(lineage: str) -> list[Hop]:
     return [Hop(*part.rsplit("-", 1)) for part in lineage.split("__")]
 
 
-def of_chain(models: Sequence[str], methods: Sequence[str]) -> str:
-    """Return the lineage of a chain: a supervised teacher, then one distillation per hop.
+def of_chain(models: Sequence[str], methods: Sequence[str], given: Collection[str] = ()) -> str:
+    """Return the lineage of a chain: a supervised or given teacher, then one distillation per hop.
 
-    `methods` has one entry per hop after the teacher.
+    `methods` has one entry per hop after the teacher; models in `given` are not trained.
     """
     teacher, *students = models
     hops = [Hop(student, method) for student, method in zip(students, methods, strict=True)]
-    return join([Hop(teacher, SUPERVISED), *hops])
+    return join([Hop(teacher, GIVEN if teacher in given else SUPERVISED), *hops])
 
 
 def supervised(model: str) -> str:
@@ -52,8 +57,18 @@ def supervised(model: str) -> str:
 
 
 def teacher_of(lineage: str) -> str | None:
-    """Return the lineage of a model's direct teacher; None for a supervised model."""
+    """Return the lineage of a model's direct teacher; None for the head of a chain."""
     return lineage.rpartition("__")[0] or None
+
+
+def is_given(lineage: str) -> bool:
+    """Return whether a model is taken as it is, without training."""
+    return split(lineage)[-1].method == GIVEN
+
+
+def node_of(lineage: str, seed: int) -> Node:
+    """Return the model of a lineage for a training seed; one that is given is the same for all."""
+    return Node(lineage, GIVEN_SEED if is_given(lineage) else seed)
 
 
 def prefixes(lineage: str) -> list[str]:
@@ -69,17 +84,17 @@ def teacher_seed(teacher: str, seed: int, seeds: Sequence[int]) -> int:
     model and the fixed reference for its students. All models below it are trained once per seed,
     so that the spread over seeds includes the variance of the assistants.
     """
-    return seeds[0] if teacher_of(teacher) is None else seed
+    return node_of(teacher, seeds[0] if teacher_of(teacher) is None else seed).seed
 
 
 def pattern(methods: Iterable[str]) -> str:
     """Return a regular expression that matches any lineage whose hops use `methods`."""
     hop = f"{MODEL_PATTERN}-({'|'.join(sorted(methods))})"
-    return f"{MODEL_PATTERN}-{SUPERVISED}(__{hop})*"
+    return f"{MODEL_PATTERN}-({SUPERVISED}|{GIVEN})(__{hop})*"
 
 
 def nodes(lineages: Iterable[str], seeds: Sequence[int], initial: Iterable[str]) -> list[Node]:
-    """Return all models to train and score, without duplicates, teachers before their students.
+    """Return all models to train or take, and to score: each once, teachers before their students.
 
     Args:
         lineages: lineages of the last models of the chains.
@@ -95,4 +110,9 @@ def nodes(lineages: Iterable[str], seeds: Sequence[int], initial: Iterable[str])
             head, *rest = prefixes(lineage)
             found[Node(head, teacher_seed(head, seed, seeds))] = None
             found.update((Node(prefix, seed), None) for prefix in rest)
-    return sorted(found, key=lambda node: (node.lineage.count("__"), seeds.index(node.seed)))
+    order = {seed: place for place, seed in enumerate(seeds)}
+
+    def place(node: Node) -> tuple[int, int]:
+        return node.lineage.count("__"), -1 if is_given(node.lineage) else order[node.seed]
+
+    return sorted(found, key=place)

@@ -15,9 +15,11 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 from takd.experiment.yaml12 import SHOWN, Key, YamlFile, dotted, read_yaml, together
 from takd.runtime.errors import InputError
 
-SCHEMA = Path(__file__).resolve().parents[3] / "workflow/schemas/experiment.schema.yaml"
+HOME = Path(__file__).resolve().parents[3]
+"""The workflow's own folder: its schema, and the experiments and configurations that come with it."""
+SCHEMA = HOME / "workflow/schemas/experiment.schema.yaml"
 
-RESERVED = ("experiment", "with")
+RESERVED = ("experiment", "with", "seeds", "store")
 """Names of `--config` that mean something else than a variable of an experiment."""
 ROW_FILTERS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
 """Keys of a source that select or check rows, with `rows` (see `takd.data.filters`)."""
@@ -98,6 +100,12 @@ def check(file: YamlFile) -> None:
         raise together(file.sentence(key, text) for key, text in found)
 
 
+def own_or_shipped(root: Path, path: str) -> Path:
+    """Return a file below the user's folder, or the workflow's own where the user has none."""
+    own, shipped = root / path, HOME / path
+    return shipped if shipped.is_file() and not own.is_file() else own
+
+
 def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of a checked file, with defaults and with variables in paths replaced.
 
@@ -118,9 +126,7 @@ def resolve(file: YamlFile, variables: Mapping[str, str]) -> dict[str, Any]:
         used.update(names)
         for name in names:
             if name in RESERVED:
-                text = (
-                    f"no variable can be called {name}: --config {name}=NAME means an experiment."
-                )
+                text = f"no variable can be called {name}: --config {name}=… means something else."
             elif name not in given:
                 text = (
                     f"nothing says what {{{name}}} is: run with --config {name}=VALUE"

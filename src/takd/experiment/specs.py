@@ -14,6 +14,7 @@ from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
+from takd.runtime.files import model_folder
 
 Spec = dict[str, Any]
 
@@ -36,7 +37,10 @@ def tokenizer(experiment: Experiment) -> Spec:
         return {"source": source, "text": source_of(experiment, "train"), "template": template}
     if "hub" not in source:
         source = with_digests(experiment.root, source, but=WEIGHTS)
-    return {"source": source, "template": template}
+    spec: Spec = {"source": source, "template": template}
+    data = experiment.settings["data"]
+    chat = {"system": data["system"], "variables": data["template_variables"]}
+    return spec | {name: value for name, value in chat.items() if value}
 
 
 def data(experiment: Experiment, split: str) -> Spec:
@@ -59,7 +63,7 @@ def data(experiment: Experiment, split: str) -> Spec:
         spec["exclude"] = [source_of(experiment, name) for name in held_out]
     else:  # responses are scored against its references
         spec["rouge_tokenizer"] = experiment.settings["evaluation"]["rouge_tokenizer"]
-    return spec
+    return spec | _answer(experiment, split)
 
 
 def data_report(experiment: Experiment) -> Spec:
@@ -72,6 +76,7 @@ def base(experiment: Experiment, model: str) -> Spec:
     """Settings of the stage that fetches or makes a model's starting weights."""
     weights = dict(experiment.settings["models"][model]["weights"])
     if "folder" in weights:
+        weights["folder"] = model_folder(experiment.root, weights["folder"])
         weights["sha256"] = weights_digests(experiment.root / weights["folder"])
     elif "gguf" in weights:
         weights = with_digests(experiment.root, weights)
@@ -81,13 +86,26 @@ def base(experiment: Experiment, model: str) -> Spec:
     return {**spec, "max_length": experiment.settings["data"]["max_length"]}
 
 
+def given(experiment: Experiment, model: str) -> Spec:
+    """Settings of the stage that takes a model as it is: those of its weights, and its lineage."""
+    node = lineages.Node(lineages.join([lineages.Hop(model, lineages.GIVEN)]), lineages.GIVEN_SEED)
+    return {**base(experiment, model), **node._asdict(), "method": lineages.GIVEN}
+
+
+def made_with(experiment: Experiment, node: lineages.Node) -> Spec:
+    """Settings of the stage that trains or takes a model."""
+    if lineages.is_given(node.lineage):
+        return given(experiment, lineages.split(node.lineage)[0].model)
+    return train(experiment, *node)
+
+
 def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     """Settings of the stage that trains the last model of a lineage."""
     model, method = lineages.split(lineage)[-1]
     settings = experiment.training(model, method)
     settings.pop("objective", None)  # it only selects defaults of other settings
     if settings["deepspeed"]:
-        path = experiment.root / DEEPSPEED / f"{settings['deepspeed']}.json"
+        path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
         config = json.loads(path.read_text(encoding="utf-8"))
         settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
     spec = {
@@ -142,7 +160,8 @@ def outputs(experiment: Experiment, teacher: str, seed: int, read: str, kind: st
 def evaluate(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     """Settings of the stage that scores a model on an evaluation set."""
     spec = _evaluated(experiment, lineage, seed, set)
-    return {**spec, "decoding": _decoding(experiment, "decoding")}
+    decoding = {"decoding": _decoding(experiment, "decoding")}
+    return spec | decoding | _answer(experiment, set)
 
 
 def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
@@ -217,7 +236,7 @@ def card(experiment: Experiment, lineage: str, seed: int) -> Spec:
 STAGES: dict[str, Callable[..., Spec]] = {
     stage.__name__: stage
     for stage in (
-        *(tokenizer, data, data_report, base, train, generate, generations, outputs),
+        *(tokenizer, data, data_report, base, given, train, generate, generations, outputs),
         *(evaluate, likelihoods, judge, report, card),
     )
 }
@@ -245,10 +264,16 @@ def _compared_with(experiment: Experiment, lineage: str, seed: int) -> dict[str,
         names = {"direct": direct, "first": lineages.prefixes(lineage)[0]}
     else:
         model = lineages.split(lineage)[0].model
-        chains = (chain["models"] for chain in experiment.settings["chains"])
-        heads = {models[0] for models in chains if model in models[1:]}
-        names = {"first": lineages.supervised(*heads)} if len(heads) == 1 else {}
+        chains = map(lineages.split, experiment.lineages)
+        heads = {hops[0] for hops in chains if model in [hop.model for hop in hops[1:]]}
+        names = {"first": lineages.join(heads)} if len(heads) == 1 else {}
     return {role: experiment.trained_with(teacher, seed) for role, teacher in names.items()}
+
+
+def _answer(experiment: Experiment, split: str) -> Spec:
+    """Pattern of the final answers of an evaluation set that has one."""
+    source = experiment.settings["evaluation"]["sets"].get(split, {})
+    return {"answer": source["answer"]["pattern"]} if "answer" in source else {}
 
 
 def _decoding(experiment: Experiment, which: str) -> dict[str, Any]:

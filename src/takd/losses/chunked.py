@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.models.logits import autocast_type, cut, output_layer, vocabulary_product, wide_product
+from takd.models.logits import (
+    autocast_type,
+    cut,
+    head_weight,
+    output_layer,
+    vocabulary_product,
+    wide_product,
+)
 
 # (logits (m, vocabulary), columns of the same tokens) -> loss and statistics of each token, (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -62,8 +69,9 @@ def sum_over_tokens(
     learns = torch.is_grad_enabled()
 
     def fused(hidden_nh: Tensor) -> Tensor:
+        dtype = autocast_type(hidden_nh.device) or head.weight.dtype
         return _Fused.apply(
-            *(hidden_nh, head.weight, head.bias),
+            *(hidden_nh, head.weight, head.bias, head_weight(head, vocabulary, dtype)),
             *(loss, columns, vocabulary, size, statistics, learns),
         )
 
@@ -96,6 +104,7 @@ class _Fused(torch.autograd.Function):
         hidden_nh: Tensor,
         weight_vh: Tensor,
         bias_v: Tensor | None,
+        head_vh: Tensor,
         loss: TokenLoss,
         columns: Mapping[str, Tensor],
         vocabulary: int,
@@ -103,9 +112,7 @@ class _Fused(torch.autograd.Function):
         statistics: dict[str, Tensor],
         learns: bool,
     ) -> Tensor:
-        device = hidden_nh.device
-        dtype = autocast_type(device) or weight_vh.dtype
-        head_vh, head_bias_v = weight_vh[:vocabulary].to(dtype), cut(bias_v, vocabulary)
+        dtype, head_bias_v = head_vh.dtype, cut(bias_v, vocabulary)
         inputs = hidden_nh, weight_vh, bias_v
         # in float32, and rounded to the operands' dtype after scaling in `backward`: unscaled, they
         # may leave float16's range
@@ -120,7 +127,7 @@ class _Fused(torch.autograd.Function):
         # ∂L/∂H = G W, ∂L/∂W = Gᵀ H, ∂L/∂b = Σ G
         hidden_grad, weight_grad, bias_grad = gradients
         learns = any(gradient is not None for gradient in gradients)
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=hidden_nh.device)
         for start in range(0, hidden_nh.shape[0], size):
             piece_mh = hidden_nh[start : start + size].to(dtype)
             logits_mv = vocabulary_product(piece_mh, head_vh, head_bias_v)
@@ -162,7 +169,7 @@ class _Fused(torch.autograd.Function):
             None if grad is None else (grad.mul_(scale) if scaled else grad).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
         ]
-        return *found, None, None, None, None, None, None
+        return *found, None, None, None, None, None, None, None
 
 
 def _scaled(product: Tensor, unit: Tensor | None) -> Tensor:

@@ -15,9 +15,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.losses.batch import RightPadded
+from takd.losses.batch import RightPadded, moved
 from takd.losses.divergences import coarsen, log_tail
 from takd.models.logits import project, tempered
+
+# most of a card's memory that the hidden states of a round of responses take there
+KEPT_SHARE = 1 / 16
 
 
 class TeacherView(Protocol):
@@ -55,8 +58,25 @@ class KeptTeacher(LiveTeacher):
     """Teacher whose hidden states are part of the rows: `teacher_hidden`, (length, hidden size)."""
 
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
-        kept = torch.cat([row.teacher_hidden for row in rows])
-        return {"teacher_hidden": kept.to(layout.ids_bt.device, self.model.dtype)}
+        device = layout.ids_bt.device
+        kept = [row.teacher_hidden.to(device, non_blocking=True) for row in rows]
+        return {"teacher_hidden": torch.cat(kept).to(self.model.dtype)}
+
+
+def kept(hidden_th: Tensor, device: torch.device, size: float) -> Tensor:
+    """Return hidden states of a response where they are kept until the end of its round.
+
+    That is the device, or pinned main memory for a card that the round would fill too far.
+
+    Args:
+        hidden_th: the teacher's hidden states, (length, hidden size).
+        size: bytes of all hidden states of the round, at most.
+    """
+    if device.type != "cuda":
+        return hidden_th.to(device)
+    if size <= KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        return hidden_th.to(device, non_blocking=True)
+    return hidden_th.cpu().pin_memory()
 
 
 class StoredOutputs:
@@ -90,10 +110,10 @@ class StoredTeacher:
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         found = self.stored.read([row.index for row in rows])
         device = layout.ids_bt.device
-        return {
-            "teacher_tokens": found["tokens"].long().to(device),
-            "teacher_log": found["log_probabilities"].float().to(device),
-        }
+        (tokens_nk,), (log_nk,) = (
+            moved([found[name]], device) for name in ("tokens", "log_probabilities")
+        )
+        return {"teacher_tokens": tokens_nk.long(), "teacher_log": log_nk.float()}
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         named_nk = columns["teacher_log"]
@@ -110,7 +130,8 @@ class StoredHidden(LiveTeacher):
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         assert self.stored is not None
         found = self.stored.read([row.index for row in rows])
-        return {"teacher_hidden": found["hidden"].to(layout.ids_bt.device, self.model.dtype)}
+        (hidden_nh,) = moved([found["hidden"]], layout.ids_bt.device)
+        return {"teacher_hidden": hidden_nh.to(self.model.dtype)}
 
 
 def teacher_view(

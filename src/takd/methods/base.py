@@ -6,15 +6,15 @@ processes nor a restart changes them.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.arrow import PreparedRows
 from takd.decoding.sampling import Prompt, Response
 from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import StoredOutputs
@@ -72,11 +72,11 @@ class Context:
 
     settings: dict[str, Any]
     seed: int
-    train: Dataset
+    train: PreparedRows
     vocabulary: int
     max_new_tokens: int
     teacher: PreTrainedModel | None = None
-    corpus: Dataset | None = None
+    corpus: PreparedRows | None = None
     stored: dict[str, StoredOutputs] = field(default_factory=dict)
 
 
@@ -87,6 +87,11 @@ class Method:
     context: Context
     decays_all = False
     """Whether weight decay includes biases and norms; the authors' code of most methods leaves them out."""
+
+    @classmethod
+    def needs_answers(cls, settings: Mapping[str, Any]) -> bool:
+        """Return whether the method learns from the responses of the training rows, besides their prompts."""
+        return False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,6 +114,14 @@ class Method:
 
     def prepare(self, step: int, sample: Sampler) -> None:
         """Sample the responses that a step needs; called before each step."""
+
+    def uses(self) -> list[list[int]]:
+        """Return which of the responses that `prepare` samples each of their steps uses, as indices.
+
+        A teacher's hidden states are given only to the processes that need them; other methods than
+        those with rollouts keep none.
+        """
+        return []
 
     def learned(self, step: int, values: dict[str, float]) -> None:
         """Handle the end of the optimizer step on the batch that `parts(step)` returned.
@@ -140,6 +153,10 @@ class Method:
 
 class LabelledRows(Method):
     """Base class of methods with one loss on labelled rows, in shuffled passes."""
+
+    @classmethod
+    def needs_answers(cls, settings: Mapping[str, Any]) -> bool:
+        return True
 
     def rows(self, step: int) -> list[Example]:
         """Return the labelled rows of a step's batch."""
@@ -185,7 +202,7 @@ def batch_indices(count: int, size: int, step: int, *key: int) -> list[int]:
     return indices
 
 
-def examples(dataset: Dataset, indices: Sequence[int]) -> list[Example]:
+def examples(dataset: PreparedRows, indices: Sequence[int]) -> list[Example]:
     """Return rows of a prepared data set."""
     rows = dataset[list(indices)]
     columns = zip(rows["id"], indices, rows["prompt_ids"], rows["response_ids"], strict=True)

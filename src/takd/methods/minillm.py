@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from takd.losses.batch import moved
 from takd.losses.chunked import sum_over_tokens
 from takd.losses.divergences import forward_kl, reverse_kl
-from takd.losses.teacher_logits import KeptTeacher, teacher_view
+from takd.losses.teacher_logits import KeptTeacher, kept, teacher_view
 from takd.methods.base import (
     Example,
     LossFunction,
@@ -103,8 +104,8 @@ class MiniLLM(Method):
             return
         train, seed, s = self.context.train, self.context.seed, self.settings
         rows = examples(train, batch_indices(len(train), s["rollouts_per_round"], index, seed))
-        drawn = sample(prompts_of(rows, seed, index), s["temperature"], s["teacher_mix"])
         self.round = index
+        drawn = sample(prompts_of(rows, seed, index), s["temperature"], s["teacher_mix"])
         self.rollouts = [
             Rollout(
                 *(row.id, row.index, row.prompt, r.tokens.tolist()),
@@ -113,14 +114,20 @@ class MiniLLM(Method):
             for row, r in zip(rows, drawn, strict=True)
         ]
 
+    def uses(self) -> list[list[int]]:
+        s = self.settings
+        size, count = s["batch_size"], s["rollouts_per_round"]
+        # each pass over the round has its own order
+        orders = (
+            permutation(count, self.context.seed, self.round, inner).tolist()
+            for inner in range(s["inner_epochs"])
+        )
+        whole = range(0, count - size + 1, size)
+        return [order[first : first + size] for order in orders for first in whole]
+
     def parts(self, step: int) -> list[Part]:
         assert step // self.steps_per_round == self.round
-        size = self.settings["batch_size"]
-        in_a_pass = self.settings["rollouts_per_round"] // size
-        inner, offset = divmod(step % self.steps_per_round, in_a_pass)
-        # each pass over the round has its own order
-        order = permutation(len(self.rollouts), self.context.seed, self.round, inner).tolist()
-        chosen = [self.rollouts[i] for i in order[offset * size : (offset + 1) * size]]
+        chosen = [self.rollouts[i] for i in self.uses()[step % self.steps_per_round]]
         # per step and for the global batch, since whitening depends on all of its rows
         rows = self.with_advantages(chosen)
         tokens = response_tokens(rows)
@@ -133,32 +140,27 @@ class MiniLLM(Method):
         """Return the divisor of a global batch's sum: its response tokens or its responses."""
         return len(rows) if self.settings["mean_over"] == "responses" else response_tokens(rows)
 
-    def weighted_rewards(self, row: Rollout) -> Tensor:
-        """Compute the rewards r_t of a response, (length,).
+    def weighted_rewards(self, rows: Sequence[Rollout]) -> Tensor:
+        """Compute the rewards r_t of responses, one after the other, (n,).
 
         With `importance: per_decision` they are r_t Π_{k≤t} q / p̃ (Precup et al., 2000).
         """
         s = self.settings
-        reward_t = rewards(row.student, row.teacher, s["reward_scale"], s["reward_clip"])
+        student_n, teacher_n = _joined(rows, "student"), _joined(rows, "teacher")
+        reward_n = rewards(student_n, teacher_n, s["reward_scale"], s["reward_clip"])
         if s["importance"] == "per_decision":
-            return reward_t * importance_weights(row.student, row.mixed, "prefix")
-        return reward_t
+            return reward_n * _weights(rows, "prefix")
+        return reward_n
 
     def with_advantages(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return rollouts with their advantages: returns, whitened over the global batch."""
         s = self.settings
         lengths = [len(row.response) for row in rollouts]
-        rewards_bt = pad_sequence(
-            [self.weighted_rewards(row) for row in rollouts], batch_first=True
-        )
-        returns_bt = returns(
-            rewards_bt,
-            torch.tensor(lengths),
-            s["discount"],
-            s["return_includes_current"],
-            s["length_normalisation"],
-        )
-        flat_n = torch.cat([row_t[:n] for row_t, n in zip(returns_bt, lengths, strict=True)])
+        lengths_b = torch.tensor(lengths)
+        rewards_bt = pad_sequence(self.weighted_rewards(rollouts).split(lengths), batch_first=True)
+        how = s["discount"], s["return_includes_current"], s["length_normalisation"]
+        returns_bt = returns(rewards_bt, lengths_b, *how)
+        flat_n = returns_bt[torch.arange(max(lengths)) < lengths_b[:, None]]
         if s["whitening"] != "none":
             # "slots": over responses padded to the maximum length, as in the authors' code
             padded = len(rollouts) * self.context.max_new_tokens
@@ -203,39 +205,35 @@ class MiniLLM(Method):
 
         def loss(student: PreTrainedModel, rows: Sequence[Rollout]) -> tuple[Tensor, Statistics]:
             layout = laid_out(rows, student.device)
-            # with per_decision, the rewards already include the importance weights
-            per_decision = s["importance"] == "per_decision"
-            kind = "none" if per_decision else s["importance"]
-            weights = [importance_weights(row.student, row.mixed, kind) for row in rows]
-            columns = {
-                "drawn": torch.cat([row.student for row in rows]),
-                "weight": torch.cat(weights),
-                # weight of the single-step term if `single_step_importance`: the exact weight of
-                # the state with per_decision, else w_t as in the policy term
-                "state_weight": torch.cat(
-                    [state_weights(row.student, row.mixed) for row in rows]
-                    if per_decision
-                    else weights
-                ),
-                "advantage": torch.cat([row.advantage for row in rows]),
-                "reward": torch.cat([row.teacher - row.student for row in rows]),
-            }
-            columns = {name: column.to(student.device) for name, column in columns.items()}
-            columns["target"] = layout.targets_n
+            columns = {**self.columns(rows, student.device), "target": layout.targets_n}
             if s["single_step_weight"]:
                 columns |= teacher.columns(rows, layout)
             total, sums = sum_over_tokens(
                 of_tokens, student, layout.hidden(student), columns, vocabulary
             )
-            sums |= {
-                "reward": columns["reward"].sum(),
-                "importance_weight": columns["state_weight"].sum(),
-            }
-            return total / (divisor or tokens), {
-                name: value / tokens for name, value in sums.items()
-            }
+            sums["reward"] = columns["reward"].sum()
+            sums["importance_weight"] = columns["state_weight"].sum()
+            means = {name: value / tokens for name, value in sums.items()}
+            return total / (divisor or tokens), means
 
         return loss
+
+    def columns(self, rows: Sequence[Rollout], device: torch.device) -> dict[str, Tensor]:
+        """Return what was recorded of each token, and what follows from it, (n,) each."""
+        kind = self.settings["importance"]
+        drawn_n = _joined(rows, "student")
+        # with per_decision, the rewards already include the importance weights
+        weight_n = _weights(rows, "none" if kind == "per_decision" else kind)
+        columns = {
+            "drawn": drawn_n,
+            "weight": weight_n,
+            # weight of the single-step term if `single_step_importance`: the exact weight of the
+            # state with per_decision, else w_t as in the policy term
+            "state_weight": weight_n if kind != "per_decision" else _weights(rows, "state"),
+            "advantage": _joined(rows, "advantage"),
+            "reward": _joined(rows, "teacher") - drawn_n,
+        }
+        return dict(zip(columns, moved(list(columns.values()), device), strict=True))
 
     def language_modelling(self, step: int) -> Part:
         """Return the plain-text part of a batch, which preserves known abilities (section 2.3)."""
@@ -265,8 +263,7 @@ class MiniLLM(Method):
         state = {"round": torch.tensor([self.round])}
         if self.rollouts:
             rows = self.rollouts
-            kept = {name: torch.cat([getattr(row, name) for row in rows]) for name in KEPT}
-            state |= {**packed(rows), **kept}
+            state |= {**packed(rows), **{name: _joined(rows, name).cpu() for name in KEPT}}
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -275,12 +272,27 @@ class MiniLLM(Method):
             return
         rows = unpacked(state)
         lengths = [len(row.response) for row in rows]
-        kept = zip(*(state[name].split(lengths) for name in KEPT), strict=True)
+        device, size = self.teacher.device, state["teacher_hidden"].nbytes
+        *scores, hidden = (state[name].split(lengths) for name in KEPT)
+        places = [kept(hidden_th, device, size) for hidden_th in hidden]
         self.rollouts = [
-            # cloned, since a slice would keep the tensors of the whole round in memory
-            Rollout(row.id, row.index, row.prompt, row.response, *(t.clone() for t in tensors))
-            for row, tensors in zip(rows, kept, strict=True)
+            Rollout(row.id, row.index, row.prompt, row.response, *tensors)
+            for row, *tensors in zip(rows, *scores, places, strict=True)
         ]
+
+
+def _joined(rows: Sequence[Rollout], name: str) -> Tensor:
+    """A value of the tokens of all responses, one after the other, (n, ...)."""
+    return torch.cat([getattr(row, name) for row in rows])
+
+
+def _weights(rows: Sequence[Rollout], kind: str) -> Tensor:
+    """Importance weights of the tokens of all responses, or those of their states, (n,)."""
+    if kind in ("token", "none"):  # which do not depend on other tokens
+        return importance_weights(_joined(rows, "student"), _joined(rows, "mixed"), kind)
+    if kind == "state":
+        return torch.cat([state_weights(row.student, row.mixed) for row in rows])
+    return torch.cat([importance_weights(row.student, row.mixed, kind) for row in rows])
 
 
 METHOD = MiniLLM

@@ -11,7 +11,7 @@ The choice holds for the whole global batch of a step, and is a pure function of
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,10 @@ class OnPolicyMethod(LabelledRows):
         self.buffer: deque[Example] = deque(maxlen=self.settings["capacity"])
         self.step = -1
         self.drawn: list[Example] | None = None
+
+    @classmethod
+    def needs_answers(cls, settings: Mapping[str, Any]) -> bool:
+        return not (settings["on_policy"] == "mixed" and settings["on_policy_share"] == 1)
 
     def divergence(self, student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
         """Compute D of log-probabilities, (n, choices) each, per token, (n,)."""

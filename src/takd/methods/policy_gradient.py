@@ -1,7 +1,12 @@
 """Terms of the policy gradient: rewards, returns, importance weights and the clipped loss."""
 
+import functools
+import math
+
 import torch
 from torch import Tensor
+
+ROOM = 64  # tokens by which the matrices of discounts grow, so that few of them are computed
 
 
 def rewards(student_t: Tensor, teacher_t: Tensor, scale: float, limit: float | None) -> Tensor:
@@ -27,16 +32,23 @@ def returns(
             starting at 1, which is the paper's R_{t+1}, since the single-step term covers t.
         length_normalisation: divide by the number of rewards summed (at least 1).
     """
-    # entry (t, k) of the weights is the discount of reward k in return t, and 0 for earlier rewards
-    first = 0 if include_current else 1
-    at_t = torch.arange(rewards_bt.shape[1])
-    later_tk = at_t[None, :] - at_t[:, None] - first
-    weights_tk = torch.where(later_tk >= 0, discount ** later_tk.clamp(min=0), 0.0)
+    length, first = rewards_bt.shape[1], 0 if include_current else 1
+    weights_tk = _discounts(math.ceil(length / ROOM) * ROOM, discount, first)
+    weights_tk = weights_tk[:length, :length].contiguous()
     result_bt = rewards_bt @ weights_tk.to(rewards_bt.dtype).T
     if length_normalisation:
         # tokens of the response from t on, or after t
+        at_t = torch.arange(length)
         result_bt = result_bt / (lengths_b[:, None] - at_t - first).clamp(min=1)
     return result_bt
+
+
+@functools.lru_cache(maxsize=4)
+def _discounts(length: int, discount: float, first: int) -> Tensor:
+    """Discount of reward k in return t, and 0 for earlier rewards, (length, length)."""
+    at_t = torch.arange(length)
+    later_tk = at_t[None, :] - at_t[:, None] - first
+    return torch.where(later_tk >= 0, discount ** later_tk.clamp(min=0), 0.0)
 
 
 def whiten(values_n: Tensor, slots: int) -> Tensor:

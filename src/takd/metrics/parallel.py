@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from takd.metrics import diversity, rouge, words
+from takd.runtime.imports import hide
 
 # approximate word pairs that ROUGE compares per second, and seconds to start a process
 PAIRS_PER_SECOND = 2e6
@@ -15,11 +16,11 @@ PIECE = 32  # prompts per task of the pool
 
 
 def of_prompt(
-    tokenizer: str, texts: Sequence[str], references: Sequence[str]
+    tokenizer: str, texts: Sequence[str], references: Sequence[str], pattern: str | None = None
 ) -> dict[str, list[float] | float | None]:
     """Compute all measures of one prompt's responses, individually and together."""
-    of_texts = [rouge.scores(text, references, tokenizer) for text in texts]
-    found = {name: [scores[name] for scores in of_texts] for name in rouge.MEASURES}
+    of_texts = [rouge.scores(text, references, tokenizer, pattern) for text in texts]
+    found = {name: [scores[name] for scores in of_texts] for name in rouge.names(pattern)}
     return {**found, "self_bleu": diversity.self_bleu(texts, tokenizer)}
 
 
@@ -28,6 +29,7 @@ def score(
     references: Sequence[Sequence[str]],
     threads: int,
     tokenizer: str = words.STANDARD,
+    pattern: str | None = None,
 ) -> list[dict[str, Any]]:
     """Compute `of_prompt` for the responses `texts` to each prompt, in at most `threads` processes."""
     split = words.tokens if tokenizer == words.UNICODE else str.split
@@ -37,8 +39,8 @@ def score(
     )
     workers = min(threads, int(pairs / PAIRS_PER_SECOND / START_SECONDS))
     if workers < 2:
-        return list(map(partial(of_prompt, tokenizer), texts, references))
-    return pooled(texts, references, workers, tokenizer)
+        return list(map(partial(of_prompt, tokenizer, pattern=pattern), texts, references))
+    return pooled(texts, references, workers, tokenizer, pattern)
 
 
 def pooled(
@@ -46,9 +48,19 @@ def pooled(
     references: Sequence[Sequence[str]],
     workers: int,
     tokenizer: str = words.STANDARD,
+    pattern: str | None = None,
 ) -> list[dict[str, Any]]:
     """Compute `score` in a pool of `workers` processes."""
     # no fork: the parent has threads and may use a GPU
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(partial(of_prompt, tokenizer), texts, references, chunksize=PIECE))
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=hide,
+        initargs=("scipy",),  # which nltk would import
+    ) as pool:
+        return list(
+            pool.map(
+                partial(of_prompt, tokenizer, pattern=pattern), texts, references, chunksize=PIECE
+            )
+        )

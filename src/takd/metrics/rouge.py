@@ -13,6 +13,7 @@ from rouge_score.tokenize import tokenize
 from rouge_score.tokenizers import Tokenizer
 
 from takd.metrics import words
+from takd.metrics.answers import answer_accuracy
 
 STEMS = 2**16  # words whose stems are cached
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -75,6 +76,17 @@ MEASURES: dict[str, Callable[[str, Sequence[str], str], float]] = {
 }
 
 
-def scores(text: str, references: Sequence[str], tokenizer: str) -> dict[str, float]:
-    """Compute all measures of a text; `tokenizer` as for `rouge_l`."""
-    return {name: measure(text, references, tokenizer) for name, measure in MEASURES.items()}
+ANSWER = "answer_accuracy"  # of sets that name a pattern of the answer
+
+
+def names(pattern: str | None) -> list[str]:
+    """List the measures of a text, on a set with or without a pattern of the answer."""
+    return [*MEASURES, *([ANSWER] if pattern else [])]
+
+
+def scores(
+    text: str, references: Sequence[str], tokenizer: str, pattern: str | None = None
+) -> dict[str, float]:
+    """Compute all measures of a text; `tokenizer` as for `rouge_l`, `pattern` as for `answer_accuracy`."""
+    found = {name: measure(text, references, tokenizer) for name, measure in MEASURES.items()}
+    return found | ({ANSWER: answer_accuracy(text, references, pattern)} if pattern else {})

@@ -22,7 +22,7 @@ from takd.analysis.text import PAPERS
 from takd.data.template import CHAT, fill
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import prefixes, split
+from takd.experiment.lineage import is_given, prefixes, split
 from takd.model_cards import markdown
 from takd.model_cards.frontmatter import front_matter
 from takd.runtime.errors import InputError
@@ -93,7 +93,15 @@ def card(results: Results, chat: bool) -> str:
 def _facts(results: Results) -> dict[str, Any]:
     spec, (model,) = results.spec, results.models.values()
     node = model.node
+    given = is_given(node.lineage)
+    unused = ("train", "corpus") if given else ()
     return {
+        "given": given,
+        "weights": [
+            (name.removeprefix("model/"), digest)
+            for name, digest in sorted(model.weights.items())
+            if name.startswith("model/")
+        ],
         "name": f"{chain_text(node.lineage)} ({methods_text(node.lineage)})",
         "node": node,
         "spec": spec,
@@ -108,8 +116,12 @@ def _facts(results: Results) -> dict[str, Any]:
             }
             for hop, lineage in zip(split(node.lineage), prefixes(node.lineage), strict=True)
         ],
-        "training": _training(model),
-        "sources": {name: source_text(source) for name, source in spec["sources"].items()},
+        "training": {} if given else _training(model),
+        "sources": {
+            name: source_text(source)
+            for name, source in spec["sources"].items()
+            if name not in unused
+        },
         "rows": _evaluation(results),
         "prompts": {name: results.evaluations[node, name].scores["n"] for name in spec["sets"]},
         "tokens": {name: results.evaluations[node, name].rouge_tokenizer for name in spec["sets"]},
@@ -205,9 +217,12 @@ def snippet(spec: dict[str, Any], chat: bool, example: Row | None) -> str:
         drawn["no_repeat_ngram_size"] = record["no_repeat_ngram"]
     drawn["max_new_tokens"] = record["max_new_tokens"]
     if chat:
-        with_input = f', "input": {given!a}' if given else ""
+        message = {"role": "user", "content": instruction} | ({"input": given} if given else {})
+        if spec["template"] == CHAT and given:
+            message = {"role": "user", "content": f"{instruction}\n{given}"}
+        messages = json.loads(asked["messages"]) if asked.get("messages") else [message]
         prompt = f"""\
-messages = [{{"role": "user", "content": {instruction!a}{with_input}}}]
+messages = {messages!a}
 inputs = tokenizer.apply_chat_template(
     messages,
     add_generation_prompt=True,

@@ -6,7 +6,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from takd.analysis.measures import measured
 from takd.analysis.results import Results
-from takd.experiment.lineage import SUPERVISED, split
+from takd.experiment.lineage import GIVEN, SUPERVISED, is_given, split
 
 TASK = "text-generation"
 METRICS = {"rougeL": "rouge"}
@@ -22,16 +22,17 @@ def front_matter(results: Results) -> ModelCardData:
     spec, (node,) = results.spec, results.nodes
     hop = split(node.lineage)[-1]
     base = spec["weights"][hop.model].get("hub")
-    trained_on = (spec["sources"].get(name) or {} for name in ("train", "corpus"))
+    given = is_given(node.lineage)
+    trained_on = (spec["sources"].get(name) or {} for name in ("train", "corpus") if not given)
     datasets = list(dict.fromkeys(source["hub"] for source in trained_on if "hub" in source))
     return ModelCardData(
         license=spec.get("license") or None,
         library_name="transformers",
         pipeline_tag=TASK,
-        **({"base_model": base, "base_model_relation": "finetune"} if base else {}),
+        **({"base_model": base, "base_model_relation": "finetune"} if base and not given else {}),
         datasets=datasets or None,
         tags=tags(node.lineage),
-        model_name=f"{node.lineage}-seed{node.seed}",
+        model_name=node.lineage if given else f"{node.lineage}-seed{node.seed}",
         eval_results=eval_results(results),
     )
 
@@ -40,8 +41,8 @@ def tags(lineage: str) -> list[str]:
     """Tags of the model, and the methods of its chain."""
     hops = split(lineage)
     if len(hops) == 1:
-        return ["takd", "supervised-fine-tuning"]
-    methods = sorted({hop.method for hop in hops} - {SUPERVISED})
+        return ["takd"] if is_given(lineage) else ["takd", "supervised-fine-tuning"]
+    methods = sorted({hop.method for hop in hops} - {SUPERVISED, GIVEN})
     assistants = ["teacher-assistant"] if len(hops) > 2 else []
     return ["takd", "knowledge-distillation", *assistants, *methods]
 

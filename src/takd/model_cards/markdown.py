@@ -3,7 +3,7 @@
 import html
 import re
 
-from takd.analysis.text import visible
+from takd.pages.environment import visible
 
 
 def plain(text: object) -> str:

@@ -1,6 +1,7 @@
 """From hidden states to logits: the output embedding, in float32, under autocast or without it."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 VOCABULARY_BLOCK = 2048
-_FROZEN = "takd_frozen"
+_FROZEN, _CASTS = "takd_frozen", "takd_casts"
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -51,8 +52,29 @@ def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
     dtype = lowered_type(model) or head.weight.dtype
     with torch.no_grad():
         return vocabulary_product(
-            hidden.to(dtype), head.weight[:vocabulary].to(dtype), cut(head.bias, vocabulary)
+            hidden.to(dtype), head_weight(head, vocabulary, dtype), cut(head.bias, vocabulary)
         )
+
+
+@contextlib.contextmanager
+def unchanged(model: PreTrainedModel) -> Iterator[None]:
+    """Context in which the weights do not change, so that the head is cast once in all."""
+    head = output_layer(model)
+    setattr(head, _CASTS, {})
+    try:
+        yield
+    finally:
+        delattr(head, _CASTS)
+
+
+def head_weight(head: nn.Linear, vocabulary: int, dtype: torch.dtype) -> Tensor:
+    """Return the weight of an output embedding, cut to the tokenizer's entries, in a dtype."""
+    weight_vh, casts = head.weight.detach()[:vocabulary], getattr(head, _CASTS, None)
+    if casts is None or weight_vh.dtype == dtype:
+        return weight_vh.to(dtype)
+    if (vocabulary, dtype) not in casts:
+        casts[vocabulary, dtype] = weight_vh.to(dtype)
+    return casts[vocabulary, dtype]
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:

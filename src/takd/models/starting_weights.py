@@ -1,46 +1,56 @@
 """Stage: fetch the weights that a model starts from, and check them against the experiment.
 
-Inputs: `tokenizer` (manifest). Outputs: `model` (folder in Hugging Face format), `manifest`.
+Inputs: `tokenizer` (manifest). Outputs: `model` (folder in Hugging Face format), `manifest`. Where the settings name
+a `lineage`, the model is taken as it is: the tokenizer lies beside the weights, and the manifest is one of a model.
 Weights from the hub stay in its cache and weights of a local folder stay there; `model` then holds
-links. A model from scratch is a `config.json` alone, and its weights are drawn with the training
-seed. This stage may need the internet, so it runs on the login node.
+links. Pickled weights and those of GGUF files are written there as safetensors. A model from scratch
+is a `config.json` alone, and its weights are drawn with the training seed. This stage may need the
+internet, so it runs on the login node.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from takd.models.hub import fetch_model, weight_files
 from takd.models.layer_dropping import keep_layers
+from takd.models.pickled import convert
 from takd.models.precision import PRETRAINED
 from takd.models.tokenizer_check import ALSO, FILES, check_same_tokenizer, has_tokenizer
 from takd.models.weight_files import (
     INDEX,
+    PICKLE,
+    PICKLE_INDEX,
     TOLERANCE,
     WHOLE,
     check_finite,
     copy_unwrapped,
+    index_of,
     read_config,
     tensor_names,
     unwrapped,
 )
 from takd.runtime.digests import source_digest
-from takd.runtime.errors import InputError, hub_error, reason
-from takd.runtime.files import AGAIN, check_unchanged, read_json, read_json_object, write_json
+from takd.runtime.errors import InputError, reason
+from takd.runtime.files import AGAIN, check_unchanged, read_json, write_json
 from takd.runtime.records import LAST_WRITTEN, DamagedError, read_record
 from takd.runtime.stage import Stage
 
-SHARDS = "model-*-of-*.safetensors"
+KNOWN_BY_CONTENT = ("weights", "parameters", "max_length")
+"""Settings that the digests of the result identify already, or that are only checked."""
 
 
 def run(stage: Stage) -> None:
     """Fetch, create or describe the weights, and check them.
 
     Raises:
-        InputError: safetensors are missing, incomplete or damaged; weights are not finite; the
-            model is of an unsupported kind; its parameter count or its tokenizer is not that of the
-            experiment; or it has too few positions for the experiment's texts.
+        InputError: weights are missing, incomplete or damaged, or a pickle of more than tensors;
+            weights are not finite; the model is of an unsupported kind; its parameter count or its
+            tokenizer is not that of the experiment; or it has too few positions for the
+            experiment's texts.
     """
     # otherwise DeepSpeed, which transformers imports, warns on the console about a missing GPU
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -51,14 +61,22 @@ def run(stage: Stage) -> None:
         facts: dict[str, Any] = {"parameters": stage.spec["parameters"]}
     else:
         facts = _from_source(stage, name, weights, target)
+    facts |= {"kind": "base", "model": name}
+    if "lineage" in stage.spec:
+        tokenizer = stage.input("tokenizer").parent / "tokenizer"
+        shutil.copytree(tokenizer, target, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+        facts |= {key: stage.spec[key] for key in ("lineage", "seed", "method")}
+        facts |= {"kind": "model", "steps": 0, "best": {}, **_origin(weights)}
     stage.commit(stage.outputs["model"])
-    known = ("weights", "parameters", "max_length")
-    stage.write_manifest(stage.outputs["manifest"], None, known, kind="base", model=name, **facts)
+    stage.write_manifest(stage.outputs["manifest"], None, KNOWN_BY_CONTENT, **facts)
 
 
 def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path) -> dict[str, Any]:
     """Put weights from the hub, a folder or a GGUF file into `target`; return manifest facts."""
-    source = Path(weights.get("folder") or weights.get("gguf") or _from_hub(weights))
+    if "hub" in weights:
+        source = fetch_model(weights["hub"], weights["revision"])
+    else:
+        source = Path(weights.get("folder") or weights["gguf"])
     if not source.exists():
         raise InputError(f"model '{name}': {source} does not exist.")
     check_unchanged(weights)
@@ -73,8 +91,15 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         # where layers are dropped, the whole model goes into a temporary folder first
         whole = target if kept is None else Path(folder)
+        files = weight_files(path.name for path in source.iterdir()) if source.is_dir() else []
         if "gguf" in weights:
             _from_gguf(source, whole, name)
+        elif files and files[0] in (PICKLE, PICKLE_INDEX):
+            read_config(source, name)  # before minutes of reading and writing
+            converted = Path(folder) / "converted"
+            stage.say(f"model '{name}': its weights are pickled; they are rewritten as safetensors")
+            facts["pickled"] = convert(source, files, converted, name)
+            _link(converted, whole, name, moved=True)
         else:
             _link(source, whole, name)
         if kept is not None:
@@ -97,6 +122,8 @@ def weights_digests(folder: Path) -> list[list[str]]:
     """
     wanted = ("config.json", "*.safetensors", INDEX, *FILES, *ALSO)
     files = {p.name: p for pattern in wanted for p in folder.glob(pattern) if p.is_file()}
+    if not any(name.endswith(".safetensors") for name in files):
+        files |= {p.name: p for p in folder.glob(f"{Path(PICKLE).stem}*.bin*") if p.is_file()}
     said = _recorded(folder)
     return [[name, said.get(name) or source_digest(files[name])] for name in sorted(files)]
 
@@ -108,6 +135,15 @@ def _recorded(folder: Path) -> dict[str, str]:
     except DamagedError:
         return {}
     return {name.removeprefix(f"{folder.name}/"): digest for name, digest in files.items()}
+
+
+def _origin(weights: dict[str, Any]) -> dict[str, Any]:
+    """Say which training of this workflow made the weights; empty if none is recorded beside them."""
+    try:
+        record = read_record(Path(weights["folder"]).parent / LAST_WRITTEN[0])
+        return {"origin": {key: record[key] for key in ("lineage", "seed", "digest")}}
+    except (DamagedError, KeyError):
+        return {}
 
 
 def relink(model: Path, weights: Mapping[str, Any]) -> bool:
@@ -131,18 +167,21 @@ def relink(model: Path, weights: Mapping[str, Any]) -> bool:
     return changed
 
 
-def _link(source: Path, target: Path, name: str) -> None:
-    """Link to a model's files, too large to copy; copy those whose tensors must be renamed."""
+def _link(source: Path, target: Path, name: str, moved: bool = False) -> None:
+    """Link to a model's files, too large to copy; copy those whose tensors must be renamed.
+
+    Files of a temporary `source` are `moved` instead.
+    """
     index: dict[str, Any] = {}
     if (source / WHOLE).is_file():
         files = [source / WHOLE]
     elif (source / INDEX).is_file():
-        index = read_json_object(source / INDEX, f"model '{name}'")
-        files = [source / shard for shard in _shards(source, index, name)]
+        index, shards = index_of(source, INDEX, name)
+        files = [source / shard for shard in shards]
     else:
         raise InputError(
-            f"model '{name}': its source holds no {WHOLE} and no {INDEX}; convert its weights (save_pretrained does"
-            " so), since other formats run code when they are read."
+            f"model '{name}': its source holds neither {WHOLE} nor {INDEX}, nor the same in pickled form ({PICKLE});"
+            " convert its weights (save_pretrained does so)."
         )
     config = source / "config.json"
     if lacking := next((file for file in (config, *files) if not file.is_file()), None):
@@ -161,37 +200,17 @@ def _link(source: Path, target: Path, name: str) -> None:
     for file in files:
         if wrapped:
             copy_unwrapped(file, target / file.name)
+        elif moved:
+            file.replace(target / file.name)
         else:
             (target / file.name).symlink_to(file.resolve())
     if index and wrapped:
         places = {unwrapped(key): shard for key, shard in index["weight_map"].items()}
         write_json(target / INDEX, {**index, "weight_map": places})
+    elif index and moved:
+        (source / INDEX).replace(target / INDEX)
     elif index:
         (target / INDEX).symlink_to((source / INDEX).resolve())
-
-
-def _shards(source: Path, index: dict[str, Any], name: str) -> list[str]:
-    """Names of the weight files that an index lists."""
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(shard, str) and shard == Path(shard).name for shard in places.values()
-    ):
-        raise InputError(
-            f"model '{name}': {source / INDEX} has to give a file beside it for each tensor (weight_map); {AGAIN}."
-        )
-    return sorted(set(places.values()))
-
-
-def _from_hub(weights: dict[str, Any]) -> str:
-    """Return the folder of a commit in the hub's cache, downloading missing files."""
-    from huggingface_hub import snapshot_download
-
-    name, revision = weights["hub"], weights["revision"]
-    wanted = ["config.json", WHOLE, SHARDS, INDEX, *FILES, *ALSO]
-    try:
-        return snapshot_download(name, revision=revision, allow_patterns=wanted)
-    except Exception as error:  # network and disk errors have no common base
-        raise hub_error(f"the model {name}", revision, error) from error
 
 
 def _from_gguf(path: Path, target: Path, name: str) -> None:
@@ -269,4 +288,6 @@ def _checked(folder: Path, tokenizer: Path, max_length: int, name: str) -> int:
             f"model '{name}' has {positions} positions, but data.max_length is {max_length}; set at most {positions}."
         )
     check_finite(sorted(folder.glob("*.safetensors")), name, ignored=found["unexpected_keys"])
+    # a tied output embedding that was saved a second time counts once; loading ties it, if it is equal
+    model.tie_weights()
     return model.num_parameters()

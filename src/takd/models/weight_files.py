@@ -20,6 +20,8 @@ from takd.runtime.files import AGAIN, foreign, read_json_object
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = f"{PICKLE}.index.json"
 TOLERANCE = 0.25  # share by which the declared number of parameters may differ
 LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 VALUES_AT_ONCE = 2**24
@@ -125,6 +127,23 @@ def opened(path: Path, name: str) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise InputError(f"model '{name}': {path} {_damage(path, error)}.") from None
+
+
+def index_of(folder: Path, index: str, name: str) -> tuple[dict[str, Any], list[str]]:
+    """Read the index of a model's shards; return it and the names of the files that it lists.
+
+    Raises:
+        InputError: it cannot be read, or lists something that is no file beside it.
+    """
+    found = read_json_object(folder / index, f"model '{name}'")
+    places = found.get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(shard, str) and shard == Path(shard).name for shard in places.values()
+    ):
+        raise InputError(
+            f"model '{name}': {folder / index} has to give a file beside it for each tensor (weight_map); {AGAIN}."
+        )
+    return found, sorted(set(places.values()))
 
 
 def tensor_names(files: Sequence[Path], name: str) -> list[str]:

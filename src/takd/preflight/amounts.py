@@ -7,6 +7,7 @@ from typing import Any
 from takd.runtime.errors import InputError
 
 COUNTS = ("processes", "nodes", "micro_batch", "threads")
+LIMITS = ("max_tokens",)  # of which 0 is none
 SWITCHES = ("gradient_checkpointing", "compile", "deterministic")
 # may have units or be computed; Snakemake parses these, but accepts 0 and some words
 AMOUNTS = ("runtime", "mem_mb")
@@ -18,6 +19,9 @@ def wrong(name: str, value: Any) -> str | None:
     if name in COUNTS:
         fine = number is not None and number >= 1 and number == int(number)
         return None if fine else "a whole number of at least 1"
+    if name in LIMITS:
+        fine = number is not None and number >= 0 and number == int(number)
+        return None if fine else "a whole number of at least 0"
     if name in SWITCHES:
         return None if number in (0, 1) else "0 or 1"
     if name in AMOUNTS and number is not None and number <= 0:

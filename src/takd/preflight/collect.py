@@ -6,8 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,16 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from takd.experiment import experiment as experiments
-from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
-from takd.preflight import disk, jobs, rates
+from takd.preflight import disk, fetching, jobs, rates
 from takd.preflight.gpus import CPU, Gpu, asked_for, find_gpu, lookup
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
 from takd.runtime.errors import InputError
 
-PATIENCE = 10  # seconds for a command of Slurm, or for the Hub
+PATIENCE = 10  # seconds for a command of Slurm
 
 
 class Torch(NamedTuple):
@@ -203,42 +200,6 @@ def pinned(root: Path) -> dict[str, tuple[str | None, str]]:
     return found
 
 
-def not_fetched(experiment: Experiment, planned: Sequence[Planned]) -> list[str]:
-    """List the Hub repositories that jobs still to be run need and that are not in the cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    settings = experiment.settings
-    wanted: dict[str, None] = {}
-    for job in (each.job for each in planned if each.job.to_do):
-        file, source = None, {}
-        if job.rule == "base":
-            file, source = "config.json", settings["models"][job.wildcards["model"]]["weights"]
-        elif job.rule == "tokenizer":
-            file, source = "tokenizer_config.json", settings["tokenizer"]
-        elif job.rule == "data":
-            source = specs.data(experiment, job.wildcards["split"])["source"]
-        if name := source.get("hub"):
-            known = file and try_to_load_from_cache(name, file, revision=source["revision"])
-            if not isinstance(known, str):
-                wanted[name] = None
-    return list(wanted)
-
-
-def hub_problem(timeout: float = PATIENCE) -> str | None:
-    """Explain why the Hub cannot be reached; None if it can."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return "HF_HUB_OFFLINE is set"
-    place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        request = urllib.request.Request(place, method="HEAD")
-        urllib.request.urlopen(request, timeout=timeout).close()
-    except urllib.error.HTTPError:
-        return None  # it answered
-    except OSError as error:
-        return f"{place}: {getattr(error, 'reason', error)}"
-    return None
-
-
 def account_of(found: Sequence[Job]) -> str | None:
     """Slurm account that the submitted jobs name."""
     names = [job.resources.get("slurm_account") for job in found if job.computes]
@@ -265,7 +226,8 @@ def facts(planner: Planner, planned: Sequence[Planned], profile: Mapping[str, An
     from huggingface_hub.constants import HF_HUB_CACHE
 
     experiment = planner.experiment
-    slurm, wanted = profile.get("executor") == "slurm", not_fetched(experiment, planned)
+    slurm = profile.get("executor") == "slurm"
+    wanted = fetching.not_fetched(experiment, [each.job for each in planned])
     results, cache = experiment.root / "results", Path(HF_HUB_CACHE)
     same = disk.existing(cache).stat().st_dev == disk.existing(results).stat().st_dev
     missing = None
@@ -283,7 +245,7 @@ def facts(planner: Planner, planned: Sequence[Planned], profile: Mapping[str, An
         account=account_of([each.job for each in planned]),
         accounts=known_accounts() if slurm else None,
         hub=wanted,
-        hub_problem=hub_problem() if wanted else None,
+        hub_problem=fetching.problem() if wanted else None,
         free=disk.free_bytes(results),
         free_cache=None if same else disk.free_bytes(cache),
         attempts=int(profile.get("retries") or 0) + 1,

@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from takd.data import sources
+from takd.data.row import Row
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.schema import ROW_FILTERS
 from takd.methods.schedule import total_steps
-from takd.models.weight_files import TOLERANCE, positions, safetensors_parameters
+from takd.models.weight_files import (
+    TOLERANCE,
+    positions,
+    safetensors_parameters,
+)
 from takd.preflight.findings import Finding
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import SUPERVISED_RULES, TAKES_WEIGHTS, Job
 from takd.preflight.plan import Planned, Planner
+from takd.preflight.shapes import weights_of
 from takd.runtime.errors import InputError
+from takd.runtime.files import model_folder
 
 READ_WHOLE = 2**26  # bytes up to which a source is read completely, which takes a second or two
 DOWNLOADS = Path("resources/downloads")
@@ -29,25 +36,31 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     Of large files and of folders, only the first row is read.
     """
     splits = [job.wildcards["split"] for job in jobs if job.rule == "data" and job.to_do]
-    prompts: dict[str, list[tuple[str, str]]] = {}
+    rows: dict[str, list[Row]] = {}
     for split in splits:
         try:
-            prompts[split] = list(_prompts(experiment, split))
+            rows[split] = list(_rows(experiment, split))
         except InputError as error:
             yield Finding("error", "data", f"{split}: {error}")
-    train, dev = set(prompts.get("train", ())), prompts.get("dev", [])
+    turns = [turn for row in rows.get("train", ()) for turn in row.turns()]
+    train, dev = {turn.prompt for turn in turns}, [row.prompt for row in rows.get("dev", ())]
+    supervised = any(job.rule in SUPERVISED_RULES and job.to_do for job in jobs)
+    # of large sources, one row is not all of them
+    if supervised and len(turns) > 1 and not any(turn.references for turn in turns):
+        text = "train: no row has an answer, from which sft learns; give rows with answers."
+        yield Finding("error", "data", text)
     if twice := sum(prompt in train for prompt in dev):
         text = (
             f"{twice} of the {len(dev)} rows of dev that were read stand in train too, so that dev chooses"
             " the weights that repeat training rows best: take other rows (`rows` cuts two parts of one file)."
         )
         yield Finding("warning", "data", text)
-    elif splits and len(prompts) == len(splits):
+    elif splits and len(rows) == len(splits):
         yield Finding("ok", "data", "the rows of local files have the columns that are read")
 
 
-def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
-    """Prompts of a split whose source is on this machine: all, or only the first. None of a corpus.
+def _rows(experiment: Experiment, split: str) -> Iterator[Row]:
+    """Rows of a split whose source is on this machine: all, or only the first. None of a corpus.
 
     Raises:
         InputError: it has no row, or an invalid row.
@@ -56,7 +69,7 @@ def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
     # digests and counts are checked by the stage that reads all rows
     source = {key: value for key, value in spec.items() if key not in (*ROW_FILTERS, "sha256")}
     if "demo" in source:
-        yield from (row.prompt for row in sources.rows(source))
+        yield from sources.rows(source)
         return
     if "url" in source:
         source["json"] = DOWNLOADS / spec["sha256"]
@@ -79,24 +92,23 @@ def _prompts(experiment: Experiment, split: str) -> Iterator[tuple[str, str]]:
     if not found:
         raise InputError(f"{sources.describe(source)} holds no row.")
     if split != "corpus":
-        yield from (row.prompt for row in found)
+        yield from found
 
 
 def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
     """Check local models: declared size, positions for `max_length`, and prepared weights that are still there."""
     models = experiment.settings["models"]
-    to_make = [job.wildcards["model"] for job in jobs if job.rule == "base" and job.to_do]
+    to_make = [job.wildcards["model"] for job in jobs if job.rule in TAKES_WEIGHTS and job.to_do]
     folders = {
-        name: experiment.root / models[name]["weights"]["folder"]
+        name: experiment.root / model_folder(experiment.root, models[name]["weights"]["folder"])
         for name in to_make
         if "folder" in models[name]["weights"]
     }
     folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
     faults: list[str] = []
     if any(job.trains and job.to_do for job in jobs):
-        made = experiment.root / "results" / experiment.name / "base"
         for name in sorted(set(models) - set(to_make)):
-            faults += _links(made, name)
+            faults += _links(experiment, name)
     for name, folder in folders.items():
         faults += _model(experiment, name, folder)
     yield from (Finding("error", "weights", text) for text in faults)
@@ -104,13 +116,14 @@ def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
         yield Finding("ok", "weights", "local models are as large as declared and read max_length")
 
 
-def _links(made: Path, name: str) -> Iterator[str]:
+def _links(experiment: Experiment, name: str) -> Iterator[str]:
     """Find prepared weights, links to a folder or to the Hub's cache, that lead nowhere."""
-    for link in (made / name / "model").glob("*"):
+    made = weights_of(experiment, name)
+    for link in (made / "model").glob("*"):
         if not link.exists():
             yield (
                 f"model '{name}': {link} leads to {link.readlink()}, which is gone; bring it back, or delete"
-                f" {made / name / 'manifest.json'} and start again, which fetches the weights anew."
+                f" {made / 'manifest.json'} and start again, which fetches the weights anew."
             )
             return
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from takd.preflight import contents, fitting
 from takd.preflight.collect import Answer, Facts, Torch
+from takd.preflight.fetching import fetched_bytes
 from takd.preflight.findings import Finding
 from takd.preflight.gpus import Gpu, asked_for
-from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
+from takd.preflight.plan import Planned, Planner, peak_disk
 from takd.preflight.table import size
 from takd.runtime.cuda_arch import VOLTA, has_kernels
 from takd.watching.trackers import missing
@@ -215,7 +216,8 @@ def hub(wanted: Sequence[str], problem: str | None) -> Finding:
 def space(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
     """Check that the disk has room for what the experiment will write."""
     stays, meanwhile = peak_disk(planned)
-    fetched = hub_disk(planner.experiment, planned) if facts.hub else 0.0
+    jobs = [each.job for each in planned]
+    fetched = fetched_bytes(planner.experiment, jobs) if facts.hub else 0.0
     if facts.free_cache is None:
         stays += fetched
     elif fetched > facts.free_cache:

@@ -20,6 +20,7 @@ from takd.preflight.memory import Resources
 from takd.runtime.errors import InputError
 
 SUPERVISED_RULES = ("teacher", SUPERVISED)
+TAKES_WEIGHTS = ("base", "given")
 RUNS_A_MODEL = ("evaluate", "likelihoods", "generate", "teacher_outputs")
 # defaults of the rules, chosen for the demo
 UNSET = {"mem_mb": "4000", "runtime": str(7 * 24 * 60)}

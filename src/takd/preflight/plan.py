@@ -13,11 +13,11 @@ from typing import Any
 from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.methods.registry import METHODS
-from takd.preflight import disk, flops, memory, rates, shapes
+from takd.preflight import disk, fetching, flops, memory, rates, shapes
 from takd.preflight.disk import DiskSpace
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Gpu
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
 from takd.preflight.rates import Estimate, Measured
 from takd.preflight.shapes import Shape
@@ -175,13 +175,15 @@ class Planner:
         return memory.host(self.model(job), self.teacher(job), self.spec(job), job.given, self.gpu)
 
     def _prepared(self, job: Job) -> DiskSpace:
-        """Disk space of a job without a GPU; weights of the Hub stay in its cache, local ones in their folder."""
+        """Disk space of a job without a GPU; safetensors of the Hub stay in its cache, local ones in their folder."""
         if job.rule in ("data", "generations"):
             return disk.data(self.rows[job.wildcards.get("split", "train")])
-        if job.rule == "base":
+        if job.rule in TAKES_WEIGHTS:
             name = job.wildcards["model"]
             if "gguf" in self.settings["models"][name]["weights"]:
                 return DiskSpace(4.0 * self.experiment.parameters[name])
+            if job.to_do and (weights := fetching.of_weights(self.experiment, name)):
+                return DiskSpace(fetching.rewritten_bytes(weights))
         return DiskSpace()
 
     def _rows(self, split: str) -> Rows:
@@ -196,6 +198,9 @@ class Planner:
             return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)
         if count is None and "demo" in source:
             count = source["demo"]["rows"]
+        if count is None:
+            first, end = source.get("rows", (0, None))
+            count = source.get("expect_rows") or (end and end - first)
         if count is None and "json" in source:
             count = _lines(experiment.root / source["json"])
         prompt = spec["max_prompt_length"]
@@ -220,14 +225,3 @@ def peak_disk(planned: Sequence[Planned]) -> tuple[float, float]:
     for each in left:
         by_depth[each.job.depth if each.job.trains else -1] += each.written.meanwhile
     return sum(each.written.stays for each in left), max(by_depth.values(), default=0.0)
-
-
-def hub_disk(experiment: Experiment, planned: Sequence[Planned]) -> float:
-    """Bytes of weights that are still to be fetched from the Hub into its cache, at most (float32)."""
-    largest: dict[str, int] = {}
-    for job in (each.job for each in planned if each.job.to_do and each.job.rule == "base"):
-        name = job.wildcards["model"]
-        if repository := experiment.settings["models"][name]["weights"].get("hub"):
-            # models with `keep_layers` may share a repository
-            largest[repository] = max(largest.get(repository, 0), experiment.parameters[name])
-    return 4.0 * sum(largest.values())

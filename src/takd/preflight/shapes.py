@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from takd.experiment.experiment import Experiment
+from takd.experiment.lineage import GIVEN, GIVEN_SEED
 from takd.models.precision import pretrained_dtype
-from takd.runtime.files import read_json_object
+from takd.runtime.files import model_folder, read_json_object
 
 # families whose block has three matrices in its feed-forward part and norms without biases
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")
@@ -175,6 +176,13 @@ def estimated(parameters: int, vocabulary: int = GPT2_VOCABULARY, positions: int
     return replace(best, estimated=True)
 
 
+def weights_of(experiment: Experiment, name: str) -> Path:
+    """Folder in the results that holds the weights of a model, to start from or as they are."""
+    given = f"models/{name}-{GIVEN}/seed{GIVEN_SEED}"
+    folder = given if name in experiment.given else f"base/{name}"
+    return experiment.root / "results" / experiment.name / folder
+
+
 def of_model(experiment: Experiment, name: str) -> Shape:
     """Shape of a model of an experiment: as stated, from its files, or estimated from its size."""
     weights = experiment.settings["models"][name]["weights"]
@@ -182,9 +190,9 @@ def of_model(experiment: Experiment, name: str) -> Shape:
     vocabulary = tokenizer.get("train", tokenizer).get("vocabulary") or GPT2_VOCABULARY
     if "scratch" in weights:
         return of_scratch(weights["scratch"], vocabulary)
-    places = [experiment.root / "results" / experiment.name / "base" / name / "model"]
+    places = [weights_of(experiment, name) / "model"]
     if "folder" in weights:
-        places.append(experiment.root / weights["folder"])
+        places.append(experiment.root / model_folder(experiment.root, weights["folder"]))
     for place in places:
         if (place / "config.json").is_file():
             return of_config(read_json_object(place / "config.json", f"model '{name}'"))

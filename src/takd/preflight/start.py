@@ -11,12 +11,13 @@ from typing import Any
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.models.starting_weights import relink
-from takd.preflight import collect, contents, disk, doctor, fitting
+from takd.preflight import collect, contents, disk, doctor, fetching, fitting
 from takd.preflight.collect import Answer
 from takd.preflight.findings import Finding
 from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job, of_dag
 from takd.preflight.plan import Planner, peak_disk
+from takd.preflight.shapes import weights_of
 from takd.runtime.errors import InputError
 
 # states of a job that runs, will run, or may still be writing its checkpoint
@@ -39,7 +40,7 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
     for model, settings in experiment.settings["models"].items():
         if "folder" in settings["weights"]:
             weights = specs.base(experiment, model)["weights"]
-            relink(experiment.root / f"results/{experiment.name}/base/{model}/model", weights)
+            relink(weights_of(experiment, model) / "model", weights)
     jobs = of_dag(workflow)
     executor = getattr(workflow.executor_plugin, "name", "")
     if executor == "slurm":
@@ -137,6 +138,6 @@ def expected(
         yield from fitting.precision(planner, planned)
         if torch := collect.installed_torch():
             yield doctor.torch_for(torch, gpu.name, gpu.capability)
-    wanted = collect.not_fetched(experiment, planned)
-    if wanted and (problem := collect.hub_problem(timeout=3.0)):
+    wanted = fetching.not_fetched(experiment, jobs)
+    if wanted and (problem := fetching.problem()):
         yield doctor.hub(wanted, problem)

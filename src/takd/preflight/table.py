@@ -6,14 +6,24 @@ from typing import Any
 from takd.experiment.labels import short_number
 from takd.experiment.lineage import SUPERVISED
 from takd.preflight import memory, rates
-from takd.preflight.plan import Planned, Planner, hub_disk, peak_disk
+from takd.preflight.fetching import fetched_bytes
+from takd.preflight.plan import Planned, Planner, peak_disk
 
 COLUMNS = ("stage", "jobs", "to do", "tokens", "FLOP", "{gpu} h", "h a job", "{gpu}s a job")
 HEADINGS = (*COLUMNS, "GiB each", "disk")
 # rules in the order of a run; "distill" stands for all students
 RULES = (
-    *("tokenizer", "data", "data_report", "base", "teacher", SUPERVISED, "generate"),
-    *("generations", "teacher_outputs", "distill", "evaluate", "likelihoods", "judge", "card"),
+    *("tokenizer", "data", "data_report", "base", "given", "teacher", SUPERVISED),
+    *(
+        "generate",
+        "generations",
+        "teacher_outputs",
+        "distill",
+        "evaluate",
+        "likelihoods",
+        "judge",
+        "card",
+    ),
 )
 
 
@@ -119,7 +129,7 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
     if "assumed" in sources:
         found.append(assumption(planner, bool(measured)))
     stays, meanwhile = map(size, peak_disk(planned))
-    hub = hub_disk(planner.experiment, planned)
+    hub = fetched_bytes(planner.experiment, [each.job for each in planned])
     fetched = f", {size(hub)} more in the hub's cache" if hub else ""
     found.append(
         f"Disk: {stays} for what is left to do, and up to {meanwhile} of checkpoints while it runs{fetched}."
@@ -145,7 +155,7 @@ def assumption(planner: Planner, others: bool) -> str:
 def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
     """Plan as JSON: bytes, seconds and FLOPs."""
     stays, meanwhile = peak_disk(planned)
-    hub = hub_disk(planner.experiment, planned)
+    hub = fetched_bytes(planner.experiment, [each.job for each in planned])
     return {
         "experiment": planner.experiment.name,
         "gpu": planner.gpu.name,

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Callable
 
 from takd.analysis import exports
-from takd.analysis.results import read
+from takd.analysis.results import Results, read
 from takd.data import page as data_page
+from takd.pages import tables
 from takd.report import (
     costs_page,
     generations,
@@ -18,33 +19,34 @@ from takd.report import (
     results_page,
     score_tables,
     summary,
-    tables,
 )
-from takd.report.figures import forest
-from takd.report.figures.curves import learning_curves, numbers
-from takd.report.figures.quality import quality
+from takd.report.figures.curves import numbers
+from takd.report.figures.registry import drawn
 from takd.report.model_pages import model_pages
 from takd.runtime.files import read_json, write_text
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage
 
-DOWNLOADS = {
-    "summary.tex": "the table above, as LaTeX",
-    "summary.md": "the same as Markdown",
-    "results.csv": "scores and gains of all models",
-    "differences.csv": "all differences with their tests",
-    "scores.csv": "every measure in long form, as means",
-    "scores.parquet": "the same with the score of every answer",
-    "forest.svg": "the figure above",
-    "scores.svg": "ROUGE-L of all models",
-    "quality.svg": "quality against cost",
-    "quality.csv": "its numbers",
-    "costs.csv": "minutes and tokens of all models",
-    "learning.svg": "learning curves",
-    "learning.csv": "what was measured on dev while training",
-    "training.csv": "what the methods log",
+FILES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "summary.tex": (
+        "the table above, as LaTeX",
+        lambda results: tables.latex(score_tables.brief_table(results)),
+    ),
+    "summary.md": (
+        "the same as Markdown",
+        lambda results: tables.markdown(score_tables.brief_table(results)),
+    ),
+    "results.csv": ("scores and gains of all models", exports.results_csv),
+    "differences.csv": ("all differences with their tests", exports.differences_csv),
+    "scores.csv": ("every measure in long form, as means", exports.scores_csv),
+    "costs.csv": ("minutes and tokens of all models", costs_page.to_csv),
+    "training.csv": (
+        "what the methods log",
+        lambda results: exports.to_csv(numbers(results, "train")),
+    ),
 }
-"""Files beside the pages."""
+"""Tables beside the pages: what each holds, and how it is written."""
+PARQUET = "scores.parquet"
 
 
 def run(stage: Stage) -> None:
@@ -56,38 +58,30 @@ def run(stage: Stage) -> None:
     models, evaluations, teachers = (
         stage.input(name) for name in ("models", "evaluations", "teachers")
     )
-    results = read(stage.spec, models, evaluations, teachers)
     data_report = read_json(stage.input("data_report"))
+    train = data_report["splits"].get("train")
+    rows = train["counts"]["kept"] if train else None
+    results = read(stage.spec, models, evaluations, teachers, training_rows=rows)
     site = stage.outputs["site"]
-    figures = {
-        "learning": learning_curves(results),
-        "quality": quality(results),
-    }
     shutil.rmtree(site, ignore_errors=True)
-    for name, drawing in figures.items():
-        write_text(site / f"{name}.svg", drawing.svg)
-        write_text(site / f"{name}.csv", drawing.csv)
-    first = results.spec["sets"][0]
-    for name, draw in (("forest", forest.differences), ("scores", forest.scores)):
-        if drawn := draw(results, first):
-            write_text(site / f"{name}.svg", drawn.broad)
-    brief = score_tables.brief_table(results)
-    write_text(site / "summary.tex", tables.latex(brief))
-    write_text(site / "summary.md", tables.markdown(brief))
-    write_text(site / "results.csv", exports.results_csv(results))
-    write_text(site / "differences.csv", exports.differences_csv(results))
-    write_text(site / "training.csv", exports.to_csv(numbers(results, "train")))
-    write_text(site / "costs.csv", costs_page.to_csv(results))
-    write_text(site / "scores.csv", exports.scores_csv(results))
+    downloads = {name: about for name, (about, _) in FILES.items()}
+    texts = {name: make(results) for name, (_, make) in FILES.items()}
+    for plot, found in drawn(results).items():
+        texts[f"{plot.name}.svg"], downloads[f"{plot.name}.svg"] = found.svg, plot.about
+        if found.numbers:
+            texts[f"{plot.name}.csv"] = found.csv
+            downloads[f"{plot.name}.csv"] = f"the numbers of {plot.name}.svg"
+    downloads[PARQUET] = "scores.csv with the score of every answer"
+    for name, text in texts.items():
+        write_text(site / name, text)
     # straight to a file: too large to build in memory
-    exports.write_parquet(results, evaluations, site / "scores.parquet")
-    downloads = {file: about for file, about in DOWNLOADS.items() if (site / file).exists()}
+    exports.write_parquet(results, evaluations, site / PARQUET)
     site_pages: dict[str, Callable[[], str]] = {
-        "index.html": lambda: summary.page(results, brief, data_report, downloads),
+        "index.html": lambda: summary.page(results, data_report, downloads),
         "results.html": lambda: results_page.page(results),
         "learning.html": lambda: learning.page(results),
         "generations.html": lambda: generations.page(results),
-        "costs.html": lambda: costs_page.page(results, figures["quality"].svg),
+        "costs.html": lambda: costs_page.page(results),
         "data.html": lambda: data_page.render(
             data_report, spec=results.spec, file="data.html", nav=pages.NAV
         ),

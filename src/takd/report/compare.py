@@ -12,13 +12,14 @@ from takd.analysis.compare_settings import Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import BY_NAME
 from takd.analysis.table import COST, EACH
-from takd.analysis.text import visible
 from takd.experiment.labels import chain_text, full_text, methods_text
+from takd.pages.environment import visible
+from takd.pages.tables import Cell, Column, Group, Table, TableRow, simple
 from takd.report import pages
 from takd.report.figures import forest
 from takd.report.figures.curves import experiments as curves
-from takd.report.figures.style import looks
-from takd.report.tables import Cell, Column, Group, Row, Table, measured, numbered, score
+from takd.report.figures.style import Drawing, looks
+from takd.report.tables import measured, numbered, score
 from takd.runtime.errors import InputError
 from takd.runtime.files import write_text
 from takd.runtime.records import REPORT
@@ -45,7 +46,7 @@ def run(stage: Stage) -> None:
     comparison = compare(experiments)
     figure = curves({each.name: each.results for each in experiments}, comparison.shared)
     makers: dict[str, Callable[[], str]] = {
-        "page": lambda: page(comparison, figure.svg),
+        "page": lambda: page(comparison, figure),
         "table": lambda: to_csv(comparison),
         "curves": lambda: figure.svg,
         "curves_csv": lambda: figure.csv,
@@ -61,14 +62,15 @@ def run(stage: Stage) -> None:
     stage.say(f"comparison: {experiments[0].name} with {names}: {len(comparison.shared)} models")
 
 
-def page(comparison: Comparison, svg: str) -> str:
+def page(comparison: Comparison, figure: Drawing) -> str:
     """Render the page: differences in results, in settings and in costs, side by side."""
     experiments, sets = comparison.experiments, comparison.sets
     settings = compare_settings.settings(experiments)
     origins = compare_settings.origins(experiments)
     return pages.render(
-        "comparison.html",
+        "",
         comparison.first.results,
+        "comparison.html",
         comparison=comparison,
         names=[each.name for each in experiments],
         experiments=_experiments(experiments, settings, origins),
@@ -80,9 +82,7 @@ def page(comparison: Comparison, svg: str) -> str:
         scores={name: scores(comparison, name) for name in sets},
         measures={name: other_measures(comparison, name) for name in sets},
         costs=_costs(experiments),
-        full_text=full_text,
-        figure=pages.inline(svg),
-        inline=pages.inline,
+        curves=figure,
     )
 
 
@@ -90,7 +90,7 @@ def _experiments(
     experiments: Sequence[Compared], settings: Sequence[Setting], origins: Sequence[Setting]
 ) -> Table:
     """Table of the experiments: what they are, and how they differ from the first."""
-    rows = []
+    rows: list[list[Any]] = []
     for place, each in enumerate(experiments):
         spec = each.results.spec
         apart = [setting.what for setting in settings if setting.apart(place)]
@@ -99,21 +99,20 @@ def _experiments(
             if origin.apart(place):
                 kinds.setdefault(origin.kind, []).append(origin.what)
         others = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
-        cells = [Cell(each.name, notes=[visible(each.title)]), Cell(str(len(each.results.nodes)))]
-        cells += [Cell(", ".join(map(str, spec[key]))) for key in ("seeds", "decoding_seeds")]
         named = ", ".join(apart) if len(apart) <= FEW else f"{len(apart)}, listed below"
-        cells += [Cell(visible(text) or "none") if place else Cell() for text in (named, others)]
-        rows.append(Row(cells))
-    heads = [Column("Experiment", "name"), Column("Trained models"), Column("Training seeds")]
-    heads += [Column("Decoding seeds"), Column("Settings that differ", "")]
-    return Table([*heads, Column("Besides the settings", "")], [Group("", rows)], "findings")
+        cells = [Cell(each.name, notes=[visible(each.title)]), len(each.results.nodes)]
+        cells += [", ".join(map(str, spec[key])) for key in ("seeds", "decoding_seeds")]
+        rows.append([*cells, *((text or "none") if place else "" for text in (named, others))])
+    heads = ["Experiment", "#Trained models", "#Training seeds", "#Decoding seeds"]
+    return simple([*heads, "Settings that differ", "Besides the settings"], rows, "findings")
 
 
 def _dev_obstacles(comparison: Comparison) -> Iterator[str]:
     """Yield reasons why the dev curves of the experiments may not be comparable in level."""
     first = comparison.first
     for each in comparison.experiments[1:]:
-        if each.data["dev"]["sha256"] != first.data["dev"]["sha256"]:
+        digests = [data["dev"]["sha256"] for data in (each.data, first.data) if "dev" in data]
+        if len(set(digests)) > 1:
             yield f"{each.name} has other dev data than {first.name}"
         if each.results.spec["dev_decoding"] != first.results.spec["dev_decoding"]:
             yield f"{each.name} decodes dev in another way than {first.name}"
@@ -124,20 +123,19 @@ def _settings(experiments: Sequence[Compared], found: Iterable[Setting], id: str
     rows = []
     for each in found:
         what = each.what if each.kind == compare_settings.SETTING else f"{each.kind}: {each.what}"
-        values = ("–" if value is None else visible(value) for value in each.values)
-        rows.append(Row([Cell(visible(what)), *map(Cell, values)]))
+        rows.append([what, *("–" if value is None else value for value in each.values)])
     heads = [Column(each.name, "") for each in experiments]
-    return Table([Column("", "name"), *heads], [Group("", rows)], id, kind="differs")
+    return simple([Column("", "name"), *heads], rows, id, "differs")
 
 
-def differences(comparison: Comparison, name: str) -> forest.Forest | None:
+def differences(comparison: Comparison, name: str) -> Drawing | None:
     """Draw the differences from the first experiment on a set; None if nothing was tested."""
     blocks = []
     for place, each in enumerate(comparison.experiments[1:], 1):
         look = looks(each.results)
         found = (outcome.difference for outcome in comparison.against(name, place).values())
         lines = [
-            forest.Line(
+            forest.Entry(
                 full_text(n.lineage), n, [], look[n.lineage], forest.tests_text(n.verdict, n.p)
             )
             for n in found
@@ -166,7 +164,7 @@ def scores(comparison: Comparison, name: str) -> Table:
                 cells.append(numbered(each.results, outcome.difference))
             else:
                 cells.append(Cell(words, "", tip=outcome.reason))
-        rows.append(Row(cells, lineage=lineage))
+        rows.append(TableRow(cells, lineage=lineage))
     return Table(heads, [Group("", rows)], f"scores-{name}")
 
 
@@ -187,7 +185,7 @@ def other_measures(comparison: Comparison, name: str) -> Table:
             cells = [measured(each and each.value, measure.digits) for each in found]
             if any(found):
                 note = [f"{measure.better} is better"] if measure.better else []
-                rows.append(Row([Cell(measure.title, notes=note), *cells]))
+                rows.append(TableRow([Cell(measure.title, notes=note), *cells]))
         groups.append(Group(full_text(lineage), rows))
     heads = [Column(each.name) for each in comparison.experiments]
     return Table([Column("Measure", "name"), *heads], groups)
@@ -225,7 +223,7 @@ def _costs(experiments: Sequence[Compared]) -> Table:
         rows.append(("all models", [sum(of.values()) for of in costs]))
         digits = 1 if what == "minutes" else 0
         cells = ([Cell(text), *(measured(value, digits) for value in of)] for text, of in rows)
-        groups.append(Group(f"{TITLES[stage]} {what}", list(map(Row, cells))))
+        groups.append(Group(f"{TITLES[stage]} {what}", list(map(TableRow, cells))))
     heads = [Column(each.name) for each in experiments]
     return Table([Column("Model", "name"), *heads], groups, "costs")
 

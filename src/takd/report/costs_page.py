@@ -1,36 +1,33 @@
 """Costs page: time and tokens by stage and by model, and total cost with teachers and initial SFT."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from takd.analysis import costs, exports
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
 from takd.analysis.results import Results
 from takd.experiment.labels import chain_text, full_text, method_title, methods_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
+from takd.pages.environment import thousands
+from takd.pages.tables import Cell, Column, Group, Table, TableRow, simple
 from takd.report import pages
-from takd.report.figures.quality import narrow
 from takd.report.results_page import model_cell
-from takd.report.tables import Cell, Column, Group, Row, Table
 
 CACHES = "teacher"
 """Begin of the names of the stages that compute teacher caches."""
 TIMES = (Column("Runs"), Column("Minutes", note="wall time"))
 
 
-def page(results: Results, quality_svg: str) -> str:
-    """Render the costs; the drawing is that of `figures.quality`."""
+def page(results: Results) -> str:
+    """Render the costs."""
     runs = list(costs.runs(results))
     return pages.render(
         "costs.html",
         results,
-        "costs.html",
         stages=by_stage(results, runs),
         caches=caches(results, runs),
         models=by_model(results, runs),
         judged=_judged(results),
         how=how(runs),
-        quality=pages.inline(quality_svg),
-        narrow=pages.inline(narrow(results)),
     )
 
 
@@ -53,12 +50,14 @@ def by_stage(results: Results, runs: Sequence[Run]) -> Table:
         method = split(run.lineage)[-1].method
         stage = f"training, {method_title(method)}" if run.stage == TRAINING else run.stage
         found.setdefault(stage, []).append(run)
-    rows = [Row(_sums(stage, of_stage)) for stage, of_stage in found.items()]
+    rows = [TableRow(_sums(stage, of_stage)) for stage, of_stage in found.items()]
     if _judged(results):
         unknown = [Cell("not recorded")] * 3
-        rows.append(Row([Cell(JUDGE), Cell(str(len(results.evaluations))), *unknown]))
+        rows.append(TableRow([Cell(JUDGE), Cell(str(len(results.evaluations))), *unknown]))
     heads = [Column("Stage", "name"), *TIMES, Column(unit(results)), Column("Tokens")]
-    return Table(heads, [Group("", rows), Group("", [Row(_sums("all", runs, "beyond"))])], "stages")
+    return Table(
+        heads, [Group("", rows), Group("", [TableRow(_sums("all", runs, "beyond"))])], "stages"
+    )
 
 
 def _sums(name: str, runs: Sequence[Run], kind: str = "") -> list[Cell]:
@@ -73,17 +72,22 @@ def _sums(name: str, runs: Sequence[Run], kind: str = "") -> list[Cell]:
 
 def caches(results: Results, runs: Sequence[Run]) -> Table | None:
     """List the teacher caches, which are computed once for all students of a teacher; None if there are none."""
-    found: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        if run.stage.startswith(CACHES):
-            found.setdefault((run.lineage, run.stage), []).append(run)
+    found = _grouped(run for run in runs if run.stage.startswith(CACHES))
     rows = [
-        Row([Cell(full_text(lineage)), *_sums(stage, of_stage), Cell(_devices(of_stage))])
+        [Cell(full_text(lineage)), *_sums(stage, of_stage), _devices(of_stage)]
         for (lineage, stage), of_stage in found.items()
     ]
-    heads = [Column("Teacher", "name"), Column("Stage", ""), *TIMES, Column(unit(results))]
-    heads += [Column("Tokens"), Column("Device", "")]
-    return Table(heads, [Group("", rows)], "caches") if rows else None
+    heads: list[Column | str] = ["Teacher", "Stage", *TIMES, f"#{unit(results)}"]
+    heads += ["#Tokens", "Device"]
+    return simple(heads, rows, "caches") if rows else None
+
+
+def _grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Group runs by lineage and stage."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.lineage, run.stage), []).append(run)
+    return found
 
 
 def by_model(results: Results, runs: Sequence[Run]) -> Table:
@@ -103,21 +107,19 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
             _number(tokens),
             _number(tokens / minutes / 60) if minutes else Cell("–", ""),
             _total(hours, pages.hours),
-            _total(drawn, _thousands),
+            _total(drawn, thousands),
             Cell(_devices(trained)),
         ]
-        rows.append(Row(cells, lineage=lineage))
+        rows.append(TableRow(cells, lineage=lineage))
     heads = [
-        *(Column("Model", "name"), Column("Seeds"), Column("Training", note="minutes")),
-        *(
-            Column("Evaluation", note="minutes"),
-            Column("Training tokens"),
-            Column("Tokens a second"),
-        ),
-        *(
-            Column(f"Total {unit(results)}", note="one seed"),
-            Column("Total tokens", note="one seed"),
-        ),
+        Column("Model", "name"),
+        Column("Seeds"),
+        Column("Training", note="minutes"),
+        Column("Evaluation", note="minutes"),
+        Column("Training tokens"),
+        Column("Tokens a second"),
+        Column(f"Total {unit(results)}", note="one seed"),
+        Column("Total tokens", note="one seed"),
         Column("Device", ""),
     ]
     return Table(heads, [Group("", rows)], "models")
@@ -125,9 +127,7 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
 
 def to_csv(results: Results) -> str:
     """Write one line per lineage and stage, over training seeds."""
-    found: dict[tuple[str, str], list[Run]] = {}
-    for run in sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage)):
-        found.setdefault((run.lineage, run.stage), []).append(run)
+    in_order = sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage))
     return exports.to_csv(
         [
             {
@@ -135,7 +135,7 @@ def to_csv(results: Results) -> str:
                 "chain": chain_text(lineage),
                 "methods": methods_text(lineage),
                 "stage": stage,
-                "training_seeds": len({run.seed for run in runs}),
+                "training_seeds": 0 if is_given(lineage) else len({run.seed for run in runs}),
                 "minutes": sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60,
                 "hours": sum(run.hours for run in runs),
                 "tokens": sum(run.tokens for run in runs),
@@ -143,7 +143,7 @@ def to_csv(results: Results) -> str:
                 "skipped": sum(run.skipped or 0 for run in runs) if stage == TRAINING else None,
                 "device": None if stage in EVALUATION else _devices(runs),
             }
-            for (lineage, stage), runs in found.items()
+            for (lineage, stage), runs in _grouped(in_order).items()
         ]
     )
 
@@ -167,9 +167,5 @@ def _judged(results: Results) -> int:
 
 def _number(value: float, digits: int = 0) -> Cell:
     return Cell(
-        _thousands(value) if digits == 0 else f"{value:,.{digits}f}".replace(",", "\u202f"), value
+        thousands(value) if digits == 0 else f"{value:,.{digits}f}".replace(",", "\u202f"), value
     )
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f")

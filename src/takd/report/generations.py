@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from takd.analysis import table
 from takd.analysis.results import Results, Row
-from takd.analysis.text import visible
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import Node, split, supervised
 from takd.metrics.words import pieces
+from takd.pages.environment import visible
 from takd.report import pages
 
 
@@ -19,7 +19,8 @@ class Response(NamedTuple):
     Attributes:
         model: position of the model in the table of results.
         parts: the text in parts, each with whether it differs from the nearest reference.
-        change: `right` if it equals a reference and that of the SFT baseline does not, `wrong` the other way round.
+        change: `right` if it equals a reference, or has its answer where the set has a pattern of it, and that of the
+            SFT baseline does not; `wrong` the other way round.
         over_sft: mean ROUGE-L less that of the SFT baseline; None for a baseline.
     """
 
@@ -49,7 +50,6 @@ def page(results: Results) -> str:
     return pages.render(
         "generations.html",
         results,
-        "generations.html",
         names={line.lineage: full_text(line.lineage) for line in lines},
         labels=[line.label for line in lines],
         roles=[line.label or line.role for line in lines],
@@ -94,7 +94,8 @@ def _model(lineage: str) -> str:
 
 
 def _right(row: Row) -> bool:
-    return bool(row["outputs"][0]["exact_match"] == 100)
+    output = row["outputs"][0]
+    return bool(output.get("answer_accuracy", output["exact_match"]) == 100)
 
 
 def differing(text: str, references: Sequence[str]) -> Iterator[tuple[str, bool]]:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
 from takd.report import pages
-from takd.report.figures.curves import NOT_A_CURVE, learning_curves, logged
-from takd.report.figures.scope import stroke
-from takd.report.figures.style import by_size, looks
+from takd.report.figures.curves import NOT_A_CURVE, PLOT, logged
+from takd.report.figures.registry import drawn
+from takd.report.figures.style import by_size, looks, stroke
 
 MOST = 300
 """Points of a training; longer logs are thinned evenly. The CSV files have all points."""
@@ -49,20 +49,21 @@ FIRST = (
 def page(results: Results) -> str:
     """Render the curves; without scripts the page shows the figure of ROUGE-L on dev."""
     sizes = by_size(results)
+    trained = [lineage for lineage in results.lineages if not is_given(lineage)]
     return pages.render(
         "learning.html",
         results,
-        "learning.html",
         curves=data(results),
-        figure=pages.inline(learning_curves(results).svg),
+        figure=drawn(results)[PLOT],
         looks=looks(results),
         stroke=stroke,
-        names={lineage: full_text(lineage) for lineage in results.lineages},
+        names={lineage: full_text(lineage) for lineage in trained},
         models={
             f"{model} ({size_text(size)})": [
-                lineage for lineage in results.lineages if split(lineage)[-1].model == model
+                lineage for lineage in trained if split(lineage)[-1].model == model
             ]
             for model, size in sizes.items()
+            if any(split(lineage)[-1].model == model for lineage in trained)
         },
     )
 
@@ -73,7 +74,7 @@ def data(results: Results) -> dict[str, Any]:
     `runs` have `lineage`, `seed`, `kept` (the exported step) and, by title of the quantity, columns `step`, `tokens`,
     `minutes` and `value`.
     """
-    models = list(results.models.values())
+    models = list(results.trained.values())
     known = {
         key
         for model in models

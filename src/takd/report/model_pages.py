@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from takd.analysis.results import Results
 from takd.experiment.labels import full_text
+from takd.experiment.lineage import is_given
 from takd.report import pages
 from takd.runtime.errors import InputError
 
@@ -29,11 +30,12 @@ def _page(results: Results, models: Path, lineage: str) -> str:
             raise InputError(f"{path}: not found; start snakemake with it as the target.")
         cards[seed] = card_html(path.read_text(encoding="utf-8"))
     return pages.render(
-        "model.html",
-        results,
         f"models/{lineage}.html",
+        results,
+        "model.html",
         name=full_text(lineage),
         lineage=lineage,
+        given=is_given(lineage),
         cards=cards,
     )
 

@@ -1,20 +1,15 @@
 """Pages of the report: self-contained HTML that loads nothing external and suits print and phones."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment
 
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
-from takd.analysis.text import visible
-from takd.experiment import labels
-from takd.report.figures.scope import scoped
-
-TEMPLATES = Path(__file__).parent / "templates"
-
+from takd.experiment.labels import full_text, method_title
+from takd.pages.environment import environment
+from takd.report.figures.registry import drawn
 
 NAV = {
     "index.html": "Summary",
@@ -40,40 +35,31 @@ def hours(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
-def inline(svg: str, name: str = "") -> Markup:
-    """Turn an SVG file into an element of a page: scaled to the page's width, with ids unique to drawing and name."""
-    return Markup(scoped(svg, name))
-
-
 @functools.cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": visible,
-        "number": number,
-        "method": labels.method_title,
-        "thousands": lambda number: f"{number:,.0f}".replace(",", "\u202f"),
-    }
-    return environment
+    made = environment()
+    made.filters |= {"number": number, "method": method_title, "full_text": full_text}
+    return made
 
 
-def render(template: str, results: Results, file: str = "", **values: Any) -> str:
-    """Render a page; `file` is its place in the site, empty for a page that stands alone."""
+def render(file: str, results: Results, template: str = "", **values: Any) -> str:
+    """Render a page.
+
+    Args:
+        file: its place in the site; empty for a page that stands alone.
+        template: its template, if it does not have the name of the file.
+    """
+    plots = drawn(results) if file else {}
     return (
         _environment()
-        .get_template(template)
+        .get_template(template or file)
         .render(
             spec=results.spec,
             results=results,
             file=file,
             nav=NAV,
             root="../" * file.count("/"),
+            plots=[each for each in plots.items() if each[0].page == file],
             **values,
         )
     )

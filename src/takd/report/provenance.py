@@ -2,17 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from takd.analysis import costs
 from takd.analysis.results import Model, Results
-from takd.analysis.text import flat, visible
+from takd.analysis.text import flat
 from takd.experiment.labels import method_title
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
+from takd.pages.environment import thousands, visible
+from takd.pages.tables import Cell, Table, simple
 from takd.report import pages, reproduce
 from takd.report.results_page import model_cell
-from takd.report.tables import Cell, Column, Group, Row, Table
 
 
 def page(results: Results, data_report: dict[str, Any]) -> str:
@@ -20,7 +21,6 @@ def page(results: Results, data_report: dict[str, Any]) -> str:
     return pages.render(
         "provenance.html",
         results,
-        "provenance.html",
         tables={
             "Models": starts(results),
             "Trainings": trainings(results, data_report),
@@ -40,23 +40,15 @@ def page(results: Results, data_report: dict[str, Any]) -> str:
     )
 
 
-def table(heads: Sequence[str], rows: Iterable[Iterable[Any]], kind: str = "") -> Table:
-    """Build a table in one group; what is no cell becomes one. Heads of numbers begin with `#`."""
-    first, *rest = heads
-    columns = [Column(head.lstrip("#"), "num" if head[0] == "#" else "") for head in rest]
-    cells = ([c if isinstance(c, Cell) else Cell(visible(str(c))) for c in row] for row in rows)
-    return Table([Column(first, "name"), *columns], [Group("", list(map(Row, cells)))], kind=kind)
-
-
 def starts(results: Results) -> Table:
     """List the models with their parameters and the sources of their weights."""
     spec = results.spec
     rows = [
-        [model, _thousands(parameters), start_text(spec["weights"][model])]
+        [model, thousands(parameters), start_text(spec["weights"][model])]
         for model, parameters in spec["models"].items()
     ]
     rows.append(["tokenizer of all", "", start_text(spec["tokenizer"])])
-    return table(["Model", "#Parameters", "Starts from"], rows)
+    return simple(["Model", "#Parameters", "Starts from"], rows)
 
 
 def start_text(source: Mapping[str, Any]) -> str:
@@ -72,15 +64,18 @@ def start_text(source: Mapping[str, Any]) -> str:
 
 def trainings(results: Results, data_report: dict[str, Any]) -> Table:
     """Describe the trainings of each lineage: start, rows and how often they were drawn, last and exported steps."""
-    kept = data_report["splits"]["train"]["counts"]["kept"]
+    kept = data_report["splits"].get("train", {"counts": {"kept": 0}})["counts"]["kept"]
     rows = []
     for lineage in results.lineages:
         models = results.of(lineage)
+        if is_given(lineage):
+            rows.append([model_cell(lineage), *origin_cells(models[0])])
+            continue
         ran = _settings(models[0])
         used = min(ran.get("rows") or kept, kept)
         drawn = rows_drawn(ran, models[0].manifest["steps"])
-        size = _thousands(used) if used == kept else f"{_thousands(used)} of {_thousands(kept)}"
-        seen = [] if drawn is None else [f"{_thousands(drawn)} drawn, {drawn / used:.2g} passes"]
+        size = thousands(used) if used == kept else f"{thousands(used)} of {thousands(kept)}"
+        seen = [] if drawn is None else [f"{thousands(drawn)} drawn, {drawn / used:.2g} passes"]
         kept_steps = [f"{m.kept_step or '–'} (seed {m.node.seed})" for m in models]
         rows.append(
             [
@@ -89,11 +84,18 @@ def trainings(results: Results, data_report: dict[str, Any]) -> Table:
                 Cell(size, used, seen),
                 _last_step(models),
                 Cell("", notes=kept_steps),
-                _thousands(sum(int(m.end.get("skipped", 0)) for m in models)),
+                thousands(sum(int(m.end.get("skipped", 0)) for m in models)),
             ]
         )
     heads = ["Model", "Start", "#Training rows", "#Last step", "#Exported step", "#Skipped steps"]
-    return table(heads, rows)
+    return simple(heads, rows)
+
+
+def origin_cells(model: Model) -> list[Any]:
+    """Cells of a model that is taken as it is: no training here, and which training made it where that is recorded."""
+    made = model.manifest.get("origin")
+    notes = [f"trained before as {made['lineage']}, seed {made['seed']}"] if made else []
+    return [Cell("as given", notes=notes), *[Cell("–", "")] * 4]
 
 
 def rows_drawn(settings: Mapping[str, Any], steps: int) -> int | None:
@@ -115,7 +117,7 @@ def _last_step(models: Iterable[Model]) -> Cell:
         for ran in map(_settings, models)
         if ran.get("steps") or ran.get("epochs")
     }
-    return Cell(", ".join(map(_thousands, steps)), steps[0], sorted(limits))
+    return Cell(", ".join(map(thousands, steps)), steps[0], sorted(limits))
 
 
 def _settings(model: Model) -> dict[str, Any]:
@@ -127,9 +129,10 @@ def _settings(model: Model) -> dict[str, Any]:
 
 def settings(results: Results) -> Table:
     """List the settings that ran, a column a method; where models of one method differ, each value names its models."""
-    methods = dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages)
+    trained = [lineage for lineage in results.lineages if not is_given(lineage)]
+    methods = dict.fromkeys(split(lineage)[-1].method for lineage in trained)
     values: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
-    for model in results.models.values():
+    for model in results.trained.values():
         hop = split(model.node.lineage)[-1]
         for key, value in flat(_settings(model)).items():
             by_method = values.setdefault(key, {method: {} for method in methods})
@@ -141,7 +144,7 @@ def settings(results: Results) -> Table:
         return Cell(notes=[visible(f"{value}: {', '.join(m)}") for value, m in by_value.items()])
 
     rows = [[key, *map(cell, by_method.values())] for key, by_method in sorted(values.items())]
-    return table(["Setting", *map(method_title, methods)], rows, "settings")
+    return simple(["Setting", *map(method_title, methods)], rows, kind="settings")
 
 
 def decoding(results: Results) -> Table:
@@ -149,7 +152,7 @@ def decoding(results: Results) -> Table:
     uses = [flat(results.spec[name]) for name in ("decoding", "dev_decoding")]
     keys = dict.fromkeys(key for use in uses for key in use)
     rows = [[key, *(use.get(key, "–") for use in uses)] for key in keys]
-    return table(["Setting", "Evaluation sets", "Dev"], rows)
+    return simple(["Setting", "Evaluation sets", "Dev"], rows)
 
 
 def data(data_report: dict[str, Any]) -> Table:
@@ -157,11 +160,11 @@ def data(data_report: dict[str, Any]) -> Table:
     rows = []
     for name, found in data_report["splits"].items():
         counts = found["counts"]
-        size = f"{_thousands(counts.get('blocks', 0))} blocks"
+        size = f"{thousands(counts.get('blocks', 0))} blocks"
         if "kept" in counts:
-            size = f"{_thousands(counts['kept'])} of {_thousands(counts['rows'])} rows"
+            size = f"{thousands(counts['kept'])} of {thousands(counts['rows'])} rows"
         rows.append([name, found["source"], size, Cell(found["sha256"], kind="digest")])
-    return table(["Split", "Source", "#Kept", "Rows (sha256)"], rows)
+    return simple(["Split", "Source", "#Kept", "Rows (sha256)"], rows)
 
 
 def hardware(results: Results) -> Table:
@@ -173,7 +176,7 @@ def hardware(results: Results) -> Table:
         minutes.setdefault(place, []).append(run.minutes)
     rows = [[*place, len(found), f"{sum(found):.1f}"] for place, found in minutes.items()]
     heads = ["Stage", "Device", "#Processes", "Precision", "#CPUs of the host", "#Runs", "#Minutes"]
-    return table(heads, rows)
+    return simple(heads, rows)
 
 
 def code(results: Results) -> Table:
@@ -186,7 +189,7 @@ def code(results: Results) -> Table:
     rows = [
         [stage, _digest(commit), _digest(c), runs] for (stage, commit, c), runs in found.items()
     ]
-    return table(["Stage", "Commit", "Digest of the code", "#Runs"], rows)
+    return simple(["Stage", "Commit", "Digest of the code", "#Runs"], rows)
 
 
 def versions(results: Results) -> Table:
@@ -196,12 +199,8 @@ def versions(results: Results) -> Table:
         for name, version in (model.manifest.get("versions") or {}).items():
             found.setdefault(name, set()).add(version or "not installed")
     rows = [[name, ", ".join(sorted(versions))] for name, versions in sorted(found.items())]
-    return table(["Package", "Version"], rows)
+    return simple(["Package", "Version"], rows)
 
 
 def _digest(text: str) -> Cell:
     return Cell(text, kind="digest")
-
-
-def _thousands(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f")

@@ -11,15 +11,15 @@ from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.text import PAPERS
 from takd.experiment.labels import full_text
-from takd.experiment.lineage import SUPERVISED, split
-from takd.report.tables import tex
+from takd.experiment.lineage import SUPERVISED, is_given, split
+from takd.pages.tables import tex
 from takd.runtime.digests import canonical_json, short_digest
 
 PROFILE = "profiles/local"
 
 
-class Block(NamedTuple):
-    """Commands under a heading."""
+class Commands(NamedTuple):
+    """Shell commands under a heading."""
 
     title: str
     text: str
@@ -37,7 +37,7 @@ def whole(results: Results) -> str:
     return "\n".join(f"{command:{width}}  # {what}" for command, what in commands.items())
 
 
-def numbers(results: Results) -> list[Block]:
+def numbers(results: Results) -> list[Commands]:
     """For each evaluation set, a command for each model's scores, with the number in a comment."""
     blocks = []
     for name in results.spec["sets"]:
@@ -46,25 +46,26 @@ def numbers(results: Results) -> list[Block]:
             if where == name:
                 target = f"{_folder(results)}/evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
                 score = number(evaluation.mean("rougeL"), digits=2)
-                what = f"{full_text(node.lineage)}, training seed {node.seed}"
+                seed = "" if is_given(node.lineage) else f", training seed {node.seed}"
+                what = f"{full_text(node.lineage)}{seed}"
                 lines += ["# " + _one_line(f"{what}: ROUGE-L {score}"), _snakemake(results, target)]
-        blocks.append(Block(name, "\n".join(lines)))
+        blocks.append(Commands(name, "\n".join(lines)))
     return blocks
 
 
 def digests(results: Results) -> str:
     """Digests of the weights of all models, in the format of `sha256sum --check`."""
     return "\n".join(
-        f"{digest}  {_folder(results)}/models/{node.lineage}/seed{node.seed}/{name}/model.safetensors"
+        f"{digest}  {_folder(results)}/models/{node.lineage}/seed{node.seed}/{name}"
         for node, model in results.models.items()
-        for name, digest in sorted(model.manifest["weights"].items())
+        for name, digest in sorted(model.weights.items())
     )
 
 
 def code(results: Results) -> str:
     """Commands that print the code digest of each method, to compare with the recorded one."""
     recorded: dict[str, set[str]] = {}
-    for model in results.models.values():
+    for model in results.trained.values():
         method = split(model.node.lineage)[-1].method
         recorded.setdefault(method, set()).add(model.manifest["code"])
     lines = []
@@ -83,7 +84,8 @@ def code(results: Results) -> str:
 def identity(results: Results, data_report: dict[str, Any]) -> dict[str, str]:
     """Digests that identify this run: of its settings, its data, and all its weights."""
     rows = {name: found["sha256"] for name, found in data_report["splits"].items()}
-    weights = {f"{n.lineage}/{n.seed}": m.manifest["weights"] for n, m in results.models.items()}
+    models = results.models.items()
+    weights = {f"{n.lineage}/{n.seed}": m.manifest.get("weights", m.weights) for n, m in models}
     # the number of parts of a teacher's generations does not change them
     settings = {key: value for key, value in results.spec.items() if key != "teacher_cache"}
     return {

@@ -12,10 +12,11 @@ from takd.analysis.table import DIFFERENCE, EACH, Number
 from takd.experiment.captions import decoding
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split, teacher_of
+from takd.pages.tables import Cell, Column, Group, Table, TableRow, copies
 from takd.report import pages, tables
 from takd.report.figures import forest
 from takd.report.score_tables import cited, main_table, model_cell
-from takd.report.tables import Cell, Column, Group, Row, Table, by_seed, score
+from takd.report.tables import by_seed, score
 
 BESIDE = 5
 """Models beside one another in the table of all measures: more would be cut on paper."""
@@ -23,6 +24,7 @@ TITLES = {
     "direct": "Through assistants − straight from the teacher",
     "sft": "Distilled − SFT baseline",
     "method": "Method − method",
+    "given": "Trained − as given",
 }
 
 
@@ -33,9 +35,8 @@ def page(results: Results) -> str:
     return pages.render(
         "results.html",
         results,
-        "results.html",
         tables=scores,
-        copies={name: tables.copies(found) for name, found in scores.items()},
+        copies={name: copies(found) for name, found in scores.items()},
         forests={name: forest.differences(results, name) for name in sets},
         dots={name: forest.scores(results, name) for name in sets},
         tests={name: tests(results, name) for name in sets},
@@ -46,9 +47,9 @@ def page(results: Results) -> str:
         decoding=decoding(results.spec["decoding"]),
         cited=cited(results),
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
+        given=len(results.trained) < len(results.models),
         tree=tree(results),
         measures=measured(results),
-        inline=pages.inline,
     )
 
 
@@ -60,7 +61,7 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
         return None
     several = any(each.several for each in chosen)
     columns = [Column("Compared", "name pair")]
-    for measure in TESTED:
+    for measure in results.tested(name):
         columns.append(Column(f"{BY_NAME[measure].title}, difference", note="by training seed"))
         columns += [Column("Across training seeds", note="95 %, p (Holm)")] * several
         columns.append(Column("These checkpoints", note="95 %, p (Holm)"))
@@ -74,9 +75,9 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
         rows = []
         for pair, of_pair in by_pair.items():
             cells = [_compared(results, pair)]
-            for measure in TESTED:
+            for measure in results.tested(name):
                 cells += _tested(results, of_pair[measure], several)
-            rows.append(Row(cells))
+            rows.append(TableRow(cells))
             title = f"{TITLES[question]}: a family of {of_pair['rougeL'].family}"
         if rows:
             groups.append(Group(title, rows))
@@ -133,15 +134,17 @@ def seeds_table(results: Results, name: str) -> Table:
     """Every tested measure of every training seed."""
     seeds = results.spec["seeds"]
     columns = [Column("Model", "name")]
-    columns += [Column(f"{BY_NAME[m].title}, seed {seed}") for m in TESTED for seed in seeds]
+    columns += [
+        Column(f"{BY_NAME[m].title}, seed {seed}") for m in results.tested(name) for seed in seeds
+    ]
     rows = []
     for line in table.lines(results):
         cells = [model_cell(line.lineage, line.label)]
-        for measure in TESTED:
+        for measure in results.tested(name):
             mean = score(results, name, line.lineage, measure)
             values = by_seed(results, mean) if mean else {}
             cells += [tables.measured(values.get(seed)) for seed in seeds]
-        rows.append(Row(cells, lineage=line.lineage))
+        rows.append(TableRow(cells, lineage=line.lineage))
     return Table(columns, [Group("", rows)])
 
 
@@ -150,11 +153,11 @@ def other_measures(results: Results, name: str) -> list[Table]:
     shown = [measure for measure in measured(results) if measure.name not in TESTED]
     lineages = [line.lineage for line in table.lines(results)]
 
-    def row(measure: Measure, part: Sequence[str]) -> Row:
+    def row(measure: Measure, part: Sequence[str]) -> TableRow:
         means = (score(results, name, lineage, measure.name) for lineage in part)
         cells = [tables.measured(mean and mean.value, measure.digits) for mean in means]
         arrow = measure.arrow.removesuffix(" better")
-        return Row([Cell(f"{measure.title} {arrow}".strip(), tip=measure.definition), *cells])
+        return TableRow([Cell(f"{measure.title} {arrow}".strip(), tip=measure.definition), *cells])
 
     return [
         Table(

@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 from takd.analysis import costs, table
 from takd.analysis.costs import unit
-from takd.analysis.measures import BY_NAME, TESTED
+from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.table import DIFFERENCE, Line, Number
 from takd.experiment.labels import full_text, size_text
+from takd.pages.tables import Cell, Column, Group, Table, TableRow
 from takd.report import pages
-from takd.report.tables import Cell, Column, Group, Row, Table, numbered, score
+from takd.report.tables import numbered, score
 
 ROLES = {
     "teacher": "Top teacher",
+    "given": "As given, not trained here",
     "baseline": "SFT baselines",
     "student": "Chains",
     "assistant": "Assistants",
@@ -39,7 +41,7 @@ def brief_table(results: Results) -> Table:
 
 def main_table(results: Results, name: str) -> Table:
     """Scores, gains, published scores and costs of all models on one evaluation set."""
-    columns = {Column(BY_NAME[measure].title): _score(results, name, measure) for measure in TESTED}
+    columns = {Column(BY_NAME[m].title): _score(results, name, m) for m in results.tested(name)}
     columns |= _gains(results, name, "ROUGE-L")
     if any(
         name in scores
@@ -59,10 +61,10 @@ Cells = dict[Column, Callable[[Line], Cell]]
 
 def _of_models(columns: Cells, lines: Iterable[Line], name: str = "") -> Table:
     """Table of models in groups by role; with the `name` of a set, others link to its rows."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[TableRow]] = {}
     for line in lines:
         cells = [model_cell(line.lineage, line.label), *(make(line) for make in columns.values())]
-        row = Row(cells, f"{name}-{line.lineage}" if name else "", line.lineage)
+        row = TableRow(cells, f"{name}-{line.lineage}" if name else "", line.lineage)
         groups.setdefault(ROLES[line.role], []).append(row)
     found = [Group(title, rows) for title, rows in groups.items()]
     return Table([Column("Model", "name"), *columns], found, f"scores-{name}" if name else "brief")

@@ -1,5 +1,6 @@
 """Summary: three sentences, the forest plot, one table, limits and downloads. Snakemake's report opens with it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from takd.analysis import table
@@ -11,43 +12,40 @@ from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split
+from takd.pages.tables import copies
 from takd.report import pages
 from takd.report.figures import forest
-from takd.report.tables import Table, by_seed, copies
+from takd.report.figures.registry import drawn
+from takd.report.score_tables import brief_table
+from takd.report.tables import by_seed
 
 WHAT = {
     "direct": "through assistants against straight from the teacher",
     "sft": "against the SFT baseline",
     "method": "method against method",
+    "given": "against a model as given",
 }
 
 
-def page(
-    results: Results, brief: Table, data_report: dict[str, Any], downloads: dict[str, str]
-) -> str:
-    """Render the page.
-
-    Args:
-        brief: the table that it shows (`score_tables.brief_table`).
-        downloads: files of the site and what they hold.
-    """
+def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str]) -> str:
+    """Render the page; `downloads` are files of the site with what they hold."""
     first = results.spec["sets"][0]
+    brief = brief_table(results)
+    plots = drawn(results)
     return pages.render(
-        "summary.html",
-        results,
         "index.html",
+        results,
         sentences=[
-            *(trained(results), tested(results, first), best(results, first)),
+            *filter(None, (trained(results), tested(results, first), best(results, first))),
             *(*reversed_elsewhere(results), *worse_in_strata(results, first)),
         ],
-        forest=forest.differences(results, first),
-        scores=forest.scores(results, first),
+        forest=plots.get(forest.DIFFERENCES),
+        scores=plots[forest.SCORES],
         several=len(results.spec["seeds"]) > 1,
         table=brief,
         copies=copies(brief),
         limits=limits(results, data_report),
         downloads=downloads,
-        inline=pages.inline,
     )
 
 
@@ -56,15 +54,23 @@ def trained(results: Results) -> str:
     spec = results.spec
     chains = [split(chain["lineage"]) for chain in spec["chains"]]
     sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
-    heads, ends = (
-        listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
-        for models in ([chain[0].model for chain in chains], [chain[-1].model for chain in chains])
-    )
+
+    def named(models: Iterable[str]) -> str:
+        return listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
+
+    longer = [chain for chain in chains if len(chain) > 1]
+    parts = []
+    if longer:
+        heads, ends = (named(chain[place].model for chain in longer) for place in (0, -1))
+        parts.append(f"{counted(len(longer), 'chain')} from {heads} to {ends}")
+    if alone := [chain[0].model for chain in chains if len(chain) == 1]:
+        parts.append(f"{named(alone)} alone")
+    seeds = f"training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])}"
+    trainings = f"{counted(len(results.trained), 'training')} with {seeds}"
     prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())
     return (
-        f"{counted(len(chains), 'chain')} from {heads} to {ends}: {counted(len(results.lineages), 'model')},"
-        f" {counted(len(results.nodes), 'training')} with"
-        f" training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])},"
+        f"{' and '.join(parts)}: {counted(len(results.lineages), 'model')},"
+        f" {trainings if results.trained else 'no training'},"
         f" evaluated on the prompts of {prompts}."
     )
 
@@ -133,19 +139,22 @@ def worse_in_strata(results: Results, name: str) -> list[str]:
 
 
 def best(results: Results, name: str) -> str:
-    """Name the top teacher and, of each student size, the chain with the highest mean."""
+    """Name the top teacher, models as given, and of each student size the chain with the highest mean."""
     found = table.of(results)
     rows = {row.lineage: row for row in table.rows(found, kind=SCORE, measure="rougeL", set=name)}
     roles = {line.lineage: line.role for line in table.lines(results)}
-    parts = [
-        f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
-        for lineage, role in roles.items()
-        if role == "teacher"
-    ]
-    parts = [f"Top teacher: {listed(parts)}"] if parts else []
+    parts = []
+    for start, chosen in (("Top teacher", "teacher"), ("As given", "given")):
+        said = [
+            f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
+            for lineage, role in roles.items()
+            if role == chosen
+        ]
+        parts += [f"{start}: {listed(said)}"] if said else []
     students = [rows[lineage] for lineage, role in roles.items() if role == "student"]
     students.sort(key=lambda row: -(row.parameters or 0))
     for model in dict.fromkeys(row.model for row in students):
         top = max((row for row in students if row.model == model), key=lambda row: row.value)
         parts.append(f"highest mean of {model}: {top.text()}, {full_text(top.lineage)}")
-    return f"{'; '.join(parts)}."
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if parts else ""

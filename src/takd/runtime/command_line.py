@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from takd.runtime import input_check, shutdown
+from takd.runtime import imports, input_check, shutdown, store
 from takd.runtime.code_digest import code_digest, git_commit
 from takd.runtime.errors import InputError, no_room, printable
 from takd.runtime.gpu_lock import reserve_gpus
@@ -38,7 +37,7 @@ def main(
     Args:
         module: dotted name of the stage's module.
         also: returns modules that the settings select at run time, for the digest of the code.
-        gpus: whether the stage uses GPUs.
+        gpus: whether the stage asks models, on GPUs where there are any.
         named: returns the inputs of which only the manifest is read.
     """
     began = time.time()
@@ -87,13 +86,20 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
     try:
         if not launched():
             verify(stage, named)
+        entry = store.of(stage) if rank() == 0 else None
+        if entry and not launched() and entry.take_or_claim(stage):
+            return 0
         if gpus:
+            imports.hide("scipy", *([] if _sharded(stage.spec) else ["deepspeed"]))
+            imports.scan_transformers_once()
             set_allocator()
         if gpus and nodes == 1:
             reserve_gpus(stage.processes, stage.say)
         launch(nodes, stage.processes, stage.threads)
         stage.git_commit = git_commit()
-        importlib.import_module(module).run(stage)
+        imports.quickly(module).run(stage)
+        if entry:
+            entry.put(stage)
     except (InputError, Interrupted) as error:
         stage.say(f"{'Stopped' if isinstance(error, Interrupted) else 'Error'}: {error}")
         return 1
@@ -113,6 +119,10 @@ def _attempt(module: str, stage: Stage, nodes: int, gpus: bool, named: Collectio
             traceback.print_exc()
         return 1
     return 0
+
+
+def _sharded(spec: dict[str, Any]) -> bool:
+    return bool(spec.get("settings", {}).get("deepspeed"))
 
 
 def verify(stage: Stage, named: Collection[str]) -> None:
@@ -155,6 +165,7 @@ def _parser(module: str) -> argparse.ArgumentParser:
     add("--processes", type=_count, default=1, help="processes on each node: one per GPU")
     add("--nodes", type=_count, default=1, help="nodes of the Slurm job to spread over")
     add("--micro-batch", type=_count, default=8, help="rows a process handles at once")
+    add("--max-tokens", type=_limit, default=0, help="tokens it handles at once; 0: no limit")
     switch: dict[str, Any] = {"type": _switch, "default": False, "metavar": "0|1"}
     add("--gradient-checkpointing", **switch, help="1: less memory in training, more time")
     add("--compile", **switch, help="1: training passes through torch.compile")
@@ -175,6 +186,12 @@ def _by_name(pairs: list[tuple[str, Path]]) -> dict[str, list[Path]]:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise _wrong(text, "a whole number of at least 1")
+    return int(text)
+
+
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise _wrong(text, "a whole number of at least 0")
     return int(text)
 
 

@@ -43,7 +43,7 @@ def file_digest(path: Path) -> str:
 SMALL = 16 * 2**20  # bytes up to which a source is hashed at each start
 MANY = 2**30  # bytes above which reading a file is announced
 SETTLED = 2.0  # age in seconds of a change after which the next one has another time stamp
-KNOWN = Path(__file__).resolve().parents[3] / ".snakemake/takd-digests"  # of larger sources
+KNOWN = Path(".snakemake/takd-digests")  # of larger sources
 PLACES = ("json", "text", "folder", "gguf", "url", "hub", "revision", "file")
 
 

@@ -1,6 +1,8 @@
 """Errors as sentences for users of the workflow: place, fault and remedy."""
 
 import errno
+import os
+import re
 
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -13,6 +15,7 @@ SAID = {
     "disk quota exceeded": errno.EDQUOT,
     "file too large": errno.EFBIG,
 }
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class InputError(ValueError):
@@ -62,31 +65,71 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said.partition('. ')[0].rstrip('.')}"
 
 
-def hub_error(what: str, revision: str, error: Exception) -> InputError:
-    """Build an error that explains why something could not be fetched from the Hub, and the remedy."""
+def hub_fault(revision: str, error: BaseException) -> str | None:
+    """Explain why the Hub gave nothing, with the remedy; None if the error is not one of the Hub's.
+
+    Errors of other libraries are followed to the one that caused them.
+    """
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
+        IncompleteSnapshotError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
+        RevisionResolutionError,
     )
 
-    match error:
-        case GatedRepoError():
-            do = "it is gated: accept its terms on its page, then log in with `hf auth login`"
-        case RepositoryNotFoundError():
-            do = "there is nothing of this name, or it is private: correct it, or log in with `hf auth login`"
-        case RevisionNotFoundError():
-            do = f"it has no commit {revision}: correct `revision`"
-        case LocalEntryNotFoundError():
-            do = (
-                "the hub cannot be reached and its cache (HF_HOME) lacks it: start where there is internet; what has"
-                " been fetched is kept"
-            )
-        case EntryNotFoundError():
-            do = f"it has no such file at {revision}"
-        case _:
-            reason = str(error).strip().partition("\n")[0]
-            do = f"{type(error).__name__}: {reason}; start again, what has been fetched is kept"
-    return InputError(f"{what} cannot be fetched from the hub: {do}.")
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for cause in reversed(
+        chain
+    ):  # that access is refused says more than that the cache lacks a file
+        match cause:
+            case GatedRepoError():
+                return f"it is gated: accept its terms on its page, then {LOG_IN}"
+            case RepositoryNotFoundError():
+                return f"there is nothing of this name, or it is private: correct it, or {LOG_IN}"
+            case RevisionNotFoundError():
+                return f"it has no commit {revision}: correct `revision` (a commit has 40 digits)"
+            case (
+                LocalEntryNotFoundError()
+                | IncompleteSnapshotError()
+                | RevisionResolutionError()
+                | OfflineModeIsEnabled()
+            ):
+                root = chain[-1]
+                why = (
+                    f" ({reason(root)})"
+                    if isinstance(root, Exception) and root is not cause
+                    else ""
+                )
+                return (
+                    f"the hub cannot be reached and its cache (HF_HOME) lacks it{why}: start where there is internet;"
+                    " what has been fetched is kept"
+                )
+            case EntryNotFoundError():
+                address = getattr(getattr(cause, "response", None), "url", None)
+                file = f"file {address.path.rpartition('/')[2]}" if address else "such file"
+                return f"it has no {file} at {revision}"
+            case HfHubHTTPError() if cause.response.status_code in (401, 403):
+                return f"access is refused (HTTP {cause.response.status_code}): {LOG_IN}"
+    return None
+
+
+def hub_error(what: str, revision: str, error: BaseException) -> InputError:
+    """Build an error that explains why something could not be fetched from the Hub, and the remedy."""
+    do = hub_fault(revision, error)
+    if not do:
+        said = str(error).strip().partition("\n")[0]
+        do = f"{type(error).__name__}: {said}; start again, what has been fetched is kept"
+    mirror = f" at {os.environ['HF_ENDPOINT']}" if os.environ.get("HF_ENDPOINT") else ""
+    return InputError(without_secrets(f"{what} cannot be fetched from the hub{mirror}: {do}."))
+
+
+def without_secrets(text: str) -> str:
+    """Remove user names, passwords and query strings (of signed addresses) from the URLs in a text."""
+    return re.sub(r"(https?://)(?:[^/@\s]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?", r"\1\2", text)

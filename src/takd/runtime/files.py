@@ -70,6 +70,13 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     return found
 
 
+def model_folder(root: Path, folder: str) -> str:
+    """Return the folder of a model, also where that of its training is named, which holds it as `model`."""
+    inner = f"{folder}/model"
+    named = (root / folder / "config.json").is_file()
+    return inner if not named and (root / inner / "config.json").is_file() else folder
+
+
 def foreign(content: bytes) -> str:
     """Describe what a file really is, by its first bytes, and the remedy; empty if unknown."""
     if not content.strip():

@@ -14,8 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed
-
 from takd.runtime.checkpoints import Checkpoints, resume_key
 from takd.runtime.launch import rank, world_size
 from takd.runtime.metrics_log import Journal, Progress, timed
@@ -46,6 +44,8 @@ class Shard:
     def wait(self) -> None:
         """Wait until all processes have reached this point."""
         if self.count > 1:
+            import torch.distributed
+
             torch.distributed.barrier()
 
 
@@ -61,6 +61,9 @@ def resumable(stage: Stage, output: Path) -> Iterator[tuple[Path, Shard, Journal
     """
     shard = Shard(rank(), world_size())
     if shard.count > 1:
+        # the judge, which is one process, needs no torch
+        import torch.distributed
+
         torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     checkpoints = Checkpoints(output.parent / "checkpoints", resume_key(stage))
     with contextlib.ExitStack() as stack:

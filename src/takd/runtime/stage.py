@@ -45,6 +45,7 @@ class Stage:
         threads: threads of each process.
         processes: processes on each node, one per GPU.
         micro_batch: rows that a process handles at once.
+        max_tokens: tokens that it handles at once, padding included; 0 for no limit.
         deadline: Unix time at which the stage must stop; None for no limit.
         checkpoint_seconds: longest time between two checkpoints.
         stop_requested: whether SIGTERM was received.
@@ -57,6 +58,7 @@ class Stage:
     threads: int = 1
     processes: int = 1
     micro_batch: int = 8
+    max_tokens: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
     deterministic: bool = False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -13,6 +14,10 @@ from takd.runtime.errors import InputError
 
 HEARTBEAT_SECONDS = 5.0
 MISSED = 6  # heartbeats after which an owner on another host counts as gone
+
+
+class InUseError(InputError):
+    """Another process holds the lock, and is alive."""
 
 
 class Lock:
@@ -30,13 +35,42 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Lock":
+        self._acquire()
+        self._thread.start()
+        return self
+
+    def keep(self) -> None:
+        """Hold the lock until this process ends, also if it becomes another program (exec).
+
+        A child process beats for it, and takes the lock away at the end.
+        """
+        self._acquire()
+        owner = os.getpid()
+        if os.fork():
+            return
+        try:
+            for number in (
+                signal.SIGINT,
+                signal.SIGTERM,
+            ):  # meant for the owner, which may go on for a while
+                signal.signal(number, signal.SIG_IGN)
+            # whoever reads the output of this process should not wait for the child
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for stream in range(3):
+                os.dup2(nothing, stream)
+            while os.getppid() == owner:
+                time.sleep(HEARTBEAT_SECONDS / 5)
+                os.utime(self.path)
+            self.path.unlink(missing_ok=True)
+        finally:
+            os._exit(0)
+
+    def _acquire(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
             seen = self._wait_for_owner_to_be_gone()
             if read_lock(self.path)[1] == seen:  # else another process has just taken the lock over
                 self.path.unlink(missing_ok=True)
-        self._thread.start()
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
@@ -79,13 +113,13 @@ class Lock:
                 raise self._in_use(owner)
         return seen
 
-    def _in_use(self, owner: dict[str, Any]) -> InputError:
+    def _in_use(self, owner: dict[str, Any]) -> InUseError:
         if not owner:
-            return InputError(
+            return InUseError(
                 f"{self.path}: is written to by a program that is no stage; end it, remove the file and start again."
             )
         job = f" (Slurm job {owner['job']})" if owner.get("job") else ""
-        return InputError(
+        return InUseError(
             f"process {owner['process']} on {owner.get('host')}{job} is already at work in {self.path.parent}; wait"
             " for it, or end it (scancel), and start again."
         )

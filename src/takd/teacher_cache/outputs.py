@@ -16,11 +16,10 @@ from typing import Any
 
 import pyarrow.compute
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.data.arrow import dataset_of
+from takd.data.arrow import PreparedRows, dataset_of
 from takd.decoding import loading
 from takd.losses.batch import Pair, by_length
 from takd.losses.chunked import chunk_size
@@ -57,7 +56,7 @@ def run(stage: Stage) -> None:
     stage.say(f"{title}: {tokens} tokens, {spec['kind']}, {size / 2**20:.0f} MB")
 
 
-def offsets(dataset: Dataset) -> Tensor:
+def offsets(dataset: PreparedRows) -> Tensor:
     """Return the token at which each row begins, and the end, (rows + 1,).
 
     Rows have as many tokens as `losses.batch.RightPadded` predicts.
@@ -71,7 +70,7 @@ def offsets(dataset: Dataset) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
 
 
-def _lengths(dataset: Dataset) -> dict[str, Tensor]:
+def _lengths(dataset: PreparedRows) -> dict[str, Tensor]:
     """Number of tokens in each row, (rows,), by column."""
     return {
         name: torch.tensor(pyarrow.compute.list_value_length(dataset.data.column(name)).to_pylist())
@@ -92,7 +91,7 @@ def likeliest(
     }
 
 
-def _fill(stage: Stage, title: str, dataset: Dataset, folder: Path) -> int:
+def _fill(stage: Stage, title: str, dataset: PreparedRows, folder: Path) -> int:
     """Write the file `outputs.safetensors` into the folder; return its number of tokens."""
     spec, kind = stage.spec, stage.spec["kind"]
     longest = int(sum(_lengths(dataset).values(), torch.zeros(1)).max())
@@ -156,23 +155,29 @@ def _portions(starts: Sequence[int], done: int) -> Iterator[tuple[int, int]]:
 
 @torch.no_grad()
 def _portion(
-    stage: Stage, model: PreTrainedModel, vocabulary: int, dataset: Dataset, first: int, after: int
+    stage: Stage,
+    model: PreTrainedModel,
+    vocabulary: int,
+    dataset: PreparedRows,
+    first: int,
+    after: int,
 ) -> dict[str, Tensor]:
     """Compute the outputs of a range of rows, concatenated, (tokens, ...) each."""
     found: dict[int, dict[str, Tensor]] = {}
     texts = _texts(dataset, first, after)
-    for chosen, batch in by_length(texts, stage.micro_batch, model.device):
+    sizes = stage.micro_batch, model.device, stage.max_tokens
+    for chosen, batch in by_length(texts, *sizes):
         hidden_nh = batch.hidden(model).to(model.dtype)
         values = {"hidden": hidden_nh}
         if stage.spec["kind"] == "top_k":
             values = likeliest(model, hidden_nh, vocabulary, stage.spec["top_k"])
-        pieces = {name: batch.split(value) for name, value in values.items()}
+        pieces = {name: batch.split(value.cpu()) for name, value in values.items()}
         for place, index in enumerate(chosen):
             found[index] = {name: split[place] for name, split in pieces.items()}
     return {name: torch.cat([found[i][name] for i in range(len(texts))]) for name in found[0]}
 
 
-def _texts(dataset: Dataset, first: int, after: int) -> list[Pair]:
+def _texts(dataset: PreparedRows, first: int, after: int) -> list[Pair]:
     rows = dataset[first:after]
     if "input_ids" in rows:
         return [([], block) for block in rows["input_ids"]]

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from takd.data.arrow import PreparedRows
 from takd.decoding.sampling import Prompt, Response
+from takd.losses.batch import spans
 from takd.methods.base import examples, response_tokens
 from takd.methods.token_losses import label_loss
 from takd.metrics.rouge import exact_match, rouge_l
 from takd.training.student import Student
 
 
-def dev_loss(student: Student, dev: Dataset, vocabulary: int, micro_batch: int) -> float:
+def dev_loss(
+    student: Student, dev: PreparedRows, vocabulary: int, micro_batch: int, max_tokens: int = 0
+) -> float:
     """Return the mean of -log q over all response tokens of the dev rows, on all processes."""
     accelerator = student.accelerator
     rows = examples(dev, range(len(dev)))
@@ -21,19 +24,19 @@ def dev_loss(student: Student, dev: Dataset, vocabulary: int, micro_batch: int) 
     mine = sorted(rows[accelerator.process_index :: accelerator.num_processes], key=len)
     total = torch.zeros((), device=accelerator.device)
     with student.whole() as model:
-        for start in range(0, len(mine), micro_batch):
-            total += loss(model, mine[start : start + micro_batch])[0]
+        for span in spans([len(row) for row in mine], micro_batch, max_tokens):
+            total += loss(model, mine[span])[0]
     return round(accelerator.reduce(total, "sum").item(), 6)
 
 
-def dev_prompts(dev: Dataset, seed: int) -> list[Prompt]:
+def dev_prompts(dev: PreparedRows, seed: int) -> list[Prompt]:
     """Return the prompts of the dev rows, with the same noise at each dev evaluation."""
     return [Prompt(row.prompt, row.id, seed) for row in examples(dev, range(len(dev)))]
 
 
 def dev_scores(
     responses: Sequence[Response],
-    dev: Dataset,
+    dev: PreparedRows,
     tokenizer: PreTrainedTokenizerBase,
     rouge_tokenizer: str,
 ) -> dict[str, float]:

@@ -5,23 +5,25 @@ over the global batch, so their number changes results by rounding only. A run t
 resumes from its last checkpoint and ends with the same weights (docs/workflow.md, Reproducibility).
 """
 
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.data.arrow import PreparedRows
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
-from takd.methods.base import Method, Part
+from takd.losses.batch import spans
+from takd.losses.teacher_logits import kept
+from takd.methods.base import LossFunction, Method
 from takd.models.precision import PRETRAINED, describe, device_name, torch_dtype
 from takd.runtime.checkpoints import LOG, Checkpoints, Pace
 from takd.runtime.errors import InputError
@@ -31,6 +33,7 @@ from takd.training.best_weights import Best, Keeper
 from takd.training.dev import dev_loss, dev_prompts, dev_scores
 from takd.training.devices import seed_generators
 from takd.training.exporting import Exported
+from takd.training.rollouts import exchanged, share, states_size
 from takd.training.student import Student
 
 SKIPPED_IN_A_ROW = 50
@@ -54,7 +57,7 @@ class Run:
     method: Method
     model: PreTrainedModel
     exported: Exported
-    dev: Dataset
+    dev: PreparedRows
     decoding: Decoding
     precision: str
     keep: dict[str, str]
@@ -167,38 +170,31 @@ class Run:
         # only dropout uses the global generator; reseeded at each step, it needs no saved state
         seed_generators((self.seed * 1_000_003 + step) * 1_009 + self.rank)
         sums: dict[str, Tensor] = {}
-        norm = math.nan
         # a step's loss is a mean over the global batch: each micro-batch adds its share of it
-        for part, rows in self.micro_batches(self.method.parts(step)):
-            with self.accelerator.accumulate(self.student.module):
-                loss, statistics = self.student.module(part.loss, rows)
-                # Accelerate averages over processes and micro-batches; these losses are sums
-                scale = self.world * self.accelerator.gradient_accumulation_steps
-                self.accelerator.backward(loss * scale)
-                for key, value in {"loss": loss.detach(), **statistics}.items():
-                    sums[key] = sums[key] + value if key in sums else value
-                if self.accelerator.sync_gradients:
-                    clip = s["gradient_clip"]
-                    norm = self.accelerator.clip_grad_norm_(self.student.module.parameters(), clip)
-                    # DeepSpeed clips by itself, and may report no norm
-                    norm = math.nan if norm is None else float(norm)
-                    # a loss scaler (fp16) needs the call even then: it skips the update, and lowers
-                    # the scale
-                    if math.isfinite(norm) or self.accelerator.scaler is not None:
-                        self.student.optimizer.step()
-                    self.student.optimizer.zero_grad()
-        means = self.accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
-        values = {key: round(mean, 6) for key, mean in zip(sums, means, strict=True)}
+        for loss, statistics in self.student.passes(self.micro_batches(step)):
+            for key, value in {"loss": loss, **statistics}.items():
+                sums[key] = sums[key] + value if key in sums else value
+        norm = self.student.update(s["gradient_clip"])
+        means = self.accelerator.reduce(torch.stack(list(sums.values())), "sum")
+        # the only wait for the device in a step
+        *shares, norm = torch.cat([means, norm.to(means)[None]]).tolist()
+        values = {key: round(mean, 6) for key, mean in zip(sums, shares, strict=True)}
         return {**values, "learning_rate": rate, "gradient_norm": round(norm, 6)}
 
-    def micro_batches(self, parts: Sequence[Part]) -> Iterator[tuple[Part, Sequence[Any]]]:
-        """Yield this process's share of the global batch, in micro-batches."""
-        for part in parts:
-            self.journal.tokens += sum(len(row) for row in part.rows)
+    def micro_batches(self, step: int) -> list[tuple[LossFunction, list[Any]]]:
+        """Return this process's share of a step's global batch, in micro-batches, with their losses."""
+        found = []
+        for part in self.method.parts(step):
+            lengths = [len(row) for row in part.rows]
+            self.journal.tokens += sum(lengths)
             # sorted by length, so that micro-batches have little padding
-            mine = sorted(part.rows, key=len)[self.rank :: self.world]
-            for start in range(0, len(mine), self.stage.micro_batch):
-                yield part, mine[start : start + self.stage.micro_batch]
+            mine = share(lengths, self.rank, self.world)
+            # all processes divide their shares where the longest rows of any of them need it:
+            # equally many passes, as collective operations demand
+            longest = sorted(lengths)[self.world - 1 :: self.world]
+            for span in spans(longest, self.stage.micro_batch, self.stage.max_tokens):
+                found.append((part.loss, [part.rows[i] for i in mine[span]]))
+        return found
 
     def agree(self, *flags: bool) -> list[bool]:
         """Return, for each flag, whether any process has set it.
@@ -228,9 +224,13 @@ class Run:
         teacher: PreTrainedModel | None = None,
     ) -> list[Response]:
         """Sample one response per prompt, divided among processes; all return the same list."""
-        # every n-th prompt of a sorted list: equal work for all processes
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
-        mine = order[self.rank :: self.world]
+        mine = share([len(prompt.tokens) for prompt in prompts], self.rank, self.world)
+        size = states_size(teacher, len(prompts), decoding.max_new_tokens) if teacher else 0
+        place = functools.partial(kept, device=self.accelerator.device, size=size)
+
+        def finished(index: int, response: Response) -> None:
+            response.teacher_hidden = place(response.teacher_hidden)
+
         with self.student.whole() as student:
             drawn = draw(
                 student,
@@ -242,19 +242,21 @@ class Run:
                 micro_batch=max(self.stage.micro_batch, 1) * 4,
                 teacher=teacher,
                 teacher_mix=teacher_mix,
+                finished=finished,
             )
-        pairs = list(zip(mine, drawn, strict=True))
-        everywhere = dict(gather_object(pairs) if self.world > 1 else pairs)
-        return [everywhere[i] for i in range(len(prompts))]
+        own = dict(zip(mine, drawn, strict=True))
+        if self.world == 1:
+            return [own[i] for i in range(len(prompts))]
+        return exchanged(self.accelerator, prompts, own, self.method.uses(), teacher, place)
 
     def evaluate(self, step: int) -> None:
         """Run a dev evaluation, and keep the weights if they are the best by some measure."""
         began = time.monotonic()
         responses = self.draw(dev_prompts(self.dev, self.seed), self.decoding)
-        vocabulary, micro_batch = self.method.context.vocabulary, self.stage.micro_batch
+        sizes = self.stage.micro_batch, self.stage.max_tokens
         values = {
             **dev_scores(responses, self.dev, self.tokenizer, self.rouge_tokenizer),
-            "loss": dev_loss(self.student, self.dev, vocabulary, micro_batch),
+            "loss": dev_loss(self.student, self.dev, self.method.context.vocabulary, *sizes),
         }
         self.journal.write("dev", step, steps=self.total, n=len(self.dev), **values)
         if self.main:

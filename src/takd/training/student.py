@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -14,8 +15,9 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from takd.methods.base import LossFunction
+from takd.methods.base import LossFunction, Statistics
 from takd.models.causal_lm import compile_training
+from takd.models.logits import unchanged, without_autocast
 from takd.models.lora import plain_weights
 from takd.training.exporting import Exported
 
@@ -45,6 +47,7 @@ class Student:
         dtype: dtype of the copy that samples under ZeRO-3.
         decays_all: whether weight decay includes biases and norms.
         module: the model with its loss, wrapped by DDP or DeepSpeed; used in all training passes.
+        trained: its parameters with gradients.
     """
 
     accelerator: Accelerator
@@ -75,17 +78,56 @@ class Student:
             fused=s["deepspeed"] is None,
         )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.trained = [p for p in self.module.parameters() if p.requires_grad]
 
     def train(self) -> None:
         """Switch all modules to training mode, with dropout."""
-        self.module.train()
+        if not self.module.training:
+            self.module.train()
+
+    def passes(
+        self, micro_batches: Sequence[tuple[LossFunction, Sequence[Any]]]
+    ) -> Iterator[tuple[Tensor, Statistics]]:
+        """Run the passes of a step, forward and backward; yield loss and statistics of each.
+
+        Processes exchange gradients in the last pass only. Until then autocast keeps its
+        half-precision copies of the weights, which every pass would make anew.
+        """
+        accelerator, steps = self.accelerator, len(micro_batches)
+        accelerator.step, accelerator.gradient_accumulation_steps = 0, steps
+        # Accelerate or DeepSpeed averages over processes and passes; these losses are sums
+        scale = accelerator.num_processes * (
+            self.module.gradient_accumulation_steps() if self._sharded else steps
+        )
+        with accelerator.autocast(), unchanged(self.model):
+            for loss_of, rows in micro_batches:
+                with accelerator.accumulate(self.module):
+                    loss, statistics = self.module(loss_of, rows)
+                    with without_autocast(accelerator.device):
+                        accelerator.backward(loss * scale)
+                yield loss.detach(), statistics
+
+    def update(self, clip: float) -> Tensor:
+        """Clip the gradients and update the weights; return the norm of the gradients, a scalar.
+
+        An update with a norm that is not finite is left out.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.trained, clip)
+        # DeepSpeed clips by itself, and may report no norm
+        norm = torch.as_tensor(math.nan if norm is None else norm)
+        if not self._sharded and self.accelerator.scaler is None:
+            # read by the optimizer on its device, as a loss scaler's: the host need not wait
+            self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:
         """Yield the model in evaluation mode, with all its parameters, to sample or evaluate."""
         self.module.eval()
         model = self.model if self._copy is None else self._refreshed(self._copy)
-        with self.accelerator.autocast(), torch.no_grad():
+        with self.accelerator.autocast(), torch.no_grad(), unchanged(model):
             yield model.eval()
 
     @torch.no_grad()

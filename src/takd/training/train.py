@@ -15,9 +15,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
-from takd.data.arrow import dataset_of
+from takd.data.arrow import PreparedRows, dataset_of
 from takd.decoding import loading
 from takd.decoding.model_checks import check_model
 from takd.decoding.prompts import Decoding
@@ -60,7 +59,9 @@ def run(stage: Stage) -> None:
 
 def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     spec, settings = stage.spec, stage.spec["settings"]
-    train, dev = (_rows(stage, name, settings[key]) for name, key in SPLITS.items())
+    kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
+    labelled = kind.needs_answers(settings)
+    train, dev = (_rows(stage, name, settings[key], labelled) for name, key in SPLITS.items())
     tokenizer = causal_lm.tokenizer_of(stage)
     weights = _weights(stage)
     precision = choose_precision(settings["precision"], pretrained_in(weights))
@@ -81,7 +82,6 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         add_lora(student, settings["lora"], **named, frozen_dtype=torch_dtype(precision))
     if stage.gradient_checkpointing:
         causal_lm.checkpoint_activations(student, spec["model"])
-    kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
     teacher = None
     if spec.get("asks_teacher"):
         teacher, known = loading.load(
@@ -149,11 +149,23 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         _publish(stage, job, parameters)
 
 
-def _rows(stage: Stage, split: str, count: int | None) -> Dataset:
-    """Load the first rows of a split, or all."""
+def _rows(stage: Stage, split: str, count: int | None, labelled: bool) -> PreparedRows:
+    """Load the first rows of a split, or all; if `labelled`, those with a response, which stand first.
+
+    Raises:
+        InputError: there are none.
+    """
     found = dataset_of(stage, split)
+    alone = read_json(stage.input(split)).get("counts", {}).get("without_answer", 0)
+    if labelled and alone:
+        if alone == len(found):
+            raise InputError(
+                f"{stage.spec['lineage']}: '{stage.spec['method']}' learns from answers, and no row of data.train has"
+                " one; give rows with answers, or another method that samples its own."
+            )
+        count = min(count or len(found), len(found) - alone)
     if count:
-        found = found.select(range(min(count, len(found))))
+        found = found.first(count)
     if not len(found):
         raise InputError(
             f"{stage.spec['lineage']}: no rows left in the train or dev split; see the data report."
@@ -169,7 +181,7 @@ def _weights(stage: Stage) -> Path:
 
 
 def _micro_batches(method: Method, stage: Stage) -> int:
-    """Micro-batches per step and process.
+    """Micro-batches per step and process, at most.
 
     Raises:
         InputError: the batch cannot be divided evenly among processes.
@@ -182,7 +194,8 @@ def _micro_batches(method: Method, stage: Stage) -> int:
                 f"{stage.spec['lineage']}: a global batch of {size} rows cannot be split evenly over"
                 f" {world} processes; choose a batch_size that {world} divides."
             )
-        count += math.ceil(size / world / stage.micro_batch)
+        # by tokens, a micro-batch may have one row
+        count += math.ceil(size / world / (1 if stage.max_tokens else stage.micro_batch))
     return count
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from takd.experiment.experiment import Experiment
 from takd.experiment.labels import chain_text, methods_text
+from takd.experiment.lineage import is_given
 from takd.experiment.teacher_cache import GENERATIONS
 from takd.runtime.checkpoints import LOG
 from takd.runtime.failures import sentence
@@ -93,10 +94,10 @@ def places(experiment: Experiment) -> Iterator[Place]:
         return Place(kind, name, results / record, logs / f"{log}.log", lineage)
 
     yield place("tokenizer", "", "data/tokenizer/manifest.json", "data/tokenizer")
-    for split in experiment.splits:
-        yield place("data", split, f"data/{split}/manifest.json", f"data/{split}")
+    for name in experiment.splits:
+        yield place("data", name, f"data/{name}/manifest.json", f"data/{name}")
     yield place("data_report", "", "data/report/report.json", "data/report")
-    for model in experiment.settings["models"]:
+    for model in dict.fromkeys(split(node.lineage)[-1].model for node in experiment.trainings):
         yield place("base", model, f"base/{model}/manifest.json", f"base/{model}")
     for entry in experiment.teacher_cache:
         folder, what = f"teachers/{entry.folder}", f"{chain_text(entry.teacher)}, seed {entry.seed}"
@@ -110,7 +111,10 @@ def places(experiment: Experiment) -> Iterator[Place]:
         trained, scored = (
             f"{part}/{node.lineage}/seed{node.seed}" for part in ("models", "evaluations")
         )
-        yield place("train", what, f"{trained}/manifest.json", trained, node.lineage)
+        if is_given(node.lineage):
+            yield place("given", what, f"{trained}/manifest.json", trained)
+        else:
+            yield place("train", what, f"{trained}/manifest.json", trained, node.lineage)
         for name in experiment.sets:
             at = f"{scored}/{name}"
             on = f"{what}, on {name}"

@@ -176,8 +176,8 @@ def start(experiment: Experiment, variables: Mapping[str, str]) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     given = ["--config", *(f"{k}={v}" for k, v in variables.items())] if variables else []
     command = [sys.executable, "-m", "takd", "track", experiment.name, "--follow", *given]
-    source = str(experiment.root / "src")
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    source = Path(os.environ["TAKD_HOME"]) / "src"
+    path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
     with open(log, "wb") as file:
         process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],

@@ -5,7 +5,8 @@ from typing import Any
 
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.validation.chains import check_chains
-from takd.experiment.validation.data import check_data
+from takd.experiment.validation.common import trained
+from takd.experiment.validation.data import check_data, check_splits
 from takd.experiment.validation.evaluation import check_evaluation
 from takd.experiment.validation.models import check_models
 from takd.experiment.validation.training import check_teacher_cache, check_training
@@ -24,8 +25,9 @@ def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int
     sound = check_chains(file, settings, parameters)
     complete = len(sound) == len(settings["chains"])
     of_chains = {**settings, "chains": sound}
+    check_splits(file, settings, any(trained(of_chains)))
     check_training(file, of_chains, root)
-    if complete and SUPERVISED in settings["training"]:
+    if complete and (SUPERVISED in settings["training"] or not any(trained(settings))):
         check_teacher_cache(file, settings)
     check_evaluation(file, of_chains, complete)
     file.refuse()

@@ -7,7 +7,7 @@ from takd.experiment import lineage
 from takd.experiment.labels import size_text
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import suggest
-from takd.experiment.validation.common import by_hop, distillation_methods
+from takd.experiment.validation.common import by_hop, distillation_methods, given_models
 from takd.experiment.yaml12 import Key, YamlFile, dotted
 
 
@@ -27,12 +27,13 @@ def check_chains(
     for index, chain in enumerate(settings["chains"]):
         key: Key = ("chains", index)
         right = [_check_models(file, chain["models"], key, settings["models"], parameters)]
+        right.append(_check_presence(file, chain, key))
         for entry, methods in enumerate(by_hop(chain)):
-            here = (*key, "methods", entry)
-            right.append(_check_methods(file, chain, methods, here))
+            here = (*key, "methods", entry) if methods else (*key, "models")
+            right.append(not methods or _check_methods(file, settings, chain, methods, here))
             if not right[-1]:
                 continue
-            name = lineage.of_chain(chain["models"], methods)
+            name = lineage.of_chain(chain["models"], methods, given_models(settings))
             if name in seen:
                 text = f"gives {name} again, which {dotted(seen[name])} gives already; remove one."
                 right.append(file.fault(here, text))
@@ -45,6 +46,19 @@ def check_chains(
         if all(right):
             sound.append(chain)
     return sound
+
+
+def _check_presence(file: YamlFile, chain: dict[str, Any], key: Key) -> bool:
+    """Check that a chain has methods where it has hops, and only there."""
+    if len(chain["models"]) == 1 and chain["methods"]:
+        text = f"is given, but the chain has one model, '{chain['models'][0]}', and no hop"
+        return file.fault((*key, "methods"), f"{text}; remove it, or name a student.")
+    if len(chain["models"]) > 1 and not chain["methods"]:
+        text = "how each model teaches the next, such as [minillm]."
+        if (*key, "methods") in file.lines:
+            return file.fault((*key, "methods"), f"is empty, but must say {text}")
+        return file.fault(key, f"lacks the key methods: {text}", "methods")
+    return True
 
 
 def _check_models(
@@ -65,6 +79,12 @@ def _check_models(
                 f"is '{name}', which stands in this chain before; each model may stand there once."
             )
             return file.fault(here, text)
+        if at and models[name]["trained"]:
+            return file.fault(
+                here,
+                f"is '{name}', which has trained: true, so that it learns from no teacher; put it at the head of a"
+                f" chain or alone in one ([{name}]), or remove models.{name}.trained.",
+            )
         size, larger = parameters.get(name, 0), parameters.get(names[at - 1], math.inf)
         if at and size > larger:
             return file.fault(
@@ -75,7 +95,9 @@ def _check_models(
     return True
 
 
-def _check_methods(file: YamlFile, chain: dict[str, Any], methods: list[str], key: Key) -> bool:
+def _check_methods(
+    file: YamlFile, settings: dict[str, Any], chain: dict[str, Any], methods: list[str], key: Key
+) -> bool:
     """Check one entry of `methods` up to the first error; return whether there is none."""
     several = isinstance(chain["methods"][key[-1]], list)
     known = distillation_methods()
@@ -90,7 +112,7 @@ def _check_methods(file: YamlFile, chain: dict[str, Any], methods: list[str], ke
         if method not in known:
             text = f"is '{method}', which is not a method; {suggest(method, known)}"
             return file.fault(here, text)
-        if method not in file.value["training"]:
+        if method not in settings["training"]:
             return file.fault(
                 ("training",),
                 f"lacks the key {method}: the settings of the method that {dotted(here)} uses (steps, epochs or both,"

@@ -15,8 +15,10 @@ def distillation_methods() -> list[str]:
 
 
 def by_hop(chain: dict[str, Any]) -> list[list[str]]:
-    """Return the method of every hop, for each entry of a chain's `methods`."""
+    """Return the method of every hop, for each entry of a chain's `methods`; a model alone has no hop."""
     hops = len(chain["models"]) - 1
+    if not hops:
+        return [[]]
     return [[entry] * hops if isinstance(entry, str) else entry for entry in chain["methods"]]
 
 
@@ -29,11 +31,18 @@ def training_settings(settings: dict[str, Any], model: str, method: str) -> dict
     return resolved
 
 
+def given_models(settings: dict[str, Any]) -> list[str]:
+    """Return the models that are there and are taken as they are."""
+    return [name for name, model in settings["models"].items() if model["trained"]]
+
+
 def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield every pair of a model and a method that trains it, once."""
     pairs: dict[tuple[str, str], None] = {}
+    given = given_models(settings)
     for chain in settings["chains"]:
-        pairs.update(((name, SUPERVISED), None) for name in chain["models"])
+        own = [name for name in chain["models"] if name not in given]
+        pairs.update(((name, SUPERVISED), None) for name in own)
         for methods in by_hop(chain):
             pairs.update((pair, None) for pair in zip(chain["models"][1:], methods, strict=True))
     yield from pairs

@@ -4,7 +4,7 @@ from typing import Any
 
 from takd.experiment import lineage
 from takd.experiment.schema import suggest
-from takd.experiment.validation.common import by_hop
+from takd.experiment.validation.common import by_hop, given_models
 from takd.experiment.yaml12 import Key, YamlFile
 
 
@@ -30,10 +30,12 @@ def check_evaluation(file: YamlFile, settings: dict[str, Any], complete: bool) -
             file.fault(("evaluation", "judge", "seeds", at), text)
     if not complete:
         return
-    names = [lineage.supervised(name) for chain in settings["chains"] for name in chain["models"]]
+    given = given_models(settings)
+    of_chains = [name for chain in settings["chains"] for name in chain["models"]]
+    names = [lineage.supervised(name) for name in of_chains if name not in given]
     for chain in settings["chains"]:
         for methods in by_hop(chain):
-            names += lineage.prefixes(lineage.of_chain(chain["models"], methods))
+            names += lineage.prefixes(lineage.of_chain(chain["models"], methods, given))
     names = list(dict.fromkeys(names))
     for index, target in enumerate(settings["report"]["targets"]):
         for name, scores in target["scores"].items():

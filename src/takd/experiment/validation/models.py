@@ -6,6 +6,7 @@ from typing import Any
 from takd.experiment.validation.common import divisors, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile
 from takd.models.weight_files import safetensors_parameters
+from takd.runtime.files import model_folder
 
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 
@@ -26,12 +27,29 @@ def check_models(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[s
     parameters = {}
     for name, model in settings["models"].items():
         key = ("models", name)
-        if _check_kept_layers(file, (*key, "weights"), model["weights"]):
+        if _check_given(file, key, model) and _check_kept_layers(
+            file, (*key, "weights"), model["weights"]
+        ):
             check = _check_scratch if "scratch" in model["weights"] else _check_size
             size = check(file, settings, key, model, root)
             if size is not None:
                 parameters[name] = size
     return parameters
+
+
+def _check_given(file: YamlFile, key: Key, model: dict[str, Any]) -> bool:
+    """Check that a model that is taken as it is has weights, and nothing to train it with."""
+    if not model["trained"]:
+        return True
+    if "scratch" in model["weights"]:
+        text = "is true, but the weights are random (weights.scratch); name the weights of a model that is trained."
+        return file.fault((*key, "trained"), text)
+    if "training" in model:
+        text = (
+            "has no effect, as the model is taken as it is (trained: true); remove one of the two."
+        )
+        return file.fault((*key, "training"), text)
+    return True
 
 
 def _check_size(
@@ -40,7 +58,7 @@ def _check_size(
     """Return the size of a model that exists, as declared or counted; None if it is not known."""
     size, weights = model.get("parameters"), model["weights"]
     if size is None and "folder" in weights and "keep_layers" not in weights:
-        size = safetensors_parameters(root / weights["folder"])
+        size = safetensors_parameters(root / model_folder(root, weights["folder"]))
     if size is None:
         text = "lacks the key parameters: its size, such as 1.5B or 120M (only of a folder with whole safetensors it"
         file.fault(key, f"{text} is counted).")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.experiment.lineage import SUPERVISED
-from takd.experiment.schema import show, suggest
+from takd.experiment.schema import HOME, own_or_shipped, show, suggest
 from takd.experiment.validation.common import divisors, trained, training_settings, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile, dotted
 
@@ -21,11 +21,12 @@ REGIMES = {
 
 def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None:
     """Check the training settings of every pair of model and method."""
-    if SUPERVISED not in settings["training"]:
+    pairs = list(trained(settings))
+    if pairs and SUPERVISED not in settings["training"]:
         text = f"lacks the key {SUPERVISED}: the settings that teachers and starts are trained with"
         file.fault(("training",), f"{text} (steps, epochs or both, at least).", SUPERVISED)
         return
-    for model, method in trained(settings):
+    for model, method in pairs:
         _check_pair(file, settings, root, model, method)
 
 
@@ -127,11 +128,12 @@ def _check_lora(file: YamlFile, key: Key, resolved: dict[str, Any], width: int) 
 
 
 def _check_deepspeed(file: YamlFile, key: Key, name: str, root: Path) -> None:
-    known = sorted(path.stem for path in (root / DEEPSPEED).glob("*.json"))
+    folders = root / DEEPSPEED, HOME / DEEPSPEED
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.json")})
     if name not in known:
         file.fault(key, f"is '{name}', which is no file in {DEEPSPEED}; {suggest(name, known)}")
         return
     try:
-        json.loads((root / DEEPSPEED / f"{name}.json").read_text(encoding="utf-8"))
+        json.loads(own_or_shipped(root, f"{DEEPSPEED}/{name}.json").read_text(encoding="utf-8"))
     except ValueError as error:
         file.fault(key, f"is '{name}', but {DEEPSPEED}/{name}.json is not JSON: {error}.")

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from takd.analysis.results import Model, Results, Row
 from takd.experiment.labels import full_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
 from takd.report.figures.style import (
     COLOURS,
     DASHES,
@@ -22,6 +23,7 @@ from takd.report.figures.style import (
     WIDTH,
     Drawing,
     Look,
+    Plot,
     handle,
     looks,
     panels,
@@ -63,9 +65,14 @@ def learning_curves(results: Results) -> Drawing:
     look = looks(results)
     panels: dict[str, list[Series]] = {}
     for lineage in results.lineages:
+        if is_given(lineage):
+            continue
         series = Series(full_text(lineage), look[lineage], results.of(lineage))
         panels.setdefault(split(lineage)[-1].model, []).append(series)
     return Drawing(_draw(panels, min(len(panels), 3)), numbers(results, "dev"))
+
+
+PLOT = Plot("learning", "learning curves, ROUGE-L on dev", learning_curves)
 
 
 def experiments(compared: Mapping[str, Results], lineages: Sequence[str]) -> Drawing:
@@ -100,7 +107,9 @@ def _points(model: Model) -> dict[int, float]:
 
 
 def _draw(panels_: Mapping[str, Sequence[Series]], columns: int) -> str:
-    """Draw panels with one y axis and one legend."""
+    """Draw panels with one y axis and one legend; an empty figure where nothing was trained."""
+    if not panels_:
+        return to_svg(Figure(figsize=(WIDTH, 0.1)))
     names = {series.name: handle(series.look) for found in panels_.values() for series in found}
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(panels_), columns, len(panels_), WIDTH, 2.3, names)

@@ -17,14 +17,14 @@ from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import split
-from takd.report.figures.style import STYLE, Look, looks, to_svg
+from takd.experiment.lineage import GIVEN, split
+from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
 GREY = "#555555"
 
 
-class Line(NamedTuple):
+class Entry(NamedTuple):
     """One mean with its uncertainty; a hollow marker is a difference that is not significant."""
 
     label: str
@@ -46,11 +46,11 @@ class Block(NamedTuple):
     """Lines under one heading."""
 
     title: str
-    lines: Sequence[Line]
+    lines: Sequence[Entry]
 
 
-class Shape(NamedTuple):
-    """Measures of a form of the figure, in inches; `above`: labels stand above the lines, not beside them."""
+class Layout(NamedTuple):
+    """Measures of one form of the figure, in inches; `above`: labels stand above the lines, not beside them."""
 
     width: float
     label: float
@@ -63,27 +63,21 @@ class Shape(NamedTuple):
     above: bool
 
 
-BROAD = Shape(9.0, 3.05, 3.25, 0.36, 0.42, 9.0, 60, above=False)
-NARROW = Shape(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, 40, above=True)
+BROAD = Layout(9.0, 3.05, 3.25, 0.36, 0.42, 9.0, 60, above=False)
+NARROW = Layout(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, 40, above=True)
 """So narrow that its text can be read on a phone."""
-
-
-class Forest(NamedTuple):
-    """The two forms of the figure as SVG."""
-
-    broad: str
-    narrow: str
 
 
 QUESTIONS = {
     "direct": "Does the assistant help? (through − direct)",
     "sft": "Gain over SFT of the same model",
     "method": "Method against method on one chain",
+    "given": "Trained here against as given (one set of weights for all training seeds)",
 }
 """Headings, in the order of the blocks."""
 
 
-def differences(results: Results, name: str, measure: str = "rougeL") -> Forest | None:
+def differences(results: Results, name: str, measure: str = "rougeL") -> Drawing | None:
     """Draw all differences on one evaluation set, by question; None if there are none."""
     found = blocks(results, name, measure)
     title = f"difference in {BY_NAME[measure].title}"
@@ -93,11 +87,11 @@ def differences(results: Results, name: str, measure: str = "rougeL") -> Forest 
 def blocks(results: Results, name: str, measure: str) -> list[Block]:
     """Lines of the differences on one evaluation set, by question."""
     look = looks(results)
-    by_question: dict[str, list[Line]] = {question: [] for question in QUESTIONS}
+    by_question: dict[str, list[Entry]] = {question: [] for question in QUESTIONS}
     for row in table.rows(table.of(results), kind=DIFFERENCE, set=name, measure=measure):
         pair = Pair(row.question, row.lineage, row.other)
         unequal = [one.what for one in fairness.unequal(results, pair) if one.of_data_or_start]
-        line = Line(
+        line = Entry(
             pair_text(pair),
             row,
             list(by_seed(results, row).values()),
@@ -109,7 +103,7 @@ def blocks(results: Results, name: str, measure: str) -> list[Block]:
     return [Block(QUESTIONS[question], lines) for question, lines in by_question.items() if lines]
 
 
-def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
+def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
     """Draw the scores of all models on one evaluation set, by model, those of large teachers first."""
     look = looks(results)
     rows = table.rows(table.of(results), kind=SCORE, set=name, measure=measure)
@@ -122,7 +116,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
     found = []
     for model in sorted(sizes, key=lambda model: -sizes[model]):
         lines = [
-            Line(
+            Entry(
                 full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
             )
             for row in sorted((row for row in rows if row.model == model), key=teachers)
@@ -131,13 +125,26 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Forest:
     return both(found, BY_NAME[measure].title, signed=False)
 
 
-def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Forest:
-    return Forest(*(draw(blocks, axis_title, signed, shape) for shape in (BROAD, NARROW)))
+def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Drawing:
+    """Draw the blocks in both forms."""
+    broad, narrow = (draw(blocks, axis_title, signed, layout) for layout in (BROAD, NARROW))
+    return Drawing(broad, narrow=narrow)
+
+
+DIFFERENCES = Plot(
+    "forest",
+    "differences of ROUGE-L, the figure above",
+    lambda results: differences(results, results.spec["sets"][0]),
+)
+SCORES = Plot(
+    "scores", "ROUGE-L of all models", lambda results: scores(results, results.spec["sets"][0])
+)
+"""Of the first evaluation set, as is the one above; the page of results has both for each set."""
 
 
 def pair_text(pair: Pair) -> str:
     """Name a difference: the chain where it is clear from the question what it is compared with, else both sides."""
-    if pair.question != "method":
+    if pair.question not in ("method", "given"):
         return full_text(pair.ours)
     ours, theirs = (full_text(lineage).partition(": ") for lineage in (pair.ours, pair.theirs))
     if ours[2] == theirs[2]:
@@ -150,21 +157,21 @@ def tests_text(verdict: str, p: float | None) -> str:
     return f"{verdict}, {p_text(p)}" if verdict else ""
 
 
-def draw(blocks: Sequence[Block], axis_title: str, signed: bool, shape: Shape = BROAD) -> str:
+def draw(blocks: Sequence[Block], axis_title: str, signed: bool, layout: Layout = BROAD) -> str:
     """Draw the blocks from top to bottom as SVG; `signed` means differences, with a line at zero."""
     rows = sum(len(block.lines) for block in blocks)
     longest = max(len(line.label) for block in blocks for line in block.lines)
-    if longest > shape.wrap:
-        shape = shape._replace(row=shape.row + 0.2)
-    if not shape.above:
-        more = max(0, min(longest, shape.wrap) * 0.066 - shape.label)
-        shape = shape._replace(label=shape.label + more, width=shape.width + more)
-    high = shape.heading * len(blocks) + shape.row * rows
-    height = high + 0.55 + (0.55 if shape.above else 0.3)
-    with matplotlib.rc_context(STYLE | {"font.size": shape.size}):
-        figure = Figure(figsize=(shape.width, height))
-        left = shape.label / shape.width
-        wide = 1 - left - shape.said / shape.width
+    if longest > layout.wrap:
+        layout = layout._replace(row=layout.row + 0.2)
+    if not layout.above:
+        more = max(0, min(longest, layout.wrap) * 0.066 - layout.label)
+        layout = layout._replace(label=layout.label + more, width=layout.width + more)
+    high = layout.heading * len(blocks) + layout.row * rows
+    height = high + 0.55 + (0.55 if layout.above else 0.3)
+    with matplotlib.rc_context(STYLE | {"font.size": layout.size}):
+        figure = Figure(figsize=(layout.width, height))
+        left = layout.label / layout.width
+        wide = 1 - left - layout.said / layout.width
         axis = figure.add_axes((left, 1 - (high + 0.05) / height, wide, high / height))
         axis.set_ylim(high, 0)
         low, top = _limits(blocks, signed)
@@ -172,18 +179,18 @@ def draw(blocks: Sequence[Block], axis_title: str, signed: bool, shape: Shape = 
         axis.spines["left"].set_visible(False)
         axis.tick_params(left=False, labelleft=False)
         axis.grid(axis="y", visible=False)
-        axis.xaxis.set_major_locator(MaxNLocator(6 if shape.above else 7))
+        axis.xaxis.set_major_locator(MaxNLocator(6 if layout.above else 7))
         axis.set_xlabel(axis_title)
         if signed:
             axis.axvline(0, color="black", linewidth=1, zorder=1)
         down = 0.0
         for block in blocks:
-            _write(axis, shape, down + 0.62 * shape.heading, block.title, weight="bold")
-            down += shape.heading
+            _write(axis, layout, down + 0.62 * layout.heading, block.title, weight="bold")
+            down += layout.heading
             for line in block.lines:
-                _line(axis, shape, down, line)
-                down += shape.row
-        _key(figure, shape, blocks, signed)
+                _line(axis, layout, down, line)
+                down += layout.row
+        _key(figure, layout, blocks, signed)
         return to_svg(figure)
 
 
@@ -199,9 +206,9 @@ def _limits(blocks: Sequence[Block], signed: bool) -> tuple[float, float]:
     return low - edge, high + edge
 
 
-def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
+def _line(axis: Axes, layout: Layout, top: float, line: Entry) -> None:
     """Draw one line: interval, ticks of the seeds, marker, and its texts."""
-    down = top + (0.72 if shape.above else 0.5) * shape.row
+    down = top + (0.72 if layout.above else 0.5) * layout.row
     colour = line.look.colour
     low, high = axis.get_xlim()
     if interval := line.number.interval:
@@ -222,19 +229,19 @@ def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
         line.number.value, down, marker=line.look.marker, color=colour, markersize=6.5, markeredgewidth=1.4,
         markerfacecolor="white" if line.hollow else colour, linestyle="none", zorder=4,
     )  # fmt: skip
-    text = "\n".join(textwrap.wrap(line.label, shape.wrap))
+    text = "\n".join(textwrap.wrap(line.label, layout.wrap))
     said = line.number.text()
     value = said.partition(" (")[0]
-    if shape.above:
-        _write(axis, shape, top + 0.27 * shape.row, text)
+    if layout.above:
+        _write(axis, layout, top + 0.27 * layout.row, text)
         short = line.text.partition(",")[0]
         weight = "normal" if line.hollow else "bold"
-        _write(axis, shape, top + 0.27 * shape.row, f"{value} {short}", right=True, weight=weight)
+        _write(axis, layout, top + 0.27 * layout.row, f"{value} {short}", right=True, weight=weight)
         return
-    _write(axis, shape, down - 0.075 if line.note else down, text)
+    _write(axis, layout, down - 0.075 if line.note else down, text)
     if line.note:
         below = 0.085 + 0.08 * text.count("\n")
-        _write(axis, shape, down + below, line.note, size=8.8, color=GREY)
+        _write(axis, layout, down + below, line.note, size=8.8, color=GREY)
     for words, at in ((said, 6), (line.text, 124)):
         axis.annotate(
             words, (1, down), (at, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
@@ -243,10 +250,10 @@ def _line(axis: Axes, shape: Shape, top: float, line: Line) -> None:
 
 
 def _write(
-    axis: Axes, shape: Shape, down: float, text: str, right: bool = False, **how: Any
+    axis: Axes, layout: Layout, down: float, text: str, right: bool = False, **how: Any
 ) -> None:
     """Write a text at the left edge of the figure, or at its right edge, at a height of the axis."""
-    at = (0.05 - shape.label) * 72
+    at = (0.05 - layout.label) * 72
     axis.annotate(
         text, (1 if right else 0, down), (0 if right else at, 0), xycoords=("axes fraction", "data"),
         textcoords="offset points", va="center", ha="right" if right else "left", annotation_clip=False,
@@ -254,10 +261,15 @@ def _write(
     )  # fmt: skip
 
 
-def _key(figure: Figure, shape: Shape, blocks: Sequence[Block], signed: bool) -> None:
+def _key(figure: Figure, layout: Layout, blocks: Sequence[Block], signed: bool) -> None:
     """Add the legend: markers of the routes, ticks, and filled against hollow."""
     lines = [line for block in blocks for line in block.lines]
-    names = {"s": "SFT alone", "o": "straight from the teacher", "D": "through assistants"}
+    given = any(line.number.method == GIVEN for line in lines)
+    names = {
+        "s": "SFT alone, or as given" if given else "SFT alone",
+        "o": "straight from the teacher",
+        "D": "through assistants",
+    }
     shown = {line.look.marker for line in lines}
     handles = [_mark(marker) for marker in names if marker in shown]
     texts = [text for marker, text in names.items() if marker in shown]
@@ -268,8 +280,8 @@ def _key(figure: Figure, shape: Shape, blocks: Sequence[Block], signed: bool) ->
         handles += [_mark("o", hollow=False), _mark("o", hollow=True)]
         texts += ["filled: significant", "hollow: n.s."]
     figure.legend(
-        handles, texts, loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=2 if shape.above else len(texts),
-        fontsize=10.2 if shape.above else 9, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1,
+        handles, texts, loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=2 if layout.above else len(texts),
+        fontsize=10.2 if layout.above else 9, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ from statistics import fmean
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from takd.analysis import costs, exports
@@ -21,7 +20,9 @@ from takd.report.figures.style import (
     WIDTH,
     Drawing,
     Look,
+    Plot,
     by_size,
+    handle,
     looks,
     n_text,
     panels,
@@ -34,16 +35,29 @@ FAR = 12
 
 
 def quality(results: Results) -> Drawing:
-    """Draw ROUGE-L against total cost, hours beside tokens, a row for each set.
+    """Draw ROUGE-L against total cost, hours beside tokens (above them for a phone), a row for each set.
 
     Colour is the method, marker the route, size that of the model; dots are single training seeds.
     """
-    return Drawing(_draw(results, WIDTH, columns=2), _numbers(results))
+    broad, narrow = (_draw(results, WIDTH * columns / 2, columns) for columns in (2, 1))
+    return Drawing(broad, _numbers(results), narrow, _note(results))
 
 
-def narrow(results: Results) -> str:
-    """Draw the same for a phone, hours above tokens."""
-    return _draw(results, WIDTH / 2, columns=1)
+def _note(results: Results) -> str:
+    caches = " and the teacher caches that it and they read," if results.teacher_cache else ""
+    seeds = (
+        ", dots single training seeds; the top teacher is trained once for all seeds and counts in full"
+        if len(results.spec["seeds"]) > 1
+        else ""
+    )
+    return (
+        f"The total cost of a model includes every teacher of its chain, the SFT that it and they start from,{caches}"
+        f" each once. Bars are 95 % confidence intervals{seeds}. Tokens are those trained on and drawn; those that a"
+        " teacher only scores do not count. Dev is included, evaluation is not."
+    )
+
+
+PLOT = Plot("quality", "quality against cost", quality, "costs.html", "Quality against total cost")
 
 
 def _draw(results: Results, width: float, columns: int) -> str:
@@ -61,7 +75,7 @@ def _draw(results: Results, width: float, columns: int) -> str:
     # both x axes are treated alike
     means = [[fmean(by_seed.values()) for by_seed in found] for found in axes.values()]
     log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means)
-    key = {full_text(each.lineage): _mark(look[each.lineage], size[each.lineage]) for each in spent}
+    key = {full_text(x): handle(look[x]._replace(dashes="none"), size[x]) for x in results.lineages}
     sets = results.spec["sets"]
     with matplotlib.rc_context(STYLE):
         high = 3.2 if columns > 1 else 2.6
@@ -101,10 +115,6 @@ def _point(
         at, mean.value, marker=look.marker, markersize=size, color=colour, linestyle="none",
         markeredgecolor="white", markeredgewidth=0.7, zorder=4,
     )  # fmt: skip
-
-
-def _mark(look: Look, size: float) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker, markersize=size, linestyle="none")
 
 
 def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:

@@ -8,16 +8,18 @@ a route (labels alone, direct, through assistants).
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from takd.analysis.exports import to_csv
 from takd.analysis.results import Results, Row
-from takd.experiment.lineage import SUPERVISED, split
+from takd.analysis.text import counted
+from takd.experiment.lineage import GIVEN, SUPERVISED, split
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -67,12 +69,12 @@ class Look(NamedTuple):
 def looks(results: Results) -> dict[str, Look]:
     """Assign one look per lineage: colour by method, marker by route; dashes tell those of one route apart."""
     methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
-    taught = [method for method in methods if method != SUPERVISED]
+    taught = [method for method in methods if method not in (SUPERVISED, GIVEN)]
     count: Counter[str] = Counter()
     chosen: dict[str, Look] = {}
     for lineage in results.lineages:
         method = split(lineage)[-1].method
-        colour = BLACK if method == SUPERVISED else COLOURS[taught.index(method) % len(COLOURS)]
+        colour = BLACK if method not in taught else COLOURS[taught.index(method) % len(COLOURS)]
         marker = ROUTES[min(len(split(lineage)), 3)]
         # in grey, dashes tell methods of one route apart
         order = [DASHES[(count[marker] + step) % len(DASHES)] for step in range(len(DASHES))]
@@ -90,31 +92,52 @@ def by_size(results: Results) -> dict[str, int]:
 
 def n_text(results: Results, name: str) -> str:
     """State how many values a score on an evaluation set averages."""
-    prompts = results.evaluations[results.nodes[0], name].scores["n"]
-    seeds, draws = len(results.spec["seeds"]), len(results.spec["decoding_seeds"])
-    return (
-        f"{prompts} prompt{'s' if prompts > 1 else ''}"
-        f" × {draws} decoding seed{'s' if draws > 1 else ''},"
-        f" {seeds} training seed{'s' if seeds > 1 else ''}"
-    )
+    prompts = counted(results.evaluations[results.nodes[0], name].scores["n"], "prompt")
+    draws = counted(len(results.spec["decoding_seeds"]), "decoding seed")
+    return f"{prompts} × {draws}, {counted(len(results.spec['seeds']), 'training seed')}"
 
 
 class Drawing(NamedTuple):
-    """A figure as SVG, and its numbers."""
+    """A figure as SVG.
+
+    Attributes:
+        numbers: one row for each mark, written as CSV beside the figure; none where another file has them.
+        narrow: its form for phones, if it has one.
+        note: text below it on its page.
+    """
 
     svg: str
-    numbers: list[Row]
+    numbers: Sequence[Row] = ()
+    narrow: str = ""
+    note: str = ""
 
     @property
     def csv(self) -> str:
-        """The numbers as CSV, one line for each mark of the figure."""
+        """The numbers as CSV."""
         return to_csv(self.numbers)
 
 
-def handle(look: Look) -> Line2D:
-    """Legend entry of a line."""
+class Plot(NamedTuple):
+    """A figure of the report, with what the pages have to know of it.
+
+    Attributes:
+        name: name of its files, without suffix.
+        about: what it shows, said beside its download.
+        draw: function that draws it; None if there is nothing to draw.
+        page: page that shows it under `title`; empty for one that a template places.
+    """
+
+    name: str
+    about: str
+    draw: Callable[[Results], Drawing | None]
+    page: str = ""
+    title: str = ""
+
+
+def handle(look: Look, size: float = 4) -> Line2D:
+    """Legend entry of a line, or of a marker alone where the look has no dashes (`none`)."""
     return Line2D(
-        [], [], color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=4
+        [], [], color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=size
     )
 
 
@@ -157,3 +180,24 @@ def panels(
         ncols=across, borderaxespad=0, fontsize=9 if width == WIDTH else 10.2,
     )  # fmt: skip
     return figure, axes
+
+
+_SHAPES = {
+    "o": '<circle cx="18" cy="6" r="3.5"/>',
+    "s": '<path d="M14.5 2.5h7v7h-7z"/>',
+    "^": '<path d="M18 2l4 7.5h-8z"/>',
+    "D": '<path d="M18 1.5l4.5 4.5-4.5 4.5-4.5-4.5z"/>',
+    "v": '<path d="M18 10l4-7.5h-8z"/>',
+    "P": '<path d="M16.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"/>',
+    "X": '<path d="M15 1.5l3 2.7 3-2.7 1.5 1.5-2.7 3 2.7 3-1.5 1.5-3-2.7-3 2.7-1.5-1.5 2.7-3-2.7-3z"/>',
+}
+_STROKES = dict(zip(DASHES, ("", "6 3", "7 2 1.5 2", "1.5 2", "10 4", "1.5 4"), strict=True))
+
+
+def stroke(look: Look) -> Markup:
+    """Sample of a line, small enough for running text."""
+    return Markup(
+        f'<svg class="stroke" viewBox="0 0 36 12" aria-hidden="true" fill="{look.colour}" stroke="{look.colour}">'
+        f'<path d="M0 6h36" fill="none" stroke-width="2" stroke-dasharray="{_STROKES[look.dashes]}"/>'
+        f'<g stroke="none">{_SHAPES[look.marker]}</g></svg>'
+    )

@@ -6,13 +6,11 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from takd.report.figures.style import DASHES, Look
-
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
-def scoped(svg: str, name: str = "") -> str:
+def inline(svg: str, name: str = "") -> Markup:
     """Turn an SVG file into an element of a page, without a size of its own.
 
     Matplotlib numbers its groups from one in every file (`axes_1`) and names clip paths and markers by their shape. In
@@ -34,25 +32,4 @@ def scoped(svg: str, name: str = "") -> str:
                 element.set(key, f"#{prefix}{value[1:]}")
             elif "url(#" in value:
                 element.set(key, _REFERENCE.sub(rf"url(#{prefix}\1)", value))
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-_SHAPES = {
-    "o": '<circle cx="18" cy="6" r="3.5"/>',
-    "s": '<path d="M14.5 2.5h7v7h-7z"/>',
-    "^": '<path d="M18 2l4 7.5h-8z"/>',
-    "D": '<path d="M18 1.5l4.5 4.5-4.5 4.5-4.5-4.5z"/>',
-    "v": '<path d="M18 10l4-7.5h-8z"/>',
-    "P": '<path d="M16.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"/>',
-    "X": '<path d="M15 1.5l3 2.7 3-2.7 1.5 1.5-2.7 3 2.7 3-1.5 1.5-3-2.7-3 2.7-1.5-1.5 2.7-3-2.7-3z"/>',
-}
-_STROKES = dict(zip(DASHES, ("", "6 3", "7 2 1.5 2", "1.5 2", "10 4", "1.5 4"), strict=True))
-
-
-def stroke(look: Look) -> Markup:
-    """Sample of a line, small enough for running text."""
-    return Markup(
-        f'<svg class="stroke" viewBox="0 0 36 12" aria-hidden="true" fill="{look.colour}" stroke="{look.colour}">'
-        f'<path d="M0 6h36" fill="none" stroke-width="2" stroke-dasharray="{_STROKES[look.dashes]}"/>'
-        f'<g stroke="none">{_SHAPES[look.marker]}</g></svg>'
-    )
+    return Markup(ElementTree.tostring(root, encoding="unicode"))

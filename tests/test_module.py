@@ -1,0 +1,61 @@
+"""The workflow as a module of a Snakefile in a folder of the user's own."""
+
+import shutil
+from pathlib import Path
+
+import yaml
+from conftest import Project, make_project, small_experiment
+
+MODULE = """
+configfile: "config/config.yaml"
+
+module takd:
+    snakefile: "{clone}/workflow/Snakefile"
+    config: config
+
+use rule * from takd
+"""
+
+
+def use(clone: Path, folder: Path) -> Project:
+    """Make a folder with an experiment, its data and a Snakefile that declares a clone as a module."""
+    (folder / "config/experiments").mkdir(parents=True)
+    experiment = small_experiment() | {"title": "Own"}
+    (folder / "config/experiments/own.yaml").write_text(yaml.safe_dump(experiment))
+    (folder / "config/config.yaml").write_text("experiment: own\n")
+    (folder / "Snakefile").write_text(MODULE.format(clone=clone))
+    (folder / "data").mkdir()
+    shutil.copy(clone / "fakes.py", folder)  # the placeholder stages
+    return Project(folder)
+
+
+def test_an_own_folder_has_its_experiments_data_and_results(tmp_path: Path) -> None:
+    clone = make_project(tmp_path / "clone", small_experiment())
+    own = use(clone.folder, tmp_path / "own folder")
+    # a dry run needs no data; a run is refused before its first job, as in the clone itself
+    assert own.plan()["teacher"] == 1
+    refused = own.run(check=False)
+    assert "data.dev.json is 'data/dev.jsonl', which does not exist" in refused
+    assert not list(own.folder.glob("results/**/manifest.json"))
+    (own.folder / "data/dev.jsonl").write_text('{"instruction": "Say b.", "output": "b"}\n')
+    own.run("models", "--quiet", "rules")
+    assert own.outputs("models") == []
+    assert (own.folder / "results/own/models/teacher-sft/seed1/manifest.json").is_file()
+    assert not (clone.folder / "results").exists()
+    # experiments that come with the workflow run there as well
+    assert own.plan("--config", "experiment=small")["teacher"] == 1
+    own.experiment(lambda e: e["training"]["minillm"].update(steps=5), "own")
+    stale = own.outputs("models")
+    assert stale and all("-minillm/" in path for path in stale), stale
+    # a clone that is moved changes the commands of no stage
+    own.experiment(lambda e: e["training"]["minillm"].update(steps=4), "own")
+    clone.folder.rename(tmp_path / "elsewhere")
+    (own.folder / "Snakefile").write_text(MODULE.format(clone=tmp_path / "elsewhere"))
+    assert own.outputs("models") == []
+
+
+def test_a_module_without_the_package_is_refused(tmp_path: Path) -> None:
+    clone = make_project(tmp_path / "clone", small_experiment())
+    own = use(clone.folder, tmp_path / "own")
+    shutil.rmtree(clone.folder / "src")
+    assert "takd runs from a clone of its repository" in own.run("-n", check=False)

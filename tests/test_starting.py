@@ -1,0 +1,121 @@
+"""What stages import, each started as Snakemake starts it: the start is most of the time of a small one."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project
+
+from takd.runtime import imports
+
+# runs a stage, then prints all modules that it has imported
+OBSERVED = """
+import json, runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+print(json.dumps([name for name, module in sys.modules.items() if module]))
+"""
+FROM_SOURCE = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+MODELS = {"torch", "transformers", "accelerate", "nltk", "datasets"}
+PAGES = {
+    "matplotlib",
+    "scipy",
+    "pandas",
+    "jsonschema",
+    "snakemake",
+    "datasets",
+    "deepspeed",
+    "peft",
+}
+NEEDLESS = {
+    "tokenizer": MODELS | PAGES | {"numpy"},
+    "data_report": MODELS | PAGES,
+    "distill_minillm": PAGES,
+    "evaluate": PAGES,
+    "likelihoods": PAGES | {"nltk"},
+    "card": MODELS | {"matplotlib", "scipy.stats", "jsonschema", "snakemake"},
+    "report": MODELS | {"scipy.stats", "matplotlib.pyplot", "jsonschema", "snakemake"},
+}
+
+
+@pytest.fixture(scope="module")
+def commands(forked: Project) -> dict[str, list[str]]:
+    """Words of the command of one stage of each rule."""
+    printed = forked.run("--dry-run", "--forceall", "--printshellcmds")
+    found: dict[str, list[str]] = {}
+    for rule, command in re.findall(
+        r"rule (\w+):.*?^Shell command: ([^\n]*)", printed, re.M | re.S
+    ):
+        if "python3" in command:
+            *words, _, _ = shlex.split(command)  # without `2> log`
+            found[rule] = words[words.index("python3") + 1 :]
+    return found
+
+
+@pytest.mark.parametrize("rule", NEEDLESS)
+def test_modules_that_a_stage_does_not_import(
+    rule: str, commands: dict[str, list[str]], forked: Project, tmp_path: Path
+) -> None:
+    project = forked.copy(tmp_path / "copy")
+    done = subprocess.run(
+        [sys.executable, "-c", OBSERVED, *commands[rule]],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    imported = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "takd.runtime.command_line" in imported
+    assert not imported & NEEDLESS[rule]
+
+
+def test_the_judge_imports_no_library_of_models() -> None:
+    program = "import sys, takd.evaluation.judge; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=FROM_SOURCE
+    )
+    assert not set(done.stdout.split()) & (MODELS | PAGES)
+
+
+def test_transformers_knows_its_models_after_one_scan() -> None:
+    program = """
+import inspect, json, sys
+from transformers.utils import import_utils
+from takd.runtime.imports import scan_transformers_once
+scan, scanned = import_utils.create_import_structure_from_path, []
+def counted(path):
+    scanned.append(str(path))
+    return scan(path)
+import_utils.create_import_structure_from_path = counted
+if "once" in sys.argv:
+    scan_transformers_once()
+import transformers.models
+from transformers import AutoModelForCausalLM, GPT2Config
+known = sorted((name, where) for name, where in transformers.models._class_to_module.items())
+print(json.dumps([scanned, known, AutoModelForCausalLM.from_config(GPT2Config(n_layer=1)).num_parameters()]))
+"""
+    found = []
+    for how in ("once", "twice"):
+        command = [sys.executable, "-c", program, how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=FROM_SOURCE)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    (once, *after), (twice, *before) = found
+    assert after == before
+    whole = [path for path in twice if path not in once]
+    assert len(whole) > 400 and any("models" in path for path in whole)
+
+
+def test_a_library_that_is_in_use_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    imports.hide("json", "nowhere_else")
+    assert sys.modules["json"] is json
+    with pytest.raises(ModuleNotFoundError):
+        imports.quickly("nowhere_else")

@@ -1,0 +1,269 @@
+"""The store of trained models: who trains, who takes, and what a kill or a full disk leaves behind."""
+
+import copy
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Project, small_experiment
+from strike import Strike
+from workspace import BASE, TEACHER, Workspace
+
+from takd.__main__ import main
+from takd.runtime import store
+from takd.runtime.files import read_json
+from takd.runtime.records import read_log
+from takd.runtime.stage import Stage
+
+TAKEN = "taken from the store"
+SHORT = {"steps": 3, "evaluate_every": 3}
+STUDENT = "models/student-sft/seed3"
+
+
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "store"))
+    (tmp_path / "one").mkdir()
+    return Workspace(tmp_path / "one")
+
+
+def user(space: Workspace, name: str, model: str = "student") -> Workspace:
+    """Another folder with the same data and weights, in which the model may have another name."""
+    other = copy.copy(space)
+    other.folder = space.folder.parent / name
+    shutil.copytree(space.folder, other.folder, ignore=shutil.ignore_patterns("models"))
+    other.manifest("student", **BASE | {"spec": {"model": model}})
+    return other
+
+
+def start(
+    space: Workspace, model: str = "student", strike: Strike | None = None, **more: Any
+) -> Any:
+    """Start to fine-tune a student below `models/`, as in the results of an experiment."""
+    folder = f"models/{model}-sft/seed3"
+    spec = space.spec("sft", **SHORT | more) | {"lineage": f"{model}-sft", "model": model}
+    read = {"base": "student", **{name: name for name in ("tokenizer", "train", "dev")}}
+    outputs = {
+        "model": "model",
+        "init": "init",
+        "metrics": "metrics.jsonl",
+        "manifest": "manifest.json",
+    }
+    return space.start(
+        "train",
+        spec,
+        [f"{name}={place}/manifest.json" for name, place in read.items()],
+        [f"{name}={folder}/{file}" for name, file in outputs.items()],
+        strike=strike,
+    )
+
+
+def train(space: Workspace, model: str = "student", **more: Any) -> str:
+    return space.finished(start(space, model, **more))
+
+
+def files(space: Workspace, model: str = "student") -> dict[str, bytes]:
+    folder = space.folder / f"models/{model}-sft/seed3"
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "checkpoints" not in path.parts
+    }
+
+
+def entries(space: Workspace) -> list[Path]:
+    return [path for path in (space.folder.parent / "store").iterdir() if path.name[0] != "."]
+
+
+def test_a_model_is_trained_once_whoever_names_it_how(space: Workspace) -> None:
+    assert TAKEN not in train(space)
+    second, third = user(space, "second"), user(space, "third", "small")
+    assert TAKEN in train(second) and TAKEN in train(third, "small")
+    assert len(entries(space)) == 1
+    first = files(space)
+    assert files(second) == first
+    other = files(third, "small")
+    assert {name for name in first if first[name] != other[name]} == {"manifest.json"}
+    here, there = (json.loads(found["manifest.json"]) for found in (first, other))
+    assert (there["lineage"], there["model"], there["spec"]["model"]) == (
+        "small-sft",
+        "small",
+        "small",
+    )
+    same = here.keys() - {"lineage", "model", "spec", "inputs", "digest"}
+    assert {key: here[key] for key in same} == {key: there[key] for key in same}
+    read_log(third.folder / "models/small-sft/seed3/metrics.jsonl")
+    assert main(["verify", str(third.folder)]) in (0, 1)  # its other folders are no results
+
+
+def test_other_settings_or_other_data_are_another_model(space: Workspace) -> None:
+    train(space)
+    assert TAKEN not in train(user(space, "second"), learning_rate=2e-2)
+    third = user(space, "third")
+    third.data("train", 20)
+    assert TAKEN not in train(third)
+    assert len(entries(space)) == 3
+
+
+def test_of_two_writers_one_trains(space: Workspace) -> None:
+    second = user(space, "second")
+    running = [start(space), start(second)]
+    said = [each.finished(process) for each, process in zip((space, second), running, strict=True)]
+    assert sorted(TAKEN in each for each in said) == [False, True], said
+    assert files(space) == files(second) and len(entries(space)) == 1
+
+
+def test_who_is_killed_is_followed_by_the_next(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck = space.folder / "struck"
+    strike = Strike(signal.SIGKILL, "takd.training.student.Student.export", 1, struck)
+    space.finished(start(space, strike=strike), code=-signal.SIGKILL)
+    assert struck.exists() and not entries(space)
+    second = user(space, "second")
+    assert TAKEN not in train(second)
+    assert TAKEN in train(space)
+    monkeypatch.delenv(store.VARIABLE)
+    alone = user(space, "alone")
+    train(alone)
+    weights = "model/model.safetensors"
+    assert files(alone)[weights] == files(space)[weights] == files(second)[weights]
+
+
+@pytest.mark.parametrize(
+    "file", ["model/model.safetensors", "metrics.jsonl", "manifest.json", "init/config.json"]
+)
+def test_a_damaged_entry_is_not_used_and_made_anew(space: Workspace, file: str) -> None:
+    train(space)
+    (entry,) = entries(space)
+    damaged = entry / file
+    content = damaged.read_bytes()
+    damaged.unlink()  # a link to the results of the first
+    damaged.write_bytes(content[:-3] + b"xyz")
+    second = user(space, "second")
+    said = train(second)
+    assert TAKEN not in said and "is not used, the model is trained" in said
+    assert files(second)["model/model.safetensors"] == files(space)["model/model.safetensors"]
+    assert entries(space) == [entry] and TAKEN in train(user(space, "third"))
+
+
+def test_a_store_that_cannot_be_written_to_fails_no_training(
+    space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (space.folder / "file").touch()
+    monkeypatch.setenv(store.VARIABLE, str(space.folder / "file/store"))
+    said = train(space)
+    assert "could not be put into the store" in said and "manifest.json" in files(space)
+
+
+def test_a_full_store_is_left_as_it_was(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(space)
+    (entry,) = entries(space)
+    shutil.rmtree(entry)
+
+    def full(source: Path, target: Path) -> None:
+        if target.suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+    monkeypatch.setattr(store, "_copy", full)
+    said: list[str] = []
+    stage = Stage(
+        {"lineage": "student-sft"},
+        "",
+        outputs={"manifest": space.folder / STUDENT / "manifest.json"},
+    )
+    monkeypatch.setattr(stage, "say", said.append)
+    store.Entry(entry.parent, entry.name).put(stage)
+    assert "No space left on device" in said[0] and "here it is complete" in said[0]
+    assert not entries(space) and not list(entry.parent.glob("*.partial"))
+
+
+def test_a_group_can_read_what_was_put_there(space: Workspace) -> None:
+    before = os.umask(0o077)
+    try:
+        train(space)
+    finally:
+        os.umask(before)
+    (entry,) = entries(space)
+    for path in (entry, *entry.rglob("*")):
+        needed = 0o50 if path.is_dir() else 0o40
+        assert path.stat().st_mode & needed == needed, path
+
+
+def test_results_from_elsewhere_are_adopted(
+    space: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv(store.VARIABLE)
+    train(space)
+    arguments = ["adopt", str(space.folder), "--store", str(tmp_path / "store")]
+    assert (
+        main(arguments) == 0
+        and capsys.readouterr().out == "student-sft seed 3: put into the store\n"
+    )
+    assert main(arguments) == 0 and "is in the store already" in capsys.readouterr().out
+    monkeypatch.setenv(store.VARIABLE, str(tmp_path / "store"))
+    second = user(space, "second")
+    assert TAKEN in train(second) and files(second) == files(space)
+    assert TAKEN not in train(user(space, "third"), steps=6)  # a changed setting is trained
+    weights = second.folder / STUDENT / "model/model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[:-1] + b"x")
+    assert main(["adopt", str(second.folder), "--store", str(tmp_path / "other")]) == 1
+    assert "student-sft seed 3: left out: " in capsys.readouterr().out
+    (space.folder / "train/manifest.json").write_text(
+        json.dumps(read_json(space.folder / "dev/manifest.json"))
+    )
+    assert main([*arguments[:2], "--store", str(tmp_path / "third-store")]) == 1
+    assert main(["adopt", str(tmp_path / "nowhere"), "--store", "x"]) == 1
+
+
+def test_names_are_no_part_of_the_key() -> None:
+    spec = {"lineage": "a-sft", "model": "a", "seed": 1, "settings": {"steps": 3}}
+    renamed = spec | {"lineage": "b-sft", "model": "b"}
+    record = {"kind": "base", "model": "a", "files": {"model/config.json": "0"}}
+    inputs = {"base": [record]}
+    same = store.key(spec, "code", inputs)
+    assert store.key(renamed, "code", {"base": [record | {"model": "b"}]}) == same
+    assert store.key(spec, "other", inputs) != same
+    assert store.key(spec | {"seed": 2}, "code", inputs) != same
+    assert store.key(spec, "code", {"base": [record | {"files": {}}]}) != same
+    assert store.key(spec, "code", {"teacher": [record]}) != same
+    assert TEACHER["kind"] == "model"
+
+
+def test_an_experiment_with_one_changed_method_trains_only_that(
+    forked: Project, tmp_path: Path
+) -> None:
+    project = forked.copy(tmp_path / "project")
+    shutil.rmtree(project.folder / "results")
+    found = (f"store={tmp_path / 'store'}",)
+    first = small_experiment()
+    first["chains"] = [{"models": ["teacher", "student"], "methods": ["kd"]}]
+    second = json.loads(json.dumps(first))
+    second["models"] = {"big": second["models"]["teacher"], "small": second["models"]["student"]}
+    second["chains"] = [{"models": ["big", "small"], "methods": ["kd", "minillm"]}]
+    for name, experiment in (("first", first), ("second", second)):
+        template = {"with_input": "{instruction}\n{input}\n", "without_input": "{instruction}\n"}
+        experiment["data"]["template"] = template
+        (project.folder / f"config/experiments/{name}.yaml").write_text(json.dumps(experiment))
+    said = [
+        project.run("models", "--config", f"experiment={name}", *found)
+        for name in ("first", "second")
+    ]
+    assert [each.count(TAKEN) for each in said] == [0, 3]
+    weights = [
+        (project.folder / f"results/{path}/seed1/model/model.safetensors").read_bytes()
+        for path in ("first/models/teacher-sft__student-kd", "second/models/big-sft__small-kd")
+    ]
+    assert weights[0] == weights[1] and len(list((tmp_path / "store").glob("[!.]*"))) == 4
