@@ -105,8 +105,8 @@ INSTEAD: dict[str, dict[str, Any]] = {
 }
 # what only the report and the cards show
 SHOWN = ("title", "license", "description", "chains[].label", "report.")
-# a family of models so far has no other
-ONLY = {"models.NAME.weights.scratch.architecture"}
+# a family of models so far has no other; trackers read the logs of stages, and no stage knows of them
+ONLY = {"models.NAME.weights.scratch.architecture", "report.trackers"}
 
 
 def leaves(schema: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
