@@ -251,6 +251,8 @@ def test_a_model_is_evaluated_without_an_experiment(
             "evaluation.decoding.temperature is 0.0, but must be greater than 0",
         ),
         (["--seeds", "10", "10"], "evaluation.seeds holds 10 twice"),
+        (["--greedy"], "evaluation.seeds has 2 entries, but greedy decoding"),
+        (["--greedy", "--top-p", "0.9"], "--top-p is for sampling, but --greedy takes"),
         (["--data", "held.jsonl", "held.jsonl"], "two sets are called held"),
     ],
 )
