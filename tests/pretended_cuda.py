@@ -322,6 +322,8 @@ class _Functions(TorchFunctionMode):
             return _to(name, *args, **kwargs)
         if func in (torch.tensor, torch.as_tensor) and _on_cuda(kwargs.get("device")):
             return _to("cuda", func(*args, **{**kwargs, "device": None}))
+        if func is torch.empty:
+            kwargs.pop("pin_memory", None)  # a build without CUDA cannot
         if not isinstance(first, CardTensor):
             return first if func is torch.Tensor.pin_memory else func(*args, **kwargs)
         if func is torch.Tensor.new_tensor:

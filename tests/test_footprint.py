@@ -15,7 +15,7 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 from takd.decoding import amounts
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.sampling import Decoding, Prompt, draw
-from takd.losses import chunked, divergences
+from takd.losses import chunked, divergences, teacher_logits
 from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example
 from takd.methods.minillm import MiniLLM, Rollout
@@ -306,7 +306,7 @@ def test_peak_of_minillms_loss(tmp_path: Path) -> None:
     spec = {"method": "minillm", "settings": settings()}
     models = [Loaded(shape, 4), Loaded(above, 2)]
     expected = sum(
-        tensors.loss(models, spec, Texts(4, length), rows, "cpu").values()
+        tensors.loss(models, spec, rows * length, rows * (length + 4), "cpu").values()
     ) + tensors.activations(shape, rows, length + 4, "fp32")
     assert value.requires_grad
     assert expected == pytest.approx(live.peak - before, rel=0.10)
@@ -341,7 +341,7 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
     assert all(len(response.tokens) == texts.response for response in drawn)
     found = live.peak - before
     expected = sum(
-        tensors.sampling([Loaded(shape, 4), Loaded(above, 4)], rows, texts, "cpu").values()
+        tensors.sampling([Loaded(shape, 4), Loaded(above, 4)], rows, texts, "cpu", True).values()
     )
     assert expected == pytest.approx(found, rel=0.10)
 
@@ -350,6 +350,7 @@ def test_what_is_written_twice_is_the_same() -> None:
     """The plan needs these without torch."""
     assert tensors.CHUNK_BYTES == chunked.CHUNK_BYTES
     assert tensors.HEAD_ROWS == chunked.HEAD_ROWS
+    assert tensors.KEPT_SHARE == teacher_logits.KEPT_SHARE
     for device in ("cpu", "cuda"):
         for vocabulary in (11, 700, 50257, 151936):
             chunk = chunked.chunk_size(vocabulary, torch.device(device))

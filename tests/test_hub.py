@@ -29,6 +29,7 @@ from takd.experiment.experiment import load
 from takd.models import hub as hubs
 from takd.models import pickled as pickled_weights
 from takd.models import starting_weights
+from takd.models.causal_lm import load_model
 from takd.preflight import fetching
 from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job
@@ -168,6 +169,19 @@ def test_weights_that_share_memory_or_are_views_become_tensors_of_their_own(tmp_
         found = load_file(target / "model.safetensors")
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+def test_weights_named_as_those_of_the_body_alone_are_read(prepare, tmp_path) -> None:
+    """As some of OPT's on the hub: without the prefix `model.` and without the tied head."""
+    model, source = opt(), tmp_path / "source"
+    model.config.save_pretrained(source)
+    body = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    del body["lm_head.weight"]
+    torch.save(body, source / "pytorch_model.bin")
+    assert prepare({"folder": str(source)}, size(model))["parameters"] == size(model)
+    loaded = load_model(tmp_path / "model")
+    assert torch.equal(loaded.model.decoder.embed_tokens.weight, model.lm_head.weight.float())
+    assert loaded.lm_head.weight is loaded.model.decoder.embed_tokens.weight
 
 
 def test_shards_are_converted_one_after_the_other(tmp_path, monkeypatch) -> None:

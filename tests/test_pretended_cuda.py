@@ -28,7 +28,7 @@ from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.evaluation import evaluate, likelihoods, log_likelihoods
 from takd.evaluation.log_likelihoods import Text
 from takd.methods import abkd, distillm, gkd, kd, minillm, seqkd, sft
-from takd.models.logits import freeze
+from takd.models.logits import freeze, unchanged
 from takd.models.precision import torch_dtype
 from takd.runtime.stage import Stage
 from takd.teacher_cache import outputs
@@ -155,7 +155,7 @@ class Budget:
 
     block: float
     outside: float
-    models: int
+    models: int = 0
 
 
 # By family and use: "half" is an evaluation, "autocast" a student in training, "mixed" this one with a half teacher.
@@ -169,6 +169,7 @@ BUDGETS = {
     ("llama", "autocast"): Budget(43, 21, 14),
     ("llama", "mixed"): Budget(83, 47.5, 33),
 }
+TRAINING = Budget(63, 113)  # of a pass of MiniLLM, forward and backward
 
 
 def counted_steps(family: str, use: str, layers: int) -> dict[str, Counter[str]]:
@@ -528,6 +529,53 @@ def test_training_steps_in_half_precision_on_the_card(name, family):
     for weight in weights:
         assert weight.dtype == torch.float32
         assert weight.isfinite().all()
+
+
+def counted_passes(layers: int) -> tuple[dict[str, Counter[str]], int]:
+    """What a pass of MiniLLM's inner epochs takes, forward and backward, under autocast, and its tokens."""
+    settings = {**COMMON, **SETTINGS["minillm"], "rollouts_per_round": 4, "lm_weight": 0.0}
+    student, teacher = gpt2(1, layers), gpt2(2).requires_grad_(False)
+    with PretendedCard() as card:
+        student.to(CUDA)
+        teacher.to(CUDA, torch.bfloat16)
+        method = minillm.METHOD(context(settings, teacher, VOCABULARY))
+
+        def sample(prompts: Any, temperature: float, mix: float) -> Any:
+            with torch.autocast("cuda", torch.bfloat16):
+                return draw(
+                    student.eval(), prompts, Decoding(9), end_token=-1, vocabulary=VOCABULARY,
+                    teacher=teacher, teacher_mix=mix,
+                )  # fmt: skip
+
+        method.prepare(0, sample)
+        student.train()
+        (part,) = method.parts(0)
+        found: list[dict[str, Counter[str]]] = []
+        # the first pass of a step also casts the weights
+        with torch.autocast("cuda", torch.bfloat16), unchanged(student):
+            for _ in range(2):
+                card.reset()
+                loss, _ = part.loss(student, part.rows)
+                with torch.autocast("cuda", enabled=False):
+                    loss.backward()
+                kinds = ("kernels", "syncs", "transfers")
+                found.append({kind: getattr(card, kind) for kind in kinds})
+    assert found[0]["kernels"].total() > found[1]["kernels"].total()
+    return found[1], sum(len(row) for row in part.rows)
+
+
+def test_a_pass_of_training_keeps_to_its_budget():
+    (one, tokens), (two, _) = (counted_passes(layers) for layers in (1, 2))
+    block = two["kernels"].total() - one["kernels"].total()
+    assert 0 < block <= TRAINING.block, two["kernels"] - one["kernels"]
+    assert 0 < one["kernels"].total() - block <= TRAINING.outside, one["kernels"]
+    for found in (one, two):
+        # whether a divergence is finite, once a chunk
+        assert found["syncs"].total() <= 1, found["syncs"]
+        assert found["transfers"]["uploads"] <= 2
+        assert not found["transfers"]["downloads"]
+        # tokens and scores; the teacher's hidden states are on the card
+        assert found["transfers"]["bytes up"] <= 64 * tokens
 
 
 @pytest.fixture

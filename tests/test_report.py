@@ -497,6 +497,7 @@ SETTINGS = json.loads((ROOT / "spec.json").read_text())
 EXPERIMENT = SimpleNamespace(
     name="made-up",
     nodes=[Node(*node) for node in SETTINGS["nodes"]],
+    trainings=[Node(*node) for node in SETTINGS["nodes"]],
     sets=SETTINGS["sets"],
     teacher_cache=[],
 )

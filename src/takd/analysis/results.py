@@ -44,7 +44,9 @@ class Model:
     @property
     def weights(self) -> dict[str, str]:
         """Sha256 of each file with weights, by its path from the folder of the manifest."""
-        files = self.manifest["files"].items()
+        if named := self.manifest.get("weights"):
+            return {f"{name}/model.safetensors": digest for name, digest in named.items()}
+        files = self.manifest["files"].items()  # of a model that is taken as it is
         return {name: digest for name, digest in files if name.endswith(".safetensors")}
 
     @property

@@ -132,12 +132,10 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         conversation = [{"role": role, "content": text} for role, text in messages]
-        options: dict[str, Any] = {"add_generation_prompt": start, **self._special, **more}
+        options: dict[str, Any] = {**self._special, **more, "add_generation_prompt": start}
         try:
-            rendered: Any = render_jinja_template(
-                [conversation], chat_template=self.source, **options
-            )
-            return rendered
+            found: Any = render_jinja_template([conversation], chat_template=self.source, **options)
+            return found
         except Exception as error:  # a template may raise anything
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             roles = ", ".join(role for role, _ in messages)
@@ -166,8 +164,8 @@ class ChatTemplate:
         pieces = re.split(f"({'|'.join(names)})", frame)
         whole, roles = self.render(messages), list(dict.fromkeys(role for role, _ in messages))
         # a template writes the messages of a role as they are, or without blanks around them
-        known: tuple[Callable[[str], str], ...] = (str, str.strip)
-        for ways in itertools.product(known, repeat=len(roles)):
+        choices: list[Callable[[str], str]] = [str, str.strip]
+        for ways in itertools.product(choices, repeat=len(roles)):
             way = dict(zip(roles, ways, strict=True))
             texts = {n: way[role](text) for n, (role, text) in zip(names, messages, strict=True)}
             found = [(texts.get(piece, piece), piece not in texts) for piece in pieces]

@@ -53,8 +53,12 @@ def pooled(
     """Compute `score` in a pool of `workers` processes."""
     # no fork: the parent has threads and may use a GPU
     context = multiprocessing.get_context("spawn")
-    started = {"initializer": hide, "initargs": ("scipy",)}  # which nltk would import
-    with ProcessPoolExecutor(workers, mp_context=context, **started) as pool:
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=hide,
+        initargs=("scipy",),  # which nltk would import
+    ) as pool:
         return list(
             pool.map(
                 partial(of_prompt, tokenizer, pattern=pattern), texts, references, chunksize=PIECE

@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    masking_utils,
 )
 
 from takd.models.logits import lowered_type, without_autocast
@@ -35,6 +36,10 @@ DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
     *("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"),
 )
+# Texts are padded here, never packed one behind the other in a row. Models look for that in each pass
+# over whole texts, for which the host would wait for the device
+masking_utils.find_packed_sequence_indices = lambda position_ids: None
+
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # equal functions that run as one kernel instead of eight
 FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}

@@ -121,7 +121,8 @@ def head_weight(head: nn.Linear, vocabulary: int, dtype: torch.dtype) -> Tensor:
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:
     """Return the output embedding, which computes logits from the last hidden states."""
-    head = model.get_output_embeddings()
+    # asked for in every pass: transformers would search the model for other embeddings first
+    head = getattr(model, "lm_head", None) or model.get_output_embeddings()
     assert isinstance(head, nn.Linear), type(head)  # ensured by check_projection
     return head
 

@@ -95,6 +95,7 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
         if "gguf" in weights:
             _from_gguf(source, whole, name)
         elif files and files[0] in (PICKLE, PICKLE_INDEX):
+            read_config(source, name)  # before minutes of reading and writing
             converted = Path(folder) / "converted"
             stage.say(f"model '{name}': its weights are pickled; they are rewritten as safetensors")
             facts["pickled"] = convert(source, files, converted, name)

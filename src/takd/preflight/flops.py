@@ -164,6 +164,7 @@ def training(
     block_length: int = 0,
     number: int = 2,
     drawn: float | None = None,
+    together: int = WORTH["cuda"],
 ) -> Work | None:
     """Computation of a training stage; None if it depends on an unknown number of rows.
 
@@ -174,6 +175,7 @@ def training(
         block_length: tokens of a block of the plain-text corpus, if there is one.
         number: bytes of a weight while decoding.
         drawn: mean tokens of a drawn response; None assumes the length of the references.
+        together: responses that a process decodes at once.
     """
     s, facts = spec["settings"], METHODS[spec["method"]]
     size, lora = s["batch_size"], s.get("lora")
@@ -187,7 +189,7 @@ def training(
         work = Work(tokens=count * rows.response)
         for model in models:
             lengths = rows.prompt, rows.response
-            work += decoded(model, count, *lengths, WORTH["cuda"], resources.world, number)
+            work += decoded(model, count, *lengths, together, resources.world, number)
         return work
 
     def step(rows: Rows, count: int, outputs: str = "live") -> Work:
@@ -248,14 +250,19 @@ def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float
 
 
 def evaluation(
-    model: Shape, rows: Rows, seeds: int, resources: Resources, number: int = 2
+    model: Shape,
+    rows: Rows,
+    seeds: int,
+    resources: Resources,
+    number: int = 2,
+    together: int = WORTH["cuda"],
 ) -> Work | None:
     """Computation of answering a set with every decoding seed."""
     if rows.count is None:
         return None
     count = rows.count * seeds
     work = decoded(
-        *(model, count, rows.prompt, rows.response, WORTH["cuda"], resources.world, number),
+        *(model, count, rows.prompt, rows.response, together, resources.world, number),
         prompts=rows.count,
     )
     return work + Work(tokens=count * rows.response)

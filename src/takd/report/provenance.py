@@ -129,7 +129,8 @@ def _settings(model: Model) -> dict[str, Any]:
 
 def settings(results: Results) -> Table:
     """List the settings that ran, a column a method; where models of one method differ, each value names its models."""
-    methods = dict.fromkeys(split(node.lineage)[-1].method for node in results.trained)
+    trained = [lineage for lineage in results.lineages if not is_given(lineage)]
+    methods = dict.fromkeys(split(lineage)[-1].method for lineage in trained)
     values: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
     for model in results.trained.values():
         hop = split(model.node.lineage)[-1]

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from takd.analysis.results import Model, Results, Row
 from takd.experiment.labels import full_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
 from takd.report.figures.style import (
     COLOURS,
     DASHES,
@@ -64,7 +64,9 @@ def learning_curves(results: Results) -> Drawing:
     """Draw ROUGE-L on dev against the step, a panel for each model."""
     look = looks(results)
     panels: dict[str, list[Series]] = {}
-    for lineage in dict.fromkeys(node.lineage for node in results.trained):
+    for lineage in results.lineages:
+        if is_given(lineage):
+            continue
         series = Series(full_text(lineage), look[lineage], results.of(lineage))
         panels.setdefault(split(lineage)[-1].model, []).append(series)
     return Drawing(_draw(panels, min(len(panels), 3)), numbers(results, "dev"))
