@@ -25,9 +25,11 @@ LOGITS = {
     "reverse_kl": 6.2,
     "total_variation": 6.2,
     "policy": 6.2,
+    "interpolated": 7.2,
     "alpha_beta": 8.2,
     "skewed_forward_kl": 10.2,
     "skewed_reverse_kl": 10.2,
+    "alpha_mixture": 11.2,
     "jensen_shannon": 11.2,
 }
 COSTLIEST = max(LOGITS.values())
