@@ -35,12 +35,13 @@ if set("{}\n") & set(str(HOME)):
     )
 
 from takd.experiment import comparison, lineage, specs
-from takd.preflight import amounts
+from takd.preflight import amounts, planned_jobs
 from takd.runtime import failures, slurm_executor_patch, store
 from takd.runtime.checkpoints import sweep
 from takd.runtime.code_digest import code_digest
 from takd.runtime.digests import canonical_json, without_places
 from takd.runtime.errors import InputError
+from takd.watching import track
 
 # Stages run under the interpreter that runs Snakemake. Its path is not part of the commands, whose text
 # Snakemake compares: moving the environment should cause no rerun.
@@ -57,6 +58,7 @@ SCRIPTS = "workflow/scripts" if HOME == ROOT else '"$TAKD_HOME"/workflow/scripts
 
 slurm_executor_patch.keep_jobs()
 FAILURES = failures.listen()
+planned_jobs.listen(workflow)  # only a dry run prints its list
 
 for NAME, VALUE in config.items():
     if isinstance(VALUE, dict | list):
@@ -87,12 +89,20 @@ def check_start():
             print(warning, file=sys.stderr)
     except InputError as error:
         sys.exit(f"Error: {error}")
+    track.start(EXPERIMENT, CONFIG)
 
 
 def sum_up(log):
     """End with the failures, so that they are last on the console, and the log that Snakemake would name next."""
+    track.end()
     if FAILURES.left:
         sys.exit(FAILURES.summary(log))
+
+
+def clean_up():
+    """End a run that succeeded."""
+    track.end()
+    sweep(ROOT / "results" / EXPERIMENT.name)
 
 
 # not while the rules are read: a dry run needs neither data nor Slurm. Snakemake starts the processes of jobs, also on a
@@ -106,14 +116,14 @@ onerror:
 
 
 onsuccess:
-    sweep(ROOT / "results" / EXPERIMENT.name)
+    clean_up()
 
 
 if not workflow.modifier.is_main_snakefile():
     # Snakemake leaves out the hooks of a module; these protect the user's GPU time and results
     workflow._onstart = lambda log: check_start()
     workflow._onerror = sum_up
-    workflow._onsuccess = lambda log: sweep(ROOT / "results" / EXPERIMENT.name)
+    workflow._onsuccess = lambda log: clean_up()
 
 
 pathvars:

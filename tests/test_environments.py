@@ -16,6 +16,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from takd.watching.trackers import TRACKERS
+
 ENVS = ROOT / "envs"
 
 # In place of python3.11 and of the environment's python: notes what it is asked for.
@@ -191,6 +193,7 @@ def imported() -> set[str]:
     ]
     roots = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
     roots -= {"takd", "start"}  # `start` lies beside the scripts
+    roots -= set(TRACKERS)  # asked for by an experiment: the extra `trackers` of pyproject.toml
     names = packages_distributions()
     return {normal(names[root][0]) for root in roots}
 

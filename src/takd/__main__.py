@@ -1,17 +1,22 @@
 """Check an experiment before it runs, and its results afterwards; evaluate a model without one.
 
+    python -m takd new [NAME] [--models TEACHER ... STUDENT] [--data FOLDER] [--methods ...]
     python -m takd plan [--experiment NAME] [--profile profiles/slurm] [--gpu v100l] [--config data=FOLDER]
     python -m takd doctor                           the same options
     python -m takd data [--experiment NAME] [--config data=FOLDER]
     python -m takd verify [--experiment NAME | FOLDER]
+    python -m takd watch [NAME] [--once]
+    python -m takd track [NAME] [--trackers ...] [--follow]
     python -m takd evaluate --model FOLDER --data FILE [--output FOLDER]
     python -m takd adopt FOLDER [--store FOLDER] [--accept-code]
     python -m takd export EXPERIMENT|FOLDER [--output FOLDER] [--samples]
 
-`plan` estimates time and resources of each stage, `doctor` lists what would prevent a run (docs/preflight.md). `data`
-prints row counts and digests of the data, to be copied into the experiment file (docs/data.md). `verify` compares
-results with the digests in their records (docs/faults.md). `evaluate` scores one model on files of one's own, `export`
-writes results as the lm-evaluation-harness does, `adopt` puts trained models into the store (docs/workflow.md).
+`new` writes an experiment for your own models and data. `plan` estimates time and resources of each stage, `doctor`
+lists what would prevent a run (docs/preflight.md). `data` prints row counts and digests of the data, to be copied into
+the experiment file (docs/data.md). `verify` compares results with the digests in their records (docs/faults.md).
+`watch` shows the stages of a run in a terminal, `track` gives its curves to TensorBoard, trackio or wandb
+(docs/watching.md). `evaluate` scores one model on files of one's own, `export` writes results as the
+lm-evaluation-harness does, `adopt` puts trained models into the store (docs/workflow.md).
 """
 
 import argparse
@@ -46,16 +51,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def new(options: argparse.Namespace) -> int:
+    """Write an experiment file from options, and from answers to questions in a terminal."""
+    from takd.preflight import new
+
+    path = new.write(ROOT, vars(options), new.in_terminal())
+    print(new.said(path, ROOT))
+    return 0
+
+
 def plan(options: argparse.Namespace) -> int:
     """Print the table of planned stages."""
     from takd.preflight import table
     from takd.preflight.collect import prepare
+    from takd.preflight.schedule import headline
 
-    planner, planned, _ = prepare(ROOT, **_asked(options))
+    planner, planned, profile = prepare(ROOT, **_asked(options))
+    first = headline(planner, planned, profile)
     if options.json:
-        print(json.dumps(table.as_json(planner, planned), indent=1))
+        print(json.dumps({"headline": first, **table.as_json(planner, planned)}, indent=1))
     else:
-        print(table.text(planner, planned))
+        print(f"{first}\n\n{table.text(planner, planned)}")
     return 0
 
 
@@ -117,6 +133,31 @@ def verify(options: argparse.Namespace) -> int:
     return int(count > 0)
 
 
+def watch(options: argparse.Namespace) -> int:
+    """Show the stages of a run, their progress and the last dev scores."""
+    from takd.preflight.collect import read_experiment
+    from takd.watching import screen
+
+    read = read_experiment(ROOT, options.experiment, _pairs(options.config, "--config"))
+    return screen.watch(read, options.once)
+
+
+def track(options: argparse.Namespace) -> int:
+    """Give the learning curves of a run to its trackers."""
+    from takd.preflight.collect import read_experiment
+    from takd.watching import track
+    from takd.watching.trackers import TRACKERS
+
+    read = read_experiment(ROOT, options.experiment, _pairs(options.config, "--config"))
+    names = options.trackers or read.settings["report"]["trackers"]
+    known = ", ".join(TRACKERS)
+    if not names:
+        raise InputError(
+            f"{read.name} has no report.trackers; name one of {known} with --trackers."
+        )
+    return track.run(read, names, options.follow, options.parent)
+
+
 def evaluate(options: argparse.Namespace) -> int:
     """Score one model on the rows of some files."""
     from takd.commands.evaluate import evaluate
@@ -167,23 +208,46 @@ def _parser() -> argparse.ArgumentParser:
     about = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m takd", description=about)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    text = "write an experiment file for your own models and data"
+    command = commands.add_parser("new", help=text, description=text)
+    command.set_defaults(run=new)
+    command.add_argument("name", nargs="?", metavar="NAME", help="of the experiment")
+    models = "teacher, assistants, student: folders, .gguf files, or SIZE=NAME@COMMIT of the hub"
+    command.add_argument("--models", nargs="+", metavar="MODEL", help=models)
+    rows = "folder with train.jsonl, and dev.jsonl and eval/*.jsonl if there are any"
+    command.add_argument("--data", metavar="FOLDER", help=rows)
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help="of each hop")
+    command.add_argument("--tokenizer", metavar="MODEL", help="default: the teacher's")
     for run, text in (
         (plan, "estimate time, memory and disk of each stage"),
         (doctor, "list what would prevent a run"),
         (data, "print row counts and digests of the data"),
         (verify, "compare results with their digests"),
+        (watch, "show the stages of a run and their progress"),
+        (track, "give learning curves to TensorBoard, trackio or wandb"),
     ):
         command = commands.add_parser(run.__name__, help=text, description=text)
         command.set_defaults(run=run)
         add = command.add_argument
-        add("--experiment", metavar="NAME", help="default: the one in config/config.yaml")
+        watches = run in (watch, track)
+        name = "experiment" if watches else "--experiment"
+        nargs: dict[str, Any] = {"nargs": "?"} if watches else {}
+        add(name, metavar="NAME", help="default: the one in config/config.yaml", **nargs)
         if run is verify:
             text = "folder of results (default: those of the experiment)"
             add("folder", nargs="?", type=Path, metavar="FOLDER", help=text)
             continue
         pairs: dict[str, Any] = {"nargs": "+", "default": []}
         add("--config", metavar="NAME=VALUE", help="variables of the experiment", **pairs)
-        if run is data:
+        if run is watch:
+            add("--once", action="store_true", help="print lines once, as without a terminal")
+        if run is track:
+            known = ("tensorboard", "trackio", "wandb")
+            text = "default: report.trackers of the experiment"
+            add("--trackers", nargs="+", choices=known, help=text)
+            add("--follow", action="store_true", help="go on while the run does, until Ctrl-C")
+            add("--parent", type=int, help=argparse.SUPPRESS)  # ends with this process
+        if run in (data, watch, track):
             continue
         add("--profile", metavar="FOLDER", help="Snakemake profile, such as profiles/slurm")
         add("--gpu", metavar="NAME", help="such as v100l (default: of the profile or machine)")
@@ -213,7 +277,7 @@ def _adopt_options(parser: argparse.ArgumentParser) -> None:
     )
     text = "default: that of config/config.yaml"
     add("--store", type=Path, metavar="FOLDER", help=text)
-    text = "take them for models that the code of now has trained (look at what changed first)"
+    text = "take them for models of the current code (look at what changed first)"
     add("--accept-code", action="store_true", help=text)
 
 
@@ -234,12 +298,11 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--template", default="alpaca", help=text)
     text = "a text with {instruction} and {input} (default: the input on the next line)"
     add("--template-with-input", metavar="TEXT", help=text)
-    seeds = [10, 20, 30, 40, 50]
-    add("--seeds", type=int, nargs="+", default=seeds, help="decoding seeds (default: 10 to 50)")
+    add("--seeds", type=int, nargs="+", help="decoding seeds (default: 10 20 30 40 50)")
     add("--greedy", action="store_true", help="take the likeliest tokens, with one seed")
-    add("--temperature", type=float, default=1.0)
-    add("--top-k", type=int, default=0)
-    add("--top-p", type=float, default=1.0)
+    add("--temperature", type=float, help="default: 1")
+    add("--top-k", type=int, help="default: 0, all tokens")
+    add("--top-p", type=float, help="default: 1")
     add("--max-prompt-length", type=_count, default=256, metavar="TOKENS")
     add("--max-new-tokens", type=_count, default=256, metavar="TOKENS")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16")

@@ -14,6 +14,7 @@ from takd.preflight.gpus import Gpu, asked_for
 from takd.preflight.plan import Planned, Planner, peak_disk
 from takd.preflight.table import size
 from takd.runtime.cuda_arch import VOLTA, has_kernels
+from takd.watching.trackers import missing
 
 PLACEHOLDER = "CHANGEME"
 # packages that the stages need; others of the environment only serve reports and tests
@@ -34,16 +35,26 @@ def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[
         *account(facts.executor, facts.account, facts.accounts),
         *fitting.unlisted(facts.executor, jobs),
         files(facts),
+        *trackers(planner.experiment.settings["report"]["trackers"]),
         *contents.of_sources(planner.experiment, jobs),
         *contents.of_weights(planner.experiment, jobs),
         *contents.of_warmup(planner, planned),
         hub(facts.hub, facts.hub_problem),
         *space(facts, planner, planned),
         *fitting.memory(planner, planned),
+        *fitting.decoding(planner, planned),
         *fitting.host_memory(facts.executor, planner, planned),
         *fitting.precision(planner, planned),
         *time(planned, facts.attempts),
     ]
+
+
+def trackers(names: Sequence[str]) -> Iterator[Finding]:
+    """Look for the packages of `report.trackers`."""
+    if absent := missing(names):
+        yield Finding("error", "report.trackers", absent)
+    elif names:
+        yield Finding("ok", "report.trackers", f"{', '.join(names)} installed")
 
 
 def versions(facts: Facts) -> Iterator[Finding]:

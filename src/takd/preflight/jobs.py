@@ -7,7 +7,7 @@ of the profile are resolved by Snakemake itself.
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Job:
         threads: cores of all its processes on a node; None if unknown.
         local: whether it runs on the machine of Snakemake itself.
         to_do: whether a run would start it now.
+        inputs, outputs: all its files, where they come from a dry run.
     """
 
     rule: str
@@ -45,6 +46,8 @@ class Job:
     local: bool = False
     to_do: bool = True
     threads: int | None = None
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
 
     @property
     def trains(self) -> bool:
@@ -87,6 +90,7 @@ class Job:
             processes=int(given.get("processes", 1)),
             nodes=int(given.get("nodes", 1)),
             micro_batch=int(given.get("micro_batch", 8)),
+            max_tokens=int(given.get("max_tokens", 0)),
             gradient_checkpointing=given.get("gradient_checkpointing", "0") == "1",
             runtime=float(given.get("runtime", "inf")),
         )
@@ -183,6 +187,8 @@ def parse(printed: str) -> Iterator[Job]:
             yield Job(
                 rule=head.split()[1].rstrip(":"),
                 output=fields["output"].split(", ")[0],
+                inputs=tuple(fields.get("input", "").split(", ")),
+                outputs=tuple(fields["output"].split(", ")),
                 wildcards=_pairs(fields.get("wildcards", "")),
                 resources=_pairs(fields.get("resources", "")),
                 local=head.startswith("local"),

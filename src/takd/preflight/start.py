@@ -52,6 +52,7 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
         *fitting.no_rules(named, [rule.name for rule in workflow.rules] if named else []),
         *contents.of_sources(experiment, jobs),
         *contents.of_weights(experiment, jobs),
+        *doctor.trackers(experiment.settings["report"]["trackers"]),
     ]
     if wrong := [f"{each.subject}: {each.text}" for each in found if each.level == "error"]:
         raise InputError(*wrong)

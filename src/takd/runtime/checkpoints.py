@@ -9,8 +9,10 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from takd.runtime.digests import canonical_json, file_digest, short_digest
 from takd.runtime.files import write_json
@@ -35,7 +37,12 @@ SHARE_OF_TIME = 0.02  # of the time that checkpoints may take
 def resume_key(stage: Stage) -> str:
     """Return the digest of all that determines a stage's result: settings, code and inputs."""
     inputs = {name: [file_digest(path) for path in paths] for name, paths in stage.inputs.items()}
-    return short_digest(canonical_json(stage.spec), stage.code, canonical_json(inputs))
+    return key_of(stage.spec, stage.code, inputs)
+
+
+def key_of(spec: Mapping[str, Any], code: str, inputs: Mapping[str, list[str]]) -> str:
+    """Return the digest of settings, code, and the digests of inputs by name."""
+    return short_digest(canonical_json(spec), code, canonical_json(inputs))
 
 
 class Checkpoints:

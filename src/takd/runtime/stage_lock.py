@@ -13,6 +13,7 @@ from typing import Any
 from takd.runtime.errors import InputError
 
 HEARTBEAT_SECONDS = 5.0
+MISSED = 6  # heartbeats after which an owner on another host counts as gone
 
 
 class InUseError(InputError):
@@ -68,7 +69,7 @@ class Lock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
             seen = self._wait_for_owner_to_be_gone()
-            if self._read()[1] == seen:  # else another process has just taken the lock over
+            if read_lock(self.path)[1] == seen:  # else another process has just taken the lock over
                 self.path.unlink(missing_ok=True)
 
     def __exit__(self, *error: object) -> None:
@@ -92,12 +93,12 @@ class Lock:
 
     def _wait_for_owner_to_be_gone(self) -> float | None:
         """Return the last heartbeat of an owner that is gone; None if it took its lock away."""
-        owner, seen = self._read()
+        owner, seen = read_lock(self.path)
         # process ids are only comparable on the same host; elsewhere only the heartbeat is visible
-        dead = owner.get("host") == socket.gethostname() and not _alive(owner["process"])
+        dead = owner.get("host") == socket.gethostname() and not is_alive(owner["process"])
         if seen is None or dead:
             return seen
-        patience = 6 * HEARTBEAT_SECONDS
+        patience = MISSED * HEARTBEAT_SECONDS
         holder = owner or "an unknown process"
         self.say(
             f"{self.path} is held by {holder}; waiting {patience:.0f} s to see whether it is alive"
@@ -105,7 +106,7 @@ class Lock:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             time.sleep(HEARTBEAT_SECONDS / 5)
-            owner, now = self._read()
+            owner, now = read_lock(self.path)
             if now is None:
                 return None
             if now != seen:
@@ -123,22 +124,6 @@ class Lock:
             " for it, or end it (scancel), and start again."
         )
 
-    def _read(self) -> tuple[dict[str, Any], float | None]:
-        """Return the owner of the lock and its last heartbeat; ({}, None) if there is no lock."""
-        try:
-            # opened first: network file systems refresh a cached time stamp when a file is opened
-            with open(self.path, encoding="utf-8") as file:
-                seen = os.fstat(file.fileno()).st_mtime
-                owner = json.load(file)
-        except FileNotFoundError:
-            return {}, None
-        except (ValueError, RecursionError):
-            # its writer died between creating and filling it, or another program wrote it
-            return {}, seen
-        process = owner.get("process") if isinstance(owner, dict) else None
-        sound = type(process) is int and 0 < process < 2**31
-        return owner if sound else {}, seen
-
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
@@ -147,7 +132,25 @@ class Lock:
                 return
 
 
-def _alive(process: int) -> bool:
+def read_lock(path: Path) -> tuple[dict[str, Any], float | None]:
+    """Return the owner of a lock and its last heartbeat; ({}, None) if there is no lock."""
+    try:
+        # opened first: network file systems refresh a cached time stamp when a file is opened
+        with open(path, encoding="utf-8") as file:
+            seen = os.fstat(file.fileno()).st_mtime
+            owner = json.load(file)
+    except FileNotFoundError:
+        return {}, None
+    except (ValueError, RecursionError):
+        # its writer died between creating and filling it, or another program wrote it
+        return {}, seen
+    process = owner.get("process") if isinstance(owner, dict) else None
+    sound = type(process) is int and 0 < process < 2**31
+    return owner if sound else {}, seen
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process of this host exists."""
     try:
         os.kill(process, 0)
     except OSError as error:

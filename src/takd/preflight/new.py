@@ -1,0 +1,390 @@
+"""Write an experiment file for a user's own models and data, from options or answers, and check it.
+
+python -m takd new NAME --models TEACHER ASSISTANT STUDENT --data FOLDER
+"""
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from takd.data.filters import Digest
+from takd.data.sources import rows
+from takd.experiment import experiment as experiments
+from takd.experiment import specs
+from takd.experiment.experiment import Experiment
+from takd.experiment.labels import size_text
+from takd.experiment.lineage import SUPERVISED
+from takd.experiment.schema import ROW_FILTERS, load_schema, suggest
+from takd.methods.registry import METHODS, REPLICATED
+from takd.models.tokenizer_check import has_tokenizer
+from takd.models.weight_files import positions, safetensors_parameters
+from takd.runtime.errors import InputError
+
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+SIZE = re.compile(r"\d+(\.\d+)?[KMB]")
+HELD_OUT = 0.05  # share of the training rows that stand in for a missing dev or test file
+HELD_OUT_ROWS = 500  # and at most so many
+CHAT = re.compile(r"instruct|chat|-it\b", re.IGNORECASE)
+
+DISTILLING = [method for method in METHODS if method != SUPERVISED]
+
+Ask = Callable[[str, str], str]
+
+QUESTIONS = {
+    "name": ("Name of the experiment (letters, digits and . _ + -)", ""),
+    "models": (
+        "Models, the teacher first, then assistants if any, then the student; each a folder, a .gguf file or\n"
+        "SIZE=NAME@COMMIT of the hub, such as 124M=openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        "",
+    ),
+    "data": (
+        "Folder with train.jsonl, and dev.jsonl and eval/*.jsonl if any; rows with instruction, input, output",
+        "",
+    ),
+    "methods": (f"Methods, of {', '.join(DISTILLING)}", REPLICATED),
+}
+
+TEXT = """\
+# {name}: {chain}
+#
+#   snakemake --profile profiles/local -n --config experiment={name}       the plan: which jobs, and why
+#   python -m takd plan --experiment {name}                                hours, memory, disk
+#   snakemake --profile profiles/local --config experiment={name}          the run
+#
+# docs/experiment.md has every key, with its default and what it costs.
+title: {title}
+description: ""                         # what you want to know; the report begins with it
+variables: {{data: {data}}}             # another place for once: --config experiment={name} data=FOLDER
+tokenizer: {tokenizer}                  # one for all models
+models:
+{models}
+data:{held}
+  train: {train}
+  dev: {dev}                            # scored during training; the best weights by it are kept
+  template: {template}                  # how instruction and input become a prompt: alpaca, chat, or your own
+  max_length: {length}                  # tokens of prompt and answer; the data report counts longer rows
+  max_prompt_length: {prompt}           # what is left of max_length is the longest answer
+chains:
+{chains}
+seeds: [1]                              # training seeds; three or more say whether a difference is the method's
+training:                               # what one model needs otherwise: models.NAME.training
+  sft:                                  # on the answers of the data: the teacher; each student as start and baseline
+    epochs: 3
+    batch_size: 32                      # over all GPUs; what one holds at once is micro_batch in the profile
+    learning_rate: 2e-5
+    evaluate_every: 100                 # steps between two scores on dev
+{settings}
+evaluation:
+  sets:
+{sets}
+  seeds: [10, 20]                       # of sampling: each prompt is answered once for each
+report:
+  trackers: []                          # [tensorboard], [trackio], [wandb]: curves while it runs (docs/watching.md)
+"""
+
+
+def write(root: Path, given: Mapping[str, Any], ask: Ask | None = None) -> Path:
+    """Write `config/experiments/NAME.yaml`, and return its path once all checks have passed.
+
+    Args:
+        given: `name`, `models`, `data`, `methods`, `tokenizer`; None for what is to be asked.
+        ask: returns the answer to a question with a default; without it, what is missing is an error.
+
+    Raises:
+        InputError: an option is missing or wrong, the file exists, or the experiment would be refused; no file is left.
+    """
+    options = {key: _answer(root, key, given.get(key), ask) for key in QUESTIONS}
+    path = experiments.file_of(root, options["name"][0])
+    models, methods, data = options["models"], options["methods"], Path(options["data"][0])
+    text = _text(root, path.stem, models, data, methods, given.get("tokenizer"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:  # since the check
+        raise _there(path) from None
+    try:
+        _check(experiments.load(path, root))
+    except BaseException:
+        path.unlink()
+        raise
+    return path
+
+
+def _answer(root: Path, key: str, given: str | Sequence[str] | None, ask: Ask | None) -> list[str]:
+    """Return the words of an option, or of the first answer that is right."""
+    if given:
+        words = [given] if isinstance(given, str) else list(given)
+        _check_option(root, key, words)
+        return words
+    question, default = QUESTIONS[key]
+    while True:
+        answer = ask(question, default) if ask else default
+        words = answer.split() if key in ("models", "methods") else [answer] if answer else []
+        try:
+            _check_option(root, key, words)
+            return words
+        except InputError as error:
+            if ask is None:
+                raise
+            print(error, file=sys.stderr)
+
+
+def _check_option(root: Path, key: str, words: Sequence[str]) -> None:
+    """Raise InputError unless an option can be used."""
+    if not words:
+        option = "the name of the experiment" if key == "name" else f"--{key}"
+        usage = "python -m takd new NAME --models TEACHER STUDENT --data FOLDER"
+        raise InputError(f"{option} is missing: {usage}")
+    if key == "name" and (path := experiments.file_of(root, words[0])).exists():
+        raise _there(path)
+    if key == "data":
+        _splits(root, Path(words[0]))
+    if key == "models":
+        if len(words) < 2:
+            raise InputError("--models: a chain has a teacher and a student, at least two models.")
+        for word in words:
+            _weights(root, word)
+    for method in words if key == "methods" else ():
+        if method not in DISTILLING:
+            raise InputError(f"--methods {method}: is none; {suggest(method, DISTILLING)}")
+
+
+def _there(path: Path) -> InputError:
+    return InputError(f"{path}: is there already and stays as it is; choose another name.")
+
+
+def in_terminal() -> Ask | None:
+    """Return a function that asks in the terminal; None without one."""
+    if not sys.stdin.isatty():
+        return None
+
+    def ask(question: str, default: str) -> str:
+        try:
+            return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
+        except EOFError:
+            raise InputError(
+                "the answers ended before the last question; nothing was written."
+            ) from None
+
+    return ask
+
+
+def _text(
+    root: Path,
+    name: str,
+    places: Sequence[str],
+    data: Path,
+    methods: Sequence[str],
+    tokenizer: str | None,
+) -> str:
+    """Fill in the file."""
+    between = len(places) - 2
+    roles = ["assistant"] if between == 1 else [f"assistant{at}" for at in range(1, between + 1)]
+    roles = ["teacher", *roles, "student"]
+    weights = [_weights(root, place) for place in places]
+    own = _weights(root, tokenizer)[0] if tokenizer else weights[0][0]
+    folder = root / own.get("folder", own.get("gguf", ""))
+    if "hub" not in own and not has_tokenizer(folder):
+        raise InputError(
+            f"{folder}: holds no tokenizer; name a folder or a .gguf file that does with --tokenizer."
+        )
+    longest = [positions(root / w["folder"]) for w, _ in weights if "folder" in w]
+    length = min([512, *(limit for limit in longest if limit)])
+    splits = _splits(root, data)
+    chains = [roles] if len(roles) == 2 else [[roles[0], roles[-1]], roles]
+    labels = ["direct", "through the assistant" + "s" * (between > 1)]
+    shown = ", ".join(methods)
+    lines = [
+        f"  - {{label: {label}, models: [{', '.join(chain)}], methods: [{shown}]}}"
+        for label, chain in zip(labels, chains, strict=False)
+    ]
+    described = [
+        "\n".join(
+            [
+                f"  {role}:",
+                *([f"    parameters: {size}"] if size else []),
+                f"    weights: {_flow(source)}",
+            ]
+        )
+        for role, (source, size) in zip(roles, weights, strict=True)
+    ]
+    filled = TEXT.format(
+        name=name,
+        chain=" → ".join(places),
+        title=json.dumps(name),
+        data=json.dumps(_relative(root, data)),
+        tokenizer=_flow(own),
+        models="\n".join(described),
+        held=splits["held"],
+        train=_flow(splits["train"]),
+        dev=_flow(splits["dev"]),
+        template="chat" if _has_chat(folder, own) else "alpaca",
+        length=length,
+        prompt=length // 2,
+        chains="\n".join(lines),
+        settings="\n".join(_settings(method) for method in methods),
+        sets="\n".join(f"    {key}: {_flow(source)}" for key, source in splits["sets"].items()),
+    )
+    return re.sub(r"(?m)^(?! *#)(.*?\S) +(# .*)$", _aligned, filled)
+
+
+def _aligned(match: re.Match[str]) -> str:
+    """Put comments into one column where the line leaves room."""
+    return f"{match[1]:39} {match[2]}"
+
+
+def _settings(method: str) -> str:
+    """Settings of a distillation that users change first."""
+    known = load_schema()["$defs"]["methods"]["properties"][method]["properties"]
+    lines = [f"  {method}:"]
+    if known["steps"].get("default") is None:
+        lines.append("    epochs: 3")
+    else:
+        lines.append(
+            f"    steps: {known['steps']['default']}"
+            "                         # the published number; a tenth shows whether it learns"
+        )
+    rate = known["learning_rate"]["default"]
+    lines.append(f"    learning_rate: {rate}")
+    return "\n".join(lines)
+
+
+def _weights(root: Path, word: str) -> tuple[dict[str, str], str | None]:
+    """Read `[SIZE=]PLACE`: the source of weights, and their size where it is needed."""
+    size, equals, place = word.partition("=")
+    if not (equals and SIZE.fullmatch(size)):
+        size, place = "", word
+    path = (root / place).expanduser() if not place.startswith("~") else Path(place).expanduser()
+    if path.is_dir():
+        counted = safetensors_parameters(path)
+        if not size and not counted:
+            raise InputError(
+                f"--models {word}: the folder holds no whole config.json and safetensors."
+            )
+        return {"folder": _relative(root, path)}, size or size_text(counted or 0)
+    if path.suffix == ".gguf" and path.is_file():
+        if not size:
+            raise InputError(f"--models {word}: lacks its size; write it as 135M={place}")
+        return {"gguf": _relative(root, path)}, size
+    repository, _, commit = place.partition("@")
+    if not HUB.fullmatch(repository) or path.suffix == ".gguf":
+        raise InputError(
+            f"--models {word}: is no folder, no .gguf file, and no SIZE=NAME@COMMIT of the hub, such as"
+            " 124M=openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e"
+        )
+    if not (size and commit):
+        found, count = _on_hub(repository, commit or None)
+        commit, size = commit or found, size or (size_text(count) if count else "")
+    if not size:
+        raise InputError(
+            f"--models {word}: the hub does not tell its size; write it as 124M={place}"
+        )
+    return {"hub": repository, "revision": commit}, size
+
+
+@functools.cache
+def _on_hub(repository: str, commit: str | None) -> tuple[str, int | None]:
+    """Ask the hub for the newest commit of a model and its number of parameters."""
+    from huggingface_hub import model_info
+
+    try:
+        info = model_info(repository, revision=commit, timeout=10, expand=["sha", "safetensors"])
+    except Exception as error:  # of the network, the hub, or a name that it does not know
+        cause = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"--models {repository}: is no folder here, and the hub does not say its commit and size ({cause}); write"
+            f" SIZE={repository}@COMMIT."
+        ) from None
+    return str(info.sha), info.safetensors.total if info.safetensors else None
+
+
+def _splits(root: Path, data: Path) -> dict[str, Any]:
+    """Find the files of a folder; rows held out of training stand in for missing ones."""
+    folder = data.expanduser() if data.is_absolute() else root / data.expanduser()
+    if not (folder / "train.jsonl").is_file():
+        there = ", ".join(sorted(path.name for path in folder.glob("*"))[:10]) or "nothing"
+        raise InputError(f"--data {data}: holds no train.jsonl; there is {there}.")
+    files = {path.stem: f"eval/{path.name}" for path in sorted(folder.glob("eval/*.jsonl"))}
+    if (folder / "test.jsonl").is_file():
+        files = {"test": "test.jsonl", **files}
+    dev = (folder / "dev.jsonl").is_file()
+    train: dict[str, Any] = {"json": "{data}/train.jsonl"}
+    first = dict(train)
+    if not dev or not files:
+        with open(folder / "train.jsonl", "rb") as file:
+            count = sum(1 for line in file if line.strip())
+        held = min(max(round(count * HELD_OUT), 1), HELD_OUT_ROWS)
+        start = held * ((not dev) + (not files))
+        if start >= count:
+            raise InputError(
+                f"--data {data}: train.jsonl has {count} rows, too few to hold some out for dev and test."
+            )
+        train["rows"] = [start, count]
+    held_out = [name for name, there in (("dev", dev), ("test", files)) if not there]
+    comment = f"# the first rows of train.jsonl are held out for {' and '.join(held_out)}"
+    return {
+        "held": f"{' ' * 35}{comment}" if held_out else "",
+        "train": train,
+        "dev": {"json": "{data}/dev.jsonl"} if dev else {**first, "rows": [0, held]},
+        "sets": {
+            re.sub(r"[^A-Za-z0-9._-]", "-", key): {"json": f"{{data}}/{file}"}
+            for key, file in files.items()
+        }
+        or {"heldout": {**first, "rows": [start - held, start]}},
+    }
+
+
+def _relative(root: Path, path: Path) -> str:
+    """Path as an experiment file has it: from the repository, or absolute outside of it."""
+    whole = (path if path.is_absolute() else root / path).absolute()
+    return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(whole)
+
+
+def _has_chat(folder: Path, source: Mapping[str, str]) -> bool:
+    """Whether prompts are best made by the tokenizer's chat template: where it has one."""
+    if "hub" in source:
+        return bool(CHAT.search(source["hub"]))
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("chat_template")) or (folder / "chat_template.jinja").is_file()
+
+
+def _flow(value: Mapping[str, Any]) -> str:
+    """Write a mapping on one line; texts as JSON, which YAML reads."""
+    items = (
+        f"{key}: {item if isinstance(item, list) else json.dumps(item)}"
+        for key, item in value.items()
+    )
+    return f"{{{', '.join(items)}}}"
+
+
+def _check(experiment: Experiment) -> None:
+    """Read all rows, as the run will: a file with other keys is refused now."""
+    experiment.require_files()
+    for split in experiment.splits:
+        source = specs.data(experiment, split)["source"]
+        found = Digest()
+        try:
+            for row in rows({k: v for k, v in source.items() if k not in ROW_FILTERS}):
+                found.add(row)
+        except InputError as error:
+            raise InputError(f"{split}: {error}") from None
+
+
+def said(path: Path, root: Path) -> str:
+    """Tell what was written and the next commands."""
+    name = path.stem
+    return (
+        f"{path.relative_to(root)} is written, and its settings and rows are checked. Look through it, then:\n"
+        f"  snakemake --profile profiles/local -n --config experiment={name}     # the plan: which jobs, and why\n"
+        f"  python -m takd plan --experiment {name}                              # hours, memory, disk\n"
+        f"  snakemake --profile profiles/local --config experiment={name}        # the run\n"
+        f"  python -m takd watch {name}                                          # its progress, in a second terminal"
+    )

@@ -1,0 +1,128 @@
+"""What a dry run of Snakemake tells in addition: each model that it would train, by its chain, and why."""
+
+import ast
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from snakemake.logging import logger
+
+from takd.preflight.jobs import Job
+from takd.watching.stages import title
+
+LAST = "This was a dry-run"
+CHANGES = 3  # changed settings that a reason names
+
+
+class Listing(logging.Filter):
+    """Log filter that puts the list of jobs before the last message of a dry run."""
+
+    def __init__(self, workflow: Any) -> None:
+        super().__init__()
+        self.workflow = workflow
+
+    def filter(self, record: Any) -> bool:
+        """Add the list to the last message, and let every record through."""
+        if isinstance(record.msg, str) and record.msg.startswith(LAST):
+            record.msg = "\n".join([*lines(self.workflow.dag), record.msg])
+        return True
+
+
+def listen(workflow: Any) -> None:
+    """Attach the filter to Snakemake's log, for the workflow that is being read."""
+    for known in logger.filters:
+        if isinstance(known, Listing):
+            known.workflow = workflow
+            return
+    logger.addFilter(Listing(workflow))
+
+
+def lines(dag: Any) -> Iterator[str]:
+    """Yield a line for each training, teachers first, and one for the jobs of each other rule and reason."""
+    trained: list[tuple[int, str, str]] = []
+    others: Counter[tuple[str, str]] = Counter()
+    for each in dag.needrun_jobs(exclude_finished=False):  # a dry run has "finished" them
+        names = {name: str(value) for name, value in each.wildcards_dict.items()}
+        job = Job(each.rule.name, "", names)
+        if job.trains:
+            what = title(job.lineage, int(names["seed"]))
+            trained.append((job.depth, what, reason(dag.reason(each))))
+        elif each.output:
+            others[job.rule, reason(dag.reason(each))] += 1
+    if trained:
+        width = max(len(what) for _, what, _ in trained)
+        yield "Models to train, and why:"
+        yield from (f"  {what:{width}}  {why}" for _, what, why in sorted(trained))
+    if others:
+        width = max(len(rule) for rule, _ in others)
+        yield "Other jobs:"
+        yield from (f"  {n:5} {rule:{width}}  {why}" for (rule, why), n in sorted(others.items()))
+
+
+def reason(found: Any) -> str:
+    """Say why a job would run, in the words of an experiment.
+
+    Args:
+        found: Snakemake's reason.
+    """
+    own = [*changes(found.params_changed)]
+    if found.code_changed:
+        own.append("the text of its rule changed")
+    if found.input_changed:
+        own.append("it reads other files than before")
+    if found.updated_input:
+        own.append(f"changed: {', '.join(sorted(map(str, found.updated_input))[:CHANGES])}")
+    if found.forced:
+        own.append("asked for by --force…")
+    if found.incomplete_output:
+        own.append("was cut off; resumes from its checkpoint if it has one")
+    elif found.missing_output:
+        own = ["is not there yet"]
+    return "; ".join(own) or "what it reads is made again"
+
+
+def changes(params: Any) -> Iterator[str]:
+    """Name the settings that differ between the parameters of before and now."""
+    if not params:
+        return
+    before, now = ([_value(text) for text in texts] for texts in (params.only_old, params.only_new))
+    old, new = (
+        [flat(each) for each in values if isinstance(each, dict)] for values in (before, now)
+    )
+    if old and new:
+        found = [
+            f"{key.removeprefix('settings.')} {_short(old[0].get(key))} → {_short(new[0].get(key))}"
+            for key in sorted({*old[0], *new[0]})
+            if old[0].get(key) != new[0].get(key)
+        ]
+        more = f" and {len(found) - CHANGES} more" if len(found) > CHANGES else ""
+        yield f"settings: {', '.join(found[:CHANGES])}{more}"
+    if any(not isinstance(each, dict) for each in now):
+        yield "its code changed"
+
+
+def _value(text: Any) -> Any:
+    """A parameter as Snakemake keeps it: the text of a Python value, here of JSON."""
+    for read in (ast.literal_eval, json.loads):
+        try:
+            text = read(text)
+        except (ValueError, SyntaxError, TypeError):
+            continue
+    return text
+
+
+def flat(value: Any, above: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted keys."""
+    if not isinstance(value, Mapping):
+        return {above: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= flat(item, f"{above}.{key}" if above else str(key))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 40 else f"{text[:40]}…"

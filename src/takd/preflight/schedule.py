@@ -1,0 +1,159 @@
+"""Duration of a run: its jobs in the order of their inputs, as many at once as the profile allows."""
+
+import heapq
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from takd.experiment.lineage import split
+from takd.preflight.plan import Planned, Planner
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Hours of what is left to do.
+
+    Attributes:
+        busy: of all GPUs, or CPU cores, together.
+        elapsed: from start to end, with `at_once` jobs (or cores or GPUs) at a time.
+        path: the longest chain of jobs, each of which needs the one before.
+        at_least: whether hours of some jobs are unknown.
+    """
+
+    jobs: int
+    busy: float
+    elapsed: float
+    at_once: int
+    path: Sequence[Planned]
+    at_least: bool
+
+    @property
+    def longest(self) -> float:
+        """Hours of the longest chain of jobs: no number of GPUs makes the run shorter."""
+        return sum(each.hours or 0.0 for each in self.path)
+
+
+def schedule(planned: Sequence[Planned], profile: Mapping[str, Any]) -> Schedule:
+    """Order the jobs that are left to do, those with the longest chains behind them first."""
+    left = [each for each in planned if each.job.to_do]
+    maker = {file: at for at, each in enumerate(left) for file in each.job.outputs}
+    above = [{maker[file] for file in each.job.inputs if file in maker} for each in left]
+    below: list[list[int]] = [[] for _ in left]
+    for at, needed in enumerate(above):
+        for other in needed:
+            below[other].append(at)
+    hours = [each.hours or 0.0 for each in left]
+    behind: dict[int, float] = {}  # hours of a job and the longest chain of jobs that wait for it
+    ready = [at for at, needed in enumerate(above) if not needed]
+    order, missing = list(ready), [len(needed) for needed in above]
+    for at in order:
+        for other in below[at]:
+            missing[other] -= 1
+            if not missing[other]:
+                order.append(other)
+    for at in reversed(order):
+        behind[at] = hours[at] + max((behind[other] for other in below[at]), default=0.0)
+    path, next_ones = [], list(ready)
+    while next_ones:
+        at = max(next_ones, key=lambda at: behind[at])
+        path.append(left[at])
+        next_ones = below[at]
+    at_once, weight = _at_once(profile)
+    weights = [min(weight(each), at_once) for each in left]
+    return Schedule(
+        len(left),
+        sum(each.estimate.seconds / 3600 for each in left if each.estimate),
+        _elapsed(ready, above, below, behind, hours, weights, at_once),
+        at_once,
+        path,
+        any(each.job.computes and each.estimate is None for each in left),
+    )
+
+
+def _elapsed(
+    ready: Sequence[int],
+    above: Sequence[set[int]],
+    below: Sequence[Sequence[int]],
+    behind: Mapping[int, float],
+    hours: Sequence[float],
+    weights: Sequence[int],
+    at_once: int,
+) -> float:
+    """Hours from start to end, where a job starts as soon as its inputs and enough places are there."""
+    missing = [len(needed) for needed in above]
+    waiting = sorted(ready, key=lambda at: -behind[at])
+    running: list[tuple[float, int]] = []
+    now, free = 0.0, at_once
+    while waiting or running:
+        for at in [at for at in waiting]:
+            if weights[at] <= free:
+                waiting.remove(at)
+                free -= weights[at]
+                heapq.heappush(running, (now + hours[at], at))
+        now, ended = heapq.heappop(running)
+        free += weights[ended]
+        for other in below[ended]:
+            missing[other] -= 1
+            if not missing[other]:
+                waiting.append(other)
+        waiting.sort(key=lambda at: -behind[at])
+    return now
+
+
+def _at_once(profile: Mapping[str, Any]) -> tuple[int, Any]:
+    """Number of places that jobs share, and a function for how many of them a job takes."""
+    if profile.get("executor", "local") != "local":
+        return int(profile.get("jobs") or 1), lambda each: 1
+    if gpus := _resources(profile).get("processes"):
+        return int(gpus), lambda each: each.job.given.world if each.job.computes else 0
+    cores = profile.get("cores", 1)
+    count = (os.cpu_count() or 1) if str(cores) == "all" else int(cores)
+    return count, lambda each: each.job.threads or 1
+
+
+def _resources(profile: Mapping[str, Any]) -> dict[str, str]:
+    """Global resources of a profile, which Snakemake reads as `name=value` or as a mapping."""
+    given = profile.get("resources") or {}
+    if isinstance(given, Mapping):
+        return {str(name): str(value) for name, value in given.items()}
+    words = given if isinstance(given, list) else str(given).split()
+    return dict(str(word).partition("=")[::2] for word in words)
+
+
+def headline(planner: Planner, planned: Sequence[Planned], profile: Mapping[str, Any]) -> str:
+    """Say in a line what is left to do, how long it takes, and which chain of jobs is the longest."""
+    found = schedule(planned, profile)
+    name = planner.experiment.name
+    if not found.jobs:
+        return f"{name}: nothing is left to do"
+    more = "at least " if found.at_least else ""
+    what = "CPU core hours" if planner.gpu.on_cpu else f"GPU hours ({planner.gpu.name})"
+    places = "GPUs" if _resources(profile).get("processes") else "cores"
+    if profile.get("executor", "local") != "local":
+        places = "jobs"
+    steps = [f"{_name(each)} {_hours(each.hours or 0.0)}" for each in found.path if each.hours]
+    chain = (
+        f"; the longest chain of jobs takes {_hours(found.longest)}: {' → '.join(steps)}"
+        if steps
+        else ""
+    )
+    busy = f"{found.busy:.{0 if found.busy >= 9.95 else 1}f}"
+    unit = places if found.at_once > 1 else places.removesuffix("s")
+    return (
+        f"{name}: {found.jobs} jobs, {more}{busy} {what}; {more}{_hours(found.elapsed)} with {found.at_once} {unit} at"
+        f" once{chain}"
+    )
+
+
+def _name(each: Planned) -> str:
+    job = each.job
+    return f"{job.method} {split(job.lineage)[-1].model}" if job.trains else job.rule
+
+
+def _hours(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    if hours < 1.995:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.0f} h" if hours >= 9.95 else f"{hours:.1f} h"
