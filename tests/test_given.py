@@ -153,6 +153,7 @@ def test_pages_and_cards_say_that_they_were_not_trained_here(given: Project) -> 
     assert "not trained here" in taught and "## Training" in taught
     alone = given.folder / "results/alone/report"
     assert "No model was trained here." in (alone / "learning.html").read_text()
+    assert not (alone / "learning.svg").exists()
     assert [row["lineage"] for row in rows(given, "results.csv", "alone")] == ["before-given"]
 
 

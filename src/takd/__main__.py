@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--models", nargs="+", metavar="MODEL", help=models)
     rows = "folder with train.jsonl, and dev.jsonl and eval/*.jsonl if there are any"
     command.add_argument("--data", metavar="FOLDER", help=rows)
-    command.add_argument("--methods", nargs="+", metavar="METHOD", help="such as minillm or kd")
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help="of each hop")
     command.add_argument("--tokenizer", metavar="MODEL", help="default: the teacher's")
     for run, text in (
         (plan, "estimate time, memory and disk of each stage"),

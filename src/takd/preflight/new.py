@@ -19,7 +19,7 @@ from takd.experiment.experiment import Experiment
 from takd.experiment.labels import size_text
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import ROW_FILTERS, load_schema, suggest
-from takd.methods.registry import METHODS
+from takd.methods.registry import METHODS, REPLICATED
 from takd.models.tokenizer_check import has_tokenizer
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
@@ -45,7 +45,7 @@ QUESTIONS = {
         "Folder with train.jsonl, and dev.jsonl and eval/*.jsonl if any; rows with instruction, input, output",
         "",
     ),
-    "methods": (f"Methods, of {', '.join(DISTILLING)}", "minillm"),
+    "methods": (f"Methods, of {', '.join(DISTILLING)}", REPLICATED),
 }
 
 TEXT = """\
