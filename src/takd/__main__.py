@@ -298,6 +298,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--template", default="alpaca", help=text)
     text = "a text with {instruction} and {input} (default: the input on the next line)"
     add("--template-with-input", metavar="TEXT", help=text)
+    add("--system", metavar="TEXT", help="system prompt of the template chat")
+    add("--answer", metavar="PATTERN", help="regular expression of the final answer, with a group")
     add("--seeds", type=int, nargs="+", help="decoding seeds (default: 10 20 30 40 50)")
     add("--greedy", action="store_true", help="take the likeliest tokens, with one seed")
     add("--temperature", type=float, help="default: 1")
