@@ -158,7 +158,7 @@ def see(place: Place, before: Seen | None = None) -> Seen:
             moved = time.time()
         late = time.time() - max(heartbeat, moved)
         gone = not is_alive(owner["process"]) if here else late > MISSED * HEARTBEAT_SECONDS
-        beats = {"heartbeat": heartbeat, "moved": moved}
+        beats: dict[str, Any] = {"heartbeat": heartbeat, "moved": moved}
         who = _who(owner.get("process"), owner.get("host"), owner.get("job"))
         if gone:
             what = " is gone" if here else f": no heartbeat for {duration(late)}"
