@@ -26,7 +26,8 @@ from steps import MINILLM, optimizer_step
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
-from takd.decoding import kv_cache, sampling
+from takd.decoding import graphs, kv_cache, next_tokens
+from takd.decoding.memory import KeptDecoder
 from takd.decoding.sampling import Decoding, Prompt, Response, draw
 from takd.methods import minillm
 from takd.methods.base import Context
@@ -88,7 +89,7 @@ class Takd:
         self.method = minillm.MiniLLM(context)
         self.student, self.teacher, self.lengths, self.shape = student, teacher, lengths, shape
         self.optimizer: Optimizer = AdamW(student.parameters(), lr=5e-6, fused=True)
-        self.step = 0
+        self.step, self.kept = 0, KeptDecoder()
 
     def __call__(self) -> None:
         """Run one round."""
@@ -108,9 +109,9 @@ class Takd:
             Decoding(self.shape.slots, temperature=temperature),
             end_token=self.shape.vocabulary,  # none: responses have the lengths that they are given
             vocabulary=self.shape.vocabulary,
-            micro_batch=64,
             teacher=self.teacher,
             teacher_mix=teacher_mix or 0.0,
+            kept=self.kept,
         )
 
 
@@ -189,7 +190,9 @@ def spent(ours: Takd) -> dict[str, float]:
     with (
         timed(kv_cache.RaggedCache, "read", "read prompts", seconds),
         timed(kv_cache.RaggedCache, "step", "decode: bodies", seconds),
-        timed(sampling._Decoder, "sample", "decode: vocabulary", seconds),
+        timed(next_tokens.NextTokens, "sample", "decode: vocabulary", seconds),
+        # on a GPU, a graph is both
+        timed(graphs.Graphs, "__call__", "decode: steps", seconds),
         timed(minillm, "sum_over_tokens", "loss, with its gradients", seconds),
         timed(minillm, "laid_out", "other", seconds),
         timed(torch.Tensor, "backward", "student backward", seconds),

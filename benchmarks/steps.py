@@ -1,7 +1,6 @@
 """Optimizer steps of takd's training loop, on one device, without a stage."""
 
 import contextlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from takd.methods.base import Method
+from takd.models.logits import unchanged, without_autocast
 from takd.training.devices import seed_generators
 
 # MiniLLM's objective as in the authors' code, takd's defaults
@@ -97,19 +97,20 @@ def optimizer_step(
     sums: dict[str, Tensor] = {}
     for part in method.parts(step):
         rows = sorted(part.rows, key=len)
-        for first in range(0, len(rows), micro_batch):
-            with mixed_precision(student.device, autocast):
+        with mixed_precision(student.device, autocast), unchanged(student):
+            for first in range(0, len(rows), micro_batch):
                 loss, statistics = part.loss(student, rows[first : first + micro_batch])
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **statistics}.items():
-                sums[name] = sums[name] + value if name in sums else value
-    clip = method.settings["gradient_clip"]
-    norm = float(torch.nn.utils.clip_grad_norm_(student.parameters(), clip))
-    if math.isfinite(norm):
-        optimizer.step()
+                with without_autocast(student.device):
+                    loss.backward()
+                for name, value in {"loss": loss.detach(), **statistics}.items():
+                    sums[name] = sums[name] + value if name in sums else value
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, method.settings["gradient_clip"])
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.step()
     optimizer.zero_grad()
-    means = torch.stack(list(sums.values())).tolist()
-    return {**dict(zip(sums, means, strict=True)), "gradient_norm": norm}
+    means = torch.stack([*sums.values(), norm]).tolist()
+    return dict(zip([*sums, "gradient_norm"], means, strict=True))
 
 
 def mixed_precision(

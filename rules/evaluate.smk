@@ -24,7 +24,6 @@ rule evaluate:
         mem_mb=4000,
         runtime=WEEK,
         processes=1,
-        micro_batch=256,
         deterministic=0,
     params:
         spec=spec("evaluate"),
@@ -32,7 +31,7 @@ rule evaluate:
         inputs=named,
         outputs=written,
     shell:
-        command("evaluate", "processes", "micro_batch", "deterministic", "runtime")
+        command("evaluate", "processes", "deterministic", "runtime")
 
 
 rule likelihoods:

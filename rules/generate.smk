@@ -21,7 +21,6 @@ rule generate:
         mem_mb=4000,
         runtime=WEEK,
         processes=1,
-        micro_batch=256,
         deterministic=0,
     params:
         spec=spec("generate"),
@@ -29,7 +28,7 @@ rule generate:
         inputs=named,
         outputs=written,
     shell:
-        command("generate", "micro_batch", "deterministic", "runtime")
+        command("generate", "deterministic", "runtime")
 
 
 rule generations:

@@ -290,7 +290,7 @@ SLOW = {
     *("test_doctor", "test_downloads", "test_families", "test_layers", "test_methods_on_policy"),
     *("test_model_checks", "test_plan"),
     *("test_profiles", "test_staleness", "test_starting", "test_training", "test_training_faults"),
-    *("test_training_matrix", "test_zero3_chunks"),
+    *("test_training_matrix", "test_zero3_chunks", "test_given", "test_store"),
     *(path.stem for path in (ROOT / "tests").glob("test_report*.py")),
 }
 SLOW_FIXTURES = {"project", "finished", "finished_writing"}  # tests with these run snakemake

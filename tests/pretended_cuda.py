@@ -16,6 +16,7 @@ Detected:
   attention without gradients too, though a real one may launch several: numbers are for comparison, not for timing;
 - transfers from and to the host, with their bytes;
 - syncs: points at which Python waits for the GPU (`item`, `tolist`, copies to the host, boolean indices);
+- bytes that kernels read and write: of a table, the rows that are looked up; of an expanded tensor, what it expands;
 - operations on CPU tensors in the same block.
 
 Not detected: speed, memory, streams, Triton and other kernels that are not PyTorch operations, and numerical
@@ -26,6 +27,7 @@ others. `_Functions` handles queries of the device in Python, and `_Operations` 
 """
 
 import contextlib
+import math
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,6 +58,10 @@ SYNCING = {
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
 }
 INDEXED = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
+
+# operations that read or write a part of their first tensor
+WRITTEN = {"index_put", "index_put_", "_index_put_impl_", "scatter", "scatter_", "index_copy_"}
+LOOKED_UP = {"index", "_unsafe_index", "index_select", "gather", "embedding"} | WRITTEN
 
 # memory addresses of tensors, by which tied weights are recognised when saving
 PLACES = {torch.Tensor.storage, torch.Tensor.untyped_storage, torch.Tensor.data_ptr}
@@ -126,6 +132,7 @@ class PretendedCard:
 
     Attributes:
         kernels: operations on the card, by name.
+        bytes: that they read and write, by name.
         syncs: waits of the host for the card, by cause.
         host: operations on CPU tensors, by name.
         transfers: "uploads" and "downloads", and their "bytes up" and "bytes down".
@@ -138,6 +145,7 @@ class PretendedCard:
     def reset(self) -> None:
         """Reset all counts to zero."""
         self.kernels: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
         self.syncs: Counter[str] = Counter()
         self.host: Counter[str] = Counter()
         self.transfers: Counter[str] = Counter()
@@ -180,6 +188,8 @@ class PretendedCard:
         if wanted is not None:
             kwargs["device"] = CPU
         found = _computed(func, name, _mapped(_inner, args), _mapped(_inner, kwargs))
+        if on_card and not (name in FREE or func.is_view):
+            self.bytes[name] += _moved_bytes(name, args, tensors, found)
 
         def wrapped(x: Any) -> Any:
             # an in-place operation returns its input tensor
@@ -251,15 +261,32 @@ def _inner(x: Any) -> Any:
     return x.inner if isinstance(x, CardTensor) else x
 
 
+def _moved_bytes(name: str, args: Any, tensors: list[Tensor], found: Any) -> int:
+    """Bytes that an operation reads and writes."""
+    results = list(_tensors(found))
+    if name in LOOKED_UP:  # as much of the first tensor as is found in it, or written to it
+        others = [x for x in tensors if x is not args[0]]
+        moved = others[-1:] if name in WRITTEN else results
+        return sum(map(_own_bytes, [*others, *moved]))
+    return sum(map(_own_bytes, [*tensors, *results]))
+
+
+def _own_bytes(x: Tensor) -> int:
+    """Bytes of a tensor's own numbers: an expanded dimension repeats them."""
+    sizes = (n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 0)
+    return math.prod(sizes) * x.element_size()
+
+
 def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Compute the operation on the CPU, emulating CUDA's matrix products with a wider result type."""
-    if func._overloadname != "dtype" or name not in HALF:
+    if not func._overloadname.startswith("dtype") or name not in HALF:
         return func(*args, **kwargs)
     *factors, dtype = args
     if dtype != torch.float32 or any(x.dtype == torch.float32 for x in factors):
         raise RuntimeError(f"{name} of {factors[0].dtype} has no result of {dtype} on a card")
-    product = getattr(torch.ops.aten, name).default
-    return product(*(factor.float() for factor in factors), **kwargs)
+    product = getattr(torch.ops.aten, name)
+    overload = product.out if "out" in kwargs else product.default
+    return overload(*(factor.float() for factor in factors), **kwargs)
 
 
 class _Operations(TorchDispatchMode):
@@ -295,6 +322,8 @@ class _Functions(TorchFunctionMode):
             return _to(name, *args, **kwargs)
         if func in (torch.tensor, torch.as_tensor) and _on_cuda(kwargs.get("device")):
             return _to("cuda", func(*args, **{**kwargs, "device": None}))
+        if func is torch.empty:
+            kwargs.pop("pin_memory", None)  # a build without CUDA cannot
         if not isinstance(first, CardTensor):
             return first if func is torch.Tensor.pin_memory else func(*args, **kwargs)
         if func is torch.Tensor.new_tensor:
@@ -345,6 +374,8 @@ class _Functions(TorchFunctionMode):
         if len({x.dtype for x in given}) > 1:
             raise RuntimeError(f"attention of different types: {[x.dtype for x in given]}")
         self.card.kernels["attention"] += 1
+        read = [*given, *([] if mask is None else [mask])]
+        self.card.bytes["attention"] += sum(map(_own_bytes, read)) + _own_bytes(query)
         if mask is not None and mask.dtype == torch.bool:
             self.card.kernels["mask to numbers"] += 2  # zeros, and -inf where the mask is false
         with torch._C._DisableTorchDispatch():
@@ -399,4 +430,8 @@ _CUDA: dict[str, Any] = {
     "set_device": _nothing,
     "synchronize": _nothing,
     "empty_cache": _nothing,
+    "mem_get_info": lambda *_: (MEMORY, MEMORY),
+    "memory_reserved": lambda *_: 0,
+    "memory_allocated": lambda *_: 0,
+    "max_memory_allocated": lambda *_: 0,
 }

@@ -40,7 +40,12 @@ SETTINGS: dict[str, Any] = {
     "title": "left out",
     "training": {"minillm": {"teacher_mix": 0.2, "steps": 900}},
     "seeds": [1, 2],
-    "data": {"corpus": None, "template": "<script>alert(1)</script>{instruction}"},
+    "data": {
+        "train": {},
+        "dev": {},
+        "corpus": None,
+        "template": "<script>alert(1)</script>{instruction}",
+    },
 }
 MIXING = {"training": {"minillm": {"teacher_mix": 0.5, "steps": 900}}}
 PROMPTS = 24

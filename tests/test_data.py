@@ -692,7 +692,11 @@ def test_a_stream_that_breaks_off_leaves_nothing_and_is_read_again(words, tmp_pa
     with pytest.raises(InputError):
         run_prepare(tmp_path, words, "corpus", serve(broken()), block_length=8)
     assert read_json(place / "manifest.json") == whole
-    assert sorted(path.name for path in place.iterdir()) == ["dataset", "manifest.json"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        "dataset",
+        "manifest.json",
+        "metrics.jsonl",
+    ]
 
 
 def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_path):

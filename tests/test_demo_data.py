@@ -147,7 +147,7 @@ def test_another_seed_is_another_world():
     ("arguments", "words"),
     [
         ({"part": "validation", "rows": 3}, "no part 'validation'; there are train, dev, test"),
-        ({"part": "train", "rows": 3, "topics": ["sums"]}, "topics are ['sums']"),
+        ({"part": "train", "rows": 3, "topics": ["riddles"]}, "topics are ['riddles']"),
         ({"part": "train", "rows": 3, "topics": []}, "topics are []"),
         ({"part": "dev", "rows": 5000, "topics": ["facts"]}, "facts, fewer than rows = 5000"),
     ],

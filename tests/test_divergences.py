@@ -8,6 +8,7 @@ import torch
 
 from takd.losses.divergences import (
     alpha_beta,
+    alpha_mixture,
     coarsen,
     expectation,
     forward_kl,
@@ -22,6 +23,13 @@ from takd.losses.divergences import (
 
 TEACHER, STUDENT = [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]
 INFINITE = float("inf")
+
+
+def from_mixture(student_nv, teacher_nv, alpha):
+    """AMiD's divergence of the teacher."""
+    return forward_kl(alpha_mixture(teacher_nv, student_nv, 0.1, alpha), teacher_nv)
+
+
 ALL = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
@@ -39,6 +47,10 @@ ALL = {
     "alpha_beta(0, 1)": partial(alpha_beta, alpha=0, beta=1),
     "alpha_beta(0.5, 0)": partial(alpha_beta, alpha=0.5, beta=0),
     "alpha_beta(0, 0.5)": partial(alpha_beta, alpha=0, beta=0.5),
+    **{
+        f"alpha_mixture({alpha})": partial(from_mixture, alpha=alpha)
+        for alpha in (-1.0, 0.0, 1.0, 3.0)
+    },
 }
 # those that no -inf makes infinite
 BOUNDED = [
@@ -298,3 +310,21 @@ def test_coarsened_gradients_are_finite_where_nothing_is_left():
     assert torch.isfinite(found).all() and torch.isfinite(logits.grad).all()
     assert found.item() == pytest.approx(math.tanh(0.5), rel=1e-5)  # KL of σ(1) to σ(-1)
     assert torch.isfinite(log_tail(torch.tensor([[math.log(0.7), math.log(0.4)]]))).all()
+
+
+@pytest.mark.parametrize("alpha", [-5.0, -1.0, 0.0, 1.0 - 1e-6, 1.0, 1.0 + 1e-6, 3.0])
+def test_alpha_mixtures_are_the_means_of_their_paper(alpha):
+    p, q = (torch.tensor(each, dtype=torch.float64) for each in (TEACHER, STUDENT))
+    exponent = (1 - alpha) / 2
+    mean = (
+        p**0.3 * q**0.7
+        if abs(exponent) < 1e-6
+        else (0.3 * p**exponent + 0.7 * q**exponent) ** (1 / exponent)
+    )
+    found = alpha_mixture(p.log()[None], q.log()[None], 0.3, alpha)[0].exp()
+    torch.testing.assert_close(found, mean / mean.sum(), rtol=1e-5, atol=0)
+    if alpha == -1:
+        # DistiLLM's mixture, and so its divergences
+        skewed = skewed_forward_kl(logs(STUDENT), logs(TEACHER), 0.3)
+        mixed = forward_kl(found.log()[None], logs(TEACHER))
+        torch.testing.assert_close(mixed, skewed)

@@ -206,10 +206,45 @@ def test_a_gpu_of_this_machine_needs_kernels_too() -> None:
 def test_memory_names_what_fills_the_card_and_a_micro_batch_that_fits() -> None:
     said = found([training(micro_batch=16)])["memory"]
     assert said.startswith("error: distill_minillm 1.5B-sft__760M-minillm takes ")
-    assert "(teacher's keys and values " in said
+    assert "(activations " in said
     size = int(said.split("micro_batch: ")[1].split(" ")[0])
     assert 4 <= size < 16
     assert found([training(micro_batch=size)]) == {}
+    # or by tokens, with which short rows still go together
+    tokens = said.split("or max_tokens: ")[1].split(" ")[0]
+    assert found([training(micro_batch=16, max_tokens=tokens)]) == {}
+    more = found([training(micro_batch=16, max_tokens="8192")])["memory"]
+    less = more.split("set max_tokens: ")[1].split(" ")[0]
+    assert found([training(micro_batch=16, max_tokens=less)]) == {}
+
+
+def decoded(job: Job, card: str) -> tuple[dict[str, int], list[Any]]:
+    """The responses that a job decodes at once, and what doctor says of them."""
+    own = planner(card)
+    planned = own.plan([job])
+    (each,) = planned
+    assert each.footprint is not None
+    return each.footprint.rows, list(fitting.decoding(own, planned))
+
+
+def test_rows_of_decoding_follow_from_the_memory_beside_the_models() -> None:
+    rows, (said,) = decoded(training(), "h100")
+    assert rows == {"dev": 128, "rollouts": 128}
+    assert str(said).startswith("ok") and "memory for 128 responses at once" in said.text
+    rows, (said,) = decoded(training(), "v100l")
+    assert 16 <= rows["rollouts"] < rows["dev"] < 128  # the teacher's caches are as large again
+    assert f"memory for {rows['rollouts']} to {rows['dev']} responses" in said.text
+    # a micro-batch is what training holds, and leaves decoding as it is
+    assert decoded(training(micro_batch=1), "v100l")[0] == rows
+
+
+def test_memory_for_few_responses_at_once_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "FEW_ROWS", 64)
+    rows, (said,) = decoded(training(), "v100l")
+    assert said.level == "warning"
+    assert f"rollouts of distill_minillm 1.5B-sft__760M-minillm {rows['rollouts']}" in said.text
+    # what does not fit at all is said elsewhere
+    assert decoded(training(), "v100")[1] == []
 
 
 def test_memory_asks_for_checkpointing_or_sharding_where_no_micro_batch_is_enough() -> None:

@@ -67,7 +67,7 @@ def server(monkeypatch):
     monkeypatch.setattr(downloads, "SCHEMES", ("https", "file", "http"))
     server = Server()
     http = ThreadingHTTPServer(("127.0.0.1", 0), server.handler())
-    thread = threading.Thread(target=http.serve_forever)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
     server.url = f"http://127.0.0.1:{http.server_port}/rows.jsonl"
     yield server

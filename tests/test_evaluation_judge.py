@@ -77,7 +77,7 @@ def rate(prompt):
 @pytest.fixture
 def server():
     made = Server()
-    thread = threading.Thread(target=made.serve_forever)
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
     thread.start()
     yield made
     made.shutdown()

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
-from takd.decoding import kv_cache
+from takd.decoding import amounts
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.sampling import Decoding, Prompt, draw
-from takd.losses import chunked, divergences
+from takd.losses import chunked, divergences, teacher_logits
 from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example
 from takd.methods.minillm import MiniLLM, Rollout
@@ -306,13 +306,13 @@ def test_peak_of_minillms_loss(tmp_path: Path) -> None:
     spec = {"method": "minillm", "settings": settings()}
     models = [Loaded(shape, 4), Loaded(above, 2)]
     expected = sum(
-        tensors.loss(models, spec, Texts(4, length), rows, "cpu").values()
+        tensors.loss(models, spec, rows * length, rows * (length + 4), "cpu").values()
     ) + tensors.activations(shape, rows, length + 4, "fp32")
     assert value.requires_grad
     assert expected == pytest.approx(live.peak - before, rel=0.10)
 
 
-@pytest.mark.parametrize("steps", [10, tensors.GROWTH + 3])
+@pytest.mark.parametrize("steps", [10, amounts.GROWTH + 3])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_keys_and_values_are_counted_exactly(family: str, steps: int, tmp_path: Path) -> None:
     model, shape = make(tmp_path, family)
@@ -322,7 +322,7 @@ def test_keys_and_values_are_counted_exactly(family: str, steps: int, tmp_path: 
         cache.step(torch.ones(6, dtype=torch.long))
     held = [*cache._keys, *cache._values]
     columns = held[0].shape[2]
-    assert columns == tensors.room(Texts(20, steps))
+    assert columns == amounts.room(20 + steps)
     assert sum(t.nbytes for t in held) == tensors.cache(shape, 6, columns, 4)
 
 
@@ -341,17 +341,16 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
     assert all(len(response.tokens) == texts.response for response in drawn)
     found = live.peak - before
     expected = sum(
-        tensors.sampling([Loaded(shape, 4), Loaded(above, 4)], rows, texts, "cpu").values()
+        tensors.sampling([Loaded(shape, 4), Loaded(above, 4)], rows, texts, "cpu", True).values()
     )
     assert expected == pytest.approx(found, rel=0.10)
 
 
 def test_what_is_written_twice_is_the_same() -> None:
     """The plan needs these without torch."""
-    assert tensors.GROWTH == kv_cache.GROWTH
-    assert tensors.READ_AT_ONCE == kv_cache.READ_AT_ONCE
     assert tensors.CHUNK_BYTES == chunked.CHUNK_BYTES
     assert tensors.HEAD_ROWS == chunked.HEAD_ROWS
+    assert tensors.KEPT_SHARE == teacher_logits.KEPT_SHARE
     for device in ("cpu", "cuda"):
         for vocabulary in (11, 700, 50257, 151936):
             chunk = chunked.chunk_size(vocabulary, torch.device(device))

@@ -12,9 +12,9 @@ from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example, batch_indices, laid_out, permutation
 from takd.methods.kd import DIVERGENCES, Kd
 from takd.methods.minillm import MiniLLM
+from takd.methods.schedule import learning_rate
 from takd.methods.sft import Sft
 from takd.methods.token_losses import label_and_divergence_loss, label_loss
-from takd.training.loop import learning_rate
 
 VOCABULARY = 11
 ROWS = [

@@ -17,10 +17,12 @@ from workspace import STUDENT, TEACHER, TIMED, Workspace
 from takd.decoding.sampling import Decoding, Response, draw
 from takd.experiment.schema import load_schema
 from takd.methods.abkd import Abkd
+from takd.methods.amid import Amid
 from takd.methods.base import Example, batch_indices, packed, prompts_of, unpacked
 from takd.methods.distillm import DistiLLM
 from takd.methods.gkd import Gkd
 from takd.methods.seqkd import SeqKd
+from takd.methods.taid import Taid
 from takd.runtime.stage import Interrupted, Stage
 from takd.training import train as training
 
@@ -43,11 +45,18 @@ METHODS = {
     "distillm": (DistiLLM, {"divergence": "skewed_forward_kl", "skew": 0.1}),
     "distillm, reverse": (DistiLLM, {"divergence": "skewed_reverse_kl", "skew": 0.1}),
     "abkd": (Abkd, {"alpha": 0.2, "beta": 0.7}),
+    "taid": (Taid, {"target_start": 0.4, "target_alpha": 5e-4, "target_beta": 0.99}),
+    "amid": (Amid, {"from": "teacher", "skew": 0.1, "alpha": 0.0}),
+    "amid, student": (Amid, {"from": "student", "skew": 0.3, "alpha": 3.0}),
 }
 
 
 def kl(p, q):
     return (p * (p / q).log()).sum()
+
+
+def normalised(weights):
+    return weights / weights.sum()
 
 
 # of a teacher's and a student's probabilities at one token, written down independently
@@ -56,6 +65,10 @@ PLAIN = {
     "distillm": lambda p, q: kl(p, 0.1 * p + 0.9 * q),
     "distillm, reverse": lambda p, q: kl(q, 0.9 * p + 0.1 * q),
     "abkd": lambda p, q: -(p**0.2 * q**0.7 - 2 / 9 * p**0.9 - 7 / 9 * q**0.9).sum() / (0.2 * 0.7),
+    "taid": lambda p, q: kl(normalised(p**0.4 * q**0.6), q),
+    # e = (1 - 0)/2 and (1 - 3)/2
+    "amid": lambda p, q: kl(p, normalised((0.1 * p**0.5 + 0.9 * q**0.5) ** 2)),
+    "amid, student": lambda p, q: kl(q, normalised(1 / (0.3 / p + 0.7 / q))),
 }
 every = pytest.mark.parametrize("name", METHODS)
 
@@ -187,7 +200,7 @@ def test_modules_are_found_by_the_names_of_their_methods():
         for name in METHODS
         if "," not in name
     }
-    assert found == {"gkd": Gkd, "distillm": DistiLLM, "abkd": Abkd}
+    assert found == {"gkd": Gkd, "distillm": DistiLLM, "abkd": Abkd, "taid": Taid, "amid": Amid}
     assert importlib.import_module("takd.methods.seqkd").METHOD is SeqKd
 
 
@@ -417,6 +430,42 @@ def test_a_restored_method_goes_on_as_if_it_had_never_stopped(on_policy, stop, t
         assert second.student_share() > 0.6
 
 
+def test_the_target_follows_the_equations_of_its_paper():
+    """Linear growth, or faster where the loss falls; a step without a finite gradient changes nothing."""
+    start, alpha, beta, steps = 0.2, 0.3, 0.5, 10
+    settings = {"target_start": start, "target_alpha": alpha, "target_beta": beta, "steps": steps}
+    method = make("taid", **settings)
+    losses = [3.0, 2.0, 2.5, 1.0, 0.9, 0.9, 0.9, 0.8, 0.8, 0.8]
+    expected, momentum, shares = start, 0.0, []
+    for step, loss in enumerate(losses):
+        assert method.target == pytest.approx(expected)
+        shares.append(expected)
+        method.learned(step, {"divergence": loss, "gradient_norm": math.nan})
+        method.learned(step, {"divergence": loss, "gradient_norm": 1.0})
+        if step:
+            fall = (losses[step - 1] - loss) / losses[step - 1]
+            momentum = beta * momentum + (1 - beta) * fall
+        linear = start + (1 - start) * (step + 1) / steps
+        more = alpha / (1 + math.exp(-momentum)) * (1 - expected)
+        expected = min(1.0, max(linear, expected + more))
+        if step == 4:
+            again = make("taid", **settings)
+            again.restore({**method.state()})
+            method = again
+    assert method.target == 1.0 and shares == sorted(shares)
+    assert any(share > start + (1 - start) * at / steps + 1e-3 for at, share in enumerate(shares))
+
+
+def test_no_gradient_flows_through_the_target(pair):
+    student_nv = torch.randn(5, VOCABULARY, requires_grad=True)
+    teacher_nv = torch.randn(5, VOCABULARY).log_softmax(-1)
+    log_q_nv = student_nv.log_softmax(-1)
+    make("taid", pair[1]).divergence(log_q_nv, teacher_nv).sum().backward()
+    target_nv = (0.6 * log_q_nv + 0.4 * teacher_nv).detach().softmax(-1)
+    # of a cross-entropy with a constant target
+    torch.testing.assert_close(student_nv.grad, log_q_nv.detach().exp() - target_nv)
+
+
 def test_rows_survive_a_checkpoint():
     rows = [Example(7, -1, [1, 2], [3]), Example(8, 4, [], [5, 6, END]), Example(9, 0, [1], [])]
     assert unpacked(packed(rows)) == rows
@@ -495,6 +544,8 @@ def train(space, name, method, stops=(), **settings):
         ("gkd", {}),
         ("distillm", {"initial_share": 0.7, "capacity": 8}),
         ("abkd", {}),
+        ("taid", {"target_alpha": 0.05}),
+        ("amid", {"on_policy": "mixed"}),
         ("loss_adaptive", {}),
         ("minillm", EXACT),
     ],
@@ -506,8 +557,12 @@ def test_a_run_in_pieces_ends_like_one_in_a_piece(method, settings, workspace):
     assert lines == in_pieces
     steps = [line for line in lines if line["kind"] == "train"]
     assert len(steps) == 16
-    falling = "single_step_kl" if method == "minillm" else "loss"
-    assert sum(line[falling] for line in steps[-4:]) < sum(line[falling] for line in steps[:4])
+    if method == "taid":  # the loss is that from a target which moves away
+        targets = [line["target"] for line in steps]
+        assert targets == sorted(targets) and targets[0] == 0.4 and targets[-1] > 0.9
+    else:
+        falling = "single_step_kl" if method == "minillm" else "loss"
+        assert sum(line[falling] for line in steps[-4:]) < sum(line[falling] for line in steps[:4])
     if method in ("gkd", "distillm"):
         assert 0 < sum(line["student_responses"] for line in steps) < 16
     if method == "loss_adaptive":

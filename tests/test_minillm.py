@@ -1,5 +1,6 @@
 """MiniLLM against exact enumeration, and each of its settings against hand values."""
 
+import itertools
 import json
 import math
 
@@ -31,6 +32,7 @@ from takd.methods.policy_gradient import (
 )
 
 VOCABULARY, LONGEST, PROMPT = 4, 3, [1, 2]
+OBJECTIVES = ("code", "paper", "exact", "opd")
 
 
 @pytest.fixture(scope="module")
@@ -116,23 +118,42 @@ def test_objective_exact_has_the_gradient_of_the_reverse_kl_at_any_mixing(seeds,
     assert error(student, teacher, mixing, settings_of("exact", tmp_path)) < 1e-14
 
 
+def test_objective_opd_has_the_gradient_of_the_reverse_kl_of_each_visited_token(pair, tmp_path):
+    """Of KL(q(·|s) ‖ p(·|s)) at states s that the student visits, which are no part of the gradient."""
+    student, teacher = pair
+    total = torch.zeros((), dtype=torch.float64)
+    for length in range(LONGEST):
+        for prefix in itertools.product(range(VOCABULARY), repeat=length):
+            if END in prefix:
+                continue
+            text = torch.tensor([[*PROMPT, *prefix]])
+            log_q, log_p = (m(text).logits[0].log_softmax(-1) for m in (student, teacher))
+            at = range(len(PROMPT) - 1, len(PROMPT) - 1 + length)
+            visited = sum((log_q[i, token] for i, token in zip(at, prefix, strict=True)), 0 * total)
+            kl = (log_q[-1].exp() * (log_q[-1] - log_p[-1].detach())).sum()
+            total = total + visited.detach().exp() * kl
+    exact = gradient(student, total)
+    found = gradient(student, estimator(student, teacher, 0.0, **settings_of("opd", tmp_path)))
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+
+
 def test_objectives_change_what_the_documentation_says(tmp_path):
     """The table of docs/methods.md, line by line."""
-    found = {name: settings_of(name, tmp_path / name) for name in ("code", "paper", "exact")}
+    found = {name: settings_of(name, tmp_path / name) for name in OBJECTIVES}
     differing = {key for key in found["code"] if len({str(s[key]) for s in found.values()}) > 1}
     text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
     table = text[text.index("| setting | `code`") :].split("\n\n")[0].splitlines()[2:]
     written = {}
     for line in table:
-        keys, *values = (cell.strip() for cell in line.strip("|").split("|")[:4])
+        keys, *values = (cell.strip() for cell in line.strip("|").split("|")[:5])
         for at, key in enumerate(keys.split(", ")):
             written[key.strip("`")] = [value.split(", ")[at] for value in values]
     shown = {True: "true", False: "false", None: "null"}
     for key in differing | set(written):
-        values = [found[name][key] for name in ("code", "paper", "exact")]
+        values = [found[name][key] for name in OBJECTIVES]
         if key == "rollouts_per_round":
-            assert values == [256, 64, 64] and found["paper"]["batch_size"] == 64
-            values[1:] = [None, None]
+            assert values == [256, 64, 64, 64] and found["paper"]["batch_size"] == 64
+            values[1:] = [None, None, None]
         texts = [shown[v] if isinstance(v, bool) or v is None else f"{v}" for v in values]
         assert [t.removesuffix(".0") for t in texts] == written[key], key
 

@@ -28,7 +28,7 @@ from takd.decoding.model_checks import (
     decoded_and_at_once,
     rows_to_check,
 )
-from takd.models.causal_lm import relative_error
+from takd.models.causal_lm import DecodingMasks, relative_error
 from takd.runtime.errors import InputError
 
 LONGEST = 48
@@ -91,31 +91,29 @@ def test_families_pass_as_a_student_under_autocast(name):
         check_model(model, name, LONGEST)
 
 
-def without_window(mask, lengths_b):
+def without_window(mask, ends):
     """As the mask of a cache that knows of no window."""
     if not isinstance(mask, dict):
-        at = torch.arange(mask.shape[-1])
-        return (at <= lengths_b[:, None])[:, None, None]
+        shown = torch.arange(mask.shape[-1]) <= ends[..., None]
+        return torch.where(shown, 0.0, -torch.inf).to(mask.dtype)[..., None, None, :]
     return dict.fromkeys(mask, mask["full_attention"])
 
 
-def without_a_token(mask, lengths_b):
+def without_a_token(mask, ends):
     """As if the token before the last had not been written down; in the second row alone."""
     columns = next(iter(mask.values())) if isinstance(mask, dict) else mask
-    hidden = torch.arange(columns.shape[-1]) == lengths_b[:, None] - 1
-    hidden[torch.arange(len(hidden)) != 1] = False
-    shown = ~hidden[:, None, None]
+    hidden = torch.arange(columns.shape[-1]) == ends[..., None] - 1
+    hidden[:, torch.arange(hidden.shape[1]) != 1] = False
+    hidden = hidden[..., None, None, :]
     if isinstance(mask, dict):
-        return {kind: each & shown for kind, each in mask.items()}
-    return mask & shown
+        return {kind: each.masked_fill(hidden, -torch.inf) for kind, each in mask.items()}
+    return mask.masked_fill(hidden, -torch.inf)
 
 
 def faulty_mask(monkeypatch, change):
-    plain = kv_cache.decoding_mask
+    plain = DecodingMasks.of
     monkeypatch.setattr(
-        kv_cache,
-        "decoding_mask",
-        lambda model, lengths_b, columns: change(plain(model, lengths_b, columns), lengths_b),
+        DecodingMasks, "of", lambda masks, ends, columns: change(plain(masks, ends, columns), ends)
     )
 
 

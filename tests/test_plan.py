@@ -353,11 +353,11 @@ def test_hours_come_from_runs_of_the_same_kind_and_gpu_nearest_in_size() -> None
         assert assumed.seconds == pytest.approx(1e15 / (0.30 * 125e12))
 
 
-def test_decoding_waits_for_arithmetic_for_memory_or_for_python() -> None:
+def test_decoding_waits_for_arithmetic_for_memory_or_for_kernels() -> None:
     gpu = find_gpu("v100l")
     assert rates.assumed(flops.Work(decoding=37.5e12), gpu, "fp16") == pytest.approx(1.0)
     assert rates.assumed(flops.Work(read=450e9), gpu, "fp16") == pytest.approx(1.0)
-    assert rates.assumed(flops.Work(block_steps=2000), gpu, "fp16") == pytest.approx(1.0)
+    assert rates.assumed(flops.Work(block_steps=20_000), gpu, "fp16") == pytest.approx(1.0)
     # one row at a time takes as many steps as there are tokens, sixteen a sixteenth
     shape = shapes.estimated(124_000_000)
     one, many = (flops.decoded(shape, 160, 10, 50, together) for together in (1, 16))

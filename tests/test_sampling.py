@@ -9,9 +9,11 @@ import pytest
 import torch
 from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilities
 
+from takd.decoding import replay
 from takd.decoding.gumbel import gumbel_noise
+from takd.decoding.next_tokens import mixture, shares
 from takd.decoding.ngrams import Repeats
-from takd.decoding.sampling import Decoding, Prompt, draw, mixed_log_probabilities
+from takd.decoding.sampling import Decoding, Prompt, draw
 
 VOCABULARY = 5
 
@@ -111,9 +113,8 @@ def test_noise_does_not_depend_on_the_batch():
 
 def test_mixture_is_of_probabilities():
     p, q = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.2, 0.8]).log()
-    mixed = mixed_log_probabilities(q, p, 0.25).exp()
+    mixed = mixture(torch.stack([q, p])[:, None], shares(0.25, q.device))[0].exp()
     assert mixed.tolist() == pytest.approx([0.25 * 0.9 + 0.75 * 0.2, 0.25 * 0.1 + 0.75 * 0.8])
-    assert mixed_log_probabilities(q, None, 0.0) is q
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.3])
@@ -191,7 +192,8 @@ def test_responses_end_at_the_end_token_or_the_limit(pair):
 
 
 def spy_on_passes(monkeypatch, models):
-    """(model, shape of the tokens) of every pass through a model's body."""
+    """(model, shape of the tokens) of every pass through a model's body, none of which is replayed."""
+    monkeypatch.setattr(replay, "ATTEMPTS", 0)
     passes = []
     for name, model in models.items():
         body = model.base_model

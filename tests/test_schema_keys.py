@@ -17,9 +17,15 @@ SCRATCH = {"layers": 3, "width": 32, "heads": 4, "positions": 256}
 PINNED = {"hub": "some/thing", "revision": REVISION}
 GIVEN = {**PINNED, "vocabulary": 300}
 TEMPLATE = {"with_input": "{instruction}{input}", "without_input": "{instruction}"}
-REGIMES = {"gkd": "mixed", "distillm": "adaptive", "abkd": "adaptive"}
+REGIMES = {
+    "gkd": "mixed",
+    "distillm": "adaptive",
+    "abkd": "adaptive",
+    "taid": "adaptive",
+    "amid": "adaptive",
+}
 ADAPTIVE = ("initial_share", "share_step", "loss_rise", "capacity")
-METHODS = ["kd", "seqkd", "gkd", "distillm", "abkd", "minillm"]
+METHODS = ["kd", "seqkd", "gkd", "distillm", "abkd", "taid", "amid", "minillm"]
 
 # a place for every key: one of each kind of weights and sources, methods as they read most of their settings
 WHOLE: dict[str, Any] = {
@@ -90,7 +96,10 @@ INSTEAD: dict[str, dict[str, Any]] = {
     },
     **{f"training.gkd.{key}": {"training.gkd.on_policy": "adaptive"} for key in ADAPTIVE},
     "training.distillm.on_policy_share": {"training.distillm.on_policy": "mixed"},
-    "training.abkd.on_policy_share": {"training.abkd.on_policy": "mixed"},
+    **{
+        f"training.{name}.on_policy_share": {f"training.{name}.on_policy": "mixed"}
+        for name in ("abkd", "taid", "amid")
+    },
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }

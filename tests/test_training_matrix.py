@@ -26,6 +26,8 @@ METHODS = {
     "gkd": ("gkd", {}),
     "distillm": ("distillm", {"initial_share": 0.7}),
     "abkd": ("abkd", {}),
+    "taid": ("taid", {}),
+    "amid": ("amid", {}),
     "minillm": ("minillm", {"lm_weight": 0.0}),
     "minillm-corpus": ("minillm", {}),
 }

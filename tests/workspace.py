@@ -77,6 +77,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "skew": 0.1,
     },
     "abkd": {**REGIME, "on_policy": "off", "alpha": 0.2, "beta": 0.7},
+    "taid": {
+        **REGIME,
+        "on_policy": "off",
+        "target_start": 0.4,
+        "target_alpha": 5e-4,
+        "target_beta": 0.99,
+    },
+    "amid": {**REGIME, "on_policy": "off", "from": "teacher", "skew": 0.1, "alpha": 0.0},
     "minillm": {
         **MINILLM_REFERENCE,
         "rollouts_per_round": 8,

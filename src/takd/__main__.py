@@ -277,7 +277,7 @@ def _adopt_options(parser: argparse.ArgumentParser) -> None:
     )
     text = "default: that of config/config.yaml"
     add("--store", type=Path, metavar="FOLDER", help=text)
-    text = "take them for models that the code of now has trained (look at what changed first)"
+    text = "take them for models of the current code (look at what changed first)"
     add("--accept-code", action="store_true", help=text)
 
 
@@ -298,12 +298,11 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--template", default="alpaca", help=text)
     text = "a text with {instruction} and {input} (default: the input on the next line)"
     add("--template-with-input", metavar="TEXT", help=text)
-    seeds = [10, 20, 30, 40, 50]
-    add("--seeds", type=int, nargs="+", default=seeds, help="decoding seeds (default: 10 to 50)")
+    add("--seeds", type=int, nargs="+", help="decoding seeds (default: 10 20 30 40 50)")
     add("--greedy", action="store_true", help="take the likeliest tokens, with one seed")
-    add("--temperature", type=float, default=1.0)
-    add("--top-k", type=int, default=0)
-    add("--top-p", type=float, default=1.0)
+    add("--temperature", type=float, help="default: 1")
+    add("--top-k", type=int, help="default: 0, all tokens")
+    add("--top-p", type=float, help="default: 1")
     add("--max-prompt-length", type=_count, default=256, metavar="TOKENS")
     add("--max-new-tokens", type=_count, default=256, metavar="TOKENS")
     add("--precision", default="auto", help="auto, fp32, bf16 or fp16")

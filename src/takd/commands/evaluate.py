@@ -41,6 +41,7 @@ MODULES = {
     "likelihoods": ("likelihoods", "takd.evaluation.likelihoods"),
 }
 """Script and module of each stage."""
+STDERR = 2  # the console, for what stages say: stdout is for the scores
 RUNS_A_MODEL = ("evaluate", "likelihoods")
 
 
@@ -148,7 +149,7 @@ def _run(step: Step, options: Namespace) -> int:
     log = _record(step).with_name(f".{step.stage}.log")
     with open(log, "w", encoding="utf-8") as errors:
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        child = subprocess.Popen(words, stdout=sys.stderr, stderr=errors, env=env)
+        child = subprocess.Popen(words, stdout=STDERR, stderr=errors, env=env)
         before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:
             status = child.wait()

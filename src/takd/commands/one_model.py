@@ -10,6 +10,8 @@ from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
 from takd.runtime.files import model_folder
 
+SAMPLING = ("temperature", "top_k", "top_p")
+GREEDY_SEED = 10  # greedy decoding takes one, which changes nothing
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 
 
@@ -34,10 +36,13 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
         said = f"--max-prompt-length {prompt} and --max-new-tokens {response}"
         raise InputError(f"--model {options.model}: reads {most} tokens; {said} must be less.")
     model = _cleaned(options.name or _name(folder)) or "model"
-    sample = not options.greedy
-    decoding: dict[str, Any] = {"sample": sample}
-    if sample:
-        decoding |= {key: getattr(options, key) for key in ("temperature", "top_k", "top_p")}
+    asked = {name: getattr(options, name) for name in SAMPLING}
+    sampling = {name: value for name, value in asked.items() if value is not None}
+    if options.greedy and sampling:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sampling)
+        right = "is for sampling, but --greedy takes the likeliest tokens; remove one of the two"
+        raise InputError(f"{names} {right}.")
+    seeds = options.seeds or ([GREEDY_SEED] if options.greedy else None)
     return {
         "title": f"{model}, evaluated alone",
         "tokenizer": {"folder": str((options.tokenizer or folder).resolve())},
@@ -50,8 +55,8 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
         "chains": [{"models": [model]}],
         "evaluation": {
             "sets": _sets(options),
-            "seeds": options.seeds if sample else options.seeds[:1],
-            "decoding": decoding,
+            **({"seeds": seeds} if seeds else {}),
+            "decoding": {"sample": not options.greedy, **sampling},
             "precision": options.precision,
             "rouge_tokenizer": options.rouge_tokenizer,
         },
@@ -95,9 +100,10 @@ def _sets(options: Namespace) -> dict[str, Any]:
 
 def _columns(pairs: list[str]) -> dict[str, str]:
     found = dict(pair.partition("=")[::2] for pair in pairs)
+    known = load_schema()["$defs"]["source"]["properties"]["columns"]["properties"]
     for name, column in found.items():
-        if not column or name not in ("instruction", "input", "output", "stratum"):
-            right = "instruction, input, output or stratum, and a column, as in output=answer"
+        if not column or name not in known:
+            right = f"one of {', '.join(known)}, and a column, as in output=answer"
             raise InputError(f"--columns {name}={column}: must be {right}.")
     return found
 

@@ -39,7 +39,7 @@ def respond(
 ) -> Responses:
     """Sample responses to prompts; those that the folder already holds are not sampled again.
 
-    Each response is saved when it ends, so a killed run loses at most one micro-batch per process.
+    Each response is saved when it ends, so a killed run loses at most the rows that are decoded together.
 
     Args:
         title: text for progress messages, such as the model and the data.
@@ -81,7 +81,6 @@ def respond(
                 decoding,
                 end_token=tokenizer.eos_token_id,
                 vocabulary=vocabulary,
-                micro_batch=stage.micro_batch,
                 finished=finished,
             )
     shard.wait()

@@ -67,9 +67,9 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """
     if all(tensor.device.type == device.type for tensor in tensors):
         return list(tensors)
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    if device.type == "cuda":
-        flat = flat.pin_memory()
+    size = sum(tensor.numel() for tensor in tensors)
+    flat = torch.empty(size, dtype=tensors[0].dtype, pin_memory=device.type == "cuda")
+    torch.cat([tensor.flatten() for tensor in tensors], out=flat)
     parts = flat.to(device, non_blocking=True).split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 

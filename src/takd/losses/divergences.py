@@ -5,6 +5,8 @@ tokens of a vocabulary, or some tokens and the remaining mass (`coarsen`). Token
 (-inf) in both models contribute nothing, and gradients stay finite wherever the values are.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,25 @@ def mixture(first_nv: Tensor, second_nv: Tensor, share: float) -> Tensor:
     """
     # takes half the time of logaddexp, whose gradient is not finite where both inputs are -inf
     return (share * first_nv.exp() + (1 - share) * second_nv.exp()).clamp(min=LEAST).log()
+
+
+def alpha_mixture(first_nv: Tensor, second_nv: Tensor, share: float, alpha: float) -> Tensor:
+    """Log-probabilities of the α-mixture of two distributions, (n, choices) (AMiD, arXiv 2510.15982).
+
+        r ∝ [ share · first^e + (1 - share) · second^e ]^(1/e),  e = (1 - α)/2,  0 < share < 1
+
+    α = -1 is the arithmetic mean, and α = 1, by continuity, the geometric one. The larger α, the
+    less probability a token gets that only one of the two finds likely.
+    """
+    exponent = (1 - alpha) / 2
+    # a finite logarithm: of -inf in both, or times a negative exponent, gradients would not be
+    first_nv, second_nv = (log_nv.clamp(min=math.log(LEAST)) for log_nv in (first_nv, second_nv))
+    if exponent == 0:
+        mixed_nv = share * first_nv + (1 - share) * second_nv
+    else:
+        parts = math.log(share) + exponent * first_nv, math.log1p(-share) + exponent * second_nv
+        mixed_nv = torch.logaddexp(*parts) / exponent
+    return mixed_nv.log_softmax(-1)
 
 
 def jensen_shannon(student_nv: Tensor, teacher_nv: Tensor, beta: float = 0.5) -> Tensor:

@@ -116,15 +116,19 @@ class OnPolicyMethod(LabelledRows):
         assert step == self.step
         return super().rows(step) if self.drawn is None else self.drawn
 
+    def constants(self) -> dict[str, float]:
+        """Return what the log gets of each step beside the statistics of its tokens."""
+        return {
+            "student_share": self.student_share(),
+            "student_responses": float(self.drawn is not None),
+        }
+
     def loss(self, tokens: int) -> LossFunction:
         vocabulary = self.context.vocabulary
         ratio = self.settings["ratio"] if self.drawn is None else 1.0
         teacher = LiveTeacher(self.teacher, vocabulary)
         plain = label_and_divergence_loss(teacher, self.divergence, ratio, vocabulary, tokens)
-        constants = {
-            "student_share": self.student_share(),
-            "student_responses": float(self.drawn is not None),
-        }
+        constants = self.constants()
 
         def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
             value, statistics = plain(student, rows)

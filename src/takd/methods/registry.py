@@ -18,7 +18,7 @@ class MethodFacts:
         title: name in reports.
         paper: number on arXiv; empty for none.
         teacher: whether its loss needs a teacher.
-        loss: loss of a chunk of logits, a key of `takd.preflight.memory.LOGITS`; None for the one
+        loss: loss of a chunk of logits, a key of `takd.preflight.tensors.LOGITS`; None for the one
             that the setting `divergence` names.
         on_policy: whether it has the settings of `takd.methods.on_policy`.
         rollouts: whether it draws rounds of responses, from student and teacher, and keeps their
@@ -48,6 +48,8 @@ METHODS = {
     "gkd": MethodFacts("GKD", "2306.13649", loss="jensen_shannon", on_policy=True),
     "distillm": MethodFacts("DistiLLM", "2402.03898", on_policy=True),
     "abkd": MethodFacts("ABKD", "2505.04560", loss="alpha_beta", on_policy=True),
+    "taid": MethodFacts("TAID", "2501.16937", loss="interpolated", on_policy=True),
+    "amid": MethodFacts("AMiD", "2510.15982", loss="alpha_mixture", on_policy=True),
     "minillm": MethodFacts(
         "MiniLLM",
         "2306.08543",

@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    masking_utils,
 )
 
 from takd.models.logits import lowered_type, without_autocast
@@ -35,6 +36,10 @@ DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
     *("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"),
 )
+# Texts are padded here, never packed one behind the other in a row. Models look for that in each pass
+# over whole texts, for which the host would wait for the device
+masking_utils.find_packed_sequence_indices = lambda position_ids: None
+
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # equal functions that run as one kernel instead of eight
 FUSED_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
@@ -160,40 +165,62 @@ def hidden_states(
         ).last_hidden_state
 
 
-def decoding_mask(
-    model: PreTrainedModel, lengths_b: Tensor, columns: int
-) -> Tensor | dict[str, Tensor]:
-    """Attention mask for the next token of each row, (batch, 1, 1, columns), for `hidden_states`.
+class DecodingMasks:
+    """Attention masks for the next tokens of rows that have different lengths.
 
     BLOOM, and Falcon with ALiBi, compute positions from a mask of shape (batch, columns) and make
     the attention mask from it. Layers with sliding-window attention (all of Mistral's, some of
     Qwen2's) get a mask of their own, since a model that is given a mask does not build the windows
     itself.
 
+    All other masks are numbers that attention adds to its scores, in the dtype that it computes in,
+    so that no layer has to convert them. A mask is a stretch of one long line, which is hidden but
+    for the window: taking masks is one operation, and a line needs no (columns, columns) table.
+
     Args:
-        lengths_b: cached tokens of each row, (batch,), which is also the column of the next token.
+        columns: most columns that a mask may have.
     """
-    at = torch.arange(columns, device=lengths_b.device)
-    causal = (at <= lengths_b[:, None])[:, None, None]
-    config = model.config.get_text_config()
-    if config.model_type == "bloom" or getattr(config, "alibi", False):
-        return causal[:, 0, 0]
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds and "sliding_attention" not in kinds):
-        return _added(causal, model)
-    windowed = _added(causal & (at > lengths_b[:, None] - window)[:, None, None], model)
-    if not kinds:
-        return windowed
-    return {"full_attention": _added(causal, model), "sliding_attention": windowed}
 
+    def __init__(self, model: PreTrainedModel, columns: int) -> None:
+        config = model.config.get_text_config()
+        self.positions = config.model_type == "bloom" or getattr(config, "alibi", False)
+        window = getattr(config, "sliding_window", None)
+        self.kinds = getattr(config, "layer_types", None)
+        if self.kinds and "sliding_attention" not in self.kinds:
+            window = None
+        self.windowed, self.columns = window is not None, columns
+        # GPT-J, for one, computes attention without a kernel and adds masks in the weights' dtype
+        eager = config._attn_implementation == "eager"
+        dtype = model.dtype if eager else lowered_type(model) or model.dtype
+        lowest = torch.finfo(dtype).min if eager else -torch.inf
+        self.lines: dict[int, Tensor] = {}
+        for width in {columns, min(window or columns, columns)}:
+            line = torch.full((2 * columns + width,), lowest, dtype=dtype, device=model.device)
+            line[columns : columns + width] = 0
+            self.lines[width] = line
+        self.width = min(self.lines)
 
-def _added(mask: Tensor, model: PreTrainedModel) -> Tensor:
-    """A mask as the attention of this family takes it: GPT-J's, for one, adds it to the scores."""
-    if model.config.get_text_config()._attn_implementation != "eager":
-        return mask
-    zero = torch.zeros((), dtype=model.dtype, device=mask.device)
-    return torch.where(mask, zero, torch.finfo(model.dtype).min)
+    def of(self, lengths: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
+        """Take the masks of rows, (..., 1, 1, columns), for `hidden_states`.
+
+        Args:
+            lengths: cached tokens of each row, (...), which is also the column of the next token.
+        """
+        if self.positions:
+            return torch.arange(columns, device=lengths.device) <= lengths[..., None]
+        if not self.windowed:
+            return self._taken(self.columns, lengths, columns)
+        windowed = self._taken(self.width, lengths, columns)
+        if not self.kinds:
+            return windowed
+        whole = self._taken(self.columns, lengths, columns)
+        return {"full_attention": whole, "sliding_attention": windowed}
+
+    def _taken(self, width: int, lengths: Tensor, columns: int) -> Tensor:
+        # the window's last column is that of the new token
+        starts = (self.columns + width - 1) - lengths
+        stretches = self.lines[width].unfold(0, columns, 1)
+        return stretches.index_select(0, starts.flatten()).view(*lengths.shape, 1, 1, columns)
 
 
 def checkpoint_activations(model: PreTrainedModel, name: str) -> None:

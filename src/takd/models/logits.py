@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 VOCABULARY_BLOCK = 2048
+HALVES = (torch.float16, torch.bfloat16)
 _FROZEN, _CASTS = "takd_frozen", "takd_casts"
 
 
@@ -56,6 +57,45 @@ def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int) -> Tensor:
         )
 
 
+class Head:
+    """The output embedding for many products: cut to the vocabulary and cast once.
+
+    The cast weights, if there are any, stay at their address; `refresh` takes over changed ones.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
+        self.layer, self.vocabulary = output_layer(model), vocabulary
+        weight_vh = self.layer.weight[:vocabulary].detach()
+        dtype = lowered_type(model) or weight_vh.dtype
+        self.operand = dtype
+        # a CPU multiplies half-precision numbers in float32, as `wide_product`
+        if dtype in HALVES and weight_vh.device.type == "cpu":
+            dtype = torch.float32
+        self.weight_vh = weight_vh.to(self.operand).to(dtype)
+        self.copied = self.weight_vh.data_ptr() != weight_vh.data_ptr()
+        self.result = torch.float32 if dtype in HALVES else dtype
+        blocks = weight_vh.device.type == "cpu" and len(weight_vh) > 2 * VOCABULARY_BLOCK
+        self.block = VOCABULARY_BLOCK if blocks else len(weight_vh)
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        if self.copied:
+            weight_vh = self.layer.weight[: self.vocabulary].detach()
+            self.weight_vh.copy_(weight_vh.to(self.operand))
+
+    def __call__(self, hidden_nh: Tensor, out_nv: Tensor) -> Tensor:
+        """Compute the logits of `project`, (n, vocabulary), into a given tensor."""
+        hidden_nh = hidden_nh.to(self.operand).to(self.weight_vh.dtype)
+        wide = {} if self.weight_vh.dtype == self.result else {"out_dtype": self.result}
+        with without_autocast(out_nv.device):
+            parts = zip(self.weight_vh.split(self.block), out_nv.split(self.block, -1), strict=True)
+            for part_vh, part_nv in parts:
+                torch.mm(hidden_nh, part_vh.T, out=part_nv, **wide)
+            if (bias_v := cut(self.layer.bias, self.vocabulary)) is not None:
+                out_nv += bias_v.to(out_nv.dtype)
+        return out_nv
+
+
 @contextlib.contextmanager
 def unchanged(model: PreTrainedModel) -> Iterator[None]:
     """Context in which the weights do not change, so that the head is cast once in all."""
@@ -79,7 +119,8 @@ def head_weight(head: nn.Linear, vocabulary: int, dtype: torch.dtype) -> Tensor:
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:
     """Return the output embedding, which computes logits from the last hidden states."""
-    head = model.get_output_embeddings()
+    # asked for in every pass: transformers would search the model for other embeddings first
+    head = getattr(model, "lm_head", None) or model.get_output_embeddings()
     assert isinstance(head, nn.Linear), type(head)  # ensured by check_projection
     return head
 
@@ -101,7 +142,7 @@ def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
     multiplies in float32.
     """
     with without_autocast(left_nk.device):
-        if left_nk.dtype not in (torch.float16, torch.bfloat16):
+        if left_nk.dtype not in HALVES:
             return left_nk @ right_km
         if left_nk.device.type == "cuda":
             return torch.mm(left_nk, right_km, out_dtype=torch.float32)

@@ -42,6 +42,7 @@ def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[
         hub(facts.hub, facts.hub_problem),
         *space(facts, planner, planned),
         *fitting.memory(planner, planned),
+        *fitting.decoding(planner, planned),
         *fitting.host_memory(facts.executor, planner, planned),
         *fitting.precision(planner, planned),
         *time(planned, facts.attempts),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
+from takd.decoding.amounts import WORTH
 from takd.experiment import lineage
 from takd.experiment.schema import suggest
 from takd.preflight.findings import Finding
@@ -11,6 +12,9 @@ from takd.preflight.gpus import Gpu, asked_for
 from takd.preflight.jobs import UNSET, Job
 from takd.preflight.memory import GIB, USABLE, Footprint, Resources, largest
 from takd.preflight.plan import Planned, Planner
+
+LEAST_TOKENS = 256  # of a micro-batch that is worth a pass
+FEW_ROWS = 16  # decoded at once: a GPU reads its weights as often for these as for many
 
 
 def unlisted(executor: str | None, jobs: Sequence[Job]) -> Iterator[Finding]:
@@ -79,6 +83,32 @@ def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
         yield Finding("ok", "memory", text)
 
 
+def decoding(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
+    """Report how many responses stages decode at once, and which stages have memory for few only."""
+    found: dict[str, int] = {}
+    for each in planned:
+        if each.footprint is None or not each.job.to_do or not each.footprint.fits(planner.gpu):
+            continue
+        for use, rows in each.footprint.rows.items():
+            name = f"{use} of {each.job.stage}" if each.job.trains else each.job.rule
+            found[name] = min(rows, found.get(name, rows))
+    if not found or planner.gpu.on_cpu:
+        return
+    few = {name: rows for name, rows in found.items() if rows < FEW_ROWS}
+    if few:
+        listed = ", ".join(f"{name} {rows}" for name, rows in few.items())
+        text = (
+            f"beside the models there is memory for few responses at once ({listed}), so that decoding is slow: take a"
+            " larger GPU, or for trainings set deepspeed: zero2 or zero3."
+        )
+        yield Finding("warning", "decoding", text)
+    else:
+        least, most = min(found.values()), max(found.values())
+        some = f"{least} to {most}" if least < most else f"{most}"
+        text = f"a {planner.gpu.name} has memory for {some} responses at once; {WORTH['cuda']} pay off at most"
+        yield Finding("ok", "decoding", text)
+
+
 def host_memory(
     executor: str | None, planner: Planner, planned: Sequence[Planned]
 ) -> Iterator[Finding]:
@@ -136,7 +166,19 @@ def _remedy(planner: Planner, job: Job) -> str:
     if fits is not None:
         checkpointing = fits.gradient_checkpointing and not job.given.gradient_checkpointing
         also = " and gradient_checkpointing: 1" if checkpointing else ""
-        return f"set micro_batch: {fits.micro_batch}{also} for {job.rule} in the profile"
+        changed = f"micro_batch: {fits.micro_batch}"
+        if fits.max_tokens != job.given.max_tokens:
+            changed = f"max_tokens: {fits.max_tokens}"
+        text = f"set {changed}{also} for {job.rule} in the profile"
+        longest = planner.settings["data"]["max_length"]
+        for rows in (
+            range(fits.micro_batch, 0, -1) if job.trains and not job.given.max_tokens else ()
+        ):
+            # about the same memory, for more rows where they are shorter than the longest ones
+            other = replace(fits, micro_batch=job.given.micro_batch, max_tokens=rows * longest)
+            if planner.footprint(job, other).fits(planner.gpu):
+                return f"{text}, or max_tokens: {other.max_tokens} and leave micro_batch"
+        return text
     if job.trains:
         many = "" if job.given.world > 1 else " on several GPUs"
         return (
@@ -150,10 +192,15 @@ def largest_micro_batch(
 ) -> Resources | None:
     """Resources with the largest micro-batch that fits, if need be with gradient checkpointing; None if none fits."""
     for checkpointing in (given.gradient_checkpointing, True):
-        size = given.micro_batch
+        # a limit of tokens is lowered before the number of rows
+        tokens, size = given.max_tokens, given.micro_batch
         while size >= 1:
-            tried = replace(given, micro_batch=size, gradient_checkpointing=checkpointing)
+            sizes = {"micro_batch": size, "max_tokens": tokens}
+            tried = replace(given, **sizes, gradient_checkpointing=checkpointing)
             if footprint_of(tried).fits(gpu):
                 return tried
-            size //= 2
+            if tokens > LEAST_TOKENS:
+                tokens //= 2
+            else:
+                size //= 2
     return None

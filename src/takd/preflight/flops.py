@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from takd.decoding.amounts import WORTH
 from takd.methods.registry import METHODS
 from takd.methods.schedule import steps_per_round, total_steps
-from takd.preflight.memory import DRAWN_AT_ONCE, Resources
+from takd.preflight.memory import Resources
 from takd.preflight.shapes import Shape
 from takd.preflight.tensors import zero
 
@@ -163,6 +164,7 @@ def training(
     block_length: int = 0,
     number: int = 2,
     drawn: float | None = None,
+    together: int = WORTH["cuda"],
 ) -> Work | None:
     """Computation of a training stage; None if it depends on an unknown number of rows.
 
@@ -173,6 +175,7 @@ def training(
         block_length: tokens of a block of the plain-text corpus, if there is one.
         number: bytes of a weight while decoding.
         drawn: mean tokens of a drawn response; None assumes the length of the references.
+        together: responses that a process decodes at once.
     """
     s, facts = spec["settings"], METHODS[spec["method"]]
     size, lora = s["batch_size"], s.get("lora")
@@ -183,7 +186,6 @@ def training(
 
     def drawing(rows: Rows, count: float, *models: Shape) -> Work:
         """Responses to `count` prompts, token by token from all of the models."""
-        together = resources.micro_batch * DRAWN_AT_ONCE
         work = Work(tokens=count * rows.response)
         for model in models:
             lengths = rows.prompt, rows.response
@@ -248,14 +250,19 @@ def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float
 
 
 def evaluation(
-    model: Shape, rows: Rows, seeds: int, resources: Resources, number: int = 2
+    model: Shape,
+    rows: Rows,
+    seeds: int,
+    resources: Resources,
+    number: int = 2,
+    together: int = WORTH["cuda"],
 ) -> Work | None:
     """Computation of answering a set with every decoding seed."""
     if rows.count is None:
         return None
     count = rows.count * seeds
     work = decoded(
-        *(model, count, rows.prompt, rows.response, resources.micro_batch, resources.world, number),
+        *(model, count, rows.prompt, rows.response, together, resources.world, number),
         prompts=rows.count,
     )
     return work + Work(tokens=count * rows.response)

@@ -90,6 +90,7 @@ class Job:
             processes=int(given.get("processes", 1)),
             nodes=int(given.get("nodes", 1)),
             micro_batch=int(given.get("micro_batch", 8)),
+            max_tokens=int(given.get("max_tokens", 0)),
             gradient_checkpointing=given.get("gradient_checkpointing", "0") == "1",
             runtime=float(given.get("runtime", "inf")),
         )

@@ -20,8 +20,6 @@ GIB = 2**30
 RUNTIME = 1.0 * GIB  # bytes: CUDA context, cuBLAS workspaces, NCCL's buffers
 HOST_RUNTIME = 3.0 * GIB  # bytes of main memory of a process: libraries, CUDA's context, data
 USABLE = 0.92  # share of a GPU's memory: the driver keeps some, and fragmentation wastes some
-# copy of a constant in takd.training.loop: micro-batches that a training decodes together
-DRAWN_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,14 @@ class Resources:
     """Resources of a job: processes (one per GPU) on each of its nodes, and how they run.
 
     Attributes:
+        max_tokens: tokens of a micro-batch, padding included; 0 for no limit.
         runtime: minutes of one attempt.
     """
 
     processes: int = 1
     nodes: int = 1
     micro_batch: int = 8
+    max_tokens: int = 0
     gradient_checkpointing: bool = False
     runtime: float = math.inf
 
@@ -42,6 +42,11 @@ class Resources:
     def world(self) -> int:
         """Number of processes on all nodes."""
         return self.processes * self.nodes
+
+    def tokens(self, longest: int) -> int:
+        """Tokens of a micro-batch of the longest texts."""
+        whole = self.micro_batch * longest
+        return min(whole, max(self.max_tokens, longest)) if self.max_tokens else whole
 
 
 @dataclass
@@ -51,10 +56,12 @@ class Footprint:
     Attributes:
         always: for the whole stage.
         moments: in addition during each phase; phases do not overlap.
+        rows: responses that memory allows to decode together, by what they are for.
     """
 
     always: dict[str, float] = field(default_factory=dict)
     moments: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
 
     @property
     def worst(self) -> dict[str, float]:
@@ -99,37 +106,49 @@ def training(
         teacher: None if it is not loaded.
         spec: as returned by `takd.experiment.specs.train`.
     """
-    settings, world, batch = spec["settings"], resources.world, resources.micro_batch
+    settings, world, read = spec["settings"], resources.world, resources.tokens(texts.whole)
     precision = gpu.precision(settings["precision"], student.pretrained)
     models = loaded(gpu, settings["precision"], student, teacher)
     always = {} if gpu.on_cpu else {"PyTorch and CUDA": RUNTIME}
     always |= tensors.states(student, settings, precision, world)
     for shape, number in models[1:]:
         always["teacher's weights"] = float(shape.parameters * number)
+    facts = METHODS[spec["method"]]
+    total = math.inf if gpu.on_cpu else GIB * gpu.gigabytes
+    for shape, number in models[1:] if facts.rollouts else []:
+        size = float(settings["rollouts_per_round"] * texts.response * shape.width * number)
+        if size <= tensors.KEPT_SHARE * total:  # else in main memory
+            always["the round's hidden states"] = size
     copies = tensors.half_copies(student, settings, precision)
     dropout, checkpointing = settings["dropout"] > 0, resources.gradient_checkpointing
 
-    def drawing(prompts: int | None, models: Sequence[Loaded]) -> dict[str, float]:
-        rows = batch * DRAWN_AT_ONCE
+    found = Footprint(always)
+
+    def drawing(use: str, prompts: int | None, models: Sequence[Loaded], scored: bool) -> None:
+        how = texts, gpu.device, scored
+        rows = tensors.decoded_rows(
+            models, *how, free=USABLE * total - sum((always | copies).values())
+        )
+        found.rows[use] = rows
         if prompts:  # a process has no more rows than prompts
             rows = min(rows, math.ceil(prompts / world))
-        return copies | tensors.sampling(models, rows, texts, gpu.device)
+        found.moments[f"drawing {use}"] = copies | tensors.sampling(models, rows, *how)
 
-    moments = {
-        "training": {
-            "activations": tensors.activations(
-                student, batch, texts.whole, precision, dropout, checkpointing
-            ),
-            "gradients": tensors.gradients(student, settings, precision, world),
-            **copies,
-            **tensors.loss(models, spec, texts, batch, gpu.device),
-        },
-        "answering dev": drawing(settings["dev_rows"], models[:1]),
+    found.moments["training"] = {
+        "activations": tensors.activations(student, 1, read, precision, dropout, checkpointing),
+        "gradients": tensors.gradients(student, settings, precision, world),
+        **copies,
+        **tensors.loss(
+            models, spec, min(read, resources.micro_batch * texts.response), read, gpu.device
+        ),
     }
-    if METHODS[spec["method"]].rollouts:
+    drawing("dev", settings["dev_rows"], models[:1], scored=False)
+    if facts.rollouts:
         mixing = models if settings["teacher_mix"] else models[:1]
-        moments["drawing rollouts"] = drawing(settings["rollouts_per_round"], mixing)
-    return Footprint(always, moments)
+        drawing("rollouts", settings["rollouts_per_round"], mixing, scored=True)
+    elif facts.on_policy and settings["on_policy"] != "off":
+        drawing("student responses", settings["batch_size"], models[:1], scored=False)
+    return found
 
 
 def asking(
@@ -148,16 +167,20 @@ def asking(
         beside: a teacher that reads the same texts.
         setting: the stage's `precision`.
     """
-    models, rows = loaded(gpu, setting, model, beside), resources.micro_batch
+    models, read = loaded(gpu, setting, model, beside), resources.tokens(texts.whole)
     always = {} if gpu.on_cpu else {"PyTorch and CUDA": RUNTIME}
     for name, (shape, number) in zip(("weights", "the teacher's weights"), models, strict=False):
         always[name] = float(shape.parameters * number)
     if decodes:
-        return Footprint(always, {"sampling": tensors.sampling(models, rows, texts, gpu.device)})
+        free = math.inf if gpu.on_cpu else USABLE * GIB * gpu.gigabytes - sum(always.values())
+        rows = tensors.decoded_rows(models, texts, gpu.device, False, free)
+        sampling = tensors.sampling(models, rows, texts, gpu.device, scored=False)
+        return Footprint(always, {"sampling": sampling}, {"responses": rows})
     number = max(each.number for each in models)
-    block = max(tensors.reading(each.shape, rows * texts.whole, number) for each in models)
+    block = max(tensors.reading(each.shape, read, number) for each in models)
     # log-probabilities of one model; of two also the terms of their divergences
-    logits = 3 * len(models) * tensors.chunk(model, rows * texts.response, gpu.device)
+    tokens = min(read, resources.micro_batch * texts.response)
+    logits = 3 * len(models) * tensors.chunk(model, tokens, gpu.device)
     return Footprint(always, {"reading": {"one block's activations": block, "logits": logits}})
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from takd.decoding.amounts import WORTH
 from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.methods.registry import METHODS
@@ -129,15 +130,17 @@ class Planner:
     def _computed(self, job: Job) -> tuple[Work | None, DiskSpace]:
         """Computation of a job that uses a GPU, and the disk space that it writes."""
         model, number, names = self.model(job), BYTES[self.precision(job)], job.wildcards
+        rows_of = self.footprint(job, job.given).rows.values()
+        together = min(rows_of, default=WORTH["cuda"])
         if job.trains:
             spec, teacher, train = self.spec(job), self.teacher(job), self.rows["train"]
             length = round(self.rows["corpus"].whole) if "corpus" in self.rows else 0
             data = train, self.rows["dev"], job.given, length, number
-            work = flops.training(spec, model, teacher, *data)
+            work = flops.training(spec, model, teacher, *data, together=together)
             return work, disk.training(spec, model, teacher, train.response)
         if job.rule == "evaluate":
             rows = self.rows[names["set"]]
-            work = flops.evaluation(model, rows, self.seeds, job.given, number)
+            work = flops.evaluation(model, rows, self.seeds, job.given, number, together)
             return work, disk.responses(rows, self.seeds)
         if job.rule == "likelihoods":  # it writes one line per prompt
             rows = self.rows[names["set"]]
@@ -146,7 +149,8 @@ class Planner:
             rows = self.rows["train"]
             if rows.count is not None:
                 rows = replace(rows, count=math.ceil(rows.count / int(names["parts"])))
-            return flops.evaluation(model, rows, 1, job.given, number), disk.responses(rows)
+            work = flops.evaluation(model, rows, 1, job.given, number, together)
+            return work, disk.responses(rows)
         rows = self.rows["train" if names["read"] == "generations" else names["read"]]
         top_k = self.settings["teacher_cache"]["top_k"]
         written = disk.outputs(model, rows, names["kind"], top_k, number)

@@ -21,10 +21,10 @@ from takd.preflight.tensors import BYTES
 from takd.runtime.errors import InputError
 
 # Assumptions, for want of measured runs: shares of a GPU's peaks in operations and in bytes a second, and the time in
-# which the passes of one token through one block are started from Python, which small models wait for.
+# which the dozen kernels of one token's passes through one block run in a captured step, which small models wait for.
 PASSES_SHARE = 0.30
 READING_SHARE = 0.50
-BLOCK_SECONDS = 0.5e-3
+BLOCK_SECONDS = 0.05e-3
 # share of a core's peak while decoding: the demo's models reached 3 to 16 GFLOP/s, those of dolly-tiny 4 to 7
 CPU_DECODING_SHARE = 0.06
 # ratio of sizes beyond which the speed of one model does not predict that of another

@@ -106,6 +106,8 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
             f" stage's largest job with the longest texts allowed; {memory.USABLE:.0%} of the GPU's memory can be used."
         )
     found = [about]
+    if decoding := decoded_rows(planned):
+        found.append(decoding)
     if guessed := [name for name, shape in planner.shapes.items() if shape.estimated]:
         found.append(
             f"Shapes of {', '.join(guessed)} are estimated from their number of parameters, as nothing of them is here"
@@ -135,6 +137,18 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
         f"Disk: {stays} for what is left to do, and up to {meanwhile} of checkpoints while it runs{fetched}."
     )
     return found
+
+
+def decoded_rows(planned: Sequence[Planned]) -> str:
+    """State how many responses stages decode at once; empty if none decodes."""
+    found: dict[int, dict[str, None]] = {}
+    for each in planned:
+        for use, rows in each.footprint.rows.items() if each.footprint else ():
+            found.setdefault(rows, {})[each.job.rule if use == "responses" else use] = None
+    if not found:
+        return ""
+    listed = "; ".join(f"{rows} ({', '.join(uses)})" for rows, uses in sorted(found.items()))
+    return f"Responses that a process decodes at once, as many as memory allows and are worth it: {listed}."
 
 
 def assumption(planner: Planner, others: bool) -> str:

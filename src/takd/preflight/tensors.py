@@ -3,18 +3,16 @@
 tests/test_footprint.py compares them with real runs.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from takd.decoding import amounts
 from takd.methods.registry import METHODS
 from takd.preflight.shapes import Shape
 
-# copies of constants in takd.decoding.kv_cache, takd.losses.chunked and takd.training.loop,
-# which import torch; a test compares them
-GROWTH = 64
-READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}
+# copies of constants in takd.losses, which import torch; a test compares them
+KEPT_SHARE = 1 / 16
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 TILE = 64
 HEAD_ROWS = 16384
@@ -27,9 +25,11 @@ LOGITS = {
     "reverse_kl": 6.2,
     "total_variation": 6.2,
     "policy": 6.2,
+    "interpolated": 7.2,
     "alpha_beta": 8.2,
     "skewed_forward_kl": 10.2,
     "skewed_reverse_kl": 10.2,
+    "alpha_mixture": 11.2,
     "jensen_shannon": 11.2,
 }
 COSTLIEST = max(LOGITS.values())
@@ -146,19 +146,21 @@ def activations(
 
 
 def loss(
-    models: Sequence[Loaded], spec: Mapping[str, Any], texts: Texts, rows: int, device: str
+    models: Sequence[Loaded], spec: Mapping[str, Any], tokens: float, read: float, device: str
 ) -> dict[str, float]:
     """Bytes of the output embedding and the loss: the tensors of one chunk, and those of the head for all chunks.
 
     Args:
         models: the student, and its teacher if there is one.
+        tokens: predicted tokens of a micro-batch.
+        read: all tokens of a micro-batch.
     """
     facts, settings = METHODS[spec["method"]], spec["settings"]
     compared = facts.loss or settings.get("divergence", "")
     if settings.get("teacher_outputs") == "top_k":
         compared = "likeliest"
     (student, number), *teachers = models
-    tokens, tensors = rows * texts.response, LOGITS.get(compared, COSTLIEST)
+    tensors = LOGITS.get(compared, COSTLIEST)
     found = {"logits of a chunk": tensors * chunk(student, tokens, device)}
     if not settings.get("lora"):
         found["the head's gradient"] = 4 * student.embedding
@@ -170,11 +172,11 @@ def loss(
     found["hidden states"] = tokens * hidden
     if not facts.rollouts:  # what a teacher reads is freed before the loss
         for teacher, size in teachers:
-            found["hidden states"] += reading(teacher, rows * texts.whole, size) / 2
+            found["hidden states"] += reading(teacher, read, size) / 2
     return found
 
 
-def chunk(shape: Shape, tokens: int, device: str) -> float:
+def chunk(shape: Shape, tokens: float, device: str) -> float:
     """Bytes of one float32 tensor of (chunk, vocabulary)."""
     return 4.0 * shape.vocabulary * min(tokens, chunk_tokens(shape.vocabulary, device))
 
@@ -190,37 +192,52 @@ def cache(shape: Shape, rows: int, columns: int, number: int) -> float:
     return 2.0 * shape.layers * shape.keys * rows * columns * number
 
 
-def room(texts: Texts) -> int:
-    """Final number of columns of a cache, which grows in steps."""
-    first = texts.prompt + GROWTH
-    more = math.ceil(max(0, texts.whole - first) / (GROWTH + 1))
-    return first + more * (GROWTH + 1)
-
-
-def reading(shape: Shape, tokens: int, number: int) -> float:
+def reading(shape: Shape, tokens: float, number: int) -> float:
     """Bytes of one block's activations on a number of tokens, without a backward pass."""
     inner = (3 if shape.gated else 2) * shape.inner
     return float(tokens * (12 * shape.width + number * (2 * shape.width + shape.queries + inner)))
 
 
-def sampling(models: Sequence[Loaded], rows: int, texts: Texts, device: str) -> dict[str, float]:
+def sampling(
+    models: Sequence[Loaded], rows: int, texts: Texts, device: str, scored: bool
+) -> dict[str, float]:
     """Bytes of decoding: caches, activations while prompts are read, and tensors of (rows, vocabulary).
-
-    The first prompts are all read at once, before there are caches; later ones a few at a time, at most a quarter of
-    the rows.
 
     Args:
         models: the student, and the teacher if it decodes too.
+        scored: whether log-probabilities are recorded.
     """
-    prompts = min(rows * texts.prompt, max(READ_AT_ONCE[device], texts.prompt))
+    prompts = min(rows * texts.prompt, max(amounts.READ_AT_ONCE[device], texts.prompt))
+    # the first prompts are read before there are caches; later ones beside these, a few at a time
+    later = 1.0 if prompts < rows * texts.prompt else 0.25
     found: dict[str, float] = {}
     moments = []
     for name, (model, number) in zip(("student's", "teacher's"), models, strict=False):
-        keys = found[f"{name} keys and values"] = cache(model, rows, room(texts), number)
-        read, works = cache(model, 1, prompts, number), reading(model, prompts, number)
-        moments += [read, read + works - keys, (read + works) / 4]
+        columns = amounts.room(texts.whole)
+        keys = found[f"{name} keys and values"] = cache(model, rows, columns, number)
+        read = cache(model, 1, prompts, number)
+        works = read + reading(model, prompts, number)
+        moments += [read, works - keys, later * works]
     found["reading prompts"] = max(moments)
-    found["next tokens"] = 4.0 * rows * models[0].shape.vocabulary * (6 if models[1:] else 4)
+    vocabulary = models[0].shape.vocabulary
+    found["next tokens"] = amounts.next_tokens(rows, vocabulary, len(models), scored, device)
     for teacher, number in models[1:]:
         found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
     return found
+
+
+def decoded_rows(
+    models: Sequence[Loaded], texts: Texts, device: str, scored: bool, free: float
+) -> int:
+    """Number of rows that are decoded together, from the free bytes; as `takd.decoding` chooses it.
+
+    Args:
+        models, scored: as of `sampling`.
+    """
+    columns = amounts.room(texts.whole)
+    row = sum(cache(model, 1, columns, number) for model, number in models)
+    row += sum(texts.response * teacher.width * number for teacher, number in models[1:])
+    read = amounts.READ_AT_ONCE[device]
+    free -= max(cache(model, 1, read, number) for model, number in models)
+    vocabulary = models[0].shape.vocabulary
+    return amounts.fitting_rows(row, vocabulary, len(models), scored, device, free)

@@ -62,7 +62,13 @@ def code_digest(*entries: str) -> str:
 
 
 def _module_file(module: str) -> Path | None:
-    base = SOURCE.joinpath(*module.split("."))
+    return _file_of(SOURCE, module)
+
+
+@functools.cache
+def _file_of(source: Path, module: str) -> Path | None:
+    """File of a module; cached, since stages share some hundred names, most of which are of no module."""
+    base = source.joinpath(*module.split("."))
     candidates = (base.with_name(base.name + ".py"), base / "__init__.py")
     return next((file for file in candidates if file.is_file()), None)
 

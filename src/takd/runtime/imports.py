@@ -10,17 +10,20 @@ MODELS = "models."  # the modules of models, as transformers names them
 
 
 def hide(*libraries: str) -> None:
-    """Make libraries seem not to be installed in this process, unless they are imported already.
+    """Make libraries appear as not installed in this process, unless they are imported already.
 
-    Others import them where they are installed, for parts that no stage uses: nltk all of scipy's statistics,
-    transformers scipy's solvers for losses of object detection, accelerate DeepSpeed for each model that it saves.
+    Other libraries import them where they are installed, for parts that no stage uses: nltk imports scipy's statistics,
+    transformers scipy's solvers for losses of object detection, accelerate DeepSpeed before it saves a model.
     """
     for name in libraries:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def quickly(module: str) -> ModuleType:
-    """Import a module without searches for garbage, now or later, among what that makes: none of it ever is."""
+    """Import a module without garbage collection, which would search a million objects, none of them garbage.
+
+    Later collections leave these objects out, too.
+    """
     gc.disable()
     try:
         return importlib.import_module(module)
@@ -32,20 +35,17 @@ def quickly(module: str) -> ModuleType:
 def scan_transformers_once() -> None:
     """Import transformers, and spare it a second scan of its two thousand files of models.
 
-    It looks up in them which module has which class, as it is imported and again with its first model.
+    It reads all of them to learn which module has which class, when it is imported and again with the first model.
     """
     import transformers
     from transformers.utils import import_utils
 
-    scan, models = (
-        import_utils.define_import_structure,
-        f"{transformers.__path__[0]}/models/__init__.py",
-    )
+    scan = import_utils.define_import_structure
+    file = f"{transformers.__path__[0]}/models/__init__.py"
+    every = transformers._import_structure.items()
+    found = {key[len(MODELS) :]: set(names) for key, names in every if key.startswith(MODELS)}
 
     def known(path: str, prefix: str | None = None) -> Any:
-        if path != models:
-            return scan(path, prefix)
-        every = transformers._import_structure.items()
-        return {frozenset(): {k[len(MODELS) :]: set(v) for k, v in every if k.startswith(MODELS)}}
+        return {frozenset(): found} if found and path == file else scan(path, prefix)
 
-    import_utils.define_import_structure = known  # type: ignore[assignment]
+    import_utils.define_import_structure = known

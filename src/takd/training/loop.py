@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from takd.data.arrow import PreparedRows
+from takd.decoding.memory import KeptDecoder
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
 from takd.losses.batch import spans
 from takd.losses.teacher_logits import kept
 from takd.methods.base import LossFunction, Method
+from takd.methods.schedule import learning_rate
 from takd.models.precision import PRETRAINED, describe, device_name, torch_dtype
 from takd.runtime.checkpoints import LOG, Checkpoints, Pace
 from takd.runtime.errors import InputError
@@ -83,6 +85,7 @@ class Run:
         self.title = f"{self.stage.spec['lineage']} seed {self.seed}"
         self.tokenizer = self.exported.tokenizer
         self.end_token: int = self.tokenizer.eos_token_id
+        self.decoder = KeptDecoder()
 
     def train(self) -> None:
         """Run all remaining steps.
@@ -225,7 +228,7 @@ class Run:
     ) -> list[Response]:
         """Sample one response per prompt, divided among processes; all return the same list."""
         mine = share([len(prompt.tokens) for prompt in prompts], self.rank, self.world)
-        size = states_size(teacher, len(prompts), decoding.max_new_tokens) if teacher else 0
+        size = states_size(teacher, len(prompts), decoding.max_new_tokens)
         place = functools.partial(kept, device=self.accelerator.device, size=size)
 
         def finished(index: int, response: Response) -> None:
@@ -233,17 +236,16 @@ class Run:
 
         with self.student.whole() as student:
             drawn = draw(
-                student,
-                [prompts[i] for i in mine],
-                decoding,
+                *(student, [prompts[i] for i in mine], decoding),
                 end_token=self.end_token,
                 vocabulary=self.method.context.vocabulary,
-                # without activations for a backward pass, more rows fit into memory
-                micro_batch=max(self.stage.micro_batch, 1) * 4,
                 teacher=teacher,
                 teacher_mix=teacher_mix,
+                kept=self.decoder,
                 finished=finished,
             )
+        for response in drawn:  # those of a teacher that read whole texts
+            finished(-1, response)
         own = dict(zip(mine, drawn, strict=True))
         if self.world == 1:
             return [own[i] for i in range(len(prompts))]
@@ -282,20 +284,3 @@ class Run:
             checkpoint_seconds=round(self.journal.checkpoint_seconds, 3),
             **self.stage.origin(),
         )
-
-
-def learning_rate(settings: dict[str, Any], step: int, total: int) -> float:
-    """Return the learning rate of a step, counted from 0: linear warm-up, then the schedule.
-
-    The schedule is constant, or a linear or cosine decay to 0.
-    """
-    peak, warmup = settings["learning_rate"], settings["warmup_steps"]
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(total - warmup, 1)
-    shapes: dict[str, Callable[[float], float]] = {
-        "constant": lambda _: 1.0,
-        "linear": lambda x: 1.0 - x,
-        "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * x)),
-    }
-    return peak * shapes[settings["schedule"]](done)

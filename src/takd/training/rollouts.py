@@ -25,8 +25,10 @@ def share(lengths: Sequence[int], process: int, processes: int) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: lengths[i])[process::processes]
 
 
-def states_size(teacher: PreTrainedModel, responses: int, longest: int) -> int:
-    """Bytes of the teacher's hidden states of that many responses, at most."""
+def states_size(teacher: PreTrainedModel | None, responses: int, longest: int) -> int:
+    """Bytes of the teacher's hidden states of that many responses, at most; 0 without a teacher."""
+    if teacher is None:
+        return 0
     return responses * longest * output_layer(teacher).in_features * teacher.dtype.itemsize
 
 

@@ -54,7 +54,7 @@ def _check_presence(file: YamlFile, chain: dict[str, Any], key: Key) -> bool:
         text = f"is given, but the chain has one model, '{chain['models'][0]}', and no hop"
         return file.fault((*key, "methods"), f"{text}; remove it, or name a student.")
     if len(chain["models"]) > 1 and not chain["methods"]:
-        text = "how each model teaches the next, such as [minillm]."
+        text = "how each model teaches the next, a method for each hop."
         if (*key, "methods") in file.lines:
             return file.fault((*key, "methods"), f"is empty, but must say {text}")
         return file.fault(key, f"lacks the key methods: {text}", "methods")

@@ -1,0 +1,220 @@
+"""Sampling the next token of each row: logits, mixture, noise and argmax, in tensors that stay where they are.
+
+The noise of several positions is computed at once, from words that are mixed when a prompt is
+admitted, because a few large operations take less time than many small ones.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import FloatTensor, LongTensor, Tensor
+from transformers import PreTrainedModel
+
+from takd.decoding.amounts import noisy_positions
+from takd.decoding.gumbel import negative_noise_, noise_words
+from takd.decoding.prompts import Decoding, Prompt
+from takd.models.logits import Head
+
+
+def shares(teacher_mix: float, device: torch.device) -> Tensor:
+    """Return log(1 - α) and log α, (2, 1, 1), for `mixture`."""
+    logs = math.log1p(-teacher_mix), math.log(teacher_mix)
+    return torch.tensor(logs, dtype=torch.float64, device=device)[:, None, None]
+
+
+def mixture(logs_kbv: Tensor, shares_k11: Tensor) -> Tensor:
+    """Compute log p̃ = log(α p + (1 - α) q) from log q and log p, (2, ...), elementwise."""
+    # a mixture of probabilities, not of logits, and computed from logarithms: a token that both
+    # models find unlikely keeps its digits
+    student_bv, teacher_bv = logs_kbv + shares_k11
+    return torch.logaddexp(teacher_bv, student_bv)
+
+
+class NextTokens:
+    """Samples tokens from the last hidden states of one model, or of a student and its teacher mixed.
+
+    Args:
+        models: the student; and its teacher, if it mixes.
+        rows: most rows that are decoded together.
+        ahead: steps that `prepare` prepares together.
+        scored: whether log-probabilities are recorded.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[PreTrainedModel],
+        decoding: Decoding,
+        vocabulary: int,
+        teacher_mix: float,
+        rows: int,
+        ahead: int,
+        scored: bool,
+    ) -> None:
+        self.decoding, self.vocabulary, self.ahead, self.scored = (
+            decoding,
+            vocabulary,
+            ahead,
+            scored,
+        )
+        self.device = models[0].device
+        self.heads = [Head(model, vocabulary) for model in models]
+        self.warpers = decoding.warpers()
+        if len(models) > 1:
+            self.shares_k11 = shares(teacher_mix, self.device).to(self.heads[0].result)
+        # the words of each row's noise at all positions
+        steps = decoding.max_new_tokens
+        self.words_2bt = torch.zeros(2, rows, steps, dtype=torch.int32, device=self.device)
+        self.tensors: dict[int, _Tensors] = {}
+
+    def restart(self, rows: int) -> None:
+        """Take over the models' weights as they are now."""
+        for head in self.heads:
+            head.refresh()
+        self.resize(rows)
+
+    def resize(self, rows: int) -> None:
+        """Use the tensors for a number of rows."""
+        if rows not in self.tensors:
+            if self.device.type == "cpu":
+                self.tensors.clear()  # nothing holds their addresses
+            self.tensors[rows] = _Tensors(self, rows)
+        self.now = self.tensors[rows]
+        self.now.noise_used = self.now.positions
+
+    def admit(self, places: Tensor, prompts: Sequence[Prompt]) -> None:
+        """Set the noise of rows to that of new prompts."""
+        if not self.decoding.sample:
+            return
+        # mixed on the host: these are about eighty operations on a few numbers
+        keys = (torch.tensor([[getattr(p, name)] for p in prompts]) for name in ("seed", "key"))
+        words = noise_words(*keys, torch.arange(self.words_2bt.shape[-1])[None])
+        self.words_2bt[:, places] = words.to(self.device)
+        self.now.noise_used = self.now.positions
+
+    def keep(self, places: Tensor) -> None:
+        """Drop all rows but the given ones."""
+        self.words_2bt[:, : len(places)] = self.words_2bt[:, places]
+        self.resize(len(places))
+
+    def prepare(self, drawn: Sequence[int]) -> None:
+        """Write down on the device which positions come next, if their noise is not there yet.
+
+        Args:
+            drawn: how many tokens each row has.
+        """
+        now, last = self.now, self.words_2bt.shape[-1] - 1
+        if not self.decoding.sample or (self.ahead == 1 and now.noise_used < now.positions):
+            return
+        count = max(self.ahead, now.positions)
+        positions = [[min(first + step, last) for first in drawn] for step in range(count)]
+        now.drawn_pb.copy_(torch.tensor(positions), non_blocking=True)
+        now.noise_used = now.positions
+
+    def sample(
+        self, step: int, hidden: Sequence[Tensor], banned: Sequence[tuple[int, list[int]]] = ()
+    ) -> Tensor:
+        """Sample the next token of each row, (rows,).
+
+        Args:
+            step: which one of the prepared steps this is.
+            hidden: last hidden states of each model, (rows, hidden size).
+            banned: rows with tokens that may not follow.
+        """
+        now = self.now
+        logs_kbv = now.logits_kbv
+        for head, hidden_bh, logits_bv in zip(self.heads, hidden, logs_kbv, strict=True):
+            head(hidden_bh, logits_bv)
+        if self.decoding.temperature != 1:
+            logs_kbv.div_(self.decoding.temperature)
+        if self.scored:
+            # the argmax of logits is the same, but these are recorded
+            logs_kbv = logs_kbv.log_softmax(-1)
+        mixed_bv = mixture(logs_kbv, self.shares_k11) if len(self.heads) > 1 else logs_kbv[0]
+        if self.warpers or banned:
+            mixed_bv = self.cut(mixed_bv, banned)
+        # Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample. A
+        # constant added to a row changes no argmax, so unnormalised logits do as well
+        noisy_bv = mixed_bv - self.negative_noise(step) if self.decoding.sample else mixed_bv
+        next_b = torch.argmax(noisy_bv, -1, out=now.found.tokens_kb[step])
+        if self.scored:
+            # under q, p and p̃: for rewards log p - log q, and weights w = q / p̃ (MiniLLM, 2.2)
+            scores_3b1 = now.found.scores_k3b[step, ..., None]
+            index_kb1 = next_b[:, None].expand(len(logs_kbv), -1, -1)
+            torch.gather(logs_kbv, -1, index_kb1, out=scores_3b1[: len(logs_kbv)])
+            torch.gather(mixed_bv, -1, next_b[:, None], out=scores_3b1[2])
+        return next_b
+
+    def negative_noise(self, step: int) -> Tensor:
+        """Return the negative noise of a step, (rows, vocabulary)."""
+        now = self.now
+        if now.noise_used == now.positions:
+            drawn_pb = now.drawn_pb[step : step + now.positions]
+            words_2pb = self.words_2bt[:, now.rows_b, drawn_pb]
+            negative_noise_(now.noise_pbv.flatten(0, 1), words_2pb.flatten(1))
+            now.noise_used = 0
+        now.noise_used += 1
+        return now.noise_pbv[now.noise_used - 1]
+
+    def cut(self, mixed_bv: Tensor, banned: Sequence[tuple[int, list[int]]]) -> Tensor:
+        """Apply n-gram blocking, top-k and top-p to the distribution."""
+        if banned:
+            mixed_bv = mixed_bv.clone()
+        for row, tokens in banned:
+            mixed_bv[row, tokens] = -math.inf
+        # top-k and top-p do not use the previous tokens
+        before = cast(LongTensor, self.now.rows_b[:, None][:, :0])
+        cut_bv = self.warpers(before, cast(FloatTensor, mixed_bv))
+        return cut_bv.log_softmax(-1) if self.scored else cut_bv
+
+    def bytes(self) -> int:
+        """Return the bytes that are kept between two draws."""
+        return sum(now.logits_kbv.nbytes + now.noise_pbv.nbytes for now in self.tensors.values())
+
+
+class _Tensors:
+    """Tensors of steps with a number of rows.
+
+    Attributes:
+        noise_used: positions of the noise that have been used already.
+        drawn_pb: positions of the next tokens in their responses.
+    """
+
+    def __init__(self, of: NextTokens, rows: int) -> None:
+        device, vocabulary, kind = of.device, of.vocabulary, of.heads[0].result
+        count = len(of.heads)
+        self.logits_kbv = torch.empty(count, rows, vocabulary, dtype=kind, device=device)
+        self.positions = min(noisy_positions(rows, vocabulary, device.type), 8)
+        shape = self.positions, rows * of.decoding.sample, vocabulary
+        self.noise_pbv = torch.empty(shape, device=device)
+        self.noise_used = self.positions
+        length = max(of.ahead, self.positions)
+        self.drawn_pb = torch.zeros(length, rows, dtype=torch.long, device=device)
+        self.rows_b = torch.arange(rows, device=device)
+        self.found = Found(of.ahead, rows, device)
+
+
+class Found:
+    """What some steps found, in one buffer, so that it reaches the host in one transfer.
+
+    Attributes:
+        tokens_kb: the tokens, (steps, rows).
+        scores_k3b: their log-probabilities under student, teacher and mixture, (steps, 3, rows).
+    """
+
+    def __init__(
+        self, steps: int, rows: int, device: torch.device, buffer: Tensor | None = None
+    ) -> None:
+        self.shape, split = (steps, rows), 8 * steps * rows
+        if buffer is None:
+            buffer = torch.zeros(split + 12 * steps * rows, dtype=torch.uint8, device=device)
+        self.buffer = buffer
+        self.tokens_kb = buffer[:split].view(torch.long).view(steps, rows)
+        self.scores_k3b = buffer[split:].view(torch.float32).view(steps, 3, rows)
+
+    def on_host(self) -> "Found":
+        """Copy the buffer to the host, if it is not there."""
+        if self.buffer.device.type == "cpu":
+            return self
+        return Found(*self.shape, torch.device("cpu"), self.buffer.cpu())

@@ -1,0 +1,222 @@
+"""Running a function of tensors at fixed addresses again, without the Python code that it is made of.
+
+On a CPU, a step of a small model waits for Python: modules, hooks, decorators and views around about
+14 operations a block. A recording keeps the operations alone, with the tensors that they read and
+write, as a CUDA graph keeps a GPU's kernels. Attention sees one column more in each step, so
+operations on keys, values and masks take the current ones instead of those of the recording.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+RECORDED_BYTES = 256 * 2**20  # most bytes of the intermediate results of one recording
+PLAIN_RUNS = 3  # before a recording, which takes as long as two of them
+ATTEMPTS = 3
+# operations whose results a recording cannot know: numbers for Python, sizes that depend on data, random numbers
+UNKNOWN = {
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.nondeterministic_seeded,
+}
+
+
+class Replayed:
+    """A function that is recorded after some calls, and then replayed.
+
+    The function must read and write tensors at fixed addresses, but for the moving ones. The first
+    replay is compared with the function itself: where a bit differs, the function stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[Hashable, int] = {}
+        self._attempts: dict[Hashable, int] = {}
+        self._recordings: dict[Hashable, Recording] = {}
+        self._checked: set[Hashable] = set()
+
+    def forget(self) -> None:
+        """Drop all recordings, because addresses have changed."""
+        self.__init__()  # type: ignore[misc]
+
+    def bytes(self) -> int:
+        """Return the bytes of the intermediate results of all recordings."""
+        return sum(recording.bytes for recording in self._recordings.values())
+
+    def __call__(
+        self, key: Hashable, function: Callable[[], Tensor], moving: Sequence[Tensor], columns: int
+    ) -> Tensor:
+        """Return what the function returns.
+
+        Args:
+            key: what determines the shapes of all tensors but the moving ones.
+            moving: tensors that the function reads, which are others in each call.
+            columns: the size of those of their dimensions that changes.
+        """
+        recording = self._recordings.get(key)
+        if recording is not None and key in self._checked:
+            return recording.replay(moving, columns)
+        if recording is not None:
+            found = recording.replay(moving, columns).clone()
+            expected = function()
+            if torch.equal(found, expected):
+                self._checked.add(key)
+            else:
+                # such as a dimension that happened to be as large as the number of columns
+                del self._recordings[key]
+            return expected
+        self._runs[key] = self._runs.get(key, 0) + 1
+        attempts = self._attempts.get(key, 0)
+        if self._runs[key] <= PLAIN_RUNS or attempts == ATTEMPTS:
+            return function()
+        self._attempts[key] = attempts + 1
+        with _Recorder(moving, columns) as recorder:
+            result = function()
+        if (
+            recorder.known
+            and recorder.bytes <= RECORDED_BYTES
+            and id(result) not in recorder.moving
+        ):
+            self._recordings[key] = Recording(recorder, result)
+        return result
+
+
+class Recording:
+    """Operations with their tensors, in order, and the tensor of the result."""
+
+    def __init__(self, recorder: "_Recorder", result: Tensor) -> None:
+        # the tensors are kept, since others could otherwise get their addresses
+        self._calls, self._kept, self._result = recorder.calls, recorder.kept, result
+        self.bytes = recorder.bytes
+
+    def replay(self, moving: Sequence[Tensor], columns: int) -> Tensor:
+        """Run the operations again; the result is the same tensor each time."""
+        values = list(moving)
+        for call in self._calls:
+            call(values, columns)
+        return self._result
+
+
+class _Moving:
+    """The place of a tensor among the moving ones, or of the number of columns, in an argument."""
+
+    def __init__(self, place: int | None) -> None:
+        self.place = place
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes all operations while they run.
+
+    Attributes:
+        known: whether they can be replayed.
+        bytes: of all results.
+    """
+
+    def __init__(self, moving: Sequence[Tensor], columns: int) -> None:
+        super().__init__()
+        self.moving = {id(tensor): place for place, tensor in enumerate(moving)}
+        self.columns, self.known, self.bytes = columns, True, 0
+        self.calls: list[Callable[[list[Any], int], None]] = []
+        self.kept: list[Any] = list(moving)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        leaves, results = tree_leaves((args, kwargs)), tree_leaves(found)
+        self.kept += [*leaves, *results]
+        if UNKNOWN & set(func.tags) or not all(isinstance(x, Tensor) for x in results):
+            self.known = False
+            return found
+        places = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor)}
+        shared = any(x.untyped_storage().data_ptr() in places for x in results)
+        changes = func._schema.is_mutable
+        if any(id(x) in self.moving or x is self.columns for x in leaves) or (
+            any(type(x) is int and x == self.columns for x in leaves)
+        ):
+            self._note_moving(func, args, kwargs, results, shared, changes)
+        elif changes:
+            self.calls.append(_fixed(functools.partial(func._op, *args, **kwargs)))
+        elif not shared:  # a view needs nothing: it stays one of the same tensor
+            self.bytes += sum(x.nbytes for x in results)
+            self.calls.append(_fixed(_into(func, args, kwargs, results)))
+        return found
+
+    def _note_moving(
+        self, func: Any, args: Any, kwargs: Any, results: list[Any], shared: bool, changes: bool
+    ) -> None:
+        """Note an operation whose arguments differ in each replay."""
+
+        def marked(x: Any) -> Any:
+            if type(x) is int and x == self.columns:
+                return _Moving(None)
+            return _Moving(self.moving[id(x)]) if id(x) in self.moving else x
+
+        marked_args, marked_kwargs = tree_map(marked, (list(args), kwargs))
+        grows = shared or any(self.columns in x.shape for x in results)
+        if grows and not changes:
+            for x in results:
+                self.moving[id(x)] = len(self.moving)
+
+        def call(values: list[Any], columns: int) -> None:
+            def current(x: Any) -> Any:
+                if type(x) is not _Moving:
+                    return x
+                return columns if x.place is None else values[x.place]
+
+            now, named = _filled(marked_args, current), _filled(marked_kwargs, current)
+            found = func._op(*now, **named)
+            if changes:
+                return
+            parts = found if isinstance(found, tuple | list) else [found]
+            if grows:
+                values.extend(parts)
+            else:
+                for held, part in zip(results, parts, strict=True):
+                    held.copy_(part)
+
+        self.calls.append(call)
+
+
+def _filled(x: Any, current: Callable[[Any], Any]) -> Any:
+    if type(x) is dict:
+        return {key: _filled(value, current) for key, value in x.items()}
+    return [_filled(part, current) for part in x] if type(x) is list else current(x)
+
+
+def _fixed(run: Callable[[], Any]) -> Callable[[list[Any], int], None]:
+    return lambda values, columns: run()
+
+
+def _into(func: Any, args: Any, kwargs: Any, results: list[Tensor]) -> Callable[[], Any]:
+    """An operation that writes into its earlier results."""
+    variant, names = _out_variant(func)
+    if variant is not None:
+        outs = dict(zip(names, results, strict=True))
+        return functools.partial(variant._op, *args, **kwargs, **outs)
+
+    def run() -> None:
+        found = func._op(*args, **kwargs)
+        parts = found if isinstance(found, tuple | list) else [found]
+        for held, part in zip(results, parts, strict=True):
+            held.copy_(part)
+
+    return run
+
+
+@functools.cache
+def _out_variant(func: Any) -> tuple[Any, list[str]]:
+    """The overload of an operation that writes into given tensors, and the names of those."""
+    packet = func.overloadpacket
+    wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
+    for name in packet.overloads():
+        variant = getattr(packet, name)
+        arguments = variant._schema.arguments
+        outs = [a.name for a in arguments if a.is_out]
+        others = [(a.name, str(a.type)) for a in arguments if not a.is_out]
+        if outs and len(outs) == len(func._schema.returns) and others == wanted:
+            return variant, outs
+    return None, []
