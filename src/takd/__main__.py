@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--models", nargs="+", metavar="MODEL", help=models)
     rows = "folder with train.jsonl, and dev.jsonl and eval/*.jsonl if there are any"
     command.add_argument("--data", metavar="FOLDER", help=rows)
-    command.add_argument("--methods", nargs="+", metavar="METHOD", help="such as minillm or kd")
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help="of each hop")
     command.add_argument("--tokenizer", metavar="MODEL", help="default: the teacher's")
     for run, text in (
         (plan, "estimate time, memory and disk of each stage"),
@@ -298,6 +298,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--template", default="alpaca", help=text)
     text = "a text with {instruction} and {input} (default: the input on the next line)"
     add("--template-with-input", metavar="TEXT", help=text)
+    add("--system", metavar="TEXT", help="system prompt of the template chat")
+    add("--answer", metavar="PATTERN", help="regular expression of the final answer, with a group")
     add("--seeds", type=int, nargs="+", help="decoding seeds (default: 10 20 30 40 50)")
     add("--greedy", action="store_true", help="take the likeliest tokens, with one seed")
     add("--temperature", type=float, help="default: 1")

@@ -16,7 +16,7 @@ from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import ROW_FILTERS, suggest
-from takd.methods.registry import METHODS
+from takd.methods.registry import METHODS, REPLICATED
 from takd.runtime.errors import InputError
 
 DISTILLING = [method for method in METHODS if method != SUPERVISED]
@@ -34,7 +34,7 @@ QUESTIONS = {
         "Folder with train.jsonl, and dev.jsonl and eval/*.jsonl if any; rows with instruction, input, output",
         "",
     ),
-    "methods": (f"Methods, of {', '.join(DISTILLING)}", "minillm"),
+    "methods": (f"Methods, of {', '.join(DISTILLING)}", REPLICATED),
 }
 
 

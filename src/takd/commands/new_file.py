@@ -234,9 +234,7 @@ def _has_chat(folder: Path, source: Mapping[str, str]) -> bool:
     if "hub" in source:
         return bool(CHAT.search(source["hub"]))
     try:
-        config = json.loads(
-            (folder / "tokenizer_config.json").readexperiment_text(encoding="utf-8")
-        )
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(config.get("chat_template")) or (folder / "chat_template.jinja").is_file()

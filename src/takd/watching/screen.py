@@ -14,7 +14,7 @@ LATEST = 8  # trainings of which the scores are shown in a terminal
 LISTED = 12  # stages of one state that are listed in a terminal
 COLORS = {"failed": "bold red", "lost": "red", "stopped": "yellow", "running": "green"}
 MEANING = {
-    "lost": "lost: the heartbeat or the process ended without a word",
+    "lost": "lost: the heartbeat or the process ended without a message",
     "stopped": "stopped with a checkpoint: the next run resumes",
 }
 

@@ -25,7 +25,7 @@ from takd.watching.stages import Place, metrics_file, places, read_lines
 from takd.watching.trackers import TRACKERS, Curve, Run, missing
 
 SECONDS = 10.0  # between two looks
-LAST_WORDS = 60.0  # seconds that the end of a run waits for its trackers
+PATIENCE = 60.0  # seconds that the end of a run waits for its trackers
 STATE = "trackers.json"
 NO_CURVE = ("kind", "step", "steps", "seconds", "n")
 
@@ -199,7 +199,7 @@ def end() -> None:
         process, log, name = _follower.pop()
         process.terminate()
         try:
-            code = process.wait(LAST_WORDS)
+            code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             continue  # it goes on by itself, as when a network is slow
         if code:
