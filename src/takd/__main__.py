@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def new(options: argparse.Namespace) -> int:
     """Write an experiment file from options, and from answers to questions in a terminal."""
-    from takd.preflight import new
+    from takd.commands import new
 
     path = new.write(ROOT, vars(options), new.in_terminal())
     print(new.said(path, ROOT))
