@@ -83,12 +83,12 @@ def main() -> None:
                 of: command.replace(SCRIPTS, f"{sys.executable} {checkout}/workflow/scripts")
                 for of, checkout in checkouts.items()
             }
-            report.add(name, alternate(contenders, folder, 2 if arguments.quick else 7))
+            report.add(name, alternate(contenders, folder, 2 if arguments.quick else 5))
         bare = {
             "import torch": f"{sys.executable} -c 'import torch'",
             "dry run": f"{sys.executable} -m snakemake --quiet --dry-run --cores 2",
         }
-        report.add("for comparison", alternate(bare, folder, 2 if arguments.quick else 7))
+        report.add("for comparison", alternate(bare, folder, 2 if arguments.quick else 5))
     report.finish()
 
 

@@ -1,6 +1,7 @@
 """Fixtures: a copy of the workflow in which stages only write placeholder outputs."""
 
 import fcntl
+import gc
 import json
 import os
 import re
@@ -266,8 +267,9 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 # Files that take longest, which start first: a long one at the end would leave the other worker idle.
 LONGEST = (
-    *("test_end_to_end", "test_staleness", "test_training_matrix", "test_stages", "test_cards"),
-    *("test_pretended_cuda", "test_compare", "test_training", "test_exporting", "test_deepspeed"),
+    *("test_end_to_end", "test_report", "test_training", "test_stages", "test_staleness"),
+    *("test_training_matrix", "test_gpu_check", "test_hub_run", "test_plan", "test_ending"),
+    *("test_pretended_cuda", "test_compare", "test_exporting", "test_deepspeed", "test_cards"),
 )
 # Files of which most tests start processes, trainings or a browser: `pytest -m "not slow"` does not even read them.
 SLOW = {
@@ -279,9 +281,9 @@ SLOW = {
         "test_compare",
         "test_csv_cells",
     ),
-    *("test_dag", "test_decoder", "test_decoding_distribution", "test_deepspeed"),
-    "test_deterministic",
-    *("test_end_to_end", "test_ending"),
+    *("test_dag", "test_decoding_distribution", "test_deepspeed", "test_deterministic"),
+    *("test_end_to_end", "test_ending", "test_given", "test_module", "test_store"),
+    "test_decoder",
     *("test_environments", "test_evaluation_likelihoods", "test_evaluation_plan"),
     *("test_exporting", "test_failures", "test_footprint", "test_fuzzing", "test_generation"),
     *("test_csvfile", "test_gpu_check", "test_half_precision_stages", "test_hub", "test_hub_run"),
@@ -304,6 +306,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out slow files where only fast tests are asked for."""
     return True if config.option.markexpr == "not slow" and collection_path.stem in SLOW else None
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,12 +26,14 @@ from test_staleness import touch
 from takd.analysis import compare_settings
 from takd.analysis.across_experiments import Comparison, Place, read_all
 from takd.analysis.across_experiments import compare as compare_scores
+from takd.analysis.results import Model
 from takd.analysis.statistics import holm
 from takd.experiment import comparison
 from takd.experiment import experiment as experiments
 from takd.experiment.labels import full_text
-from takd.experiment.lineage import of_chain
+from takd.experiment.lineage import Node, of_chain
 from takd.report import compare
+from takd.report.figures import curves
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 from takd.runtime.stage import Stage
@@ -41,8 +43,8 @@ SETTINGS: dict[str, Any] = {
     "training": {"minillm": {"teacher_mix": 0.2, "steps": 900}},
     "seeds": [1, 2],
     "data": {
-        "train": {},
-        "dev": {},
+        "train": {"json": "train.jsonl"},
+        "dev": {"json": "dev.jsonl"},
         "corpus": None,
         "template": "<script>alert(1)</script>{instruction}",
     },
@@ -308,6 +310,25 @@ def test_a_change_that_no_setting_names_is_seen(name: str, tmp_path: Path) -> No
     edit(tmp_path, change, f"after/{pattern}")
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
     assert row_of(page, ">after")[-2:] == ["none", words]
+
+
+def test_models_as_given_have_no_curve(three: SimpleNamespace) -> None:
+    found = read_all({"experiments": three.specs}, [three.root / e["name"] for e in three.specs])
+    results = {each.name: each.results for each in found}
+    svg = curves.experiments(results, ["teacher-given", STUDENT]).svg
+    assert full_text(STUDENT) in svg and "As given" not in svg
+    assert "<svg" in curves.experiments(results, ["teacher-given"]).svg
+
+
+def test_other_weights_as_given_are_seen(tmp_path: Path) -> None:
+    specs = [made(tmp_path, "before"), made(tmp_path, "after")]
+    found = read_all({"experiments": specs}, [tmp_path / spec["name"] for spec in specs])
+    node = Node("teacher-given", 0)
+    for each in found:
+        files = {"files": {"model/model.safetensors": each.name, "model/config.json": "same"}}
+        each.results.models[node] = Model(node, files, [], [], {})
+    (line,) = [x for x in compare_settings.origins(found) if x.kind == "weights as given"]
+    assert line.what == "teacher" and line.differs
 
 
 def test_models_made_by_other_settings_than_the_file_has_are_named(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_pages_and_cards_say_that_they_were_not_trained_here(given: Project) -> 
     assert "not trained here" in taught and "## Training" in taught
     alone = given.folder / "results/alone/report"
     assert "No model was trained here." in (alone / "learning.html").read_text()
+    assert not (alone / "learning.svg").exists()
     assert [row["lineage"] for row in rows(given, "results.csv", "alone")] == ["before-given"]
 
 
@@ -245,6 +246,8 @@ def test_a_model_is_evaluated_without_an_experiment(
         (["--data", "nothing.jsonl"], "--data nothing.jsonl: nothing.jsonl does not exist"),
         (["--columns", "output"], "--columns output=: must be"),
         (["--template", "no field"], "--template 'no field': must be a name"),
+        (["--answer", "[0-9]+"], "answer.pattern has 0 groups, but it must have one"),
+        (["--system", "Be brief."], "data.system only goes with `template: chat`"),
         (["--max-new-tokens", "999"], "reads 64 tokens; --max-prompt-length 48 and"),
         (
             ["--temperature", "0"],
@@ -311,3 +314,5 @@ def test_a_folder_without_results_is_refused(
 ) -> None:
     assert main(["export", str(tmp_path)]) == 1
     assert "holds no evaluation" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--config", "data=here"]) == 1
+    assert "--config goes with an experiment" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from sealing import write_json
 from workspace import DECODING, Workspace
 
 from takd.__main__ import main
-from takd.analysis.results import prompts_read, read
+from takd.analysis.result_files import prompts_read
+from takd.analysis.results import read
 from takd.evaluation.judge import judge
 from takd.runtime import input_check
 from takd.runtime.errors import InputError

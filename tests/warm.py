@@ -1,5 +1,6 @@
 """Imports and first computations of stages, done once in the process that the tests' stages are forked from."""
 
+import gc
 import importlib
 import sys
 
@@ -28,3 +29,6 @@ sys.modules["deepspeed.ops"].__compatible_ops__["deepspeed_shm_comm"] = False
 
 code_digest("takd.training.train")
 conversion_mapping.get_checkpoint_conversion_mapping("gpt2")
+
+# A collection in a fork would search all these objects, and copy the pages that they lie on.
+gc.freeze()

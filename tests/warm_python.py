@@ -63,13 +63,17 @@ def stand_in(*modules: str) -> str:
 
 def serve(path: str, *modules: str) -> None:
     """Import modules, and run what is asked for; returns in the process that has to end like the program."""
+    import gc
     import importlib
     import select
     import shutil
     import signal
 
+    gc.disable()
     for name in modules:
         importlib.import_module(name)
+    gc.freeze()  # a collection in a fork would search all their objects, and copy the pages that they lie on
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)

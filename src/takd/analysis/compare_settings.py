@@ -8,14 +8,14 @@ from takd.analysis.across_experiments import Compared
 from takd.analysis.costs import device_text
 from takd.analysis.text import flat
 from takd.experiment.labels import full_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import is_given, split
 from takd.runtime.digests import canonical_json, short_digest
 
 NO_RESULT = ("title", "description", "report", "variables", "chains")
 """Keys of an experiment that change no result; chains are compared by their models and methods, not by their place."""
 SETTING = "setting"
-TRAINED = "trained"
-"""Value of a chain that an experiment has."""
+TRAINED, EVALUATED = "trained", "evaluated"
+"""Values of a chain that an experiment has; the second of one model that is taken as it is."""
 SHOWN = 12
 """Digits of a digest that are shown."""
 
@@ -64,6 +64,11 @@ def origins(experiments: Sequence[Compared]) -> list[Setting]:
             model: _short(short_digest(canonical_json(found.get("files"))))
             for model, found in each.base.items()
         },
+        "weights as given": lambda each: {
+            split(node.lineage)[0].model: _short(short_digest(canonical_json(model.weights)))
+            for node, model in each.results.models.items()
+            if is_given(node.lineage)
+        },
         "version": _versions,
         "device": _devices,
     }
@@ -91,7 +96,7 @@ def _lines(kind: str, found: Sequence[Mapping[str, str]]) -> list[Setting]:
 def _settings(experiment: Compared) -> dict[str, str]:
     values = {k: v for k, v in experiment.settings.items() if k not in NO_RESULT}
     chains = {
-        f"chain {full_text(chain['lineage'])}": TRAINED
+        f"chain {full_text(chain['lineage'])}": EVALUATED if is_given(chain["lineage"]) else TRAINED
         for chain in experiment.results.spec["chains"]
     }
     return flat(values) | chains

@@ -31,7 +31,8 @@ from takd.analysis import table
 from takd.analysis.comparisons import Pair
 from takd.analysis.fairness import warning
 from takd.analysis.measures import BY_NAME, TESTED
-from takd.analysis.results import Evaluation, Results, Row, prompts_read
+from takd.analysis.result_files import prompts_read
+from takd.analysis.results import Evaluation, Results, Row
 from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
 from takd.experiment.lineage import is_given
 

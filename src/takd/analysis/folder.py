@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from takd.analysis import result_files
 from takd.analysis.results import Results, read
 from takd.experiment.lineage import Node, split
 from takd.runtime.errors import InputError
-from takd.runtime.records import DamagedError, read_record, remade
 
 INNER = "results"
 """Where `takd evaluate` puts the results of its stages, below its output."""
@@ -52,10 +52,7 @@ def _spec(folder: Path, nodes: list[Node], sets: list[str]) -> dict[str, Any]:
         for name in sets
     ]
     first = evaluations[0] / "scores.json"
-    try:
-        record = read_record(first)
-    except DamagedError as error:
-        raise remade(str(error), first) from None
+    record = result_files.record(first, {})
     name = folder.resolve()
     return {
         "experiment": name.parent.name if name.name == INNER else name.name,

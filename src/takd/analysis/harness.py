@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from takd.analysis.measures import Measure, measured
-from takd.analysis.results import Evaluation, Results, answers
+from takd.analysis.result_files import responses
+from takd.analysis.results import Evaluation, Results
 from takd.analysis.statistics import standard_error
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import Node, is_given
@@ -137,7 +138,7 @@ def _higher(measure: Measure) -> bool | None:
 def _samples(evaluation: Evaluation, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield one line per prompt, with its responses by decoding seed; scores are means over these."""
     gen = evaluation.scores["decoding"]
-    for row in answers(folder / "evaluations", evaluation.node, evaluation.set):
+    for row in responses(folder / "evaluations", evaluation.node, evaluation.set):
         doc = {key: row[key] for key in ("id", "instruction", "input", "references") if key in row}
         texts = [output["text"] for output in row["outputs"]]
         target = row["references"][0]

@@ -6,8 +6,6 @@ answer are kept.
 """
 
 import functools
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from takd.analysis import result_files
 from takd.analysis.measures import TESTED
+from takd.analysis.result_files import Row
 from takd.experiment.lineage import Node, is_given, node_of, split
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
-from takd.runtime.input_check import check
-from takd.runtime.records import DamagedError, faults, read_log, read_record, remade
 
-Row = dict[str, Any]
 STANDARD = "standard"
 
 
@@ -186,8 +183,8 @@ def read(
     missing, damaged or of another model.
     """
     nodes = [Node(lineage, seed) for lineage, seed in spec["nodes"]]
-    trained = {node: _model(node, models) for node in nodes}
-    results = Results(spec, trained, {}, training_rows=training_rows)
+    found = {node: _model(node, models) for node in nodes}
+    results = Results(spec, found, {}, training_rows=training_rows)
     for each in spec["teacher_cache"]:
         assert teachers is not None
         results.teacher_cache.append(_cached_output(CacheEntry(*each), teachers))
@@ -199,30 +196,18 @@ def read(
             folder = evaluations / node.lineage / f"seed{node.seed}" / name
             file = folder / "generations.jsonl"
             if first is None:
-                _record(folder / "scores.json", {**node._asdict(), "set": name})
-                ids = [row["id"] for row in _lines(file, folder / "scores.json")]
+                result_files.record(folder / "scores.json", {**node._asdict(), "set": name})
+                ids = [row["id"] for row in result_files.lines(file, folder / "scores.json")]
                 shown.update((key, {}) for key in _spread_out(ids, spec["samples"]))
-            found = _evaluation(node, name, folder, spec, shown)
-            first = first or found
-            if found.ids != first.ids:
+            evaluation = _evaluation(node, name, folder, spec, shown)
+            first = first or evaluation
+            if evaluation.ids != first.ids:
                 raise InputError(
                     f"{file}: holds other prompts than those of {first.node.lineage} seed"
                     f" {first.node.seed} on {name}, so that the models cannot be compared"
                 )
-            results.evaluations[node, name] = found
+            results.evaluations[node, name] = evaluation
     return results
-
-
-def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
-    """Sums over the tokens of each prompt's texts, of one model on one set."""
-    folder = evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods"
-    return _lines(folder / "prompts.jsonl", folder / "likelihoods.json")
-
-
-def answers(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
-    """Prompts of one set with a model's responses and their scores."""
-    folder = evaluations / node.lineage / f"seed{node.seed}" / name
-    return _lines(folder / "generations.jsonl", folder / "scores.json")
 
 
 def _evaluation(
@@ -234,11 +219,11 @@ def _evaluation(
 ) -> Evaluation:
     """Scores of one model on one set; rows of the prompts in `shown` are stored there."""
     of_set = {**node._asdict(), "set": name}
-    scores = _record(folder / "scores.json", of_set)
+    scores = result_files.record(folder / "scores.json", of_set)
     draws = len(spec["decoding_seeds"])
     ids, values, strata = [], [], []
     measures: list[str] = []
-    for row in _lines(folder / "generations.jsonl", folder / "scores.json"):
+    for row in result_files.lines(folder / "generations.jsonl", folder / "scores.json"):
         ids.append(row["id"])
         strata.append(row.get("stratum") or "")
         measures = measures or [name for name in TESTED if name in row["outputs"][0]]
@@ -257,21 +242,23 @@ def _evaluation(
         node,
         name,
         scores,
-        _end(_log(folder / "metrics.jsonl", folder / "scores.json")),
+        result_files.end(result_files.log(folder / "metrics.jsonl", folder / "scores.json")),
         ids,
         by_draw,
         strata=strata,
-        likelihoods=_record(read / "likelihoods.json", of_set),
-        likelihoods_end=_end(_log(read / "metrics.jsonl", read / "likelihoods.json")),
-        judge=_record(folder / "judge/judge.json", of_set) if spec["judge"] else None,
+        likelihoods=result_files.record(read / "likelihoods.json", of_set),
+        likelihoods_end=result_files.end(
+            result_files.log(read / "metrics.jsonl", read / "likelihoods.json")
+        ),
+        judge=result_files.record(folder / "judge/judge.json", of_set) if spec["judge"] else None,
     )
 
 
 def _model(node: Node, models: Path) -> Model:
     folder = models / node.lineage / f"seed{node.seed}"
-    manifest = _record(folder / "manifest.json", {"kind": "model", **node._asdict()})
+    manifest = result_files.record(folder / "manifest.json", {"kind": "model", **node._asdict()})
     given = is_given(node.lineage)
-    rows = [] if given else _log(folder / "metrics.jsonl", folder / "manifest.json")
+    rows = [] if given else result_files.log(folder / "metrics.jsonl", folder / "manifest.json")
     # a log continues over restarts, so a step may occur twice: the later line counts
     train = {row["step"]: row for row in rows if row["kind"] == "train"}
     dev = {row["step"]: row for row in rows if row["kind"] == "dev"}
@@ -280,52 +267,19 @@ def _model(node: Node, models: Path) -> Model:
         manifest,
         [train[step] for step in sorted(train)],
         [dev[step] for step in sorted(dev)],
-        _end(rows),
+        result_files.end(rows),
     )
 
 
 def _cached_output(entry: CacheEntry, teachers: Path) -> CachedOutput:
     manifest = teachers / entry.manifest
-    _record(manifest, {"lineage": entry.teacher, "seed": entry.seed})
+    result_files.record(manifest, {"lineage": entry.teacher, "seed": entry.seed})
     logs = [teachers / log for log in entry.logs]
-    ends = [_end(_log(log, log.parent / "manifest.json")) for log in logs]
+    ends = [result_files.end(result_files.log(log, log.parent / "manifest.json")) for log in logs]
     return CachedOutput(entry, file_digest(manifest), ends)
-
-
-def _end(rows: list[Row]) -> Row:
-    """The closing line of a log; the last one if there is none."""
-    closing = [row for row in rows if row["kind"] == "end"]
-    return (closing or rows or [{}])[-1]
 
 
 def _spread_out(ids: list[Any], count: int) -> list[Any]:
     """Choose `count` ids evenly spaced over the list, since neighbours in a data set are often alike."""
     count = min(count, len(ids))
     return [ids[index * len(ids) // count] for index in range(count)]
-
-
-def _record(path: Path, wanted: dict[str, Any], log: Path | None = None) -> dict[str, Any]:
-    """Read a record, and check that it is undamaged and matches `wanted`."""
-    try:
-        found = read_record(path)
-    except DamagedError as error:
-        raise remade(str(error), path) from None
-    check(path, found, wanted)
-    return found
-
-
-def _log(path: Path, record: Path) -> list[Row]:
-    """Read the log of a stage; running the stage again rewrites it with its record."""
-    try:
-        return read_log(path)
-    except DamagedError as error:
-        raise remade(str(error), record) from None
-
-
-def _lines(path: Path, record: Path) -> Iterator[Row]:
-    """Read the lines of a file after checking its digest against the record."""
-    for fault in faults(record, read_record(record), [path.name]):
-        raise remade(fault, record)
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)

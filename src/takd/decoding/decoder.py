@@ -266,5 +266,5 @@ class Decoder:
     def bytes(self) -> int:
         """Return the bytes that are kept between two draws."""
         held = [self.teacher_tbh, *(state for states in self.states.values() for state in states)]
-        parts = sum(part.bytes() for part in (*self.caches, *self.weights))
-        return parts + self.next.bytes() + sum(tensor.nbytes for tensor in held)
+        kept = sum(cache.bytes() for cache in self.caches) + sum(w.bytes() for w in self.weights)
+        return kept + self.next.bytes() + sum(tensor.nbytes for tensor in held)

@@ -91,8 +91,9 @@ class NextTokens:
         if not self.decoding.sample:
             return
         # mixed on the host: these are about eighty operations on a few numbers
-        keys = (torch.tensor([[getattr(p, name)] for p in prompts]) for name in ("seed", "key"))
-        words = noise_words(*keys, torch.arange(self.words_2bt.shape[-1])[None])
+        seeds_b1 = torch.tensor([[prompt.seed] for prompt in prompts])
+        keys_b1 = torch.tensor([[prompt.key] for prompt in prompts])
+        words = noise_words(seeds_b1, keys_b1, torch.arange(self.words_2bt.shape[-1])[None])
         self.words_2bt[:, places] = words.to(self.device)
         self.now.noise_used = self.now.positions
 

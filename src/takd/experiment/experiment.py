@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import lineage, schema, validation
+from takd.experiment import lineage, schema, schema_check, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
@@ -71,7 +71,7 @@ def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Exp
             f"There is no experiment '{path.stem}' ({name}); {schema.suggest(path.stem, known)}"
         )
     file = read_yaml(path, name)
-    schema.check(file)
+    schema_check.check(file)
     variables = dict(given or {})
     count = variables.pop(SEEDS, None)
     settings = schema.resolve(file, variables)

@@ -100,7 +100,7 @@ def _experiments(
                 kinds.setdefault(origin.kind, []).append(origin.what)
         others = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
         named = ", ".join(apart) if len(apart) <= FEW else f"{len(apart)}, listed below"
-        cells = [Cell(each.name, notes=[visible(each.title)]), len(each.results.nodes)]
+        cells = [Cell(each.name, notes=[visible(each.title)]), len(each.results.trained)]
         cells += [", ".join(map(str, spec[key])) for key in ("seeds", "decoding_seeds")]
         rows.append([*cells, *((text or "none") if place else "" for text in (named, others))])
     heads = ["Experiment", "#Trained models", "#Training seeds", "#Decoding seeds"]

@@ -54,7 +54,7 @@ def page(results: Results) -> str:
         "learning.html",
         results,
         curves=data(results),
-        figure=drawn(results)[PLOT],
+        figure=drawn(results).get(PLOT),
         looks=looks(results),
         stroke=stroke,
         names={lineage: full_text(lineage) for lineage in trained},

@@ -48,4 +48,4 @@ def scan_transformers_once() -> None:
     def known(path: str, prefix: str | None = None) -> Any:
         return {frozenset(): found} if found and path == file else scan(path, prefix)
 
-    import_utils.define_import_structure = known
+    import_utils.define_import_structure = known  # type: ignore[assignment]

@@ -14,7 +14,7 @@ LATEST = 8  # trainings of which the scores are shown in a terminal
 LISTED = 12  # stages of one state that are listed in a terminal
 COLORS = {"failed": "bold red", "lost": "red", "stopped": "yellow", "running": "green"}
 MEANING = {
-    "lost": "lost: the heartbeat or the process ended without a word",
+    "lost": "lost: the heartbeat or the process ended without a message",
     "stopped": "stopped with a checkpoint: the next run resumes",
 }
 
@@ -43,7 +43,8 @@ def scores(seen: Seen) -> str:
     dev = seen.scores
     if not dev:
         return ""
-    return f"dev ROUGE-L {dev['rougeL']:.1f} (best {dev['best']:.1f}), loss {dev['loss']:.3f}"
+    loss = "not finite" if dev["loss"] is None else f"{dev['loss']:.3f}"
+    return f"dev ROUGE-L {dev['rougeL']:.1f} (best {dev['best']:.1f}), loss {loss}"
 
 
 def reason(seen: Seen, root: Path) -> str:

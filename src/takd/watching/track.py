@@ -25,7 +25,7 @@ from takd.watching.stages import Place, metrics_file, places, read_lines
 from takd.watching.trackers import TRACKERS, Curve, Run, missing
 
 SECONDS = 10.0  # between two looks
-LAST_WORDS = 60.0  # seconds that the end of a run waits for its trackers
+PATIENCE = 60.0  # seconds that the end of a run waits for its trackers
 STATE = "trackers.json"
 NO_CURVE = ("kind", "step", "steps", "seconds", "n")
 
@@ -152,6 +152,8 @@ def run(experiment: Experiment, names: Sequence[str], follow: bool, parent: int 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    if parent:
+        os.nice(10)  # on the machine of the trainings, these come first
     tracking = Tracking(experiment, names)
     with Lock(tracking.folder / "trackers.lock"):
         while follow and not ended.is_set() and parent in (None, os.getppid()):
@@ -197,7 +199,7 @@ def end() -> None:
         process, log, name = _follower.pop()
         process.terminate()
         try:
-            code = process.wait(LAST_WORDS)
+            code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             continue  # it goes on by itself, as when a network is slow
         if code:

@@ -60,8 +60,8 @@ def numbers(results: Results, log: str) -> list[Row]:
     ]
 
 
-def learning_curves(results: Results) -> Drawing:
-    """Draw ROUGE-L on dev against the step, a panel for each model."""
+def learning_curves(results: Results) -> Drawing | None:
+    """Draw ROUGE-L on dev against the step, a panel for each model; None if none was trained here."""
     look = looks(results)
     panels: dict[str, list[Series]] = {}
     for lineage in results.lineages:
@@ -69,6 +69,8 @@ def learning_curves(results: Results) -> Drawing:
             continue
         series = Series(full_text(lineage), look[lineage], results.of(lineage))
         panels.setdefault(split(lineage)[-1].model, []).append(series)
+    if not panels:
+        return None
     return Drawing(_draw(panels, min(len(panels), 3)), numbers(results, "dev"))
 
 
@@ -76,7 +78,7 @@ PLOT = Plot("learning", "learning curves, ROUGE-L on dev", learning_curves)
 
 
 def experiments(compared: Mapping[str, Results], lineages: Sequence[str]) -> Drawing:
-    """Draw ROUGE-L on dev of several experiments, a panel for each lineage (at least one)."""
+    """Draw ROUGE-L on dev of several experiments, a panel for each lineage that is trained."""
     look = [
         Look(COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)], DASHES[n % len(DASHES)])
         for n in range(len(compared))
@@ -87,8 +89,9 @@ def experiments(compared: Mapping[str, Results], lineages: Sequence[str]) -> Dra
             for place, (name, results) in enumerate(compared.items())
         ]
         for lineage in lineages
+        if not is_given(lineage)
     }
-    longest = max(map(len, panels))
+    longest = max(map(len, panels), default=0)
     columns = min(len(panels), 3 if longest <= 28 else 2 if longest <= 46 else 1)
     points = [
         {"lineage": lineage, "experiment": name, "seed": model.node.seed, "step": step}
@@ -107,7 +110,7 @@ def _points(model: Model) -> dict[int, float]:
 
 
 def _draw(panels_: Mapping[str, Sequence[Series]], columns: int) -> str:
-    """Draw panels with one y axis and one legend; an empty figure where nothing was trained."""
+    """Draw panels with one y axis and one legend; an empty figure without any."""
     if not panels_:
         return to_svg(Figure(figsize=(WIDTH, 0.1)))
     names = {series.name: handle(series.look) for found in panels_.values() for series in found}

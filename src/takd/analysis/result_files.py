@@ -1,0 +1,60 @@
+"""Read single files of results: records, logs, and rows, each compared with its digest.
+
+Raises InputError for a damaged file, and says what makes it again.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from takd.experiment.lineage import Node
+from takd.runtime.input_check import check
+from takd.runtime.records import DamagedError, faults, read_log, read_record, remade
+
+Row = dict[str, Any]
+
+
+def record(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Read a record, and check that it is undamaged and matches `wanted`."""
+    try:
+        found = read_record(path)
+    except DamagedError as error:
+        raise remade(str(error), path) from None
+    check(path, found, wanted)
+    return found
+
+
+def log(path: Path, beside: Path) -> list[Row]:
+    """Read the log of a stage; running the stage again rewrites it with the record `beside` it."""
+    try:
+        return read_log(path)
+    except DamagedError as error:
+        raise remade(str(error), beside) from None
+
+
+def lines(path: Path, beside: Path) -> Iterator[Row]:
+    """Yield the lines of a file after checking its digest against the record `beside` it."""
+    for fault in faults(beside, read_record(beside), [path.name]):
+        raise remade(fault, beside)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def end(rows: list[Row]) -> Row:
+    """Return the closing line of a log; the last one if there is none."""
+    closing = [row for row in rows if row["kind"] == "end"]
+    return (closing or rows or [{}])[-1]
+
+
+def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+    """Yield sums over the tokens of each prompt's texts, of one model on one set."""
+    folder = evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods"
+    return lines(folder / "prompts.jsonl", folder / "likelihoods.json")
+
+
+def responses(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+    """Yield prompts of one set with a model's responses and their scores."""
+    folder = evaluations / node.lineage / f"seed{node.seed}" / name
+    return lines(folder / "generations.jsonl", folder / "scores.json")
