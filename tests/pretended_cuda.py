@@ -373,6 +373,8 @@ class _Functions(TorchFunctionMode):
             raise RuntimeError("attention of tensors of which some are on the CPU")
         if len({x.dtype for x in given}) > 1:
             raise RuntimeError(f"attention of different types: {[x.dtype for x in given]}")
+        if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
+            raise RuntimeError(f"attention of {query.dtype} with a mask of {mask.dtype}")
         self.card.kernels["attention"] += 1
         read = [*given, *([] if mask is None else [mask])]
         self.card.bytes["attention"] += sum(map(_own_bytes, read)) + _own_bytes(query)
@@ -380,8 +382,16 @@ class _Functions(TorchFunctionMode):
             self.card.kernels["mask to numbers"] += 2  # zeros, and -inf where the mask is false
         with torch._C._DisableTorchDispatch():
             inner = [x.inner.float() for x in given]
-            found = ATTENTION(*inner, *map(_inner, args), **_mapped(_inner, kwargs))
+            # the CPU wants the mask in the type that it computes in, as a GPU does
+            args, kwargs = _mapped(_widened, args), _mapped(_widened, kwargs)
+            found = ATTENTION(*inner, *args, **kwargs)
             return CardTensor(found.to(query.dtype))
+
+
+def _widened(x: Any) -> Any:
+    """The CPU's tensor of one on the card, in float32 if it has half precision."""
+    x = _inner(x)
+    return x.float() if isinstance(x, Tensor) and x.dtype != torch.bool else x
 
 
 def _to(name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:

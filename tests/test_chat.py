@@ -11,6 +11,7 @@ from takd.data import sources, summary
 from takd.data.chat import ChatTemplate, settled
 from takd.data.row import Row
 from takd.data.tokenise import Encoder
+from takd.experiment import specs
 from takd.models import causal_lm
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
@@ -223,6 +224,24 @@ def test_thoughts_of_earlier_answers_are_left_out_as_the_template_does(tmp_path)
         prepared(tmp_path, manifest, [talk_row(talk[:2])])
 
 
+def test_a_number_stays_whole_from_the_file_to_the_prompt(tmp_path):
+    from test_experiment import GOOD
+
+    from takd.experiment.experiment import load
+
+    chat = "  template: chat\n  template_variables: {effort: 3}\n  max_length: 64"
+    text = GOOD.replace("  max_length: 64", chat)
+    text = text.replace("{train: {vocabulary: 300}}", "{folder: any, vocabulary: 300}")
+    (tmp_path / "mine.yaml").write_text(text)
+    spec = specs.tokenizer(load(tmp_path / "mine.yaml", tmp_path))
+    effort = "{{ 'Effort ' ~ effort ~ '.\n' }}" + save_chat("chatml", tmp_path / "a").chat_template
+    published = {"chat_template": effort}
+    _, manifest = tokenizer_of(tmp_path, "chatml", variables=spec["variables"], published=published)
+    (found,), _ = prepared(tmp_path, manifest, [row("a")])
+    text = causal_lm.load_tokenizer(tmp_path / "tokenizer").decode(found["prompt_ids"])
+    assert text.startswith("Effort 3.\n<|im_start|>user")
+
+
 def test_the_date_of_the_day_is_written_in(tmp_path):
     dated = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}"
     published = {"chat_template": dated + save_chat("chatml", tmp_path / "plain").chat_template}
@@ -392,6 +411,23 @@ def test_rows_of_conversations(tmp_path):
     # rows with an instruction are no conversations
     source = write(tmp_path / "both.jsonl", [row("i") | records[0]])
     assert [each.instruction for each in sources.rows(source)] == ["i"]
+
+
+def test_conversations_of_saved_data_and_parquet(tmp_path):
+    from datasets import Dataset
+
+    records = [talk_row([("system", "s"), *TALK]), talk_row(TALK[:1])]
+    expected = list(sources.rows(write(tmp_path / "rows.jsonl", records)))
+    for record in records:  # columns that other rows of such sets fill
+        record["messages"][0] |= {"tool_calls": None, "name": ""}
+    made = Dataset.from_list(records)
+    made.save_to_disk(tmp_path / "saved")
+    (tmp_path / "parquet").mkdir()
+    made.to_parquet(tmp_path / "parquet/train.parquet")
+    for folder in ("saved", "parquet"):
+        unused = sources.Unused()
+        source = {"folder": str(tmp_path / folder), "split": "train"}
+        assert list(sources.rows(source, unused=unused)) == expected and not unused.keys
 
 
 def test_prompts_alone_stand_last_and_have_no_answer(tmp_path):

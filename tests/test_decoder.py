@@ -15,6 +15,7 @@ from takd.decoding.amounts import fitting_rows
 from takd.decoding.decoder import Decoder
 from takd.decoding.graphs import Graphs
 from takd.decoding.memory import KeptDecoder, rows_that_fit
+from takd.decoding.next_tokens import NextTokens
 from takd.decoding.replay import Recording, Replayed, _Recorder
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.models.causal_lm import hidden_states
@@ -297,6 +298,21 @@ def test_decoding_goes_on_where_capturing_fails(pair, ahead, monkeypatch):
     assert len(warned) == 1
 
 
+def test_what_waits_for_the_card_is_not_captured(pair, ahead, monkeypatch):
+    expected = drawn(pair)
+    plain = NextTokens.sample
+
+    def waiting(self, *args):
+        tokens_b = plain(self, *args)
+        tokens_b.max().item()
+        return tokens_b
+
+    monkeypatch.setattr(NextTokens, "sample", waiting)
+    with_graphs(monkeypatch, lambda function: pytest.fail("captured"))
+    with pytest.warns(UserWarning, match="_local_scalar_dense.* waits for the GPU"):
+        assert_same(drawn(pair), expected)
+
+
 # Half precision -----------------------------------------------------------------------------------
 
 
@@ -308,17 +324,17 @@ def test_weights_that_are_cast_once_give_what_autocast_gives(name):
     with torch.autocast("cpu", torch.bfloat16):
         expected = hidden_states(model, ids)
         lowered = LoweredWeights(model)
-        assert lowered.pairs
+        assert lowered.copies
         with lowered.used():
             assert torch.equal(hidden_states(model, ids), expected)
-            assert {copy.dtype for _, copy in lowered.pairs} == {torch.bfloat16}
+            assert {copy.dtype for *_, copy in lowered.copies} == {torch.bfloat16}
         with pytest.raises(KeyError), lowered.used():
             raise KeyError
     for key, value in model.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, before[key])
-    assert not LoweredWeights(model).pairs
+    assert not LoweredWeights(model).copies
     with torch.autocast("cpu", torch.bfloat16):
-        assert not LoweredWeights(freeze(model)).pairs
+        assert not LoweredWeights(freeze(model)).copies
 
 
 # Rows that fit into memory ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 from takd.decoding import amounts
+from takd.decoding import memory as decoding_memory
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.losses import chunked, divergences, teacher_logits
@@ -344,6 +345,23 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
         tensors.sampling([Loaded(shape, 4), Loaded(above, 4)], rows, texts, "cpu", True).values()
     )
     assert expected == pytest.approx(found, rel=0.10)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_plan_has_the_rows_that_decoding_chooses(family: str, tmp_path: Path) -> None:
+    student, shape = make(tmp_path / "student", family, 2)
+    teacher, above = make(tmp_path / "teacher", family, 4)
+    texts, seen = Texts(40, 60), set()
+    for models, loaded in (([student], [shape]), ([student, teacher], [shape, above])):
+        planned = [Loaded(each, 4) for each in loaded]
+        for free in (2e7, 6e7, 2e8, 1e9, 1e10):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(decoding_memory, "free_memory", lambda device, free=free: free)
+                found = decoding_memory.rows_that_fit(models, 100, 60, VOCABULARY, len(models) > 1)
+            expected = tensors.decoded_rows(planned, texts, "cpu", len(models) > 1, free)
+            assert found == expected
+            seen.add(found)
+    assert len(seen) > 2 and max(seen) == amounts.WORTH["cpu"]
 
 
 def test_what_is_written_twice_is_the_same() -> None:

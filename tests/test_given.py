@@ -246,6 +246,8 @@ def test_a_model_is_evaluated_without_an_experiment(
         (["--data", "nothing.jsonl"], "--data nothing.jsonl: nothing.jsonl does not exist"),
         (["--columns", "output"], "--columns output=: must be"),
         (["--template", "no field"], "--template 'no field': must be a name"),
+        (["--answer", "[0-9]+"], "answer.pattern has 0 groups, but it must have one"),
+        (["--system", "Be brief."], "data.system only goes with `template: chat`"),
         (["--max-new-tokens", "999"], "reads 64 tokens; --max-prompt-length 48 and"),
         (
             ["--temperature", "0"],
@@ -312,3 +314,5 @@ def test_a_folder_without_results_is_refused(
 ) -> None:
     assert main(["export", str(tmp_path)]) == 1
     assert "holds no evaluation" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--config", "data=here"]) == 1
+    assert "--config goes with an experiment" in capsys.readouterr().err

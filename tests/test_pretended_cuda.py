@@ -146,30 +146,30 @@ AHEAD = AHEAD_BY_DEVICE["cuda"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Most that a step may take, on average over those between two looks at the tokens.
+    """Most kernels that a step may take, on average over those between two looks at the tokens.
 
     Attributes:
-        block, outside: kernels in each block of the model, and in all the rest; of two models, of both.
+        block, outside: in each block of the model, and in all the rest; of two models, of both.
+        models: of those outside, what the models do themselves: embeddings, the last norm, rotary positions.
     """
 
     block: float
     outside: float
+    models: int = 0
 
 
 # By family and use: "half" is an evaluation, "autocast" a student in training, "mixed" this one with a half teacher.
 # The numbers were counted when the code was last changed, and may only fall: a change that needs less lowers them. Of
-# a block's kernels, two are this package's: the writes of keys and values. Of those outside, 4 of each GPT-2 and 15 of
-# each Llama are the model's own: embeddings, the last norm, and rotary positions.
+# each model's kernels in a block, two are this package's: the writes of keys and values.
 BUDGETS = {
-    ("gpt2", "half"): Budget(12, 12),
-    ("gpt2", "autocast"): Budget(14, 12),
-    ("gpt2", "mixed"): Budget(26, 22),
-    ("llama", "half"): Budget(42, 22),
-    ("llama", "autocast"): Budget(45, 22),
-    ("llama", "mixed"): Budget(87, 42),
+    ("gpt2", "half"): Budget(12, 10, 4),
+    ("gpt2", "autocast"): Budget(14, 11, 4),
+    ("gpt2", "mixed"): Budget(26, 22.5, 8),
+    ("llama", "half"): Budget(40, 25, 19),
+    ("llama", "autocast"): Budget(43, 21, 14),
+    ("llama", "mixed"): Budget(83, 47.5, 33),
 }
 TRAINING = Budget(63, 113)  # of a pass of MiniLLM, forward and backward
-LLAMA_OUTSIDE = 15
 
 
 def counted_steps(family: str, use: str, layers: int) -> dict[str, Counter[str]]:
@@ -202,8 +202,7 @@ def test_a_step_of_decoding_keeps_to_its_budget(family, use):
     outside = one["kernels"].total() / AHEAD - block
     assert 0 < block <= budget.block, two["kernels"] - one["kernels"]
     assert 0 < outside <= budget.outside, one["kernels"]
-    own = {"gpt2": 4, "llama": LLAMA_OUTSIDE}[family] * (2 if use == "mixed" else 1)
-    assert outside - own <= 15
+    assert outside - budget.models <= 15
     for steps in (one, two):
         # one look at the tokens, whatever the number of blocks; and where they go, for each model and the noise
         assert steps["syncs"].total() == steps["transfers"]["downloads"] == 1
@@ -498,7 +497,11 @@ def test_training_steps_on_the_card_are_those_of_the_cpu(name, family):
         found_losses, found = trained(name, other, other_teacher, "fp32")
         assert card.kernels["_fused_adamw_"] == 2
     assert found_losses == pytest.approx(losses, rel=1e-4, abs=1e-5)
-    for one, another in zip(weights, found, strict=True):
+    names = [key for key, _ in student.named_parameters()]
+    for key, one, another in zip(names, weights, found, strict=True):
+        if key.endswith("c_attn.bias"):
+            # a key's bias changes no attention: its gradient is rounding, which AdamW magnifies
+            one, another = (torch.cat([*x.chunk(3)[::2]]) for x in (one, another))
         torch.testing.assert_close(one, another, rtol=1e-3, atol=1e-4)
 
 

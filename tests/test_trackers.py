@@ -280,6 +280,7 @@ def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
     assert b'"seed": 1' in text.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_a_run_of_snakemake_is_tracked_to_its_end(forked: Project, tmp_path: Path) -> None:
     """By a process of its own; the key makes nothing stale, and an absent package starts no job."""
     project = forked.copy(tmp_path / "project")

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def test_a_heartbeat_that_moves_is_alive_whatever_the_clocks_say(experiment: Exp
     hold(experiment, 12, "node5", age=600)
     before = look(experiment)
     hold(experiment, 12, "node5", age=595)
+    after = look(experiment, before)
     assert seen(experiment, before).state == "running"
+    assert seen(experiment, after).state == "running"  # between two heartbeats
 
 
 def test_a_process_of_this_host_that_was_killed_is_lost_at_once(experiment: Experiment) -> None:
@@ -140,6 +143,9 @@ def test_progress_rate_and_scores_of_a_training(experiment: Experiment) -> None:
     assert (
         screen.scores(found) == "dev ROUGE-L 40.0 (best 40.0), loss 2.000"
     )  # not that before training
+    assert screen.scores(replace(found, scores={**found.scores, "loss": None})).endswith(
+        "not finite"
+    )
     assert screen.speed(found) == "200 tokens/s, 80 s left"
 
 

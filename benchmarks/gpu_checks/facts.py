@@ -43,11 +43,7 @@ def facts(findings: Findings) -> None:
             rate = 2 * size**3 / _seconds(product(size, dtype, findings.device, name == "tf32"))
             findings.add(f"products in {name}, TFLOP/s", rate / 1e12)
     with findings.part("memory"):
-        many = GIB if findings.gpu else GIB // 16
-        one = torch.ones(many, dtype=torch.uint8, device=findings.device)
-        other = torch.empty_like(one)
-        seconds = _seconds(lambda: other.copy_(one))
-        findings.add("memory, GB/s read and written", 2 * many / seconds / 1e9)
+        findings.add("memory, GB/s read and written", memory_rate(findings.device) / 1e9)
     if findings.gpu:
         for kind, pinned in (("pinned", True), ("pageable", False)):
             with findings.part(f"copies of {kind} memory"):
@@ -57,6 +53,14 @@ def facts(findings: Findings) -> None:
                 down = _seconds(lambda card=card, host=host: host.copy_(card))
                 findings.add(f"host to card, {kind}, GB/s", host.nbytes / up / 1e9)
                 findings.add(f"card to host, {kind}, GB/s", host.nbytes / down / 1e9)
+
+
+def memory_rate(device: torch.device) -> float:
+    """Return the bytes a second that a large copy reads and writes."""
+    many = GIB if device.type == "cuda" else GIB // 16
+    one = torch.ones(many, dtype=torch.uint8, device=device)
+    other = torch.empty_like(one)
+    return 2 * many / _seconds(lambda: other.copy_(one))
 
 
 def product(

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -11,15 +12,18 @@ from transformers import PreTrainedModel
 
 from gpu_checks.families import random_model
 from gpu_checks.running import Findings
+from takd.decoding import decoder
+from takd.decoding.graphs import Graphs
 from takd.decoding.gumbel import gumbel_noise
+from takd.decoding.memory import KeptDecoder
 from takd.decoding.model_checks import check_model, decoded_and_at_once
-from takd.decoding.sampling import Decoding, Prompt, draw
+from takd.decoding.sampling import Decoding, Prompt, Response, draw
 from takd.losses.batch import RightPadded
 from takd.losses.chunked import sum_over_tokens
 from takd.methods.base import Example
 from takd.methods.token_losses import label_loss
 from takd.models.causal_lm import relative_error
-from takd.models.logits import project
+from takd.models.logits import freeze, project
 
 Shape = tuple[str, int, int, int]  # family, layers, width, vocabulary
 SHAPES: list[Shape] = [
@@ -216,3 +220,68 @@ def overflow(findings: Findings) -> None:
 def _short(dtype: torch.dtype) -> str:
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     return names[dtype]
+
+
+# CUDA graphs --------------------------------------------------------------------------------------
+
+
+def graphs(findings: Findings) -> None:
+    """Compare texts and log-probabilities of decoding with CUDA graphs with those without, in three draws.
+
+    The student's weights change between the draws: in place, as an optimizer changes them, and by other tensors.
+    """
+    sizes = (2, 64) if findings.quick else (12, 768)
+    for family in ("gpt2", "llama"):
+        for half in findings.halves:
+            with findings.part(name := f"{family} {_short(half)}"):
+                shape: dict[str, Any] = {"vocabulary": VOCABULARY, "device": findings.device}
+                student = random_model(family, *sizes, seed=1, **shape)
+                teacher = freeze(random_model(family, *sizes, seed=2, dtype=half, **shape))
+                found = _three_draws(copy.deepcopy(student), teacher, half, Graphs)
+                expected = _three_draws(student, teacher, half, WithoutGraphs)
+                same = [
+                    torch.equal(a.tokens, b.tokens) for a, b in zip(found, expected, strict=True)
+                ]
+                findings.hold(f"{name}: share of equal texts", sum(same) / len(same), least=1.0)
+                farthest = max(
+                    float((a.mixed - b.mixed).abs().max())
+                    for a, b in zip(found, expected, strict=True)
+                    if torch.equal(a.tokens, b.tokens)
+                )
+                findings.hold(f"{name}: farthest log p̃", farthest, most=1e-3)
+
+
+class WithoutGraphs(Graphs):
+    """Graphs that capture nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.capture = None
+
+
+def _three_draws(
+    student: PreTrainedModel, teacher: PreTrainedModel, half: torch.dtype, kind: type[Graphs]
+) -> list[Response]:
+    lengths = [4 + 11 * i % 40 for i in range(96)]
+    prompts = [
+        Prompt(list(range(5, 9 + i % 17)), i, 1, limit=limit) for i, limit in enumerate(lengths)
+    ]
+    kept, found = KeptDecoder(), list[Response]()
+    with mock.patch.object(decoder, "Graphs", kind), torch.autocast(student.device.type, half):
+        for turn in range(3):
+            found += draw(
+                *(student, prompts, Decoding(44)),
+                end_token=-1,
+                vocabulary=VOCABULARY,
+                micro_batch=32,
+                teacher=teacher,
+                teacher_mix=0.2,
+                kept=kept,
+            )
+            with torch.no_grad():
+                for parameter in student.parameters():
+                    if turn == 0:
+                        parameter.mul_(1.01)
+                    else:
+                        parameter.data = parameter.data * 1.01
+    return found

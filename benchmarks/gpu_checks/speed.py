@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import decoding as decoding_benchmark
 import minillm_round
@@ -16,9 +17,11 @@ from steps import adamw, labelled_rows, optimizer_step, settings
 from training_step import Case
 from transformers import PreTrainedModel
 
-from gpu_checks.facts import product
+from gpu_checks.facts import memory_rate, product
 from gpu_checks.families import config, random_model
 from gpu_checks.running import Findings
+from takd.decoding.decoder import Decoder
+from takd.decoding.memory import token_bytes
 from takd.decoding.sampling import Decoding, draw
 from takd.methods.base import Context
 from takd.methods.sft import Sft
@@ -62,6 +65,11 @@ def decoding(findings: Findings) -> None:
                 lambda size=size: decoding_benchmark.ours(model, prompts, case, size), tokens
             )
             findings.add(f"takd, {size} rows, tokens/s", found)
+        with _counted_steps() as steps:
+            seconds = 1 / rate(lambda: decoding_benchmark.ours(model, prompts, case, rows[0]), 1)
+        least = _least_bytes(model, prompts, sum(steps))
+        share = least / seconds / memory_rate(findings.device)
+        findings.add(f"takd, {rows[0]} rows, share of the memory's rate (MBU)", share)
     if findings.gpu:
         with findings.part("launches"):
             _launches(findings, model, prompts[:32], vocabulary)
@@ -88,6 +96,28 @@ def decoding(findings: Findings) -> None:
                 )
 
 
+@contextlib.contextmanager
+def _counted_steps() -> Iterator[list[int]]:
+    """Count the tokens that each call of a decoder's steps draws for a row."""
+    steps, plain = list[int](), Decoder.steps
+
+    def counted(self: Decoder) -> None:
+        plain(self)
+        steps.append(self.ahead)
+
+    with mock.patch.object(Decoder, "steps", counted):
+        yield steps
+
+
+def _least_bytes(model: PreTrainedModel, prompts: Any, steps: int) -> float:
+    """Return the bytes that decoding has to read: all weights a step, and each token's cache once per later token."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    read = sum(
+        (prompt.limit or 0) * (len(prompt.tokens) + (prompt.limit or 0) / 2) for prompt in prompts
+    )
+    return steps * weights + read * token_bytes(model)
+
+
 def _launches(findings: Findings, model: PreTrainedModel, prompts: Any, vocabulary: int) -> None:
     """Profile the kernels that 24 steps of decoding launch."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -108,12 +138,12 @@ def _launches(findings: Findings, model: PreTrainedModel, prompts: Any, vocabula
 
 # A round of MiniLLM -------------------------------------------------------------------------------
 
-LARGE = minillm_round.Shape((12, 768), (48, 1600), VOCABULARY, 256, rollouts=64)
+LARGE = minillm_round.Shape((12, 768), (48, 1600), VOCABULARY, 256, rollouts=256)
 TINY = minillm_round.Shape((2, 64), (3, 128), 700, 24, rollouts=8)
 
 
 def minillm(findings: Findings) -> None:
-    """Time a round of GPT-2 1.5B to 124M with 64 responses of Dolly's lengths, against the reference's schedule."""
+    """Time a round of GPT-2 1.5B to 124M with 256 responses of Dolly's lengths, against the reference's schedule."""
     shape = TINY if findings.quick else LARGE
     lengths = dolly_lengths(shape.rollouts, shape.slots)
     prompts = random_texts([prompt for prompt, _ in lengths], vocabulary=shape.vocabulary)

@@ -51,6 +51,7 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
             "template": _template(options),
             "max_length": prompt + response,
             "max_prompt_length": prompt,
+            **({"system": options.system} if options.system else {}),
         },
         "chains": [{"models": [model]}],
         "evaluation": {
@@ -92,6 +93,8 @@ def _sets(options: Namespace) -> dict[str, Any]:
         source: dict[str, Any] = {"folder" if path.is_dir() else "json": str(path.resolve())}
         if options.columns:
             source["columns"] = _columns(options.columns)
+        if options.answer:
+            source["answer"] = {"pattern": options.answer}
         if options.rows:
             source["rows"] = [0, options.rows]
         found[name] = source

@@ -74,7 +74,10 @@ class Decoder:
         self.graphs = Graphs(self.device)
         self.caches = [RaggedCache(model, rows, columns, self.ahead) for model in models]
         self.weights = [LoweredWeights(model) for model in models]
-        self.next = NextTokens(models, decoding, vocabulary, teacher_mix, rows, self.ahead, scored)
+        captured = self.graphs.capture is not None
+        self.next = NextTokens(
+            *(models, decoding, vocabulary, teacher_mix, rows, self.ahead, scored, captured)
+        )
         # What the last steps found, each at its step's number modulo the length, so that a row that
         # ends finds all of its tokens. The teacher's hidden states stay on the device
         self.slots = math.ceil(decoding.max_new_tokens / self.ahead) * self.ahead
@@ -108,8 +111,6 @@ class Decoder:
             yield from self._run(queue)
 
     def _run(self, queue: deque[tuple[int, Prompt]]) -> Iterator[tuple[int, Response]]:
-        # copying caches costs about as much as a step, and on a GPU other rows need other graphs
-        full = 0.75 if self.device.type == "cpu" else 0.5
         while queue or any(self.rows):
             free = [place for place, row in enumerate(self.rows) if row is None]
             # reading one prompt costs about as much as a step of all rows: wait to read several
@@ -123,13 +124,27 @@ class Decoder:
                 continue
             tokens_b = self.next.now.found.tokens_kb[-1]
             # rows are dropped only if no prompt is left to fill them
-            if not queue and len(taken) <= full * len(self.rows):
-                tokens_b = tokens_b[taken]
-                self.keep(taken)
+            kept = [] if queue else self.fewer(taken)
+            if kept:
+                tokens_b = tokens_b[kept]
+                self.keep(kept)
             if self.ahead == 1:
                 # both models read the same token, whichever of them made it likely
                 for held, cache in zip(self.hidden, self.caches, strict=True):
                     held.copy_(cache.step(tokens_b))
+
+    def fewer(self, taken: list[int]) -> list[int]:
+        """Return the rows to keep if few are left; nothing if all should stay."""
+        size = len(self.rows)
+        if self.device.type == "cpu":
+            # dropping rows copies the caches, which costs about as much as a step
+            return taken if len(taken) <= 0.75 * size else []
+        # each number of rows has graphs of its own, so there are few: halves, with free rows
+        while len(taken) <= size // 2:
+            size //= 2
+        free = [place for place, row in enumerate(self.rows) if row is None]
+        kept = sorted([*taken, *free[: size - len(taken)]])
+        return kept if size < len(self.rows) else []
 
     def admit(self, free: list[int], queue: deque[tuple[int, Prompt]]) -> None:
         """Read the next prompts into free rows."""
@@ -251,5 +266,5 @@ class Decoder:
     def bytes(self) -> int:
         """Return the bytes that are kept between two draws."""
         held = [self.teacher_tbh, *(state for states in self.states.values() for state in states)]
-        parts = sum(part.bytes() for part in (*self.caches, *self.weights))
-        return parts + self.next.bytes() + sum(tensor.nbytes for tensor in held)
+        kept = sum(cache.bytes() for cache in self.caches) + sum(w.bytes() for w in self.weights)
+        return kept + self.next.bytes() + sum(tensor.nbytes for tensor in held)

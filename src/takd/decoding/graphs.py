@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from takd.decoding.replay import Watch
+
 Function = Callable[[], None]
 
 
@@ -17,7 +19,8 @@ class Graphs:
     """Runs functions as CUDA graphs; on other devices, or where capturing fails, as they are.
 
     The first run of each key runs the function itself, on the stream that the second captures, so
-    that libraries are initialised there.
+    that libraries are initialised there, and watches for what cannot be captured: a capture that
+    fails may leave random numbers in disorder.
 
     Attributes:
         capture: runs a function, and returns a function that does the same again; None if functions
@@ -50,19 +53,25 @@ class Graphs:
             graph()
         elif key not in self._graphs:
             self._graphs[key] = None
-            self._beside(function)
+            with Watch() as watch:
+                self._beside(function)
+            if watch.waits:
+                self._give_up(f"{watch.waits} waits for the GPU, or depends on its numbers")
         else:
             try:
                 self._graphs[key] = self.capture(function)
             except RuntimeError as error:  # memory, too
-                self.capture = None
-                self.forget()
-                warnings.warn(
-                    "Decoding goes on without CUDA graphs, and so more slowly: this model's steps"
-                    f" cannot be captured ({str(error).strip().splitlines()[0]}).",
-                    stacklevel=2,
-                )
+                self._give_up(str(error).strip().splitlines()[0])
                 function()
+
+    def _give_up(self, reason: str) -> None:
+        self.capture = None
+        self.forget()
+        warnings.warn(
+            "Decoding goes on without CUDA graphs, and so more slowly: this model's steps cannot be"
+            f" captured ({reason}).",
+            stacklevel=3,
+        )
 
     def _beside(self, function: Function) -> None:
         if self.capture != self._captured:

@@ -171,7 +171,7 @@ class RaggedCache(Cache):
         now.own_b.copy_(tokens_b)
         now.tokens_b = now.own_b
         moving = [*masks.values(), *(tensor for pair in self._views for tensor in pair)]
-        return self._replayed(len(self.lengths), body, moving, self.columns)
+        return self._replayed((len(self.lengths), step), body, moving, self.columns)
 
     def appended(self) -> None:
         """Count the tokens of the prepared steps."""

@@ -62,10 +62,11 @@ def rows_that_fit(
 def token_bytes(model: PreTrainedModel) -> float:
     """Return the bytes of a token's keys and values, at most."""
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    return 2.0 * config.num_hidden_layers * kept * size * _number(model)
+    width, heads = config.hidden_size, getattr(config, "num_attention_heads", None)
+    if heads:
+        size = getattr(config, "head_dim", None) or width // heads
+        width = size * (getattr(config, "num_key_value_heads", None) or heads)
+    return 2.0 * config.num_hidden_layers * width * _number(model)
 
 
 def _number(model: PreTrainedModel) -> int:

@@ -40,6 +40,7 @@ class NextTokens:
         rows: most rows that are decoded together.
         ahead: steps that `prepare` prepares together.
         scored: whether log-probabilities are recorded.
+        captured: whether graphs hold the addresses of tensors, so that these must stay.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class NextTokens:
         rows: int,
         ahead: int,
         scored: bool,
+        captured: bool,
     ) -> None:
+        self.captured = captured
         self.decoding, self.vocabulary, self.ahead, self.scored = (
             decoding,
             vocabulary,
@@ -77,8 +80,8 @@ class NextTokens:
     def resize(self, rows: int) -> None:
         """Use the tensors for a number of rows."""
         if rows not in self.tensors:
-            if self.device.type == "cpu":
-                self.tensors.clear()  # nothing holds their addresses
+            if not self.captured:
+                self.tensors.clear()
             self.tensors[rows] = _Tensors(self, rows)
         self.now = self.tensors[rows]
         self.now.noise_used = self.now.positions
@@ -88,8 +91,9 @@ class NextTokens:
         if not self.decoding.sample:
             return
         # mixed on the host: these are about eighty operations on a few numbers
-        keys = (torch.tensor([[getattr(p, name)] for p in prompts]) for name in ("seed", "key"))
-        words = noise_words(*keys, torch.arange(self.words_2bt.shape[-1])[None])
+        seeds_b1 = torch.tensor([[prompt.seed] for prompt in prompts])
+        keys_b1 = torch.tensor([[prompt.key] for prompt in prompts])
+        words = noise_words(seeds_b1, keys_b1, torch.arange(self.words_2bt.shape[-1])[None])
         self.words_2bt[:, places] = words.to(self.device)
         self.now.noise_used = self.now.positions
 
@@ -132,7 +136,7 @@ class NextTokens:
             # the argmax of logits is the same, but these are recorded
             logs_kbv = logs_kbv.log_softmax(-1)
         mixed_bv = mixture(logs_kbv, self.shares_k11) if len(self.heads) > 1 else logs_kbv[0]
-        if self.warpers or banned:
+        if self.warpers or self.decoding.no_repeat_ngram:
             mixed_bv = self.cut(mixed_bv, banned)
         # Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample. A
         # constant added to a row changes no argmax, so unnormalised logits do as well

@@ -61,12 +61,17 @@ class Replayed:
         if recording is not None and key in self._checked:
             return recording.replay(moving, columns)
         if recording is not None:
-            found = recording.replay(moving, columns).clone()
+            try:
+                found = recording.replay(moving, columns).clone()
+            except RuntimeError:
+                # such as a dimension that happened to be as large as the number of columns
+                found = torch.zeros(0)
             expected = function()
             if torch.equal(found, expected):
-                self._checked.add(key)
+                # with as many columns as in the recording, nothing that moves has been tried
+                if columns != recording.columns:
+                    self._checked.add(key)
             else:
-                # such as a dimension that happened to be as large as the number of columns
                 del self._recordings[key]
             return expected
         self._runs[key] = self._runs.get(key, 0) + 1
@@ -91,7 +96,7 @@ class Recording:
     def __init__(self, recorder: "_Recorder", result: Tensor) -> None:
         # the tensors are kept, since others could otherwise get their addresses
         self._calls, self._kept, self._result = recorder.calls, recorder.kept, result
-        self.bytes = recorder.bytes
+        self.bytes, self.columns = recorder.bytes, recorder.columns
 
     def replay(self, moving: Sequence[Tensor], columns: int) -> Tensor:
         """Run the operations again; the result is the same tensor each time."""
@@ -128,15 +133,15 @@ class _Recorder(TorchDispatchMode):
         found = func(*args, **kwargs)
         leaves, results = tree_leaves((args, kwargs)), tree_leaves(found)
         self.kept += [*leaves, *results]
-        if UNKNOWN & set(func.tags) or not all(isinstance(x, Tensor) for x in results):
+        if _unknown(func, args, kwargs) or not all(isinstance(x, Tensor) for x in results):
             self.known = False
             return found
-        places = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor)}
+        read = [x for x in leaves if isinstance(x, Tensor)]
+        places = {x.untyped_storage().data_ptr() for x in read}
         shared = any(x.untyped_storage().data_ptr() in places for x in results)
         changes = func._schema.is_mutable
-        if any(id(x) in self.moving or x is self.columns for x in leaves) or (
-            any(type(x) is int and x == self.columns for x in leaves)
-        ):
+        grown = not read and any(type(x) is int and x == self.columns for x in leaves)
+        if grown or any(id(x) in self.moving for x in read):
             self._note_moving(func, args, kwargs, results, shared, changes)
         elif changes:
             self.calls.append(_fixed(functools.partial(func._op, *args, **kwargs)))
@@ -179,6 +184,42 @@ class _Recorder(TorchDispatchMode):
                     held.copy_(part)
 
         self.calls.append(call)
+
+
+class Watch(TorchDispatchMode):
+    """Notes the first operation, if any, whose results depend on more than addresses, or leave a device.
+
+    Attributes:
+        waits: its name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if not self.waits:
+            tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
+            devices = {x.device for x in tensors if x.dim()}
+            if len(devices) > 1 or _unknown(func, args, kwargs):
+                self.waits = str(func)
+        return found
+
+
+def _unknown(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the results of an operation depend on more than a recording knows."""
+    tags = UNKNOWN & set(func.tags)
+    if tags == {torch.Tag.dynamic_output_shape} and func.overloadpacket is torch.ops.aten.index:
+        # the size of what is looked up depends on data only for indices that are truth values
+        return any(x.dtype == torch.bool for x in args[1] if x is not None)
+    names = [argument.name for argument in func._schema.arguments]
+    if tags == {torch.Tag.nondeterministic_seeded} and "dropout_p" in names:
+        # attention, which draws numbers for dropout alone
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return given.get("dropout_p", 0.0) != 0.0
+    return bool(tags)
 
 
 def _filled(x: Any, current: Callable[[Any], Any]) -> Any:

@@ -79,9 +79,11 @@ class Head:
 
     def refresh(self) -> None:
         """Take over the weights as they are now."""
+        weight_vh = self.layer.weight[: self.vocabulary].detach()
         if self.copied:
-            weight_vh = self.layer.weight[: self.vocabulary].detach()
             self.weight_vh.copy_(weight_vh.to(self.operand))
+        else:
+            self.weight_vh = weight_vh
 
     def __call__(self, hidden_nh: Tensor, out_nv: Tensor) -> Tensor:
         """Compute the logits of `project`, (n, vocabulary), into a given tensor."""

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -20,7 +20,7 @@ class LoweredWeights:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.pairs: list[tuple[nn.Parameter, Tensor]] = []
+        self.copies: list[tuple[nn.Module, str, nn.Parameter]] = []
         lowered = lowered_type(model)
         if lowered is None:
             return
@@ -28,25 +28,25 @@ class LoweredWeights:
         shared = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
         for module in model.base_model.modules():
             if isinstance(module, nn.Linear | Conv1D):
-                self.pairs += [
-                    (parameter, torch.empty_like(parameter.data, dtype=lowered))
-                    for parameter in module.parameters(recurse=False)
+                self.copies += [
+                    (module, name, nn.Parameter(parameter.detach().to(lowered), False))
+                    for name, parameter in module.named_parameters(recurse=False)
                     if parameter.dtype == torch.float32 and id(parameter) not in shared
                 ]
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Context in which the model has the copies of its weights, as they are now."""
-        weights = [parameter.data for parameter, _ in self.pairs]
+        weights = [module.get_parameter(name) for module, name, _ in self.copies]
         try:
-            for parameter, copy in self.pairs:
-                copy.copy_(parameter.data)
-                parameter.data = copy
+            for (module, name, copy), weight in zip(self.copies, weights, strict=True):
+                copy.copy_(weight.detach())
+                setattr(module, name, copy)
             yield
         finally:
-            for (parameter, _), weight in zip(self.pairs, weights, strict=True):
-                parameter.data = weight
+            for (module, name, _), weight in zip(self.copies, weights, strict=True):
+                setattr(module, name, weight)
 
     def bytes(self) -> int:
         """Return the bytes of the copies."""
-        return sum(copy.nbytes for _, copy in self.pairs)
+        return sum(copy.nbytes for _, _, copy in self.copies)

@@ -123,16 +123,17 @@ def training(
     dropout, checkpointing = settings["dropout"] > 0, resources.gradient_checkpointing
 
     found = Footprint(always)
+    casts = copies | ({"the head's copy": 2.0 * student.embedding} if copies else {})
 
     def drawing(use: str, prompts: int | None, models: Sequence[Loaded], scored: bool) -> None:
         how = texts, gpu.device, scored
         rows = tensors.decoded_rows(
-            models, *how, free=USABLE * total - sum((always | copies).values())
+            models, *how, free=USABLE * total - sum((always | casts).values())
         )
         found.rows[use] = rows
         if prompts:  # a process has no more rows than prompts
             rows = min(rows, math.ceil(prompts / world))
-        found.moments[f"drawing {use}"] = copies | tensors.sampling(models, rows, *how)
+        found.moments[f"drawing {use}"] = casts | tensors.sampling(models, rows, *how)
 
     found.moments["training"] = {
         "activations": tensors.activations(student, 1, read, precision, dropout, checkpointing),

@@ -43,7 +43,8 @@ def scores(seen: Seen) -> str:
     dev = seen.scores
     if not dev:
         return ""
-    return f"dev ROUGE-L {dev['rougeL']:.1f} (best {dev['best']:.1f}), loss {dev['loss']:.3f}"
+    loss = "not finite" if dev["loss"] is None else f"{dev['loss']:.3f}"
+    return f"dev ROUGE-L {dev['rougeL']:.1f} (best {dev['best']:.1f}), loss {loss}"
 
 
 def reason(seen: Seen, root: Path) -> str:

@@ -72,6 +72,7 @@ class Seen:
         rate: tokens per second of a training, lately; None if unknown.
         scores: last dev evaluation; empty if none.
         heartbeat: Unix time of the lock's last heartbeat; None without a lock.
+        moved: when the heartbeat was last seen to move, by the clock of this machine.
     """
 
     place: Place
@@ -83,6 +84,7 @@ class Seen:
     rate: float | None = None
     scores: Mapping[str, Any] = field(default_factory=dict)
     heartbeat: float | None = None
+    moved: float = 0.0
 
 
 def places(experiment: Experiment) -> Iterator[Place]:
@@ -151,16 +153,18 @@ def see(place: Place, before: Seen | None = None) -> Seen:
     head = next(iter(HEAD.finditer(_head(place.log))), None)
     if heartbeat is not None:
         here = owner.get("host") == socket.gethostname()
-        moved = before is not None and before.heartbeat not in (None, heartbeat)
-        late = time.time() - heartbeat
+        moved = before.moved if before else 0.0
+        if before and before.heartbeat not in (None, heartbeat):
+            moved = time.time()
+        late = time.time() - max(heartbeat, moved)
         gone = not is_alive(owner["process"]) if here else late > MISSED * HEARTBEAT_SECONDS
+        beats: dict[str, Any] = {"heartbeat": heartbeat, "moved": moved}
         who = _who(owner.get("process"), owner.get("host"), owner.get("job"))
-        if gone and not moved:
-            note = f"{who}: no heartbeat for {duration(late)}; the next run resumes it"
-            return Seen(place, "lost", note, **_progress(place, text, None), heartbeat=heartbeat)
-        return Seen(
-            place, "running", _silent(who, age), **_progress(place, text, age), heartbeat=heartbeat
-        )
+        if gone:
+            what = " is gone" if here else f": no heartbeat for {duration(late)}"
+            note = f"{who}{what}; the next run resumes it"
+            return Seen(place, "lost", note, **_progress(place, text, None), **beats)
+        return Seen(place, "running", _silent(who, age), **_progress(place, text, age), **beats)
     if place.record.exists():
         return Seen(place, "finished", **_progress(place, "", None))
     if head is None:

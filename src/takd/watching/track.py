@@ -152,6 +152,8 @@ def run(experiment: Experiment, names: Sequence[str], follow: bool, parent: int 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    if parent:
+        os.nice(10)  # on the machine of the trainings, these come first
     tracking = Tracking(experiment, names)
     with Lock(tracking.folder / "trackers.lock"):
         while follow and not ended.is_set() and parent in (None, os.getppid()):
