@@ -10,8 +10,8 @@ import torch
 from families import FAMILIES, save_weights
 
 from takd import __main__ as takd
+from takd.commands import new
 from takd.experiment.experiment import Experiment, load
-from takd.preflight import new
 from takd.runtime.errors import InputError
 
 COMMIT = "15ea56dee5df4983c59b2538573817e1667135e2"

@@ -58,6 +58,6 @@ def test_a_dry_run_lists_models_by_chain_and_nothing_where_nothing_is_left(
         "kd: teacher → student, seed 1 is not there yet",
         "minillm: teacher → assistant, seed 1 settings: learning_rate 5e-06 → 0.0001",
         "minillm: teacher → student, seed 1 settings: learning_rate 5e-06 → 0.0001",
-        "minillm: teacher → assistant → student, seed 1 settings: learning_rate 5e-06 → 0.0001",
+        "minillm: teacher → assistant → student, seed 1 what it reads is made again",
     ]
     assert any(line.split()[:2] == ["1", "report"] for line in printed)

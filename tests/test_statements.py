@@ -50,7 +50,7 @@ def test_each_module_that_is_to_be_run_can_be(capsys):
             continue
         options = re.match(r"[^.,)]*", rest.replace("profiles/<name>", "x"))[0]
         words = shlex.split(options.replace("[", " ").replace("]", " "))
-        known = words[:1]
+        known = words[:1] + [word for word in words[1:2] if not word.startswith("--")]
         for word, after in itertools.pairwise(words[1:]):
             if word.startswith("--"):
                 known += [word, after]

@@ -1,25 +1,14 @@
-"""Write an experiment file for a user's own models and data, from options or answers, and check it.
-
-python -m takd new NAME --models TEACHER ASSISTANT STUDENT --data FOLDER
-"""
+"""Text of an experiment file for given models and data, with comments where a user will want to change something."""
 
 import functools
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from takd.data.filters import Digest
-from takd.data.sources import rows
-from takd.experiment import experiment as experiments
-from takd.experiment import specs
-from takd.experiment.experiment import Experiment
 from takd.experiment.labels import size_text
-from takd.experiment.lineage import SUPERVISED
-from takd.experiment.schema import ROW_FILTERS, load_schema, suggest
-from takd.methods.registry import METHODS, REPLICATED
+from takd.experiment.schema import load_schema
 from takd.models.tokenizer_check import has_tokenizer
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
@@ -29,24 +18,6 @@ SIZE = re.compile(r"\d+(\.\d+)?[KMB]")
 HELD_OUT = 0.05  # share of the training rows that stand in for a missing dev or test file
 HELD_OUT_ROWS = 500  # and at most so many
 CHAT = re.compile(r"instruct|chat|-it\b", re.IGNORECASE)
-
-DISTILLING = [method for method in METHODS if method != SUPERVISED]
-
-Ask = Callable[[str, str], str]
-
-QUESTIONS = {
-    "name": ("Name of the experiment (letters, digits and . _ + -)", ""),
-    "models": (
-        "Models, the teacher first, then assistants if any, then the student; each a folder, a .gguf file or\n"
-        "SIZE=NAME@COMMIT of the hub, such as 124M=openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e",
-        "",
-    ),
-    "data": (
-        "Folder with train.jsonl, and dev.jsonl and eval/*.jsonl if any; rows with instruction, input, output",
-        "",
-    ),
-    "methods": (f"Methods, of {', '.join(DISTILLING)}", REPLICATED),
-}
 
 TEXT = """\
 # {name}: {chain}
@@ -87,94 +58,7 @@ report:
 """
 
 
-def write(root: Path, given: Mapping[str, Any], ask: Ask | None = None) -> Path:
-    """Write `config/experiments/NAME.yaml`, and return its path once all checks have passed.
-
-    Args:
-        given: `name`, `models`, `data`, `methods`, `tokenizer`; None for what is to be asked.
-        ask: returns the answer to a question with a default; without it, what is missing is an error.
-
-    Raises:
-        InputError: an option is missing or wrong, the file exists, or the experiment would be refused; no file is left.
-    """
-    options = {key: _answer(root, key, given.get(key), ask) for key in QUESTIONS}
-    path = experiments.file_of(root, options["name"][0])
-    models, methods, data = options["models"], options["methods"], Path(options["data"][0])
-    text = _text(root, path.stem, models, data, methods, given.get("tokenizer"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:  # since the check
-        raise _there(path) from None
-    try:
-        _check(experiments.load(path, root))
-    except BaseException:
-        path.unlink()
-        raise
-    return path
-
-
-def _answer(root: Path, key: str, given: str | Sequence[str] | None, ask: Ask | None) -> list[str]:
-    """Return the words of an option, or of the first answer that is right."""
-    if given:
-        words = [given] if isinstance(given, str) else list(given)
-        _check_option(root, key, words)
-        return words
-    question, default = QUESTIONS[key]
-    while True:
-        answer = ask(question, default) if ask else default
-        words = answer.split() if key in ("models", "methods") else [answer] if answer else []
-        try:
-            _check_option(root, key, words)
-            return words
-        except InputError as error:
-            if ask is None:
-                raise
-            print(error, file=sys.stderr)
-
-
-def _check_option(root: Path, key: str, words: Sequence[str]) -> None:
-    """Raise InputError unless an option can be used."""
-    if not words:
-        option = "the name of the experiment" if key == "name" else f"--{key}"
-        usage = "python -m takd new NAME --models TEACHER STUDENT --data FOLDER"
-        raise InputError(f"{option} is missing: {usage}")
-    if key == "name" and (path := experiments.file_of(root, words[0])).exists():
-        raise _there(path)
-    if key == "data":
-        _splits(root, Path(words[0]))
-    if key == "models":
-        if len(words) < 2:
-            raise InputError("--models: a chain has a teacher and a student, at least two models.")
-        for word in words:
-            _weights(root, word)
-    for method in words if key == "methods" else ():
-        if method not in DISTILLING:
-            raise InputError(f"--methods {method}: is none; {suggest(method, DISTILLING)}")
-
-
-def _there(path: Path) -> InputError:
-    return InputError(f"{path}: is there already and stays as it is; choose another name.")
-
-
-def in_terminal() -> Ask | None:
-    """Return a function that asks in the terminal; None without one."""
-    if not sys.stdin.isatty():
-        return None
-
-    def ask(question: str, default: str) -> str:
-        try:
-            return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
-        except EOFError:
-            raise InputError(
-                "the answers ended before the last question; nothing was written."
-            ) from None
-
-    return ask
-
-
-def _text(
+def experiment_text(
     root: Path,
     name: str,
     places: Sequence[str],
@@ -186,8 +70,8 @@ def _text(
     between = len(places) - 2
     roles = ["assistant"] if between == 1 else [f"assistant{at}" for at in range(1, between + 1)]
     roles = ["teacher", *roles, "student"]
-    weights = [_weights(root, place) for place in places]
-    own = _weights(root, tokenizer)[0] if tokenizer else weights[0][0]
+    weights = [weights_of(root, place) for place in places]
+    own = weights_of(root, tokenizer)[0] if tokenizer else weights[0][0]
     folder = root / own.get("folder", own.get("gguf", ""))
     if "hub" not in own and not has_tokenizer(folder):
         raise InputError(
@@ -195,7 +79,7 @@ def _text(
         )
     longest = [positions(root / w["folder"]) for w, _ in weights if "folder" in w]
     length = min([512, *(limit for limit in longest if limit)])
-    splits = _splits(root, data)
+    splits = splits_of(root, data)
     chains = [roles] if len(roles) == 2 else [[roles[0], roles[-1]], roles]
     labels = ["direct", "through the assistant" + "s" * (between > 1)]
     shown = ", ".join(methods)
@@ -254,7 +138,7 @@ def _settings(method: str) -> str:
     return "\n".join(lines)
 
 
-def _weights(root: Path, word: str) -> tuple[dict[str, str], str | None]:
+def weights_of(root: Path, word: str) -> tuple[dict[str, str], str | None]:
     """Read `[SIZE=]PLACE`: the source of weights, and their size where it is needed."""
     size, equals, place = word.partition("=")
     if not (equals and SIZE.fullmatch(size)):
@@ -303,7 +187,7 @@ def _on_hub(repository: str, commit: str | None) -> tuple[str, int | None]:
     return str(info.sha), info.safetensors.total if info.safetensors else None
 
 
-def _splits(root: Path, data: Path) -> dict[str, Any]:
+def splits_of(root: Path, data: Path) -> dict[str, Any]:
     """Find the files of a folder; rows held out of training stand in for missing ones."""
     folder = data.expanduser() if data.is_absolute() else root / data.expanduser()
     if not (folder / "train.jsonl").is_file():
@@ -363,28 +247,3 @@ def _flow(value: Mapping[str, Any]) -> str:
         for key, item in value.items()
     )
     return f"{{{', '.join(items)}}}"
-
-
-def _check(experiment: Experiment) -> None:
-    """Read all rows, as the run will: a file with other keys is refused now."""
-    experiment.require_files()
-    for split in experiment.splits:
-        source = specs.data(experiment, split)["source"]
-        found = Digest()
-        try:
-            for row in rows({k: v for k, v in source.items() if k not in ROW_FILTERS}):
-                found.add(row)
-        except InputError as error:
-            raise InputError(f"{split}: {error}") from None
-
-
-def said(path: Path, root: Path) -> str:
-    """Tell what was written and the next commands."""
-    name = path.stem
-    return (
-        f"{path.relative_to(root)} is written, and its settings and rows are checked. Look through it, then:\n"
-        f"  snakemake --profile profiles/local -n --config experiment={name}     # the plan: which jobs, and why\n"
-        f"  python -m takd plan --experiment {name}                              # hours, memory, disk\n"
-        f"  snakemake --profile profiles/local --config experiment={name}        # the run\n"
-        f"  python -m takd watch {name}                                          # its progress, in a second terminal"
-    )
