@@ -43,8 +43,8 @@ SETTINGS: dict[str, Any] = {
     "training": {"minillm": {"teacher_mix": 0.2, "steps": 900}},
     "seeds": [1, 2],
     "data": {
-        "train": {},
-        "dev": {},
+        "train": {"json": "train.jsonl"},
+        "dev": {"json": "dev.jsonl"},
         "corpus": None,
         "template": "<script>alert(1)</script>{instruction}",
     },

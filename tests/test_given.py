@@ -314,3 +314,5 @@ def test_a_folder_without_results_is_refused(
 ) -> None:
     assert main(["export", str(tmp_path)]) == 1
     assert "holds no evaluation" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--config", "data=here"]) == 1
+    assert "--config goes with an experiment" in capsys.readouterr().err

@@ -488,6 +488,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(workflow.basedir)
+PACKAGE = Path("src/takd")
 sys.path.insert(0, str(ROOT / "src"))
 from takd.experiment.lineage import Node
 from takd.runtime.code_digest import code_digest

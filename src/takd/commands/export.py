@@ -1,6 +1,7 @@
 """Write results in the formats of other programs."""
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from takd.analysis import harness
@@ -12,19 +13,24 @@ from takd.preflight.collect import read_experiment
 from takd.runtime.errors import InputError
 
 
-def export(root: Path, options: Namespace) -> int:
+def export(root: Path, options: Namespace, variables: Mapping[str, str]) -> int:
     """Write the results of an experiment of the repository `root`, or below any folder; print the files.
 
+    Args:
+        variables: of the experiment, as `--config` gives them.
+
     Raises:
-        InputError: there are no such results, or they are unfinished or damaged.
+        InputError: there are no such results, or they are unfinished or damaged; or variables for a folder.
     """
-    name, pairs = options.results, dict(pair.partition("=")[::2] for pair in options.config)
+    name = options.results
     if NAME.fullmatch(name) and file_of(root, name).is_file():
         folder = root / "results" / name
         if not folder.is_dir():
             raise InputError(f"experiment '{name}' has no results yet ({folder}); run it first.")
-        spec = specs.report(read_experiment(root, name, pairs))
+        spec = specs.report(read_experiment(root, name, variables))
         found = read(spec, *(folder / part for part in ("models", "evaluations", "teachers")))
+    elif variables:
+        raise InputError(f"--config goes with an experiment, and {name} is none; remove it.")
     else:
         folder = inner(Path(name))
         found = read_folder(folder)

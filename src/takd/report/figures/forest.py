@@ -72,7 +72,7 @@ QUESTIONS = {
     "direct": "Does the assistant help? (through − direct)",
     "sft": "Gain over SFT of the same model",
     "method": "Method against method on one chain",
-    "given": "Trained here against as given (one set of weights for all training seeds)",
+    "given": "Training against a model as given",
 }
 """Headings, in the order of the blocks."""
 

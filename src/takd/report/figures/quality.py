@@ -74,7 +74,7 @@ def _draw(results: Results, width: float, columns: int) -> str:
     }
     # both x axes are treated alike
     means = [[fmean(by_seed.values()) for by_seed in found] for found in axes.values()]
-    log = any(min(values) > 0 and max(values) / min(values) > FAR for values in means)
+    log = any(max(paid) / min(paid) > FAR for paid in map(_paid, means) if paid)
     key = {full_text(x): handle(look[x]._replace(dashes="none"), size[x]) for x in results.lineages}
     sets = results.spec["sets"]
     with matplotlib.rc_context(STYLE):
@@ -117,10 +117,22 @@ def _point(
     )  # fmt: skip
 
 
+def _paid(values: Sequence[float]) -> list[float]:
+    """Costs that are greater than zero: a model that is taken as it is costs nothing."""
+    return [value for value in values if value > 0]
+
+
 def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
-    if log and min(values) > 0:
+    paid, locator = _paid(values), LogLocator(subs=(1, 2, 5), numticks=8)
+    if log and len(paid) == len(values):
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    elif log and paid:  # with zero, left of the logarithmic part
+        axis.set_xscale("symlog", linthresh=min(paid), linscale=0.4)
+        ticks = [t for t in locator.tick_values(min(paid), max(paid)) if t > min(paid)]
+        axis.set_xticks([0, *ticks])
+        axis.set_xlim(-0.3 * min(paid), max(paid) * 1.5)
         axis.xaxis.set_minor_formatter(NullFormatter())
     else:
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

@@ -1,0 +1,72 @@
+"""Command-line options of the commands that evaluate, adopt and export models."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def adopt(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `adopt`."""
+    add = parser.add_argument
+    add(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="results of an experiment, here or from elsewhere",
+    )
+    text = "default: that of config/config.yaml"
+    add("--store", type=Path, metavar="FOLDER", help=text)
+    text = "take them for models of the current code (look at what changed first)"
+    add("--accept-code", action="store_true", help=text)
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate`."""
+    add = parser.add_argument
+    path: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+    add("--model", required=True, help="config.json, safetensors and tokenizer", **path)
+    text = "JSON lines or folders of data; NAME=FILE names a set"
+    add("--data", required=True, nargs="+", metavar="FILE", help=text)
+    add("--output", help="default: results/evaluated-MODEL", **path)
+    add("--tokenizer", help="default: that of the model", **path)
+    add("--name", help="name of the model (default: that of its folder)")
+    text = "columns of the rows, as in instruction=question output=answer"
+    add("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help=text)
+    add("--rows", type=_count, metavar="COUNT", help="first rows of each set (default: all)")
+    text = "alpaca, chat (the tokenizer's), or a text with {instruction} (default: alpaca)"
+    add("--template", default="alpaca", help=text)
+    text = "a text with {instruction} and {input} (default: the input on the next line)"
+    add("--template-with-input", metavar="TEXT", help=text)
+    add("--system", metavar="TEXT", help="system prompt of the template chat")
+    add("--answer", metavar="PATTERN", help="regular expression of the final answer, with a group")
+    add("--seeds", type=int, nargs="+", help="decoding seeds (default: 10 20 30 40 50)")
+    add("--greedy", action="store_true", help="take the likeliest tokens, with one seed")
+    add("--temperature", type=float, help="default: 1")
+    add("--top-k", type=int, help="default: 0, all tokens")
+    add("--top-p", type=float, help="default: 1")
+    add("--max-prompt-length", type=_count, default=256, metavar="TOKENS")
+    add("--max-new-tokens", type=_count, default=256, metavar="TOKENS")
+    add("--precision", default="auto", help="auto, fp32, bf16 or fp16")
+    add("--rouge-tokenizer", default="auto", help="auto, standard or unicode")
+    add("--processes", type=_count, default=1, help="one per GPU")
+    add("--threads", type=_count, default=1, help="of each process")
+    add("--micro-batch", type=_count, default=64, help="rows that a process handles at once")
+    add("--json", action="store_true", help="print JSON")
+
+
+def export(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `export`."""
+    add = parser.add_argument
+    add(
+        "results", metavar="EXPERIMENT|FOLDER", help="name of an experiment, or a folder of results"
+    )
+    add("--format", choices=["lm-eval"], default="lm-eval", help="lm-evaluation-harness")
+    add("--output", type=Path, metavar="FOLDER", help="default: results/lm-eval/EXPERIMENT")
+    add("--samples", action="store_true", help="write the responses, too")
+    add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
