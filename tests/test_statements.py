@@ -17,6 +17,8 @@ MODULE = re.compile(r"python3? -m (takd[\w.]*)([^`#\n;|]*)")
 TARGET = re.compile(
     r"`make ([a-z-]+)|\bmake ([a-z-]+) TARGET=(\w+)|^ *make ([a-z-]+)(?= *(?:$|#|&))", re.MULTILINE
 )
+NAMED = ("new", "watch", "track", "adopt", "export")
+"""Commands of `python -m takd` after which a name or a folder may stand."""
 PROGRAM = re.compile(r"python3? ((?:benchmarks|workflow|tests)/[\w/]+\.py)")
 
 
@@ -48,9 +50,11 @@ def test_each_module_that_is_to_be_run_can_be(capsys):
         question = re.match(r"(\s+)([a-z]+)\b", rest)
         if module != "takd" or not question:
             continue
-        options = re.match(r"[^.,)]*", rest.replace("profiles/<name>", "x"))[0]
+        options = re.match(r"[^.,)\"\\]*", rest.replace("profiles/<name>", "x"))[0]
         words = shlex.split(options.replace("[", " ").replace("]", " "))
-        known = words[:1] + [word for word in words[1:2] if not word.startswith("--")]
+        known = words[:1]
+        if words[0] in NAMED:
+            known += [word for word in words[1:2] if not word.startswith("--")]
         for word, after in itertools.pairwise(words[1:]):
             if word.startswith("--"):
                 known += [word, after]
