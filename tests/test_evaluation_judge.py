@@ -269,7 +269,9 @@ def test_an_endpoint_that_asks_for_a_day_gets_a_minute_and_it_is_said(stage, ser
     monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
     server.busy, server.retry_after = 1, "86400"
     Endpoint(stage.spec["judge"], say=said.append).reply(PROMPT)
-    assert slept == [60.0]
+    assert [seconds for seconds in slept if seconds >= 1] == [
+        60.0
+    ]  # other tests' servers sleep, too
     assert said == ["the judge answers with status 429; asking again in 60 s"]
 
 
