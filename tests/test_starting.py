@@ -51,8 +51,7 @@ def commands(forked: Project) -> dict[str, str]:
     """The command of one stage of each rule."""
     printed = forked.run("--dry-run", "--forceall", "--printshellcmds")
     told = re.findall(r"rule (\w+):.*?^Shell command: ([^\n]*)", printed, re.M | re.S)
-    found = {rule: command.rpartition(" 2> ")[0] for rule, command in told}
-    return found
+    return {rule: command.rpartition(" 2> ")[0] for rule, command in told}
 
 
 @pytest.mark.parametrize("rule", NEEDLESS)
@@ -79,7 +78,7 @@ def test_the_judge_imports_no_library_of_models() -> None:
 
 def test_transformers_knows_its_models_after_one_scan() -> None:
     program = """
-import inspect, json, sys
+import json, sys
 from transformers.utils import import_utils
 from takd.runtime.imports import scan_transformers_once
 scan, scanned = import_utils.create_import_structure_from_path, []
@@ -92,7 +91,8 @@ if "once" in sys.argv:
 import transformers.models
 from transformers import AutoModelForCausalLM, GPT2Config
 known = sorted((name, where) for name, where in transformers.models._class_to_module.items())
-print(json.dumps([scanned, known, AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=2)).num_parameters()]))
+model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=2))
+print(json.dumps([scanned, known, model.num_parameters()]))
 """
     found = []
     for how in ("once", "twice"):
