@@ -534,7 +534,7 @@ def test_training_steps_in_half_precision_on_the_card(name, family):
 def counted_passes(layers: int) -> tuple[dict[str, Counter[str]], int]:
     """What a pass of MiniLLM's inner epochs takes, forward and backward, under autocast, and its tokens."""
     settings = {**COMMON, **SETTINGS["minillm"], "rollouts_per_round": 4, "lm_weight": 0.0}
-    student, teacher = gpt2(1, layers), gpt2(2).requires_grad_(False)
+    student, teacher = gpt2(1, layers), freeze(gpt2(2))
     with PretendedCard() as card:
         student.to(CUDA)
         teacher.to(CUDA, torch.bfloat16)
