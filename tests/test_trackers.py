@@ -299,6 +299,7 @@ def test_a_run_of_snakemake_is_tracked_to_its_end(forked: Project, tmp_path: Pat
         )
         assert not student.exists()
     (project.folder / "src/trackio.py").write_text(STAND_IN)
+    project.warm = None  # a process that is forked does not read PYTHONPATH
     project.run("--quiet", "rules", env=env)
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     names = {name.rsplit("-", 1)[0] for name, _, _ in kept}
