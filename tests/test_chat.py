@@ -295,6 +295,26 @@ def test_a_template_that_marks_answers_marks_what_is_learned(tmp_path):
     assert mask == marked["assistant_masks"]
 
 
+def test_special_tokens_that_begin_an_answer_are_learned(tmp_path):
+    """As in the format of gpt-oss, where an answer names its channel."""
+    channel = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% if m['role'] == 'assistant' %}"
+        "{{ '<|endoftext|>final' }}{% endif %}{{ '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+    )
+    published, manifest = tokenizer_of(tmp_path, "chatml", published={"chat_template": channel})
+    talk = harmless(TALK)
+    rows, _ = prepared(tmp_path, manifest, [talk_row(talk)])
+    whole = published.apply_chat_template(as_messages(talk), return_dict=False)
+    for each in rows:
+        end = len(each["prompt_ids"]) + len(each["response_ids"])
+        assert whole[:end] == [*each["prompt_ids"], *each["response_ids"]]
+        assert each["response_ids"][0] == published.convert_tokens_to_ids("<|endoftext|>")
+    attacked = [talk[0], ("assistant", "a<|endoftext|>b")]
+    (found,), _ = prepared(tmp_path, manifest, [talk_row(attacked)])
+    assert found["response_ids"].count(found["response_ids"][0]) == 1
+
+
 def refused(folder, name, chat_template=None, **spec):
     more = {"published": {"chat_template": chat_template}} if chat_template else {}
     with pytest.raises(InputError) as found:

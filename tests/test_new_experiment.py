@@ -81,6 +81,13 @@ def test_local_models_through_assistants(root: Path) -> None:
     assert sorted(e.parameters.values(), reverse=True) == list(e.parameters.values())
 
 
+def test_conversations_get_the_template_of_the_tokenizer(root: Path) -> None:
+    turns = [{"role": "user", "content": "こんにちは"}, {"role": "assistant", "content": "Hi."}]
+    line = json.dumps({"messages": turns}, ensure_ascii=False) + "\n"
+    (root.parent / "own data/train.jsonl").write_text(line * 50)
+    assert made(root).settings["data"]["template"] == "chat"
+
+
 @pytest.mark.parametrize("method", new.DISTILLING)
 def test_every_method_can_be_chosen(method: str, root: Path) -> None:
     assert made(root, methods=[method]).lineages == [f"teacher-sft__student-{method}"]

@@ -15,8 +15,9 @@ from takd.runtime import imports
 
 # runs a stage, then prints all modules that it has imported
 OBSERVED = """
-import json, runpy, sys
+import json, os, runpy, sys
 sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:

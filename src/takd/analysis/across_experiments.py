@@ -68,9 +68,7 @@ def read_all(spec: dict[str, Any], folders: Sequence[Path]) -> list[Compared]:
 def _read(spec: dict[str, Any], folder: Path) -> Compared:
     folders = (folder / name for name in ("models", "evaluations", "teachers"))
     results = read(spec["report"], *folders)
-    named = spec["settings"]["data"]
-    used = ["train", "dev"] if results.trained else [n for n in ("train", "dev") if named.get(n)]
-    used += ["corpus"] if named["corpus"] else []
+    used = [name for name in ("train", "dev", "corpus") if spec["settings"]["data"].get(name)]
     splits = [*used, *results.spec["sets"], "tokenizer"]
     models = dict.fromkeys(split(node.lineage)[-1].model for node in results.trained)
     return Compared(

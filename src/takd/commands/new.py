@@ -89,7 +89,7 @@ def _check_option(root: Path, key: str, words: Sequence[str]) -> None:
     """Raise InputError unless an option can be used."""
     if not words:
         option = "the name of the experiment" if key == "name" else f"--{key}"
-        usage = "python -m takd new NAME --models TEACHER STUDENT --data FOLDER"
+        usage = "python -m takd new NAME --models TEACHER STUDENT --data FOLDER."
         raise InputError(f"{option} is missing: {usage}")
     if key == "name" and (path := experiments.file_of(root, words[0])).exists():
         raise _there(path)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from takd.data.conversations import COLUMNS
 from takd.experiment.labels import size_text
 from takd.experiment.schema import load_schema
 from takd.models.tokenizer_check import has_tokenizer
@@ -107,7 +108,7 @@ def experiment_text(
         held=splits["held"],
         train=_flow(splits["train"]),
         dev=_flow(splits["dev"]),
-        template="chat" if _has_chat(folder, own) else "alpaca",
+        template="chat" if splits["chat"] or _has_chat(folder, own) else "alpaca",
         length=length,
         prompt=length // 2,
         chains="\n".join(lines),
@@ -211,7 +212,10 @@ def splits_of(root: Path, data: Path) -> dict[str, Any]:
         train["rows"] = [start, count]
     held_out = [name for name, there in (("dev", dev), ("test", files)) if not there]
     comment = f"# the first rows of train.jsonl are held out for {' and '.join(held_out)}"
+    with open(folder / "train.jsonl", "rb") as file:
+        row = next((line for line in file if line.strip()), b"")
     return {
+        "chat": any(f'"{name}"'.encode() in row for name in COLUMNS),
         "held": f"{' ' * 35}{comment}" if held_out else "",
         "train": train,
         "dev": {"json": "{data}/dev.jsonl"} if dev else {**first, "rows": [0, held]},

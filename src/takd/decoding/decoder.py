@@ -9,7 +9,7 @@ in between goes on, and what follows its end is ignored.
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ class Decoder:
         """Per model, the state that predicts each row's next token, (rows, hidden size)."""
         return self.states[len(self.rows)][: len(self.models)]
 
-    def run(self, queue: deque[tuple[int, Prompt]]) -> Iterator[tuple[int, Response]]:
+    def run(self, queue: deque[tuple[int, Prompt]]) -> Generator[tuple[int, Response]]:
         """Yield finished responses with the indices of their prompts."""
         with contextlib.ExitStack() as stack:
             for weights in self.weights:

@@ -10,6 +10,7 @@ Teacher-mixed sampling is that of MiniLLM (arXiv 2306.08543, section 2.2): token
 + (1 - α) q, with teacher p and student q.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -81,10 +82,12 @@ def draw(
     )
     decoder = kept.get(key, columns, made)
     found: dict[int, Response] = {}
-    for index, response in decoder.run(deque((i, prompts[i]) for i in order)):
-        found[index] = response
-        if finished is not None:
-            finished(index, response)
+    # closed at once if `finished` raises an exception, so that the models get their weights back
+    with contextlib.closing(decoder.run(deque((i, prompts[i]) for i in order))) as ended:
+        for index, response in ended:
+            found[index] = response
+            if finished is not None:
+                finished(index, response)
     rows = decoder.most
     del decoder
     kept.settle()

@@ -49,7 +49,7 @@ def file_of(root: Path, name: str) -> Path:
     return schema.own_or_shipped(root, f"config/experiments/{name}.yaml")
 
 
-def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Experiment":
+def load(path: Path, root: Path, config: Mapping[str, str] | None = None) -> "Experiment":
     """Read and check an experiment file.
 
     Missing local data are no error here: see `Experiment.require_files`.
@@ -57,7 +57,7 @@ def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Exp
     Args:
         path: the experiment file.
         root: the user's folder, to which paths in the file are relative.
-        given: values of `--config name=value` for `{name}` in paths, which take precedence over the
+        config: values of `--config name=value` for `{name}` in paths, which take precedence over the
             file's own `variables`, and `seeds`, the number of training seeds.
 
     Raises:
@@ -72,7 +72,7 @@ def load(path: Path, root: Path, given: Mapping[str, str] | None = None) -> "Exp
         )
     file = read_yaml(path, name)
     schema_check.check(file)
-    variables = dict(given or {})
+    variables = dict(config or {})
     count = variables.pop(SEEDS, None)
     settings = schema.resolve(file, variables)
     if count is not None:

@@ -88,7 +88,8 @@ class Head:
     def __call__(self, hidden_nh: Tensor, out_nv: Tensor) -> Tensor:
         """Compute the logits of `project`, (n, vocabulary), into a given tensor."""
         hidden_nh = hidden_nh.to(self.operand).to(self.weight_vh.dtype)
-        wide = {} if self.weight_vh.dtype == self.result else {"out_dtype": self.result}
+        same = self.weight_vh.dtype == self.result
+        wide: dict[str, Any] = {} if same else {"out_dtype": self.result}
         with without_autocast(out_nv.device):
             parts = zip(self.weight_vh.split(self.block), out_nv.split(self.block, -1), strict=True)
             for part_vh, part_nv in parts:

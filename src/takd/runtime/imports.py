@@ -45,7 +45,7 @@ def scan_transformers_once() -> None:
     every = transformers._import_structure.items()
     found = {key[len(MODELS) :]: set(names) for key, names in every if key.startswith(MODELS)}
 
-    def known(path: str, prefix: str | None = None) -> Any:
-        return {frozenset(): found} if found and path == file else scan(path, prefix)
+    def known(module_path: str, prefix: str | None = None) -> Any:
+        return {frozenset(): found} if found and module_path == file else scan(module_path, prefix)
 
     import_utils.define_import_structure = known  # type: ignore[assignment]

@@ -205,6 +205,6 @@ def end() -> None:
         if code:
             print(
                 f"Warning: report.trackers: a tracker failed (log: {log});"
-                f" what it lacks: python -m takd track {name}",
+                f" what it lacks: python -m takd track {name}.",
                 file=sys.stderr,
             )
