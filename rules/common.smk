@@ -52,7 +52,7 @@ if STORE := config.get("store"):
     os.environ[store.VARIABLE] = str(Path(str(STORE)).expanduser().absolute())
 
 # Jobs find the scripts through the environment: a path in their command would make them run again in a moved clone.
-os.environ["TAKD_HOME"] = str(HOME)
+os.environ.update(TAKD_HOME=str(HOME))
 PACKAGE = Path(os.path.relpath(HOME)) / "src/takd"
 SCRIPTS = "workflow/scripts" if HOME == ROOT else '"$TAKD_HOME"/workflow/scripts'
 

@@ -5,6 +5,8 @@ import inspect
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -280,6 +282,39 @@ def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
     assert b'"seed": 1' in text.tensor_proto.string_val[0]
 
 
+def test_a_run_that_ends_at_once_gets_its_curves(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal to end may come while the tracking process still starts."""
+    masks = []
+
+    def started(*_: Any, **__: Any) -> object:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return object()
+
+    experiment.settings["report"]["trackers"] = ["trackio"]
+    monkeypatch.setenv("TAKD_HOME", str(experiment.root))
+    monkeypatch.setattr(track, "_follower", [])
+    monkeypatch.setattr(subprocess, "Popen", started)
+    track.start(experiment, {})
+    assert signal.SIGTERM in masks[0]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    write(experiment, lines(1, 7))
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        assert track.run(experiment, ["trackio"], follow=True, parent=0) == 0
+        assert not signal.sigpending()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert Kept.made[0].lines and all(each.closed for each in Kept.made)
+
+
 @pytest.mark.slow
 def test_a_run_of_snakemake_is_tracked_to_its_end(forked: Project, tmp_path: Path) -> None:
     """By a process of its own; the key makes nothing stale, and an absent package starts no job."""
@@ -299,6 +334,7 @@ def test_a_run_of_snakemake_is_tracked_to_its_end(forked: Project, tmp_path: Pat
         )
         assert not student.exists()
     (project.folder / "src/trackio.py").write_text(STAND_IN)
+    project.warm = None  # a process that is forked does not read PYTHONPATH
     project.run("--quiet", "rules", env=env)
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     names = {name.rsplit("-", 1)[0] for name, _, _ in kept}

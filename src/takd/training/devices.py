@@ -7,11 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from takd.runtime.launch import launched, world_size
 
@@ -43,10 +39,8 @@ def start(
         "gradient_accumulation_steps": accumulation,
     }
     if deepspeed is None:
-        # buffers of language models are constants; gradients need no copy beside those that are sent
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        handlers = [InitProcessGroupKwargs(timeout=PATIENCE), ddp]
-        accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=handlers, **options)
+        patient = InitProcessGroupKwargs(timeout=PATIENCE)
+        accelerator = Accelerator(cpu=not on_gpu, kwargs_handlers=[patient], **options)
     else:
         backend = "nccl" if on_gpu else "gloo"
         if not launched():

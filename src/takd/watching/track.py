@@ -152,6 +152,8 @@ def run(experiment: Experiment, names: Sequence[str], follow: bool, parent: int 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    # `start` blocks it: a run that ends before this line is reached still gets all of its curves
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if parent:
         os.nice(10)  # on the machine of the trainings, these come first
     tracking = Tracking(experiment, names)
@@ -180,16 +182,20 @@ def start(experiment: Experiment, variables: Mapping[str, str]) -> None:
     command = [sys.executable, "-m", "takd", "track", experiment.name, "--follow", *given]
     source = Path(os.environ["TAKD_HOME"]) / "src"
     path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
-    with open(log, "wb") as file:
-        process = subprocess.Popen(
-            [*command, "--parent", str(os.getpid())],
-            env={**os.environ, "PYTHONPATH": path},
-            cwd=experiment.root,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                [*command, "--parent", str(os.getpid())],
+                env={**os.environ, "PYTHONPATH": path},
+                cwd=experiment.root,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _follower.append((process, log, experiment.name))
 
 
