@@ -560,7 +560,8 @@ def counted_passes(layers: int) -> tuple[dict[str, Counter[str]], int]:
                     loss.backward()
                 kinds = ("kernels", "syncs", "transfers")
                 found.append({kind: getattr(card, kind) for kind in kinds})
-    assert found[0]["kernels"].total() > found[1]["kernels"].total()
+    # later passes find the casts made; they add their gradients to those that are there
+    assert found[0]["kernels"]["_to_copy"] > found[1]["kernels"]["_to_copy"]
     return found[1], sum(len(row) for row in part.rows)
 
 
