@@ -68,7 +68,7 @@ def test_time_of_a_killed_attempt_is_counted(tmp_path):
 def test_cpu_time_is_counted_over_attempts_and_stands_in_the_last_line(tmp_path):
     journal = Journal(tmp_path / "metrics.jsonl", active=True)
     journal.resume(journal.state() | {"cpu_seconds": 500.0, "seconds": 900.0})
-    spent = time.process_time() + 0.05
+    spent = time.process_time() + 0.1  # more than the bound: the system may count in steps of 0.01
     while time.process_time() < spent:
         pass
     journal.close(1)
