@@ -50,7 +50,12 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     add("--rouge-tokenizer", default="auto", help="auto, standard or unicode")
     add("--processes", type=_count, default=1, help="one per GPU")
     add("--threads", type=_count, default=1, help="of each process")
-    add("--micro-batch", type=_count, default=64, help="rows that a process handles at once")
+    add(
+        "--micro-batch",
+        type=_count,
+        default=64,
+        help="rows of a pass over texts, for log-likelihoods",
+    )
     add("--json", action="store_true", help="print JSON")
 
 

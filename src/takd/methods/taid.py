@@ -1,9 +1,9 @@
 """TAID (Shing et al., arXiv 2501.16937): a target that moves from the student to the teacher.
 
 L = (1/N) Σ_t KL(p_τ ‖ q) with p_τ = softmax((1 - τ) z_q + τ z_p): the logits of the student, through
-which no gradient flows, and of the teacher (equation 4). The target is an assistant distribution in
+which no gradient flows, and of the teacher. The target is an assistant distribution in
 place of an assistant model. τ grows from `target_start` to 1: linearly with the steps, and faster
-where the loss falls (section 3.3):
+where the loss falls:
 
     δ = (J_before - J) / J_before,  m = β m_before + (1 - β) δ,  Δ = α σ(m) (1 - τ)
     τ_next = min(1, max(linear, τ + Δ))
