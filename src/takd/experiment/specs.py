@@ -104,6 +104,13 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     model, method = lineages.split(lineage)[-1]
     settings = experiment.training(model, method)
     settings.pop("objective", None)  # it only selects defaults of other settings
+    of_budget: Spec = {}
+    if lineage in experiment.ends:
+        settings |= {"steps": None, "epochs": None}
+        reference = experiment.reference(lineage, seed)
+        of_budget["budget"] = (
+            {"chain": list(reference)} if reference else experiment.settings["budget"]
+        )
     if settings["deepspeed"]:
         path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -117,6 +124,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
         "max_length": experiment.settings["data"]["max_length"],
         "max_prompt_length": experiment.settings["data"]["max_prompt_length"],
         "dev_decoding": _decoding(experiment, "dev_decoding"),
+        **of_budget,
     }
     if teacher := lineages.teacher_of(lineage):
         spec["teacher"] = experiment.trained_with(teacher, seed)

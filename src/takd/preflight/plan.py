@@ -14,6 +14,7 @@ from takd.decoding.amounts import WORTH
 from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.methods.registry import METHODS
+from takd.models.shapes import Shape
 from takd.preflight import disk, fetching, flops, memory, rates, shapes
 from takd.preflight.disk import DiskSpace
 from takd.preflight.flops import Rows, Work
@@ -21,7 +22,6 @@ from takd.preflight.gpus import Gpu
 from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
 from takd.preflight.rates import Estimate, Measured
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import BYTES, Texts
 
 NOTHING = DiskSpace()
