@@ -5,18 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from test_methods_on_policy import Interruptible
-from test_plan import ATTENTION
-from torch.utils.flop_counter import FlopCounterMode
-from workspace import TIMED, Workspace
+from workspace import Workspace
 
-from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
-from takd.runtime.stage import Interrupted
 from takd.training import train as training
-from takd.training.loop import Run
 
 FILES = {"model": "model", "metrics": "metrics.jsonl", "manifest": "manifest.json"}
 TEACHER, ASSISTANT = "teacher-sft", "teacher-sft__assistant-minillm"

@@ -4,7 +4,7 @@ These are the ends of chains. What another model learns from or starts from (a t
 start) keeps the steps of its own settings, and so does the chain whose cost is the budget.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from takd.experiment import lineage
@@ -54,3 +54,14 @@ def own_steps(settings: Mapping[str, Any]) -> set[Hop]:
     alone = {chain["models"][0] for chain in chains} - set(given)
     nodes = lineage.nodes(lineages, [0], taught | alone)
     return {lineage.split(node.lineage)[-1] for node in nodes if node.lineage not in of_budget}
+
+
+def of_report(settings: Mapping[str, Any], lineages: Sequence[str]) -> dict[str, Any]:
+    """Return what a report has to know of a budget: the chains of equal cost, and what it is; empty without one."""
+    if not (arms := ends(settings)):
+        return {}
+    whole = reference(settings)
+    arms.update([whole] if whole else [])
+    names = [name for name in lineages if name in arms]
+    flops = settings["budget"].get("flops")
+    return {"equal_cost": {"flops": flops, "reference": whole, "lineages": names}}

@@ -168,6 +168,13 @@ class Experiment:
         whole = Node(of_chain, seed)
         return whole if whole in self.nodes else Node(of_chain, self.seeds[0])
 
+    def budget_of(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the settings of a training that say what its chain may cost; empty without a budget."""
+        if name not in self.ends:
+            return {}
+        reference = self.reference(name, seed)
+        return {"budget": {"chain": list(reference)} if reference else self.settings["budget"]}
+
     @functools.cached_property
     def nodes(self) -> list[Node]:
         """All models to train or take, and to score, teachers before students.

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
-from takd.experiment import schema
 from takd.experiment.experiment import Experiment
 from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
@@ -104,13 +104,8 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     model, method = lineages.split(lineage)[-1]
     settings = experiment.training(model, method)
     settings.pop("objective", None)  # it only selects defaults of other settings
-    of_budget: Spec = {}
-    if lineage in experiment.ends:
+    if of_budget := experiment.budget_of(lineage, seed):
         settings |= {"steps": None, "epochs": None}
-        reference = experiment.reference(lineage, seed)
-        of_budget["budget"] = (
-            {"chain": list(reference)} if reference else experiment.settings["budget"]
-        )
     if settings["deepspeed"]:
         path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -212,6 +207,7 @@ def report(experiment: Experiment) -> Spec:
         "overrides": {
             name: model["training"] for name, model in models.items() if "training" in model
         },
+        **budget.of_report(settings, experiment.lineages),
     }
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from takd.models.shapes import Shape
 from takd.runtime.files import read_json
+from takd.runtime.records import SPENT
 
-SPENT = "spent"
-"""Key of manifests: FLOPs of a result and of all that it needs, each once, by their folders in the results."""
 REFERENCE = "reference"
 """Input of a training: the manifest of the model whose cost is its budget."""
 ATTENTION_BACKWARD = 2.5

@@ -129,12 +129,41 @@ def training(
         drawn: mean tokens of a drawn response; None assumes the length of the references.
         together: responses that a process decodes at once.
     """
-    s, facts = spec["settings"], METHODS[spec["method"]]
-    size, lora = s["batch_size"], s.get("lora")
+    s = spec["settings"]
     train, dev = train.first(s["rows"]), dev.first(s["dev_rows"])
     steps = total_steps(s, train.count)
     if steps is None or dev.count is None:
         return None
+    # a dev evaluation: a response per row, whose tokens the log does not count, and the loss
+    asked = dev.prompt, dev.response if drawn is None else drawn
+    answered = decoded(student, dev.count, *asked, together, resources.world, number)
+    read = Work(passes=dev.count * reading(student, dev.prompt, dev.response))
+    every = s["evaluate_every"]
+    work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))
+    given = train, steps, resources, block_length, number, drawn, together
+    return work + learning(spec, student, teacher, *given, recomputed=True)
+
+
+def learning(
+    spec: Mapping[str, Any],
+    student: Shape,
+    teacher: Shape | None,
+    train: Rows,
+    steps: int,
+    resources: Resources,
+    block_length: int = 0,
+    number: int = 2,
+    drawn: float | None = None,
+    together: int = WORTH["cuda"],
+    recomputed: bool = False,
+) -> Work:
+    """Computation of the steps of a training stage, without dev evaluations; see `training`.
+
+    Args:
+        recomputed: whether what is computed twice to save memory counts, which trainings leave out of what they spend.
+    """
+    s, facts = spec["settings"], METHODS[spec["method"]]
+    size, lora = s["batch_size"], s.get("lora")
 
     def drawing(rows: Rows, count: float, *models: Shape) -> Work:
         """Responses to `count` prompts, token by token from all of the models."""
@@ -151,19 +180,15 @@ def training(
         of it.
         """
         operations = trained(
-            *(student, rows.whole, rows.response, lora, resources.gradient_checkpointing),
-            twice=zero(s)[0] == 3,
+            *(student, rows.whole, rows.response, lora),
+            checkpointing=recomputed and resources.gradient_checkpointing,
+            twice=recomputed and zero(s)[0] == 3,
         )
         if teacher is not None:
             operations += distribution(teacher, rows.prompt, rows.response, outputs)
         return Work(tokens=count * rows.whole, passes=count * operations)
 
-    # a dev evaluation: a response per row, whose tokens the log does not count, and the loss
-    asked = dev if drawn is None else replace(dev, response=drawn)
-    answered = replace(drawing(asked, dev.count, student), tokens=0.0)
-    read = Work(passes=dev.count * reading(student, dev.prompt, dev.response))
-    every = s["evaluate_every"]
-    work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))
+    work = Work()
     own = train if drawn is None else replace(train, response=drawn)
     if not facts.rollouts:
         new, old = drawing_steps(s, steps) if facts.on_policy else (0.0, 0.0)

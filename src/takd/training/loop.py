@@ -105,8 +105,6 @@ class Run:
         """
         step = self.keeper.resume(self.spending.over)
         last = self.spending.over(step)
-        if not last:
-            self.spending.begin(step)
         self.introduce(step)
         progress = Progress(self.title, self.total, step, self.main)
         pace, in_a_row = Pace(self.stage.checkpoint_seconds), 0
@@ -149,11 +147,8 @@ class Run:
         count = f"{self.world} process{'es' if self.world > 1 else ''}"
         how = describe(self.precision, getattr(self.model.config, PRETRAINED))
         steps = f"{self.total} steps" if self.share is None else f"{self.share:.3g} FLOPs"
-        self.stage.say(
-            f"{self.title}: resumes from step {step} of {self.total}, {how}, {count}"
-            if step
-            else f"{self.title}: {steps}, {how}, {count}"
-        )
+        what = f"resumes from step {step} of {self.total}" if step else steps
+        self.stage.say(f"{self.title}: {what}, {how}, {count}")
 
     def skipped(self, step: int) -> None:
         """Count a step that was skipped because its gradient was not finite."""
@@ -201,9 +196,7 @@ class Run:
     def micro_batches(self, step: int) -> list[tuple[LossFunction, list[Any]]]:
         """Return this process's share of a step's global batch, in micro-batches, with their losses."""
         found = []
-        parts = self.method.parts(step)
-        self.spending.learned(step, parts)
-        for part in parts:
+        for part in self.spending.learned(step, self.method.parts(step)):
             lengths = [len(row) for row in part.rows]
             self.journal.tokens += sum(lengths)
             # sorted by length, so that micro-batches have little padding

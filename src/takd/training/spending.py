@@ -15,11 +15,12 @@ from takd.decoding.prompts import Prompt, Response
 from takd.methods.base import Method, Part
 from takd.methods.schedule import steps_per_round
 from takd.models import flops
-from takd.models.flops import REFERENCE, SPENT, spent_before
+from takd.models.flops import REFERENCE, spent_before
 from takd.models.shapes import of_config
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 from takd.runtime.metrics_log import Journal
+from takd.runtime.records import SPENT
 from takd.runtime.stage import Stage
 
 COSTS = ("model", "generations", "teacher_outputs")
@@ -99,8 +100,8 @@ class Spending:
                 total += flops.reading(self.teacher, *lengths)
         self._add(0, total)
 
-    def learned(self, step: int, parts: Sequence[Part]) -> None:
-        """Count the passes of a step's global batch; with them, the number of steps is expected anew."""
+    def learned(self, step: int, parts: Sequence[Part]) -> Sequence[Part]:
+        """Count the passes of a step's global batch, and expect the number of steps anew; return the batch."""
         live = "none" if self.teacher is None else "live"
         total = 0.0
         for part in parts:
@@ -115,6 +116,7 @@ class Spending:
         self._add(1, total)
         if self.share is not None:
             self.method.planned = self.total(step + 1)
+        return parts
 
     def _add(self, kind: int, total: float) -> None:
         assert self.journal.flops is not None
@@ -122,11 +124,9 @@ class Spending:
         self.journal.step_flops[kind] = round(total)
 
     def begin(self, step: int) -> None:
-        """Prepare the counts of a step, and the method's number of steps."""
+        """Prepare the counts of a step."""
         if step % self.period == 0:
             self.journal.step_flops[0] = 0
-        if self.share is not None:
-            self.method.planned = max(step + 1, self.total(step))
 
     def total(self, step: int) -> int:
         """Return the number of steps under a budget, as expected after `step` steps."""
@@ -149,6 +149,5 @@ class Spending:
         drawing, reading = self.journal.step_flops
         following = reading + (drawing if step % self.period == 0 else 0)
         over = step > 0 and self.journal.flops + following / 2 >= self.share
-        if over:
-            self.method.planned = step
+        self.method.planned = step if over else max(step + 1, self.total(step))
         return over
