@@ -100,6 +100,7 @@ INSTEAD: dict[str, dict[str, Any]] = {
         f"training.{name}.on_policy_share": {f"training.{name}.on_policy": "mixed"}
         for name in ("abkd", "taid", "amid")
     },
+    "budget.chain": {"chains": [{**WHOLE["chains"][0], "label": "other"}, *WHOLE["chains"][1:]]},
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }
