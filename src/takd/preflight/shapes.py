@@ -1,6 +1,5 @@
 """Shape of a model, which determines its memory and its FLOPs."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 from takd.experiment.experiment import Experiment
 from takd.experiment.lineage import GIVEN, GIVEN_SEED
 from takd.models.precision import pretrained_dtype
-from takd.runtime.files import model_folder, read_json_object
+from takd.runtime.files import model_folder, read_json, read_json_object
 
 # families whose block has three matrices in its feed-forward part and norms without biases
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")
@@ -201,4 +200,4 @@ def of_model(experiment: Experiment, name: str) -> Shape:
 
 def config_of(folder: Path) -> Shape:
     """Shape of the model in a folder."""
-    return of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return of_config(read_json(folder / "config.json"))
