@@ -10,7 +10,7 @@ from start import main
 
 
 def named(spec):
-    """Inputs of which only the manifest is read: the model whose cost is the budget, and the teacher where its outputs do."""
+    """Inputs of which only the manifest is read: the budget's reference, and a teacher whose outputs are stored."""
     asks = "teacher" not in spec or spec["asks_teacher"]
     return ["reference"] if asks else ["reference", "teacher"]
 

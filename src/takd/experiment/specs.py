@@ -3,7 +3,6 @@
 Equal settings give equal text as canonical JSON: a stage runs again when they change (docs/staleness.md).
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
-from takd.runtime.files import model_folder
+from takd.runtime.files import model_folder, read_json
 
 Spec = dict[str, Any]
 
@@ -108,7 +107,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
         settings |= {"steps": None, "epochs": None}
     if settings["deepspeed"]:
         path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
     spec = {
         "lineage": lineage,

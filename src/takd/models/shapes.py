@@ -1,6 +1,5 @@
 """Shape of a model, which determines its memory and its FLOPs; without torch."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.models.precision import pretrained_dtype
+from takd.runtime.files import read_json
 
 # families whose block has three matrices in its feed-forward part and norms without biases
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "granite", "smollm3")
@@ -175,4 +175,4 @@ def estimated(parameters: int, vocabulary: int = GPT2_VOCABULARY, positions: int
 
 def config_of(folder: Path) -> Shape:
     """Shape of the model in a folder."""
-    return of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return of_config(read_json(folder / "config.json"))
