@@ -1,6 +1,9 @@
 """Equal cost: the arms of an experiment under a budget spend the same, by the logs and by torch's own count."""
 
+import csv
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +11,25 @@ import pytest
 import torch
 from datasets import load_from_disk
 from safetensors.torch import load_file
+from sealing import write_json as sealed_json
+from sealing import write_lines
 from test_methods_on_policy import Interruptible
 from test_plan import ATTENTION
+from test_report import BY_KD, THROUGH, make
+from test_report import DIRECT as DIRECT_CHAIN
 from torch.utils.flop_counter import FlopCounterMode
 from workspace import TIMED, Workspace, of_split
 
+from takd.analysis import costs
+from takd.analysis.results import Results, read
+from takd.experiment import lineage as lineages
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment, load
 from takd.preflight import table
 from takd.preflight.gpus import CPU
 from takd.preflight.plan import Planner
+from takd.report import costs_page
+from takd.report.figures import flops as flops_figure
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json, write_json
 from takd.runtime.stage import Interrupted
@@ -356,3 +368,73 @@ def test_a_plan_names_chains_that_a_budget_does_not_pay(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="budget is 10M FLOP"):
         chains.refuse()
+
+
+ARMS_OF_REPORT = [DIRECT_CHAIN, BY_KD, THROUGH]
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up results of two seeds, in which each training has spent 1000 FLOPs a step of its log."""
+    root = tmp_path_factory.mktemp("reported")
+    make(root, ARMS_OF_REPORT, (1, 2))
+    for path in sorted((root / "models").glob("*/*/metrics.jsonl"), key=lambda p: len(str(p))):
+        name, seed = path.parts[-3], path.parts[-2]
+        lines = log(path.parent)
+        own = 300_000 + 3_000 * (seed == "seed2")
+        for line in lines:
+            line["flops"] = own if line["kind"] == "end" else own * line["step"] // 300
+        write_lines(path, lines)
+        spent = {f"models/{name}/{seed}": own}
+        for above in lineages.prefixes(name)[:-1]:
+            spent[f"models/{above}/{seed}"] = 300_000
+        manifest = read_json(path.with_name("manifest.json"))
+        sealed_json(path.with_name("manifest.json"), {**manifest, "flops": own, "spent": spent})
+    return root
+
+
+def results_of(root: Path, equal_cost: Any = None) -> Results:
+    spec = make(root.with_name("unused"), ARMS_OF_REPORT, (1, 2))
+    shutil.rmtree(root.with_name("unused"))
+    spec |= {"equal_cost": equal_cost} if equal_cost else {}
+    return read(spec, root / "models", root / "evaluations")
+
+
+def test_the_costs_page_shows_the_arms(reported: Path) -> None:
+    through = "teacher-sft__assistant-minillm__student-minillm"
+    names = ["teacher-sft__student-minillm", "teacher-sft__student-kd", through]
+    found = results_of(reported, {"flops": 600_000.0, "reference": None, "lineages": names})
+    arms = costs_page.arms(found)
+    assert arms is not None
+    rows = {
+        row.lineage: [(cell.text, list(cell.notes)) for cell in row.cells]
+        for row in arms.groups[0].rows
+    }
+    assert list(rows) == names
+    assert rows[names[0]][1:5] == [
+        ("602k", ["600k to 603k"]),
+        ("100.25", ["100.00 to 100.50"]),
+        ("50.1", ["50.0 to 50.2"]),
+        ("900", []),
+    ]
+    assert rows[through][2] == ("150.25", ["150.00 to 150.50"])
+    reference = {"flops": None, "reference": names[1], "lineages": names}
+    assert costs.budgets(results_of(reported, reference)) == {1: 600_000, 2: 603_000}
+    assert costs_page.arms(results_of(reported)) is None
+
+
+def test_files_and_figures_have_the_flops(reported: Path, tmp_path: Path) -> None:
+    found = results_of(reported)
+    lines = list(csv.DictReader(io.StringIO(costs_page.to_csv(found))))
+    (line,) = [
+        r for r in lines if (r["lineage"], r["stage"]) == ("teacher-sft__student-kd", "training")
+    ]
+    assert line["flops"] == "603000"
+    drawn = flops_figure.curves(found)
+    assert drawn is not None
+    through = [p for p in drawn.numbers if p["lineage"].count("__") == 2 and p["seed"] == 2]
+    # two teachers before it, and then a third of its own after 100 steps
+    assert [p["flops"] for p in through] == [650_500, 701_000, 802_000, 903_000]
+    make(tmp_path, ARMS_OF_REPORT, (1, 2))  # of a version that did not count
+    assert flops_figure.curves(results_of(tmp_path)) is None
+    assert costs_page.to_csv(results_of(tmp_path)).splitlines()[0].split(",")[7] == "flops"
