@@ -357,7 +357,7 @@ def test_a_plan_says_what_chains_cost(tmp_path: Path) -> None:
     assert f"about {found['direct'].steps}" in text and "stairs (minillm → kd)" in text
     reference = planner(experiment(tmp_path, "{chain: direct}")).chains
     assert reference.budget == reference.listed()[0].whole
-    assert reference.listed()[2].whole == pytest.approx(reference.budget, rel=0.01)
+    assert reference.listed()[3].whole == pytest.approx(reference.budget, rel=0.03)
 
 
 def test_a_plan_names_chains_that_a_budget_does_not_pay(tmp_path: Path) -> None:
