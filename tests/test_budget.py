@@ -360,6 +360,15 @@ def test_a_plan_says_what_chains_cost(tmp_path: Path) -> None:
     assert reference.listed()[3].whole == pytest.approx(reference.budget, rel=0.03)
 
 
+def test_a_plan_names_steps_that_are_large_for_a_budget(tmp_path: Path) -> None:
+    """One step of a hundred is small, one of five is not."""
+    assert planner(experiment(tmp_path, "{flops: 1e11}")).chains.coarse() == []
+    chains = planner(experiment(tmp_path, "{flops: 8e7}")).chains
+    steps = {each.label: each.steps for each in chains.listed()}
+    (line,) = [text for text in chains.coarse() if "direct" in text]
+    assert 0 < steps["direct"] < 33 and "rollouts_per_round" in line
+
+
 def test_a_plan_names_chains_that_a_budget_does_not_pay(tmp_path: Path) -> None:
     chains = planner(experiment(tmp_path, "{flops: 1e7}")).chains
     said = chains.problems()
