@@ -49,7 +49,8 @@ def arms(results: Results) -> Table | None:
     labels = {chain["lineage"]: chain_label(chain) for chain in results.spec["chains"]}
     rows = []
     for lineage in results.spec["equal_cost"]["lineages"]:
-        spent = total[lineage]
+        if not (spent := total[lineage]):  # results of an earlier version, which were accepted
+            continue
         share = {seed: 100 * value / budget[seed] for seed, value in spent.items()}
         own = {
             m.node.seed: 100 * m.manifest["flops"] / spent[m.node.seed] for m in results.of(lineage)
