@@ -100,6 +100,11 @@ INSTEAD: dict[str, dict[str, Any]] = {
         f"training.{name}.on_policy_share": {f"training.{name}.on_policy": "mixed"}
         for name in ("abkd", "taid", "amid")
     },
+    **{
+        f"training.{name}.teacher_prompts": {f"training.{name}.responses": "labels"}
+        for name in ("kd", *REGIMES)
+    },
+    "chains[].control": {"chains": [{"models": ["hub", "low"], "methods": ["minillm"]}]},
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }
