@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import controls, lineage, schema, schema_check, validation
+from takd.experiment import budget, controls, lineage, schema, schema_check, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
@@ -161,6 +161,26 @@ class Experiment:
         return [name for name in dict.fromkeys(heads) if name not in self.given]
 
     @functools.cached_property
+    def ends(self) -> set[str]:
+        """Lineages whose number of steps follows from the budget; none without a budget."""
+        return budget.ends(self.settings)
+
+    def reference(self, name: str, seed: int) -> Node | None:
+        """Return the model whose cost is the budget of a training; None if no chain's is."""
+        of_chain = budget.reference(self.settings) if name in self.ends else None
+        if of_chain is None:
+            return None
+        whole = Node(of_chain, seed)
+        return whole if whole in self.nodes else Node(of_chain, self.seeds[0])
+
+    def budget_of(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the settings of a training that say what its chain may cost; empty without a budget."""
+        if name not in self.ends:
+            return {}
+        reference = self.reference(name, seed)
+        return {"budget": {"chain": list(reference)} if reference else self.settings["budget"]}
+
+    @functools.cached_property
     def nodes(self) -> list[Node]:
         """All models to train or take, and to score, teachers before students.
 
@@ -201,7 +221,7 @@ class Experiment:
 
     def training(self, model: str, method: str) -> dict[str, Any]:
         """Return the settings with which a method trains a model."""
-        settings = training_settings(self.settings, lineage.own(model), method)
+        settings = training_settings(self.settings, model, method)
         if control := controls.of(lineage.alone(model)):
             settings |= control.settings
         if "lm_weight" in settings:
