@@ -110,6 +110,35 @@ def test_through_assistants_only_the_last_hop_is_a_control(tmp_path: Path) -> No
     assert not controls.controls("teacher-sft__assistant-kd", "student+sft-sft")
 
 
+def test_sft_of_the_same_cost_takes_a_budget(tmp_path: Path) -> None:
+    chain = "models: [teacher, student], methods: [minillm, kd], control: sft"
+    text = f"{GOOD}budget: {{flops: 1.0e+15}}\n"
+    experiment = with_chains(tmp_path, chain, f"{DIRECT}, control: self_teacher", text=text)
+    assert experiment.lineages[1:] == ["student+sft-sft", "student-sft__student+self-minillm"]
+    assert experiment.ends == set(experiment.lineages)
+    # beside the baseline, of every seed, from the same starting weights and with the same settings
+    assert {node.lineage for node in experiment.nodes if node.seed == 2} == {
+        *experiment.lineages, "student-sft",
+    }  # fmt: skip
+    found, plain = (
+        specs.train(experiment, f"{name}-sft", 2) for name in ("student+sft", "student")
+    )
+    assert found["budget"] == {"flops": 1e15} and found["model"] == plain["model"] == "student"
+    assert found["settings"] == plain["settings"] | {"steps": None, "epochs": None}
+    assert full_text("student+sft-sft") == "SFT (same FLOPs): student"
+    compared = specs.likelihoods(experiment, "student+sft-sft", 2, "heldout")["teachers"]
+    assert compared == {"first": ["teacher-sft", 1]}
+    # a control that has the steps of its settings needs some
+    with pytest.raises(InputError, match="neither steps nor epochs for the model 'student'"):
+        lines = CHAINS, f"  - {{{DIRECT}, control: self_teacher}}\n"
+        read(
+            tmp_path,
+            edit(*lines, GOOD).replace(
+                "minillm: {steps: 20", "minillm: {steps: null, epochs: null"
+            ),
+        )
+
+
 KD = "models: [teacher, student], methods: [kd]"
 REFUSED = {
     "of one model": ("models: [student], control: self_teacher", "has one model, 'student'"),
