@@ -102,6 +102,11 @@ INSTEAD: dict[str, dict[str, Any]] = {
         for name in ("abkd", "taid", "amid", "skd")
     },
     "budget.chain": {"chains": [{**WHOLE["chains"][0], "label": "other"}, *WHOLE["chains"][1:]]},
+    **{
+        f"training.{name}.teacher_prompts": {f"training.{name}.responses": "labels"}
+        for name in ("kd", *REGIMES)
+    },
+    "chains[].control": {"chains": [{"models": ["hub", "low"], "methods": ["minillm"]}]},
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }

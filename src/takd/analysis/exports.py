@@ -146,8 +146,8 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
     for measure in ("response_tokens", "cut_off"):
         mean = first(kind=SCORE, measure=measure)
         cells[measure] = mean and mean.value
-    for question in ("sft", "direct"):
-        key = f"gain_over_{question}"
+    for baseline, question in (("sft", ["sft", "control"]), ("direct", "direct")):
+        key = f"gain_over_{baseline}"
         wanted = {"kind": DIFFERENCE, "measure": "rougeL", "question": question}
         gain = first(**wanted)
         cells |= columns(key, gain) | {f"{key}_n": gain and gain.n_training_seeds}

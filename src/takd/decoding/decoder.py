@@ -151,7 +151,8 @@ class Decoder:
         places = free[: len(queue)]
         admitted = [queue.popleft() for _ in places]
         prompts = [prompt for _, prompt in admitted]
-        hidden = [cache.read([p.tokens for p in prompts], places) for cache in self.caches]
+        read = [[p.tokens for p in prompts], [p.teacher_tokens for p in prompts]]
+        hidden = [cache.read(own, places) for cache, own in zip(self.caches, read, strict=False)]
         rows, where = len(self.rows), torch.tensor(places, device=self.device)
         if rows not in self.states:
             self.states[rows] = self._states(rows, hidden)

@@ -111,7 +111,7 @@ def _read(
     micro_batch: int,
 ) -> None:
     """Fill in log-probabilities and hidden states of a teacher that took no part in sampling."""
-    texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
+    texts = [(p.teacher_tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
     # in chunks, so that the logits of all tokens never exist at once
     size = chunk_size(vocabulary, teacher.device)
     for chosen, batch in by_length(texts, micro_batch, teacher.device):

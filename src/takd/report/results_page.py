@@ -7,6 +7,7 @@ from takd.analysis import fairness, table
 from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME, TESTED, Measure, measured
 from takd.analysis.results import Results
+from takd.analysis.shares import shares
 from takd.analysis.statistics import Interval, number
 from takd.analysis.table import DIFFERENCE, EACH, Number
 from takd.experiment.captions import decoding
@@ -25,6 +26,8 @@ TITLES = {
     "sft": "Distilled − SFT baseline",
     "method": "Method − method",
     "given": "Trained − as given",
+    "teacher": "Method − its control",
+    "control": "Control − SFT baseline",
 }
 
 
@@ -40,6 +43,7 @@ def page(results: Results) -> str:
         forests={name: forest.differences(results, name) for name in sets},
         dots={name: forest.scores(results, name) for name in sets},
         tests={name: tests(results, name) for name in sets},
+        controls={name: controls_table(results, name) for name in sets},
         strata={name: by_stratum(results, name) for name in sets},
         seeds={name: seeds_table(results, name) for name in sets},
         others={name: other_measures(results, name) for name in sets},
@@ -120,6 +124,31 @@ def _test(interval: Interval | None, p: float | None, significant: str) -> Cell:
     return Cell(
         "significant" if significant else "n.s.", f"{p:.6f}", said, "beyond" if significant else ""
     )
+
+
+def controls_table(results: Results, name: str) -> Table | None:
+    """Gains of methods and of their controls, and which share of the gain needs the teacher; None without controls."""
+    rows = []
+    for each in shares(results, name):
+        gains = (each.gain, each.control_gain, each.difference)
+        share = Cell(each.text(), "" if each.value is None else f"{each.value:.6g}")
+        if each.why:
+            share = share._replace(notes=[each.why])
+        cells = [
+            Cell(each.method),
+            Cell(each.control),
+            *(tables.numbered(results, n) for n in gains),
+        ]
+        rows.append(TableRow([*cells, share], lineage=each.gain.lineage))
+    columns = [
+        Column("Method", "name"),
+        Column("Control", "name"),
+        Column("Gain of the method"),
+        Column("Gain of the control"),
+        Column("Method − control"),
+        Column("Share of the gain that needs the teacher", note="95 %"),
+    ]
+    return Table(columns, [Group("", rows)]) if rows else None
 
 
 def by_stratum(results: Results, name: str) -> dict[str, Table]:

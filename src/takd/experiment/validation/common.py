@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from takd.experiment import lineage
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import load_schema
 
@@ -24,7 +25,7 @@ def by_hop(chain: dict[str, Any]) -> list[list[str]]:
 
 def training_settings(settings: dict[str, Any], model: str, method: str) -> dict[str, Any]:
     """Return a method's settings for a model; its own take precedence over those for all models."""
-    own = settings["models"][model].get("training", {}).get(method, {})
+    own = settings["models"][lineage.own(model)].get("training", {}).get(method, {})
     resolved = {**settings["training"][method], **own}
     if resolved.get("rollouts_per_round", 0) is None:
         resolved["rollouts_per_round"] = resolved["batch_size"]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from takd.experiment import lineage
+from takd.experiment import controls, lineage
 from takd.experiment.schema import suggest
 from takd.experiment.validation.common import by_hop, given_models
 from takd.experiment.yaml12 import Key, YamlFile
@@ -33,7 +33,7 @@ def check_evaluation(file: YamlFile, settings: dict[str, Any], complete: bool) -
     given = given_models(settings)
     of_chains = [name for chain in settings["chains"] for name in chain["models"]]
     names = [lineage.supervised(name) for name in of_chains if name not in given]
-    for chain in settings["chains"]:
+    for chain in map(controls.expanded, settings["chains"]):
         for methods in by_hop(chain):
             names += lineage.prefixes(lineage.of_chain(chain["models"], methods, given))
     names = list(dict.fromkeys(names))
