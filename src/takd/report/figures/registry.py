@@ -7,7 +7,7 @@ on that page follow from the line here.
 import functools
 
 from takd.analysis.results import Results
-from takd.report.figures import curves, forest, quality
+from takd.report.figures import curves, exact, forest, quality
 from takd.report.figures.style import Drawing, Plot
 
 PLOTS: tuple[Plot, ...] = (
@@ -15,6 +15,7 @@ PLOTS: tuple[Plot, ...] = (
     forest.SCORES,
     quality.PLOT,
     curves.PLOT,
+    exact.PLOT,
 )
 """In the order of the downloads, and of the pages that show several."""
 
