@@ -146,11 +146,9 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
     for measure in ("response_tokens", "cut_off"):
         mean = first(kind=SCORE, measure=measure)
         cells[measure] = mean and mean.value
-    for measure in measured(results):
-        if measure.interval == TRAININGS:
-            wanted = {"kind": SCORE, "measure": measure.name}
-            cells |= columns(measure.name, first(**wanted))
-            cells |= _seeds(results, measure.name, here, wanted)
+    for exact in (each.name for each in measured(results) if each.interval == TRAININGS):
+        wanted = {"kind": SCORE, "measure": exact}
+        cells |= columns(exact, first(**wanted)) | _seeds(results, exact, here, wanted)
     for question in ("sft", "direct"):
         key = f"gain_over_{question}"
         wanted = {"kind": DIFFERENCE, "measure": "rougeL", "question": question}
