@@ -234,11 +234,18 @@ def training_data():
     }
 
 
+def reference(wildcards):
+    """Model whose cost is the budget of a training, where a chain's is."""
+    found = EXPERIMENT.reference(trained(wildcards), int(wildcards.seed))
+    return {"reference": model_manifest(*found)} if found else {}
+
+
 def sft_inputs(wildcards):
     """Inputs of supervised fine-tuning: the starting weights and the data."""
     return {
         "base": f"<results>/base/{wildcards.model}/manifest.json",
         **training_data(),
+        **reference(wildcards),
     }
 
 
@@ -246,7 +253,11 @@ def distill_inputs(wildcards):
     """Inputs of distillation: the teacher, the student's starting weights, the data, and precomputed outputs."""
     student = trained(wildcards)
     seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds)
-    inputs = {"teacher": model_manifest(wildcards.teacher, seed), **training_data()}
+    inputs = {
+        "teacher": model_manifest(wildcards.teacher, seed),
+        **training_data(),
+        **reference(wildcards),
+    }
     if EXPERIMENT.start_of(student) == "sft":
         inputs["init"] = model_manifest(lineage.supervised(wildcards.student), wildcards.seed)
     else:

@@ -20,7 +20,8 @@ from takd.decoding.resumable import prompts_of, respond
 from takd.decoding.sampling import Decoding
 from takd.evaluation import likelihoods as stage_likelihoods
 from takd.metrics import calibration
-from takd.preflight import flops, shapes
+from takd.models import shapes
+from takd.preflight import flops
 from takd.preflight.flops import Rows
 from takd.runtime.checkpoints import sweep
 from takd.runtime.stage import Interrupted, Stage

@@ -18,8 +18,9 @@ from takd.__main__ import main
 from takd.experiment import lineage
 from takd.experiment.experiment import load
 from takd.methods.schedule import total_steps
+from takd.models import shapes
 from takd.models.causal_lm import load_model
-from takd.preflight import disk, flops, rates, shapes, table
+from takd.preflight import disk, flops, rates, table
 from takd.preflight.gpus import asked_for, find_gpu
 from takd.preflight.jobs import Job, parse
 from takd.preflight.memory import Resources

@@ -126,6 +126,7 @@ MEASURES = [
 COSTS = [
     Measure("minutes", "Minutes", "Wall time over all restarts", "", "lower", "minutes"),
     Measure("tokens", "Tokens", "Tokens trained on, sampled or scored", "", "", "tokens", 0),
+    Measure("flops", "FLOPs", "FLOPs of trainings without their dev evaluations, and of teacher caches", "", "", "", 0),
     Measure("steps", "Steps", "Optimiser steps", "", "", "steps", 0),
     Measure("skipped", "Steps skipped", "Steps whose gradient was not finite", "", "lower", "steps", 0),
     Measure("hours", "Device hours", "Hours times GPUs, or hours of CPU", "", "lower", "hours", 2),

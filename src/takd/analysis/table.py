@@ -264,13 +264,15 @@ def _costs(results: Results) -> Iterator[Number]:
     for run in costs.runs(results):
         place: comparisons.Columns = {"seed": run.seed, "set": run.set}
         place |= {"stage": run.stage, "device": run.device}
-        for measure in ("minutes", "tokens", "hours", "steps", "skipped"):
+        for measure in ("minutes", "tokens", "hours", "flops", "steps", "skipped"):
             if (value := getattr(run, measure)) is not None:
                 yield Number(**about[run.lineage], **place, measure=measure, value=value)
     # a model card has one model, without the trainings that it depends on
     for each in costs.cumulative(results) if "seeds" in results.spec else ():
         by_measure: dict[str, Any] = {"hours": each.hours, "tokens": each.tokens}
         by_measure["trainings"] = dict.fromkeys(each.hours, each.trainings)
+        if each.flops:
+            by_measure["flops"] = each.flops
         for measure, by_seed in by_measure.items():
             mean = (None, statistics.fmean(by_seed.values()))
             for seed, value in [*by_seed.items(), mean]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import lineage, schema, schema_check, validation
+from takd.experiment import budget, lineage, schema, schema_check, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
@@ -154,6 +154,26 @@ class Experiment:
         """Teachers at the head of a chain that are fine-tuned, with the first seed only."""
         heads = (chain[0] for chain in self._chains if len(chain) > 1)
         return [name for name in dict.fromkeys(heads) if name not in self.given]
+
+    @functools.cached_property
+    def ends(self) -> set[str]:
+        """Lineages whose number of steps follows from the budget; none without a budget."""
+        return budget.ends(self.settings)
+
+    def reference(self, name: str, seed: int) -> Node | None:
+        """Return the model whose cost is the budget of a training; None if no chain's is."""
+        of_chain = budget.reference(self.settings) if name in self.ends else None
+        if of_chain is None:
+            return None
+        whole = Node(of_chain, seed)
+        return whole if whole in self.nodes else Node(of_chain, self.seeds[0])
+
+    def budget_of(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the settings of a training that say what its chain may cost; empty without a budget."""
+        if name not in self.ends:
+            return {}
+        reference = self.reference(name, seed)
+        return {"budget": {"chain": list(reference)} if reference else self.settings["budget"]}
 
     @functools.cached_property
     def nodes(self) -> list[Node]:

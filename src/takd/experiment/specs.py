@@ -3,19 +3,18 @@
 Equal settings give equal text as canonical JSON: a stage runs again when they change (docs/staleness.md).
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from takd.data.letters import are_draws
+from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
-from takd.experiment import schema
 from takd.experiment.experiment import Experiment
 from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
-from takd.runtime.files import model_folder
+from takd.runtime.files import model_folder, read_json
 
 Spec = dict[str, Any]
 
@@ -107,9 +106,11 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
     model, method = lineages.split(lineage)[-1]
     settings = experiment.training(model, method)
     settings.pop("objective", None)  # it only selects defaults of other settings
+    if of_budget := experiment.budget_of(lineage, seed):
+        settings |= {"steps": None, "epochs": None}
     if settings["deepspeed"]:
         path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
     spec = {
         "lineage": lineage,
@@ -120,6 +121,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
         "max_length": experiment.settings["data"]["max_length"],
         "max_prompt_length": experiment.settings["data"]["max_prompt_length"],
         "dev_decoding": _decoding(experiment, "dev_decoding"),
+        **of_budget,
     }
     if teacher := lineages.teacher_of(lineage):
         spec["teacher"] = experiment.trained_with(teacher, seed)
@@ -213,6 +215,7 @@ def report(experiment: Experiment) -> Spec:
         "overrides": {
             name: model["training"] for name, model in models.items() if "training" in model
         },
+        **budget.of_report(settings, experiment.lineages),
     }
 
 

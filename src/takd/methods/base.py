@@ -49,10 +49,16 @@ class Example:
 
 @dataclass
 class Part:
-    """Rows of a step's global batch that share a loss."""
+    """Rows of a step's global batch that share a loss.
+
+    Attributes:
+        outputs: how the teacher's distributions come about, by which their FLOPs are counted
+            (`takd.models.flops.distribution`); empty for a pass of the teacher, if it is loaded.
+    """
 
     rows: Sequence[Any]
     loss: LossFunction
+    outputs: str = ""
 
 
 @dataclass
@@ -82,9 +88,15 @@ class Context:
 
 @dataclass
 class Method:
-    """Base class of all training methods."""
+    """Base class of all training methods.
+
+    Attributes:
+        planned: number of steps of a run under a budget, as expected now; None where the settings
+            give it.
+    """
 
     context: Context
+    planned: int | None = None
     decays_all = False
     """Whether weight decay includes biases and norms; the authors' code of most methods leaves them out."""
 
@@ -103,7 +115,9 @@ class Method:
         return self.context.teacher
 
     def total_steps(self) -> int:
-        """Return the optimizer steps of the run."""
+        """Return the optimizer steps of the run; under a budget, the number that is expected now."""
+        if self.planned is not None:
+            return self.planned
         steps = total_steps(self.settings, len(self.context.train))
         assert steps is not None, "an experiment gives steps or epochs"
         return steps
@@ -165,7 +179,8 @@ class LabelledRows(Method):
 
     def parts(self, step: int) -> list[Part]:
         rows = self.rows(step)
-        return [Part(rows, self.loss(response_tokens(rows)))]
+        outputs = self.settings.get("teacher_outputs", "")
+        return [Part(rows, self.loss(response_tokens(rows)), outputs)]
 
     def loss(self, tokens: int) -> LossFunction:
         """Return the loss of a micro-batch, as its share of the mean over `tokens`."""

@@ -131,7 +131,8 @@ class MiniLLM(Method):
         # per step and for the global batch, since whitening depends on all of its rows
         rows = self.with_advantages(chosen)
         tokens = response_tokens(rows)
-        parts = [Part(rows, self.loss(tokens, self.divisor(rows)))]
+        outputs = "kept" if self.settings["single_step_weight"] else "none"
+        parts = [Part(rows, self.loss(tokens, self.divisor(rows)), outputs)]
         if self.reads_corpus:
             parts.append(self.language_modelling(step))
         return parts
@@ -256,7 +257,7 @@ class MiniLLM(Method):
             value, _ = plain(student, rows)
             return s["lm_weight"] * value, {"lm_loss": value.detach()}
 
-        return Part(rows, loss)
+        return Part(rows, loss, s["lm_teacher_outputs"])
 
     def state(self) -> dict[str, Tensor]:
         """Return the rollouts of the round, since the weights that sampled them no longer exist."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from takd.methods.registry import METHODS
+from takd.models.shapes import Shape
 from takd.preflight import tensors
 from takd.preflight.gpus import Gpu
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import BYTES, Loaded, Texts
 
 GIB = 2**30

@@ -23,6 +23,7 @@ from takd.decoding.prompts import Decoding
 from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
 from takd.models import causal_lm
+from takd.models.flops import spent
 from takd.models.lora import add_lora
 from takd.models.precision import choose_precision, pretrained_in, torch_dtype
 from takd.models.tokenizer_check import entries
@@ -36,6 +37,7 @@ from takd.runtime.stage_lock import Lock
 from takd.training import devices
 from takd.training.exporting import Exported
 from takd.training.loop import Run
+from takd.training.spending import share_of
 
 WEIGHTS = "model.safetensors"
 SPLITS = {"train": "rows", "dev": "dev_rows"}  # with the setting of their number of rows
@@ -60,6 +62,7 @@ def run(stage: Stage) -> None:
 def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     spec, settings = stage.spec, stage.spec["settings"]
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
+    share = share_of(stage)
     labelled = kind.needs_answers(settings)
     train, dev = (_rows(stage, name, settings[key], labelled) for name, key in SPLITS.items())
     tokenizer = causal_lm.tokenizer_of(stage)
@@ -135,6 +138,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         keep={"model": settings["keep"], **({"init": "loss"} if "init" in stage.outputs else {})},
         checkpoints=checkpoints,
         rouge_tokenizer=read_json(stage.input("dev"))["rouge_tokenizer"],
+        share=share,
     )
     # checked as it will sample: on its device, in its dtypes, under its autocast
     with job.student.whole() as whole:
@@ -223,6 +227,9 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
         weights={name: files[f"{name}/{WEIGHTS}"] for name in job.keeper.best},
         best={b.measure: {"step": b.step, "value": b.value} for b in job.keeper.best.values()},
         steps=job.total,
+        **spent(
+            f"models/{spec['lineage']}/seed{spec['seed']}", job.journal.flops or 0, stage.inputs
+        ),
         precision=job.precision,
     )
 

@@ -204,8 +204,9 @@ def _progress(place: Place, text: str, age: float | None) -> dict[str, Any]:
         return found
     lines = metrics(place)
     trained = [line for line in lines if line["kind"] == "train"]
-    if lines and "steps" in lines[0]:
-        found["total"] = lines[0]["steps"]
+    # under a budget, the number of steps is expected anew at each of them
+    if known := [line["steps"] for line in lines if "steps" in line]:
+        found["total"] = known[-1]
         found["step"] = max(found.get("step", 0), lines[-1]["step"])
     if age is not None and len(trained) > 1:
         first, last = trained[-min(len(trained), 5)], trained[-1]

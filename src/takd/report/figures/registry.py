@@ -7,13 +7,14 @@ on that page follow from the line here.
 import functools
 
 from takd.analysis.results import Results
-from takd.report.figures import curves, exact, forest, quality
+from takd.report.figures import curves, exact, flops, forest, quality
 from takd.report.figures.style import Drawing, Plot
 
 PLOTS: tuple[Plot, ...] = (
     forest.DIFFERENCES,
     forest.SCORES,
     quality.PLOT,
+    flops.PLOT,
     curves.PLOT,
     exact.PLOT,
 )
