@@ -60,8 +60,8 @@ class Responses(NamedTuple):
 
         @torch.no_grad()
         def distributions(prompt: Sequence[int]) -> Distributions:
-            longest = torch.tensor(list(product(self.others, repeat=self.tokens - 1)))
-            longest = longest.reshape(-1, self.tokens - 1).long()  # of one token a response: [()]
+            texts = list(product(self.others, repeat=self.tokens - 1))
+            longest = torch.tensor(texts, dtype=torch.long)
             ids_bt = torch.cat([torch.tensor([prompt]).expand(len(longest), -1), longest], 1)
             parts = []
             for part_bt in ids_bt.to(model.device).split(ROWS):
