@@ -52,6 +52,8 @@ def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def vocabulary_size(settings: dict[str, Any]) -> int | None:
     """Return the number of tokens, if the file states it."""
     tokenizer = settings["tokenizer"]
+    if "words" in tokenizer:
+        return len(tokenizer["words"]) + 1  # the end token
     return tokenizer.get("train", tokenizer).get("vocabulary")
 
 
