@@ -141,7 +141,7 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
     }
     for measure in (m for m in TESTED if any(m in results.tested(n) for n in results.spec["sets"])):
-        wanted = {"kind": SCORE, "measure": measure}
+        wanted: dict[str, Any] = {"kind": SCORE, "measure": measure}
         cells |= columns(measure, first(**wanted)) | _seeds(results, measure, here, wanted)
     for measure in ("response_tokens", "cut_off"):
         mean = first(kind=SCORE, measure=measure)
