@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,7 +90,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     if spec.get("asks_teacher"):
         teacher, known = loading.load(
             stage,
-            stage.input("teacher").parent / "model",
+            stage.input("teacher").parent / _teacher_folder(spec),
             tokenizer,
             "teacher",
             spec["max_length"],
@@ -182,6 +183,11 @@ def _weights(stage: Stage) -> Path:
     if stage.many("init"):
         return stage.input("init").parent / "init"
     return stage.input("base").parent / "model"
+
+
+def _teacher_folder(spec: dict[str, Any]) -> str:
+    """Folder of the teacher's weights beside its manifest: a student that teaches itself has its own start."""
+    return "init" if spec["teacher"] == spec.get("init") else "model"
 
 
 def _micro_batches(method: Method, stage: Stage) -> int:
