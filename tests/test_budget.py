@@ -99,6 +99,7 @@ TAUGHT = {"teacher": "a-teacher", "init": "a-student"}
 ARMS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "kd": (f"{TEACHER}__student-kd", {"teacher": "a-teacher"}, {}),
     "gkd": (f"{TEACHER}__student-gkd", TAUGHT, {}),
+    "skd": (f"{TEACHER}__student-skd", TAUGHT, {}),
     "taid": (f"{TEACHER}__student-taid", TAUGHT, {}),
     "amid": (f"{TEACHER}__student-amid", TAUGHT, {}),
     "distillm": (f"{TEACHER}__student-distillm", TAUGHT, {}),
@@ -135,7 +136,7 @@ def test_arms_spend_the_same(space: Workspace) -> None:
     assert all(value == pytest.approx(BUDGET, rel=0.015) for value in cost.values()), cost
 
 
-@pytest.mark.parametrize("arm", ["sft", "kd", "gkd", "minillm", "assistant"])
+@pytest.mark.parametrize("arm", ["sft", "kd", "gkd", "skd", "minillm", "assistant"])
 def test_spent_is_what_torch_counts(
     space: Workspace, arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +161,7 @@ def test_spent_is_what_torch_counts(
     monkeypatch.setattr(Run, "evaluate", unread)
     lineage, inputs, settings = ARMS[arm]
     settings = {**settings, "steps": 8, "batch_size": 8, "dropout": 0.0}
-    if arm == "gkd":
+    if arm in ("gkd", "skd"):
         settings["on_policy_share"] = 1.0
     inputs = {**inputs, "train": f"equal-rows-{arm}"}
     folder = run(space, f"torch-{arm}", lineage, inputs, micro_batch=8, **settings)

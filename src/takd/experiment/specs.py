@@ -110,8 +110,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
         settings |= {"steps": None, "epochs": None}
     if settings["deepspeed"]:
         path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
-        config = read_json(path)
-        settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
+        settings["deepspeed"] = {"name": settings["deepspeed"], "config": read_json(path)}
     spec = {
         "lineage": lineage,
         "seed": seed,
@@ -165,8 +164,7 @@ def outputs(experiment: Experiment, teacher: str, seed: int, read: str, kind: st
 def evaluate(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     """Settings of the stage that scores a model on an evaluation set."""
     spec = _evaluated(experiment, lineage, seed, set)
-    decoding = {"decoding": _decoding(experiment, "decoding")}
-    return spec | decoding | _answer(experiment, set)
+    return spec | {"decoding": _decoding(experiment, "decoding")} | _answer(experiment, set)
 
 
 def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
