@@ -428,6 +428,7 @@ def test_the_costs_page_shows_the_arms(reported: Path) -> None:
         ("900", []),
     ]
     assert rows[through][2] == ("150.25", ["150.00 to 150.50"])
+    assert costs_page.apart(found) == pytest.approx(50, rel=0.01)  # three trainings to two
     reference = {"flops": None, "reference": names[1], "lineages": names}
     assert costs.budgets(results_of(reported, reference)) == {1: 600_000, 2: 603_000}
     assert costs_page.arms(results_of(reported)) is None
