@@ -425,3 +425,12 @@ def test_a_control_that_was_cut_off_ends_as_one_that_was_not(space: Workspace) -
         (space.folder / n / "model/model.safetensors").read_bytes() for n in ("cut", "whole")
     ]
     assert weights[0] == weights[1]
+
+
+def test_two_processes_give_the_same_other_prompts(space: Workspace) -> None:
+    settings = {"steps": 6, "lm_weight": 0.0, "teacher_prompts": "shuffled"}
+    space.finished(space.train("two", "minillm", processes=2, **settings))
+    training.run(stage(space, "one", "shuffled_prompts"))
+    for one, two in zip(log(space, "one")[:-1], log(space, "two")[:-1], strict=True):
+        assert one.pop("kind") == two.pop("kind")
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-4)
