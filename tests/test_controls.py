@@ -285,10 +285,23 @@ def test_kd_and_responses_of_the_student_are_read_under_other_prompts() -> None:
     torch.testing.assert_close(loss, expected_loss(method, student, part.rows, 3, PLAIN["gkd"]))
 
 
+@torch.no_grad()
+def test_the_teacher_replaces_tokens_under_other_prompts() -> None:
+    """At k = 1 its likeliest token is all that is left."""
+    student, teacher = tiny_gpt2(1, VOCABULARY), tiny_gpt2(2, VOCABULARY)
+    method = make("skd", teacher, teacher_prompts="shuffled", on_policy_share=1.0, teacher_top_k=1)
+    method.prepare(1, sampler(student, teacher))
+    rows = method.drawn
+    for row, asked in zip(rows, asked_of(method, [row.prompt for row in rows], 1), strict=True):
+        for at, token in enumerate(row.response):
+            ids = torch.tensor([[*asked, *row.response[:at]]])
+            assert token == teacher(ids).logits[0, -1].argmax()
+
+
 def sampler(student: Any, teacher: Any, micro_batch: int | None = None) -> Any:
-    def sample(prompts: Any, temperature: float, mix: float | None) -> Any:
+    def sample(prompts: Any, temperature: float, mix: float | None, top_k: int = 0) -> Any:
         return draw(
-            *(student, prompts, Decoding(3, temperature=temperature)),
+            *(student, prompts, Decoding(3, temperature=temperature, teacher_top_k=top_k)),
             end_token=END,
             vocabulary=VOCABULARY,
             teacher=None if mix is None else teacher,

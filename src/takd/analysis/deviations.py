@@ -156,11 +156,12 @@ def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
 def _of_the_method(results: Results, models: list[str]) -> list[str]:
     """Settings of the method that differ from the paper's, with the affected models unless all are."""
     found = []
+    replaced = {"steps"} if results.spec.get("equal_cost") else set()  # by the budget
     for key, paper in METHOD.published.items():
         by_value: dict[str, list[str]] = {}
         for model in models:
             value = _settings(results, model, REPLICATED).get(key)
-            if value is not None and value != paper:
+            if value is not None and value != paper and key not in replaced:
                 by_value.setdefault(json.dumps(value), []).append(model)
         for value, whose in by_value.items():
             of = "" if len(whose) == len(models) else f" for {', '.join(whose)}"

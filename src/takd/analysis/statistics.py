@@ -116,6 +116,15 @@ def _parts(prompts: int) -> Iterable[int]:
     return (min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size))
 
 
+def of_trainings(values: Array) -> Interval | None:
+    """The t interval of the mean of trainings' values (R,); None for fewer than two."""
+    error = standard_error(values)
+    if error is None:
+        return None
+    half = error * float(stdtrit(len(values) - 1, (1 + LEVEL) / 2))
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+
+
 class OverTrainings(NamedTuple):
     """Mean over trainings and prompts with its uncertainty; arrays of the leading shape of the scores."""
 

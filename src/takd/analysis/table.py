@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis import comparisons, costs
-from takd.analysis.measures import BY_NAME, MEASURES, TESTED
+from takd.analysis.measures import BY_NAME, MEASURES, TESTED, TRAININGS
 from takd.analysis.results import Results
-from takd.analysis.statistics import Interval, number
+from takd.analysis.statistics import Interval, number, of_trainings
 from takd.experiment.labels import chain_label, chain_text, methods_text
 from takd.experiment.lineage import SELF, control_of, is_given, prefixes, split, teacher_of
 
@@ -247,8 +247,11 @@ def _scores(results: Results) -> Iterator[Number]:
                 if measure.name not in TESTED and len(values) == len(of_models):
                     mean = statistics.fmean(values)
                     seeds = 0 if is_given(lineage) else len(values)
+                    trainings = measure.interval == TRAININGS
+                    interval = of_trainings(np.array(values)) if trainings else None
+                    low, high = interval or (None, None)
                     yield Number(
-                        kind=SCORE, measure=measure.name, value=mean, set=name,
+                        kind=SCORE, measure=measure.name, value=mean, set=name, low=low, high=high,
                         n_training_seeds=seeds, n_prompts=len(of_models[0].ids), **about[lineage],
                     )  # fmt: skip
 

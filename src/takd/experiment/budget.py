@@ -26,7 +26,7 @@ def labelled(settings: Mapping[str, Any]) -> dict[str, list[str]]:
 def reference(settings: Mapping[str, Any]) -> str | None:
     """Return the lineage of the chain whose cost is the budget; None if there is no such chain."""
     label = (settings["budget"] or {}).get("chain")
-    return labelled(settings).get(label, [None])[0]
+    return labelled(settings)[label][0] if label in labelled(settings) else None
 
 
 def ends(settings: Mapping[str, Any]) -> set[str]:

@@ -6,6 +6,7 @@ Equal settings give equal text as canonical JSON: a stage runs again when they c
 from collections.abc import Callable
 from typing import Any
 
+from takd.data.letters import are_draws
 from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
@@ -34,6 +35,8 @@ def tokenizer(experiment: Experiment) -> Spec:
     template = _template(experiment)
     if "train" in source:
         return {"source": source, "text": source_of(experiment, "train"), "template": template}
+    if "words" in source:
+        return {"source": source, "template": template}
     if "hub" not in source:
         source = with_digests(experiment.root, source, but=WEIGHTS)
     spec: Spec = {"source": source, "template": template}
@@ -169,7 +172,13 @@ def evaluate(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
 def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     """Settings of the stage that computes likelihoods and divergences from the teachers."""
     spec = _evaluated(experiment, lineage, seed, set)
-    return {**spec, "teachers": _compared_with(experiment, lineage, seed)}
+    spec["teachers"] = _compared_with(experiment, lineage, seed)
+    if experiment.settings["evaluation"]["exact"]:
+        spec["exact"] = {"tokens": experiment.longest_response}
+        source = source_of(experiment, set)
+        if are_draws(source):
+            spec["exact"]["letters"] = source["demo"]["seed"]
+    return spec
 
 
 def judge(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:

@@ -8,7 +8,7 @@ processes nor a restart changes them.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +25,25 @@ from takd.methods.schedule import total_steps
 Statistics = dict[str, Tensor]
 # (student, rows of one micro-batch) -> loss, statistics
 LossFunction = Callable[[PreTrainedModel, Sequence[Any]], tuple[Tensor, Statistics]]
-# (prompts, temperature, teacher's share α, or None to leave the teacher out) -> one response per
-# prompt, on the CPU, the same on every process
-Sampler = Callable[[Sequence[Prompt], float, float | None], list[Response]]
+
+
+class Sampler(Protocol):
+    """Samples one response per prompt, on the CPU, the same on every process."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float,
+        teacher_mix: float | None,
+        teacher_top_k: int = 0,
+    ) -> list[Response]:
+        """Sample.
+
+        Args:
+            teacher_mix: the teacher's share α; None leaves the teacher out.
+            teacher_top_k: as in `takd.decoding.prompts.Decoding`.
+        """
+        ...
 
 
 @dataclass(frozen=True)

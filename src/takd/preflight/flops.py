@@ -190,14 +190,14 @@ def learning(
 
     work = Work()
     own = train if drawn is None else replace(train, response=drawn)
+    mixing = [teacher] if teacher is not None and facts.teacher_draws(s) else []
     if not facts.rollouts:
         new, old = drawing_steps(s, steps) if facts.on_policy else (0.0, 0.0)
         outputs = s.get("teacher_outputs", "live")
-        work += drawing(own, size, student) * new
+        work += drawing(own, size, student, *mixing) * new
         work += step(own, size, outputs) * (new + old)
         return work + step(train, size, outputs) * (steps - new - old)
     count, rounds = s["rollouts_per_round"], math.ceil(steps / steps_per_round(s))
-    mixing = [teacher] if teacher is not None and s["teacher_mix"] else []
     drawn_once = drawing(own, count, student, *mixing)
     if teacher is not None and not mixing:  # it reads the responses once
         drawn_once += Work(passes=count * reading(teacher, own.prompt, own.response))

@@ -183,8 +183,13 @@ def other_measures(results: Results, name: str) -> list[Table]:
     lineages = [line.lineage for line in table.lines(results)]
 
     def row(measure: Measure, part: Sequence[str]) -> TableRow:
-        means = (score(results, name, lineage, measure.name) for lineage in part)
-        cells = [tables.measured(mean and mean.value, measure.digits) for mean in means]
+        means = [score(results, name, lineage, measure.name) for lineage in part]
+        cells = [
+            tables.numbered(results, mean)
+            if mean and mean.interval
+            else tables.measured(mean and mean.value, measure.digits)
+            for mean in means
+        ]
         arrow = measure.arrow.removesuffix(" better")
         return TableRow([Cell(f"{measure.title} {arrow}".strip(), tip=measure.definition), *cells])
 

@@ -58,7 +58,7 @@ def run(stage: Stage) -> None:
     stage.commit(stage.outputs["dataset"])
     shape = config_of(stage.input("teacher").parent / "model")
     own = sum(body_forward(shape, p) + decoding(shape, p, r) for p, r in lengths)
-    facts = {"counts": counts, "tokens": tokens, "sha256": digest}
+    facts: dict[str, Any] = {"counts": counts, "tokens": tokens, "sha256": digest}
     facts |= spent(f"teachers/{spec['lineage']}/seed{spec['seed']}/generations", own, stage.inputs)
     stage.write_manifest(stage.outputs["manifest"], kind="generations", **facts)
     stage.say(

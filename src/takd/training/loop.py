@@ -219,10 +219,15 @@ class Run:
         return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
 
     def sample(
-        self, prompts: Sequence[Prompt], temperature: float, teacher_mix: float | None
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float,
+        teacher_mix: float | None,
+        teacher_top_k: int = 0,
     ) -> list[Response]:
-        """Sample responses from the student, alone or mixed with its teacher, for a method."""
-        decoding = Decoding(self.decoding.max_new_tokens, temperature=temperature)
+        """Sample responses from the student, alone or with its teacher, for a method."""
+        longest = self.decoding.max_new_tokens
+        decoding = Decoding(longest, temperature=temperature, teacher_top_k=teacher_top_k)
         teacher = None if teacher_mix is None else self.method.teacher
         responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher)
         self.journal.tokens += sum(len(r.tokens) for r in responses)
@@ -238,11 +243,13 @@ class Run:
     ) -> list[Response]:
         """Sample one response per prompt, divided among processes; all return the same list."""
         mine = share([len(prompt.tokens) for prompt in prompts], self.rank, self.world)
-        size = states_size(teacher, len(prompts), decoding.max_new_tokens)
+        uses = self.method.uses()
+        keeps = teacher if uses else None
+        size = states_size(keeps, len(prompts), decoding.max_new_tokens)
         place = functools.partial(kept, device=self.accelerator.device, size=size)
 
         def finished(index: int, response: Response) -> None:
-            response.teacher_hidden = place(response.teacher_hidden)
+            response.teacher_hidden = place(response.teacher_hidden[: None if uses else 0])
 
         with self.student.whole() as student:
             drawn = draw(
@@ -259,7 +266,7 @@ class Run:
         own = dict(zip(mine, drawn, strict=True))
         if self.world == 1:
             return [own[i] for i in range(len(prompts))]
-        return exchanged(self.accelerator, prompts, own, self.method.uses(), teacher, place)
+        return exchanged(self.accelerator, prompts, own, uses, keeps, place)
 
     def evaluate(self, step: int) -> None:
         """Run a dev evaluation, and keep the weights if they are the best by some measure."""

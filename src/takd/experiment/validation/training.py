@@ -14,7 +14,7 @@ from takd.experiment.yaml12 import Key, YamlFile, dotted
 DEEPSPEED = "config/deepspeed"
 # settings that only some on-policy regimes use
 REGIMES = {
-    "temperature": ("mixed", "adaptive"),
+    **dict.fromkeys(("temperature", "teacher_top_k"), ("mixed", "adaptive")),
     "on_policy_share": ("mixed",),
     **dict.fromkeys(("initial_share", "share_step", "loss_rise", "capacity"), ("adaptive",)),
 }
