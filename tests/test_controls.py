@@ -242,8 +242,9 @@ def expected_loss(method: Any, student: Any, rows: Any, step: int, plain: Any) -
             model(torch.tensor([[*prompt, *row.response]])).logits[0, len(prompt) - 1 : -1]
             for model, prompt in ((method.teacher, asked), (student, row.prompt))
         )
-        found += [plain(p_v, q_v) for p_v, q_v in zip(p.softmax(-1), q.softmax(-1), strict=True)]
-    return torch.stack(found).mean()
+        tokens = zip(p.softmax(-1), q.softmax(-1), strict=True)
+        found += [float(plain(p_v, q_v)) for p_v, q_v in tokens]
+    return torch.tensor(found).mean()
 
 
 @pytest.mark.parametrize("name", PLAIN)
