@@ -110,15 +110,15 @@ def tally(rows: list[Number], question: str) -> str:
 
 def needs_teacher(results: Results, name: str) -> list[str]:
     """Say which share of the gain of each method needs the teacher, by each of its controls."""
+    found = shares(results, name)
     by_method: dict[str, list[str]] = {}
-    for each in shares(results, name):
+    for each in found:
         by_method.setdefault(each.method, []).append(f"{each.text()} by the control {each.control}")
     if not by_method:
         return []
-    parts = (f"{method}, {', '.join(said)}" for method, said in by_method.items())
-    return [
-        f"Share of the gain in ROUGE-L over SFT that needs the teacher, on {name}: {'; '.join(parts)}."
-    ]
+    over = " (over 100 %: the control loses)" if any((x.value or 0) > 1 for x in found) else ""
+    parts = "; ".join(f"{method}, {', '.join(said)}" for method, said in by_method.items())
+    return [f"Share of the gain over SFT that needs the teacher, on {name}{over}: {parts}."]
 
 
 def reversed_elsewhere(results: Results) -> list[str]:
