@@ -538,7 +538,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "chat template of a tokenizer without one": (
         "  max_length: 64",
         "  template: chat\n  max_length: 64",
-        ["data.template is chat, but a tokenizer that is trained here has no chat template"],
+        ["data.template is chat, but a tokenizer that is made here has no chat template"],
     ),
     "system prompt without a chat template": (
         "  max_length: 64",

@@ -8,7 +8,7 @@ from takd.experiment.schema import suggest
 from takd.experiment.validation.common import by_hop, given_models, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile
 
-LISTED = 100_000  # beginnings of a response, of which each is read by each model
+LISTED = 20_000  # beginnings of a response, of which each is read by each model
 
 
 def check_evaluation(file: YamlFile, settings: dict[str, Any], complete: bool) -> None:
