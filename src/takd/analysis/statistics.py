@@ -122,10 +122,10 @@ class OverTrainings(NamedTuple):
     low: Any
     high: Any
     p: Any
-    """Two-sided p value of a mean of zero; the interval holds zero just if it is above 5 %."""
+    """Two-sided p value of a mean of zero; the interval holds zero just if it is above the level."""
 
 
-def over_trainings(scores_rp: Array) -> OverTrainings:
+def over_trainings(scores_rp: Array, level: float = 1 - LEVEL) -> OverTrainings:
     """Confidence interval of a mean over trainings and prompts, both random and crossed.
 
     Two-way random effects, y_rp = m + a_r + b_p + e_rp. With the mean squares of trainings, prompts and residual, an
@@ -140,6 +140,7 @@ def over_trainings(scores_rp: Array) -> OverTrainings:
 
     Args:
         scores_rp: (..., R, P) with R >= 2 trainings and P >= 2 prompts, draws averaged.
+        level: of the test; the confidence interval is at 1 - level.
     """
     trainings, prompts = scores_rp.shape[-2:]
     mean = scores_rp.mean(axis=(-2, -1))
@@ -170,7 +171,7 @@ def over_trainings(scores_rp: Array) -> OverTrainings:
         longer = half(middle) > np.abs(mean)
         low, high = np.where(longer, middle, low), np.where(longer, high, middle)
     p = np.where(mean == 0, 1.0, np.exp((low + high) / 2))
-    length = half(np.full_like(variance, math.log(1 - LEVEL)))
+    length = half(np.full_like(variance, math.log(level)))
     return OverTrainings(mean - length, mean + length, p)
 
 

@@ -10,8 +10,8 @@ settings, and `require_files` raises an error before the first job of a real run
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from takd.experiment.validation.common import (
 )
 from takd.experiment.yaml12 import read_yaml
 from takd.runtime.errors import InputError
+from takd.runtime.records import DECISION, read_record
 
 SEEDS = "seeds"
 """Key of `--config` for the number of training seeds: the first so many of the experiment's."""
@@ -75,10 +76,17 @@ def load(path: Path, root: Path, config: Mapping[str, str] | None = None) -> "Ex
     variables = dict(config or {})
     count = variables.pop(SEEDS, None)
     settings = schema.resolve(file, variables)
-    if count is not None:
-        settings["seeds"] = _first(settings["seeds"], count, name)
     parameters = validation.check(file, settings, root)
-    return Experiment(path.stem, root, settings, parameters)
+    looks: range | tuple[()] = ()
+    if isinstance(seeds := settings["seeds"], dict):
+        settings["until"] = until = seeds["until"]
+        settings["seeds"] = (seeds["values"] or list(range(1, until["at_most"] + 1)))[
+            : until["at_most"]
+        ]
+        looks = range(until["at_least"], until["at_most"])
+    if count is not None:  # as many as are asked for, without looking
+        settings["seeds"], looks = _first(settings["seeds"], count, name), ()
+    return Experiment(path.stem, root, settings, parameters, looks)
 
 
 def _first(seeds: list[int], count: str, name: str) -> list[int]:
@@ -100,6 +108,8 @@ class Experiment:
     settings: dict[str, Any]
     parameters: dict[str, int]
     """Size of each model by name."""
+    looks: Sequence[int] = ()
+    """Numbers of training seeds after which it is decided whether more are needed; none for a fixed number."""
 
     @property
     def methods(self) -> list[str]:
@@ -110,6 +120,34 @@ class Experiment:
     def seeds(self) -> list[int]:
         """Training seeds."""
         return self.settings["seeds"]
+
+    @property
+    def until(self) -> dict[str, Any] | None:
+        """When enough seeds are trained (`seeds.until`); None for a fixed number."""
+        return self.settings.get("until")
+
+    def decision(self, seeds: int) -> str:
+        """Path of the decision after so many training seeds, below the user's folder."""
+        return f"results/{self.name}/looks/seeds{seeds}/{DECISION}"
+
+    @functools.cache  # noqa: B019
+    def first(self, seeds: int) -> "Experiment":
+        """Return the experiment with its first training seeds only, without looks."""
+        return replace(self, settings={**self.settings, "seeds": self.seeds[:seeds]}, looks=())
+
+    def asked_for(self, decision: Callable[[int], str] | None = None) -> "Experiment":
+        """Return the experiment with the training seeds that the decisions ask for so far, all without looks.
+
+        Args:
+            decision: gives the path of the decision after so many seeds; by default, a missing one is not made yet.
+        """
+        for seeds in self.looks:
+            path = self.root / (decision or self.decision)(seeds)
+            if decision is None and not path.is_file():
+                return self.first(seeds)
+            if read_record(path)["decided"]:
+                return self.first(seeds)
+        return self.first(len(self.seeds)) if self.looks else self
 
     @property
     def shards(self) -> int:
@@ -226,6 +264,11 @@ class Experiment:
                     parts = self.shards if place == GENERATIONS else None
                     found[CacheEntry(teacher, own, place, parts)] = None
         return list(found)
+
+    @property
+    def teacher_logs(self) -> list[str]:
+        """Logs of all stages that wrote stored teacher outputs."""
+        return [file for entry in self.teacher_cache for file in entry.logs]
 
     @property
     def longest_response(self) -> int:

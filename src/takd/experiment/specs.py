@@ -19,7 +19,7 @@ Spec = dict[str, Any]
 
 # endings of files that may lie in a tokenizer's folder and are no part of the tokenizer
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-NUMBERS = ("seed", "part", "parts")
+NUMBERS = ("seed", "part", "parts", "seeds")
 
 
 def of(experiment: Experiment, stage: str, **wildcards: str) -> Spec:
@@ -203,6 +203,26 @@ def report(experiment: Experiment) -> Spec:
         "overrides": {
             name: model["training"] for name, model in models.items() if "training" in model
         },
+        **({"until": experiment.until} if experiment.until else {}),
+    }
+
+
+def look(experiment: Experiment, seeds: int) -> Spec:
+    """Settings of the stage that decides, after so many training seeds, whether more are needed."""
+    first = experiment.first(seeds)
+    assert first.until
+    return {
+        "experiment": first.name,
+        "models": first.parameters,
+        "chains": [{"lineage": chain["lineage"]} for chain in first.chains],
+        "nodes": [list(node) for node in first.nodes],
+        "teacher_cache": [],
+        "sets": first.until["sets"] or first.sets,
+        "seeds": first.seeds,
+        "decoding_seeds": first.settings["evaluation"]["seeds"],
+        "samples": 0,
+        "judge": False,
+        "until": first.until,
     }
 
 
@@ -236,7 +256,7 @@ STAGES: dict[str, Callable[..., Spec]] = {
     stage.__name__: stage
     for stage in (
         *(tokenizer, data, data_report, base, given, train, generate, generations, outputs),
-        *(evaluate, likelihoods, judge, report, card),
+        *(evaluate, likelihoods, judge, look, report, card),
     )
 }
 

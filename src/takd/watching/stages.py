@@ -89,6 +89,7 @@ class Seen:
 
 def places(experiment: Experiment) -> Iterator[Place]:
     """Yield the stages of an experiment, in the order of a run."""
+    looks, experiment = experiment.looks, experiment.asked_for()
     results = experiment.root / "results" / experiment.name
     logs = experiment.root / "logs" / experiment.name
 
@@ -126,6 +127,10 @@ def places(experiment: Experiment) -> Iterator[Place]:
             if experiment.settings["evaluation"]["judge"]:
                 yield place("judge", on, f"{at}/judge/judge.json", f"{at}/judge")
         yield place("card", what, f"{trained}/card.md", f"{trained}/card")
+    for count in looks:
+        if count <= len(experiment.seeds):
+            name, at = f"after {count} training seeds", f"looks/seeds{count}"
+            yield place("look", name, f"{at}/decision.json", at)
     yield place("report", "", "report/digests.json", "report")
 
 
