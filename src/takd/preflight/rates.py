@@ -12,11 +12,12 @@ from typing import Any
 
 from takd.experiment import lineage
 from takd.methods.registry import METHODS
-from takd.preflight import flops, shapes
+from takd.models import shapes
+from takd.models.shapes import Shape
+from takd.preflight import flops
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Gpu, lookup
 from takd.preflight.memory import Resources
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import BYTES
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
@@ -130,7 +131,9 @@ def rows_of(manifest: Path) -> Rows | None:
 
 
 def _training(manifest: Path) -> Measured | None:
-    spec, journal = read_json(manifest)["spec"], _journal(manifest.parent)
+    record, journal = read_json(manifest), _journal(manifest.parent)
+    spec = record["spec"]
+    spec["settings"]["steps"] = record["steps"]  # none in the settings under a budget
     data, method = manifest.parents[3] / "data", spec["method"]
     above, _, _ = spec["lineage"].rpartition("__")
     teacher = None

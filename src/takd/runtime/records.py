@@ -26,6 +26,8 @@ REPORT, DATA_REPORT = "digests.json", "report.json"
 DECISION = "decision.json"
 """Record of whether further training seeds are needed."""
 RECORDS = (*LAST_WRITTEN, REPORT, DATA_REPORT, DECISION, PROGRESS)
+SPENT = "spent"
+"""Key of manifests: FLOPs of a result and of all that it needs, each once, by their folders in the results."""
 CARD = "README.md"  # copied into a model's folder later, from the card.md beside it
 
 
