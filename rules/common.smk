@@ -34,7 +34,7 @@ if set("{}\n") & set(str(HOME)):
         " folder without {, } and line breaks."
     )
 
-from takd.experiment import comparison, lineage, specs
+from takd.experiment import comparison, lineage, looks, specs
 from takd.preflight import amounts, planned_jobs
 from takd.runtime import failures, slurm_executor_patch, store
 from takd.runtime.checkpoints import sweep
@@ -76,7 +76,7 @@ try:
     EXPERIMENT, *COMPARED = comparison.load_all(
         ROOT, config["experiment"], config.get(comparison.KEY), CONFIG
     )
-    COMPARED = [each.asked_for() for each in COMPARED]
+    COMPARED = [looks.asked_for(each) for each in COMPARED]
 except InputError as error:
     sys.exit(f"Error: {error}")
 

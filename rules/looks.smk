@@ -4,7 +4,9 @@
 
 def asked_for():
     """Return the experiment with the training seeds that the decisions ask for so far."""
-    return EXPERIMENT.asked_for(lambda seeds: checkpoints.look.get(seeds=seeds).output.decision)
+    return looks.asked_for(
+        EXPERIMENT, lambda seeds: checkpoints.look.get(seeds=seeds).output.decision
+    )
 
 
 def of_nodes(pattern, attribute="nodes", **more):
@@ -18,7 +20,7 @@ def of_first(pattern, attribute="nodes", **more):
     """Make an input: the files of all models with the first `seeds` training seeds."""
     return lambda wildcards: collect(
         pattern,
-        node=getattr(EXPERIMENT.first(int(wildcards.seeds)), attribute),
+        node=getattr(looks.first(EXPERIMENT, int(wildcards.seeds)), attribute),
         **more,
     )
 
@@ -31,7 +33,7 @@ if EXPERIMENT.looks:
             metrics=of_first(LOG, "trainings"),
             evaluations=of_first(
                 SCORES,
-                set=EXPERIMENT.until["sets"] or EXPERIMENT.sets,
+                set=EXPERIMENT.settings["until"]["sets"] or EXPERIMENT.sets,
                 file=[file for file in MEASURED if file != comparison.JUDGE],
             ),
         output:

@@ -66,6 +66,7 @@ def new(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """Print the table of planned stages."""
     from takd.experiment.experiment import SEEDS
+    from takd.experiment.looks import asked_for
     from takd.preflight import table
     from takd.preflight.collect import prepare
     from takd.preflight.schedule import headline
@@ -75,7 +76,7 @@ def plan(options: argparse.Namespace) -> int:
     first, more = headline(planner, planned, profile), {}
     if planner.experiment.looks:
         most, least = (
-            len(each.seeds) for each in (planner.experiment, planner.experiment.asked_for())
+            len(each.seeds) for each in (planner.experiment, asked_for(planner.experiment))
         )
         variables = {**asked["variables"], SEEDS: str(least)}
         of_least = prepare(ROOT, **{**asked, "variables": variables})

@@ -238,11 +238,10 @@ def estimates(
     return found
 
 
-def tests(gaps: Sequence[Array], until: Until | None = None) -> list[dict[str, float | None]]:
+def tests(gaps: Sequence[Array], until: Until | None = None) -> list[Columns]:
     """Uncorrected p values of differences (R, P, D) on the same P prompts, as columns of the table.
 
-    `prompts_p_raw` is of these checkpoints, `p_raw` across training seeds where there are several, and over all looks
-    where seeds are added until the questions are decided.
+    `prompts_p_raw` is of these checkpoints, `p_raw` across training seeds where there are several, over all looks.
     """
     if not gaps:
         return []

@@ -7,6 +7,7 @@ from takd.analysis.folder import inner, read_folder
 from takd.analysis.results import Results, read
 from takd.experiment import specs
 from takd.experiment.experiment import NAME, Experiment, file_of
+from takd.experiment.looks import asked_for
 from takd.preflight.collect import read_experiment
 from takd.runtime.errors import InputError
 
@@ -28,7 +29,7 @@ def results_of(
     if NAME.fullmatch(name) and file_of(root, name).is_file():
         folder = root / "results" / name
         experiment = read_experiment(root, name, variables)
-        spec = specs.report(experiment if partial else experiment.asked_for())
+        spec = specs.report(experiment if partial else asked_for(experiment))
         if partial:
             spec |= {"nodes": _scored(experiment, folder), "teacher_cache": []}
         if not spec["nodes"] or not folder.is_dir():

@@ -10,8 +10,8 @@ settings, and `require_files` raises an error before the first job of a real run
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from takd.experiment.validation.common import (
 )
 from takd.experiment.yaml12 import read_yaml
 from takd.runtime.errors import InputError
-from takd.runtime.records import DECISION, read_record
 
 SEEDS = "seeds"
 """Key of `--config` for the number of training seeds: the first so many of the experiment's."""
@@ -78,12 +77,11 @@ def load(path: Path, root: Path, config: Mapping[str, str] | None = None) -> "Ex
     settings = schema.resolve(file, variables)
     parameters = validation.check(file, settings, root)
     settings["chains"] = [controls.expanded(chain) for chain in settings["chains"]]
-    looks: range | tuple[()] = ()
+    looks: Sequence[int] = ()
     if isinstance(seeds := settings["seeds"], dict):
         settings["until"] = until = seeds["until"]
-        settings["seeds"] = (seeds["values"] or list(range(1, until["at_most"] + 1)))[
-            : until["at_most"]
-        ]
+        values = seeds["values"] or range(1, until["at_most"] + 1)
+        settings["seeds"] = list(values[: until["at_most"]])
         looks = range(until["at_least"], until["at_most"])
     if count is not None:  # as many as are asked for, without looking
         settings["seeds"], looks = _first(settings["seeds"], count, name), ()
@@ -121,34 +119,6 @@ class Experiment:
     def seeds(self) -> list[int]:
         """Training seeds."""
         return self.settings["seeds"]
-
-    @property
-    def until(self) -> dict[str, Any] | None:
-        """When enough seeds are trained (`seeds.until`); None for a fixed number."""
-        return self.settings.get("until")
-
-    def decision(self, seeds: int) -> str:
-        """Path of the decision after so many training seeds, below the user's folder."""
-        return f"results/{self.name}/looks/seeds{seeds}/{DECISION}"
-
-    @functools.cache  # noqa: B019
-    def first(self, seeds: int) -> "Experiment":
-        """Return the experiment with its first training seeds only, without looks."""
-        return replace(self, settings={**self.settings, "seeds": self.seeds[:seeds]}, looks=())
-
-    def asked_for(self, decision: Callable[[int], str] | None = None) -> "Experiment":
-        """Return the experiment with the training seeds that the decisions ask for so far, all without looks.
-
-        Args:
-            decision: gives the path of the decision after so many seeds; by default, a missing one is not made yet.
-        """
-        for seeds in self.looks:
-            path = self.root / (decision or self.decision)(seeds)
-            if decision is None and not path.is_file():
-                return self.first(seeds)
-            if read_record(path)["decided"]:
-                return self.first(seeds)
-        return self.first(len(self.seeds)) if self.looks else self
 
     @property
     def shards(self) -> int:

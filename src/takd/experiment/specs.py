@@ -10,6 +10,7 @@ from takd.data.letters import are_draws
 from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
+from takd.experiment.looks import look
 from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
@@ -216,26 +217,7 @@ def report(experiment: Experiment) -> Spec:
             name: model["training"] for name, model in models.items() if "training" in model
         },
         **budget.of_report(settings, experiment.lineages),
-        **({"until": experiment.until} if experiment.until else {}),
-    }
-
-
-def look(experiment: Experiment, seeds: int) -> Spec:
-    """Settings of the stage that decides, after so many training seeds, whether more are needed."""
-    first = experiment.first(seeds)
-    assert first.until
-    return {
-        "experiment": first.name,
-        "models": first.parameters,
-        "chains": [{"lineage": chain["lineage"]} for chain in first.chains],
-        "nodes": [list(node) for node in first.nodes],
-        "teacher_cache": [],
-        "sets": first.until["sets"] or first.sets,
-        "seeds": first.seeds,
-        "decoding_seeds": first.settings["evaluation"]["seeds"],
-        "samples": 0,
-        "judge": False,
-        "until": first.until,
+        **({"until": settings["until"]} if "until" in settings else {}),
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from takd.experiment.experiment import Experiment
 from takd.experiment.labels import chain_text, methods_text
 from takd.experiment.lineage import is_given, own, split
+from takd.experiment.looks import asked_for
 from takd.experiment.teacher_cache import GENERATIONS
 from takd.runtime.checkpoints import LOG
 from takd.runtime.failures import sentence
@@ -89,7 +90,7 @@ class Seen:
 
 def places(experiment: Experiment) -> Iterator[Place]:
     """Yield the stages of an experiment, in the order of a run."""
-    looks, experiment = experiment.looks, experiment.asked_for()
+    looks, experiment = experiment.looks, asked_for(experiment)
     results = experiment.root / "results" / experiment.name
     logs = experiment.root / "logs" / experiment.name
 
