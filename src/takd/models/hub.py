@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from takd.models.tokenizer_check import ALSO, FILES
+from takd.models.tokenizer_check import ALSO, FILES, GENERATION
 from takd.models.weight_files import INDEX, PICKLE, PICKLE_INDEX, WHOLE
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError, hub_error
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SMALL = ("config.json", *FILES, *ALSO)
+SMALL = ("config.json", GENERATION, *FILES, *ALSO)
 # forms that weights have, the preferred one first; shards go with their index
 FORMS = (
     (WHOLE,),
@@ -101,8 +101,11 @@ def discard(path: Path) -> None:
             each.unlink()
 
 
-def commit_of(name: str, revision: str) -> str:
-    """Return the commit that a branch or tag of a data set names now; without the Hub, when it was last asked.
+def commit_of(name: str, revision: str, kind: str = "dataset") -> str:
+    """Return the commit that a branch or tag names now; without the Hub, when it was last asked.
+
+    Args:
+        kind: of the repository, `dataset` or `model`.
 
     Raises:
         InputError: the Hub cannot tell, and has not been asked before.
@@ -110,7 +113,8 @@ def commit_of(name: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().resolve_revision(name, revision=revision, repo_type="dataset")
+        found = HfApi().resolve_revision(name, revision=revision, repo_type=kind)
     except Exception as error:  # as above
-        raise hub_error(f"the data set {name}", revision, error) from error
+        what = {"dataset": "data set"}.get(kind, kind)
+        raise hub_error(f"the {what} {name}", revision, error) from error
     return found.resolved
