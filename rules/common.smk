@@ -210,7 +210,7 @@ def read_by_teacher(wildcards):
 def trained(wildcards):
     """Lineage of the model that a training produces."""
     if "model" in wildcards.keys():
-        return lineage.supervised(wildcards.model)
+        return lineage.alone(wildcards.model)
     return f"{wildcards.teacher}__{wildcards.student}-{wildcards.method}"
 
 
@@ -234,23 +234,34 @@ def training_data():
     }
 
 
+def reference(wildcards):
+    """Model whose cost is the budget of a training, where a chain's is."""
+    found = EXPERIMENT.reference(trained(wildcards), int(wildcards.seed))
+    return {"reference": model_manifest(*found)} if found else {}
+
+
 def sft_inputs(wildcards):
     """Inputs of supervised fine-tuning: the starting weights and the data."""
     return {
-        "base": f"<results>/base/{wildcards.model}/manifest.json",
+        "base": f"<results>/base/{lineage.own(wildcards.model)}/manifest.json",
         **training_data(),
+        **reference(wildcards),
     }
 
 
 def distill_inputs(wildcards):
     """Inputs of distillation: the teacher, the student's starting weights, the data, and precomputed outputs."""
     student = trained(wildcards)
-    seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds)
-    inputs = {"teacher": model_manifest(wildcards.teacher, seed), **training_data()}
+    seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds, student)
+    inputs = {
+        "teacher": model_manifest(wildcards.teacher, seed),
+        **training_data(),
+        **reference(wildcards),
+    }
     if EXPERIMENT.start_of(student) == "sft":
         inputs["init"] = model_manifest(lineage.supervised(wildcards.student), wildcards.seed)
     else:
-        inputs["base"] = f"<results>/base/{wildcards.student}/manifest.json"
+        inputs["base"] = f"<results>/base/{lineage.own(wildcards.student)}/manifest.json"
     settings = EXPERIMENT.training(wildcards.student, wildcards.method)
     if "corpus" in EXPERIMENT.splits and settings.get("lm_weight", 0) > 0:
         inputs["corpus"] = "<results>/data/corpus/manifest.json"

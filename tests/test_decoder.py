@@ -22,7 +22,7 @@ from takd.models.causal_lm import hidden_states
 from takd.models.logits import freeze
 from takd.models.lowered import LoweredWeights
 
-RECORDED = ("student", "teacher", "mixed", "teacher_hidden")
+RECORDED = ("student", "teacher", "mixed", "teacher_hidden", "replaced")
 VOCABULARY = 11
 
 
@@ -207,6 +207,7 @@ def with_graphs(monkeypatch, capture):
     monkeypatch.setattr(Graphs, "__init__", init)
 
 
+TEACHERS = [{"mix": 0.0}, {"mix": 0.3}, {"mix": 0.0, "teacher_top_k": 3}]
 SETTINGS = [
     {},
     {"temperature": 0.7},
@@ -218,21 +219,21 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("mix", [0.0, 0.3])
+@pytest.mark.parametrize("teacher", TEACHERS)
 def test_rows_that_end_between_two_looks_are_those_that_end_at_once(
-    pair, mix, settings, monkeypatch
+    pair, teacher, settings, monkeypatch
 ):
-    expected = drawn(pair, mix=mix, **settings)
+    expected = drawn(pair, **teacher, **settings)
     monkeypatch.setitem(amounts.AHEAD, "cpu", 8)
     assert len({len(response.tokens) % 8 for response in expected}) > 4
     # the longest text may end at the model's last position
-    assert_same(drawn(pair, mix=mix, **settings), expected, bits=False)
+    assert_same(drawn(pair, **teacher, **settings), expected, bits=False)
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:4])
-@pytest.mark.parametrize("mix", [0.0, 0.3])
-def test_captured_steps_are_the_same_in_every_bit(pair, mix, settings, ahead, monkeypatch):
-    expected = drawn(pair, mix=mix, count=40, **settings)
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_captured_steps_are_the_same_in_every_bit(pair, teacher, settings, ahead, monkeypatch):
+    expected = drawn(pair, **teacher, count=40, **settings)
     graphs_of = []
 
     def counting(function):
@@ -250,15 +251,15 @@ def test_captured_steps_are_the_same_in_every_bit(pair, mix, settings, ahead, mo
     # a graph is of one number of columns, which grows on a CPU; on a GPU in steps of 64
     monkeypatch.setattr("takd.decoding.kv_cache.columns_seen", lambda last, device: 64)
     kept = KeptDecoder()
-    found = drawn(pair, mix=mix, count=40, kept=kept, **settings)
+    found = drawn(pair, **teacher, count=40, kept=kept, **settings)
     assert_same(found, expected, bits=False)
     assert sum(graphs_of) > 3
     # of another round, with other weights at the same addresses
     with torch.no_grad():
         pair[0].lm_head.weight.mul_(1.1)
-    again = drawn(pair, mix=mix, count=40, kept=kept, **settings)
+    again = drawn(pair, **teacher, count=40, kept=kept, **settings)
     with_graphs(monkeypatch, None)
-    assert_same(again, drawn(pair, mix=mix, count=40, **settings))
+    assert_same(again, drawn(pair, **teacher, count=40, **settings))
 
 
 def test_tensors_of_a_step_stay_where_they_are(pair, ahead, monkeypatch):

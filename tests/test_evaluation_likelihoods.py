@@ -20,7 +20,8 @@ from takd.decoding.resumable import prompts_of, respond
 from takd.decoding.sampling import Decoding
 from takd.evaluation import likelihoods as stage_likelihoods
 from takd.metrics import calibration
-from takd.preflight import flops, shapes
+from takd.models import shapes
+from takd.preflight import flops
 from takd.preflight.flops import Rows
 from takd.runtime.checkpoints import sweep
 from takd.runtime.stage import Interrupted, Stage
@@ -44,7 +45,9 @@ def workspace(tmp_path_factory):
     return space
 
 
-def likelihoods(space, name, *arguments, teachers=TEACHERS, script="likelihoods", **inputs):
+def likelihoods(
+    space, name, *arguments, teachers=TEACHERS, script="likelihoods", exact=None, **inputs
+):
     (space.folder / name).mkdir(exist_ok=True)
     spec = {
         "lineage": "teacher-sft__student-kd",
@@ -64,7 +67,7 @@ def likelihoods(space, name, *arguments, teachers=TEACHERS, script="likelihoods"
     files = ("likelihoods.json", "prompts.jsonl", "metrics.jsonl")
     return space.start(
         script,
-        {**spec, "teachers": teachers},
+        {**spec, "teachers": teachers, **({"exact": exact} if exact else {})},
         [f"{key}={path}" for key, path in {**read, **inputs}.items()],
         [f"{file.partition('.')[0]}={name}/{file}" for file in files],
         *arguments,

@@ -184,7 +184,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "methods: [sft], label",
         [
             "chains[0].methods[0] is 'sft'",
-            "must be one of kd, seqkd, gkd, distillm, abkd, taid, amid, minillm",
+            "must be one of kd, seqkd, gkd, distillm, abkd, taid, amid, skd, minillm",
         ],
     ),
     "too few methods for the hops": (
@@ -389,6 +389,14 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         "steps: 20",
         "teacher_mix: 1, steps: 20",
         ["training.minillm.teacher_mix is 1, but must be less than 1"],
+    ),
+    "no token of the teacher": (
+        *taught_by("skd", "teacher_top_k: 0"),
+        ["training.skd.teacher_top_k is 0, but must be at least 1"],
+    ),
+    "a top k without responses": (
+        *taught_by("skd", "on_policy: off, teacher_top_k: 5"),
+        ["training.skd.teacher_top_k has no effect where on_policy is off", "mixed or adaptive"],
     ),
     "negative teacher mix": ("steps: 20", "teacher_mix: -0.1, steps: 20", ["-0.1", "at least 0"]),
     "learning rate of zero": (
@@ -745,6 +753,7 @@ def test_nodes_and_splits(tmp_path: Path) -> None:
         "abkd",
         "taid",
         "amid",
+        "skd",
         "minillm",
     ]
     assert experiment.splits == ["train", "dev", "heldout"]
@@ -1263,6 +1272,11 @@ def test_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
             | {"weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 0, "start": "sft"},
         ),
         ("abkd", {"alpha": 0.2, "beta": 0.7, "on_policy": "off", "ratio": 1.0, "start": "sft"}),
+        (
+            "skd",
+            {"teacher_top_k": 25, "divergence": "forward_kl", "on_policy_share": 1.0}
+            | {"on_policy": "mixed", "temperature": 1.0, "start": "sft"},
+        ),
         ("taid", {"target_start": 0.4, "target_alpha": 5e-4, "target_beta": 0.99, "ratio": 1.0}),
     ],
 )

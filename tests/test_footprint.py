@@ -21,11 +21,12 @@ from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example
 from takd.methods.minillm import MiniLLM, Rollout
 from takd.methods.token_losses import label_and_divergence_loss, label_loss
+from takd.models import shapes
 from takd.models.causal_lm import checkpoint_activations, load_model
 from takd.models.logits import freeze
 from takd.models.lora import add_lora
 from takd.models.precision import torch_dtype
-from takd.preflight import memory, shapes, tensors
+from takd.preflight import memory, tensors
 from takd.preflight.gpus import CPU, find_gpu
 from takd.preflight.memory import Resources
 from takd.preflight.tensors import Loaded, Texts

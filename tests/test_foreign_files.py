@@ -10,7 +10,7 @@ from test_base import save_tokenizer
 from test_data import run_tokenizer
 
 from takd.data import downloads, sources
-from takd.preflight import shapes
+from takd.models import shapes
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json_object
 

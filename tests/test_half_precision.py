@@ -88,18 +88,19 @@ def test_a_frozen_model_computes_the_same_within_the_autocast_of_another(student
 
 @torch.no_grad()
 @pytest.mark.parametrize("half", HALVES)
-def test_probabilities_of_drawing_are_those_of_reading(student, half):
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_probabilities_of_drawing_are_those_of_reading(student, half, top_k):
     """The ratios of policy gradients are 1 where no weight has changed."""
     teacher = teacher_of(student, half)
     prompts = [Prompt([1 + (3 * i + j) % 12 for j in range(1 + i)], i, 1) for i in range(6)]
     with torch.autocast("cpu", half):
         drawn = draw(
-            *(student, prompts, Decoding(8)),
+            *(student, prompts, Decoding(8, teacher_top_k=top_k)),
             end_token=END,
             vocabulary=VOCABULARY,
             micro_batch=4,
             teacher=teacher,
-            teacher_mix=0.3,
+            teacher_mix=0.0 if top_k else 0.3,
         )
         texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, drawn, strict=True)]
         layout = RightPadded.of(texts, student.device)

@@ -23,6 +23,7 @@ from takd.methods.base import Example, batch_indices, packed, prompts_of, unpack
 from takd.methods.distillm import DistiLLM
 from takd.methods.gkd import Gkd
 from takd.methods.seqkd import SeqKd
+from takd.methods.skd import Skd
 from takd.methods.taid import Taid
 from takd.runtime.stage import Interrupted, Stage
 from takd.training import train as training
@@ -49,6 +50,8 @@ METHODS = {
     "taid": (Taid, {"target_start": 0.4, "target_alpha": 5e-4, "target_beta": 0.99}),
     "amid": (Amid, {"from": "teacher", "skew": 0.1, "alpha": 0.0}),
     "amid, student": (Amid, {"from": "student", "skew": 0.3, "alpha": 3.0}),
+    "skd": (Skd, {"divergence": "forward_kl", "teacher_top_k": 3}),
+    "skd, reverse": (Skd, {"divergence": "reverse_kl", "teacher_top_k": VOCABULARY}),
 }
 
 
@@ -67,6 +70,8 @@ PLAIN = {
     "taid": of(oracle.taid, target=0.4),
     "amid": of(oracle.amid, share=0.1, alpha=0.0),
     "amid, student": of(oracle.amid, of="student", share=0.3, alpha=3.0),
+    "skd": of(oracle.forward_kl),
+    "skd, reverse": of(oracle.reverse_kl),
 }
 every = pytest.mark.parametrize("name", METHODS)
 
@@ -106,13 +111,15 @@ def never(prompts, temperature, teacher_mix):
     raise AssertionError("nothing is to be drawn")
 
 
-def drawing(student):
-    """Responses of a real model, and nothing else."""
+def drawing(student, teacher=None):
+    """Responses of a real model, and of its teacher where it takes part."""
 
-    def sample(prompts, temperature, teacher_mix):
-        decoding = Decoding(6, temperature=temperature)
+    def sample(prompts, temperature, teacher_mix, teacher_top_k=0):
+        decoding = Decoding(6, temperature=temperature, teacher_top_k=teacher_top_k)
         options = {"end_token": END, "vocabulary": VOCABULARY, "micro_batch": 8}
-        return draw(student, prompts, decoding, **options)
+        assert (teacher_mix is None) == (teacher_top_k == 0)
+        helper = None if teacher_mix is None else teacher or any_teacher()
+        return draw(student, prompts, decoding, **options, teacher=helper)
 
     return sample
 
@@ -186,7 +193,8 @@ def test_modules_are_found_by_the_names_of_their_methods():
         for name in METHODS
         if "," not in name
     }
-    assert found == {"gkd": Gkd, "distillm": DistiLLM, "abkd": Abkd, "taid": Taid, "amid": Amid}
+    rivals = {"taid": Taid, "amid": Amid, "skd": Skd}
+    assert found == {"gkd": Gkd, "distillm": DistiLLM, "abkd": Abkd, **rivals}
     assert importlib.import_module("takd.methods.seqkd").METHOD is SeqKd
 
 
@@ -442,6 +450,32 @@ def test_the_target_follows_the_equations_of_its_paper():
     assert any(share > start + (1 - start) * at / steps + 1e-3 for at, share in enumerate(shares))
 
 
+def test_a_teacher_replaces_what_it_finds_unlikely(pair):
+    """The expected share is logged, and survives a checkpoint; at the whole vocabulary the teacher is not asked."""
+    student, teacher = pair
+    shares = []
+    for top_k in (1, 3, 8, VOCABULARY):
+        method = make("skd", teacher, on_policy_share=1.0, teacher_top_k=top_k, temperature=1.0)
+        rows = rows_of(method, 0, drawing(student, teacher))
+        (part,) = method.parts(0)
+        expected = []
+        for row in rows:
+            p, q = probabilities(teacher, row), probabilities(student, row)
+            likeliest = p.argsort(-1, descending=True)[:, :top_k]
+            expected += (1 - q.gather(-1, likeliest).sum(-1)).tolist()
+        shares.append(part.loss(student, rows)[1]["replaced"].item())
+        assert shares[-1] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+        again = make("skd", teacher, on_policy_share=1.0, teacher_top_k=top_k)
+        again.restore(method.state())
+        assert again.constants() == method.constants() and again.rows(0) == rows
+    assert 1 > shares[0] > shares[1] > shares[2] > shares[3] == 0
+    alone = rows_of(make("gkd", on_policy_share=1.0, temperature=1.0), 0, drawing(student))
+    assert rows == alone
+    method = make("skd", on_policy="off")
+    rows_of(method, 0, never)
+    assert method.constants()["replaced"] == 0
+
+
 def test_no_gradient_flows_through_the_target(pair):
     student_nv = torch.randn(5, VOCABULARY, requires_grad=True)
     teacher_nv = torch.randn(5, VOCABULARY).log_softmax(-1)
@@ -532,6 +566,7 @@ def train(space, name, method, stops=(), **settings):
         ("abkd", {}),
         ("taid", {"target_alpha": 0.05}),
         ("amid", {"on_policy": "mixed"}),
+        ("skd", {"on_policy": "adaptive", "initial_share": 0.7, "capacity": 8}),
         ("loss_adaptive", {}),
         ("minillm", EXACT),
     ],
@@ -549,7 +584,9 @@ def test_a_run_in_pieces_ends_like_one_in_a_piece(method, settings, workspace):
     else:
         falling = "single_step_kl" if method == "minillm" else "loss"
         assert sum(line[falling] for line in steps[-4:]) < sum(line[falling] for line in steps[:4])
-    if method in ("gkd", "distillm"):
+    if method == "skd":
+        assert 0 < min(line["replaced"] for line in steps if line["student_responses"]) < 1
+    if method in ("gkd", "distillm", "skd"):
         assert 0 < sum(line["student_responses"] for line in steps) < 16
     if method == "loss_adaptive":
         shares = [line["share"] for line in steps]

@@ -18,8 +18,9 @@ from takd.__main__ import main
 from takd.experiment import lineage
 from takd.experiment.experiment import load
 from takd.methods.schedule import total_steps
+from takd.models import shapes
 from takd.models.causal_lm import load_model
-from takd.preflight import disk, flops, rates, shapes, table
+from takd.preflight import disk, flops, rates, table
 from takd.preflight.gpus import asked_for, find_gpu
 from takd.preflight.jobs import Job, parse
 from takd.preflight.memory import Resources
@@ -108,13 +109,16 @@ def counted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "kd", "gkd", "minillm", "minillm-no-mix", "sft-lora"])
+@pytest.mark.parametrize(
+    "name", ["sft", "kd", "gkd", "skd", "minillm", "minillm-no-mix", "sft-lora"]
+)
 def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
     """Within 10 %: rows of a batch are padded, and a few passes before the first step are not planned."""
     method = name.split("-")[0]
     settings: dict[str, Any] = {
         "minillm-no-mix": {"teacher_mix": 0.0, "lm_weight": 0.0},
         "gkd": {"on_policy_share": 1.0},
+        "skd": {"on_policy_share": 1.0},
         "sft-lora": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None}},
     }.get(name, {})
     found, spec, journal = counted(space, name, method, steps=24, batch_size=8, **settings)

@@ -10,10 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from workspace import Workspace
 
 from takd.decoding import loading
+from takd.models import shapes
 from takd.models.causal_lm import load_model
 from takd.models.layer_dropping import keep_layers
 from takd.models.precision import choose_precision, describe, pretrained_dtype, pretrained_in
-from takd.preflight import memory, shapes
+from takd.preflight import memory
 from takd.preflight.gpus import find_gpu
 from takd.runtime.errors import InputError
 from takd.runtime.stage import Stage

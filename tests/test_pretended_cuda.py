@@ -27,7 +27,7 @@ from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.evaluation import evaluate, likelihoods, log_likelihoods
 from takd.evaluation.log_likelihoods import Text
-from takd.methods import abkd, distillm, gkd, kd, minillm, seqkd, sft
+from takd.methods import abkd, distillm, gkd, kd, minillm, seqkd, sft, skd
 from takd.models.logits import freeze, unchanged
 from takd.models.precision import torch_dtype
 from takd.runtime.stage import Stage
@@ -37,7 +37,7 @@ from takd.training import train
 VOCABULARY = 40
 METHODS: dict[str, Any] = {
     "sft": sft, "kd": kd, "seqkd": seqkd, "gkd": gkd, "distillm": distillm, "abkd": abkd,
-    "minillm": minillm,
+    "skd": skd, "minillm": minillm,
 }  # fmt: skip
 
 
@@ -165,6 +165,7 @@ BUDGETS = {
     ("gpt2", "half"): Budget(12, 10, 4),
     ("gpt2", "autocast"): Budget(14, 11, 4),
     ("gpt2", "mixed"): Budget(26, 22.5, 8),
+    ("gpt2", "replaced"): Budget(26, 30, 8),
     ("llama", "half"): Budget(40, 25, 19),
     ("llama", "autocast"): Budget(43, 21, 14),
     ("llama", "mixed"): Budget(83, 47.5, 33),
@@ -179,14 +180,16 @@ def counted_steps(family: str, use: str, layers: int) -> dict[str, Counter[str]]
     with PretendedCard() as card:
         kind = torch.bfloat16 if use == "half" else torch.float32
         student = make(1, layers).to(CUDA, kind)
-        teacher = freeze(make(2, layers).to(CUDA, torch.bfloat16)) if use == "mixed" else None
+        taught = use in ("mixed", "replaced")
+        teacher = freeze(make(2, layers).to(CUDA, torch.bfloat16)) if taught else None
+        decoding = Decoding(3 * AHEAD, teacher_top_k=5 if use == "replaced" else 0)
         for length in (AHEAD, 2 * AHEAD, 3 * AHEAD):  # the first fills caches
             prompts = [Prompt([2 + i, *[3] * i], i, 1, limit=length) for i in range(4)]
             card.reset()
             with torch.autocast("cuda", torch.bfloat16, enabled=use != "half"):
                 draw(
-                    student, prompts, Decoding(3 * AHEAD), end_token=-1, vocabulary=VOCABULARY,
-                    micro_batch=4, teacher=teacher, teacher_mix=0.2 if teacher else 0.0,
+                    student, prompts, decoding, end_token=-1, vocabulary=VOCABULARY,
+                    micro_batch=4, teacher=teacher, teacher_mix=0.2 if use == "mixed" else 0.0,
                 )  # fmt: skip
             kinds = ("kernels", "syncs", "host", "transfers")
             found.append({kind: getattr(card, kind) for kind in kinds})
@@ -202,7 +205,7 @@ def test_a_step_of_decoding_keeps_to_its_budget(family, use):
     outside = one["kernels"].total() / AHEAD - block
     assert 0 < block <= budget.block, two["kernels"] - one["kernels"]
     assert 0 < outside <= budget.outside, one["kernels"]
-    assert outside - budget.models <= 15
+    assert outside - budget.models <= (22 if use == "replaced" else 15)
     for steps in (one, two):
         # one look at the tokens, whatever the number of blocks; and where they go, for each model and the noise
         assert steps["syncs"].total() == steps["transfers"]["downloads"] == 1
@@ -286,32 +289,32 @@ def test_a_wait_and_a_tensor_on_the_cpu_in_the_step_are_seen(more, seen, monkeyp
 
 
 def drawn(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, mix: float, rows: int
+    student: PreTrainedModel, teacher: PreTrainedModel | None, mix: float, rows: int, top_k: int = 0
 ) -> list[sampling.Response]:
     prompts = [Prompt([2 + i % 5, *[3] * (i % 4)], i, 1, limit=3 + i % 6) for i in range(12)]
     return draw(
-        student, prompts, Decoding(8, top_p=0.95, no_repeat_ngram=2), end_token=0,
+        student, prompts, Decoding(8, top_p=0.95, no_repeat_ngram=2, teacher_top_k=top_k), end_token=0,
         vocabulary=VOCABULARY, micro_batch=rows, teacher=teacher, teacher_mix=mix,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mix", [None, 0.0, 0.3])
+@pytest.mark.parametrize(("mix", "top_k"), [(None, 0), (0.0, 0), (0.3, 0), (0.0, 3)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_texts_and_their_scores_are_those_of_the_cpu(family, mix):
+def test_texts_and_their_scores_are_those_of_the_cpu(family, mix, top_k):
     """Rows that leave, rows that take their place, and caches that shrink, on the card."""
     student, teacher = FAMILIES[family](1), FAMILIES[family](2) if mix is not None else None
-    here = drawn(student, teacher, mix or 0.0, rows=12)
+    here = drawn(student, teacher, mix or 0.0, rows=12, top_k=top_k)
     with PretendedCard():
         student.to(CUDA)
         if teacher is not None:
             teacher.to(CUDA)
-        there = drawn(student, teacher, mix or 0.0, rows=5)
+        there = drawn(student, teacher, mix or 0.0, rows=5, top_k=top_k)
         for response in there:  # the only part that stays on the card
             response.teacher_hidden = response.teacher_hidden.cpu()
     for one, other in zip(here, there, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert one.finished == other.finished
-        for name in ("student", "teacher", "mixed", "teacher_hidden"):
+        for name in ("student", "teacher", "mixed", "teacher_hidden", "replaced"):
             torch.testing.assert_close(getattr(one, name), getattr(other, name))
 
 
@@ -459,10 +462,11 @@ def trained(
     enabled = half != torch.float32
     losses = []
 
-    def sample(prompts: Any, temperature: float, teacher_mix: float | None) -> Any:
+    def sample(prompts: Any, temperature: float, teacher_mix: float | None, top_k: int = 0) -> Any:
+        decoding = Decoding(3, temperature=temperature, teacher_top_k=top_k)
         with torch.autocast(device, half, enabled=enabled):
             return draw(
-                student.eval(), prompts, Decoding(3, temperature=temperature), end_token=0,
+                student.eval(), prompts, decoding, end_token=0,
                 vocabulary=VOCABULARY, micro_batch=3,
                 teacher=teacher if teacher_mix is not None else None, teacher_mix=teacher_mix or 0.0,
             )  # fmt: skip

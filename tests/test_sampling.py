@@ -11,7 +11,7 @@ from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilit
 
 from takd.decoding import amounts, replay
 from takd.decoding.gumbel import gumbel_noise
-from takd.decoding.next_tokens import mixture, shares
+from takd.decoding.next_tokens import mixture, shares, speculative
 from takd.decoding.ngrams import Repeats
 from takd.decoding.sampling import Decoding, Prompt, draw
 
@@ -117,8 +117,43 @@ def test_mixture_is_of_probabilities():
     assert mixed.tolist() == pytest.approx([0.25 * 0.9 + 0.75 * 0.2, 0.25 * 0.1 + 0.75 * 0.8])
 
 
-@pytest.mark.parametrize("mix", [0.0, 0.3])
-def test_distribution_against_enumeration(pair, mix):
+def replaced(p, q, top_k):
+    """Probabilities of each token where the teacher replaces proposals outside of its top k, by its definition."""
+    found = []
+    for p_v, q_v in zip(p.tolist(), q.tolist(), strict=True):
+        inside = [sum(other > mine for other in p_v) < top_k for mine in p_v]
+        outside = sum(share for share, kept in zip(q_v, inside, strict=True) if not kept)
+        parts = zip(p_v, q_v, inside, strict=True)
+        found.append([kept * proposed + outside * own for own, proposed, kept in parts])
+    return torch.tensor(found, dtype=p.dtype)
+
+
+def distributions(model, prompt, response):
+    """(response tokens, vocabulary) by one full pass."""
+    with torch.no_grad():
+        ids = torch.tensor([[*prompt, *response]])
+        return model(ids).logits[0, len(prompt) - 1 : -1].softmax(-1)
+
+
+def test_what_a_teacher_replaces_is_drawn_from_it_and_ties_are_kept():
+    generator = torch.Generator().manual_seed(1)
+    for top_k in range(1, 7):
+        p, q = torch.rand(2, 50, 6, dtype=torch.float64, generator=generator)
+        p[:10] = torch.tensor([3.0, 1, 2, 2, 2, 1])  # as half-precision logits tie
+        q[0, 1:] = 0  # a student that is sure
+        p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+        found, log_share = speculative(torch.stack([q.log(), p.log()]), top_k)
+        expected = replaced(p, q, top_k)
+        torch.testing.assert_close(found.exp(), expected)
+        assert found.logsumexp(-1).abs().max() < 1e-12
+        kept = (found.exp() - log_share.exp()[:, None] * p).sum(-1)
+        torch.testing.assert_close(1 - kept, log_share.exp())
+    # nothing is replaced: the student's probabilities in every bit
+    assert torch.equal(found, q.log()) and log_share.exp().max() == 0
+
+
+@pytest.mark.parametrize(("mix", "top_k"), [(0.0, 0), (0.3, 0), (0.0, 1), (0.0, 2), (0.0, 9)])
+def test_distribution_against_enumeration(pair, mix, top_k):
     """Two prompts of different length in one left-padded batch, 20,000 samples."""
     student, teacher = pair
     count, longest = 10_000, 3
@@ -126,15 +161,15 @@ def test_distribution_against_enumeration(pair, mix):
     rows = [
         Prompt(list(tokens), key, seed) for seed in range(count) for tokens, key in prompts.items()
     ]
-    drawn = sample(pair, rows, Decoding(longest), mix=mix, micro_batch=5000)
+    decoding = Decoding(longest, teacher_top_k=top_k)
+    drawn = sample(pair, rows, decoding, mix=mix, micro_batch=5000)
     for tokens in prompts:
         responses = all_responses(VOCABULARY, longest)
         exact = []
-        with torch.no_grad():
-            for response in responses:
-                q = token_log_probabilities(student, list(tokens), response).exp()
-                p = token_log_probabilities(teacher, list(tokens), response).exp()
-                exact.append((mix * p + (1 - mix) * q).prod().item())
+        for response in responses:
+            p, q = (distributions(model, tokens, response) for model in (teacher, student))
+            r = replaced(p, q, top_k) if top_k else mix * p + (1 - mix) * q
+            exact.append(r.gather(-1, torch.tensor(response)[:, None]).prod().item())
         assert sum(exact) == pytest.approx(1, abs=1e-5)
         seen = dict.fromkeys(map(tuple, responses), 0)
         for prompt, response in zip(rows, drawn, strict=True):
@@ -166,20 +201,51 @@ def test_log_probabilities_equal_those_of_a_full_pass(pair):
         torch.testing.assert_close(response.mixed, mixed, atol=2e-5, rtol=1e-5)
 
 
-def test_text_of_a_prompt_does_not_depend_on_its_batch(pair):
-    prompts = many_prompts(50)
-    reference = [r.tokens.tolist() for r in sample(pair, prompts, Decoding(20))]
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_scores_where_a_teacher_replaces_equal_those_of_a_full_pass(pair, top_k):
+    prompts = many_prompts(40)
+    drawn = sample(pair, prompts, Decoding(12, teacher_top_k=top_k), mix=0.0)
+    for prompt, response in zip(prompts, drawn, strict=True):
+        tokens = response.tokens.tolist()
+        q, p = (distributions(model, prompt.tokens, tokens) for model in pair)
+        r = replaced(p, q, top_k)
+        for probabilities, found in (
+            (q, response.student),
+            (p, response.teacher),
+            (r, response.mixed),
+        ):
+            expected = probabilities.gather(-1, response.tokens[:, None])[:, 0].log()
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+        inside = p >= p.topk(top_k).values[:, -1:]
+        torch.testing.assert_close(response.replaced, (q * ~inside).sum(-1), atol=2e-5, rtol=1e-4)
+
+
+def test_a_top_k_of_the_whole_vocabulary_is_the_student_alone(pair):
+    prompts = many_prompts(40)
+    alone = sample(pair, prompts, Decoding(12), teacher=False, mix=0.0)
+    for top_k in (VOCABULARY, 25):
+        drawn = sample(pair, prompts, Decoding(12, teacher_top_k=top_k), mix=0.0)
+        assert all(map(torch.equal, [r.tokens for r in drawn], [r.tokens for r in alone]))
+        assert not any(r.replaced.any() for r in drawn)
+
+
+@pytest.mark.parametrize(("mix", "top_k"), [(0.3, 0), (0.0, 2)])
+def test_text_of_a_prompt_does_not_depend_on_its_batch(pair, mix, top_k):
+    prompts, decoding = many_prompts(50), Decoding(20, teacher_top_k=top_k)
+
+    def texts(prompts, **more):
+        return [r.tokens.tolist() for r in sample(pair, prompts, decoding, mix=mix, **more)]
+
+    reference = texts(prompts)
     assert len({tuple(tokens) for tokens in reference}) > 30
     for micro_batch in (1, 7):
-        again = sample(pair, prompts, Decoding(20), micro_batch=micro_batch)
-        assert [r.tokens.tolist() for r in again] == reference
+        assert texts(prompts, micro_batch=micro_batch) == reference
     order = list(range(50))
     random.Random(1).shuffle(order)
-    shuffled = sample(pair, [prompts[i] for i in order], Decoding(20), micro_batch=13)
-    assert [r.tokens.tolist() for r in shuffled] == [reference[i] for i in order]
+    shuffled = texts([prompts[i] for i in order], micro_batch=13)
+    assert shuffled == [reference[i] for i in order]
     # a long prompt beside it pads all the others
-    longer = [*prompts, Prompt([1] * 30, 99, 7)]
-    assert [r.tokens.tolist() for r in sample(pair, longer, Decoding(20))[:-1]] == reference
+    assert texts([*prompts, Prompt([1] * 30, 99, 7)])[:-1] == reference
 
 
 def test_responses_end_at_the_end_token_or_the_limit(pair):

@@ -23,9 +23,10 @@ REGIMES = {
     "abkd": "adaptive",
     "taid": "adaptive",
     "amid": "adaptive",
+    "skd": "adaptive",
 }
 ADAPTIVE = ("initial_share", "share_step", "loss_rise", "capacity")
-METHODS = ["kd", "seqkd", "gkd", "distillm", "abkd", "taid", "amid", "minillm"]
+METHODS = ["kd", "seqkd", "gkd", "distillm", "abkd", "taid", "amid", "skd", "minillm"]
 
 # a place for every key: one of each kind of weights and sources, methods as they read most of their settings
 WHOLE: dict[str, Any] = {
@@ -98,8 +99,14 @@ INSTEAD: dict[str, dict[str, Any]] = {
     "training.distillm.on_policy_share": {"training.distillm.on_policy": "mixed"},
     **{
         f"training.{name}.on_policy_share": {f"training.{name}.on_policy": "mixed"}
-        for name in ("abkd", "taid", "amid")
+        for name in ("abkd", "taid", "amid", "skd")
     },
+    "budget.chain": {"chains": [{**WHOLE["chains"][0], "label": "other"}, *WHOLE["chains"][1:]]},
+    **{
+        f"training.{name}.teacher_prompts": {f"training.{name}.responses": "labels"}
+        for name in ("kd", *REGIMES)
+    },
+    "chains[].control": {"chains": [{"models": ["hub", "low"], "methods": ["minillm"]}]},
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }

@@ -166,7 +166,7 @@ def test_a_second_copy_leaves(workspace, monkeypatch):
     assert "Stopped" in space.finished(second, code=1)  # the dead one's lock is taken over
 
 
-@pytest.mark.parametrize("method", ["kd", "gkd", "minillm", "loss_adaptive"])
+@pytest.mark.parametrize("method", ["kd", "gkd", "skd", "minillm", "loss_adaptive"])
 def test_two_processes_equal_one(workspace, method):
     space = workspace
     # no dropout: its masks are drawn per process

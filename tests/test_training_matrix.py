@@ -28,6 +28,7 @@ METHODS = {
     "abkd": ("abkd", {}),
     "taid": ("taid", {}),
     "amid": ("amid", {}),
+    "skd": ("skd", {}),
     "minillm": ("minillm", {"lm_weight": 0.0}),
     "minillm-corpus": ("minillm", {}),
 }

@@ -85,6 +85,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "target_beta": 0.99,
     },
     "amid": {**REGIME, "on_policy": "off", "from": "teacher", "skew": 0.1, "alpha": 0.0},
+    "skd": {**REGIME, "on_policy": "mixed", "divergence": "forward_kl", "teacher_top_k": 3},
     "minillm": {
         **MINILLM_REFERENCE,
         "rollouts_per_round": 8,

@@ -25,8 +25,9 @@ from takd.decoding.memory import token_bytes
 from takd.decoding.sampling import Decoding, draw
 from takd.methods.base import Context
 from takd.methods.sft import Sft
+from takd.models import shapes
 from takd.models.logits import freeze
-from takd.preflight import flops, memory, shapes
+from takd.preflight import flops, memory
 from takd.preflight.gpus import CPU, Gpu, find_gpu
 from takd.preflight.memory import Resources, Texts
 from takd.runtime.errors import InputError

@@ -10,9 +10,9 @@ from start import main
 
 
 def named(spec):
-    """Inputs that are recorded but not read: the teacher, if the method uses only its precomputed outputs."""
+    """Inputs of which only the manifest is read: the budget's reference, and a teacher whose outputs are stored."""
     asks = "teacher" not in spec or spec["asks_teacher"]
-    return [] if asks else ["teacher"]
+    return ["reference"] if asks else ["reference", "teacher"]
 
 
 main(

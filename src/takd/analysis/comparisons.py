@@ -1,10 +1,11 @@
 """Compare the pairs of models that answer the questions of an experiment, with confidence intervals and tests.
 
-Four questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
+Six questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
 assistants beat direct distillation from its head; does one method (or one setting of it) beat another where the chains
 are otherwise the same; does a model that is trained here beat one that stands alone in a chain and is taken as it is,
-such as its own starting weights. The tests of one question and measure on one set are one family, with Holm-corrected
-p values; those of its strata are another.
+such as its own starting weights; does a control (`takd.experiment.controls`) beat the SFT baseline; does a method beat
+its control. Controls take part in the last two alone. The tests of one question and measure on one set are one family,
+with Holm-corrected p values; those of its strata are another.
 """
 
 import itertools
@@ -24,7 +25,16 @@ from takd.analysis.statistics import (
     sign_flip,
     standard_error,
 )
-from takd.experiment.lineage import Hop, is_given, join, prefixes, split, supervised
+from takd.experiment.controls import controls
+from takd.experiment.lineage import (
+    Hop,
+    control_of,
+    is_given,
+    join,
+    prefixes,
+    split,
+    supervised,
+)
 
 Columns = dict[str, Any]
 """A number as columns of the table: fields of `takd.analysis.table.Number`."""
@@ -35,6 +45,8 @@ QUESTIONS = {
     "direct": "through assistants against direct distillation",
     "method": "method against method, or setting against setting",
     "given": "training against a model as it was given",
+    "control": "a control against the SFT baseline",
+    "teacher": "a method against its control",
 }
 
 
@@ -66,7 +78,14 @@ def direct(lineage: str) -> str | None:
 def pairs(results: Results) -> list[Pair]:
     """List all pairs that share a training seed, by question."""
     known = results.lineages
-    found = [Pair("sft", lineage, supervised(split(lineage)[-1].model)) for lineage in known]
+    found = [
+        Pair("control" if control_of(ours) else "sft", ours, supervised(split(ours)[-1].model))
+        for ours in known
+    ]
+    found += [
+        Pair("teacher", ours, other) for other in known for ours in known if controls(ours, other)
+    ]
+    known = [lineage for lineage in known if not control_of(lineage)]
     found += [Pair("direct", lineage, other) for lineage in known if (other := direct(lineage))]
     ends = [prefix for chain in results.spec["chains"] for prefix in prefixes(chain["lineage"])]
     found += [
@@ -81,7 +100,7 @@ def pairs(results: Results) -> list[Pair]:
     return [
         pair
         for pair in found
-        if pair.ours != pair.theirs and pair.theirs in known and shared(results, pair)
+        if pair.ours != pair.theirs and pair.theirs in results.lineages and shared(results, pair)
     ]
 
 

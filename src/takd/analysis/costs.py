@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from takd.analysis.results import CachedOutput, Results, Row
-from takd.experiment.lineage import Node, prefixes, split, supervised, teacher_seed
+from takd.experiment.lineage import Node, is_given, prefixes, split, supervised, teacher_seed
+from takd.runtime.records import SPENT
 
 TRAINING, CUMULATIVE = "training", "cumulative"
 ANSWERS, LIKELIHOODS = "evaluation, answers", "evaluation, likelihoods"
@@ -27,6 +28,8 @@ class Run(NamedTuple):
     steps: int | None = None
     skipped: int | None = None
     """Steps whose gradient was not finite."""
+    flops: int | None = None
+    """Of a training without its dev evaluations, or of a teacher cache; None where they are not counted."""
 
     @property
     def minutes(self) -> float:
@@ -61,9 +64,11 @@ def runs(results: Results) -> Iterator[Run]:
     for node, model in results.trained.items():
         skipped = int(model.end.get("skipped", 0))
         steps = int(model.manifest["steps"])
-        yield Run(TRAINING, *node, model.end, steps=steps, skipped=skipped)
+        yield Run(TRAINING, *node, model.end, "", steps, skipped, model.end.get("flops"))
     for each in sorted(results.teacher_cache, key=cache_stage):
-        yield from (Run(cache_stage(each), *each.teacher, end) for end in each.ends)
+        for place, end in enumerate(each.ends):  # what all parts have spent is known together
+            flops = each.flops if place == 0 else None
+            yield Run(cache_stage(each), *each.teacher, end, flops=flops)
     for stage in EVALUATION:
         for (node, name), evaluation in results.evaluations.items():
             end = evaluation.end if stage == ANSWERS else evaluation.likelihoods_end
@@ -78,12 +83,14 @@ class Cumulative:
         hours: device hours, as `Run.hours`.
         tokens: tokens trained on and sampled. Tokens that a teacher only scores are not counted.
         trainings: trainings needed for one seed.
+        flops: of trainings without dev evaluations, and of caches; empty where an earlier version did not count them.
     """
 
     lineage: str
     hours: dict[int, float]
     tokens: dict[int, int]
     trainings: int
+    flops: dict[int, int]
 
 
 def needed(results: Results, lineage: str, seed: int) -> list[Node]:
@@ -95,7 +102,9 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
     """
     found: dict[Node, None] = {}
     for prefix in prefixes(lineage):
-        own = seed if prefix == lineage else teacher_seed(prefix, seed, results.spec["seeds"])
+        own = seed
+        if prefix != lineage:
+            own = teacher_seed(prefix, seed, results.spec["seeds"], lineage)
         node = Node(prefix, own)
         if "init" in results.models[node].manifest["inputs"]:
             found[Node(supervised(split(prefix)[-1].model), own)] = None
@@ -128,7 +137,28 @@ def cumulative(results: Results) -> Iterator[Cumulative]:
             tokens[seed] = sum(run.tokens for run in done)
             done += [run for each, run in ahead if not each.drawn]
             hours[seed] = sum(run.hours for run in done)
-        yield Cumulative(lineage, hours, tokens, trainings)
+        yield Cumulative(lineage, hours, tokens, trainings, spent(results, lineage))
+
+
+def spent(results: Results, lineage: str) -> dict[int, int]:
+    """Return the FLOPs of a model with all that it needs, by training seed; empty where they were not counted."""
+    found = {model.node.seed: model.manifest.get(SPENT) for model in results.of(lineage)}
+    if is_given(lineage):
+        return dict.fromkeys(found, 0)
+    known = {seed: sum(parts.values()) for seed, parts in found.items() if parts is not None}
+    return known if len(known) == len(found) else {}
+
+
+def budgets(results: Results) -> dict[int, float]:
+    """Return what each chain of an experiment of equal cost may spend, by training seed; empty if it is none."""
+    given = results.spec.get("equal_cost")
+    if given is None:
+        return {}
+    seeds: list[int] = results.spec["seeds"]
+    if given["reference"] is None:
+        return dict.fromkeys(seeds, given["flops"])
+    whole = spent(results, given["reference"])
+    return {seed: whole.get(seed, whole[min(whole)]) for seed in seeds}
 
 
 def unit(results: Results) -> str:

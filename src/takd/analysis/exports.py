@@ -30,7 +30,7 @@ import pandas as pd
 from takd.analysis import table
 from takd.analysis.comparisons import Pair
 from takd.analysis.fairness import warning
-from takd.analysis.measures import BY_NAME, TESTED
+from takd.analysis.measures import BY_NAME, TESTED, TRAININGS, measured
 from takd.analysis.result_files import prompts_read
 from takd.analysis.results import Evaluation, Results, Row
 from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
@@ -141,13 +141,16 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
     }
     for measure in (m for m in TESTED if any(m in results.tested(n) for n in results.spec["sets"])):
-        wanted = {"kind": SCORE, "measure": measure}
+        wanted: dict[str, Any] = {"kind": SCORE, "measure": measure}
         cells |= columns(measure, first(**wanted)) | _seeds(results, measure, here, wanted)
     for measure in ("response_tokens", "cut_off"):
         mean = first(kind=SCORE, measure=measure)
         cells[measure] = mean and mean.value
-    for question in ("sft", "direct"):
-        key = f"gain_over_{question}"
+    for exact in (each.name for each in measured(results) if each.interval == TRAININGS):
+        wanted = {"kind": SCORE, "measure": exact}
+        cells |= columns(exact, first(**wanted)) | _seeds(results, exact, here, wanted)
+    for baseline, question in (("sft", ["sft", "control"]), ("direct", "direct")):
+        key = f"gain_over_{baseline}"
         wanted = {"kind": DIFFERENCE, "measure": "rougeL", "question": question}
         gain = first(**wanted)
         cells |= columns(key, gain) | {f"{key}_n": gain and gain.n_training_seeds}

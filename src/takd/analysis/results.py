@@ -100,6 +100,7 @@ class CachedOutput:
     """Of its manifest, as the manifests of the students that read it have it among their inputs."""
     ends: list[Row]
     """Closing lines of the parts' logs."""
+    flops: int | None = None
 
     @property
     def teacher(self) -> Node:
@@ -273,10 +274,10 @@ def _model(node: Node, models: Path) -> Model:
 
 def _cached_output(entry: CacheEntry, teachers: Path) -> CachedOutput:
     manifest = teachers / entry.manifest
-    result_files.record(manifest, {"lineage": entry.teacher, "seed": entry.seed})
+    found = result_files.record(manifest, {"lineage": entry.teacher, "seed": entry.seed})
     logs = [teachers / log for log in entry.logs]
     ends = [result_files.end(result_files.log(log, log.parent / "manifest.json")) for log in logs]
-    return CachedOutput(entry, file_digest(manifest), ends)
+    return CachedOutput(entry, file_digest(manifest), ends, found.get("flops"))
 
 
 def _spread_out(ids: list[Any], count: int) -> list[Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from takd.methods.registry import METHODS, REPLICATED
+from takd.runtime.digests import leaves
 
 
 def listed(items: Iterable[Any]) -> str:
@@ -17,16 +18,9 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def flat(settings: dict[str, Any], above: str = "") -> dict[str, str]:
+def flat(settings: dict[str, Any]) -> dict[str, str]:
     """Flatten nested settings: `{"a": {"b": 1}}` gives `{"a.b": "1"}`."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        name = f"{above}{key}"
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{name}.")
-        else:
-            found[name] = plain(value)
-    return found
+    return {key: plain(value) for key, value in leaves(settings).items()}
 
 
 def plain(value: Any) -> str:

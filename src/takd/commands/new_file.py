@@ -13,6 +13,7 @@ from takd.experiment.schema import load_schema
 from takd.models.tokenizer_check import has_tokenizer
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 SIZE = re.compile(r"\d+(\.\d+)?[KMB]")
@@ -238,7 +239,7 @@ def _has_chat(folder: Path, source: Mapping[str, str]) -> bool:
     if "hub" in source:
         return bool(CHAT.search(source["hub"]))
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "tokenizer_config.json")
     except (OSError, ValueError):
         return False
     return bool(config.get("chat_template")) or (folder / "chat_template.jinja").is_file()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from takd.data.row import batches
+from takd.runtime.files import read_json
 from takd.runtime.stage import Stage
 
 BATCH = 1024
@@ -49,7 +50,7 @@ class PreparedRows:
         """Open a folder that `datasets.Dataset.save_to_disk` wrote."""
         import pyarrow as pa
 
-        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        files = read_json(folder / "state.json")["_data_files"]
         maps = [pa.memory_map(str(folder / file["filename"])) for file in files]
         return cls(pa.concat_tables([pa.ipc.open_stream(each).read_all() for each in maps]))
 

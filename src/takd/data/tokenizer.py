@@ -33,7 +33,7 @@ ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("
 
 
 def run(stage: Stage) -> None:
-    """Load or train the tokenizer, write it, and describe it in the manifest.
+    """Load, make or train the tokenizer, write it, and describe it in the manifest.
 
     The manifest has `vocabulary` (the largest id + 1), `end` and `pad` (ids; without a pad token, `pad` is the end
     token, which is safe since masks use lengths), and `begin` (ids that the tokenizer puts before a text). If the
@@ -49,8 +49,9 @@ def run(stage: Stage) -> None:
             vocabulary other than declared; a training text too small for it; no chat template where one is required.
     """
     spec, folder = stage.spec, stage.temporary(stage.outputs["tokenizer"])
-    trained = "train" in spec["source"]
-    facts = _train(spec, folder) if trained else _convert(spec, folder, stage.say)
+    made = {"train": _train, "words": _words}
+    make = next((make for kind, make in made.items() if kind in spec["source"]), None)
+    facts = make(spec, folder) if make else _convert(spec, folder, stage.say)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
@@ -86,18 +87,38 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"tokenizer.train.vocabulary is {wanted}, but the training rows give {size} tokens;"
             f" set a number from 258 to {size}."
         )
+    return _saved(tokenizer, folder, PAD, spec["template"])
+
+
+def _words(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make a tokenizer of words between blanks.
+
+    Other words become the end token, so that data with them is refused.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokens = [*spec["source"]["words"], END]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=END))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([END])
+    return _saved(tokenizer, folder, END, spec["template"])
+
+
+def _saved(tokenizer: Any, folder: Path, pad: str, template: Template) -> dict[str, Any]:
+    """Save a tokenizer that was made here; return its facts for the manifest."""
     tokenizer.save(str(folder / "tokenizer.json"))
     # read by transformers; written by hand, since importing transformers takes seconds
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
-        "pad_token": PAD,
+        "pad_token": pad,
         "clean_up_tokenization_spaces": False,
-        "chat_template": templates.as_chat_template(spec["template"], ""),
+        "chat_template": templates.as_chat_template(template, ""),
     }
     write_json(folder / "tokenizer_config.json", settings)
-    end, pad = (tokenizer.token_to_id(token) for token in (END, PAD))
-    return {"vocabulary": size, "end": end, "pad": pad, "begin": []}
+    ids = {"end": tokenizer.token_to_id(END), "pad": tokenizer.token_to_id(pad)}
+    return {"vocabulary": tokenizer.get_vocab_size(), **ids, "begin": []}
 
 
 def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Decoder:
         # ends finds all of its tokens. The teacher's hidden states stay on the device
         self.slots = math.ceil(decoding.max_new_tokens / self.ahead) * self.ahead
         self.tokens_tb = torch.zeros(self.slots, rows, dtype=torch.long)
-        self.scores_t3b = torch.zeros(self.slots, 3, rows)
+        self.scores_t4b = torch.zeros(self.slots, 4, rows)
         self.teacher_tbh = torch.zeros(0, device=self.device)
         # last hidden states of each model, (rows, hidden size), and the teacher's of the last steps
         # at the end of the list, (steps, rows, hidden size); by number of rows
@@ -152,7 +152,8 @@ class Decoder:
         places = free[: len(queue)]
         admitted = [queue.popleft() for _ in places]
         prompts = [prompt for _, prompt in admitted]
-        hidden = [cache.read([p.tokens for p in prompts], places) for cache in self.caches]
+        read = [[p.tokens for p in prompts], [p.teacher_tokens for p in prompts]]
+        hidden = [cache.read(own, places) for cache, own in zip(self.caches, read, strict=False)]
         rows, where = len(self.rows), torch.tensor(places, device=self.device)
         if rows not in self.states:
             self.states[rows] = self._states(rows, hidden)
@@ -211,7 +212,7 @@ class Decoder:
         here = slice(slot, slot + self.ahead)
         self.tokens_tb[here, :rows] = found.tokens_kb
         if self.next.scored:
-            self.scores_t3b[here, :, :rows] = found.scores_k3b
+            self.scores_t4b[here, :, :rows] = found.scores_k4b
         if len(self.models) > 1:
             self.teacher_tbh[here, :rows] = self.states[rows][-1]
         self.now += self.ahead
@@ -236,16 +237,16 @@ class Decoder:
     def _response(self, place: int, row: _Place) -> Response:
         """Collect the tokens of a response, and what was recorded of them."""
         at = torch.arange(row.began, row.began + row.length) % self.slots
-        student = teacher = mixed = self.scores_t3b[:0, 0, 0]
+        student = teacher = mixed = replaced = self.scores_t4b[:0, 0, 0]
         if self.next.scored:
             # copies, since slices would keep the tensors of all rows in memory
-            student, found, mixed = self.scores_t3b[at, :, place].T.contiguous()
+            student, found, mixed, replaced = self.scores_t4b[at, :, place].T.contiguous()
             teacher = found if len(self.models) > 1 else teacher
         states_th = self.teacher_tbh
         if len(self.models) > 1:
             states_th = states_th[at.to(self.device), place]
         tokens = self.tokens_tb[at, place]
-        return Response(tokens, row.finished, student, teacher, mixed, states_th)
+        return Response(tokens, row.finished, student, teacher, mixed, states_th, replaced)
 
     def keep(self, places: list[int]) -> None:
         """Drop all rows but the given ones."""
@@ -260,7 +261,7 @@ class Decoder:
         for held, hidden in zip(self.hidden, before, strict=True):
             held.copy_(hidden[where])
         self.tokens_tb[:, :count] = self.tokens_tb[:, places]
-        self.scores_t3b[..., :count] = self.scores_t3b[..., places]
+        self.scores_t4b[..., :count] = self.scores_t4b[..., places]
         if len(self.models) > 1:
             self.teacher_tbh[:, :count] = self.teacher_tbh[:, where]
 

@@ -32,6 +32,27 @@ def mixture(logs_kbv: Tensor, shares_k11: Tensor) -> Tensor:
     return torch.logaddexp(teacher_bv, student_bv)
 
 
+def speculative(logs_kbv: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Compute the distribution of tokens that a student proposes and its teacher replaces.
+
+    A proposal from q is kept if fewer than k tokens are likelier under p, so that ties of the k-th
+    are kept too; else the token comes from p (SKD, arXiv 2410.11325, algorithm 1). Both draws
+    together are one from r(v) = q(v) [v in the top k] + Q p(v), where Q is the probability under q
+    of all tokens outside of the top k. So a token needs one value of noise, as any other does.
+
+    Args:
+        logs_kbv: log q and log p, (2, rows, vocabulary).
+
+    Returns:
+        log r, (rows, vocabulary), and log Q, (rows,).
+    """
+    student_bv, teacher_bv = logs_kbv
+    outside_bv = teacher_bv < teacher_bv.topk(top_k).values[:, -1:]
+    replaced_b1 = student_bv.masked_fill(~outside_bv, -math.inf).logsumexp(-1, keepdim=True)
+    kept_bv = student_bv.masked_fill(outside_bv, -math.inf)
+    return torch.logaddexp(kept_bv, teacher_bv + replaced_b1), replaced_b1[:, 0]
+
+
 class NextTokens:
     """Samples tokens from the last hidden states of one model, or of a student and its teacher mixed.
 
@@ -64,7 +85,7 @@ class NextTokens:
         self.device = models[0].device
         self.heads = [Head(model, vocabulary) for model in models]
         self.warpers = decoding.warpers()
-        if len(models) > 1:
+        if len(models) > 1 and not decoding.teacher_top_k:
             self.shares_k11 = shares(teacher_mix, self.device).to(self.heads[0].result)
         # the words of each row's noise at all positions
         steps = decoding.max_new_tokens
@@ -135,7 +156,13 @@ class NextTokens:
         if self.scored:
             # the argmax of logits is the same, but these are recorded
             logs_kbv = logs_kbv.log_softmax(-1)
-        mixed_bv = mixture(logs_kbv, self.shares_k11) if len(self.heads) > 1 else logs_kbv[0]
+        replaced_b = None
+        if len(self.heads) == 1:
+            mixed_bv = logs_kbv[0]
+        elif self.decoding.teacher_top_k:
+            mixed_bv, replaced_b = speculative(logs_kbv, self.decoding.teacher_top_k)
+        else:
+            mixed_bv = mixture(logs_kbv, self.shares_k11)
         if self.warpers or self.decoding.no_repeat_ngram:
             mixed_bv = self.cut(mixed_bv, banned)
         # Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample. A
@@ -144,10 +171,12 @@ class NextTokens:
         next_b = torch.argmax(noisy_bv, -1, out=now.found.tokens_kb[step])
         if self.scored:
             # under q, p and p̃: for rewards log p - log q, and weights w = q / p̃ (MiniLLM, 2.2)
-            scores_3b1 = now.found.scores_k3b[step, ..., None]
+            scores_4b1 = now.found.scores_k4b[step, ..., None]
             index_kb1 = next_b[:, None].expand(len(logs_kbv), -1, -1)
-            torch.gather(logs_kbv, -1, index_kb1, out=scores_3b1[: len(logs_kbv)])
-            torch.gather(mixed_bv, -1, next_b[:, None], out=scores_3b1[2])
+            torch.gather(logs_kbv, -1, index_kb1, out=scores_4b1[: len(logs_kbv)])
+            torch.gather(mixed_bv, -1, next_b[:, None], out=scores_4b1[2])
+            if replaced_b is not None:
+                torch.exp(replaced_b, out=scores_4b1[3, :, 0])
         return next_b
 
     def negative_noise(self, step: int) -> Tensor:
@@ -204,7 +233,8 @@ class Found:
 
     Attributes:
         tokens_kb: the tokens, (steps, rows).
-        scores_k3b: their log-probabilities under student, teacher and mixture, (steps, 3, rows).
+        scores_k4b: their log-probabilities under student, teacher and mixture, and the probability
+            that the teacher replaced them, (steps, 4, rows).
     """
 
     def __init__(
@@ -212,10 +242,10 @@ class Found:
     ) -> None:
         self.shape, split = (steps, rows), 8 * steps * rows
         if buffer is None:
-            buffer = torch.zeros(split + 12 * steps * rows, dtype=torch.uint8, device=device)
+            buffer = torch.zeros(split + 16 * steps * rows, dtype=torch.uint8, device=device)
         self.buffer = buffer
         self.tokens_kb = buffer[:split].view(torch.long).view(steps, rows)
-        self.scores_k3b = buffer[split:].view(torch.float32).view(steps, 3, rows)
+        self.scores_k4b = buffer[split:].view(torch.float32).view(steps, 4, rows)
 
     def on_host(self) -> "Found":
         """Copy the buffer to the host, if it is not there."""

@@ -1,15 +1,21 @@
 """Prompts, decoding settings and responses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding settings of all kinds of sampling, shown in the report."""
+    """Decoding settings of all kinds of sampling, shown in the report.
+
+    Attributes:
+        teacher_top_k: k, if a teacher replaces tokens of the student that are not among its k
+            likeliest ones (`takd.decoding.next_tokens.speculative`); 0 if it replaces none.
+    """
 
     max_new_tokens: int
     sample: bool = True
@@ -17,6 +23,7 @@ class Decoding:
     top_k: int = 0
     top_p: float = 1.0
     no_repeat_ngram: int = 0
+    teacher_top_k: int = 0
 
     def warpers(self) -> LogitsProcessorList:
         """Return the top-k and top-p processors, in the order of `transformers.generate`."""
@@ -32,13 +39,20 @@ class Decoding:
 class Prompt:
     """A prompt as token ids, with the keys of its noise, `key` and `seed`.
 
-    `limit` is the longest response, if shorter than the decoding's `max_new_tokens`.
+    `limit` is the longest response, if shorter than the decoding's `max_new_tokens`. `asked` is what
+    a teacher reads in place of `tokens`, as many tokens; None for the same.
     """
 
     tokens: Sequence[int]
     key: int
     seed: int
     limit: int | None = None
+    asked: Sequence[int] | None = None
+
+    @property
+    def teacher_tokens(self) -> Sequence[int]:
+        """The tokens that a teacher reads."""
+        return self.tokens if self.asked is None else self.asked
 
 
 @dataclass
@@ -54,6 +68,7 @@ class Response:
         teacher_hidden: the teacher's last hidden states that predict each token, (length, hidden
             size), on its device, from which its distributions can be computed with one matrix
             product.
+        replaced: probability that the teacher replaced the student's token there; 0 where it mixes.
 
     All but `tokens` and `finished` are empty if there is no teacher.
     """
@@ -64,3 +79,4 @@ class Response:
     teacher: Tensor
     mixed: Tensor
     teacher_hidden: Tensor
+    replaced: Tensor = field(default_factory=lambda: torch.zeros(0))

@@ -7,7 +7,8 @@ rounding changes the order of two nearly equal tokens. Prompts can therefore be 
 and finished rows replaced at once.
 
 Teacher-mixed sampling is that of MiniLLM (arXiv 2306.08543, section 2.2): tokens come from p̃ = α p
-+ (1 - α) q, with teacher p and student q.
++ (1 - α) q, with teacher p and student q. Or the student proposes each token, and the teacher
+replaces what is not among its likeliest ones (speculative knowledge distillation).
 """
 
 import contextlib
@@ -65,7 +66,10 @@ def draw(
         assert not any(module.training for module in model.modules()), "dropout is on"
     # equal prompts are adjacent, to be read once, and so are equal lengths, to avoid padding
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].tokens))
-    mixing = teacher is not None and teacher_mix > 0
+    # a top k that is the whole vocabulary replaces nothing
+    replaces = 0 < decoding.teacher_top_k < vocabulary
+    assert not (teacher_mix and replaces), "a teacher mixes or replaces"
+    mixing = teacher is not None and (teacher_mix > 0 or replaces)
     models = [student, cast(PreTrainedModel, teacher)] if mixing else [student]
     steps, scored = decoding.max_new_tokens, teacher is not None
     columns = max(len(p.tokens) + min(steps, p.limit or steps) for p in prompts)
@@ -107,7 +111,7 @@ def _read(
     micro_batch: int,
 ) -> None:
     """Fill in log-probabilities and hidden states of a teacher that took no part in sampling."""
-    texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
+    texts = [(p.teacher_tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
     # in chunks, so that the logits of all tokens never exist at once
     size = chunk_size(vocabulary, teacher.device)
     for chosen, batch in by_length(texts, micro_batch, teacher.device):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import lineage, schema, schema_check, validation
+from takd.experiment import budget, controls, lineage, schema, schema_check, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
@@ -78,6 +78,7 @@ def load(path: Path, root: Path, config: Mapping[str, str] | None = None) -> "Ex
     if count is not None:
         settings["seeds"] = _first(settings["seeds"], count, name)
     parameters = validation.check(file, settings, root)
+    settings["chains"] = [controls.expanded(chain) for chain in settings["chains"]]
     return Experiment(path.stem, root, settings, parameters)
 
 
@@ -132,7 +133,7 @@ class Experiment:
         """Label and lineage of each chain, in the order of the file, once per method."""
         return [
             {
-                "label": chain["label"] or " → ".join(chain["models"]),
+                "label": chain["label"] or " → ".join(map(lineage.own, chain["models"])),
                 "lineage": lineage.of_chain(chain["models"], methods, self.given),
             }
             for chain in self.settings["chains"]
@@ -152,8 +153,32 @@ class Experiment:
     @property
     def heads(self) -> list[str]:
         """Teachers at the head of a chain that are fine-tuned, with the first seed only."""
-        heads = (chain[0] for chain in self._chains if len(chain) > 1)
+        heads = (
+            head
+            for head, *students in self._chains
+            if students and lineage.own(students[-1]) != head
+        )
         return [name for name in dict.fromkeys(heads) if name not in self.given]
+
+    @functools.cached_property
+    def ends(self) -> set[str]:
+        """Lineages whose number of steps follows from the budget; none without a budget."""
+        return budget.ends(self.settings)
+
+    def reference(self, name: str, seed: int) -> Node | None:
+        """Return the model whose cost is the budget of a training; None if no chain's is."""
+        of_chain = budget.reference(self.settings) if name in self.ends else None
+        if of_chain is None:
+            return None
+        whole = Node(of_chain, seed)
+        return whole if whole in self.nodes else Node(of_chain, self.seeds[0])
+
+    def budget_of(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the settings of a training that say what its chain may cost; empty without a budget."""
+        if name not in self.ends:
+            return {}
+        reference = self.reference(name, seed)
+        return {"budget": {"chain": list(reference)} if reference else self.settings["budget"]}
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
@@ -197,15 +222,17 @@ class Experiment:
     def training(self, model: str, method: str) -> dict[str, Any]:
         """Return the settings with which a method trains a model."""
         settings = training_settings(self.settings, model, method)
+        if control := controls.of(lineage.alone(model)):
+            settings |= control.settings
         if "lm_weight" in settings:
             settings["lm_batch_size"] = settings["lm_batch_size"] or settings["batch_size"]
             if not self.settings["data"]["corpus"]:
                 settings["lm_weight"] = 0.0
         return settings
 
-    def trained_with(self, teacher: str, seed: int) -> list[Any]:
-        """Return the lineage of a teacher and its training seed, given that of the student."""
-        return [teacher, lineage.teacher_seed(teacher, seed, self.seeds)]
+    def trained_with(self, teacher: str, seed: int, student: str) -> list[Any]:
+        """Return the lineage of a teacher and its training seed, given those of a student."""
+        return [teacher, lineage.teacher_seed(teacher, seed, self.seeds, student)]
 
     def start_of(self, name: str) -> str:
         """Return what a lineage's last model starts from: "base" (its `weights`) or "sft"."""
@@ -221,7 +248,7 @@ class Experiment:
         found: dict[CacheEntry, None] = {}
         for name, seed in self.nodes:
             if teacher := lineage.teacher_of(name):
-                own = lineage.teacher_seed(teacher, seed, self.seeds)
+                own = lineage.teacher_seed(teacher, seed, self.seeds, name)
                 for place in self.cached_inputs(name).values():
                     parts = self.shards if place == GENERATIONS else None
                     found[CacheEntry(teacher, own, place, parts)] = None

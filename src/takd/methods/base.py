@@ -7,8 +7,8 @@ processes nor a restart changes them.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,15 +18,32 @@ from takd.data.arrow import PreparedRows
 from takd.decoding.sampling import Prompt, Response
 from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import StoredOutputs
+from takd.methods.other_prompts import other_prompts
 from takd.methods.schedule import total_steps
 
 # sums over tokens, divided by the global count, so that micro-batches and processes can be added
 Statistics = dict[str, Tensor]
 # (student, rows of one micro-batch) -> loss, statistics
 LossFunction = Callable[[PreTrainedModel, Sequence[Any]], tuple[Tensor, Statistics]]
-# (prompts, temperature, teacher's share α, or None to leave the teacher out) -> one response per
-# prompt, on the CPU, the same on every process
-Sampler = Callable[[Sequence[Prompt], float, float | None], list[Response]]
+
+
+class Sampler(Protocol):
+    """Samples one response per prompt, on the CPU, the same on every process."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float,
+        teacher_mix: float | None,
+        teacher_top_k: int = 0,
+    ) -> list[Response]:
+        """Sample.
+
+        Args:
+            teacher_mix: the teacher's share α; None leaves the teacher out.
+            teacher_top_k: as in `takd.decoding.prompts.Decoding`.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,12 +53,14 @@ class Example:
     Attributes:
         id: number of the row in its source, one of the keys of its sampling noise.
         index: row of the prepared data set, under which teacher outputs are stored; -1 for none.
+        asked: prompt under which a teacher reads the response, as long; None for `prompt`.
     """
 
     id: int
     index: int
     prompt: Sequence[int]
     response: Sequence[int]
+    asked: Sequence[int] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -49,10 +68,16 @@ class Example:
 
 @dataclass
 class Part:
-    """Rows of a step's global batch that share a loss."""
+    """Rows of a step's global batch that share a loss.
+
+    Attributes:
+        outputs: how the teacher's distributions come about, by which their FLOPs are counted
+            (`takd.models.flops.distribution`); empty for a pass of the teacher, if it is loaded.
+    """
 
     rows: Sequence[Any]
     loss: LossFunction
+    outputs: str = ""
 
 
 @dataclass
@@ -82,9 +107,15 @@ class Context:
 
 @dataclass
 class Method:
-    """Base class of all training methods."""
+    """Base class of all training methods.
+
+    Attributes:
+        planned: number of steps of a run under a budget, as expected now; None where the settings
+            give it.
+    """
 
     context: Context
+    planned: int | None = None
     decays_all = False
     """Whether weight decay includes biases and norms; the authors' code of most methods leaves them out."""
 
@@ -102,8 +133,19 @@ class Method:
         assert self.context.teacher is not None, "this method needs a teacher"
         return self.context.teacher
 
+    def asked(self, rows: list[Example], draw: int) -> list[Example]:
+        """Return rows as the teacher reads them: under other prompts, if the settings say so."""
+        if self.settings.get("teacher_prompts", "own") == "own":
+            return rows
+        train = self.context.train
+        order = permutation(len(train), self.context.seed, 3)  # others than those of the batches
+        others = other_prompts([row.prompt for row in rows], train, order, draw)
+        return [replace(row, asked=asked) for row, asked in zip(rows, others, strict=True)]
+
     def total_steps(self) -> int:
-        """Return the optimizer steps of the run."""
+        """Return the optimizer steps of the run; under a budget, the number that is expected now."""
+        if self.planned is not None:
+            return self.planned
         steps = total_steps(self.settings, len(self.context.train))
         assert steps is not None, "an experiment gives steps or epochs"
         return steps
@@ -164,8 +206,9 @@ class LabelledRows(Method):
         return examples(train, batch_indices(len(train), size, step, self.context.seed))
 
     def parts(self, step: int) -> list[Part]:
-        rows = self.rows(step)
-        return [Part(rows, self.loss(response_tokens(rows)))]
+        rows = self.asked(self.rows(step), step)
+        outputs = self.settings.get("teacher_outputs", "")
+        return [Part(rows, self.loss(response_tokens(rows)), outputs)]
 
     def loss(self, tokens: int) -> LossFunction:
         """Return the loss of a micro-batch, as its share of the mean over `tokens`."""
@@ -212,7 +255,7 @@ def examples(dataset: PreparedRows, indices: Sequence[int]) -> list[Example]:
 def prompts_of(rows: Sequence[Example], seed: int, draw: int) -> list[Prompt]:
     """Return prompts whose noise differs between draws, and between equal prompts of one draw."""
     return [
-        Prompt(row.prompt, row.id, (seed * 1_000_003 + draw) * 8191 + line)
+        Prompt(row.prompt, row.id, (seed * 1_000_003 + draw) * 8191 + line, asked=row.asked)
         for line, row in enumerate(rows)
     ]
 

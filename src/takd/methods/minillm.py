@@ -104,6 +104,7 @@ class MiniLLM(Method):
             return
         train, seed, s = self.context.train, self.context.seed, self.settings
         rows = examples(train, batch_indices(len(train), s["rollouts_per_round"], index, seed))
+        rows = self.asked(rows, index)
         self.round = index
         drawn = sample(prompts_of(rows, seed, index), s["temperature"], s["teacher_mix"])
         self.rollouts = [
@@ -131,7 +132,8 @@ class MiniLLM(Method):
         # per step and for the global batch, since whitening depends on all of its rows
         rows = self.with_advantages(chosen)
         tokens = response_tokens(rows)
-        parts = [Part(rows, self.loss(tokens, self.divisor(rows)))]
+        outputs = "kept" if self.settings["single_step_weight"] else "none"
+        parts = [Part(rows, self.loss(tokens, self.divisor(rows)), outputs)]
         if self.reads_corpus:
             parts.append(self.language_modelling(step))
         return parts
@@ -153,8 +155,13 @@ class MiniLLM(Method):
         return reward_n
 
     def with_advantages(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Return rollouts with their advantages: returns, whitened over the global batch."""
+        """Return rollouts with their advantages: returns, whitened over the global batch.
+
+        With `advantage: constant` they are 1, whatever the teacher says.
+        """
         s = self.settings
+        if s["advantage"] == "constant":
+            return [replace(row, advantage=torch.ones(len(row.response))) for row in rollouts]
         lengths = [len(row.response) for row in rollouts]
         lengths_b = torch.tensor(lengths)
         rewards_bt = pad_sequence(self.weighted_rewards(rollouts).split(lengths), batch_first=True)
@@ -256,7 +263,7 @@ class MiniLLM(Method):
             value, _ = plain(student, rows)
             return s["lm_weight"] * value, {"lm_loss": value.detach()}
 
-        return Part(rows, loss)
+        return Part(rows, loss, s["lm_teacher_outputs"])
 
     def state(self) -> dict[str, Tensor]:
         """Return the rollouts of the round, since the weights that sampled them no longer exist."""

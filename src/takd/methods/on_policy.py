@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.decoding.sampling import Prompt, Response
 from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import (
     Example,
@@ -89,7 +90,7 @@ class OnPolicyMethod(LabelledRows):
         self.step, self.drawn = step, None
         if source == "student":
             asked = super().rows(step)
-            responses = sample(prompts_of(asked, seed, step), s["temperature"], None)
+            responses = self.draw(prompts_of(asked, seed, step), sample)
             self.drawn = [
                 Example(row.id, -1, row.prompt, response.tokens.tolist())
                 for row, response in zip(asked, responses, strict=True)
@@ -99,6 +100,10 @@ class OnPolicyMethod(LabelledRows):
         elif source == "buffer":
             chosen = permutation(len(self.buffer), seed, step, 2)[: s["batch_size"]]
             self.drawn = [self.buffer[i] for i in chosen.tolist()]
+
+    def draw(self, prompts: list[Prompt], sample: Sampler) -> list[Response]:
+        """Sample responses to prompts."""
+        return sample(prompts, self.settings["temperature"], None)
 
     def observe(self, step: int, dev_loss: float) -> None:
         """Increase φ if the dev loss rose by `loss_rise` since φ last grew, or since the start.

@@ -40,6 +40,10 @@ class MethodFacts:
         """Return whether the teacher model is loaded, in addition to any stored outputs."""
         return self.teacher and settings.get("teacher_outputs") != "top_k"
 
+    def teacher_draws(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the teacher takes part in the drawing of responses, token by token."""
+        return bool(settings.get("teacher_mix") or settings.get("teacher_top_k"))
+
 
 METHODS = {
     "sft": MethodFacts("SFT", teacher=False, loss="label"),
@@ -50,6 +54,7 @@ METHODS = {
     "abkd": MethodFacts("ABKD", "2505.04560", loss="alpha_beta", on_policy=True),
     "taid": MethodFacts("TAID", "2501.16937", loss="interpolated", on_policy=True),
     "amid": MethodFacts("AMiD", "2510.15982", loss="alpha_mixture", on_policy=True),
+    "skd": MethodFacts("SKD", "2410.11325", on_policy=True),
     "minillm": MethodFacts(
         "MiniLLM",
         "2306.08543",

@@ -22,7 +22,7 @@ from takd.analysis.text import PAPERS
 from takd.data.template import CHAT, fill
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import is_given, prefixes, split
+from takd.experiment.lineage import is_given, own, prefixes, split
 from takd.model_cards import markdown
 from takd.model_cards.frontmatter import commit_of, front_matter
 from takd.runtime.errors import InputError
@@ -113,8 +113,8 @@ def _facts(results: Results) -> dict[str, Any]:
             {
                 "model": hop.model,
                 "method": hop.method,
-                "parameters": spec["models"][hop.model],
-                "from": weights_text(spec["weights"][hop.model]),
+                "parameters": spec["models"][own(hop.model)],
+                "from": weights_text(spec["weights"][own(hop.model)]),
                 "lineage": lineage,
             }
             for hop, lineage in zip(split(node.lineage), prefixes(node.lineage), strict=True)

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from takd.analysis.measures import measured
 from takd.analysis.results import Results
-from takd.experiment.lineage import GIVEN, SUPERVISED, is_given, split
+from takd.experiment.lineage import GIVEN, SUPERVISED, is_given, own, split
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TASK = "text-generation"
@@ -24,7 +24,7 @@ def front_matter(results: Results) -> ModelCardData:
     """
     spec, (node,) = results.spec, results.nodes
     hop = split(node.lineage)[-1]
-    base = spec["weights"][hop.model].get("hub")
+    base = spec["weights"][own(hop.model)].get("hub")
     given = is_given(node.lineage)
     trained_on = (spec["sources"].get(name) or {} for name in ("train", "corpus") if not given)
     datasets = list(dict.fromkeys(source["hub"] for source in trained_on if "hub" in source))

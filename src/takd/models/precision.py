@@ -3,7 +3,6 @@
 Functions import torch where they need it: plans resolve the precision of GPUs known by name only.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from takd.runtime.cuda_arch import check_kernels
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -112,4 +112,4 @@ def pretrained_dtype(config: Mapping[str, Any]) -> str:
 
 def pretrained_in(folder: Path) -> str:
     """Return the `pretrained_dtype` of the model in a folder."""
-    return pretrained_dtype(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return pretrained_dtype(read_json(folder / "config.json"))

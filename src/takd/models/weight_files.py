@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from takd.runtime.errors import InputError, reason
-from takd.runtime.files import AGAIN, foreign, read_json_object
+from takd.runtime.files import AGAIN, foreign, read_json, read_json_object
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
@@ -45,10 +45,10 @@ def safetensors_parameters(folder: Path) -> int | None:
     Shared parameters count once, also where a tied output embedding was saved a second time.
     """
     try:
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         files = {WHOLE}
         if not (folder / WHOLE).is_file():
-            files = set(_json(folder / INDEX)["weight_map"].values())
+            files = set(read_json(folder / INDEX)["weight_map"].values())
         shapes: dict[str, list[int]] = {}
         for name in files:
             with safe_open(folder / name, framework="np") as file:
@@ -64,15 +64,11 @@ def safetensors_parameters(folder: Path) -> int | None:
 def positions(folder: Path) -> int | None:
     """Return the longest text that a model can read, by `config.json`; None without a limit."""
     try:
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         config = config.get("text_config") or config
         return next((config[key] for key in POSITIONS if isinstance(config.get(key), int)), None)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_config(folder: Path, name: str) -> Any:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from takd.experiment.lineage import SUPERVISED
 from takd.methods.registry import METHODS
+from takd.models.shapes import Shape
 from takd.preflight.flops import Rows
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import lora_weights, zero
 
 CHECKPOINTS = 3  # two are kept, and another one is being written

@@ -1,9 +1,6 @@
 """Computation of a stage: tokens and FLOPs from shapes and counts, pass by pass.
 
-Per token, a forward pass through the blocks costs two FLOPs per weight, and attention 4 · width · context per block;
-the backward pass costs twice that, and for attention 2.5 times (its scores are recomputed). The output embedding is
-applied to response tokens only. Padding is ignored: batches are sorted by length. A test compares the formulas with
-torch's own counter.
+`takd.models.flops` has the formulas, by which trainings also count what they spend.
 """
 
 import math
@@ -14,11 +11,10 @@ from typing import Any
 from takd.decoding.amounts import WORTH
 from takd.methods.registry import METHODS
 from takd.methods.schedule import steps_per_round, total_steps
+from takd.models.flops import body_forward, decoding, distribution, head, reading, trained
+from takd.models.shapes import Shape
 from takd.preflight.memory import Resources
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import zero
-
-ATTENTION_BACKWARD = 2.5
 
 
 @dataclass(frozen=True)
@@ -76,49 +72,6 @@ class Work:
         return Work(*(times * value for value in astuple(self)))
 
 
-def body_forward(shape: Shape, length: float) -> float:
-    """FLOPs of a forward pass of one row, `length` tokens long, through the blocks."""
-    return 2 * shape.body * length + 4 * shape.layers * length**2 * shape.queries
-
-
-def head(shape: Shape, tokens: float) -> float:
-    """FLOPs of the output embedding on a number of tokens."""
-    return 2 * shape.embedding * tokens
-
-
-def reading(shape: Shape, rows: Rows) -> float:
-    """FLOPs of a forward pass of one row, with the logits of its response."""
-    return body_forward(shape, rows.whole) + head(shape, rows.response)
-
-
-def trained(
-    shape: Shape,
-    length: float,
-    predicted: float,
-    lora: Any = None,
-    checkpointing: bool = False,
-    twice: bool = False,
-) -> float:
-    """FLOPs of one row forward and backward.
-
-    Args:
-        predicted: number of tokens whose distribution the loss needs.
-        lora: settings of adapters, or None; frozen matrices have no gradient.
-        twice: whether the output embedding is recomputed in the backward pass (ZeRO-3).
-    """
-    attention = 4 * shape.layers * length**2 * shape.queries
-    matrices = 2 * shape.body * length
-    total = (1 + 2) * matrices + (1 + ATTENTION_BACKWARD) * attention
-    logits = (3 + twice) * head(shape, predicted)
-    if lora:
-        adapters, adapted = shape.lora(lora["rank"], lora["targets"])
-        total += 3 * 2 * adapters * length - 2 * adapted * length
-        logits -= head(shape, predicted)
-    if checkpointing:
-        total += matrices + attention
-    return total + logits
-
-
 def decoded(
     model: Shape,
     rows: float,
@@ -140,7 +93,6 @@ def decoded(
         return Work()
     steps = max(response - 1, 0)
     context = prompt + response / 2
-    a_token = 2 * model.body + 4 * model.layers * context * model.queries
     # number of batches that each process decodes in sequence
     waves = max(1.0, rows / processes / together)
     at_once = min(together, rows / processes)
@@ -148,7 +100,7 @@ def decoded(
     keys = 2 * number * model.layers * model.keys * context * at_once
     return Work(
         passes=body_forward(model, prompt) * (rows if prompts is None else prompts),
-        decoding=rows * (steps * a_token + head(model, response)),
+        decoding=rows * decoding(model, prompt, response),
         block_steps=processes * waves * steps * model.layers,
         read=processes * waves * steps * (weights + keys),
     )
@@ -177,12 +129,41 @@ def training(
         drawn: mean tokens of a drawn response; None assumes the length of the references.
         together: responses that a process decodes at once.
     """
-    s, facts = spec["settings"], METHODS[spec["method"]]
-    size, lora = s["batch_size"], s.get("lora")
+    s = spec["settings"]
     train, dev = train.first(s["rows"]), dev.first(s["dev_rows"])
     steps = total_steps(s, train.count)
     if steps is None or dev.count is None:
         return None
+    # a dev evaluation: a response per row, whose tokens the log does not count, and the loss
+    asked = dev.prompt, dev.response if drawn is None else drawn
+    answered = decoded(student, dev.count, *asked, together, resources.world, number)
+    read = Work(passes=dev.count * reading(student, dev.prompt, dev.response))
+    every = s["evaluate_every"]
+    work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))
+    given = train, steps, resources, block_length, number, drawn, together
+    return work + learning(spec, student, teacher, *given, recomputed=True)
+
+
+def learning(
+    spec: Mapping[str, Any],
+    student: Shape,
+    teacher: Shape | None,
+    train: Rows,
+    steps: int,
+    resources: Resources,
+    block_length: int = 0,
+    number: int = 2,
+    drawn: float | None = None,
+    together: int = WORTH["cuda"],
+    recomputed: bool = False,
+) -> Work:
+    """Computation of the steps of a training stage, without dev evaluations; see `training`.
+
+    Args:
+        recomputed: whether what is computed twice to save memory counts, which trainings leave out of what they spend.
+    """
+    s, facts = spec["settings"], METHODS[spec["method"]]
+    size, lora = s["batch_size"], s.get("lora")
 
     def drawing(rows: Rows, count: float, *models: Shape) -> Work:
         """Responses to `count` prompts, token by token from all of the models."""
@@ -199,33 +180,27 @@ def training(
         of it.
         """
         operations = trained(
-            *(student, rows.whole, rows.response, lora, resources.gradient_checkpointing),
-            twice=zero(s)[0] == 3,
+            *(student, rows.whole, rows.response, lora),
+            checkpointing=recomputed and resources.gradient_checkpointing,
+            twice=recomputed and zero(s)[0] == 3,
         )
-        if teacher is not None and outputs in ("live", "hidden", "kept"):
-            operations += head(teacher, rows.response)
-            if outputs == "live":
-                operations += body_forward(teacher, rows.whole)
+        if teacher is not None:
+            operations += distribution(teacher, rows.prompt, rows.response, outputs)
         return Work(tokens=count * rows.whole, passes=count * operations)
 
-    # a dev evaluation: a response per row, whose tokens the log does not count, and the loss
-    asked = dev if drawn is None else replace(dev, response=drawn)
-    answered = replace(drawing(asked, dev.count, student), tokens=0.0)
-    read = Work(passes=dev.count * reading(student, dev))
-    every = s["evaluate_every"]
-    work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))
+    work = Work()
     own = train if drawn is None else replace(train, response=drawn)
+    mixing = [teacher] if teacher is not None and facts.teacher_draws(s) else []
     if not facts.rollouts:
         new, old = drawing_steps(s, steps) if facts.on_policy else (0.0, 0.0)
         outputs = s.get("teacher_outputs", "live")
-        work += drawing(own, size, student) * new
+        work += drawing(own, size, student, *mixing) * new
         work += step(own, size, outputs) * (new + old)
         return work + step(train, size, outputs) * (steps - new - old)
     count, rounds = s["rollouts_per_round"], math.ceil(steps / steps_per_round(s))
-    mixing = [teacher] if teacher is not None and s["teacher_mix"] else []
     drawn_once = drawing(own, count, student, *mixing)
     if teacher is not None and not mixing:  # it reads the responses once
-        drawn_once += Work(passes=count * reading(teacher, own))
+        drawn_once += Work(passes=count * reading(teacher, own.prompt, own.response))
     work += drawn_once * rounds
     work += step(own, size, "kept" if s["single_step_weight"] else "none") * steps
     if s.get("lm_weight") and block_length:
@@ -276,8 +251,9 @@ def likelihoods(model: Shape, teachers: Sequence[Shape], rows: Rows, seeds: int)
     if rows.count is None:
         return None
     texts = 1 + 2 * seeds
-    own = reading(model, rows)
-    operations = own + sum(texts * (own + reading(teacher, rows)) for teacher in teachers)
+    lengths = rows.prompt, rows.response
+    own = reading(model, *lengths)
+    operations = own + sum(texts * (own + reading(teacher, *lengths)) for teacher in teachers)
     tokens = (1 + texts * len(teachers)) * rows.response
     return Work(tokens=rows.count * tokens, passes=rows.count * operations)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from takd.methods.registry import METHODS
+from takd.models.shapes import Shape
 from takd.preflight import tensors
 from takd.preflight.gpus import Gpu
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import BYTES, Loaded, Texts
 
 GIB = 2**30
@@ -144,11 +144,11 @@ def training(
         ),
     }
     drawing("dev", settings["dev_rows"], models[:1], scored=False)
+    mixing = models if facts.teacher_draws(settings) else models[:1]
     if facts.rollouts:
-        mixing = models if settings["teacher_mix"] else models[:1]
         drawing("rollouts", settings["rollouts_per_round"], mixing, scored=True)
     elif facts.on_policy and settings["on_policy"] != "off":
-        drawing("student responses", settings["batch_size"], models[:1], scored=False)
+        drawing("student responses", settings["batch_size"], mixing, scored=len(mixing) > 1)
     return found
 
 

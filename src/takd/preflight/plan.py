@@ -14,14 +14,15 @@ from takd.decoding.amounts import WORTH
 from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.methods.registry import METHODS
+from takd.models.shapes import Shape
 from takd.preflight import disk, fetching, flops, memory, rates, shapes
+from takd.preflight.chain_costs import ChainCosts
 from takd.preflight.disk import DiskSpace
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Gpu
 from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
 from takd.preflight.rates import Estimate, Measured
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import BYTES, Texts
 
 NOTHING = DiskSpace()
@@ -70,6 +71,7 @@ class Planner:
         self.shapes = {name: shapes.of_model(experiment, name) for name in self.settings["models"]}
         self.rows = {split: self._rows(split) for split in experiment.splits}
         self.seeds = len(self.settings["evaluation"]["seeds"])
+        self.chains = ChainCosts(experiment, self.shapes, self.rows)
 
     @property
     def unknown(self) -> list[str]:
@@ -96,7 +98,7 @@ class Planner:
         return self._shape(job.lineage)
 
     def _shape(self, name: str) -> Shape:
-        return self.shapes[lineage.split(name)[-1].model]
+        return self.shapes[lineage.own(lineage.split(name)[-1].model)]
 
     def teacher(self, job: Job) -> Shape | None:
         """Shape of the teacher that a training loads; None if precomputed outputs are enough."""
@@ -113,8 +115,11 @@ class Planner:
         return [self._shape(teacher) for teacher, _ in teachers]
 
     def spec(self, job: Job) -> dict[str, Any]:
-        """Settings of a training."""
-        return specs.train(self.experiment, job.lineage, int(job.wildcards["seed"]))
+        """Settings of a training; under a budget with the expected number of steps."""
+        spec = specs.train(self.experiment, job.lineage, int(job.wildcards["seed"]))
+        if job.lineage in self.experiment.ends:
+            spec["settings"]["steps"] = self.chains.steps(job.lineage) or None
+        return spec
 
     def setting(self, job: Job) -> str:
         """Value of the setting `precision` of a job that uses a GPU."""

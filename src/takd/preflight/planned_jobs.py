@@ -4,12 +4,13 @@ import ast
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from snakemake.logging import logger
 
 from takd.preflight.jobs import Job
+from takd.runtime.digests import leaves
 from takd.watching.stages import title
 
 LAST = "This was a dry-run"
@@ -89,7 +90,7 @@ def changes(params: Any) -> Iterator[str]:
         return
     before, now = ([_value(text) for text in texts] for texts in (params.only_old, params.only_new))
     old, new = (
-        [flat(each) for each in values if isinstance(each, dict)] for values in (before, now)
+        [leaves(each) for each in values if isinstance(each, dict)] for values in (before, now)
     )
     if old and new:
         found = differences(old[0], new[0])
@@ -116,16 +117,6 @@ def _value(text: Any) -> Any:
         except (ValueError, SyntaxError, TypeError):
             continue
     return text
-
-
-def flat(value: Any, above: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by their dotted keys."""
-    if not isinstance(value, Mapping):
-        return {above: value}
-    found: dict[str, Any] = {}
-    for key, item in value.items():
-        found |= flat(item, f"{above}.{key}" if above else str(key))
-    return found
 
 
 def _short(value: Any) -> str:

@@ -12,13 +12,15 @@ from typing import Any
 
 from takd.experiment import lineage
 from takd.methods.registry import METHODS
-from takd.preflight import flops, shapes
+from takd.models import shapes
+from takd.models.shapes import Shape
+from takd.preflight import flops
 from takd.preflight.flops import Rows, Work
 from takd.preflight.gpus import Gpu, lookup
 from takd.preflight.memory import Resources
-from takd.preflight.shapes import Shape
 from takd.preflight.tensors import BYTES
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json
 
 # Assumptions, for want of measured runs: shares of a GPU's peaks in operations and in bytes a second, and the time in
 # which the dozen kernels of one token's passes through one block run in a captured step, which small models wait for.
@@ -118,7 +120,7 @@ def _measured(read: Callable[[Path], Measured | None], path: Path) -> Measured |
 def rows_of(manifest: Path) -> Rows | None:
     """Rows of a prepared split; None if it is missing or from another version of this workflow."""
     try:
-        found = _json(manifest)
+        found = read_json(manifest)
         counts, tokens = found["counts"], found["tokens"]
         if "text" in tokens:
             return Rows(counts["blocks"], 1, tokens["text"] / counts["blocks"] - 1)
@@ -129,7 +131,9 @@ def rows_of(manifest: Path) -> Rows | None:
 
 
 def _training(manifest: Path) -> Measured | None:
-    spec, journal = _json(manifest)["spec"], _journal(manifest.parent)
+    record, journal = read_json(manifest), _journal(manifest.parent)
+    spec = record["spec"]
+    spec["settings"]["steps"] = record["steps"]  # none in the settings under a budget
     data, method = manifest.parents[3] / "data", spec["method"]
     above, _, _ = spec["lineage"].rpartition("__")
     teacher = None
@@ -151,7 +155,7 @@ def _training(manifest: Path) -> Measured | None:
 
 
 def _evaluation(scores: Path) -> Measured | None:
-    found, end = _json(scores), _journal(scores.parent)[-1]
+    found, end = read_json(scores), _journal(scores.parent)[-1]
     experiment, seeds = scores.parents[4], len(found["decoding_seeds"])
     model = _model(experiment / "models" / found["lineage"], found["seed"])
     rows = rows_of(experiment / "data" / scores.parent.name / "manifest.json")
@@ -163,7 +167,7 @@ def _evaluation(scores: Path) -> Measured | None:
 
 
 def _likelihoods(path: Path) -> Measured | None:
-    found, end, experiment = _json(path), _journal(path.parent)[-1], path.parents[5]
+    found, end, experiment = read_json(path), _journal(path.parent)[-1], path.parents[5]
     models = experiment / "models"
     model = _model(models / found["lineage"], found["seed"])
     names = dict.fromkeys(map(tuple, found["teachers"].values()))
@@ -192,10 +196,6 @@ def _model(folder: Path, seed: int) -> Shape:
     if not place.exists() and lineage.teacher_of(folder.name) is None:
         place = next(folder.glob("seed*/model"), place)
     return shapes.config_of(place)
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _journal(folder: Path) -> list[Any]:

@@ -125,6 +125,7 @@ def expected(
     except InputError:  # an unknown GPU is not worth a warning
         gpu = CPU
     planner = Planner(experiment, gpu)
+    planner.chains.refuse()
     planned = planner.plan(jobs)
     free = disk.free_bytes(experiment.root / "results")
     weights = sum(each.written.stays for each in planned if each.job.trains)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from takd.experiment.labels import short_number
+from takd.experiment.labels import methods_text, short_number
 from takd.experiment.lineage import SUPERVISED
 from takd.preflight import memory, rates
 from takd.preflight.fetching import fetched_bytes
@@ -77,7 +77,23 @@ def text(planner: Planner, planned: Sequence[Planned]) -> str:
         rows.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
     rule = "-" * len(rows[0])
     notes_ = [f"- {note}" for note in notes(planner, planned)]
-    return "\n".join([rows[0], rule, *rows[1:-2], rule, *rows[-2:], "", *notes_])
+    table_of_chains = chains(planner)
+    return "\n".join([rows[0], rule, *rows[1:-2], rule, *rows[-2:], "", *table_of_chains, *notes_])
+
+
+def chains(planner: Planner) -> list[str]:
+    """Format what each chain costs with all that it needs."""
+    rows = [["chain, with all that it needs", "FLOP", "before", "last training", "steps"]]
+    for each in planner.chains.listed():
+        counts = [_count(value) for value in (each.whole, each.before, each.own)]
+        steps = "?" if each.steps is None else f"{'about ' * each.of_budget}{each.steps}"
+        rows.append([f"{each.label} ({methods_text(each.lineage)})", *counts, steps])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines_ = [
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
+        for name, *cells in rows
+    ]
+    return [lines_[0], "-" * len(lines_[0]), *lines_[1:], ""]
 
 
 def _cells(line: dict[str, Any]) -> list[str]:
@@ -106,6 +122,12 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
             f" stage's largest job with the longest texts allowed; {memory.USABLE:.0%} of the GPU's memory can be used."
         )
     found = [about]
+    found += planner.chains.problems()
+    if planner.experiment.ends:
+        found.append(
+            f"Budget: {_count(planner.chains.budget)} FLOP a chain. The steps of the last trainings follow from it, in"
+            " place of their `steps` and `epochs`; each ends when its share is spent, as it counts itself."
+        )
     if decoding := decoded_rows(planned):
         found.append(decoding)
     if guessed := [name for name, shape in planner.shapes.items() if shape.estimated]:
@@ -174,6 +196,8 @@ def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
         "experiment": planner.experiment.name,
         "gpu": planner.gpu.name,
         "stages": lines(planned),
+        "budget": planner.chains.budget,
+        "chains": planner.chains.as_json(),
         "jobs": [
             {
                 "rule": each.job.rule,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from takd.decoding import amounts
 from takd.methods.registry import METHODS
-from takd.preflight.shapes import Shape
+from takd.models.shapes import Shape
 
 # copies of constants in takd.losses, which import torch; a test compares them
 KEPT_SHARE = 1 / 16

@@ -5,12 +5,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from takd.analysis import costs, exports
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
 from takd.analysis.results import Results
-from takd.experiment.labels import chain_text, full_text, method_title, methods_text
+from takd.experiment.labels import (
+    chain_label,
+    chain_text,
+    full_text,
+    method_title,
+    methods_text,
+    short_number,
+)
 from takd.experiment.lineage import is_given, split
 from takd.pages.environment import thousands
 from takd.pages.tables import Cell, Column, Group, Table, TableRow, simple
 from takd.report import pages
-from takd.report.results_page import model_cell
+from takd.report.score_tables import model_cell
+from takd.report.tables import numbered, score
 
 CACHES = "teacher"
 """Begin of the names of the stages that compute teacher caches."""
@@ -27,8 +35,47 @@ def page(results: Results) -> str:
         caches=caches(results, runs),
         models=by_model(results, runs),
         judged=_judged(results),
+        arms=arms(results),
         how=how(runs),
     )
+
+
+def arms(results: Results) -> Table | None:
+    """List the chains of an experiment of equal cost: what each has spent, and its scores; None if it is none."""
+    budget = costs.budgets(results)
+    if not budget:
+        return None
+    total = {each.lineage: each.flops for each in costs.cumulative(results)}
+    labels = {chain["lineage"]: chain_label(chain) for chain in results.spec["chains"]}
+    rows = []
+    for lineage in results.spec["equal_cost"]["lineages"]:
+        spent = total[lineage]
+        share = {seed: 100 * value / budget[seed] for seed, value in spent.items()}
+        own = {
+            m.node.seed: 100 * m.manifest["flops"] / spent[m.node.seed] for m in results.of(lineage)
+        }
+        steps = {m.node.seed: m.manifest["steps"] for m in results.of(lineage)}
+        cells = [
+            model_cell(lineage, labels[lineage]),
+            _total(spent, short_number),
+            _total(share, "{:.2f}".format),
+            _total(own, "{:.1f}".format),
+            _total(steps, thousands),
+            *(
+                numbered(results, score(results, n, lineage, "rougeL"))
+                for n in results.spec["sets"]
+            ),
+        ]
+        rows.append(TableRow(cells, lineage=lineage))
+    heads = [
+        Column("Chain", "name"),
+        Column("FLOPs", note="one seed"),
+        Column("% of the budget"),
+        Column("Last training", note="% of its FLOPs"),
+        Column("Steps", note="last training"),
+        *(Column("ROUGE-L", note=name) for name in results.spec["sets"]),
+    ]
+    return Table(heads, [Group("", rows)], "arms")
 
 
 def how(runs: Sequence[Run]) -> str:
@@ -98,7 +145,7 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
         trained = [run for run in runs if (run.lineage, run.stage) == (lineage, TRAINING)]
         scored = [run for run in runs if run.lineage == lineage and run.stage in EVALUATION]
         minutes, tokens = (sum(getattr(r, what) for r in trained) for what in ("minutes", "tokens"))
-        hours, drawn = total[lineage].hours, total[lineage].tokens
+        hours, drawn, flops = total[lineage].hours, total[lineage].tokens, total[lineage].flops
         cells = [
             model_cell(lineage),
             _number(len(trained)),
@@ -108,6 +155,7 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
             _number(tokens / minutes / 60) if minutes else Cell("–", ""),
             _total(hours, pages.hours),
             _total(drawn, thousands),
+            _total(flops, short_number) if flops else Cell("–", ""),
             Cell(_devices(trained)),
         ]
         rows.append(TableRow(cells, lineage=lineage))
@@ -120,6 +168,7 @@ def by_model(results: Results, runs: Sequence[Run]) -> Table:
         Column("Tokens a second"),
         Column(f"Total {unit(results)}", note="one seed"),
         Column("Total tokens", note="one seed"),
+        Column("Total FLOPs", note="one seed"),
         Column("Device", ""),
     ]
     return Table(heads, [Group("", rows)], "models")
@@ -139,6 +188,9 @@ def to_csv(results: Results) -> str:
                 "minutes": sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60,
                 "hours": sum(run.hours for run in runs),
                 "tokens": sum(run.tokens for run in runs),
+                "flops": sum(counted)
+                if (counted := [r.flops for r in runs if r.flops is not None])
+                else None,
                 "steps": sum(run.steps or 0 for run in runs) if stage == TRAINING else None,
                 "skipped": sum(run.skipped or 0 for run in runs) if stage == TRAINING else None,
                 "device": None if stage in EVALUATION else _devices(runs),

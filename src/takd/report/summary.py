@@ -8,6 +8,7 @@ from takd.analysis.comparisons import Pair
 from takd.analysis.deviations import limits
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
+from takd.analysis.shares import shares
 from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
@@ -24,6 +25,8 @@ WHAT = {
     "sft": "against the SFT baseline",
     "method": "method against method",
     "given": "against a model as given",
+    "teacher": "method against control",
+    "control": "control against the SFT baseline",
 }
 
 
@@ -37,6 +40,7 @@ def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str
         results,
         sentences=[
             *filter(None, (trained(results), tested(results, first), best(results, first))),
+            *needs_teacher(results, first),
             *(*reversed_elsewhere(results), *worse_in_strata(results, first)),
         ],
         forest=plots.get(forest.DIFFERENCES),
@@ -102,6 +106,19 @@ def tally(rows: list[Number], question: str) -> str:
         return text
     counts = (f"{ways.count(way)} {way}" for way in ("higher", "lower") if way in ways)
     return f"{text} ({', '.join(counts)})"
+
+
+def needs_teacher(results: Results, name: str) -> list[str]:
+    """Say which share of the gain of each method needs the teacher, by each of its controls."""
+    by_method: dict[str, list[str]] = {}
+    for each in shares(results, name):
+        by_method.setdefault(each.method, []).append(f"{each.text()} by the control {each.control}")
+    if not by_method:
+        return []
+    parts = (f"{method}, {', '.join(said)}" for method, said in by_method.items())
+    return [
+        f"Share of the gain in ROUGE-L over SFT that needs the teacher, on {name}: {'; '.join(parts)}."
+    ]
 
 
 def reversed_elsewhere(results: Results) -> list[str]:

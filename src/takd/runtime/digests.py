@@ -60,6 +60,19 @@ def without_places(value: Any) -> Any:
     return [without_places(each) for each in value] if isinstance(value, list) else value
 
 
+def leaves(value: Any, above: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted keys: `{"a": {"b": 1}}` gives `{"a.b": 1}`.
+
+    An empty mapping below the top is a value.
+    """
+    if not isinstance(value, Mapping) or (above and not value):
+        return {above: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= leaves(item, f"{above}.{key}" if above else str(key))
+    return found
+
+
 def source_digest(path: Path) -> str:
     """Return the sha256 of a file that an experiment reads.
 

@@ -17,7 +17,7 @@ from takd.runtime.records import (
 )
 
 KINDS = {
-    **dict.fromkeys(("model", "teacher", "direct", "first", "init"), "model"),
+    **dict.fromkeys(("model", "teacher", "direct", "first", "init", "reference"), "model"),
     **{"base": "base", "tokenizer": "tokenizer"},
 }
 RECORDED_IN = {
@@ -96,6 +96,8 @@ def expected(name: str, record: Record, spec: dict[str, Any]) -> dict[str, Any]:
         return kind
     if name == "base":
         return {**kind, "model": spec["model"]}
+    if name == "reference":
+        return {**kind, **_node(spec["budget"]["chain"])}
     if name == "init":
         return {**kind, **_node(spec["init"])}
     if role in spec.get("teachers", {}):

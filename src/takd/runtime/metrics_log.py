@@ -19,7 +19,7 @@ from takd.runtime.records import closing_digest
 
 SECONDS_BETWEEN_NOTES = 5.0  # time that a killed attempt may lose
 SPENT = "spent.json"
-COUNTED = ("tokens", "skipped", "checkpoints", "checkpoint_seconds")
+COUNTED = ("tokens", "flops", "step_flops", "skipped", "checkpoints", "checkpoint_seconds")
 
 
 def cpu_seconds() -> float:
@@ -32,6 +32,8 @@ class Journal:
 
     Attributes:
         tokens: tokens processed so far.
+        flops: FLOPs of a training so far; None where they are not counted.
+        step_flops: FLOPs of the last responses drawn, and of the last step's passes.
         skipped: steps that were skipped because their gradient was not finite.
         checkpoints: checkpoints written so far.
         checkpoint_seconds: seconds that training waited for checkpoints.
@@ -41,6 +43,8 @@ class Journal:
         self.path, self.active = path, active
         self.tokens = self.skipped = self.checkpoints = 0
         self.checkpoint_seconds = 0.0
+        self.flops: int | None = None
+        self.step_flops: list[int] = []
         self._seconds_before = self._cpu_before = 0.0
         self._started, self._cpu_started = time.monotonic(), cpu_seconds()
 
@@ -71,7 +75,7 @@ class Journal:
         self._seconds_before, self._started = state["seconds"], time.monotonic()
         self._cpu_before, self._cpu_started = state.get("cpu_seconds", 0.0), cpu_seconds()
         for name in COUNTED:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         if self.active:
             with open(self.path, "ab") as file:
                 file.truncate(state["metrics_bytes"])
@@ -98,6 +102,7 @@ class Journal:
             "step": step,
             "seconds": round(self.seconds, 3),
             "tokens": self.tokens,
+            **({} if self.flops is None else {"flops": self.flops}),
         }
         for name, value in values.items():
             finite = not isinstance(value, float) or math.isfinite(value)
@@ -163,8 +168,9 @@ class Progress:
         )
         self._first, self._began, self._last = done, time.monotonic(), 0.0
 
-    def step(self, done: int, values: dict[str, float]) -> None:
-        """Show that `done` steps are complete."""
+    def step(self, done: int, values: dict[str, float], total: int | None = None) -> None:
+        """Show that `done` steps are complete, of `total` if their number has changed."""
+        self.total = self._bar.total = total or self.total
         self._bar.update(done - self._bar.n)
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._bar.set_postfix_str(text, refresh=False)

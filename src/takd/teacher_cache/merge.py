@@ -17,6 +17,8 @@ from typing import Any
 
 from takd.data.arrow import dataset_of, row_features, save
 from takd.models.causal_lm import tokenizer_of
+from takd.models.flops import body_forward, decoding, spent
+from takd.models.shapes import config_of
 from takd.runtime.errors import InputError
 from takd.runtime.stage import PIECE, Stage
 
@@ -34,6 +36,7 @@ def run(stage: Stage) -> None:
     responses = heapq.merge(*map(_lines, files), key=lambda response: response["row"])
     counts = {"rows": len(prompts), "cut_responses": 0}
     tokens = {"prompt": 0, "response": 0}
+    lengths: list[tuple[int, int]] = []
 
     def rows() -> Iterator[dict[str, Any]]:
         for index, (row, response) in enumerate(zip_longest(prompts, responses)):
@@ -49,14 +52,17 @@ def run(stage: Stage) -> None:
             counts["cut_responses"] += not response["finished"]
             tokens["prompt"] += len(row["prompt_ids"])
             tokens["response"] += len(ids)
+            lengths.append((len(row["prompt_ids"]), len(ids)))
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
             yield {**row, "response_ids": ids, "references": [text]}
 
     digest = save(rows(), row_features(), stage.temporary(stage.outputs["dataset"]))
     stage.commit(stage.outputs["dataset"])
-    stage.write_manifest(
-        stage.outputs["manifest"], kind="generations", counts=counts, tokens=tokens, sha256=digest
-    )
+    shape = config_of(stage.input("teacher").parent / "model")
+    own = sum(body_forward(shape, p) + decoding(shape, p, r) for p, r in lengths)
+    facts: dict[str, Any] = {"counts": counts, "tokens": tokens, "sha256": digest}
+    facts |= spent(f"teachers/{spec['lineage']}/seed{spec['seed']}/generations", own, stage.inputs)
+    stage.write_manifest(stage.outputs["manifest"], kind="generations", **facts)
     stage.say(
         f"{spec['lineage']} seed {spec['seed']} wrote {counts['rows']} responses of"
         f" {tokens['response'] / max(counts['rows'], 1):.0f} tokens on average,"

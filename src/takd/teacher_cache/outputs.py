@@ -24,7 +24,9 @@ from takd.decoding import loading
 from takd.losses.batch import Pair, by_length
 from takd.losses.chunked import chunk_size
 from takd.models.causal_lm import tokenizer_of
+from takd.models.flops import body_forward, head, spent
 from takd.models.logits import project
+from takd.models.shapes import config_of
 from takd.runtime.errors import InputError
 from takd.runtime.sharding import JsonlStore, Shard, resumable
 from takd.runtime.stage import Stage
@@ -49,11 +51,31 @@ def run(stage: Stage) -> None:
         os.replace(folder / "outputs.safetensors", stage.outputs["outputs"])
         read = sum(int(counts.sum()) for counts in _lengths(dataset).values())
         loading.close_log(stage, journal, len(dataset), read)
+        place = (
+            f"teachers/{spec['lineage']}/seed{spec['seed']}/outputs/{spec['split']}/{spec['kind']}"
+        )
         stage.write_manifest(
-            stage.outputs["manifest"], kind="teacher_outputs", rows=len(dataset), tokens=tokens
+            stage.outputs["manifest"],
+            kind="teacher_outputs",
+            rows=len(dataset),
+            tokens=tokens,
+            **spent(place, _flops(stage, dataset), stage.inputs),
         )
     size = stage.outputs["outputs"].stat().st_size
     stage.say(f"{title}: {tokens} tokens, {spec['kind']}, {size / 2**20:.0f} MB")
+
+
+def _flops(stage: Stage, dataset: PreparedRows) -> float:
+    """FLOPs of a pass over each row, and for `top_k` of the logits of its predicted tokens."""
+    shape = config_of(stage.input("teacher").parent / "model")
+    predicted = (
+        offsets(dataset).diff().tolist() if stage.spec["kind"] == "top_k" else [0] * len(dataset)
+    )
+    lengths = sum(_lengths(dataset).values(), torch.zeros(1)).long().tolist()
+    return sum(
+        body_forward(shape, length) + head(shape, count)
+        for length, count in zip(lengths, predicted, strict=True)
+    )
 
 
 def offsets(dataset: PreparedRows) -> Tensor:

@@ -152,10 +152,13 @@ class Keeper:
         flush(self.journal.path)
         self.checkpoints.commit(step)
 
-    def resume(self, total: int) -> int:
-        """Load the newest undamaged checkpoint; return the number of completed steps of `total`.
+    def resume(self, over: Callable[[int], bool]) -> int:
+        """Load the newest undamaged checkpoint; return the number of completed steps.
 
         A checkpoint's digests are checked before anything of it is used.
+
+        Args:
+            over: whether the run ends after a number of steps, by the counts of the journal.
 
         Raises:
             InputError: there are checkpoints, but all are damaged.
@@ -168,8 +171,9 @@ class Keeper:
         if folder is None:
             self.journal.restart()
             return 0
+        self.journal.resume(progress["journal"])
         # of a finished run, only kept weights are needed, and `Checkpoints.close` removes the rest
-        finished = progress["step"] == total
+        finished = over(progress["step"])
         if self.sharded and not finished:
             self.accelerator.load_state(str(folder))
         elif not finished:
@@ -181,7 +185,6 @@ class Keeper:
             self.method.restore(method)
         for output, (step, value, loss) in progress["best"].items():
             self.best[output] = Best(self.best[output].measure, step, value, loss)
-        self.journal.resume(progress["journal"])
         self.kept = progress["kept"]
         return progress["step"]
 

@@ -37,6 +37,7 @@ from takd.training.dev import dev_loss, dev_prompts, dev_scores
 from takd.training.devices import seed_generators
 from takd.training.exporting import Exported
 from takd.training.rollouts import exchanged, share, states_size
+from takd.training.spending import Spending
 from takd.training.student import Student
 
 SKIPPED_IN_A_ROW = 50
@@ -53,6 +54,7 @@ class Run:
         decoding: decoding settings of dev evaluations.
         keep: outputs ("model", "init"), with the dev measure that selects their weights.
         rouge_tokenizer: tokenizer of ROUGE-L on the dev rows, chosen by the data stage.
+        share: FLOPs that a budget leaves to this training; None without a budget.
     """
 
     stage: Stage
@@ -66,17 +68,18 @@ class Run:
     keep: dict[str, str]
     checkpoints: Checkpoints
     rouge_tokenizer: str
+    share: int | None = None
 
     def __post_init__(self) -> None:
         s = self.settings = self.method.settings
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
-        self.total = self.method.total_steps()
         dtype = torch_dtype(self.precision)
         self.student = Student(
             *(self.accelerator, self.model, s, self.stage.compile, dtype, self.method.decays_all)
         )
         self.journal = Journal(self.checkpoints.folder / LOG, self.main)
+        self.spending = Spending(self.method, self.model, self.journal, self.share)
         self.keeper = Keeper(
             *(self.student, self.method, self.exported, self.journal, self.checkpoints),
             {name: Best(measure) for name, measure in self.keep.items()},
@@ -88,6 +91,11 @@ class Run:
         self.ends = end_tokens(self.tokenizer)
         self.decoder = KeptDecoder()
 
+    @property
+    def total(self) -> int:
+        """Number of steps; under a budget, the number that is expected now."""
+        return self.method.total_steps()
+
     def train(self) -> None:
         """Run all remaining steps.
 
@@ -96,25 +104,27 @@ class Run:
             InputError: many steps in a row had no finite gradient (a checkpoint has been written),
                 or a checkpoint could not be written.
         """
-        step = self.keeper.resume(self.total)
+        step = self.keeper.resume(self.spending.over)
+        last = self.spending.over(step)
         self.introduce(step)
         progress = Progress(self.title, self.total, step, self.main)
         pace, in_a_row = Pace(self.stage.checkpoint_seconds), 0
         if step == 0:
             self.evaluate(0)
-        while step < self.total:
+        while not last:
+            self.spending.begin(step)
             # sampling comes before the optimizer step, with the weights that this step starts from
             self.method.prepare(step, self.sample)
             values = self.optimize(step)
             self.method.learned(step, values)
             step += 1
+            last = self.spending.over(step)
             in_a_row = 0 if math.isfinite(values["gradient_norm"]) else in_a_row + 1
             if in_a_row:
                 self.skipped(step)
             shown = {"loss": values["loss"], "lr": values["learning_rate"]}
             skipped = {"skipped": self.journal.skipped} if self.journal.skipped else {}
-            progress.step(step, {**shown, **skipped})
-            last = step == self.total
+            progress.step(step, {**shown, **skipped}, self.total)
             if step % self.settings["log_every"] == 0 or last:
                 self.journal.write("train", step, steps=self.total, **values, **skipped)
             if step % self.settings["evaluate_every"] == 0 or last:
@@ -137,11 +147,9 @@ class Run:
         """Print what starts or resumes, and on which devices."""
         count = f"{self.world} process{'es' if self.world > 1 else ''}"
         how = describe(self.precision, getattr(self.model.config, PRETRAINED))
-        self.stage.say(
-            f"{self.title}: resumes from step {step} of {self.total}, {how}, {count}"
-            if step
-            else f"{self.title}: {self.total} steps, {how}, {count}"
-        )
+        steps = f"{self.total} steps" if self.share is None else f"{self.share:.3g} FLOPs"
+        what = f"resumes from step {step} of {self.total}" if step else steps
+        self.stage.say(f"{self.title}: {what}, {how}, {count}")
 
     def skipped(self, step: int) -> None:
         """Count a step that was skipped because its gradient was not finite."""
@@ -167,6 +175,7 @@ class Run:
     def optimize(self, step: int) -> dict[str, float]:
         """Run one optimizer step on the global batch; return means over the batch."""
         s = self.settings
+        micro_batches = self.micro_batches(step)
         rate = learning_rate(s, step, self.total)
         for group in self.student.optimizer.param_groups:
             group["lr"] = rate
@@ -175,7 +184,7 @@ class Run:
         seed_generators((self.seed * 1_000_003 + step) * 1_009 + self.rank)
         sums: dict[str, Tensor] = {}
         # a step's loss is a mean over the global batch: each micro-batch adds its share of it
-        for loss, statistics in self.student.passes(self.micro_batches(step)):
+        for loss, statistics in self.student.passes(micro_batches):
             for key, value in {"loss": loss, **statistics}.items():
                 sums[key] = sums[key] + value if key in sums else value
         norm = self.student.update(s["gradient_clip"])
@@ -188,7 +197,7 @@ class Run:
     def micro_batches(self, step: int) -> list[tuple[LossFunction, list[Any]]]:
         """Return this process's share of a step's global batch, in micro-batches, with their losses."""
         found = []
-        for part in self.method.parts(step):
+        for part in self.spending.learned(step, self.method.parts(step)):
             lengths = [len(row) for row in part.rows]
             self.journal.tokens += sum(lengths)
             # sorted by length, so that micro-batches have little padding
@@ -211,13 +220,19 @@ class Run:
         return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
 
     def sample(
-        self, prompts: Sequence[Prompt], temperature: float, teacher_mix: float | None
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float,
+        teacher_mix: float | None,
+        teacher_top_k: int = 0,
     ) -> list[Response]:
-        """Sample responses from the student, alone or mixed with its teacher, for a method."""
-        decoding = Decoding(self.decoding.max_new_tokens, temperature=temperature)
+        """Sample responses from the student, alone or with its teacher, for a method."""
+        longest = self.decoding.max_new_tokens
+        decoding = Decoding(longest, temperature=temperature, teacher_top_k=teacher_top_k)
         teacher = None if teacher_mix is None else self.method.teacher
         responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher)
         self.journal.tokens += sum(len(r.tokens) for r in responses)
+        self.spending.drawn(prompts, responses, teacher_mix)
         return responses
 
     def draw(
@@ -229,11 +244,13 @@ class Run:
     ) -> list[Response]:
         """Sample one response per prompt, divided among processes; all return the same list."""
         mine = share([len(prompt.tokens) for prompt in prompts], self.rank, self.world)
-        size = states_size(teacher, len(prompts), decoding.max_new_tokens)
+        uses = self.method.uses()
+        keeps = teacher if uses else None
+        size = states_size(keeps, len(prompts), decoding.max_new_tokens)
         place = functools.partial(kept, device=self.accelerator.device, size=size)
 
         def finished(index: int, response: Response) -> None:
-            response.teacher_hidden = place(response.teacher_hidden)
+            response.teacher_hidden = place(response.teacher_hidden[: None if uses else 0])
 
         with self.student.whole() as student:
             drawn = draw(
@@ -250,7 +267,7 @@ class Run:
         own = dict(zip(mine, drawn, strict=True))
         if self.world == 1:
             return [own[i] for i in range(len(prompts))]
-        return exchanged(self.accelerator, prompts, own, self.method.uses(), teacher, place)
+        return exchanged(self.accelerator, prompts, own, uses, keeps, place)
 
     def evaluate(self, step: int) -> None:
         """Run a dev evaluation, and keep the weights if they are the best by some measure."""
@@ -261,10 +278,13 @@ class Run:
             **dev_scores(responses, self.dev, self.tokenizer, self.rouge_tokenizer),
             "loss": dev_loss(self.student, self.dev, self.method.context.vocabulary, *sizes),
         }
-        self.journal.write("dev", step, steps=self.total, n=len(self.dev), **values)
+        # under a budget, the number of steps is not known before the first one
+        known = {"steps": self.total} if step or self.share is None else {}
+        self.journal.write("dev", step, **known, n=len(self.dev), **values)
         if self.main:
+            of = f"/{self.total}" if known else ""
             self.stage.say(
-                f"{self.title}: step {step}/{self.total}"
+                f"{self.title}: step {step}{of}"
                 f"  dev ROUGE-L {values['rougeL']:.1f}  dev loss {values['loss']:.3f}"
                 f"  ({self.journal.seconds:.0f} s, of which {time.monotonic() - began:.0f} s dev)"
             )

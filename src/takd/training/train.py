@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from takd.decoding.prompts import Decoding
 from takd.losses.teacher_logits import StoredOutputs
 from takd.methods.base import Context, Method
 from takd.models import causal_lm
+from takd.models.flops import spent
 from takd.models.lora import add_lora
 from takd.models.precision import choose_precision, pretrained_in, torch_dtype
 from takd.models.tokenizer_check import entries
@@ -36,6 +38,7 @@ from takd.runtime.stage_lock import Lock
 from takd.training import devices
 from takd.training.exporting import Exported
 from takd.training.loop import Run
+from takd.training.spending import share_of
 
 WEIGHTS = "model.safetensors"
 SPLITS = {"train": "rows", "dev": "dev_rows"}  # with the setting of their number of rows
@@ -60,6 +63,7 @@ def run(stage: Stage) -> None:
 def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     spec, settings = stage.spec, stage.spec["settings"]
     kind: type[Method] = importlib.import_module(f"takd.methods.{spec['method']}").METHOD
+    share = share_of(stage)
     labelled = kind.needs_answers(settings)
     train, dev = (_rows(stage, name, settings[key], labelled) for name, key in SPLITS.items())
     tokenizer = causal_lm.tokenizer_of(stage)
@@ -86,7 +90,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     if spec.get("asks_teacher"):
         teacher, known = loading.load(
             stage,
-            stage.input("teacher").parent / "model",
+            stage.input("teacher").parent / _teacher_folder(spec),
             tokenizer,
             "teacher",
             spec["max_length"],
@@ -135,6 +139,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
         keep={"model": settings["keep"], **({"init": "loss"} if "init" in stage.outputs else {})},
         checkpoints=checkpoints,
         rouge_tokenizer=read_json(stage.input("dev"))["rouge_tokenizer"],
+        share=share,
     )
     # checked as it will sample: on its device, in its dtypes, under its autocast
     with job.student.whole() as whole:
@@ -180,6 +185,11 @@ def _weights(stage: Stage) -> Path:
     return stage.input("base").parent / "model"
 
 
+def _teacher_folder(spec: dict[str, Any]) -> str:
+    """Folder of the teacher's weights beside its manifest: a student that teaches itself has its own start."""
+    return "init" if spec["teacher"] == spec.get("init") else "model"
+
+
 def _micro_batches(method: Method, stage: Stage) -> int:
     """Micro-batches per step and process, at most.
 
@@ -223,6 +233,9 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
         weights={name: files[f"{name}/{WEIGHTS}"] for name in job.keeper.best},
         best={b.measure: {"step": b.step, "value": b.value} for b in job.keeper.best.values()},
         steps=job.total,
+        **spent(
+            f"models/{spec['lineage']}/seed{spec['seed']}", job.journal.flops or 0, stage.inputs
+        ),
         precision=job.precision,
     )
 

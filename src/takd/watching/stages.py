@@ -15,7 +15,7 @@ from typing import Any
 
 from takd.experiment.experiment import Experiment
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import is_given, split
+from takd.experiment.lineage import is_given, own, split
 from takd.experiment.teacher_cache import GENERATIONS
 from takd.runtime.checkpoints import LOG
 from takd.runtime.failures import sentence
@@ -99,7 +99,7 @@ def places(experiment: Experiment) -> Iterator[Place]:
     for name in experiment.splits:
         yield place("data", name, f"data/{name}/manifest.json", f"data/{name}")
     yield place("data_report", "", "data/report/report.json", "data/report")
-    for model in dict.fromkeys(split(node.lineage)[-1].model for node in experiment.trainings):
+    for model in dict.fromkeys(own(split(node.lineage)[-1].model) for node in experiment.trainings):
         yield place("base", model, f"base/{model}/manifest.json", f"base/{model}")
     for entry in experiment.teacher_cache:
         folder, what = f"teachers/{entry.folder}", f"{chain_text(entry.teacher)}, seed {entry.seed}"
@@ -204,8 +204,9 @@ def _progress(place: Place, text: str, age: float | None) -> dict[str, Any]:
         return found
     lines = metrics(place)
     trained = [line for line in lines if line["kind"] == "train"]
-    if lines and "steps" in lines[0]:
-        found["total"] = lines[0]["steps"]
+    # under a budget, the number of steps is expected anew at each of them
+    if known := [line["steps"] for line in lines if "steps" in line]:
+        found["total"] = known[-1]
         found["step"] = max(found.get("step", 0), lines[-1]["step"])
     if age is not None and len(trained) > 1:
         first, last = trained[-min(len(trained), 5)], trained[-1]

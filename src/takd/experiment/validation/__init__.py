@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.experiment.lineage import SUPERVISED
+from takd.experiment.validation.budget import check_budget
 from takd.experiment.validation.chains import check_chains
 from takd.experiment.validation.common import trained
 from takd.experiment.validation.data import check_data, check_splits
@@ -26,6 +27,8 @@ def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int
     complete = len(sound) == len(settings["chains"])
     of_chains = {**settings, "chains": sound}
     check_splits(file, settings, any(trained(of_chains)))
+    if complete:
+        check_budget(file, settings)
     check_training(file, of_chains, root)
     if complete and (SUPERVISED in settings["training"] or not any(trained(settings))):
         check_teacher_cache(file, settings)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from takd.experiment import budget, controls
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import HOME, own_or_shipped, show, suggest
 from takd.experiment.validation.common import divisors, trained, training_settings, vocabulary_size
@@ -13,7 +14,7 @@ from takd.experiment.yaml12 import Key, YamlFile, dotted
 DEEPSPEED = "config/deepspeed"
 # settings that only some on-policy regimes use
 REGIMES = {
-    "temperature": ("mixed", "adaptive"),
+    **dict.fromkeys(("temperature", "teacher_top_k"), ("mixed", "adaptive")),
     "on_policy_share": ("mixed",),
     **dict.fromkeys(("initial_share", "share_step", "loss_rise", "capacity"), ("adaptive",)),
 }
@@ -26,8 +27,15 @@ def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None
         text = f"lacks the key {SUPERVISED}: the settings that teachers and starts are trained with"
         file.fault(("training",), f"{text} (steps, epochs or both, at least).", SUPERVISED)
         return
+    counted = budget.own_steps(settings)
     for model, method in pairs:
         _check_pair(file, settings, root, model, method)
+        resolved = training_settings(settings, model, method)
+        if resolved["steps"] is None and resolved["epochs"] is None and (model, method) in counted:
+            own: Key = ("models", model, "training", method)
+            key = own if own in file.lines else ("training", method)
+            text = f"gives neither steps nor epochs for the model '{model}'; give one or both."
+            file.fault(key, text)
 
 
 def _check_pair(
@@ -40,9 +48,6 @@ def _check_pair(
         own: Key = ("models", model, "training", method, name)
         return own if own in file.lines else ("training", method, name)
 
-    if resolved["steps"] is None and resolved["epochs"] is None:
-        text = f"gives neither steps nor epochs for the model '{model}'; give one or both."
-        file.fault(where("steps")[:-1], text)
     rollouts, batch = resolved.get("rollouts_per_round"), resolved["batch_size"]
     if rollouts is not None and rollouts % batch:
         file.fault(
@@ -50,6 +55,9 @@ def _check_pair(
             f"is {batch}, which does not divide the {rollouts} rollouts_per_round of the model '{model}'; it must be"
             f" {divisors(rollouts)}.",
         )
+    fault = controls.unfit(controls.CONTROLS["shuffled_prompts"], resolved)
+    if fault and resolved.get("teacher_prompts") == "shuffled":
+        file.fault(where("teacher_prompts"), f"is shuffled, {fault}")
     if "on_policy" in resolved:
         shared = resolved["on_policy"] == settings["training"][method]["on_policy"]
         _check_regime(file, resolved, where, shared)

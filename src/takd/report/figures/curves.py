@@ -30,7 +30,7 @@ from takd.report.figures.style import (
     to_svg,
 )
 
-NOT_A_CURVE = {"kind", "step", "steps", "seconds", "tokens", "learning_rate", "n"}
+NOT_A_CURVE = {"kind", "step", "steps", "seconds", "tokens", "flops", "learning_rate", "n"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 

@@ -16,6 +16,7 @@ from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
+from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import GIVEN, split
 from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
@@ -73,6 +74,8 @@ QUESTIONS = {
     "sft": "Gain over SFT of the same model",
     "method": "Method against method on one chain",
     "given": "Training against a model as given",
+    "teacher": "What needs the teacher (method − its control)",
+    "control": "Controls: gain over SFT of the same model",
 }
 """Headings, in the order of the blocks."""
 
@@ -144,6 +147,8 @@ SCORES = Plot(
 
 def pair_text(pair: Pair) -> str:
     """Name a difference: the chain where it is clear from the question what it is compared with, else both sides."""
+    if pair.question == "teacher" and (control := controls.of(pair.theirs)):
+        return f"{full_text(pair.ours)} − {control.title}"
     if pair.question not in ("method", "given"):
         return full_text(pair.ours)
     ours, theirs = (full_text(lineage).partition(": ") for lineage in (pair.ours, pair.theirs))
