@@ -12,10 +12,10 @@ from takd.experiment.experiment import NAME, Experiment, file_of
 from takd.experiment.lineage import Node
 from takd.experiment.yaml12 import read_yaml
 from takd.preflight.collect import read_experiment
-from takd.preflight.planned_jobs import differences, flat
+from takd.preflight.planned_jobs import differences
 from takd.runtime import store
 from takd.runtime.code_digest import code_digest
-from takd.runtime.digests import canonical_json
+from takd.runtime.digests import canonical_json, leaves
 from takd.runtime.errors import InputError
 from takd.runtime.records import DamagedError, Record, faults, read_record
 
@@ -145,4 +145,4 @@ def _changes(
 ) -> list[str]:
     """Name differing settings; of the keys `of`, if given."""
     kept = new if of is None else {key: new[key] for key in of if key in new}
-    return differences(flat(old), flat(json.loads(canonical_json(kept))))  # as a record has it
+    return differences(leaves(old), leaves(json.loads(canonical_json(kept))))  # as a record has it

@@ -4,7 +4,7 @@ import ast
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from snakemake.logging import logger
@@ -101,7 +101,7 @@ def changes(params: Any) -> Iterator[str]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name the keys in which `flat` settings differ, with both values."""
+    """Name the keys in which settings, as `leaves` has them, differ, with both values."""
     return [
         f"{key.removeprefix('settings.')} {_short(old.get(key))} → {_short(new.get(key))}"
         for key in sorted({*old, *new})
