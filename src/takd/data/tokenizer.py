@@ -184,7 +184,9 @@ def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
     facts["chat_marks"] = marks
     if chat:
         facts["template"] = chat.facts()
-    others = [end for end in _ends(source, name, say) if end != tokenizer.eos_token_id]
+    others = [
+        end for end in _ends(source, place, options, name, say) if end != tokenizer.eos_token_id
+    ]
     if others:
         tokenizer.init_kwargs[ALSO_END] = others
         facts["ends"] = end_tokens(tokenizer)
@@ -214,14 +216,19 @@ def _chat(tokenizer: Any, name: str, spec: dict[str, Any]) -> ChatTemplate:
         raise InputError(f"tokenizer {name}: its chat template {error}; {REMEDY}") from error
 
 
-def _ends(source: dict[str, Any], name: str, say: Callable[[str], None]) -> list[int]:
+def _ends(
+    source: dict[str, Any],
+    place: str,
+    options: dict[str, Any],
+    name: str,
+    say: Callable[[str], None],
+) -> list[int]:
     """Return the end tokens that the generation settings beside a tokenizer name; none without settings."""
     from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import cached_file
 
     if "gguf" in source:
         return []
-    place, options = _place(source)
     path = cached_file(
         *(place, GENERATION),
         _raise_exceptions_for_missing_entries=False,
