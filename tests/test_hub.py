@@ -523,15 +523,9 @@ def test_a_gated_data_set_says_how_to_log_in(hub) -> None:
     commit = publish(hub, ROWS)
     hub.gated["some/data"] = TOKEN
     for source in ({**DATA, "revision": commit}, {"hub": "some/data", "revision": commit}):
-        with pytest.raises(
-            InputError,
-            match=r"data set some/data cannot .* it is gated: accept its terms .*HF_TOKEN",
-        ):
+        with pytest.raises(InputError, match=r"gated.*set HF_TOKEN") as said:
             texts(source)
-    with pytest.raises(
-        InputError, match=r"data set some/none cannot be .* or it is private: .*HF_TOKEN"
-    ):
-        texts({"hub": "some/none", "revision": commit})
+        assert "\n" not in str(said.value)
 
 
 def test_other_rows_than_expected_say_where_they_stay(hub) -> None:

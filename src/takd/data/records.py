@@ -6,7 +6,7 @@ from typing import Any
 
 from takd.data.folders import check_within, files_below
 from takd.data.text_files import OPENERS, TABLES, Record, json_file, json_lines, table
-from takd.runtime.errors import LOG_IN, InputError, hub_error, hub_fault
+from takd.runtime.errors import LOG_IN, InputError
 from takd.runtime.files import AGAIN, check_unchanged, foreign
 
 Source = Mapping[str, Any]
@@ -97,9 +97,6 @@ def _data_set(
     except InputError:
         raise
     except Exception as error:  # no common base class, as above
-        revision = source.get("revision", "main")
-        if "hub" in source and hub_fault(revision, error):
-            raise hub_error(f"the data set {source['hub']}", revision, error) from error
         what = f"cannot be loaded: {_cause(error)}; correct it, or start again"
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             what = f"cannot be loaded: {_cause(error)}; correct it, or {LOG_IN}"

@@ -3,17 +3,17 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from takd.models.tokenizer_check import ALSO, FILES, GENERATION
+from takd.models.tokenizer_check import ALSO, FILES
 from takd.models.weight_files import INDEX, PICKLE, PICKLE_INDEX, WHOLE
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError, hub_error
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SMALL = ("config.json", GENERATION, *FILES, *ALSO)
+SMALL = ("config.json", *FILES, *ALSO)
 # forms that weights have, the preferred one first; shards go with their index
 FORMS = (
     (WHOLE,),
@@ -37,13 +37,14 @@ def weight_files(names: Iterable[str]) -> list[str]:
     return []
 
 
-def fetch_model(name: str, revision: str) -> Path:
+def fetch_model(name: str, revision: str, also: Sequence[str] = ()) -> Path:
     """Return the folder of a commit in the Hub's cache that has configuration, tokenizer and weights.
 
     Files that are there are not asked for again.
 
     Args:
         revision: a commit.
+        also: further files to fetch, if it has them.
 
     Raises:
         InputError: something cannot be fetched; says why and what to do.
@@ -53,7 +54,7 @@ def fetch_model(name: str, revision: str) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL)))
         wanted = cached_weight_files(name, revision, folder)
-        snapshot_download(name, revision=revision, allow_patterns=[*SMALL, *wanted])
+        snapshot_download(name, revision=revision, allow_patterns=[*SMALL, *also, *wanted])
     except Exception as error:  # network and disk errors have no common base
         raise hub_error(f"the model {name}", revision, error) from error
     for file in wanted:
