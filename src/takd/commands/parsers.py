@@ -16,6 +16,8 @@ def adopt(parser: argparse.ArgumentParser) -> None:
     )
     text = "default: that of config/config.yaml"
     add("--store", type=Path, metavar="FOLDER", help=text)
+    text = "experiment to compare with (default: that of the folder's name)"
+    add("--experiment", metavar="NAME", help=text)
     text = "take them for models of the current code (look at what changed first)"
     add("--accept-code", action="store_true", help=text)
 
@@ -24,7 +26,10 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
     add = parser.add_argument
     path: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
-    add("--model", required=True, help="config.json, safetensors and tokenizer", **path)
+    text = "config.json, safetensors and tokenizer; or the name of a model on the hub"
+    add("--model", required=True, type=Path, metavar="FOLDER|OWNER/NAME", help=text)
+    text = "branch, tag or commit of a model on the hub (default: main)"
+    add("--revision", default="main", help=text)
     text = "JSON lines or folders of data; NAME=FILE names a set"
     add("--data", required=True, nargs="+", metavar="FILE", help=text)
     add("--output", help="default: results/evaluated-MODEL", **path)
