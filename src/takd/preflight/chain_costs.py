@@ -157,8 +157,10 @@ class ChainCosts:
     def coarse(self) -> list[str]:
         """Chains that may end beside the budget by more than arms of equal cost should, a sentence each."""
         whole, found = self.budget, []
-        for each in self.listed() if whole else ():
-            share = self._a_round(each.lineage) / whole if each.of_budget and each.steps else 0.0
+        for each in self.listed():
+            if not (whole and each.of_budget and each.steps):
+                continue
+            share = self._a_round(each.lineage) / whole
             if share > COARSE:
                 found.append(
                     f"budget: a step of {each.label} ({full_text(each.lineage)}), with the responses of its round,"
