@@ -16,6 +16,7 @@ from models_for_tests import (
     token_log_probabilities,
 )
 
+from takd.decoding.next_tokens import speculative
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.experiment.schema import load_schema
 from takd.losses import divergences
@@ -327,6 +328,7 @@ OBJECTIVES = [
         ("kd", {"divergence": d, "teacher_outputs": "top_k"}, f"{d}, top 3")
         for d in ("forward_kl", "total_variation")
     ],
+    *[("skd", {"divergence": d, "teacher_top_k": 3}, getattr(oracle, d)) for d in KD],
     *[("gkd", {"beta": b}, partial(oracle.jensen_shannon, beta=b)) for b in EDGES],
     *[
         ("distillm", {"divergence": d, "skew": 0.1}, partial(getattr(oracle, d), skew=0.1))
@@ -552,6 +554,20 @@ def test_the_teacher_of_a_rollout_has_the_temperature_of_the_student():
         )
         at_one = oracle.log_softmax(z)[places, row.response]
         assert (found == pytest.approx(at_one, abs=1e-4)) == (temperature == 1)
+
+
+@pairs("random", "sharp", "one token", "vocabulary of 2")
+@pytest.mark.parametrize("kept", [1, 2])
+def test_the_law_of_speculative_sampling(pair, kept):
+    """Of two draws, here of one: the student's token if the teacher's top k has it, else the teacher's."""
+    s, t = pair
+    logs = torch.stack([torch.from_numpy(oracle.log_softmax(z)) for z in (s, t)])
+    law, replaced = speculative(logs, kept)
+    same(law.exp().sum(-1).numpy(), 1)
+    same(law.exp().numpy(), oracle.skd_law(s, t, kept))
+    outside = np.argsort(-t, -1)[:, kept:]
+    q = np.exp(oracle.log_softmax(s))
+    same(replaced.exp().numpy(), np.take_along_axis(q, outside, -1).sum(-1))
 
 
 LENGTHS = [1, 2, 5, 8]

@@ -176,7 +176,9 @@ def test_one_training_has_shares_over_prompts():
 
 def test_pages_and_files_say_it(results):
     (sentence,) = summary.needs_teacher(results, "heldout")
-    assert sentence.startswith("Share of the gain in ROUGE-L over SFT that needs the teacher")
+    assert sentence.startswith(
+        "Share of the gain over SFT that needs the teacher, on heldout (over"
+    )
     assert "MiniLLM: teacher → student, " in sentence and "by the control self-taught" in sentence
     assert "KD: teacher → student, not defined by the control shuffled prompts" in sentence
     # controls stand apart, and none is the best chain

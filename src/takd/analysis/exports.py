@@ -42,8 +42,8 @@ ABOUT = (
     *("experiment", "set", "lineage", "chain", "methods", "method", "model", "teacher"),
     *("parameters", "seed", "rouge_tokenizer"),
 )
-"""What a line of scores.csv says of its model and set; `teacher` is a lineage, `seed` that of the training,
-`rouge_tokenizer` says which tokens ROUGE-L has on the set."""
+"""What a line of scores.csv says of its model and set; `teacher` is a lineage, `seed` that of the training, none
+of a model as given, `rouge_tokenizer` says which tokens ROUGE-L has on the set."""
 NUMBERED = ("statistic", "decoding_seed", "prompt", "measure", "value", "better")
 COLUMNS = (*ABOUT, *NUMBERED)
 UNCERTAINTY = (
@@ -221,6 +221,7 @@ def _means(results: Results) -> pd.DataFrame:
     found["better"] = [BY_NAME[name].better for name in found["measure"]]
     found["statistic"], found["prompt"] = "mean", None
     found = found[list(COLUMNS)].astype(object)
+    found.loc[found["lineage"].map(is_given), "seed"] = None  # it was not trained
     return found.where(found.notna(), None)
 
 
@@ -247,7 +248,9 @@ def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
     means = _means(results)
     with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
         for (node, name), evaluation in results.evaluations.items():
-            of_model = (means["lineage"] == node.lineage) & (means["seed"] == node.seed)
+            of_model = means["lineage"] == node.lineage
+            if not is_given(node.lineage):
+                of_model &= means["seed"] == node.seed
             part = means[of_model & (means["set"] == name)]
             about = part[list(ABOUT)].iloc[0].to_dict()
             sums = _sums(prompts_read(evaluations, node, name))

@@ -13,7 +13,15 @@ from takd.data import template as templates
 from takd.data.chat import REMEDY, ChatError, ChatTemplate, of_tokenizer
 from takd.data.template import CHAT, Template, fill
 from takd.data.tokenise import Encoder
-from takd.models.tokenizer_check import ALSO, FILES, entries, save_tokenizer
+from takd.models.tokenizer_check import (
+    ALSO,
+    ALSO_END,
+    FILES,
+    GENERATION,
+    end_tokens,
+    entries,
+    save_tokenizer,
+)
 from takd.runtime import files
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError, hub_error, hub_fault, reason
@@ -32,6 +40,9 @@ def run(stage: Stage) -> None:
     template is "chat", the manifest has the tokenizer's own as `template`, with what the experiment says of it written
     in, and the token that ends an answer in it is the end token. Any other template of the experiment is written into
     the folder as `chat_template`.
+
+    Where generation_config.json of the source names other end tokens, as chat models do, a response ends at any of
+    them, and the manifest has all as `ends`.
 
     Raises:
         InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
@@ -173,6 +184,14 @@ def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
     facts["chat_marks"] = marks
     if chat:
         facts["template"] = chat.facts()
+    others = [
+        end for end in _ends(source, place, options, name, say) if end != tokenizer.eos_token_id
+    ]
+    if others:
+        tokenizer.init_kwargs[ALSO_END] = others
+        facts["ends"] = end_tokens(tokenizer)
+        said = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(facts["ends"])))
+        say(f"tokenizer: a response ends at any of {said}")
     tokenizer.response_template = None  # parses the answers of its original model, not of ours
     if isinstance(template, dict):
         tokenizer.chat_template = None
@@ -195,6 +214,40 @@ def _chat(tokenizer: Any, name: str, spec: dict[str, Any]) -> ChatTemplate:
         return of_tokenizer(tokenizer, spec.get("system"), spec.get("variables"))
     except ChatError as error:
         raise InputError(f"tokenizer {name}: its chat template {error}; {REMEDY}") from error
+
+
+def _ends(
+    source: dict[str, Any],
+    place: str,
+    options: dict[str, Any],
+    name: str,
+    say: Callable[[str], None],
+) -> list[int]:
+    """Return the end tokens that the generation settings beside a tokenizer name; none without settings."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils.hub import cached_file
+
+    if "gguf" in source:
+        return []
+    path = cached_file(
+        *(place, GENERATION),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **options,
+    )
+    if path is None:
+        if "hub" in source and not try_to_load_from_cache(place, GENERATION, **options):
+            say(
+                f"tokenizer: the hub did not say whether {name} has a {GENERATION}, which may name more end tokens"
+            )
+        return []
+    found = read_json_object(Path(path), f"tokenizer {name}").get("eos_token_id")
+    ends = found if isinstance(found, list) else [found] * (found is not None)
+    if not all(type(end) is int for end in ends):
+        raise InputError(
+            f"tokenizer {name}: eos_token_id of {GENERATION} is {found!r}; it has to be an id or a list of ids."
+        )
+    return list(dict.fromkeys(ends))
 
 
 def _end_no_text(tokenizer: Any, begin: list[int]) -> None:

@@ -59,14 +59,15 @@ class Decoder:
         self,
         models: list[PreTrainedModel],
         decoding: Decoding,
-        end_token: int,
+        end_token: int | tuple[int, ...],
         vocabulary: int,
         teacher_mix: float,
         rows: int,
         columns: int,
         scored: bool,
     ) -> None:
-        self.models, self.decoding, self.end_token = models, decoding, end_token
+        self.models, self.decoding = models, decoding
+        self.ends = {end_token} if isinstance(end_token, int) else {*end_token}
         self.device, self.most, self.columns = models[0].device, rows, columns
         # banned n-grams depend on the last token, which Python must see
         ahead = AHEAD.get(self.device.type, AHEAD["cuda"])
@@ -223,7 +224,7 @@ class Decoder:
                 row.length += 1
                 if row.repeats is not None:
                     row.repeats.add(token)
-                row.finished = token == self.end_token
+                row.finished = token in self.ends
                 row.ended = row.finished or row.length == row.limit
                 if row.ended:
                     ended.append((place, row))

@@ -35,7 +35,7 @@ def draw(
     prompts: Sequence[Prompt],
     decoding: Decoding,
     *,
-    end_token: int,
+    end_token: int | tuple[int, ...],
     vocabulary: int,
     micro_batch: int | None = None,
     teacher: PreTrainedModel | None = None,
@@ -51,7 +51,7 @@ def draw(
 
     Args:
         student, teacher: models in evaluation mode on one device.
-        end_token: id of the token that ends a response.
+        end_token: id of the token that ends a response, or of each that does.
         vocabulary: entries to which logits are cut.
         micro_batch: rows decoded together; None for as many as memory holds and are worth it.
             Affects responses by rounding only.

@@ -1,6 +1,5 @@
 """What each chain costs with all that it needs, as trainings count it, and the steps that follow from a budget."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -157,9 +156,11 @@ class ChainCosts:
 
     def coarse(self) -> list[str]:
         """Chains that may end beside the budget by more than arms of equal cost should, a sentence each."""
-        whole, found = self.budget or math.inf, []
+        whole, found = self.budget, []
         for each in self.listed():
-            share = self._a_round(each.lineage) / whole if each.of_budget and each.steps else 0.0
+            if not (whole and each.of_budget and each.steps):
+                continue
+            share = self._a_round(each.lineage) / whole
             if share > COARSE:
                 found.append(
                     f"budget: a step of {each.label} ({full_text(each.lineage)}), with the responses of its round,"

@@ -47,6 +47,8 @@ def run(stage: Stage) -> None:
                     " snakemake again."
                 )
             ids = response["tokens"]
+            if response["finished"]:  # by any of the end tokens; labels have one
+                ids = [*ids[:-1], tokenizer.eos_token_id]
             counts["cut_responses"] += not response["finished"]
             tokens["prompt"] += len(row["prompt_ids"])
             tokens["response"] += len(ids)

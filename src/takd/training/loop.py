@@ -27,6 +27,7 @@ from takd.losses.teacher_logits import kept
 from takd.methods.base import LossFunction, Method
 from takd.methods.schedule import learning_rate
 from takd.models.precision import PRETRAINED, describe, device_name, torch_dtype
+from takd.models.tokenizer_check import end_tokens
 from takd.runtime.checkpoints import LOG, Checkpoints, Pace
 from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import Journal, Progress
@@ -87,7 +88,7 @@ class Run:
         self.seed = self.method.context.seed
         self.title = f"{self.stage.spec['lineage']} seed {self.seed}"
         self.tokenizer = self.exported.tokenizer
-        self.end_token: int = self.tokenizer.eos_token_id
+        self.ends = end_tokens(self.tokenizer)
         self.decoder = KeptDecoder()
 
     @property
@@ -247,7 +248,7 @@ class Run:
         with self.student.whole() as student:
             drawn = draw(
                 *(student, [prompts[i] for i in mine], decoding),
-                end_token=self.end_token,
+                end_token=self.ends,
                 vocabulary=self.method.context.vocabulary,
                 teacher=teacher,
                 teacher_mix=teacher_mix,
