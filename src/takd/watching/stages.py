@@ -15,7 +15,7 @@ from typing import Any
 
 from takd.experiment.experiment import Experiment
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import is_given
+from takd.experiment.lineage import is_given, student_of
 from takd.experiment.looks import asked_for
 from takd.experiment.teacher_cache import GENERATIONS
 from takd.runtime.checkpoints import LOG

@@ -76,7 +76,7 @@ PLOT = Plot("exact", "exact divergences by head teacher and route", exact, "resu
 
 
 def _ends(results: Results) -> list[str]:
-    """Last models of all chains that have a teacher."""
+    """Last models of all chains that have a teacher, without controls."""
     return [
         chain["lineage"]
         for chain in results.spec["chains"]
