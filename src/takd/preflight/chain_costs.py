@@ -187,7 +187,7 @@ class ChainCosts:
         return None if work is None else {f"{teacher}/{place}": work.operations}
 
     def _shape(self, name: str) -> Shape:
-        return self.shapes[lineage.own(lineage.split(name)[-1].model)]
+        return self.shapes[lineage.student_of(name)]
 
     def as_json(self) -> list[dict[str, Any]]:
         """List the chains for a plan as JSON."""

@@ -12,7 +12,7 @@ from takd.analysis.shares import shares
 from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import control_of, split, student_of
 from takd.pages.tables import copies
 from takd.report import pages
 from takd.report.figures import forest
@@ -56,8 +56,9 @@ def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str
 def trained(results: Results) -> str:
     """Say what was trained and on what it was evaluated."""
     spec = results.spec
-    chains = [split(chain["lineage"]) for chain in spec["chains"]]
-    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    lineages = [chain["lineage"] for chain in spec["chains"]]
+    chains = [split(lineage) for lineage in lineages if not control_of(lineage)]
+    sizes = {student_of(node.lineage): model.parameters for node, model in results.models.items()}
 
     def named(models: Iterable[str]) -> str:
         return listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
@@ -69,11 +70,13 @@ def trained(results: Results) -> str:
         parts.append(f"{counted(len(longer), 'chain')} from {heads} to {ends}")
     if alone := [chain[0].model for chain in chains if len(chain) == 1]:
         parts.append(f"{named(alone)} alone")
+    if controls := len(lineages) - len(chains):
+        parts.append(counted(controls, "control"))
     seeds = f"training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])}"
     trainings = f"{counted(len(results.trained), 'training')} with {seeds}"
     prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())
     return (
-        f"{' and '.join(parts)}: {counted(len(results.lineages), 'model')},"
+        f"{listed(parts)}: {counted(len(results.lineages), 'model')},"
         f" {trainings if results.trained else 'no training'},"
         f" evaluated on the prompts of {prompts}."
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from takd.experiment.experiment import Experiment
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import is_given, own, split
+from takd.experiment.lineage import is_given, student_of
 from takd.experiment.looks import asked_for
 from takd.experiment.teacher_cache import GENERATIONS
 from takd.runtime.checkpoints import LOG
@@ -101,7 +101,7 @@ def places(experiment: Experiment) -> Iterator[Place]:
     for name in experiment.splits:
         yield place("data", name, f"data/{name}/manifest.json", f"data/{name}")
     yield place("data_report", "", "data/report/report.json", "data/report")
-    for model in dict.fromkeys(own(split(node.lineage)[-1].model) for node in experiment.trainings):
+    for model in dict.fromkeys(student_of(node.lineage) for node in experiment.trainings):
         yield place("base", model, f"base/{model}/manifest.json", f"base/{model}")
     for entry in experiment.teacher_cache:
         folder, what = f"teachers/{entry.folder}", f"{chain_text(entry.teacher)}, seed {entry.seed}"

@@ -13,7 +13,7 @@ from takd.analysis.results import Results, Row
 from takd.analysis.statistics import Interval, number, of_trainings
 from takd.analysis.table import Number
 from takd.experiment.labels import full_text, method_title, size_text
-from takd.experiment.lineage import prefixes, split, supervised
+from takd.experiment.lineage import control_of, prefixes, split, supervised
 from takd.report import tables
 from takd.report.figures.style import (
     BLACK,
@@ -76,9 +76,11 @@ PLOT = Plot("exact", "exact divergences by head teacher and route", exact, "resu
 
 
 def _ends(results: Results) -> list[str]:
-    """Last models of all chains that have a teacher."""
+    """Last models of all chains that have a teacher, without controls."""
     return [
-        chain["lineage"] for chain in results.spec["chains"] if len(split(chain["lineage"])) > 1
+        chain["lineage"]
+        for chain in results.spec["chains"]
+        if len(split(chain["lineage"])) > 1 and not control_of(chain["lineage"])
     ]
 
 
