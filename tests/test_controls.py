@@ -242,8 +242,9 @@ def expected_loss(method: Any, student: Any, rows: Any, step: int, plain: Any) -
             model(torch.tensor([[*prompt, *row.response]])).logits[0, len(prompt) - 1 : -1]
             for model, prompt in ((method.teacher, asked), (student, row.prompt))
         )
-        found += [plain(p_v, q_v) for p_v, q_v in zip(p.softmax(-1), q.softmax(-1), strict=True)]
-    return torch.stack(found).mean()
+        tokens = zip(p.softmax(-1), q.softmax(-1), strict=True)
+        found += [float(plain(p_v, q_v)) for p_v, q_v in tokens]
+    return torch.tensor(found).mean()
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -285,10 +286,23 @@ def test_kd_and_responses_of_the_student_are_read_under_other_prompts() -> None:
     torch.testing.assert_close(loss, expected_loss(method, student, part.rows, 3, PLAIN["gkd"]))
 
 
+@torch.no_grad()
+def test_the_teacher_replaces_tokens_under_other_prompts() -> None:
+    """At k = 1 its likeliest token is all that is left."""
+    student, teacher = tiny_gpt2(1, VOCABULARY), tiny_gpt2(2, VOCABULARY)
+    method = make("skd", teacher, teacher_prompts="shuffled", on_policy_share=1.0, teacher_top_k=1)
+    method.prepare(1, sampler(student, teacher))
+    rows = method.drawn
+    for row, asked in zip(rows, asked_of(method, [row.prompt for row in rows], 1), strict=True):
+        for at, token in enumerate(row.response):
+            ids = torch.tensor([[*asked, *row.response[:at]]])
+            assert token == teacher(ids).logits[0, -1].argmax()
+
+
 def sampler(student: Any, teacher: Any, micro_batch: int | None = None) -> Any:
-    def sample(prompts: Any, temperature: float, mix: float | None) -> Any:
+    def sample(prompts: Any, temperature: float, mix: float | None, top_k: int = 0) -> Any:
         return draw(
-            *(student, prompts, Decoding(3, temperature=temperature)),
+            *(student, prompts, Decoding(3, temperature=temperature, teacher_top_k=top_k)),
             end_token=END,
             vocabulary=VOCABULARY,
             teacher=None if mix is None else teacher,
@@ -425,3 +439,12 @@ def test_a_control_that_was_cut_off_ends_as_one_that_was_not(space: Workspace) -
         (space.folder / n / "model/model.safetensors").read_bytes() for n in ("cut", "whole")
     ]
     assert weights[0] == weights[1]
+
+
+def test_two_processes_give_the_same_other_prompts(space: Workspace) -> None:
+    settings = {"steps": 6, "lm_weight": 0.0, "teacher_prompts": "shuffled"}
+    space.finished(space.train("two", "minillm", processes=2, **settings))
+    training.run(stage(space, "one", "shuffled_prompts"))
+    for one, two in zip(log(space, "one")[:-1], log(space, "two")[:-1], strict=True):
+        assert one.pop("kind") == two.pop("kind")
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-4)

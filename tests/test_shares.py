@@ -176,9 +176,17 @@ def test_one_training_has_shares_over_prompts():
 
 def test_pages_and_files_say_it(results):
     (sentence,) = summary.needs_teacher(results, "heldout")
-    assert sentence.startswith("Share of the gain in ROUGE-L over SFT that needs the teacher")
+    assert sentence.startswith(
+        "Share of the gain over SFT that needs the teacher, on heldout (over"
+    )
     assert "MiniLLM: teacher → student, " in sentence and "by the control self-taught" in sentence
     assert "KD: teacher → student, not defined by the control shuffled prompts" in sentence
+    blocks = forest.blocks(results, "heldout", "rougeL")
+    assert [block.title for block in blocks][-2:] == [
+        forest.QUESTIONS[question] for question in ("teacher", "control")
+    ]
+    # the curves and scores of a control stand beside those of its student
+    assert "student+" not in forest.scores(results, "heldout").svg
     # controls stand apart, and none is the best chain
     roles = {line.lineage: line.role for line in table.lines(results)}
     assert [name for name, role in roles.items() if role == "control"] == [
@@ -188,8 +196,6 @@ def test_pages_and_files_say_it(results):
     groups = {group.title: len(group.rows) for group in brief_table(results).groups}
     assert groups["Controls"] == 5 and groups["Top teacher"] == 1
     assert "+" not in summary.best(results, "heldout")
-    titles = [block.title for block in forest.blocks(results, "heldout", "rougeL")]
-    assert titles[-2:] == [forest.QUESTIONS["teacher"], forest.QUESTIONS["control"]]
     page = results_page.controls_table(results, "heldout")
     assert page is not None and len(page.groups[0].rows) == len(shares.shares(results, "heldout"))
     lines = list(csv.DictReader(io.StringIO(controls_csv(results))))

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from takd.analysis import looks
+from takd.analysis.looks import Until
 from takd.analysis.results import Results
 from takd.analysis.statistics import (
     LEVEL,
@@ -169,13 +171,14 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator
                 seeds = shared(results, pair)
                 gaps.append((about, of(pair.ours, seeds) - of(pair.theirs, seeds)))
         floors = [0.0] * len(scores) + [-100.0] * len(gaps)
-        found = estimates([array for _, array in scores + gaps], floors)
+        until = results.spec.get("until")
+        found = estimates([array for _, array in scores + gaps], floors, until)
         for (about, array), estimate in zip(scores, found, strict=False):
             alone = {"n_training_seeds": 0} if is_given(about["lineage"]) else {}
             yield about | estimate | alone
             if stratum:
                 yield from _by_seed(about, results.seeds(about["lineage"]), array)
-        p_values = tests([gap for _, gap in gaps])
+        p_values = tests([gap for _, gap in gaps], until)
         for (about, gap), estimate, p in zip(gaps, found[len(scores) :], p_values, strict=True):
             family = families.setdefault((about["question"], about["measure"]), [])
             seeds = shared(results, Pair(about["question"], about["lineage"], about["other"]))
@@ -195,12 +198,15 @@ def _by_seed(about: Columns, seeds: list[int], scores_rpd: Array) -> list[Column
     ]
 
 
-def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
+def estimates(
+    arrays: Sequence[Array], least: Sequence[float], until: Until | None = None
+) -> list[Columns]:
     """Means x 100 of scores (R, P, D) on the same P prompts, with their uncertainty, as columns of the table.
 
     Args:
         arrays: scores or differences of scores, by training seed, prompt and decoding seed; all share the resamples.
         least: lowest value that each may have; the greatest is 100.
+        until: settings `seeds.until`, where seeds are added until the questions are decided.
     """
     ends: list[Any] = [(None, None)] * len(arrays)
     if arrays and arrays[0].shape[1] > 1:
@@ -212,7 +218,7 @@ def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
         trainings, prompts, _ = array.shape
         low, high = prompts_low, prompts_high
         if trainings > 1 and prompts > 1:
-            across = over_trainings(array.mean(axis=2))
+            across = over_trainings(array.mean(axis=2), looks.level(until, trainings))
             # a mean cannot lie outside the scale
             low, high = max(lowest, float(across.low)), min(100.0, float(across.high))
         found.append(
@@ -232,10 +238,10 @@ def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
     return found
 
 
-def tests(gaps: Sequence[Array]) -> list[dict[str, float | None]]:
+def tests(gaps: Sequence[Array], until: Until | None = None) -> list[Columns]:
     """Uncorrected p values of differences (R, P, D) on the same P prompts, as columns of the table.
 
-    `prompts_p_raw` is of these checkpoints, `p_raw` across training seeds where there are several.
+    `prompts_p_raw` is of these checkpoints, `p_raw` across training seeds where there are several, over all looks.
     """
     if not gaps:
         return []
@@ -248,6 +254,7 @@ def tests(gaps: Sequence[Array]) -> list[dict[str, float | None]]:
         if trainings > 1 and prompts > 1:
             # methods differ only if these checkpoints do as well: both tests must reject
             across = max(p, float(over_trainings(gap.mean(axis=2)).p))
+            across = looks.over_all(until, trainings, across)
         found.append({"p_raw": across, "prompts_p_raw": alone})
     return found
 

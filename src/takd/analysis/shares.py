@@ -6,7 +6,7 @@ baseline are paired by prompt, draw and training seed.
 
 from typing import Any, NamedTuple
 
-from takd.analysis import comparisons, statistics, table
+from takd.analysis import comparisons, looks, statistics, table
 from takd.analysis.exports import columns, tests, to_csv
 from takd.analysis.results import Results
 from takd.analysis.statistics import Interval
@@ -118,7 +118,8 @@ def _share(results: Results, gain: Number, control_gain: Number, difference: Num
         for lineage in (ours, theirs, base)
     )
     method, control, baseline = scores
-    interval = statistics.ratio(method - control, method - baseline)
+    level = looks.level(results.spec.get("until"), len(seeds))
+    interval = statistics.ratio(method - control, method - baseline, level)
     if interval is None:
         return about._replace(why="the gain of the method may be none, by the interval of t")
     value = float((method - control).mean() / (method - baseline).mean())

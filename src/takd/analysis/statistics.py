@@ -131,10 +131,10 @@ class OverTrainings(NamedTuple):
     low: Any
     high: Any
     p: Any
-    """Two-sided p value of a mean of zero; the interval holds zero just if it is above 5 %."""
+    """Two-sided p value of a mean of zero; the interval holds zero just if it is above the level."""
 
 
-def over_trainings(scores_rp: Array) -> OverTrainings:
+def over_trainings(scores_rp: Array, level: float = 1 - LEVEL) -> OverTrainings:
     """Confidence interval of a mean over trainings and prompts, both random and crossed.
 
     Two-way random effects, y_rp = m + a_r + b_p + e_rp. With the mean squares of trainings, prompts and residual, an
@@ -149,6 +149,7 @@ def over_trainings(scores_rp: Array) -> OverTrainings:
 
     Args:
         scores_rp: (..., R, P) with R >= 2 trainings and P >= 2 prompts, draws averaged.
+        level: of the test; the confidence interval is at 1 - level.
     """
     mean = scores_rp.mean(axis=(-2, -1))
     half = _half_widths(scores_rp)
@@ -159,7 +160,7 @@ def over_trainings(scores_rp: Array) -> OverTrainings:
         longer = half(middle) > np.abs(mean)
         low, high = np.where(longer, middle, low), np.where(longer, high, middle)
     p = np.where(mean == 0, 1.0, np.exp((low + high) / 2))
-    length = half(math.log(1 - LEVEL))
+    length = half(math.log(level))
     return OverTrainings(mean - length, mean + length, p)
 
 
@@ -193,7 +194,7 @@ def _half_widths(scores_rp: Array) -> Callable[[Any], Any]:
     return half
 
 
-def ratio(above_rp: Array, below_rp: Array) -> Interval | None:
+def ratio(above_rp: Array, below_rp: Array, level: float = 1 - LEVEL) -> Interval | None:
     """Confidence interval of a ratio of two means over the same trainings and prompts.
 
     It holds each ratio θ for which the mean of above − θ below is not significantly different from zero (Fieller,
@@ -202,6 +203,7 @@ def ratio(above_rp: Array, below_rp: Array) -> Interval | None:
 
     Args:
         above_rp, below_rp: (R, P) with P >= 2 prompts, draws averaged.
+        level: the confidence interval is at 1 - level.
 
     Returns:
         The interval; None where the mean below is not significantly different from zero, as any ratio is then possible.
@@ -209,14 +211,14 @@ def ratio(above_rp: Array, below_rp: Array) -> Interval | None:
 
     def rejected(ratio: float) -> bool:
         scores_rp = above_rp - ratio * below_rp
-        return bool(abs(scores_rp.mean()) > _half_widths(scores_rp)(math.log(1 - LEVEL)))
+        return bool(abs(scores_rp.mean()) > _half_widths(scores_rp)(math.log(level)))
 
     below = float(below_rp.mean())
-    if not abs(below) > _half_widths(below_rp)(math.log(1 - LEVEL)):
+    if not abs(below) > _half_widths(below_rp)(math.log(level)):
         return None
     middle = float(above_rp.mean()) / below
     spread = above_rp - middle * below_rp
-    step = float(_half_widths(spread)(math.log(1 - LEVEL))) / abs(below)
+    step = float(_half_widths(spread)(math.log(level))) / abs(below)
 
     def end(step: float) -> float:
         far = step

@@ -76,6 +76,44 @@ def export(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
 
 
+def power(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `power`."""
+    add = parser.add_argument
+    text = "what has results so far; without it, --sd plans"
+    add("results", nargs="?", metavar="EXPERIMENT|FOLDER", help=text)
+    add("--difference", type=_above, default=1.0, help="in points (default: 1.0)")
+    add("--power", type=_share, default=0.8, help="probability of telling it (default: 0.8)")
+    add("--level", type=_share, default=0.05, help="of one test (default: 0.05)")
+    measures = ["rougeL", "exact_match", "answer_accuracy"]
+    add("--measure", choices=measures, default="rougeL", help="default: rougeL")
+    add("--set", metavar="NAME", help="evaluation set (default: the first)")
+    text = "standard deviation of a difference over training seeds, in place of the estimate"
+    add("--sd", type=_above, metavar="POINTS", help=text)
+    text = "without results: standard deviation of a difference over prompts"
+    add("--sd-prompts", type=_above, metavar="POINTS", help=text)
+    add("--prompts", type=_count, help="without results: number of prompts")
+    add("--seeds", type=_count, help="without results: number of training seeds")
+    add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _above(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number greater than 0")
+    return found
+
+
+def _share(text: str) -> float:
+    found = _above(text)
+    if found >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be between 0 and 1, as 0.8")
+    return found
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")

@@ -35,6 +35,7 @@ Source = Callable[[Sequence[int]], Distributions]
 KINDS = ("reverse_kl", "forward_kl")
 TRUTH = "truth"
 ROWS = 4096  # sequences that a model reads at once
+KEPT = 16  # prompts whose distributions are kept from one comparison to the next
 
 
 class Responses(NamedTuple):
@@ -118,7 +119,7 @@ def comparisons(
         return
     model, vocabulary = load("model", spec["lineage"], "fp32")
     responses = Responses(spec["exact"]["tokens"], vocabulary, tokenizer.eos_token_id)
-    student = functools.cache(responses.of_model(model.double()))
+    student = functools.lru_cache(KEPT)(responses.of_model(model.double()))
 
     def compared(other: Source, texts: Sequence[Text]) -> list[Record]:
         records = []

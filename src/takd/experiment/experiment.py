@@ -10,7 +10,7 @@ settings, and `require_files` raises an error before the first job of a real run
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,17 @@ def load(path: Path, root: Path, config: Mapping[str, str] | None = None) -> "Ex
     variables = dict(config or {})
     count = variables.pop(SEEDS, None)
     settings = schema.resolve(file, variables)
-    if count is not None:
-        settings["seeds"] = _first(settings["seeds"], count, name)
     parameters = validation.check(file, settings, root)
     settings["chains"] = [controls.expanded(chain) for chain in settings["chains"]]
-    return Experiment(path.stem, root, settings, parameters)
+    looks: Sequence[int] = ()
+    if isinstance(seeds := settings["seeds"], dict):
+        settings["until"] = until = seeds["until"]
+        values = seeds["values"] or range(1, until["at_most"] + 1)
+        settings["seeds"] = list(values[: until["at_most"]])
+        looks = range(until["at_least"], until["at_most"])
+    if count is not None:  # as many as are asked for, without looking
+        settings["seeds"], looks = _first(settings["seeds"], count, name), ()
+    return Experiment(path.stem, root, settings, parameters, looks)
 
 
 def _first(seeds: list[int], count: str, name: str) -> list[int]:
@@ -101,6 +107,8 @@ class Experiment:
     settings: dict[str, Any]
     parameters: dict[str, int]
     """Size of each model by name."""
+    looks: Sequence[int] = ()
+    """Numbers of training seeds after which it is decided whether more are needed; none for a fixed number."""
 
     @property
     def methods(self) -> list[str]:
@@ -253,6 +261,11 @@ class Experiment:
                     parts = self.shards if place == GENERATIONS else None
                     found[CacheEntry(teacher, own, place, parts)] = None
         return list(found)
+
+    @property
+    def teacher_logs(self) -> list[str]:
+        """Logs of all stages that wrote stored teacher outputs."""
+        return [file for entry in self.teacher_cache for file in entry.logs]
 
     @property
     def longest_response(self) -> int:

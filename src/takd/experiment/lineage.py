@@ -65,6 +65,11 @@ def control_of(lineage: str) -> str:
     return split(lineage)[-1].model.partition(CONTROL)[2]
 
 
+def student_of(lineage: str) -> str:
+    """Return the last model of a lineage; of a control, the student that it is one of."""
+    return own(split(lineage)[-1].model)
+
+
 def alone(model: str) -> str:
     """Return the lineage of a supervised training of a model."""
     return join([Hop(model, SUPERVISED)])

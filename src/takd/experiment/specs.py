@@ -10,6 +10,7 @@ from takd.data.letters import are_draws
 from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
+from takd.experiment.looks import look
 from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
@@ -20,7 +21,7 @@ Spec = dict[str, Any]
 
 # endings of files that may lie in a tokenizer's folder and are no part of the tokenizer
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-NUMBERS = ("seed", "part", "parts")
+NUMBERS = ("seed", "part", "parts", "seeds")
 
 
 def of(experiment: Experiment, stage: str, **wildcards: str) -> Spec:
@@ -110,8 +111,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
         settings |= {"steps": None, "epochs": None}
     if settings["deepspeed"]:
         path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
-        config = read_json(path)
-        settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
+        settings["deepspeed"] = {"name": settings["deepspeed"], "config": read_json(path)}
     spec = {
         "lineage": lineage,
         "seed": seed,
@@ -165,8 +165,7 @@ def outputs(experiment: Experiment, teacher: str, seed: int, read: str, kind: st
 def evaluate(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     """Settings of the stage that scores a model on an evaluation set."""
     spec = _evaluated(experiment, lineage, seed, set)
-    decoding = {"decoding": _decoding(experiment, "decoding")}
-    return spec | decoding | _answer(experiment, set)
+    return spec | {"decoding": _decoding(experiment, "decoding")} | _answer(experiment, set)
 
 
 def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
@@ -216,6 +215,7 @@ def report(experiment: Experiment) -> Spec:
             name: model["training"] for name, model in models.items() if "training" in model
         },
         **budget.of_report(settings, experiment.lineages),
+        **({"until": settings["until"]} if "until" in settings else {}),
     }
 
 
@@ -249,7 +249,7 @@ STAGES: dict[str, Callable[..., Spec]] = {
     stage.__name__: stage
     for stage in (
         *(tokenizer, data, data_report, base, given, train, generate, generations, outputs),
-        *(evaluate, likelihoods, judge, report, card),
+        *(evaluate, likelihoods, judge, look, report, card),
     )
 }
 

@@ -80,3 +80,14 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(seed)
+
+
+def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Return, for each flag, whether any process has set it.
+
+    All processes must leave a training at the same step.
+    """
+    if accelerator.num_processes == 1:
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32, device=accelerator.device)
+    return [count > 0 for count in accelerator.reduce(counts, "sum").tolist()]

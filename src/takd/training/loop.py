@@ -34,7 +34,7 @@ from takd.runtime.metrics_log import Journal, Progress
 from takd.runtime.stage import Interrupted, Stage
 from takd.training.best_weights import Best, Keeper
 from takd.training.dev import dev_loss, dev_prompts, dev_scores
-from takd.training.devices import seed_generators
+from takd.training.devices import agree, seed_generators
 from takd.training.exporting import Exported
 from takd.training.rollouts import exchanged, share, states_size
 from takd.training.spending import Spending
@@ -130,8 +130,10 @@ class Run:
             if step % self.settings["evaluate_every"] == 0 or last:
                 self.evaluate(step)
             diverged = in_a_row == SKIPPED_IN_A_ROW
-            stop, due = self.agree(
-                self.stage.should_stop(), pace.due(self.journal.seconds, step, self.total)
+            stop, due = agree(
+                self.accelerator,
+                self.stage.should_stop(),
+                pace.due(self.journal.seconds, step, self.total),
             )
             if due or stop or diverged or last:
                 # the last step is saved too: publishing compares the kept weights with its digests
@@ -209,16 +211,6 @@ class Run:
                 found.append((part.loss, [part.rows[i] for i in mine[span]]))
         return found
 
-    def agree(self, *flags: bool) -> list[bool]:
-        """Return, for each flag, whether any process has set it.
-
-        All processes must leave the loop at the same step.
-        """
-        if self.world == 1:
-            return list(flags)
-        counts = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
-        return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
-
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -232,7 +224,8 @@ class Run:
         teacher = None if teacher_mix is None else self.method.teacher
         responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher)
         self.journal.tokens += sum(len(r.tokens) for r in responses)
-        self.spending.drawn(prompts, responses, teacher_mix)
+        draws = bool(teacher_mix or teacher_top_k)
+        self.spending.drawn(prompts, responses, None if teacher is None else draws)
         return responses
 
     def draw(

@@ -221,6 +221,10 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
         shutil.copytree(kept, target, copy_function=_link_or_copy, dirs_exist_ok=True)
         stage.commit(stage.outputs[name])
     shutil.copyfile(job.journal.path, stage.outputs["metrics"])
+    if job.share is not None:
+        stage.say(
+            f"{job.title}: {job.journal.flops:.4g} FLOPs, of {job.share:.4g} that its budget left"
+        )
     files = stage.digests(stage.outputs["manifest"])
     _compare(job, files)
     spec = stage.spec

@@ -5,10 +5,34 @@ from typing import Any
 from takd.data.letters import LETTERS, are_draws
 from takd.experiment import controls, lineage
 from takd.experiment.schema import suggest
-from takd.experiment.validation.common import by_hop, given_models, vocabulary_size
+from takd.experiment.validation.common import by_hop, given_models, trained, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile
 
-LISTED = 100_000  # beginnings of a response, of which each is read by each model
+LISTED = 20_000  # beginnings of a response, of which each is read by each model
+
+
+def check_seeds(file: YamlFile, settings: dict[str, Any]) -> None:
+    """Check when enough training seeds are trained, where no list of them is given."""
+    if not isinstance(seeds := settings["seeds"], dict):
+        return
+    until, key = seeds["until"], ("seeds", "until")
+    if until["at_least"] >= until["at_most"]:
+        text = f"is {until['at_most']}, but must be greater than at_least, which is {until['at_least']}."
+        file.fault((*key, "at_most"), text)
+    if seeds["values"] and len(seeds["values"]) < until["at_most"]:
+        text = f"has {len(seeds['values'])} entries, but until.at_most is {until['at_most']}."
+        file.fault(("seeds", "values"), text)
+    sets = settings["evaluation"]["sets"]
+    for at, name in enumerate(until["sets"] or []):
+        if name not in sets:
+            file.fault((*key, "sets", at), f"is not an evaluation set; {suggest(name, sets)}")
+    measure = until["measure"]
+    for name in until["sets"] or sets:
+        if measure == "answer_accuracy" and name in sets and "answer" not in sets[name]:
+            text = f"is {measure}, but evaluation.sets.{name} has no answer.pattern; leave it out of until.sets."
+            file.fault((*key, "measure"), text)
+    if not any(trained(settings)):
+        file.fault(key, "has nothing to decide, as no model is trained; give a list of seeds.")
 
 
 def check_evaluation(file: YamlFile, settings: dict[str, Any], complete: bool) -> None:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from takd.analysis import exports
 from takd.analysis.results import Results, Row
 from takd.analysis.statistics import Interval, number, of_trainings
 from takd.analysis.table import Number
 from takd.experiment.labels import full_text, method_title, size_text
-from takd.experiment.lineage import prefixes, split, supervised
+from takd.experiment.lineage import control_of, prefixes, split, supervised
 from takd.report import tables
 from takd.report.figures.style import (
     BLACK,
@@ -34,6 +35,10 @@ MEASURES = {
     "exact_first_reverse_kl": "to the head teacher",
     "exact_truth_reverse_kl": "to the truth",
 }
+
+
+FAR = 5
+"""Values that are this many times apart have a logarithmic axis."""
 
 
 class Route(NamedTuple):
@@ -71,9 +76,11 @@ PLOT = Plot("exact", "exact divergences by head teacher and route", exact, "resu
 
 
 def _ends(results: Results) -> list[str]:
-    """Last models of all chains that have a teacher."""
+    """Last models of all chains that have a teacher, without controls."""
     return [
-        chain["lineage"] for chain in results.spec["chains"] if len(split(chain["lineage"])) > 1
+        chain["lineage"]
+        for chain in results.spec["chains"]
+        if len(split(chain["lineage"])) > 1 and not control_of(chain["lineage"])
     ]
 
 
@@ -103,7 +110,7 @@ def _draw(results: Results, found: Found, width: float, columns: int) -> str:
     ]
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(places), columns, 1, width, 2.8, key)
-        for axis, (name, student, measure) in zip(axes, places, strict=True):
+        for panel, (axis, (name, student, measure)) in enumerate(zip(axes, places, strict=True)):
             here = [each for each in found[name, measure] if split(each)[-1].model == student]
             heads = [m for m in reversed(sizes) if m in {split(each)[0].model for each in here}]
             for place, route in enumerate(routes):
@@ -118,14 +125,25 @@ def _draw(results: Results, found: Found, width: float, columns: int) -> str:
                 _series(results, axis, sorted(marks), name, measure, look[route])
             if base := score(results, name, supervised(student), measure):
                 axis.axhline(base.value, color=BLACK, linestyle=":", linewidth=1, zorder=1)
-            axis.set_yscale("log")
+            _scale(axis)
             axis.set_xticks(range(len(heads)), [f"{m}\n{size_text(sizes[m])}" for m in heads])
             axis.set_xlim(-0.6, len(heads) - 0.4)
             axis.grid(visible=False, axis="x")
             title = f"{student} ({size_text(sizes[student])}), {MEASURES[measure]}"
             axis.set_title(title if len(results.spec["sets"]) == 1 else f"{name}: {title}")
-            axis.set_ylabel("reverse KL, nats per response")
+            if panel % columns == 0:
+                axis.set_ylabel("reverse KL, nats per response")
         return to_svg(figure)
+
+
+def _scale(axis: Axes) -> None:
+    """Set a logarithmic axis where values are far apart; its labels are plain numbers, as all text of a figure."""
+    low, high = axis.dataLim.intervaly
+    if high > FAR * low > 0:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _series(

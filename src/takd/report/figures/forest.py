@@ -18,7 +18,7 @@ from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import GIVEN, split
+from takd.experiment.lineage import GIVEN, split, student_of
 from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
@@ -110,7 +110,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
     """Draw the scores of all models on one evaluation set, by model, those of large teachers first."""
     look = looks(results)
     rows = table.rows(table.of(results), kind=SCORE, set=name, measure=measure)
-    sizes = {row.model: row.parameters or 0 for row in rows}
+    sizes = {student_of(row.lineage): row.parameters or 0 for row in rows}
 
     def teachers(row: Number) -> list[int]:
         # SFT first, then large teachers before small ones: a falling column is the capacity gap
@@ -122,7 +122,9 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
             Entry(
                 full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
             )
-            for row in sorted((row for row in rows if row.model == model), key=teachers)
+            for row in sorted(
+                (row for row in rows if student_of(row.lineage) == model), key=teachers
+            )
         ]
         found.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
     return both(found, BY_NAME[measure].title, signed=False)
