@@ -76,6 +76,7 @@ ARMS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "gkd": (f"{TEACHER}__student-gkd", TAUGHT, {}),
     "taid": (f"{TEACHER}__student-taid", TAUGHT, {}),
     "amid": (f"{TEACHER}__student-amid", TAUGHT, {}),
+    "skd": (f"{TEACHER}__student-skd", TAUGHT, {}),
     "distillm": (f"{TEACHER}__student-distillm", TAUGHT, {}),
     "minillm": (f"{TEACHER}__student-minillm", TAUGHT, {"lm_weight": 0.0, **ROUNDS}),
     "sft": ("student.more-sft", {}, {}),

@@ -32,8 +32,8 @@ from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import Journal, Progress
 from takd.runtime.stage import Interrupted, Stage
 from takd.training.best_weights import Best, Keeper
-from takd.training.dev import dev_loss, dev_prompts, dev_scores
-from takd.training.devices import seed_generators
+from takd.training.dev import dev_prompts, dev_values
+from takd.training.devices import agree, seed_generators
 from takd.training.exporting import Exported
 from takd.training.rollouts import exchanged, share, states_size
 from takd.training.spending import Spending
@@ -129,9 +129,8 @@ class Run:
             if step % self.settings["evaluate_every"] == 0 or last:
                 self.evaluate(step)
             diverged = in_a_row == SKIPPED_IN_A_ROW
-            stop, due = self.agree(
-                self.stage.should_stop(), pace.due(self.journal.seconds, step, self.total)
-            )
+            due = pace.due(self.journal.seconds, step, self.total)
+            stop, due = agree(self.accelerator, self.stage.should_stop(), due)
             if due or stop or diverged or last:
                 # the last step is saved too: publishing compares the kept weights with its digests
                 pace.saved(self.keeper.save(step))
@@ -208,16 +207,6 @@ class Run:
                 found.append((part.loss, [part.rows[i] for i in mine[span]]))
         return found
 
-    def agree(self, *flags: bool) -> list[bool]:
-        """Return, for each flag, whether any process has set it.
-
-        All processes must leave the loop at the same step.
-        """
-        if self.world == 1:
-            return list(flags)
-        counts = torch.tensor(flags, dtype=torch.int32, device=self.accelerator.device)
-        return [count > 0 for count in self.accelerator.reduce(counts, "sum").tolist()]
-
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -231,7 +220,8 @@ class Run:
         teacher = None if teacher_mix is None else self.method.teacher
         responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher)
         self.journal.tokens += sum(len(r.tokens) for r in responses)
-        self.spending.drawn(prompts, responses, teacher_mix)
+        # a teacher that replaces tokens decodes as one that mixes does
+        self.spending.drawn(prompts, responses, teacher_top_k or teacher_mix)
         return responses
 
     def draw(
@@ -271,12 +261,10 @@ class Run:
     def evaluate(self, step: int) -> None:
         """Run a dev evaluation, and keep the weights if they are the best by some measure."""
         began = time.monotonic()
-        responses = self.draw(dev_prompts(self.dev, self.seed), self.decoding)
-        sizes = self.stage.micro_batch, self.stage.max_tokens
-        values = {
-            **dev_scores(responses, self.dev, self.tokenizer, self.rouge_tokenizer),
-            "loss": dev_loss(self.student, self.dev, self.method.context.vocabulary, *sizes),
-        }
+        prompts = dev_prompts(self.dev, self.seed)
+        said = prompts, self.draw(prompts, self.decoding)
+        how = self.tokenizer, self.rouge_tokenizer, self.stage.micro_batch, self.stage.max_tokens
+        values = dev_values(self.student, self.method.context, self.dev, *said, *how)
         # under a budget, the number of steps is not known before the first one
         known = {"steps": self.total} if step or self.share is None else {}
         self.journal.write("dev", step, **known, n=len(self.dev), **values)
