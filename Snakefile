@@ -21,6 +21,7 @@ include: "rules/data.smk"
 include: "rules/generate.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
+include: "rules/looks.smk"
 include: "rules/cards.smk"
 include: "rules/report.smk"
 include: "rules/compare.smk"
@@ -30,10 +31,7 @@ rule all:
     default_target: True
     input:
         SITE,
-        collect(
-            "<results>/models/{node.lineage}/seed{node.seed}/card.md",
-            node=EXPERIMENT.nodes,
-        ),
+        of_nodes(CARD),
 
 
 # The parts of a run, each of which can be asked for by its name.
@@ -47,25 +45,14 @@ rule prepare:
 
 rule models:
     input:
-        collect(
-            "<results>/models/{node.lineage}/seed{node.seed}/manifest.json",
-            node=EXPERIMENT.nodes,
-        ),
+        of_nodes(MANIFEST),
 
 
 rule scores:
     input:
-        collect(
-            "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}",
-            node=EXPERIMENT.nodes,
-            set=EXPERIMENT.sets,
-            file=MEASURED,
-        ),
+        of_nodes(SCORES, set=EXPERIMENT.sets, file=MEASURED),
 
 
 rule cards:
     input:
-        collect(
-            "<results>/models/{node.lineage}/seed{node.seed}/card.md",
-            node=EXPERIMENT.nodes,
-        ),
+        of_nodes(CARD),

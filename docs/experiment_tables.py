@@ -93,7 +93,7 @@ def _type(part: dict[str, Any]) -> str:
         name = part["$ref"].rpartition("/")[2]
         return f"[{name}](#{name})"
     if "enum" in part:
-        return ", ".join(f"`{value}`" for value in part["enum"])
+        return ", ".join(f"`{'null' if value is None else value}`" for value in part["enum"])
     names = part["type"] if isinstance(part["type"], list) else [part["type"]]
     text = " or ".join(TYPES[name] for name in names)
     bounds = [f" {sign} {part[rule]}" for rule, sign in SIGNS.items() if rule in part]

@@ -34,7 +34,7 @@ if set("{}\n") & set(str(HOME)):
         " folder without {, } and line breaks."
     )
 
-from takd.experiment import comparison, lineage, specs
+from takd.experiment import comparison, lineage, looks, specs
 from takd.preflight import amounts, planned_jobs
 from takd.runtime import failures, slurm_executor_patch, store
 from takd.runtime.checkpoints import sweep
@@ -76,6 +76,7 @@ try:
     EXPERIMENT, *COMPARED = comparison.load_all(
         ROOT, config["experiment"], config.get(comparison.KEY), CONFIG
     )
+    COMPARED = [looks.asked_for(each) for each in COMPARED]
 except InputError as error:
     sys.exit(f"Error: {error}")
 
@@ -137,6 +138,7 @@ wildcard_constraints:
     kind="top_k|hidden",
     part=r"\d+",
     parts=r"\d+",
+    seeds=r"\d+",
     set="|".join(map(re.escape, EXPERIMENT.sets)),
     model=lineage.MODEL_PATTERN,
     student=lineage.MODEL_PATTERN,
@@ -150,7 +152,8 @@ def settings_of(stage, wildcards):
     """Settings of a stage for the wildcards of its rule."""
     if stage == "train":
         return specs.train(EXPERIMENT, trained(wildcards), int(wildcards.seed))
-    return specs.of(EXPERIMENT, stage, **wildcards)
+    experiment = asked_for() if stage == "report" else EXPERIMENT
+    return specs.of(experiment, stage, **wildcards)
 
 
 def spec(stage):
@@ -210,7 +213,7 @@ def read_by_teacher(wildcards):
 def trained(wildcards):
     """Lineage of the model that a training produces."""
     if "model" in wildcards.keys():
-        return lineage.supervised(wildcards.model)
+        return lineage.alone(wildcards.model)
     return f"{wildcards.teacher}__{wildcards.student}-{wildcards.method}"
 
 
@@ -243,7 +246,7 @@ def reference(wildcards):
 def sft_inputs(wildcards):
     """Inputs of supervised fine-tuning: the starting weights and the data."""
     return {
-        "base": f"<results>/base/{wildcards.model}/manifest.json",
+        "base": f"<results>/base/{lineage.own(wildcards.model)}/manifest.json",
         **training_data(),
         **reference(wildcards),
     }
@@ -252,7 +255,7 @@ def sft_inputs(wildcards):
 def distill_inputs(wildcards):
     """Inputs of distillation: the teacher, the student's starting weights, the data, and precomputed outputs."""
     student = trained(wildcards)
-    seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds)
+    seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds, student)
     inputs = {
         "teacher": model_manifest(wildcards.teacher, seed),
         **training_data(),
@@ -261,7 +264,7 @@ def distill_inputs(wildcards):
     if EXPERIMENT.start_of(student) == "sft":
         inputs["init"] = model_manifest(lineage.supervised(wildcards.student), wildcards.seed)
     else:
-        inputs["base"] = f"<results>/base/{wildcards.student}/manifest.json"
+        inputs["base"] = f"<results>/base/{lineage.own(wildcards.student)}/manifest.json"
     settings = EXPERIMENT.training(wildcards.student, wildcards.method)
     if "corpus" in EXPERIMENT.splits and settings.get("lm_weight", 0) > 0:
         inputs["corpus"] = "<results>/data/corpus/manifest.json"
@@ -288,6 +291,13 @@ def below_results(*names, **files):
 def written(wildcards, output):
     """Format the outputs as options of a stage."""
     return " ".join(f"--output {quote(f'{name}={path}')}" for name, path in output.items())
+
+
+# Files of each model.
+MANIFEST = "<results>/models/{node.lineage}/seed{node.seed}/manifest.json"
+LOG = "<results>/models/{node.lineage}/seed{node.seed}/metrics.jsonl"
+CARD = "<results>/models/{node.lineage}/seed{node.seed}/card.md"
+SCORES = "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}"
 
 
 def as_list(paths):

@@ -32,9 +32,9 @@ if COMPARED:
         input:
             # its time stamp says nothing: what the comparison reads is named below
             report=ancient(rules.report.output.site),
-            results=[
+            results=lambda wildcards: [
                 file
-                for each in (EXPERIMENT, *COMPARED)
+                for each in (asked_for(), *COMPARED)
                 for file in comparison.files(each, MEASURED)
             ],
             templates=rules.report.input.templates,
@@ -49,7 +49,7 @@ if COMPARED:
             mem_mb=4000,
             runtime=60,
         params:
-            spec=lambda wildcards: canonical_json(comparison.spec(EXPERIMENT, COMPARED, MEASURED)),
+            spec=lambda wildcards: canonical_json(comparison.spec(asked_for(), COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
             inputs=" ".join(
                 f"--input {quote(f'results={comparison.results(each)}')}"

@@ -13,33 +13,13 @@ SITE = report(
 
 rule report:
     input:
-        manifests=collect(
-            "<results>/models/{node.lineage}/seed{node.seed}/manifest.json",
-            node=EXPERIMENT.nodes,
-        ),
-        metrics=collect(
-            "<results>/models/{node.lineage}/seed{node.seed}/metrics.jsonl",
-            node=EXPERIMENT.trainings,
-        ),
-        evaluations=collect(
-            "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}",
-            node=EXPERIMENT.nodes,
-            set=EXPERIMENT.sets,
-            file=MEASURED,
-        ),
-        teacher_cache=collect(
-            "<results>/teachers/{entry.manifest}",
-            entry=EXPERIMENT.teacher_cache,
-        ),
-        teacher_cache_metrics=collect(
-            "<results>/teachers/{file}",
-            file=[file for entry in EXPERIMENT.teacher_cache for file in entry.logs],
-        ),
+        manifests=of_nodes(MANIFEST),
+        metrics=of_nodes(LOG, "trainings"),
+        evaluations=of_nodes(SCORES, set=EXPERIMENT.sets, file=MEASURED),
+        teacher_cache=of_nodes("<results>/teachers/{node.manifest}", "teacher_cache"),
+        teacher_cache_metrics=of_nodes("<results>/teachers/{node}", "teacher_logs"),
         # the rule writes the cards below the models, where the stage finds them
-        cards=collect(
-            "<results>/models/{node.lineage}/seed{node.seed}/card.md",
-            node=EXPERIMENT.nodes,
-        ),
+        cards=of_nodes(CARD),
         data="<results>/data/report/report.json",
         templates=sorted(map(str, (PACKAGE / "pages/templates").iterdir())),
     output:

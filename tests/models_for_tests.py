@@ -34,6 +34,8 @@ MINILLM_PAPER = {
     "lm_teacher_share": 0.5,
     "lm_batch_size": None,
     "lm_teacher_outputs": "live",
+    "teacher_prompts": "own",
+    "advantage": "teacher",
 }
 MINILLM_REFERENCE = {
     **MINILLM_PAPER,

@@ -13,6 +13,7 @@ from takd.data.row import Row
 from takd.data.tokenise import Encoder
 from takd.experiment import specs
 from takd.models import causal_lm
+from takd.models.tokenizer_check import end_tokens
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 from takd.runtime.stage import Stage
@@ -95,6 +96,40 @@ def hand_made(name, tokenizer, talk):
 def harmless(talk):
     """Without what a tokenizer would read as a special token when it reads the text as a whole."""
     return [(role, text.replace("<|im_end|>", "")) for role, text in talk]
+
+
+ENDS = {"qwen": ["<|im_end|>", "<|endoftext|>"], "llama3": ["<|eot_id|>", "<|end_of_text|>"]}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_response_ends_at_any_end_token_of_the_model_and_a_label_at_the_templates(tmp_path, name):
+    published = save_chat(name, tmp_path / "published")
+    ids = published.convert_tokens_to_ids(ENDS[name])
+    assert published.unk_token_id not in ids
+    spec = {"source": {"folder": str(tmp_path / "published")}, "template": "chat"}
+    one = run_tokenizer(tmp_path / "one", spec)
+    # as the files of chat models name them, in any order, or as one number
+    for number, said in enumerate((ids[::-1], ids, ids[0], None)):
+        file = tmp_path / "published/generation_config.json"
+        file.write_text(json.dumps({"eos_token_id": said, "do_sample": True}))
+        manifest = run_tokenizer(tmp_path / f"{number}", spec)
+        tokenizer, facts = (
+            causal_lm.load_tokenizer(manifest.parent / "tokenizer"),
+            read_json(manifest),
+        )
+        several = isinstance(said, list)
+        assert end_tokens(tokenizer) == (tuple(ids) if several else (ids[0],))
+        assert facts.get("ends") == (ids if several else None)
+        assert (facts["sha256"] == read_json(one)["sha256"]) == (not several)
+        assert Encoder.beside(manifest, "chat").end == tokenizer.eos_token_id == ids[0]
+        tokenizer.save_pretrained(tmp_path / "again")  # as beside a trained model
+        assert end_tokens(causal_lm.load_tokenizer(tmp_path / "again")) == end_tokens(tokenizer)
+    for wrong in ("<|im_end|>", [1, None], 0.5):
+        file.write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(
+            InputError, match=r"eos_token_id of generation_config\.json is .* id or"
+        ):
+            run_tokenizer(tmp_path / "wrong", spec)
 
 
 @pytest.mark.parametrize("form", ["messages", "conversations"])

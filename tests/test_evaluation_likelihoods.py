@@ -45,7 +45,9 @@ def workspace(tmp_path_factory):
     return space
 
 
-def likelihoods(space, name, *arguments, teachers=TEACHERS, script="likelihoods", **inputs):
+def likelihoods(
+    space, name, *arguments, teachers=TEACHERS, script="likelihoods", exact=None, **inputs
+):
     (space.folder / name).mkdir(exist_ok=True)
     spec = {
         "lineage": "teacher-sft__student-kd",
@@ -65,7 +67,7 @@ def likelihoods(space, name, *arguments, teachers=TEACHERS, script="likelihoods"
     files = ("likelihoods.json", "prompts.jsonl", "metrics.jsonl")
     return space.start(
         script,
-        {**spec, "teachers": teachers},
+        {**spec, "teachers": teachers, **({"exact": exact} if exact else {})},
         [f"{key}={path}" for key, path in {**read, **inputs}.items()],
         [f"{file.partition('.')[0]}={name}/{file}" for file in files],
         *arguments,

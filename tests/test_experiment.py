@@ -11,7 +11,7 @@ import experiment_tables
 import pytest
 from jsonschema import Draft202012Validator
 
-from takd.experiment import comparison, specs
+from takd.experiment import comparison, looks, specs
 from takd.experiment.experiment import Experiment, load
 from takd.experiment.lineage import Node, is_given
 from takd.experiment.schema import follow, load_schema
@@ -169,6 +169,32 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         ["chains[0].label is 2.0", "a text", "quotes"],
     ),
     "training seeds repeat": ("[1, 2]", "[1, 2, 1]", ["line 21: seeds holds 1 twice", "once"]),
+    "no more seeds than before the first look": (
+        "seeds: [1, 2]",
+        "seeds: {until: {difference: 1.0, at_most: 3}}",
+        ["line 21: seeds.until.at_most is 3", "greater than at_least, which is 3"],
+    ),
+    "fewer values than seeds": (
+        "seeds: [1, 2]",
+        "seeds: {values: [1, 2, 3, 4], until: {difference: 1.0, at_most: 5}}",
+        ["seeds.values has 4 entries", "until.at_most is 5"],
+    ),
+    "seeds until a set is decided that is not there": (
+        "seeds: [1, 2]",
+        "seeds: {until: {difference: 1.0, at_most: 5, sets: [other]}}",
+        ["seeds.until.sets[0]", "not an evaluation set"],
+    ),
+    "seeds until answers are decided that no set has": (
+        "seeds: [1, 2]",
+        "seeds: {until: {difference: 1.0, at_most: 5, measure: answer_accuracy}}",
+        ["seeds.until.measure is answer_accuracy", "answer.pattern"],
+    ),
+    "seeds until nothing": ("seeds: [1, 2]", "seeds: {values: [1, 2, 3]}", ["lacks the key until"]),
+    "no difference to decide": (
+        "seeds: [1, 2]",
+        "seeds: {until: {difference: 0, at_most: 5}}",
+        ["seeds.until.difference is 0", "greater than 0"],
+    ),
     "decoding seeds repeat": (
         "seeds: [10, 20]",
         "seeds: [10, 10]",
@@ -538,7 +564,7 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
     "chat template of a tokenizer without one": (
         "  max_length: 64",
         "  template: chat\n  max_length: 64",
-        ["data.template is chat, but a tokenizer that is trained here has no chat template"],
+        ["data.template is chat, but a tokenizer that is made here has no chat template"],
     ),
     "system prompt without a chat template": (
         "  max_length: 64",
@@ -733,6 +759,25 @@ def test_fewer_seeds_are_the_first_ones_and_change_no_training(tmp_path: Path) -
     for count in ("0", "3", "1.5", "some"):
         with pytest.raises(InputError, match=rf"seeds={count}: must be a number from 1 to 2:"):
             read(tmp_path, seeds=count)
+
+
+def test_seeds_are_added_until_decisions_say_that_they_are_enough(tmp_path: Path) -> None:
+    until = "seeds: {values: [7, 5, 9, 8, 6, 4], until: {difference: 1.0, at_most: 5}}"
+    found = read(tmp_path, edit("seeds: [1, 2]", until))
+    assert found.seeds == [7, 5, 9, 8, 6] and list(found.looks) == [3, 4]
+    assert specs.report(found)["until"]["at_least"] == 3
+    # the decisions are files: none, one that asks for more, one that is the last
+    assert looks.asked_for(found).seeds == [7, 5, 9]
+    for count, decided, seeds in ((3, False, 4), (4, False, 5), (4, True, 4), (3, True, 3)):
+        write_json(
+            tmp_path / looks.decision(found, count), sealed({"decided": decided, "files": {}})
+        )
+        assert looks.asked_for(found).seeds == found.seeds[:seeds]
+    # a number of seeds is trained without looking, and with the same settings
+    few = read(tmp_path, edit("seeds: [1, 2]", until), seeds="4")
+    assert few.seeds == [7, 5, 9, 8] and not few.looks and looks.asked_for(few) is few
+    assert specs.report(few) == specs.report(looks.first(found, 4))
+    assert specs.look(found, 3)["nodes"] == specs.report(looks.first(found, 3))["nodes"]
 
 
 def test_missing_files_stop_a_run_but_not_a_plan(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from takd.data.template import fill
 from takd.data.tokenise import Encoder
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.models.causal_lm import load_model, load_tokenizer
+from takd.models.tokenizer_check import ALSO_END, end_tokens
 from takd.runtime.errors import InputError
 from takd.training.exporting import Exported
 
@@ -264,6 +265,28 @@ def test_a_pad_token_that_is_the_end_token_still_learns(tokenizer, tmp_path):
     assert model.config.pad_token_id == model.config.eos_token_id == END
     model(torch.tensor([[END, 3, 4]])).logits[:, -1].logsumexp(-1).sum().backward()
     assert model.get_input_embeddings().weight.grad[END].any()
+
+
+def test_generate_ends_at_any_of_several_end_tokens(tokenizer, tmp_path):
+    """As an evaluation; one token is a number, as before."""
+    source, others = as_published("llama", tmp_path / "source", {}), []
+    for _ in range(2):
+        changed = copy.deepcopy(tokenizer)
+        if others:
+            changed.init_kwargs[ALSO_END] = others
+        export(changed, source, tmp_path / "out", Decoding(9))
+        said = json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"]
+        assert said == ([END, *others] if others else END)
+        again = load_tokenizer(tmp_path / "out")
+        assert end_tokens(again) == (END, *others)
+        (drawn,) = greedily(load_model(tmp_path / "out"), [[6, 7]], again, end_tokens(again))
+        model, tokens = (
+            AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+            drawn.tokens.tolist(),
+        )
+        assert model.generate(torch.tensor([[6, 7]]))[0].tolist() == [6, 7, *tokens]
+        assert not others or (tokens[-1] in others and drawn.finished)
+        others = [tokens[2], 5]
 
 
 def test_stages_export_what_they_trained_and_may_be_read_by_others(tmp_path):

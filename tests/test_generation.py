@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from takd.losses.teacher_logits import LiveTeacher, StoredOutputs, StoredTeacher
 from takd.methods.base import Example, examples, laid_out
 from takd.methods.kd import DIVERGENCES, Kd
 from takd.methods.minillm import MiniLLM
+from takd.models.tokenizer_check import ALSO_END
 from takd.runtime.checkpoints import sweep
 from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import SPENT
@@ -101,11 +103,18 @@ def written(space, name, kind, data, spec=SPEC, **more):
     )
 
 
-def generations(space, name, parts=1, spec=WRITES):
+def generations(space, name, parts=1, spec=WRITES, tokenizer="tokenizer"):
     """A whole data set of the teacher's responses."""
-    for part in range(1, parts + 1):
-        responses.run(generated(space, name, part, parts, spec, micro_batch=1 + 2 * part))
-    merge.run(joined(space, name, parts, spec))
+    stages = [
+        generated(space, name, part, parts, spec, micro_batch=1 + 2 * part)
+        for part in range(1, parts + 1)
+    ]
+    for each, run in [
+        *((s, responses.run) for s in stages),
+        (joined(space, name, parts, spec), merge.run),
+    ]:
+        each.inputs["tokenizer"] = [space.folder / tokenizer / "manifest.json"]
+        run(each)
     return load_from_disk(str(space.folder / name / "dataset"))
 
 
@@ -117,6 +126,22 @@ def test_any_number_of_parts_gives_the_same_data_set_and_manifest(space):
     # more parts than rows: some are empty
     many = generations(space, "many", parts=25)
     assert many.to_list() == one.to_list()
+
+
+def test_a_response_that_ends_at_another_end_token_is_a_label_that_ends_as_all_do(space):
+    """The end tokens of a chat model; what is cut at the limit has none."""
+    other, folder = 5, space.folder / "several/tokenizer"
+    shutil.copytree(space.folder / "tokenizer", folder.parent)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, ALSO_END: [other]}))
+    one, several = (
+        generations(space, f"ends-{place}", tokenizer=place) for place in ("tokenizer", "several")
+    )
+    texts = list(zip(one["response_ids"], several["response_ids"], strict=True))
+    assert any(other in alone for alone, _ in texts)
+    for alone, cut in texts:
+        begun = alone[: alone.index(other)] if other in alone else alone
+        assert cut == ([*begun, END] if other in alone else alone)
 
 
 def test_generations_are_a_prepared_split_with_the_teachers_words(space):

@@ -286,14 +286,16 @@ def test_results_as_the_harness_writes_them(given: Project, tmp_path: Path) -> N
         "before-given" in folders and "big-given__small-kd__seed2" in folders and len(folders) == 6
     )
     table = {
-        (row["lineage"], row["seed"], row["measure"]): float(row["value"])
+        (row["lineage"], row["seed"], row["measure"]): float(
+            row["value"]
+        )  # no seed of what is given
         for row in rows(given, "scores.csv")
         if not row["decoding_seed"]
     }
     for path in tmp_path.glob("*/results_*.json"):
         found = read_json(path)
         name, _, seed = path.parent.name.rpartition("__seed")
-        key = (name, seed) if seed.isdecimal() else (path.parent.name, "0")
+        key = (name, seed) if seed.isdecimal() else (path.parent.name, "")
         scores = {
             metric.partition(",")[0]: value
             for metric, value in found["results"]["heldout"].items()

@@ -1,5 +1,6 @@
 """Models and data from a hub: what is fetched, in which form, at which commit; and what a hub does wrong."""
 
+import argparse
 import collections
 import hashlib
 import json
@@ -23,13 +24,18 @@ from test_base import save_tokenizer
 from test_data import run_prepare
 from transformers import AutoModelForCausalLM
 
+from takd.commands import parsers
+from takd.commands.one_model import experiment_of
 from takd.data import filters, sources, summary, tokenizer
 from takd.data.row import Row
 from takd.experiment.experiment import load
+from takd.model_cards.card import source_text
+from takd.model_cards.frontmatter import commit_of
 from takd.models import hub as hubs
 from takd.models import pickled as pickled_weights
 from takd.models import starting_weights
-from takd.models.causal_lm import load_model
+from takd.models.causal_lm import load_model, load_tokenizer
+from takd.models.tokenizer_check import end_tokens
 from takd.preflight import fetching
 from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job
@@ -520,6 +526,86 @@ def test_a_gated_data_set_says_how_to_log_in(hub) -> None:
         with pytest.raises(InputError, match=r"gated.*set HF_TOKEN") as said:
             texts(source)
         assert "\n" not in str(said.value)
+
+
+def test_other_rows_than_expected_say_where_they_stay(hub) -> None:
+    """Starting again gives the same rows."""
+    source = {"hub": "some/data", "file": "valid.jsonl", "revision": publish(hub, ROWS)}
+    for wrong in ({**source, "rows_sha256": "0" * 64}, {**source, "rows_sha256": "1" * 64}):
+        with pytest.raises(
+            InputError,
+            match=r"\(another `revision`\), or correct it; what was .* cache \(HF_HOME\)",
+        ):
+            texts(wrong)
+
+
+def test_a_card_names_what_pins_the_content() -> None:
+    """A commit; for a branch, which moves, the digest beside it."""
+    source, digest = {"hub": "some/data", "file": "valid.jsonl"}, "a" * 64
+    said = source_text({**source, "revision": COMMITS[0], "rows_sha256": digest})
+    assert said == f"some/data, file valid.jsonl, revision {COMMITS[0]}"
+    for pin, name in (("sha256", "sha256"), ("rows_sha256", "sha256 of its rows")):
+        branch = {**source, "revision": "main", pin: digest}
+        assert source_text(branch) == f"some/data, file valid.jsonl, {name} {digest}"
+        assert commit_of(branch) is None
+
+
+def test_a_model_of_the_hub_is_evaluated_by_its_name(hub, tmp_path, monkeypatch) -> None:
+    """At a branch, tag or commit; its folder in the cache has all that an evaluation reads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    save_tokenizer(tmp_path / "source")
+    tiny_gpt2(1, 11).save_pretrained(tmp_path / "source")
+    assert (tmp_path / "source/generation_config.json").is_file()
+    commits = [
+        hub.publish("some/tiny-1.0_b", hub_server.files_of(tmp_path / "source"), commit=COMMITS[n])
+        for n in range(2)
+    ]
+    parser = argparse.ArgumentParser()
+    parsers.evaluate(parser)
+
+    def asked(model: str, *more: str) -> dict[str, Any]:
+        lengths = ("--max-prompt-length", "8", "--max-new-tokens", "8")
+        words = ["--model", model, "--data", "mine.jsonl", *lengths, *more]
+        return experiment_of(parser.parse_args(words))
+
+    for more, commit in (((), commits[1]), (("--revision", commits[0]), commits[0])):
+        found = asked("some/tiny-1.0_b", *more)
+        ((name, model),) = found["models"].items()
+        folder = Path(model["weights"]["folder"])
+        assert (name, folder.name) == ("tiny.1.0.b", commit)
+        assert found["tokenizer"] == {"folder": str(folder)} and commit in found["description"]
+        assert {path.name for path in folder.iterdir()} >= {
+            "generation_config.json",
+            "model.safetensors",
+        }
+    (tmp_path / "some/tiny-1.0_b").mkdir(parents=True)  # a folder comes first
+    with pytest.raises(InputError, match=r"^--model some/tiny-1\.0_b: holds no model"):
+        asked("some/tiny-1.0_b")
+    with pytest.raises(
+        InputError,
+        match=r"^--model some/none: is no folder here, and the model some/none cannot be",
+    ):
+        asked("some/none")
+
+
+def test_a_tokenizer_of_the_hub_comes_with_all_its_end_tokens(hub, tmp_path) -> None:
+    save_tokenizer(tmp_path / "source")
+    files = hub_server.files_of(tmp_path / "source")
+    named = json.dumps({"eos_token_id": [3, 0]}).encode()
+    for number, more in enumerate(({}, {"generation_config.json": named})):
+        commit = hub.publish("some/chat", {**files, **more}, commit=COMMITS[number])
+        folder = tmp_path / str(number)
+        stage = Stage(
+            spec={"source": {"hub": "some/chat", "revision": commit}, "template": None},
+            code="-",
+            outputs={"tokenizer": folder / "t", "manifest": folder / "manifest.json"},
+        )
+        tokenizer.run(stage)
+        end = read_json(folder / "manifest.json")["end"]
+        expected = tuple(dict.fromkeys([end, *([3, 0] if more else [])]))
+        assert end_tokens(load_tokenizer(folder / "t")) == expected
+        assert ("ends" in read_json(folder / "manifest.json")) == bool(more)
 
 
 # the tokenizer

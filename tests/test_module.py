@@ -1,10 +1,11 @@
 """The workflow as a module of a Snakefile in a folder of the user's own."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import yaml
-from conftest import Project, make_project, small_experiment
+from conftest import Project, copy_workflow, make_project, small_experiment
 
 MODULE = """
 configfile: "config/config.yaml"
@@ -52,6 +53,35 @@ def test_an_own_folder_has_its_experiments_data_and_results(tmp_path: Path) -> N
     clone.folder.rename(tmp_path / "elsewhere")
     (own.folder / "Snakefile").write_text(MODULE.format(clone=tmp_path / "elsewhere"))
     assert own.outputs("models") == []
+
+
+def test_an_empty_folder_goes_from_the_demo_to_its_report(tmp_path: Path) -> None:
+    """With the real stages, the experiment and its data from the clone, results here, and nothing left to do."""
+    experiment = small_experiment()
+    experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["kd"]}]
+    for other in ("assistant", "minillm"):
+        experiment["models" if other == "assistant" else "training"].pop(other)
+    experiment["data"]["dev"] = {"demo": {"part": "dev", "rows": 8, "seed": 1}}
+    clone = tmp_path / "clone"
+    copy_workflow(clone, experiment)
+    (clone / "config/experiments/small.yaml").rename(clone / "config/experiments/demo.yaml")
+    folder = tmp_path / "empty folder"
+    folder.mkdir()
+    (folder / "Snakefile").write_text(MODULE.partition("\n\n")[2].format(clone=clone))
+    own, demo = Project(folder, "warm"), ("--config", "experiment=demo")
+    own.run("--quiet", "rules", *demo)
+    assert "Nothing to be done" in own.run(*demo)
+    own.run("--report", "report.zip", *demo)
+    with zipfile.ZipFile(folder / "report.zip") as file:
+        assert any(name.endswith("/report.html") for name in file.namelist())
+    for page in ("index.html", "scores.csv"):
+        assert (folder / "results/demo/report" / page).is_file(), page
+    (card,) = folder.glob("results/demo/models/teacher-sft__student-kd/seed1/card.md")
+    assert "from_pretrained" in card.read_text()
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} <= {
+        *("Snakefile", "results", "logs", "report.zip", "benchmarks")
+    }
+    assert not (clone / "results").exists()
 
 
 def test_a_module_without_the_package_is_refused(tmp_path: Path) -> None:

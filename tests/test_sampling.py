@@ -9,7 +9,7 @@ import pytest
 import torch
 from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilities
 
-from takd.decoding import replay
+from takd.decoding import amounts, replay
 from takd.decoding.gumbel import gumbel_noise
 from takd.decoding.next_tokens import mixture, shares, speculative
 from takd.decoding.ngrams import Repeats
@@ -255,6 +255,27 @@ def test_responses_end_at_the_end_token_or_the_limit(pair):
         assert response.finished == (tokens[-1] == END)
         assert response.finished or len(tokens) == 4
         assert len(response.student) == len(response.teacher) == len(response.mixed) == len(tokens)
+
+
+@pytest.mark.parametrize("ahead", [1, 8])
+def test_a_response_ends_at_the_first_of_several_end_tokens(pair, ahead, monkeypatch):
+    """Which changes nothing else: it is what one end token gives, up to there."""
+    monkeypatch.setitem(amounts.AHEAD, "cpu", ahead)
+    prompts, ends, cut = many_prompts(100), {END, 3}, 0
+    one = sample(pair, prompts, Decoding(8))
+    several = sample(pair, prompts, Decoding(8), end=(END, 3))
+    for alone, response in zip(one, several, strict=True):
+        tokens = alone.tokens.tolist()
+        length = next((at for at, token in enumerate(tokens, 1) if token in ends), len(tokens))
+        assert response.tokens.tolist() == tokens[:length]
+        assert response.finished == (tokens[length - 1] in ends)
+        assert torch.equal(response.student, alone.student[:length])
+        cut += length < len(tokens)
+    assert cut > 10
+    again = sample(pair, prompts, Decoding(8), end=(END,))
+    for alone, response in zip(one, again, strict=True):
+        assert torch.equal(alone.tokens, response.tokens)
+        assert torch.equal(alone.mixed, response.mixed)
 
 
 def spy_on_passes(monkeypatch, models):

@@ -26,6 +26,7 @@ REGIMES = {
     "skd": "adaptive",
 }
 ADAPTIVE = ("initial_share", "share_step", "loss_rise", "capacity")
+UNTIL = ("difference", "at_most", "at_least", "measure", "questions", "sets")
 METHODS = ["kd", "seqkd", "gkd", "distillm", "abkd", "taid", "amid", "skd", "minillm"]
 
 # a place for every key: one of each kind of weights and sources, methods as they read most of their settings
@@ -101,7 +102,17 @@ INSTEAD: dict[str, dict[str, Any]] = {
         f"training.{name}.on_policy_share": {f"training.{name}.on_policy": "mixed"}
         for name in ("abkd", "taid", "amid", "skd")
     },
+    "budget.chain": {"chains": [{**WHOLE["chains"][0], "label": "other"}, *WHOLE["chains"][1:]]},
+    **{
+        f"training.{name}.teacher_prompts": {f"training.{name}.responses": "labels"}
+        for name in ("kd", *REGIMES)
+    },
+    "chains[].control": {"chains": [{"models": ["hub", "low"], "methods": ["minillm"]}]},
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
+    **{
+        f"seeds.{key}": {"seeds": {"until": {"difference": 1.0, "at_most": 5}}}
+        for key in ("values", *(f"until.{name}" for name in UNTIL))
+    },
     "variables.NAME": {"variables": {"at": "data"}, "data.train": {"json": "{at}/train.jsonl"}},
 }
 # what only the report and the cards show
@@ -144,6 +155,7 @@ def all_specs(e: Experiment, shown: bool) -> str:
             found.append(specs.generate(e, teacher, seed, 1, parts))
         else:
             found.append(specs.outputs(e, teacher, seed, *place.split("/")[1:]))
+    found += [specs.look(e, count) for count in e.looks]
     if shown:
         found += [specs.report(e), specs.card(e, *e.nodes[0])]
     return json.dumps(found)
@@ -174,6 +186,9 @@ def others(part: dict[str, Any], now: Any) -> Iterator[Any]:
             [2, 5],
             ["c_attn"],
             ["facts"],
+            ["sft"],
+            ["json"],
+            [4, 5, 6, 7, 8],
             [["kd"]],
             ["kd"],
             ["hub", "folder"],

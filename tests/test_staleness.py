@@ -156,6 +156,15 @@ EDITS = {
         ),
         {"distill_kd": 1, **scored(1), "report": 1},
     ),
+    # the ends of the chains, not the assistant
+    "budget": (
+        experiment(lambda e: e.update(budget={"flops": 1e12})),
+        {"distill_kd": 1, "distill_minillm": 2, **scored(3), "report": 1},
+    ),
+    "cost of a chain as the budget": (
+        experiment(lambda e: e.update(budget={"chain": "teacher → assistant → student"})),
+        {"distill_kd": 1, "distill_minillm": 1, **scored(2), "report": 1},
+    ),
     "decoding seed added": (
         experiment(lambda e: e["evaluation"]["seeds"].append(30)),
         {**scored(7), "report": 1},

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from strike import Strike
 from workspace import BASE, TEACHER, Workspace
 
 from takd.__main__ import main
+from takd.commands.adopt import adopt
+from takd.experiment import specs
+from takd.experiment.experiment import load
 from takd.runtime import store
 from takd.runtime.files import read_json
 from takd.runtime.records import read_log
@@ -208,7 +212,7 @@ def test_results_from_elsewhere_are_adopted(
     arguments = ["adopt", str(space.folder), "--store", str(tmp_path / "store")]
     assert (
         main(arguments) == 0
-        and capsys.readouterr().out == "student-sft seed 3: put into the store\n"
+        and capsys.readouterr().out.splitlines()[0] == "student-sft seed 3: put into the store"
     )
     assert main(arguments) == 0 and "is in the store already" in capsys.readouterr().out
     monkeypatch.setenv(store.VARIABLE, str(tmp_path / "store"))
@@ -226,6 +230,78 @@ def test_results_from_elsewhere_are_adopted(
     )
     assert main([*arguments[:2], "--store", str(tmp_path / "third-store")]) == 1
     assert main(["adopt", str(tmp_path / "nowhere"), "--store", "x"]) == 1
+
+
+def test_adopting_says_what_an_experiment_trains_otherwise(
+    space: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Key by key, of the model and of what it was made from; and which models do not lie there."""
+    monkeypatch.delenv(store.VARIABLE)
+    train(space)
+    experiment = small_experiment()
+    experiment["seeds"] = [3]
+    file = tmp_path / "root/config/experiments/mine.yaml"
+    file.parent.mkdir(parents=True)
+    results, target = tmp_path / "results/mine", tmp_path / "store"
+    shutil.copytree(space.folder, results)
+
+    def said(folder: Path = results, **more: Any) -> list[str]:
+        options = {"store": target, "accept_code": False, "experiment": None, **more}
+        assert adopt(tmp_path / "root", Namespace(folder=folder, **options)) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert said()[1] == (
+        "compared with no experiment; --experiment NAME says which settings are those of today"
+    )
+    file.write_text(json.dumps(experiment))
+    first, missing = said()
+    assert first.startswith("student-sft seed 3: is in the store already; mine trains another: ")
+    assert "steps 3 → " in first
+    assert missing.startswith("mine also trains: assistant-sft seed 3, teacher-sft seed 3, ")
+    assert said(space.folder, experiment="mine") == [first, missing]
+    # as it was trained, but for one key of the model and one of its data
+    record = read_json(results / "models/student-sft/seed3/manifest.json")
+    wanted = specs.train(load(file, tmp_path / "root"), "student-sft", 3)
+    monkeypatch.setattr(specs, "train", lambda *_: {**wanted, **record["spec"], "max_length": 7})
+    said_first, _ = said()
+    assert f"max_length {record['spec']['max_length']} → 7" in said_first
+    assert "steps" not in said_first
+    monkeypatch.setattr(specs, "data", lambda _, split: {"split": f"{split}!", "source": 1})
+    monkeypatch.setattr(specs, "train", lambda *_: record["spec"])
+    assert 'data train: split "train" → "train!"' in said()[0] and "source" not in said()[0]
+    experiment["chains"] = [{"models": ["teacher"]}]
+    file.write_text(json.dumps(experiment))
+    assert said()[0].endswith("; mine trains another: it has no such model")
+
+
+def test_a_damaged_entry_is_replaced_by_who_adopts(
+    space: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And what was put aside is removed after a week."""
+    monkeypatch.delenv(store.VARIABLE)
+    train(space)
+    options = Namespace(
+        folder=space.folder, store=tmp_path / "s", accept_code=False, experiment=None
+    )
+    assert adopt(tmp_path, options) == 0
+    (entry,) = options.store.glob("[!.]*")
+    weights = entry / "model/model.safetensors"
+    weights.unlink()
+    assert adopt(tmp_path, options) == 0
+    out = capsys.readouterr().out
+    assert f"where it was damaged ({weights}: is missing)" in out and weights.is_file()
+    (aside,) = options.store.glob(".*.damaged-*")
+    shutil.rmtree(entry)
+    assert adopt(tmp_path, options) == 0 and aside.is_dir()
+    os.utime(aside, (0, 0))
+    shutil.rmtree(entry)
+    assert adopt(tmp_path, options) == 0 and not aside.exists()
 
 
 def test_names_are_no_part_of_the_key() -> None:

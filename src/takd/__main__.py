@@ -10,13 +10,15 @@
     python -m takd evaluate --model FOLDER --data FILE [--output FOLDER]
     python -m takd adopt FOLDER [--store FOLDER] [--accept-code]
     python -m takd export EXPERIMENT|FOLDER [--output FOLDER] [--samples]
+    python -m takd power [EXPERIMENT|FOLDER] [--difference 1.0] [--sd 0.6]
 
 `new` writes an experiment for your own models and data. `plan` estimates time and resources of each stage, `doctor`
 lists what would prevent a run (docs/preflight.md). `data` prints row counts and digests of the data, to be copied into
 the experiment file (docs/data.md). `verify` compares results with the digests in their records (docs/faults.md).
 `watch` shows the stages of a run in a terminal, `track` gives its curves to TensorBoard, trackio or wandb
 (docs/watching.md). `evaluate` scores one model on files of one's own, `export` writes results as the
-lm-evaluation-harness does, `adopt` puts trained models into the store (docs/workflow.md).
+lm-evaluation-harness does, `adopt` puts trained models into the store (docs/workflow.md). `power` says how many
+training seeds and prompts tell a difference (docs/measures.md).
 """
 
 import argparse
@@ -63,14 +65,29 @@ def new(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Print the table of planned stages."""
+    from takd.experiment.experiment import SEEDS
+    from takd.experiment.looks import asked_for
     from takd.preflight import table
     from takd.preflight.collect import prepare
     from takd.preflight.schedule import headline
 
-    planner, planned, profile = prepare(ROOT, **_asked(options))
-    first = headline(planner, planned, profile)
+    asked = _asked(options)
+    planner, planned, profile = prepare(ROOT, **asked)
+    first, more = headline(planner, planned, profile), {}
+    if planner.experiment.looks:
+        most, least = (
+            len(each.seeds) for each in (planner.experiment, asked_for(planner.experiment))
+        )
+        variables = {**asked["variables"], SEEDS: str(least)}
+        of_least = prepare(ROOT, **{**asked, "variables": variables})
+        more = {"at_least": {"seeds": least, "headline": headline(*of_least)}}
+        first = (
+            f"At least, with {least} training seeds: {headline(*of_least)}\n\n"
+            f"At most, with {most}, and in the table: {first}"
+        )
     if options.json:
-        print(json.dumps({"headline": first, **table.as_json(planner, planned)}, indent=1))
+        found = {"headline": first, **more, **table.as_json(planner, planned)}
+        print(json.dumps(found, indent=1))
     else:
         print(f"{first}\n\n{table.text(planner, planned)}")
     return 0
@@ -173,6 +190,13 @@ def export(options: argparse.Namespace) -> int:
     return export(ROOT, options, _pairs(options.config, "--config"))
 
 
+def power(options: argparse.Namespace) -> int:
+    """Say how many training seeds and prompts tell a difference, from the results that are there."""
+    from takd.commands.power import power
+
+    return power(ROOT, options, _pairs(options.config, "--config"))
+
+
 def adopt(options: argparse.Namespace) -> int:
     """Put the trained models of finished results into the store."""
     from takd.commands.adopt import adopt
@@ -259,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
         (evaluate, parsers.evaluate, "score one model"),
         (adopt, parsers.adopt, "put models into the store"),
         (export, parsers.export, "write results for others"),
+        (power, parsers.power, "say how many seeds and prompts tell a difference"),
     ):
         command = commands.add_parser(run.__name__, help=text, description=run.__doc__)
         command.set_defaults(run=run)

@@ -1,10 +1,11 @@
 """Compare the pairs of models that answer the questions of an experiment, with confidence intervals and tests.
 
-Four questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
+Six questions, each tested on every evaluation set: does a distilled model beat its SFT baseline; does a chain through
 assistants beat direct distillation from its head; does one method (or one setting of it) beat another where the chains
 are otherwise the same; does a model that is trained here beat one that stands alone in a chain and is taken as it is,
-such as its own starting weights. The tests of one question and measure on one set are one family, with Holm-corrected
-p values; those of its strata are another.
+such as its own starting weights; does a control (`takd.experiment.controls`) beat the SFT baseline; does a method beat
+its control. Controls take part in the last two alone. The tests of one question and measure on one set are one family,
+with Holm-corrected p values; those of its strata are another.
 """
 
 import itertools
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from takd.analysis import looks
+from takd.analysis.looks import Until
 from takd.analysis.results import Results
 from takd.analysis.statistics import (
     LEVEL,
@@ -24,7 +27,16 @@ from takd.analysis.statistics import (
     sign_flip,
     standard_error,
 )
-from takd.experiment.lineage import Hop, is_given, join, prefixes, split, supervised
+from takd.experiment.controls import controls
+from takd.experiment.lineage import (
+    Hop,
+    control_of,
+    is_given,
+    join,
+    prefixes,
+    split,
+    supervised,
+)
 
 Columns = dict[str, Any]
 """A number as columns of the table: fields of `takd.analysis.table.Number`."""
@@ -35,6 +47,8 @@ QUESTIONS = {
     "direct": "through assistants against direct distillation",
     "method": "method against method, or setting against setting",
     "given": "training against a model as it was given",
+    "control": "a control against the SFT baseline",
+    "teacher": "a method against its control",
 }
 
 
@@ -66,7 +80,14 @@ def direct(lineage: str) -> str | None:
 def pairs(results: Results) -> list[Pair]:
     """List all pairs that share a training seed, by question."""
     known = results.lineages
-    found = [Pair("sft", lineage, supervised(split(lineage)[-1].model)) for lineage in known]
+    found = [
+        Pair("control" if control_of(ours) else "sft", ours, supervised(split(ours)[-1].model))
+        for ours in known
+    ]
+    found += [
+        Pair("teacher", ours, other) for other in known for ours in known if controls(ours, other)
+    ]
+    known = [lineage for lineage in known if not control_of(lineage)]
     found += [Pair("direct", lineage, other) for lineage in known if (other := direct(lineage))]
     ends = [prefix for chain in results.spec["chains"] for prefix in prefixes(chain["lineage"])]
     found += [
@@ -81,7 +102,7 @@ def pairs(results: Results) -> list[Pair]:
     return [
         pair
         for pair in found
-        if pair.ours != pair.theirs and pair.theirs in known and shared(results, pair)
+        if pair.ours != pair.theirs and pair.theirs in results.lineages and shared(results, pair)
     ]
 
 
@@ -150,13 +171,14 @@ def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator
                 seeds = shared(results, pair)
                 gaps.append((about, of(pair.ours, seeds) - of(pair.theirs, seeds)))
         floors = [0.0] * len(scores) + [-100.0] * len(gaps)
-        found = estimates([array for _, array in scores + gaps], floors)
+        until = results.spec.get("until")
+        found = estimates([array for _, array in scores + gaps], floors, until)
         for (about, array), estimate in zip(scores, found, strict=False):
             alone = {"n_training_seeds": 0} if is_given(about["lineage"]) else {}
             yield about | estimate | alone
             if stratum:
                 yield from _by_seed(about, results.seeds(about["lineage"]), array)
-        p_values = tests([gap for _, gap in gaps])
+        p_values = tests([gap for _, gap in gaps], until)
         for (about, gap), estimate, p in zip(gaps, found[len(scores) :], p_values, strict=True):
             family = families.setdefault((about["question"], about["measure"]), [])
             seeds = shared(results, Pair(about["question"], about["lineage"], about["other"]))
@@ -176,12 +198,15 @@ def _by_seed(about: Columns, seeds: list[int], scores_rpd: Array) -> list[Column
     ]
 
 
-def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
+def estimates(
+    arrays: Sequence[Array], least: Sequence[float], until: Until | None = None
+) -> list[Columns]:
     """Means x 100 of scores (R, P, D) on the same P prompts, with their uncertainty, as columns of the table.
 
     Args:
         arrays: scores or differences of scores, by training seed, prompt and decoding seed; all share the resamples.
         least: lowest value that each may have; the greatest is 100.
+        until: settings `seeds.until`, where seeds are added until the questions are decided.
     """
     ends: list[Any] = [(None, None)] * len(arrays)
     if arrays and arrays[0].shape[1] > 1:
@@ -193,7 +218,7 @@ def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
         trainings, prompts, _ = array.shape
         low, high = prompts_low, prompts_high
         if trainings > 1 and prompts > 1:
-            across = over_trainings(array.mean(axis=2))
+            across = over_trainings(array.mean(axis=2), looks.level(until, trainings))
             # a mean cannot lie outside the scale
             low, high = max(lowest, float(across.low)), min(100.0, float(across.high))
         found.append(
@@ -213,10 +238,10 @@ def estimates(arrays: Sequence[Array], least: Sequence[float]) -> list[Columns]:
     return found
 
 
-def tests(gaps: Sequence[Array]) -> list[dict[str, float | None]]:
+def tests(gaps: Sequence[Array], until: Until | None = None) -> list[Columns]:
     """Uncorrected p values of differences (R, P, D) on the same P prompts, as columns of the table.
 
-    `prompts_p_raw` is of these checkpoints, `p_raw` across training seeds where there are several.
+    `prompts_p_raw` is of these checkpoints, `p_raw` across training seeds where there are several, over all looks.
     """
     if not gaps:
         return []
@@ -229,6 +254,7 @@ def tests(gaps: Sequence[Array]) -> list[dict[str, float | None]]:
         if trainings > 1 and prompts > 1:
             # methods differ only if these checkpoints do as well: both tests must reject
             across = max(p, float(over_trainings(gap.mean(axis=2)).p))
+            across = looks.over_all(until, trainings, across)
         found.append({"p_raw": across, "prompts_p_raw": alone})
     return found
 

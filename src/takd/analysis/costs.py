@@ -102,7 +102,9 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
     """
     found: dict[Node, None] = {}
     for prefix in prefixes(lineage):
-        own = seed if prefix == lineage else teacher_seed(prefix, seed, results.spec["seeds"])
+        own = seed
+        if prefix != lineage:
+            own = teacher_seed(prefix, seed, results.spec["seeds"], lineage)
         node = Node(prefix, own)
         if "init" in results.models[node].manifest["inputs"]:
             found[Node(supervised(split(prefix)[-1].model), own)] = None

@@ -10,7 +10,7 @@ from typing import Any
 from takd.analysis.comparisons import QUESTIONS, pairs
 from takd.analysis.results import Results
 from takd.analysis.text import counted
-from takd.experiment.lineage import split
+from takd.experiment.lineage import control_of, split
 from takd.methods.registry import METHODS, REPLICATED
 
 METHOD = METHODS[REPLICATED]
@@ -54,7 +54,7 @@ def few_seeds(results: Results) -> list[str]:
 def unasked(results: Results) -> list[str]:
     """List the questions that no two of the models answer."""
     asked = {pair.question for pair in pairs(results)}
-    asked.add("given")  # no design needs such a model
+    asked |= {"given", "control", "teacher"}  # no design needs such models
     missing = [title for question, title in QUESTIONS.items() if question not in asked]
     return [f"No two models here answer: {'; '.join(missing)}."] if missing else []
 
@@ -80,7 +80,7 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     """List the departures, each in a few words."""
     spec = results.spec
     source = data_report["splits"].get("train", {"source": ""})["source"]
-    hops = dict.fromkeys(split(lineage)[-1] for lineage in results.lineages)
+    hops = dict.fromkeys(split(name)[-1] for name in results.lineages if not control_of(name))
     replicated = [hop.model for hop in hops if hop.method == REPLICATED]
     sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])
     lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
@@ -156,11 +156,12 @@ def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
 def _of_the_method(results: Results, models: list[str]) -> list[str]:
     """Settings of the method that differ from the paper's, with the affected models unless all are."""
     found = []
+    replaced = {"steps"} if results.spec.get("equal_cost") else set()  # by the budget
     for key, paper in METHOD.published.items():
         by_value: dict[str, list[str]] = {}
         for model in models:
             value = _settings(results, model, REPLICATED).get(key)
-            if value is not None and value != paper:
+            if value is not None and value != paper and key not in replaced:
                 by_value.setdefault(json.dumps(value), []).append(model)
         for value, whose in by_value.items():
             of = "" if len(whose) == len(models) else f" for {', '.join(whose)}"

@@ -30,7 +30,7 @@ import pandas as pd
 from takd.analysis import table
 from takd.analysis.comparisons import Pair
 from takd.analysis.fairness import warning
-from takd.analysis.measures import BY_NAME, TESTED
+from takd.analysis.measures import BY_NAME, TESTED, TRAININGS, measured
 from takd.analysis.result_files import prompts_read
 from takd.analysis.results import Evaluation, Results, Row
 from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
@@ -42,8 +42,8 @@ ABOUT = (
     *("experiment", "set", "lineage", "chain", "methods", "method", "model", "teacher"),
     *("parameters", "seed", "rouge_tokenizer"),
 )
-"""What a line of scores.csv says of its model and set; `teacher` is a lineage, `seed` that of the training,
-`rouge_tokenizer` says which tokens ROUGE-L has on the set."""
+"""What a line of scores.csv says of its model and set; `teacher` is a lineage, `seed` that of the training, none
+of a model as given, `rouge_tokenizer` says which tokens ROUGE-L has on the set."""
 NUMBERED = ("statistic", "decoding_seed", "prompt", "measure", "value", "better")
 COLUMNS = (*ABOUT, *NUMBERED)
 UNCERTAINTY = (
@@ -141,13 +141,16 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
     }
     for measure in (m for m in TESTED if any(m in results.tested(n) for n in results.spec["sets"])):
-        wanted = {"kind": SCORE, "measure": measure}
+        wanted: dict[str, Any] = {"kind": SCORE, "measure": measure}
         cells |= columns(measure, first(**wanted)) | _seeds(results, measure, here, wanted)
     for measure in ("response_tokens", "cut_off"):
         mean = first(kind=SCORE, measure=measure)
         cells[measure] = mean and mean.value
-    for question in ("sft", "direct"):
-        key = f"gain_over_{question}"
+    for exact in (each.name for each in measured(results) if each.interval == TRAININGS):
+        wanted = {"kind": SCORE, "measure": exact}
+        cells |= columns(exact, first(**wanted)) | _seeds(results, exact, here, wanted)
+    for baseline, question in (("sft", ["sft", "control"]), ("direct", "direct")):
+        key = f"gain_over_{baseline}"
         wanted = {"kind": DIFFERENCE, "measure": "rougeL", "question": question}
         gain = first(**wanted)
         cells |= columns(key, gain) | {f"{key}_n": gain and gain.n_training_seeds}
@@ -218,6 +221,7 @@ def _means(results: Results) -> pd.DataFrame:
     found["better"] = [BY_NAME[name].better for name in found["measure"]]
     found["statistic"], found["prompt"] = "mean", None
     found = found[list(COLUMNS)].astype(object)
+    found.loc[found["lineage"].map(is_given), "seed"] = None  # it was not trained
     return found.where(found.notna(), None)
 
 
@@ -244,7 +248,9 @@ def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
     means = _means(results)
     with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
         for (node, name), evaluation in results.evaluations.items():
-            of_model = (means["lineage"] == node.lineage) & (means["seed"] == node.seed)
+            of_model = means["lineage"] == node.lineage
+            if not is_given(node.lineage):
+                of_model &= means["seed"] == node.seed
             part = means[of_model & (means["set"] == name)]
             about = part[list(ABOUT)].iloc[0].to_dict()
             sums = _sums(prompts_read(evaluations, node, name))

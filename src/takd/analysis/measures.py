@@ -7,7 +7,7 @@ listed with its confidence interval and tested like ROUGE-L. docs/measures.md ha
 
 from typing import Any, NamedTuple
 
-BOOTSTRAP = "bootstrap"
+BOOTSTRAP, TRAININGS = "bootstrap", "trainings"
 
 
 class Measure(NamedTuple):
@@ -23,7 +23,8 @@ class Measure(NamedTuple):
     unit: str = ""
     digits: int = 1
     interval: str = ""
-    """`bootstrap` for a score of each answer, which has confidence intervals and tests; else empty."""
+    """`bootstrap` for a score of each answer, which has confidence intervals and tests; `trainings` for a value without
+    noise of draws and prompts, whose interval is over training seeds alone; else empty."""
 
     def of(self, evaluation: Any) -> float | None:
         """Value for one model on one set; None where it was not measured."""
@@ -67,6 +68,17 @@ def _of_teacher(role: str, whose: str, who: str) -> list[Measure]:
     ]
 
 
+def _exact(role: str, whose: str, who: str) -> list[Measure]:
+    """Divergences over whole responses, enumerated."""
+    kinds = (("reverse", f"KL(model ‖ {who})"), ("forward", f"KL({who} ‖ model)"))
+    return [
+        Measure(f"exact_{role}_{kind}_kl", f"Exact {kind} KL to {whose}",
+                f"{said} over whole responses, by enumeration, the mean over prompts, in nats per response",
+                f"likelihoods.exact.{role}.{kind}_kl", "lower", "nats", 4, TRAININGS)
+        for kind, said in kinds
+    ]  # fmt: skip
+
+
 MEASURES = [
     Measure("rougeL", "ROUGE-L", "F1 of the longest common subsequence of stemmed words, the best over the references",
             "scores.scores.rougeL.mean", interval=BOOTSTRAP),
@@ -87,6 +99,9 @@ MEASURES = [
             "likelihoods.references.calibration_error", "lower", digits=3),
     *_of_teacher("direct", "its teacher", "its teacher"),
     *_of_teacher("first", "the first teacher", "the first teacher of the chain"),
+    *_exact("direct", "its teacher", "its teacher"),
+    *_exact("first", "the first teacher", "the first teacher of the chain"),
+    *_exact("truth", "the truth", "the distribution of the data"),
     *(
         Measure(f"distinct_{n}", f"Distinct-{n}", f"Different {what}, × 100", f"scores.diversity.distinct_{n}.mean")
         for n, what in (
@@ -120,7 +135,7 @@ COSTS = [
 """Measures of the runs of stages (`takd.analysis.costs`)."""
 
 BY_NAME = {measure.name: measure for measure in (*MEASURES, *COSTS)}
-TESTED = tuple(measure.name for measure in MEASURES if measure.interval)
+TESTED = tuple(measure.name for measure in MEASURES if measure.interval == BOOTSTRAP)
 """Scores of single answers: with confidence intervals, and tested. A set may lack some (`Results.tested`)."""
 
 

@@ -17,7 +17,7 @@ measures the coverage of the intervals; docs/report.md gives the results.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,16 +116,25 @@ def _parts(prompts: int) -> Iterable[int]:
     return (min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size))
 
 
+def of_trainings(values: Array) -> Interval | None:
+    """The t interval of the mean of trainings' values (R,); None for fewer than two."""
+    error = standard_error(values)
+    if error is None:
+        return None
+    half = error * float(stdtrit(len(values) - 1, (1 + LEVEL) / 2))
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+
+
 class OverTrainings(NamedTuple):
     """Mean over trainings and prompts with its uncertainty; arrays of the leading shape of the scores."""
 
     low: Any
     high: Any
     p: Any
-    """Two-sided p value of a mean of zero; the interval holds zero just if it is above 5 %."""
+    """Two-sided p value of a mean of zero; the interval holds zero just if it is above the level."""
 
 
-def over_trainings(scores_rp: Array) -> OverTrainings:
+def over_trainings(scores_rp: Array, level: float = 1 - LEVEL) -> OverTrainings:
     """Confidence interval of a mean over trainings and prompts, both random and crossed.
 
     Two-way random effects, y_rp = m + a_r + b_p + e_rp. With the mean squares of trainings, prompts and residual, an
@@ -140,38 +149,89 @@ def over_trainings(scores_rp: Array) -> OverTrainings:
 
     Args:
         scores_rp: (..., R, P) with R >= 2 trainings and P >= 2 prompts, draws averaged.
+        level: of the test; the confidence interval is at 1 - level.
     """
-    trainings, prompts = scores_rp.shape[-2:]
     mean = scores_rp.mean(axis=(-2, -1))
-    by_training = scores_rp.mean(axis=-1)
-    by_prompt = scores_rp.mean(axis=-2)
-    residual = scores_rp - by_training[..., :, None] - by_prompt[..., None, :]
-    residual += mean[..., None, None]
-    degrees = (trainings - 1) * (prompts - 1)
-    residual_variance = (residual**2).sum(axis=(-2, -1)) / degrees
-    var_trainings = by_training.var(axis=-1, ddof=1) / trainings
-    var_prompts = by_prompt.var(axis=-1, ddof=1) - residual_variance / trainings
-    var_prompts = np.maximum(var_prompts, 0) / prompts
-    variance = var_trainings + var_prompts
-
-    def half(log_p: Any) -> Any:
-        """Half the width of the confidence interval at level 1 - p."""
-        tail = np.exp(log_p) / 2
-        ends = var_trainings * stdtrit(trainings - 1, tail)
-        ends += var_prompts * stdtrit(prompts - 1, tail)
-        # equal scores have a standard error of zero
-        nothing = np.zeros_like(variance)
-        return -np.divide(ends, np.sqrt(variance), out=nothing, where=variance > 0)
-
+    half = _half_widths(scores_rp)
     # the half width falls as p grows: bisection finds the p at which the interval ends at zero
-    low, high = np.full_like(variance, math.log(1e-12)), np.zeros_like(variance)
+    low, high = np.full_like(mean, math.log(1e-12)), np.zeros_like(mean)
     for _ in range(50):
         middle = (low + high) / 2
         longer = half(middle) > np.abs(mean)
         low, high = np.where(longer, middle, low), np.where(longer, high, middle)
     p = np.where(mean == 0, 1.0, np.exp((low + high) / 2))
-    length = half(np.full_like(variance, math.log(1 - LEVEL)))
+    length = half(math.log(level))
     return OverTrainings(mean - length, mean + length, p)
+
+
+def _half_widths(scores_rp: Array) -> Callable[[Any], Any]:
+    """Return half the width of the confidence interval at level 1 - p, as a function of log p (R = 1: over prompts)."""
+    trainings, prompts = scores_rp.shape[-2:]
+    mean = scores_rp.mean(axis=(-2, -1))
+    by_training = scores_rp.mean(axis=-1)
+    by_prompt = scores_rp.mean(axis=-2)
+    var_prompts = by_prompt.var(axis=-1, ddof=1)
+    var_trainings = np.zeros_like(mean)
+    if trainings > 1:
+        residual = scores_rp - by_training[..., :, None] - by_prompt[..., None, :]
+        residual += mean[..., None, None]
+        degrees = (trainings - 1) * (prompts - 1)
+        residual_variance = (residual**2).sum(axis=(-2, -1)) / degrees
+        var_trainings = by_training.var(axis=-1, ddof=1) / trainings
+        var_prompts = np.maximum(var_prompts - residual_variance / trainings, 0)
+    var_prompts = var_prompts / prompts
+    variance = var_trainings + var_prompts
+
+    def half(log_p: Any) -> Any:
+        tail = np.exp(log_p) / 2
+        ends = var_prompts * stdtrit(prompts - 1, tail)
+        if trainings > 1:
+            ends = var_trainings * stdtrit(trainings - 1, tail) + ends
+        # equal scores have a standard error of zero
+        nothing = np.zeros_like(variance)
+        return -np.divide(ends, np.sqrt(variance), out=nothing, where=variance > 0)
+
+    return half
+
+
+def ratio(above_rp: Array, below_rp: Array, level: float = 1 - LEVEL) -> Interval | None:
+    """Confidence interval of a ratio of two means over the same trainings and prompts.
+
+    It holds each ratio θ for which the mean of above − θ below is not significantly different from zero (Fieller,
+    Journal of the Royal Statistical Society B 16, 1954), by the interval of `over_trainings`, or by t over prompts for
+    one training. So it needs no approximation where the mean below is known poorly, and pairs all that they share.
+
+    Args:
+        above_rp, below_rp: (R, P) with P >= 2 prompts, draws averaged.
+        level: the confidence interval is at 1 - level.
+
+    Returns:
+        The interval; None where the mean below is not significantly different from zero, as any ratio is then possible.
+    """
+
+    def rejected(ratio: float) -> bool:
+        scores_rp = above_rp - ratio * below_rp
+        return bool(abs(scores_rp.mean()) > _half_widths(scores_rp)(math.log(level)))
+
+    below = float(below_rp.mean())
+    if not abs(below) > _half_widths(below_rp)(math.log(level)):
+        return None
+    middle = float(above_rp.mean()) / below
+    spread = above_rp - middle * below_rp
+    step = float(_half_widths(spread)(math.log(level))) / abs(below)
+
+    def end(step: float) -> float:
+        far = step
+        # for ratios beyond all bounds, the mean below decides, which is significant
+        while far and not rejected(middle + far):
+            far *= 2
+        near = 0.0
+        for _ in range(60):
+            between = (near + far) / 2
+            near, far = (near, between) if rejected(middle + between) else (between, far)
+        return middle + near
+
+    return Interval(end(-step), end(step))
 
 
 def holm(p_values: Iterable[float]) -> list[float]:

@@ -25,11 +25,11 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis import comparisons, costs
-from takd.analysis.measures import BY_NAME, MEASURES, TESTED
+from takd.analysis.measures import BY_NAME, MEASURES, TESTED, TRAININGS
 from takd.analysis.results import Results
-from takd.analysis.statistics import Interval, number
+from takd.analysis.statistics import Interval, number, of_trainings
 from takd.experiment.labels import chain_label, chain_text, methods_text
-from takd.experiment.lineage import is_given, prefixes, split, teacher_of
+from takd.experiment.lineage import SELF, control_of, is_given, prefixes, split, teacher_of
 
 EACH, ANY = "each", "any"
 """Of `select`: every value of a column, without or with the row over all of them."""
@@ -176,7 +176,7 @@ class Line(NamedTuple):
 
     lineage: str
     role: str
-    """`teacher`, `given`, `baseline`, `assistant` or `student`."""
+    """`teacher`, `given`, `baseline`, `assistant`, `student` or `control`."""
     label: str
     """Label of the chain that ends in it."""
     group: str
@@ -190,18 +190,23 @@ def lines(results: Results) -> list[Line]:
     """
     chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
     tags = {lineage: label for label, lineage in reversed(chains)}
-    heads = dict.fromkeys(prefixes(lineage)[0] for _, lineage in chains if teacher_of(lineage))
+    heads = dict.fromkeys(
+        prefixes(lineage)[0]
+        for _, lineage in chains
+        if teacher_of(lineage) and control_of(lineage) != SELF
+    )
     found = [Line(lineage, "teacher", tags.get(lineage, ""), "Teacher") for lineage in heads]
     for lineage in filter(is_given, results.lineages):
         found.append(Line(lineage, "given", tags.get(lineage, ""), "As given"))
     for lineage in results.lineages:
-        if teacher_of(lineage) is None and lineage not in heads:
+        if teacher_of(lineage) is None and lineage not in heads and not control_of(lineage):
             found.append(Line(lineage, "baseline", tags.get(lineage, ""), "SFT baselines"))
     for label, end in chains:
         title = f"{label}  {chain_text(end)}".strip()
-        for lineage in prefixes(end)[1:]:
+        for lineage in [end] if control_of(end) else prefixes(end)[1:]:
             if lineage == end or lineage not in tags:
                 role = "student" if lineage == end else "assistant"
+                role = "control" if control_of(lineage) else role
                 found.append(Line(lineage, role, tags.get(lineage, ""), title))
     first = {line.lineage: line for line in reversed(found) if line.lineage in results.lineages}
     return sorted(first.values(), key=found.index)
@@ -242,8 +247,11 @@ def _scores(results: Results) -> Iterator[Number]:
                 if measure.name not in TESTED and len(values) == len(of_models):
                     mean = statistics.fmean(values)
                     seeds = 0 if is_given(lineage) else len(values)
+                    trainings = measure.interval == TRAININGS
+                    interval = of_trainings(np.array(values)) if trainings else None
+                    low, high = interval or (None, None)
                     yield Number(
-                        kind=SCORE, measure=measure.name, value=mean, set=name,
+                        kind=SCORE, measure=measure.name, value=mean, set=name, low=low, high=high,
                         n_training_seeds=seeds, n_prompts=len(of_models[0].ids), **about[lineage],
                     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from takd.runtime.files import model_folder
 
 SAMPLING = ("temperature", "top_k", "top_p")
 GREEDY_SEED = 10  # greedy decoding takes one, which changes nothing
+HUB = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 
 
@@ -22,6 +23,9 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
         InputError: there is no model or no data, or an option is wrong.
     """
     folder = Path(model_folder(Path.cwd(), str(options.model)))
+    hub = str(options.model) if HUB.fullmatch(str(options.model)) and not folder.exists() else ""
+    if hub:
+        folder = _fetched(hub, options.revision)
     if not (folder / "config.json").is_file():
         right = (
             "a folder with config.json, safetensors and a tokenizer, such as save_pretrained writes"
@@ -35,7 +39,7 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
     if most is not None and prompt + response > most:
         said = f"--max-prompt-length {prompt} and --max-new-tokens {response}"
         raise InputError(f"--model {options.model}: reads {most} tokens; {said} must be less.")
-    model = _cleaned(options.name or _name(folder)) or "model"
+    model = _cleaned(options.name or hub.rpartition("/")[2] or _name(folder)) or "model"
     asked = {name: getattr(options, name) for name in SAMPLING}
     sampling = {name: value for name, value in asked.items() if value is not None}
     if options.greedy and sampling:
@@ -45,6 +49,7 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
     seeds = options.seeds or ([GREEDY_SEED] if options.greedy else None)
     return {
         "title": f"{model}, evaluated alone",
+        "description": f"{hub} of the hub, commit {folder.name}" if hub else "",
         "tokenizer": {"folder": str((options.tokenizer or folder).resolve())},
         "models": {model: {"weights": {"folder": str(folder.resolve())}, "trained": True}},
         "data": {
@@ -62,6 +67,18 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
             "rouge_tokenizer": options.rouge_tokenizer,
         },
     }
+
+
+def _fetched(name: str, revision: str) -> Path:
+    """Return the folder of a model in the hub's cache, with what is missing there fetched."""
+    from takd.models.hub import COMMIT, commit_of, fetch_model
+    from takd.models.tokenizer_check import GENERATION
+
+    try:
+        commit = revision if COMMIT.fullmatch(revision) else commit_of(name, revision, "model")
+        return fetch_model(name, commit, [GENERATION])
+    except InputError as error:
+        raise InputError(f"--model {name}: is no folder here, and {error}") from error
 
 
 def _name(folder: Path) -> str:

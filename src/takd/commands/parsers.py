@@ -16,6 +16,8 @@ def adopt(parser: argparse.ArgumentParser) -> None:
     )
     text = "default: that of config/config.yaml"
     add("--store", type=Path, metavar="FOLDER", help=text)
+    text = "experiment to compare with (default: that of the folder's name)"
+    add("--experiment", metavar="NAME", help=text)
     text = "take them for models of the current code (look at what changed first)"
     add("--accept-code", action="store_true", help=text)
 
@@ -24,7 +26,10 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
     add = parser.add_argument
     path: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
-    add("--model", required=True, help="config.json, safetensors and tokenizer", **path)
+    text = "config.json, safetensors and tokenizer; or the name of a model on the hub"
+    add("--model", required=True, type=Path, metavar="FOLDER|OWNER/NAME", help=text)
+    text = "branch, tag or commit of a model on the hub (default: main)"
+    add("--revision", default="main", help=text)
     text = "JSON lines or folders of data; NAME=FILE names a set"
     add("--data", required=True, nargs="+", metavar="FILE", help=text)
     add("--output", help="default: results/evaluated-MODEL", **path)
@@ -69,6 +74,44 @@ def export(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="FOLDER", help="default: results/lm-eval/EXPERIMENT")
     add("--samples", action="store_true", help="write the responses, too")
     add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
+
+
+def power(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `power`."""
+    add = parser.add_argument
+    text = "what has results so far; without it, --sd plans"
+    add("results", nargs="?", metavar="EXPERIMENT|FOLDER", help=text)
+    add("--difference", type=_above, default=1.0, help="in points (default: 1.0)")
+    add("--power", type=_share, default=0.8, help="probability of telling it (default: 0.8)")
+    add("--level", type=_share, default=0.05, help="of one test (default: 0.05)")
+    measures = ["rougeL", "exact_match", "answer_accuracy"]
+    add("--measure", choices=measures, default="rougeL", help="default: rougeL")
+    add("--set", metavar="NAME", help="evaluation set (default: the first)")
+    text = "standard deviation of a difference over training seeds, in place of the estimate"
+    add("--sd", type=_above, metavar="POINTS", help=text)
+    text = "without results: standard deviation of a difference over prompts"
+    add("--sd-prompts", type=_above, metavar="POINTS", help=text)
+    add("--prompts", type=_count, help="without results: number of prompts")
+    add("--seeds", type=_count, help="without results: number of training seeds")
+    add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _above(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number greater than 0")
+    return found
+
+
+def _share(text: str) -> float:
+    found = _above(text)
+    if found >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be between 0 and 1, as 0.8")
+    return found
 
 
 def _count(text: str) -> int:

@@ -1,12 +1,13 @@
 """Demonstration data: instructions with one correct answer, generated from a seed.
 
-Two topics, and a third on request. `facts` asks for the town, job, age and so on of invented people, each in four
+Two topics, and others on request. `facts` asks for the town, job, age and so on of invented people, each in four
 phrasings; a held-out row is a phrasing of a fact whose other phrasings are in the training part. `lists` asks for
 simple operations on lists of words; a held-out row is an operation on a list that is not in the training part in any
-phrasing. `sums` are word problems of two steps, whose answers end in `#### 12`, as those of GSM8K do.
+phrasing. `sums` are word problems of two steps, whose answers end in `#### 12`, as those of GSM8K do. `letters` are
+draws from a known distribution (`takd.data.letters`).
 
-The part of a row is determined by a hash of it, so parts of one seed never overlap, however many rows are drawn. The
-only random function used is `Random.random`, whose sequence is stable across Python versions.
+The part of a row is determined by a hash of it, so parts of one seed never overlap, however many rows are drawn, but
+for `letters`. The only random function used is `Random.random`, whose sequence is stable across Python versions.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
+from takd.data import letters
 from takd.runtime.errors import InputError
 
 T = TypeVar("T")
@@ -22,6 +24,7 @@ Task = tuple[str, str, str]  # instruction, input, answer
 PARTS = ("train", "dev", "test")
 TOPICS = ("facts", "lists")  # by default
 SUMS = "sums"
+ALONE = (SUMS, letters.TOPIC)
 PEOPLE = 80
 FACTS_SHARE = 0.1
 HELD_OUT_FACTS = 0.2  # share of the facts with one phrasing in dev; the same share for test
@@ -166,14 +169,17 @@ def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) ->
         part: "train", "dev" or "test".
         rows: number of rows.
         seed: of the invented people and lists; parts with the same seed belong together.
-        topics: "facts", "lists", both, or "sums" alone.
+        topics: "facts", "lists", both, or one of `ALONE`.
 
     Raises:
         InputError: an unknown part or topic, or more rows than the part has.
     """
     _check(part, topics)
-    if SUMS in topics:
-        yield from _sums(part, rows, seed)
+    if topics[0] in ALONE:
+        if topics[0] == SUMS:
+            yield from _sums(part, rows, seed)
+        else:
+            yield from ((asked, "", said) for asked, said in letters.rows(part, rows, seed))
         return
     asked = [row for belongs, row in _facts(seed) if belongs == part] if "facts" in topics else []
     share = FACTS_SHARE if "lists" in topics else 1.0
@@ -186,21 +192,23 @@ def rows(part: str, rows: int, seed: int = 1, topics: Sequence[str] = TOPICS) ->
 
 
 def task(instruction: str) -> str:
-    """Name the operation that a row asks for; `sums` if it is a word problem, `facts` if it asks for a fact."""
+    """Name the operation that a row asks for; `sums`, `letters`, or `facts` for one that asks for a fact."""
     phrasing = instruction.partition(":")[0].removesuffix(".")
     for operation in OPERATIONS:
         for join in JOINS:
             if phrasing in (each.format(join) for each in operation.phrasings):
                 return operation.name
+    if set(instruction.split()) <= set(letters.LETTERS):
+        return letters.TOPIC
     return SUMS if "How many" in instruction else "facts"
 
 
 def _check(part: str, topics: Sequence[str]) -> None:
     if part not in PARTS:
         raise InputError(f"demo: no part '{part}'; there are {', '.join(PARTS)}.")
-    unknown = [topic for topic in topics if topic not in (*TOPICS, SUMS)]
-    if unknown or not topics or (SUMS in topics and len(topics) > 1):
-        known = f"{', '.join(TOPICS)}, and {SUMS} alone"
+    unknown = [topic for topic in topics if topic not in (*TOPICS, *ALONE)]
+    if unknown or not topics or (set(ALONE) & set(topics) and len(topics) > 1):
+        known = f"{', '.join(TOPICS)}, and {' or '.join(ALONE)} alone"
         raise InputError(f"demo: topics are {list(topics)}; there are {known}.")
 
 

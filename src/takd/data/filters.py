@@ -89,7 +89,8 @@ def expected(source: Mapping[str, Any], name: str, rows: Iterable[Row]) -> Itera
             " that is meant, or correct the number."
         )
     if digest not in (None, found.sha256):
+        kept = "; what was fetched stays in the hub's cache (HF_HOME)" if "hub" in source else ""
         raise InputError(
             f"{name}: the sha256 of its rows is {found.sha256}, but `rows_sha256` of the experiment says {digest}: get"
-            " the rows that are meant, or correct it."
+            f" the rows that are meant{' (another `revision`)' * bool(kept)}, or correct it{kept}."
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from takd.data import downloads, sources
+from takd.data import downloads, letters, sources
 from takd.data.arrow import BATCH, row_features, save
 from takd.data.chat import REMEDY, ChatError, as_json, transcript
 from takd.data.corpus import write_corpus
@@ -70,11 +70,12 @@ def run(stage: Stage) -> None:
 def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
     """Yield the rows of a split that its settings keep, before their length is known.
 
-    Blank references are removed. Leaks and duplicates are counted by `Row.prompt`; the first of equal rows is kept. The
-    order is that of the source.
+    Blank references are removed, but for those that were drawn from a distribution. Leaks and duplicates are counted by
+    `Row.prompt`; the first of equal rows is kept. The order is that of the source.
     """
     held_out = {row.prompt for other in spec.get("exclude", []) for row in sources.rows(other)}
     seen: set[tuple[str, ...]] = set()
+    draws = letters.are_draws(spec["source"])
 
     def dropped(row: Row) -> None:
         _look(row, tally)
@@ -92,7 +93,7 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
         if repeated and spec.get("drop_duplicates"):
             tally.count("dropped_duplicates", row.number)
             continue
-        references = tuple(text for text in row.references if text.strip())
+        references = tuple(text for text in row.references if text.strip() or draws)
         if references:
             _check_answer(spec, row._replace(references=references))
             yield row._replace(references=references)

@@ -176,7 +176,7 @@ class Encoder:
             if self.end in ids:
                 raise InputError(
                     f"this tokenizer reads its end token out of the text {text[:60]!r}...;"
-                    " remove what spells it from the data."
+                    " remove what spells it from the data, or, if it is a tokenizer of `words`, words that it lacks."
                 )
         return found
 

@@ -13,7 +13,15 @@ from takd.data import template as templates
 from takd.data.chat import REMEDY, ChatError, ChatTemplate, of_tokenizer
 from takd.data.template import CHAT, Template, fill
 from takd.data.tokenise import Encoder
-from takd.models.tokenizer_check import ALSO, FILES, entries, save_tokenizer
+from takd.models.tokenizer_check import (
+    ALSO,
+    ALSO_END,
+    FILES,
+    GENERATION,
+    end_tokens,
+    entries,
+    save_tokenizer,
+)
 from takd.runtime import files
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError, hub_error, hub_fault, reason
@@ -25,7 +33,7 @@ ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("
 
 
 def run(stage: Stage) -> None:
-    """Load or train the tokenizer, write it, and describe it in the manifest.
+    """Load, make or train the tokenizer, write it, and describe it in the manifest.
 
     The manifest has `vocabulary` (the largest id + 1), `end` and `pad` (ids; without a pad token, `pad` is the end
     token, which is safe since masks use lengths), and `begin` (ids that the tokenizer puts before a text). If the
@@ -33,13 +41,17 @@ def run(stage: Stage) -> None:
     in, and the token that ends an answer in it is the end token. Any other template of the experiment is written into
     the folder as `chat_template`.
 
+    Where generation_config.json of the source names other end tokens, as chat models do, a response ends at any of
+    them, and the manifest has all as `ends`.
+
     Raises:
         InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
             vocabulary other than declared; a training text too small for it; no chat template where one is required.
     """
     spec, folder = stage.spec, stage.temporary(stage.outputs["tokenizer"])
-    trained = "train" in spec["source"]
-    facts = _train(spec, folder) if trained else _convert(spec, folder, stage.say)
+    made = {"train": _train, "words": _words}
+    make = next((make for kind, make in made.items() if kind in spec["source"]), None)
+    facts = make(spec, folder) if make else _convert(spec, folder, stage.say)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
@@ -75,18 +87,38 @@ def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"tokenizer.train.vocabulary is {wanted}, but the training rows give {size} tokens;"
             f" set a number from 258 to {size}."
         )
+    return _saved(tokenizer, folder, PAD, spec["template"])
+
+
+def _words(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make a tokenizer of words between blanks.
+
+    Other words become the end token, so that data with them is refused.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokens = [*spec["source"]["words"], END]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=END))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([END])
+    return _saved(tokenizer, folder, END, spec["template"])
+
+
+def _saved(tokenizer: Any, folder: Path, pad: str, template: Template) -> dict[str, Any]:
+    """Save a tokenizer that was made here; return its facts for the manifest."""
     tokenizer.save(str(folder / "tokenizer.json"))
     # read by transformers; written by hand, since importing transformers takes seconds
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
-        "pad_token": PAD,
+        "pad_token": pad,
         "clean_up_tokenization_spaces": False,
-        "chat_template": templates.as_chat_template(spec["template"], ""),
+        "chat_template": templates.as_chat_template(template, ""),
     }
     write_json(folder / "tokenizer_config.json", settings)
-    end, pad = (tokenizer.token_to_id(token) for token in (END, PAD))
-    return {"vocabulary": size, "end": end, "pad": pad, "begin": []}
+    ids = {"end": tokenizer.token_to_id(END), "pad": tokenizer.token_to_id(pad)}
+    return {"vocabulary": tokenizer.get_vocab_size(), **ids, "begin": []}
 
 
 def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -152,6 +184,14 @@ def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
     facts["chat_marks"] = marks
     if chat:
         facts["template"] = chat.facts()
+    others = [
+        end for end in _ends(source, place, options, name, say) if end != tokenizer.eos_token_id
+    ]
+    if others:
+        tokenizer.init_kwargs[ALSO_END] = others
+        facts["ends"] = end_tokens(tokenizer)
+        said = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(facts["ends"])))
+        say(f"tokenizer: a response ends at any of {said}")
     tokenizer.response_template = None  # parses the answers of its original model, not of ours
     if isinstance(template, dict):
         tokenizer.chat_template = None
@@ -174,6 +214,40 @@ def _chat(tokenizer: Any, name: str, spec: dict[str, Any]) -> ChatTemplate:
         return of_tokenizer(tokenizer, spec.get("system"), spec.get("variables"))
     except ChatError as error:
         raise InputError(f"tokenizer {name}: its chat template {error}; {REMEDY}") from error
+
+
+def _ends(
+    source: dict[str, Any],
+    place: str,
+    options: dict[str, Any],
+    name: str,
+    say: Callable[[str], None],
+) -> list[int]:
+    """Return the end tokens that the generation settings beside a tokenizer name; none without settings."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils.hub import cached_file
+
+    if "gguf" in source:
+        return []
+    path = cached_file(
+        *(place, GENERATION),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **options,
+    )
+    if path is None:
+        if "hub" in source and not try_to_load_from_cache(place, GENERATION, **options):
+            say(
+                f"tokenizer: the hub did not say whether {name} has a {GENERATION}, which may name more end tokens"
+            )
+        return []
+    found = read_json_object(Path(path), f"tokenizer {name}").get("eos_token_id")
+    ends = found if isinstance(found, list) else [found] * (found is not None)
+    if not all(type(end) is int for end in ends):
+        raise InputError(
+            f"tokenizer {name}: eos_token_id of {GENERATION} is {found!r}; it has to be an id or a list of ids."
+        )
+    return list(dict.fromkeys(ends))
 
 
 def _end_no_text(tokenizer: Any, begin: list[int]) -> None:

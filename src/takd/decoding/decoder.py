@@ -59,14 +59,15 @@ class Decoder:
         self,
         models: list[PreTrainedModel],
         decoding: Decoding,
-        end_token: int,
+        end_token: int | tuple[int, ...],
         vocabulary: int,
         teacher_mix: float,
         rows: int,
         columns: int,
         scored: bool,
     ) -> None:
-        self.models, self.decoding, self.end_token = models, decoding, end_token
+        self.models, self.decoding = models, decoding
+        self.ends = {end_token} if isinstance(end_token, int) else {*end_token}
         self.device, self.most, self.columns = models[0].device, rows, columns
         # banned n-grams depend on the last token, which Python must see
         ahead = AHEAD.get(self.device.type, AHEAD["cuda"])
@@ -151,7 +152,8 @@ class Decoder:
         places = free[: len(queue)]
         admitted = [queue.popleft() for _ in places]
         prompts = [prompt for _, prompt in admitted]
-        hidden = [cache.read([p.tokens for p in prompts], places) for cache in self.caches]
+        read = [[p.tokens for p in prompts], [p.teacher_tokens for p in prompts]]
+        hidden = [cache.read(own, places) for cache, own in zip(self.caches, read, strict=False)]
         rows, where = len(self.rows), torch.tensor(places, device=self.device)
         if rows not in self.states:
             self.states[rows] = self._states(rows, hidden)
@@ -222,7 +224,7 @@ class Decoder:
                 row.length += 1
                 if row.repeats is not None:
                     row.repeats.add(token)
-                row.finished = token == self.end_token
+                row.finished = token in self.ends
                 row.ended = row.finished or row.length == row.limit
                 if row.ended:
                     ended.append((place, row))

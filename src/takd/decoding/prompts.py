@@ -39,13 +39,20 @@ class Decoding:
 class Prompt:
     """A prompt as token ids, with the keys of its noise, `key` and `seed`.
 
-    `limit` is the longest response, if shorter than the decoding's `max_new_tokens`.
+    `limit` is the longest response, if shorter than the decoding's `max_new_tokens`. `asked` is what
+    a teacher reads in place of `tokens`, as many tokens; None for the same.
     """
 
     tokens: Sequence[int]
     key: int
     seed: int
     limit: int | None = None
+    asked: Sequence[int] | None = None
+
+    @property
+    def teacher_tokens(self) -> Sequence[int]:
+        """The tokens that a teacher reads."""
+        return self.tokens if self.asked is None else self.asked
 
 
 @dataclass

@@ -10,6 +10,7 @@ from takd.data.arrow import PreparedRows
 from takd.decoding import loading
 from takd.decoding.prompts import Decoding, Prompt, Response
 from takd.decoding.sampling import draw
+from takd.models.tokenizer_check import end_tokens
 from takd.runtime.sharding import JsonlStore, Shard
 from takd.runtime.stage import Stage
 
@@ -79,7 +80,7 @@ def respond(
                 loaded,
                 [prompt for _, prompt in mine],
                 decoding,
-                end_token=tokenizer.eos_token_id,
+                end_token=end_tokens(tokenizer),
                 vocabulary=vocabulary,
                 finished=finished,
             )

@@ -35,7 +35,7 @@ def draw(
     prompts: Sequence[Prompt],
     decoding: Decoding,
     *,
-    end_token: int,
+    end_token: int | tuple[int, ...],
     vocabulary: int,
     micro_batch: int | None = None,
     teacher: PreTrainedModel | None = None,
@@ -51,7 +51,7 @@ def draw(
 
     Args:
         student, teacher: models in evaluation mode on one device.
-        end_token: id of the token that ends a response.
+        end_token: id of the token that ends a response, or of each that does.
         vocabulary: entries to which logits are cut.
         micro_batch: rows decoded together; None for as many as memory holds and are worth it.
             Affects responses by rounding only.
@@ -111,7 +111,7 @@ def _read(
     micro_batch: int,
 ) -> None:
     """Fill in log-probabilities and hidden states of a teacher that took no part in sampling."""
-    texts = [(p.tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
+    texts = [(p.teacher_tokens, r.tokens.tolist()) for p, r in zip(prompts, responses, strict=True)]
     # in chunks, so that the logits of all tokens never exist at once
     size = chunk_size(vocabulary, teacher.device)
     for chosen, batch in by_length(texts, micro_batch, teacher.device):

@@ -6,6 +6,7 @@ stage. For each of the settings' teachers, without duplicates, its manifest and 
 sums over the tokens of each text, from which all means and confidence intervals over prompts can be
 computed), `likelihoods` (the means), `metrics`.
 
+With the setting `exact`, divergences over whole responses are enumerated too (`takd.evaluation.exact`).
 docs/measures.md defines the measures and their texts. Results are saved batch by batch, so a killed
 run loses at most one batch.
 """
@@ -15,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from takd.data.arrow import PreparedRows, dataset_of
 from takd.data.template import CHAT
 from takd.data.tokenise import Encoder
 from takd.decoding import loading
-from takd.evaluation import log_likelihoods
+from takd.evaluation import exact, log_likelihoods
 from takd.evaluation.log_likelihoods import Record, Text
 from takd.metrics import calibration, exposure_bias
 from takd.models.causal_lm import tokenizer_of
@@ -35,9 +37,11 @@ from takd.runtime.stage import Stage
 
 ROLES = ("direct", "first")
 # Texts are read in parts: "references", and for each teacher "<role>/references", "<role>/own"
-# (responses of the model) and "<role>/teacher" (responses of the teacher)
+# (responses of the model) and "<role>/teacher" (responses of the teacher). "<role>/exact" and
+# "truth/exact" have each prompt once, without a text
 DRAWN = ("own", "teacher")
 KINDS = ("references", *DRAWN)
+EXACT = "exact"
 
 
 def run(stage: Stage) -> None:
@@ -63,7 +67,7 @@ def _run(stage: Stage, folder: Path, shard: Shard, journal: Journal) -> None:
         found[record.pop("part"), record["row"], record["index"]] = record
     records = {part: [found[(part, *text.key)] for text in texts[part]] for part in texts}
     write_lines(stage.outputs["prompts"], _prompts(dataset, records, teachers))
-    tokens = sum(record["tokens"] for part in records.values() for record in part)
+    tokens = sum(record.get("tokens", 0) for part in records.values() for record in part)
     loading.close_log(stage, journal, len(found), tokens, shard.count)
     measured = summary(records, teachers)
     # written last: it marks the result as complete
@@ -106,6 +110,12 @@ def _texts(stage: Stage, dataset: PreparedRows) -> dict[str, list[Text]]:
         drawn = own, _responses(stage, f"{role}_answers", prompts)
         for kind, of_kind in zip(KINDS, (references, *drawn), strict=True):
             texts[f"{role}/{kind}"] = of_kind
+    if EXACT in stage.spec:
+        first = {tuple(prompt): row for row, prompt in reversed(list(enumerate(prompts)))}
+        once = [Text(row, 0, prompts[row], ()) for row in sorted(first.values())]
+        known = [exact.TRUTH] if "letters" in stage.spec[EXACT] else []
+        for name in (*separate(stage.spec["teachers"]), *known):
+            texts[f"{name}/{EXACT}"] = once
     return texts
 
 
@@ -143,9 +153,9 @@ def _read(
     tokenizer = tokenizer_of(stage)
     longest = max((len(text) for part in texts.values() for text in part), default=1)
 
-    def load(name: str, lineage: str) -> tuple[Any, int]:
+    def load(name: str, lineage: str, precision: str | None = None) -> tuple[Any, int]:
         folder = stage.input(name).parent / "model"
-        return loading.load(stage, folder, tokenizer, lineage, reads=longest)
+        return loading.load(stage, folder, tokenizer, lineage, reads=longest, precision=precision)
 
     def read_part(part: str, read: Callable[[list[Text]], list[Record]]) -> None:
         for batch in mine[part]:
@@ -170,6 +180,10 @@ def _read(
                 for part in parts:
                     read_part(part, functools.partial(compare, steps=part.split("/")[1] in DRAWN))
                 del compare
+            parts = [part for part in mine if part.endswith(f"/{EXACT}") and mine[part]]
+            del model, read  # frees their memory, as below
+            for part, compared in exact.comparisons(stage.spec, tokenizer, load, parts):
+                read_part(part, compared)
 
 
 def _total(record: Record, name: str) -> float:
@@ -195,11 +209,12 @@ def _prompts(
         line: dict[str, Any] = {"id": key, "references": parts["references"]}
         for role in separate(teachers):
             line[role] = {kind: parts[f"{role}/{kind}"] for kind in KINDS}
-        yield line
+        listed = {part.partition("/")[0]: parts[part] for part in parts if part.endswith(EXACT)}
+        yield line | ({EXACT: listed} if listed else {})
 
 
 def summary(records: dict[str, list[Record]], teachers: dict[str, Any]) -> dict[str, Any]:
-    """Compute the means over all tokens of all texts, in nats per token.
+    """Compute the means over all tokens of all texts, in nats per token, and over prompts in nats per response.
 
     "first" is included even if it is the direct teacher. docs/measures.md defines each measure.
     """
@@ -224,8 +239,15 @@ def summary(records: dict[str, list[Record]], teachers: dict[str, Any]) -> dict[
     }
     for role in separate(teachers):
         found[role] = _against(records, role)
-    if "first" in teachers and "first" not in found:
-        found["first"] = found["direct"]
+    listed = {
+        part.partition("/")[0]: {key: fmean(each[key] for each in of_part) for key in exact.KINDS}
+        for part, of_part in records.items()
+        if part.endswith(EXACT)
+    }
+    found |= {EXACT: listed} if listed else {}
+    for each in (found, listed):
+        if "first" in teachers and "direct" in each and "first" not in each:
+            each["first"] = each["direct"]
     return found
 
 

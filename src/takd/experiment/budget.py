@@ -7,7 +7,7 @@ start) keeps the steps of its own settings, and so does the chain whose cost is 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from takd.experiment import lineage
+from takd.experiment import controls, lineage
 from takd.experiment.lineage import SUPERVISED, Hop
 from takd.experiment.validation.common import by_hop, given_models, training_settings
 
@@ -19,14 +19,14 @@ def labelled(settings: Mapping[str, Any]) -> dict[str, list[str]]:
         chain["label"] or " → ".join(chain["models"]): [
             lineage.of_chain(chain["models"], methods, given) for methods in by_hop(chain)
         ]
-        for chain in settings["chains"]
+        for chain in map(controls.expanded, settings["chains"])
     }
 
 
 def reference(settings: Mapping[str, Any]) -> str | None:
     """Return the lineage of the chain whose cost is the budget; None if there is no such chain."""
     label = (settings["budget"] or {}).get("chain")
-    return labelled(settings).get(label, [None])[0]
+    return labelled(settings)[label][0] if label in labelled(settings) else None
 
 
 def ends(settings: Mapping[str, Any]) -> set[str]:
@@ -53,7 +53,8 @@ def own_steps(settings: Mapping[str, Any]) -> set[Hop]:
     taught = {name for chain in chains for name in chain["models"][1:]}
     alone = {chain["models"][0] for chain in chains} - set(given)
     nodes = lineage.nodes(lineages, [0], taught | alone)
-    return {lineage.split(node.lineage)[-1] for node in nodes if node.lineage not in of_budget}
+    hops = [lineage.split(node.lineage)[-1] for node in nodes if node.lineage not in of_budget]
+    return {Hop(lineage.own(hop.model), hop.method) for hop in hops}
 
 
 def of_report(settings: Mapping[str, Any], lineages: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from takd.experiment import specs
 from takd.experiment.captions import escape, numbered
 from takd.experiment.experiment import SEEDS, Experiment, file_of, load
-from takd.experiment.lineage import GIVEN, split
+from takd.experiment.lineage import GIVEN, student_of
 from takd.models.starting_weights import KNOWN_BY_CONTENT
 from takd.runtime.digests import canonical_json, short_digest
 from takd.runtime.errors import InputError
@@ -113,7 +113,7 @@ def files(experiment: Experiment, measured: Sequence[str]) -> list[str]:
     Args:
         measured: names of the files of each evaluation; they depend on whether the experiment has a judge.
     """
-    models = dict.fromkeys(split(node.lineage)[-1].model for node in experiment.trainings)
+    models = dict.fromkeys(student_of(node.lineage) for node in experiment.trainings)
     judged = bool(experiment.settings["evaluation"]["judge"])
     scores = [*(file for file in measured if file != JUDGE), *([JUDGE] if judged else [])]
     nodes = [f"{lineage}/seed{seed}" for lineage, seed in experiment.nodes]

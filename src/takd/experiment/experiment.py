@@ -10,12 +10,12 @@ settings, and `require_files` raises an error before the first job of a real run
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import budget, lineage, schema, schema_check, validation
+from takd.experiment import budget, controls, lineage, schema, schema_check, validation
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
@@ -75,10 +75,17 @@ def load(path: Path, root: Path, config: Mapping[str, str] | None = None) -> "Ex
     variables = dict(config or {})
     count = variables.pop(SEEDS, None)
     settings = schema.resolve(file, variables)
-    if count is not None:
-        settings["seeds"] = _first(settings["seeds"], count, name)
     parameters = validation.check(file, settings, root)
-    return Experiment(path.stem, root, settings, parameters)
+    settings["chains"] = [controls.expanded(chain) for chain in settings["chains"]]
+    looks: Sequence[int] = ()
+    if isinstance(seeds := settings["seeds"], dict):
+        settings["until"] = until = seeds["until"]
+        values = seeds["values"] or range(1, until["at_most"] + 1)
+        settings["seeds"] = list(values[: until["at_most"]])
+        looks = range(until["at_least"], until["at_most"])
+    if count is not None:  # as many as are asked for, without looking
+        settings["seeds"], looks = _first(settings["seeds"], count, name), ()
+    return Experiment(path.stem, root, settings, parameters, looks)
 
 
 def _first(seeds: list[int], count: str, name: str) -> list[int]:
@@ -100,6 +107,8 @@ class Experiment:
     settings: dict[str, Any]
     parameters: dict[str, int]
     """Size of each model by name."""
+    looks: Sequence[int] = ()
+    """Numbers of training seeds after which it is decided whether more are needed; none for a fixed number."""
 
     @property
     def methods(self) -> list[str]:
@@ -132,7 +141,7 @@ class Experiment:
         """Label and lineage of each chain, in the order of the file, once per method."""
         return [
             {
-                "label": chain["label"] or " → ".join(chain["models"]),
+                "label": chain["label"] or " → ".join(map(lineage.own, chain["models"])),
                 "lineage": lineage.of_chain(chain["models"], methods, self.given),
             }
             for chain in self.settings["chains"]
@@ -152,7 +161,11 @@ class Experiment:
     @property
     def heads(self) -> list[str]:
         """Teachers at the head of a chain that are fine-tuned, with the first seed only."""
-        heads = (chain[0] for chain in self._chains if len(chain) > 1)
+        heads = (
+            head
+            for head, *students in self._chains
+            if students and lineage.own(students[-1]) != head
+        )
         return [name for name in dict.fromkeys(heads) if name not in self.given]
 
     @functools.cached_property
@@ -217,15 +230,17 @@ class Experiment:
     def training(self, model: str, method: str) -> dict[str, Any]:
         """Return the settings with which a method trains a model."""
         settings = training_settings(self.settings, model, method)
+        if control := controls.of(lineage.alone(model)):
+            settings |= control.settings
         if "lm_weight" in settings:
             settings["lm_batch_size"] = settings["lm_batch_size"] or settings["batch_size"]
             if not self.settings["data"]["corpus"]:
                 settings["lm_weight"] = 0.0
         return settings
 
-    def trained_with(self, teacher: str, seed: int) -> list[Any]:
-        """Return the lineage of a teacher and its training seed, given that of the student."""
-        return [teacher, lineage.teacher_seed(teacher, seed, self.seeds)]
+    def trained_with(self, teacher: str, seed: int, student: str) -> list[Any]:
+        """Return the lineage of a teacher and its training seed, given those of a student."""
+        return [teacher, lineage.teacher_seed(teacher, seed, self.seeds, student)]
 
     def start_of(self, name: str) -> str:
         """Return what a lineage's last model starts from: "base" (its `weights`) or "sft"."""
@@ -241,11 +256,16 @@ class Experiment:
         found: dict[CacheEntry, None] = {}
         for name, seed in self.nodes:
             if teacher := lineage.teacher_of(name):
-                own = lineage.teacher_seed(teacher, seed, self.seeds)
+                own = lineage.teacher_seed(teacher, seed, self.seeds, name)
                 for place in self.cached_inputs(name).values():
                     parts = self.shards if place == GENERATIONS else None
                     found[CacheEntry(teacher, own, place, parts)] = None
         return list(found)
+
+    @property
+    def teacher_logs(self) -> list[str]:
+        """Logs of all stages that wrote stored teacher outputs."""
+        return [file for entry in self.teacher_cache for file in entry.logs]
 
     @property
     def longest_response(self) -> int:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from takd.experiment.lineage import GIVEN, split
+from takd.experiment import controls
+from takd.experiment.lineage import GIVEN, own, split
 from takd.methods.registry import METHODS
 
 SI = ("", "k", "M", "G", "T", "P", "E", "Z")
@@ -13,7 +14,7 @@ _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
 
 def chain_text(lineage: str) -> str:
     """Format a chain: `teacher → assistant → student`."""
-    return " → ".join(hop.model for hop in split(lineage))
+    return " → ".join(own(hop.model) for hop in split(lineage))
 
 
 def _methods(lineage: str) -> list[str]:
@@ -24,13 +25,22 @@ def _methods(lineage: str) -> list[str]:
 
 
 def methods_text(lineage: str) -> str:
-    """List the methods of a chain: `kd → minillm`, or `minillm` where it is that of all hops."""
-    return " → ".join(_methods(lineage))
+    """List the methods of a chain: `kd → minillm`, or `minillm` where all hops have it; and which control it is."""
+    return " → ".join(_methods(lineage)) + _control(lineage)
 
 
 def full_text(lineage: str) -> str:
-    """Name a model by its methods and chain: `MiniLLM: teacher → student`, `SFT: student`, `As given: teacher`."""
-    return f"{' → '.join(map(method_title, _methods(lineage)))}: {chain_text(lineage)}"
+    """Name a model by its methods and chain: `MiniLLM: teacher → student`, `SFT: student`, `As given: teacher`.
+
+    A control says which it is: `MiniLLM (self-taught): student → student`.
+    """
+    methods = " → ".join(map(method_title, _methods(lineage)))
+    return f"{methods}{_control(lineage)}: {chain_text(lineage)}"
+
+
+def _control(lineage: str) -> str:
+    control = controls.of(lineage)
+    return f" ({control.title})" if control else ""
 
 
 def method_title(method: str) -> str:

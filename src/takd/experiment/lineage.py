@@ -14,7 +14,11 @@ GIVEN = "given"
 """In place of a method: the model is taken as it is, without training."""
 GIVEN_SEED = 0
 """In place of a training seed, which such a model does not have."""
-MODEL_PATTERN = r"[A-Za-z0-9.]+"
+CONTROL = "+"
+"""In a model's name, before what says which control of the model it is (`takd.experiment.controls`)."""
+SELF = "self"
+"""The control whose teacher is its own start."""
+MODEL_PATTERN = r"[A-Za-z0-9.]+(\+[a-z]+)?"
 
 
 class Hop(NamedTuple):
@@ -51,9 +55,29 @@ def of_chain(models: Sequence[str], methods: Sequence[str], given: Collection[st
     return join([Hop(teacher, GIVEN if teacher in given else SUPERVISED), *hops])
 
 
-def supervised(model: str) -> str:
-    """Return the lineage of a model that was only fine-tuned on labels."""
+def own(model: str) -> str:
+    """Return the model that a control is one of, whose start and settings it has; of others, the model."""
+    return model.partition(CONTROL)[0]
+
+
+def control_of(lineage: str) -> str:
+    """Return which control the last model of a lineage is; empty for one that is none."""
+    return split(lineage)[-1].model.partition(CONTROL)[2]
+
+
+def student_of(lineage: str) -> str:
+    """Return the last model of a lineage; of a control, the student that it is one of."""
+    return own(split(lineage)[-1].model)
+
+
+def alone(model: str) -> str:
+    """Return the lineage of a supervised training of a model."""
     return join([Hop(model, SUPERVISED)])
+
+
+def supervised(model: str) -> str:
+    """Return the lineage of a model's start and baseline, fine-tuned on labels: of a control, the model's own."""
+    return alone(own(model))
 
 
 def teacher_of(lineage: str) -> str | None:
@@ -77,14 +101,19 @@ def prefixes(lineage: str) -> list[str]:
     return [join(hops[: count + 1]) for count in range(len(hops))]
 
 
-def teacher_seed(teacher: str, seed: int, seeds: Sequence[int]) -> int:
+def teacher_seed(teacher: str, seed: int, seeds: Sequence[int], student: str = "") -> int:
     """Return the training seed of the teacher of a student that is trained with `seed`.
 
     The supervised head of a chain is trained once, with the first seed: it is the most expensive
     model and the fixed reference for its students. All models below it are trained once per seed,
-    so that the spread over seeds includes the variance of the assistants.
+    so that the spread over seeds includes the variance of the assistants. A student that is its own
+    teacher is that of its own seed.
+
+    Args:
+        student: lineage of the student.
     """
-    return node_of(teacher, seeds[0] if teacher_of(teacher) is None else seed).seed
+    first = teacher_of(teacher) is None and not (student and control_of(student) == SELF)
+    return node_of(teacher, seeds[0] if first else seed).seed
 
 
 def pattern(methods: Iterable[str]) -> str:
@@ -108,7 +137,9 @@ def nodes(lineages: Iterable[str], seeds: Sequence[int], initial: Iterable[str])
             found[Node(supervised(model), seed)] = None
         for lineage in lineages:
             head, *rest = prefixes(lineage)
-            found[Node(head, teacher_seed(head, seed, seeds))] = None
+            # a control teaches none
+            own_seed = seed if control_of(head) else teacher_seed(head, seed, seeds, lineage)
+            found[Node(head, own_seed)] = None
             found.update((Node(prefix, seed), None) for prefix in rest)
     order = {seed: place for place, seed in enumerate(seeds)}
 

@@ -129,9 +129,10 @@ def _right(error: ValidationError) -> str:
     """Describe what would be valid in place of a single value."""
     value, schema = error.instance, error.schema
     if error.validator == "enum":
-        close = difflib.get_close_matches(str(value), error.validator_value, n=1)
+        choices = ["null" if choice is None else choice for choice in error.validator_value]
+        close = difflib.get_close_matches(str(value), choices, n=1)
         meant = f"; did you mean '{close[0]}'?" if close else "."
-        return f"one of {', '.join(error.validator_value)}{meant}"
+        return f"one of {', '.join(choices)}{meant}"
     if "x-expected" in schema:
         what = schema["x-expected"]
     elif error.validator in BOUNDS:

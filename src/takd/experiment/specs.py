@@ -6,9 +6,11 @@ Equal settings give equal text as canonical JSON: a stage runs again when they c
 from collections.abc import Callable
 from typing import Any
 
+from takd.data.letters import are_draws
 from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
+from takd.experiment.looks import look
 from takd.experiment.sources import source_of, with_digests
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
@@ -19,7 +21,7 @@ Spec = dict[str, Any]
 
 # endings of files that may lie in a tokenizer's folder and are no part of the tokenizer
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-NUMBERS = ("seed", "part", "parts")
+NUMBERS = ("seed", "part", "parts", "seeds")
 
 
 def of(experiment: Experiment, stage: str, **wildcards: str) -> Spec:
@@ -34,6 +36,8 @@ def tokenizer(experiment: Experiment) -> Spec:
     template = _template(experiment)
     if "train" in source:
         return {"source": source, "text": source_of(experiment, "train"), "template": template}
+    if "words" in source:
+        return {"source": source, "template": template}
     if "hub" not in source:
         source = with_digests(experiment.root, source, but=WEIGHTS)
     spec: Spec = {"source": source, "template": template}
@@ -107,12 +111,11 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
         settings |= {"steps": None, "epochs": None}
     if settings["deepspeed"]:
         path = schema.own_or_shipped(experiment.root, f"{DEEPSPEED}/{settings['deepspeed']}.json")
-        config = read_json(path)
-        settings["deepspeed"] = {"name": settings["deepspeed"], "config": config}
+        settings["deepspeed"] = {"name": settings["deepspeed"], "config": read_json(path)}
     spec = {
         "lineage": lineage,
         "seed": seed,
-        "model": model,
+        "model": lineages.own(model),
         "method": method,
         "settings": settings,
         "max_length": experiment.settings["data"]["max_length"],
@@ -121,7 +124,7 @@ def train(experiment: Experiment, lineage: str, seed: int) -> Spec:
         **of_budget,
     }
     if teacher := lineages.teacher_of(lineage):
-        spec["teacher"] = experiment.trained_with(teacher, seed)
+        spec["teacher"] = experiment.trained_with(teacher, seed, lineage)
         spec["asks_teacher"] = METHODS[method].asks_teacher(settings)
     if settings.get("start") == lineages.SUPERVISED:  # the student's own supervised run
         spec["init"] = [lineages.supervised(model), seed]
@@ -162,14 +165,19 @@ def outputs(experiment: Experiment, teacher: str, seed: int, read: str, kind: st
 def evaluate(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     """Settings of the stage that scores a model on an evaluation set."""
     spec = _evaluated(experiment, lineage, seed, set)
-    decoding = {"decoding": _decoding(experiment, "decoding")}
-    return spec | decoding | _answer(experiment, set)
+    return spec | {"decoding": _decoding(experiment, "decoding")} | _answer(experiment, set)
 
 
 def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     """Settings of the stage that computes likelihoods and divergences from the teachers."""
     spec = _evaluated(experiment, lineage, seed, set)
-    return {**spec, "teachers": _compared_with(experiment, lineage, seed)}
+    spec["teachers"] = _compared_with(experiment, lineage, seed)
+    if experiment.settings["evaluation"]["exact"]:
+        spec["exact"] = {"tokens": experiment.longest_response}
+        source = source_of(experiment, set)
+        if are_draws(source):
+            spec["exact"]["letters"] = source["demo"]["seed"]
+    return spec
 
 
 def judge(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
@@ -207,6 +215,7 @@ def report(experiment: Experiment) -> Spec:
             name: model["training"] for name, model in models.items() if "training" in model
         },
         **budget.of_report(settings, experiment.lineages),
+        **({"until": settings["until"]} if "until" in settings else {}),
     }
 
 
@@ -215,7 +224,7 @@ def card(experiment: Experiment, lineage: str, seed: int) -> Spec:
 
     They cover the models of its chain only, so that adding a chain or a seed rewrites no card.
     """
-    names = [hop.model for hop in lineages.split(lineage)]
+    names = [lineages.own(hop.model) for hop in lineages.split(lineage)]
     whole = report(experiment)
     kept = ("experiment", "title", "description", "sets", "decoding", "decoding_seeds")
     splits = {name: data(experiment, name) for name in experiment.splits if name != "dev"}
@@ -240,7 +249,7 @@ STAGES: dict[str, Callable[..., Spec]] = {
     stage.__name__: stage
     for stage in (
         *(tokenizer, data, data_report, base, given, train, generate, generations, outputs),
-        *(evaluate, likelihoods, judge, report, card),
+        *(evaluate, likelihoods, judge, look, report, card),
     )
 }
 
@@ -266,11 +275,13 @@ def _compared_with(experiment: Experiment, lineage: str, seed: int) -> dict[str,
     if direct := lineages.teacher_of(lineage):
         names = {"direct": direct, "first": lineages.prefixes(lineage)[0]}
     else:
-        model = lineages.split(lineage)[0].model
+        model = lineages.own(lineages.split(lineage)[0].model)
         chains = map(lineages.split, experiment.lineages)
         heads = {hops[0] for hops in chains if model in [hop.model for hop in hops[1:]]}
         names = {"first": lineages.join(heads)} if len(heads) == 1 else {}
-    return {role: experiment.trained_with(teacher, seed) for role, teacher in names.items()}
+    return {
+        role: experiment.trained_with(teacher, seed, lineage) for role, teacher in names.items()
+    }
 
 
 def _answer(experiment: Experiment, split: str) -> Spec:

@@ -46,6 +46,9 @@ class LiveTeacher:
 
     @torch.no_grad()
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
+        if any(row.asked is not None for row in rows):
+            texts = [(row.asked or row.prompt, row.response) for row in rows]
+            layout = RightPadded.of(texts, layout.ids_bt.device)
         return {"teacher_hidden": layout.hidden(self.model)}
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

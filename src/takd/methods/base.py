@@ -7,7 +7,7 @@ processes nor a restart changes them.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from takd.data.arrow import PreparedRows
 from takd.decoding.sampling import Prompt, Response
 from takd.losses.batch import RightPadded
 from takd.losses.teacher_logits import StoredOutputs
+from takd.methods.other_prompts import other_prompts
 from takd.methods.schedule import total_steps
 
 # sums over tokens, divided by the global count, so that micro-batches and processes can be added
@@ -52,12 +53,14 @@ class Example:
     Attributes:
         id: number of the row in its source, one of the keys of its sampling noise.
         index: row of the prepared data set, under which teacher outputs are stored; -1 for none.
+        asked: prompt under which a teacher reads the response, as long; None for `prompt`.
     """
 
     id: int
     index: int
     prompt: Sequence[int]
     response: Sequence[int]
+    asked: Sequence[int] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -130,6 +133,15 @@ class Method:
         assert self.context.teacher is not None, "this method needs a teacher"
         return self.context.teacher
 
+    def asked(self, rows: list[Example], draw: int) -> list[Example]:
+        """Return rows as the teacher reads them: under other prompts, if the settings say so."""
+        if self.settings.get("teacher_prompts", "own") == "own":
+            return rows
+        train = self.context.train
+        order = permutation(len(train), self.context.seed, 3)  # others than those of the batches
+        others = other_prompts([row.prompt for row in rows], train, order, draw)
+        return [replace(row, asked=asked) for row, asked in zip(rows, others, strict=True)]
+
     def total_steps(self) -> int:
         """Return the optimizer steps of the run; under a budget, the number that is expected now."""
         if self.planned is not None:
@@ -194,7 +206,7 @@ class LabelledRows(Method):
         return examples(train, batch_indices(len(train), size, step, self.context.seed))
 
     def parts(self, step: int) -> list[Part]:
-        rows = self.rows(step)
+        rows = self.asked(self.rows(step), step)
         outputs = self.settings.get("teacher_outputs", "")
         return [Part(rows, self.loss(response_tokens(rows)), outputs)]
 
@@ -243,7 +255,7 @@ def examples(dataset: PreparedRows, indices: Sequence[int]) -> list[Example]:
 def prompts_of(rows: Sequence[Example], seed: int, draw: int) -> list[Prompt]:
     """Return prompts whose noise differs between draws, and between equal prompts of one draw."""
     return [
-        Prompt(row.prompt, row.id, (seed * 1_000_003 + draw) * 8191 + line)
+        Prompt(row.prompt, row.id, (seed * 1_000_003 + draw) * 8191 + line, asked=row.asked)
         for line, row in enumerate(rows)
     ]
 

@@ -104,6 +104,7 @@ class MiniLLM(Method):
             return
         train, seed, s = self.context.train, self.context.seed, self.settings
         rows = examples(train, batch_indices(len(train), s["rollouts_per_round"], index, seed))
+        rows = self.asked(rows, index)
         self.round = index
         drawn = sample(prompts_of(rows, seed, index), s["temperature"], s["teacher_mix"])
         self.rollouts = [
@@ -154,8 +155,13 @@ class MiniLLM(Method):
         return reward_n
 
     def with_advantages(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Return rollouts with their advantages: returns, whitened over the global batch."""
+        """Return rollouts with their advantages: returns, whitened over the global batch.
+
+        With `advantage: constant` they are 1, whatever the teacher says.
+        """
         s = self.settings
+        if s["advantage"] == "constant":
+            return [replace(row, advantage=torch.ones(len(row.response))) for row in rollouts]
         lengths = [len(row.response) for row in rollouts]
         lengths_b = torch.tensor(lengths)
         rewards_bt = pad_sequence(self.weighted_rewards(rollouts).split(lengths), batch_first=True)

@@ -89,7 +89,7 @@ class OnPolicyMethod(LabelledRows):
         s, seed, source = self.settings, self.context.seed, self.source(step)
         self.step, self.drawn = step, None
         if source == "student":
-            asked = super().rows(step)
+            asked = self.asked(super().rows(step), step)
             responses = self.draw(prompts_of(asked, seed, step), sample)
             self.drawn = [
                 Example(row.id, -1, row.prompt, response.tokens.tolist())

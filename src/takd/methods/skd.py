@@ -61,8 +61,11 @@ class Skd(OnPolicyMethod):
             return super().view()
         # what the teacher saw while it decoded, so that it need not read the responses again
         pairs = zip(self.drawn or [], self.hidden, strict=True)
-        kept = {id(row): hidden_th for row, hidden_th in pairs}
-        return KeptTeacher(self.teacher, self.context.vocabulary, of=lambda row: kept[id(row)])
+        # rows are replaced where the teacher reads other prompts, their responses are not
+        kept = {id(row.response): hidden_th for row, hidden_th in pairs}
+        return KeptTeacher(
+            self.teacher, self.context.vocabulary, of=lambda row: kept[id(row.response)]
+        )
 
     def parts(self, step: int) -> list[Part]:
         outputs = "kept" if self.hidden else ""

@@ -21,6 +21,8 @@ from torch import Tensor
 from takd.losses.divergences import forward_kl
 from takd.methods.on_policy import OnPolicyMethod
 
+LOWEST = -1e37  # stands for the logarithm of probability 0
+
 
 class Taid(OnPolicyMethod):
     """TAID, with its adaptive target.
@@ -37,8 +39,10 @@ class Taid(OnPolicyMethod):
         self.momentum, self.before = 0.0, math.nan
 
     def divergence(self, student_nv: Tensor, teacher_nv: Tensor) -> Tensor:
-        # log-probabilities serve as logits: a constant added to all changes no distribution
-        target_nv = torch.lerp(student_nv.detach(), teacher_nv, self.target).log_softmax(-1)
+        # log-probabilities serve as logits: a constant added to all changes no distribution. They are
+        # kept finite, since a weight of 0 times infinity would be nan
+        own_nv, teacher_nv = (x.clamp(min=LOWEST) for x in (student_nv.detach(), teacher_nv))
+        target_nv = torch.lerp(own_nv, teacher_nv, self.target).log_softmax(-1)
         return forward_kl(student_nv, target_nv)
 
     def constants(self) -> dict[str, float]:

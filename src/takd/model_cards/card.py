@@ -22,13 +22,16 @@ from takd.analysis.text import PAPERS
 from takd.data.template import CHAT, fill
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import is_given, prefixes, split
+from takd.experiment.lineage import is_given, own, prefixes, split
 from takd.model_cards import markdown
-from takd.model_cards.frontmatter import front_matter
+from takd.model_cards.frontmatter import commit_of, front_matter
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json, write_text
 from takd.runtime.records import faults, read_record, remade
 from takd.runtime.stage import Stage
+
+PINS = {"sha256": "sha256", "rows_sha256": "sha256 of its rows"}
+"""What else than a commit says the content of a data set."""
 
 
 def run(stage: Stage) -> None:
@@ -110,8 +113,8 @@ def _facts(results: Results) -> dict[str, Any]:
             {
                 "model": hop.model,
                 "method": hop.method,
-                "parameters": spec["models"][hop.model],
-                "from": weights_text(spec["weights"][hop.model]),
+                "parameters": spec["models"][own(hop.model)],
+                "from": weights_text(spec["weights"][own(hop.model)]),
                 "lineage": lineage,
             }
             for hop, lineage in zip(split(node.lineage), prefixes(node.lineage), strict=True)
@@ -157,7 +160,11 @@ def source_text(source: dict[str, Any]) -> str:
     if "demo" in source:
         return f"takd's generator of demonstration data, part {source['demo']['part']}"
     place = source.get("hub") or source["url"]
-    also = [f"{key} {source[key]}" for key in ("config", "split", "file", "revision") if source.get(key)]  # fmt: skip
+    also = [f"{key} {source[key]}" for key in ("config", "split", "file") if source.get(key)]
+    if commit := commit_of(source):
+        also.append(f"revision {commit}")
+    else:  # of a branch that moves: what its content has to be
+        also += [f"{what} {source[key]}" for key, what in PINS.items() if source.get(key)]
     return ", ".join([place, *also])
 
 
@@ -245,7 +252,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 output = model.generate(
     **inputs,
 {"".join(f"    {key}={value!r},{chr(10)}" for key, value in drawn.items())}\
-    eos_token_id=tokenizer.eos_token_id,
+    eos_token_id=model.generation_config.eos_token_id,
     pad_token_id=tokenizer.pad_token_id,
 )
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""

@@ -1,13 +1,16 @@
 """Front matter of a model card: the metadata that the Hub reads."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from takd.analysis.measures import measured
 from takd.analysis.results import Results
-from takd.experiment.lineage import GIVEN, SUPERVISED, is_given, split
+from takd.experiment.lineage import GIVEN, SUPERVISED, is_given, own, split
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 TASK = "text-generation"
 METRICS = {"rougeL": "rouge"}
 """Names that the hub has for our measures, where they differ."""
@@ -21,7 +24,7 @@ def front_matter(results: Results) -> ModelCardData:
     """
     spec, (node,) = results.spec, results.nodes
     hop = split(node.lineage)[-1]
-    base = spec["weights"][hop.model].get("hub")
+    base = spec["weights"][own(hop.model)].get("hub")
     given = is_given(node.lineage)
     trained_on = (spec["sources"].get(name) or {} for name in ("train", "corpus") if not given)
     datasets = list(dict.fromkeys(source["hub"] for source in trained_on if "hub" in source))
@@ -77,11 +80,17 @@ def eval_results(results: Results) -> list[EvalResult]:
     return found
 
 
+def commit_of(source: Mapping[str, Any]) -> str | None:
+    """Return the commit that a source names; None for a branch, of which something else says the content."""
+    revision = source.get("revision") or ""
+    return revision if COMMIT.fullmatch(revision) else None
+
+
 def _dataset(name: str, source: dict[str, Any]) -> dict[str, Any]:
     """Name of a set on the Hub; its own name where it is not there."""
     return {
         "dataset_type": source.get("hub", name),
         "dataset_config": source.get("config") or source.get("file"),
         "dataset_split": source.get("split") if "hub" in source else None,
-        "dataset_revision": source.get("revision"),
+        "dataset_revision": commit_of(source),
     }

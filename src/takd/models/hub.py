@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -37,13 +37,14 @@ def weight_files(names: Iterable[str]) -> list[str]:
     return []
 
 
-def fetch_model(name: str, revision: str) -> Path:
+def fetch_model(name: str, revision: str, also: Sequence[str] = ()) -> Path:
     """Return the folder of a commit in the Hub's cache that has configuration, tokenizer and weights.
 
     Files that are there are not asked for again.
 
     Args:
         revision: a commit.
+        also: further files to fetch, if it has them.
 
     Raises:
         InputError: something cannot be fetched; says why and what to do.
@@ -53,7 +54,7 @@ def fetch_model(name: str, revision: str) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL)))
         wanted = cached_weight_files(name, revision, folder)
-        snapshot_download(name, revision=revision, allow_patterns=[*SMALL, *wanted])
+        snapshot_download(name, revision=revision, allow_patterns=[*SMALL, *also, *wanted])
     except Exception as error:  # network and disk errors have no common base
         raise hub_error(f"the model {name}", revision, error) from error
     for file in wanted:
@@ -101,8 +102,11 @@ def discard(path: Path) -> None:
             each.unlink()
 
 
-def commit_of(name: str, revision: str) -> str:
-    """Return the commit that a branch or tag of a data set names now; without the Hub, when it was last asked.
+def commit_of(name: str, revision: str, kind: str = "dataset") -> str:
+    """Return the commit that a branch or tag names now; without the Hub, when it was last asked.
+
+    Args:
+        kind: of the repository, `dataset` or `model`.
 
     Raises:
         InputError: the Hub cannot tell, and has not been asked before.
@@ -110,7 +114,8 @@ def commit_of(name: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().resolve_revision(name, revision=revision, repo_type="dataset")
+        found = HfApi().resolve_revision(name, revision=revision, repo_type=kind)
     except Exception as error:  # as above
-        raise hub_error(f"the data set {name}", revision, error) from error
+        what = {"dataset": "data set"}.get(kind, kind)
+        raise hub_error(f"the {what} {name}", revision, error) from error
     return found.resolved

@@ -27,6 +27,9 @@ TEXTS = (
     "1234567890 3.14159 1,000,000 2024-01-31",
     "I don't know--they'd've said so!!! ANTIDISESTABLISHMENTARIANISM",
 )
+GENERATION = "generation_config.json"  # may name several end tokens
+# key of tokenizer_config.json: ids that end a response beside the tokenizer's own end token
+ALSO_END = "also_end"
 PAD = re.compile(r"[^\w\s]+(pad|padding)[^\w\s]+", re.IGNORECASE)  # [PAD], <pad>, <|pad|>
 
 
@@ -46,6 +49,11 @@ def used_entries(tokenizer: Any) -> int:
         for token, number in tokenizer.get_vocab().items()
         if number in kept or not (number == tokenizer.pad_token_id or PAD.fullmatch(token))
     )
+
+
+def end_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids of all tokens that end a response; the first, the tokenizer's own, ends labels."""
+    return tuple(dict.fromkeys((tokenizer.eos_token_id, *tokenizer.init_kwargs.get(ALSO_END, ()))))
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

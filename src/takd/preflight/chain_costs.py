@@ -20,6 +20,9 @@ from takd.runtime.errors import InputError
 MANY = 1000
 """Steps, or rounds, over which the cost of one is averaged."""
 
+COARSE = 0.03
+"""Share of a budget: arms should be no further apart."""
+
 
 @dataclass(frozen=True)
 class ChainCost:
@@ -123,6 +126,11 @@ class ChainCosts:
             return None
         return max(0, round((whole - before) / self.a_step(name)))
 
+    def _a_round(self, name: str) -> float:
+        """FLOPs of a step with the responses that it and the steps after it learn from, at most."""
+        s = specs.train(self.experiment, name, self.experiment.seeds[0])["settings"]
+        return self.a_step(name) * (steps_per_round(s) if "rollouts_per_round" in s else 1)
+
     def a_step(self, name: str) -> float:
         """FLOPs of a step, on average."""
         spec = specs.train(self.experiment, name, self.experiment.seeds[0])
@@ -146,6 +154,21 @@ class ChainCosts:
             if each.of_budget and each.steps == 0 and whole is not None and each.before is not None
         ]
 
+    def coarse(self) -> list[str]:
+        """Chains that may end beside the budget by more than arms of equal cost should, a sentence each."""
+        whole, found = self.budget, []
+        for each in self.listed():
+            if not (whole and each.of_budget and each.steps):
+                continue
+            share = self._a_round(each.lineage) / whole
+            if share > COARSE:
+                found.append(
+                    f"budget: a step of {each.label} ({full_text(each.lineage)}), with the responses of its round,"
+                    f" costs {share:.1%} of the budget, and it ends within half of that; smaller batches or"
+                    " rollouts_per_round come closer."
+                )
+        return found
+
     def refuse(self) -> None:
         """Raise InputError for a budget that is too small, where the data are there, so that it is known."""
         known = "train" in self.rows and not self.rows["train"].bound
@@ -164,7 +187,7 @@ class ChainCosts:
         return None if work is None else {f"{teacher}/{place}": work.operations}
 
     def _shape(self, name: str) -> Shape:
-        return self.shapes[lineage.split(name)[-1].model]
+        return self.shapes[lineage.student_of(name)]
 
     def as_json(self) -> list[dict[str, Any]]:
         """List the chains for a plan as JSON."""

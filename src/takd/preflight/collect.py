@@ -110,6 +110,8 @@ def prepare(
 ) -> Prepared:
     """Read the experiment, list its jobs with Snakemake, and plan them on the GPU that they will get.
 
+    Where training seeds are added until they are enough, all that may be added are planned.
+
     Raises:
         InputError: the experiment or profile is invalid, or the GPU is unknown.
     """
@@ -119,6 +121,8 @@ def prepare(
             there = ", ".join(experiment.splits)
             raise InputError(f"--rows {split}=…: there is no such data; there are {there}.")
     settings = jobs.read_profile(root, profile) if profile else {}
+    if experiment.looks:
+        variables = {**variables, experiments.SEEDS: str(len(experiment.seeds))}
     found = jobs.of_experiment(root, experiment.name, variables, profile)
     runs = rates.measured(root / "results")
     planner = Planner(experiment, choose_gpu(gpu, found), runs, counts)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from takd.data import sources
+from takd.data import letters, sources
 from takd.data.row import Row
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
@@ -49,7 +49,8 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     if supervised and len(turns) > 1 and not any(turn.references for turn in turns):
         text = "train: no row has an answer, from which sft learns; give rows with answers."
         yield Finding("error", "data", text)
-    if twice := sum(prompt in train for prompt in dev):
+    draws = "dev" in splits and letters.are_draws(specs.data(experiment, "dev")["source"])
+    if not draws and (twice := sum(prompt in train for prompt in dev)):
         text = (
             f"{twice} of the {len(dev)} rows of dev that were read stand in train too, so that dev chooses"
             " the weights that repeat training rows best: take other rows (`rows` cuts two parts of one file)."

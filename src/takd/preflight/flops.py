@@ -140,7 +140,7 @@ def training(
     answered = decoded(student, dev.count, *asked, together, resources.world, number)
     read = Work(passes=dev.count * reading(student, dev.prompt, dev.response))
     if teacher is not None:
-        both = sum(reading(each, asked.prompt, asked.response) for each in (student, teacher))
+        both = reading(student, *asked) + reading(teacher, *asked)
         read += Work(passes=min(dev.count, DIAGNOSED) * both)
     every = s["evaluate_every"]
     work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))

@@ -14,7 +14,7 @@ from typing import Any
 
 from snakemake.profiles import ProfileConfigFileParser
 
-from takd.experiment.lineage import SUPERVISED, supervised
+from takd.experiment.lineage import SUPERVISED, alone
 from takd.preflight import amounts
 from takd.preflight.memory import Resources
 from takd.runtime.errors import InputError
@@ -63,7 +63,7 @@ class Job:
         """Lineage of the model that it trains or runs."""
         names = self.wildcards
         if self.rule in SUPERVISED_RULES:
-            return supervised(names["model"])
+            return alone(names["model"])
         if self.trains:
             return f"{names['teacher']}__{names['student']}-{names['method']}"
         return names.get("lineage") or names.get("teacher", "")

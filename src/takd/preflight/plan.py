@@ -98,7 +98,7 @@ class Planner:
         return self._shape(job.lineage)
 
     def _shape(self, name: str) -> Shape:
-        return self.shapes[lineage.split(name)[-1].model]
+        return self.shapes[lineage.student_of(name)]
 
     def teacher(self, job: Job) -> Shape | None:
         """Shape of the teacher that a training loads; None if precomputed outputs are enough."""

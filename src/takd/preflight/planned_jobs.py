@@ -4,7 +4,7 @@ import ast
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from snakemake.logging import logger
@@ -93,15 +93,20 @@ def changes(params: Any) -> Iterator[str]:
         [leaves(each) for each in values if isinstance(each, dict)] for values in (before, now)
     )
     if old and new:
-        found = [
-            f"{key.removeprefix('settings.')} {_short(old[0].get(key))} → {_short(new[0].get(key))}"
-            for key in sorted({*old[0], *new[0]})
-            if old[0].get(key) != new[0].get(key)
-        ]
+        found = differences(old[0], new[0])
         more = f" and {len(found) - CHANGES} more" if len(found) > CHANGES else ""
         yield f"settings: {', '.join(found[:CHANGES])}{more}"
     if any(not isinstance(each, dict) for each in now):
         yield "its code changed"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name the keys in which settings, as `leaves` has them, differ, with both values."""
+    return [
+        f"{key.removeprefix('settings.')} {_short(old.get(key))} → {_short(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _value(text: Any) -> Any:

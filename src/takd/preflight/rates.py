@@ -131,7 +131,9 @@ def rows_of(manifest: Path) -> Rows | None:
 
 
 def _training(manifest: Path) -> Measured | None:
-    spec, journal = read_json(manifest)["spec"], _journal(manifest.parent)
+    record, journal = read_json(manifest), _journal(manifest.parent)
+    spec = record["spec"]
+    spec["settings"]["steps"] = record["steps"]  # none in the settings under a budget
     data, method = manifest.parents[3] / "data", spec["method"]
     above, _, _ = spec["lineage"].rpartition("__")
     teacher = None

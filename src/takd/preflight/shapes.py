@@ -4,6 +4,7 @@ from pathlib import Path
 
 from takd.experiment.experiment import Experiment
 from takd.experiment.lineage import GIVEN, GIVEN_SEED
+from takd.experiment.validation.common import vocabulary_size
 from takd.models.shapes import GPT2_VOCABULARY, Shape, estimated, of_config, of_scratch
 from takd.runtime.files import model_folder, read_json_object
 
@@ -18,8 +19,7 @@ def weights_of(experiment: Experiment, name: str) -> Path:
 def of_model(experiment: Experiment, name: str) -> Shape:
     """Shape of a model of an experiment: as stated, from its files, or estimated from its size."""
     weights = experiment.settings["models"][name]["weights"]
-    tokenizer = experiment.settings["tokenizer"]
-    vocabulary = tokenizer.get("train", tokenizer).get("vocabulary") or GPT2_VOCABULARY
+    vocabulary = vocabulary_size(experiment.settings) or GPT2_VOCABULARY
     if "scratch" in weights:
         return of_scratch(weights["scratch"], vocabulary)
     places = [weights_of(experiment, name) / "model"]

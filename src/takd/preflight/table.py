@@ -122,7 +122,7 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
             f" stage's largest job with the longest texts allowed; {memory.USABLE:.0%} of the GPU's memory can be used."
         )
     found = [about]
-    found += planner.chains.problems()
+    found += planner.chains.problems() + planner.chains.coarse()
     if planner.experiment.ends:
         found.append(
             f"Budget: {_count(planner.chains.budget)} FLOP a chain. The steps of the last trainings follow from it, in"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from takd.analysis import exports
 from takd.analysis.results import Results, read
+from takd.analysis.shares import controls_csv
 from takd.data import page as data_page
 from takd.pages import tables
 from takd.report import (
@@ -38,6 +39,10 @@ FILES: dict[str, tuple[str, Callable[[Results], str]]] = {
     ),
     "results.csv": ("scores and gains of all models", exports.results_csv),
     "differences.csv": ("all differences with their tests", exports.differences_csv),
+    "controls.csv": (
+        "gains of methods and of their controls, and the share that needs the teacher",
+        controls_csv,
+    ),
     "scores.csv": ("every measure in long form, as means", exports.scores_csv),
     "costs.csv": ("minutes and tokens of all models", costs_page.to_csv),
     "training.csv": (

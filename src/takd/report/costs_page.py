@@ -1,6 +1,7 @@
 """Costs page: time and tokens by stage and by model, and total cost with teachers and initial SFT."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 
 from takd.analysis import costs, exports
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
@@ -36,6 +37,7 @@ def page(results: Results) -> str:
         models=by_model(results, runs),
         judged=_judged(results),
         arms=arms(results),
+        apart=apart(results),
         how=how(runs),
     )
 
@@ -49,7 +51,8 @@ def arms(results: Results) -> Table | None:
     labels = {chain["lineage"]: chain_label(chain) for chain in results.spec["chains"]}
     rows = []
     for lineage in results.spec["equal_cost"]["lineages"]:
-        spent = total[lineage]
+        if not (spent := total[lineage]):  # results of an earlier version, which were accepted
+            continue
         share = {seed: 100 * value / budget[seed] for seed, value in spent.items()}
         own = {
             m.node.seed: 100 * m.manifest["flops"] / spent[m.node.seed] for m in results.of(lineage)
@@ -76,6 +79,14 @@ def arms(results: Results) -> Table | None:
         *(Column("ROUGE-L", note=name) for name in results.spec["sets"]),
     ]
     return Table(heads, [Group("", rows)], "arms")
+
+
+def apart(results: Results) -> float:
+    """Percent by which the dearest chain of equal cost exceeds the cheapest, the mean over training seeds of each."""
+    spent = {each.lineage: each.flops for each in costs.cumulative(results)}
+    names = results.spec.get("equal_cost", {}).get("lineages", [])
+    means = [fmean(spent[name].values()) for name in names if spent[name]]
+    return 100 * (max(means) / min(means) - 1) if means else 0.0
 
 
 def how(runs: Sequence[Run]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import is_given, split
+from takd.experiment.lineage import is_given, student_of
 from takd.report import pages
 from takd.report.figures.curves import NOT_A_CURVE, PLOT, logged
 from takd.report.figures.registry import drawn
@@ -93,10 +93,10 @@ def page(results: Results) -> str:
         names={lineage: full_text(lineage) for lineage in trained},
         models={
             f"{model} ({size_text(size)})": [
-                lineage for lineage in trained if split(lineage)[-1].model == model
+                lineage for lineage in trained if student_of(lineage) == model
             ]
             for model, size in sizes.items()
-            if any(split(lineage)[-1].model == model for lineage in trained)
+            if any(student_of(lineage) == model for lineage in trained)
         },
     )
 

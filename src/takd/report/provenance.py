@@ -117,6 +117,7 @@ def _last_step(models: Iterable[Model]) -> Cell:
         for ran in map(_settings, models)
         if ran.get("steps") or ran.get("epochs")
     }
+    limits |= {"budget" for model in models if "budget" in model.manifest["spec"]}
     return Cell(", ".join(map(thousands, steps)), steps[0], sorted(limits))
 
 

@@ -7,6 +7,7 @@ from takd.analysis import fairness, table
 from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME, TESTED, Measure, measured
 from takd.analysis.results import Results
+from takd.analysis.shares import shares
 from takd.analysis.statistics import Interval, number
 from takd.analysis.table import DIFFERENCE, EACH, Number
 from takd.experiment.captions import decoding
@@ -25,6 +26,8 @@ TITLES = {
     "sft": "Distilled − SFT baseline",
     "method": "Method − method",
     "given": "Trained − as given",
+    "teacher": "Method − its control",
+    "control": "Control − SFT baseline",
 }
 
 
@@ -40,6 +43,7 @@ def page(results: Results) -> str:
         forests={name: forest.differences(results, name) for name in sets},
         dots={name: forest.scores(results, name) for name in sets},
         tests={name: tests(results, name) for name in sets},
+        controls={name: controls_table(results, name) for name in sets},
         strata={name: by_stratum(results, name) for name in sets},
         seeds={name: seeds_table(results, name) for name in sets},
         others={name: other_measures(results, name) for name in sets},
@@ -122,6 +126,31 @@ def _test(interval: Interval | None, p: float | None, significant: str) -> Cell:
     )
 
 
+def controls_table(results: Results, name: str) -> Table | None:
+    """Gains of methods and of their controls, and which share of the gain needs the teacher; None without controls."""
+    rows = []
+    for each in shares(results, name):
+        gains = (each.gain, each.control_gain, each.difference)
+        share = Cell(each.text(), "" if each.value is None else f"{each.value:.6g}")
+        if each.why:
+            share = share._replace(notes=[each.why])
+        cells = [
+            Cell(each.method),
+            Cell(each.control),
+            *(tables.numbered(results, n) for n in gains),
+        ]
+        rows.append(TableRow([*cells, share], lineage=each.gain.lineage))
+    columns = [
+        Column("Method", "name"),
+        Column("Control", "name"),
+        Column("Gain of the method"),
+        Column("Gain of the control"),
+        Column("Method − control"),
+        Column("Share of the gain that needs the teacher", note="95 %"),
+    ]
+    return Table(columns, [Group("", rows)]) if rows else None
+
+
 def by_stratum(results: Results, name: str) -> dict[str, Table]:
     """Differences within each stratum of the prompts, where the rows name one."""
     rows = table.rows(table.of(results), kind=DIFFERENCE, set=name, stratum=EACH)
@@ -154,8 +183,13 @@ def other_measures(results: Results, name: str) -> list[Table]:
     lineages = [line.lineage for line in table.lines(results)]
 
     def row(measure: Measure, part: Sequence[str]) -> TableRow:
-        means = (score(results, name, lineage, measure.name) for lineage in part)
-        cells = [tables.measured(mean and mean.value, measure.digits) for mean in means]
+        means = [score(results, name, lineage, measure.name) for lineage in part]
+        cells = [
+            tables.numbered(results, mean)
+            if mean and mean.interval
+            else tables.measured(mean and mean.value, measure.digits)
+            for mean in means
+        ]
         arrow = measure.arrow.removesuffix(" better")
         return TableRow([Cell(f"{measure.title} {arrow}".strip(), tip=measure.definition), *cells])
 

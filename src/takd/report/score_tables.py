@@ -19,6 +19,7 @@ ROLES = {
     "given": "As given, not trained here",
     "baseline": "SFT baselines",
     "student": "Chains",
+    "control": "Controls",
     "assistant": "Assistants",
 }
 
@@ -77,7 +78,8 @@ def _score(results: Results, name: str, measure: str) -> Callable[[Line], Cell]:
 def _gains(results: Results, name: str, note: str) -> Cells:
     """Gains in ROUGE-L over SFT and over direct distillation, where there is anything to compare with."""
     columns: Cells = {}
-    for question, title in (("sft", "Gain over SFT"), ("direct", "Gain over direct")):
+    gains = {"Gain over SFT": ["sft", "control"], "Gain over direct": "direct"}
+    for title, question in gains.items():
         wanted = {"kind": DIFFERENCE, "question": question, "measure": "rougeL", "set": name}
         if found := {row.lineage: row for row in table.rows(table.of(results), **wanted)}:
             columns[Column(title, note=note)] = functools.partial(_gain, results, found)

@@ -3,15 +3,16 @@
 from collections.abc import Iterable
 from typing import Any
 
-from takd.analysis import table
+from takd.analysis import looks, table
 from takd.analysis.comparisons import Pair
 from takd.analysis.deviations import limits
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
+from takd.analysis.shares import shares
 from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import control_of, split, student_of
 from takd.pages.tables import copies
 from takd.report import pages
 from takd.report.figures import forest
@@ -24,6 +25,8 @@ WHAT = {
     "sft": "against the SFT baseline",
     "method": "method against method",
     "given": "against a model as given",
+    "teacher": "method against control",
+    "control": "control against the SFT baseline",
 }
 
 
@@ -37,6 +40,7 @@ def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str
         results,
         sentences=[
             *filter(None, (trained(results), tested(results, first), best(results, first))),
+            *(*needs_teacher(results, first), *looked(results)),
             *(*reversed_elsewhere(results), *worse_in_strata(results, first)),
         ],
         forest=plots.get(forest.DIFFERENCES),
@@ -52,8 +56,9 @@ def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str
 def trained(results: Results) -> str:
     """Say what was trained and on what it was evaluated."""
     spec = results.spec
-    chains = [split(chain["lineage"]) for chain in spec["chains"]]
-    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    lineages = [chain["lineage"] for chain in spec["chains"]]
+    chains = [split(lineage) for lineage in lineages if not control_of(lineage)]
+    sizes = {student_of(node.lineage): model.parameters for node, model in results.models.items()}
 
     def named(models: Iterable[str]) -> str:
         return listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
@@ -65,11 +70,13 @@ def trained(results: Results) -> str:
         parts.append(f"{counted(len(longer), 'chain')} from {heads} to {ends}")
     if alone := [chain[0].model for chain in chains if len(chain) == 1]:
         parts.append(f"{named(alone)} alone")
+    if controls := len(lineages) - len(chains):
+        parts.append(counted(controls, "control"))
     seeds = f"training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])}"
     trainings = f"{counted(len(results.trained), 'training')} with {seeds}"
     prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())
     return (
-        f"{' and '.join(parts)}: {counted(len(results.lineages), 'model')},"
+        f"{listed(parts)}: {counted(len(results.lineages), 'model')},"
         f" {trainings if results.trained else 'no training'},"
         f" evaluated on the prompts of {prompts}."
     )
@@ -94,6 +101,38 @@ def tested(results: Results, name: str) -> str:
     return f"Significant differences on {name}, {over}: {'; '.join(parts)}."
 
 
+def looked(results: Results) -> list[str]:
+    """Say after how many looks no more training seeds were added, and which differences are not decided."""
+    until, seeds = results.spec.get("until"), len(results.spec["seeds"])
+    if until is None:
+        return []
+    first = until["at_least"]
+    if not looks.counts(until, seeds):
+        return [
+            f"The first look at the differences is after {first} training seeds; intervals are as without looks."
+        ]
+    rows = table.rows(table.of(results), kind=DIFFERENCE)
+    found = looks.decided((row._asdict() for row in rows), until)
+
+    def named(verdict: str) -> str:
+        return "; ".join(
+            f"{forest.pair_text(Pair(row['question'], row['lineage'], row['other']))} on {row['set']}"
+            for row in found
+            if row["verdict"] == verdict
+        )
+
+    bound = f"±{until['difference']:g}"
+    texts = [
+        f"Training seeds were added until each of {counted(len(found), 'difference')} of"
+        f" {BY_NAME[until['measure']].title} is significant or has its interval within {bound}:"
+        f" {counted(seeds - first + 1, 'look')}, the last after {seeds} seeds, at most {until['at_most']}."
+        " Intervals and p values across training seeds hold over all looks."
+    ]
+    texts += [f"Within {bound}: {within}."] if (within := named(looks.WITHIN)) else []
+    texts += [f"Undecided: {undecided}." if (undecided := named("")) else "None is undecided."]
+    return [" ".join(texts)]
+
+
 def tally(rows: list[Number], question: str) -> str:
     """Count: `2 of 4 (1 higher, 1 lower)`; which of two methods stands first means nothing, so no direction there."""
     ways = [row.significant for row in rows if row.significant]
@@ -102,6 +141,19 @@ def tally(rows: list[Number], question: str) -> str:
         return text
     counts = (f"{ways.count(way)} {way}" for way in ("higher", "lower") if way in ways)
     return f"{text} ({', '.join(counts)})"
+
+
+def needs_teacher(results: Results, name: str) -> list[str]:
+    """Say which share of the gain of each method needs the teacher, by each of its controls."""
+    found = shares(results, name)
+    by_method: dict[str, list[str]] = {}
+    for each in found:
+        by_method.setdefault(each.method, []).append(f"{each.text()} by the control {each.control}")
+    if not by_method:
+        return []
+    over = " (over 100 %: the control loses)" if any((x.value or 0) > 1 for x in found) else ""
+    parts = "; ".join(f"{method}, {', '.join(said)}" for method, said in by_method.items())
+    return [f"Share of the gain over SFT that needs the teacher, on {name}{over}: {parts}."]
 
 
 def reversed_elsewhere(results: Results) -> list[str]:

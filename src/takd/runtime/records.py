@@ -23,7 +23,9 @@ LAST_WRITTEN = ("manifest.json", "scores.json", "likelihoods.json", "judge.json"
 PROGRESS = "progress.json"
 """Record of a checkpoint."""
 REPORT, DATA_REPORT = "digests.json", "report.json"
-RECORDS = (*LAST_WRITTEN, REPORT, DATA_REPORT, PROGRESS)
+DECISION = "decision.json"
+"""Record of whether further training seeds are needed."""
+RECORDS = (*LAST_WRITTEN, REPORT, DATA_REPORT, DECISION, PROGRESS)
 SPENT = "spent"
 """Key of manifests: FLOPs of a result and of all that it needs, each once, by their folders in the results."""
 CARD = "README.md"  # copied into a model's folder later, from the card.md beside it

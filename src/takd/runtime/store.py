@@ -28,7 +28,7 @@ VARIABLE = "TAKD_STORE"
 MANIFEST, LOG = "manifest.json", "metrics.jsonl"
 SECONDS_BETWEEN_TRIES = 2.0
 OLD = 7 * 24 * 3600.0
-"""Age in seconds of a partial entry that its writer has left."""
+"""Age in seconds of a partial or damaged entry that is removed."""
 NAMES = ("lineage", "model", "teacher", "init")
 """Settings of a training that only name what it reads and makes."""
 CONTENT = ("files", "kind", "rouge_tokenizer")
@@ -124,8 +124,7 @@ class Entry:
                 raise DamagedError(f"{self.folder / wrong[0]}: is not what was put there")
         except (DamagedError, KeyError, FileNotFoundError) as error:
             stage.say(f"{error}; this entry of the store is not used, the model is trained")
-            with contextlib.suppress(OSError):
-                self.folder.rename(self.root / f".{self.folder.name}.damaged-{os.getpid()}")
+            self.put_aside()
             return False
         for path in folders.values():
             stage.commit(path)
@@ -148,6 +147,13 @@ class Entry:
         except OSError as error:
             said = f"could not be put into the store {self.root} ({error.strerror})"
             stage.say(f"{stage.spec['lineage']}: {said}; here it is complete")
+
+    def put_aside(self) -> None:
+        """Rename a damaged entry, so that the model can be put there anew; it is removed after a week."""
+        with contextlib.suppress(OSError):
+            aside = self.root / f".{self.folder.name}.damaged-{os.getpid()}"
+            self.folder.rename(aside)
+            os.utime(aside)  # its age counts from now
 
     def _differs(self, stage: Stage) -> bool:
         here, there = (path / MANIFEST for path in (stage.outputs["manifest"].parent, self.folder))
@@ -177,8 +183,8 @@ class Entry:
         return True
 
     def _sweep(self) -> None:
-        """Remove what killed processes have left."""
-        for path in self.root.glob(".*.partial"):
+        """Remove what killed processes have left, and damaged entries that were put aside."""
+        for path in (*self.root.glob(".*.partial"), *self.root.glob(".*.damaged-*")):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > OLD:
                     shutil.rmtree(path, ignore_errors=True)

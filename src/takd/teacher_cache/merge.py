@@ -47,6 +47,8 @@ def run(stage: Stage) -> None:
                     " snakemake again."
                 )
             ids = response["tokens"]
+            if response["finished"]:  # by any of the end tokens; labels have one
+                ids = [*ids[:-1], tokenizer.eos_token_id]
             counts["cut_responses"] += not response["finished"]
             tokens["prompt"] += len(row["prompt_ids"])
             tokens["response"] += len(ids)
@@ -58,7 +60,7 @@ def run(stage: Stage) -> None:
     stage.commit(stage.outputs["dataset"])
     shape = config_of(stage.input("teacher").parent / "model")
     own = sum(body_forward(shape, p) + decoding(shape, p, r) for p, r in lengths)
-    facts = {"counts": counts, "tokens": tokens, "sha256": digest}
+    facts: dict[str, Any] = {"counts": counts, "tokens": tokens, "sha256": digest}
     facts |= spent(f"teachers/{spec['lineage']}/seed{spec['seed']}/generations", own, stage.inputs)
     stage.write_manifest(stage.outputs["manifest"], kind="generations", **facts)
     stage.say(

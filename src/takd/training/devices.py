@@ -67,17 +67,6 @@ def start(
     return accelerator
 
 
-def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Return, for each flag, whether any process has set it.
-
-    All processes must leave the training loop at the same step.
-    """
-    if accelerator.num_processes == 1:
-        return list(flags)
-    counts = torch.tensor(flags, dtype=torch.int32, device=accelerator.device)
-    return [count > 0 for count in accelerator.reduce(counts, "sum").tolist()]
-
-
 def _group_of_one(backend: str) -> None:
     """Create the process group of one process that DeepSpeed requires, on a free port."""
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
@@ -91,3 +80,14 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed(seed)
+
+
+def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Return, for each flag, whether any process has set it.
+
+    All processes must leave a training at the same step.
+    """
+    if accelerator.num_processes == 1:
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32, device=accelerator.device)
+    return [count > 0 for count in accelerator.reduce(counts, "sum").tolist()]

@@ -18,7 +18,7 @@ from transformers import (
 
 from takd.decoding.sampling import Decoding
 from takd.models.causal_lm import DROPOUT_KEYS, load_tokenizer
-from takd.models.tokenizer_check import first_difference, save_tokenizer
+from takd.models.tokenizer_check import end_tokens, first_difference, save_tokenizer
 
 # settings of `config.json` that refer to the source's own decoding, files or code
 OF_THE_SOURCE = ("task_specific_params", "prefix", "decoder_start_token_id", "auto_map")
@@ -78,6 +78,9 @@ class Exported:
                     setattr(part, key, token)
                 except StrictDataclassFieldValidationError:  # CWM, for one, has to have each token
                     setattr(part, key, tokenizer.eos_token_id)
+        ends = end_tokens(tokenizer)
+        if len(ends) > 1:
+            tokens["eos_token_id"] = list(ends)
         generation = GenerationConfig(
             **tokens, do_sample=False, max_new_tokens=decoding.max_new_tokens
         )

@@ -27,6 +27,7 @@ from takd.losses.teacher_logits import kept
 from takd.methods.base import LossFunction, Method
 from takd.methods.schedule import learning_rate
 from takd.models.precision import PRETRAINED, describe, device_name, torch_dtype
+from takd.models.tokenizer_check import end_tokens
 from takd.runtime.checkpoints import LOG, Checkpoints, Pace
 from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import Journal, Progress
@@ -87,7 +88,7 @@ class Run:
         self.seed = self.method.context.seed
         self.title = f"{self.stage.spec['lineage']} seed {self.seed}"
         self.tokenizer = self.exported.tokenizer
-        self.end_token: int = self.tokenizer.eos_token_id
+        self.ends = end_tokens(self.tokenizer)
         self.decoder = KeptDecoder()
 
     @property
@@ -220,8 +221,8 @@ class Run:
         teacher = None if teacher_mix is None else self.method.teacher
         responses = self.draw(prompts, decoding, teacher_mix or 0.0, teacher)
         self.journal.tokens += sum(len(r.tokens) for r in responses)
-        # a teacher that replaces tokens decodes as one that mixes does
-        self.spending.drawn(prompts, responses, teacher_top_k or teacher_mix)
+        draws = bool(teacher_mix or teacher_top_k)
+        self.spending.drawn(prompts, responses, None if teacher is None else draws)
         return responses
 
     def draw(
@@ -244,7 +245,7 @@ class Run:
         with self.student.whole() as student:
             drawn = draw(
                 *(student, [prompts[i] for i in mine], decoding),
-                end_token=self.end_token,
+                end_token=self.ends,
                 vocabulary=self.method.context.vocabulary,
                 teacher=teacher,
                 teacher_mix=teacher_mix,
@@ -262,9 +263,11 @@ class Run:
         """Run a dev evaluation, and keep the weights if they are the best by some measure."""
         began = time.monotonic()
         prompts = dev_prompts(self.dev, self.seed)
-        said = prompts, self.draw(prompts, self.decoding)
-        how = self.tokenizer, self.rouge_tokenizer, self.stage.micro_batch, self.stage.max_tokens
-        values = dev_values(self.student, self.method.context, self.dev, *said, *how)
+        responses = self.draw(prompts, self.decoding)
+        values = dev_values(
+            *(self.student, self.method.context, self.dev, prompts, responses, self.tokenizer),
+            *(self.rouge_tokenizer, self.stage.micro_batch, self.stage.max_tokens),
+        )
         # under a budget, the number of steps is not known before the first one
         known = {"steps": self.total} if step or self.share is None else {}
         self.journal.write("dev", step, **known, n=len(self.dev), **values)

@@ -82,21 +82,21 @@ class Spending:
         journal.flops, journal.step_flops = 0, [0, 0]
 
     def drawn(
-        self, prompts: Sequence[Prompt], responses: Sequence[Response], mix: float | None
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], taught: bool | None
     ) -> None:
         """Count responses that were drawn.
 
         Args:
-            mix: the teacher's share of the sampled distribution; with 0 it reads the responses once,
-                and with None it takes no part.
+            taught: whether the teacher decodes too; if not, it reads the responses once, and with
+                None it takes no part.
         """
         total = 0.0
         for prompt, response in zip(prompts, responses, strict=True):
             lengths = len(prompt.tokens), len(response.tokens)
-            for shape in (self.student, self.teacher if mix else None):
+            for shape in (self.student, self.teacher if taught else None):
                 if shape is not None:
                     total += flops.body_forward(shape, lengths[0]) + flops.decoding(shape, *lengths)
-            if mix == 0 and self.teacher is not None:
+            if taught is False and self.teacher is not None:
                 total += flops.reading(self.teacher, *lengths)
         self._add(0, total)
 

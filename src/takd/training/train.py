@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,7 +90,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     if spec.get("asks_teacher"):
         teacher, known = loading.load(
             stage,
-            stage.input("teacher").parent / "model",
+            stage.input("teacher").parent / _teacher_folder(spec),
             tokenizer,
             "teacher",
             spec["max_length"],
@@ -184,6 +185,11 @@ def _weights(stage: Stage) -> Path:
     return stage.input("base").parent / "model"
 
 
+def _teacher_folder(spec: dict[str, Any]) -> str:
+    """Folder of the teacher's weights beside its manifest: a student that teaches itself has its own start."""
+    return "init" if spec["teacher"] == spec.get("init") else "model"
+
+
 def _micro_batches(method: Method, stage: Stage) -> int:
     """Micro-batches per step and process, at most.
 
@@ -215,6 +221,10 @@ def _publish(stage: Stage, job: Run, parameters: int) -> None:
         shutil.copytree(kept, target, copy_function=_link_or_copy, dirs_exist_ok=True)
         stage.commit(stage.outputs[name])
     shutil.copyfile(job.journal.path, stage.outputs["metrics"])
+    if job.share is not None:
+        stage.say(
+            f"{job.title}: {job.journal.flops:.4g} FLOPs, of {job.share:.4g} that its budget left"
+        )
     files = stage.digests(stage.outputs["manifest"])
     _compare(job, files)
     spec = stage.spec

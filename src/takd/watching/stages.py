@@ -15,7 +15,8 @@ from typing import Any
 
 from takd.experiment.experiment import Experiment
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import is_given, split
+from takd.experiment.lineage import is_given, student_of
+from takd.experiment.looks import asked_for
 from takd.experiment.teacher_cache import GENERATIONS
 from takd.runtime.checkpoints import LOG
 from takd.runtime.failures import sentence
@@ -89,6 +90,7 @@ class Seen:
 
 def places(experiment: Experiment) -> Iterator[Place]:
     """Yield the stages of an experiment, in the order of a run."""
+    looks, experiment = experiment.looks, asked_for(experiment)
     results = experiment.root / "results" / experiment.name
     logs = experiment.root / "logs" / experiment.name
 
@@ -99,7 +101,7 @@ def places(experiment: Experiment) -> Iterator[Place]:
     for name in experiment.splits:
         yield place("data", name, f"data/{name}/manifest.json", f"data/{name}")
     yield place("data_report", "", "data/report/report.json", "data/report")
-    for model in dict.fromkeys(split(node.lineage)[-1].model for node in experiment.trainings):
+    for model in dict.fromkeys(student_of(node.lineage) for node in experiment.trainings):
         yield place("base", model, f"base/{model}/manifest.json", f"base/{model}")
     for entry in experiment.teacher_cache:
         folder, what = f"teachers/{entry.folder}", f"{chain_text(entry.teacher)}, seed {entry.seed}"
@@ -126,6 +128,10 @@ def places(experiment: Experiment) -> Iterator[Place]:
             if experiment.settings["evaluation"]["judge"]:
                 yield place("judge", on, f"{at}/judge/judge.json", f"{at}/judge")
         yield place("card", what, f"{trained}/card.md", f"{trained}/card")
+    for count in looks:
+        if count <= len(experiment.seeds):
+            name, at = f"after {count} training seeds", f"looks/seeds{count}"
+            yield place("look", name, f"{at}/decision.json", at)
     yield place("report", "", "report/digests.json", "report")
 
 

@@ -8,7 +8,7 @@ from takd.experiment.validation.budget import check_budget
 from takd.experiment.validation.chains import check_chains
 from takd.experiment.validation.common import trained
 from takd.experiment.validation.data import check_data, check_splits
-from takd.experiment.validation.evaluation import check_evaluation
+from takd.experiment.validation.evaluation import check_evaluation, check_seeds
 from takd.experiment.validation.models import check_models
 from takd.experiment.validation.training import check_teacher_cache, check_training
 from takd.experiment.yaml12 import YamlFile
@@ -33,5 +33,6 @@ def check(file: YamlFile, settings: dict[str, Any], root: Path) -> dict[str, int
     if complete and (SUPERVISED in settings["training"] or not any(trained(settings))):
         check_teacher_cache(file, settings)
     check_evaluation(file, of_chains, complete)
+    check_seeds(file, of_chains)
     file.refuse()
     return parameters

@@ -3,11 +3,16 @@
 import math
 from typing import Any
 
-from takd.experiment import lineage
+from takd.experiment import controls, lineage
 from takd.experiment.labels import size_text
 from takd.experiment.lineage import SUPERVISED
-from takd.experiment.schema import suggest
-from takd.experiment.validation.common import by_hop, distillation_methods, given_models
+from takd.experiment.schema import load_schema, suggest
+from takd.experiment.validation.common import (
+    by_hop,
+    distillation_methods,
+    given_models,
+    training_settings,
+)
 from takd.experiment.yaml12 import Key, YamlFile, dotted
 
 
@@ -31,10 +36,15 @@ def check_chains(
         for entry, methods in enumerate(by_hop(chain)):
             here = (*key, "methods", entry) if methods else (*key, "models")
             right.append(not methods or _check_methods(file, settings, chain, methods, here))
+            if chain["control"] and all(right):
+                right.append(_check_control(file, settings, chain, methods, (*key, "control")))
             if not right[-1]:
                 continue
-            name = lineage.of_chain(chain["models"], methods, given_models(settings))
-            if name in seen:
+            trained = controls.expanded({**chain, "methods": [methods] if methods else []})
+            (hops,) = by_hop(trained)
+            name = lineage.of_chain(trained["models"], hops, given_models(settings))
+            # methods that differ above the last hop have one control, and all have one SFT
+            if name in seen and not (chain["control"] and seen[name][:2] == key):
                 text = f"gives {name} again, which {dotted(seen[name])} gives already; remove one."
                 right.append(file.fault(here, text))
             seen.setdefault(name, here)
@@ -46,6 +56,32 @@ def check_chains(
         if all(right):
             sound.append(chain)
     return sound
+
+
+def _check_control(
+    file: YamlFile, settings: dict[str, Any], chain: dict[str, Any], methods: list[str], key: Key
+) -> bool:
+    """Check that a chain can be the control that it says, by the method of its last hop."""
+    name = chain["control"]
+    if not methods:
+        text = f"is {name}, but the chain has one model, '{chain['models'][0]}'; name a teacher and a method."
+        return file.fault(key, text)
+    if name == controls.SFT:
+        if settings.get("budget"):
+            return True
+        text = "is sft, but the experiment has no budget that SFT could spend; set budget, or remove the chain."
+        return file.fault(key, text)
+    known = load_schema()["$defs"]["methods"]["properties"]
+    method, control = methods[-1], controls.CONTROLS[name]
+    if not controls.fits(name, method, known[method]["properties"]):
+        fit = [one for one in known if controls.fits(name, one, known[one]["properties"])]
+        return file.fault(
+            key, f"is {name}, which '{method}' cannot be; it goes with {', '.join(fit)}."
+        )
+    resolved = training_settings(settings, chain["models"][-1], method)
+    if fault := controls.unfit(control, resolved):
+        return file.fault(key, f"is {name} of '{method}', {fault}")
+    return True
 
 
 def _check_presence(file: YamlFile, chain: dict[str, Any], key: Key) -> bool:

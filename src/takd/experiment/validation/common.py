@@ -1,8 +1,9 @@
 """Names and settings that several checks and the experiment need: methods, hops, settings of a training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from takd.experiment import lineage
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import load_schema
 
@@ -22,16 +23,16 @@ def by_hop(chain: dict[str, Any]) -> list[list[str]]:
     return [[entry] * hops if isinstance(entry, str) else entry for entry in chain["methods"]]
 
 
-def training_settings(settings: dict[str, Any], model: str, method: str) -> dict[str, Any]:
+def training_settings(settings: Mapping[str, Any], model: str, method: str) -> dict[str, Any]:
     """Return a method's settings for a model; its own take precedence over those for all models."""
-    own = settings["models"][model].get("training", {}).get(method, {})
+    own = settings["models"][lineage.own(model)].get("training", {}).get(method, {})
     resolved = {**settings["training"][method], **own}
     if resolved.get("rollouts_per_round", 0) is None:
         resolved["rollouts_per_round"] = resolved["batch_size"]
     return resolved
 
 
-def given_models(settings: dict[str, Any]) -> list[str]:
+def given_models(settings: Mapping[str, Any]) -> list[str]:
     """Return the models that are there and are taken as they are."""
     return [name for name, model in settings["models"].items() if model["trained"]]
 
@@ -51,6 +52,8 @@ def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def vocabulary_size(settings: dict[str, Any]) -> int | None:
     """Return the number of tokens, if the file states it."""
     tokenizer = settings["tokenizer"]
+    if "words" in tokenizer:
+        return len(tokenizer["words"]) + 1  # the end token
     return tokenizer.get("train", tokenizer).get("vocabulary")
 
 

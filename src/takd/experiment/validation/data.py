@@ -21,13 +21,14 @@ def check_data(file: YamlFile, settings: dict[str, Any]) -> None:
         key: Key = ("evaluation", "sets", name)
         if _check_source(file, source, key) and "answer" in source:
             _check_pattern(file, source["answer"]["pattern"], (*key, "answer", "pattern"))
-    if "train" in tokenizer and "vocabulary" in tokenizer:
-        text = "only goes with hub, folder and gguf; train has its own, remove it."
+    own = "train" in tokenizer or "words" in tokenizer
+    if own and "vocabulary" in tokenizer:
+        text = "only goes with hub, folder and gguf; train and words have their own, remove it."
         file.fault(("tokenizer", "vocabulary"), text)
-    if "train" in tokenizer and data["template"] == "chat":
+    if own and data["template"] == "chat":
         file.fault(
             ("data", "template"),
-            "is chat, but a tokenizer that is trained here has no chat template; write the template out, as"
+            "is chat, but a tokenizer that is made here has no chat template; write the template out, as"
             " with_input and without_input.",
         )
     for name in ("system", "template_variables"):
@@ -93,8 +94,8 @@ def _check_source(file: YamlFile, source: dict[str, Any], key: Key) -> bool:
         text = f"is {most}, but must be at least min_response_words ({least})."
         return file.fault((*key, "max_response_words"), text)
     topics = source.get("demo", {}).get("topics", [])
-    if "sums" in topics and len(topics) > 1:
-        text = "has sums and others, but sums stand alone; make a set of each."
+    if len(topics) > 1 and (alone := {"sums", "letters"}.intersection(topics)):
+        text = f"has {min(alone)} and others, but {min(alone)} stand alone; make a set of each."
         return file.fault((*key, "demo", "topics"), text)
     for name in ("rows", "columns"):
         if name in source and "demo" in source:

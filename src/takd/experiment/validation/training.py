@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import budget
+from takd.experiment import budget, controls
 from takd.experiment.lineage import SUPERVISED
 from takd.experiment.schema import HOME, own_or_shipped, show, suggest
 from takd.experiment.validation.common import divisors, trained, training_settings, vocabulary_size
@@ -55,6 +55,9 @@ def _check_pair(
             f"is {batch}, which does not divide the {rollouts} rollouts_per_round of the model '{model}'; it must be"
             f" {divisors(rollouts)}.",
         )
+    fault = controls.unfit(controls.CONTROLS["shuffled_prompts"], resolved)
+    if fault and resolved.get("teacher_prompts") == "shuffled":
+        file.fault(where("teacher_prompts"), f"is shuffled, {fault}")
     if "on_policy" in resolved:
         shared = resolved["on_policy"] == settings["training"][method]["on_policy"]
         _check_regime(file, resolved, where, shared)

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from takd.analysis.results import Model, Results, Row
 from takd.experiment.labels import full_text
-from takd.experiment.lineage import is_given, split
+from takd.experiment.lineage import is_given, student_of
 from takd.report.figures.style import (
     COLOURS,
     DASHES,
@@ -68,7 +68,7 @@ def learning_curves(results: Results) -> Drawing | None:
         if is_given(lineage):
             continue
         series = Series(full_text(lineage), look[lineage], results.of(lineage))
-        panels.setdefault(split(lineage)[-1].model, []).append(series)
+        panels.setdefault(student_of(lineage), []).append(series)
     if not panels:
         return None
     return Drawing(_draw(panels, min(len(panels), 3)), numbers(results, "dev"))

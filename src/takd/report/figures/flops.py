@@ -37,7 +37,8 @@ def curves(results: Results) -> Drawing | None:
             sizes.setdefault(results.of(lineage)[0].parameters, []).append(lineage)
     if not sizes:
         return None
-    return Drawing(_draw(results, sizes), numbers(results), note=_note(results))
+    broad, narrow = (_draw(results, sizes, columns) for columns in (2, 1))
+    return Drawing(broad, numbers(results), narrow, _note(results))
 
 
 def _drawn(results: Results, lineage: str) -> bool:
@@ -82,12 +83,13 @@ def numbers(results: Results) -> list[Row]:
     ]
 
 
-def _draw(results: Results, sizes: dict[int, list[str]]) -> str:
+def _draw(results: Results, sizes: dict[int, list[str]], most: int) -> str:
+    """Draw panels side by side, at most so many; with one, for a phone."""
     look, budget = looks(results), costs.budgets(results)
     key = {full_text(name): handle(look[name]) for names in sizes.values() for name in names}
     with matplotlib.rc_context(STYLE):
-        columns = min(len(sizes), 2)
-        figure, axes = panels(len(sizes), columns, len(sizes), WIDTH, 3.2, key)
+        columns, width = min(len(sizes), most), WIDTH * most / 2
+        figure, axes = panels(len(sizes), columns, len(sizes), width, 3.2, key)
         for place, (axis, (size, names)) in enumerate(zip(axes, sizes.items(), strict=True)):
             for name in names:
                 _line(axis, [points(results, model) for model in results.of(name)], look[name])

@@ -16,8 +16,9 @@ from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
+from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import GIVEN, split
+from takd.experiment.lineage import GIVEN, split, student_of
 from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
@@ -73,6 +74,8 @@ QUESTIONS = {
     "sft": "Gain over SFT of the same model",
     "method": "Method against method on one chain",
     "given": "Training against a model as given",
+    "teacher": "What needs the teacher (method − its control)",
+    "control": "Controls: gain over SFT of the same model",
 }
 """Headings, in the order of the blocks."""
 
@@ -107,7 +110,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
     """Draw the scores of all models on one evaluation set, by model, those of large teachers first."""
     look = looks(results)
     rows = table.rows(table.of(results), kind=SCORE, set=name, measure=measure)
-    sizes = {row.model: row.parameters or 0 for row in rows}
+    sizes = {student_of(row.lineage): row.parameters or 0 for row in rows}
 
     def teachers(row: Number) -> list[int]:
         # SFT first, then large teachers before small ones: a falling column is the capacity gap
@@ -119,7 +122,9 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
             Entry(
                 full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
             )
-            for row in sorted((row for row in rows if row.model == model), key=teachers)
+            for row in sorted(
+                (row for row in rows if student_of(row.lineage) == model), key=teachers
+            )
         ]
         found.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
     return both(found, BY_NAME[measure].title, signed=False)
@@ -144,6 +149,8 @@ SCORES = Plot(
 
 def pair_text(pair: Pair) -> str:
     """Name a difference: the chain where it is clear from the question what it is compared with, else both sides."""
+    if pair.question == "teacher" and (control := controls.of(pair.theirs)):
+        return f"{full_text(pair.ours)} − {control.title}"
     if pair.question not in ("method", "given"):
         return full_text(pair.ours)
     ours, theirs = (full_text(lineage).partition(": ") for lineage in (pair.ours, pair.theirs))

@@ -13,7 +13,7 @@ from takd.analysis.costs import unit
 from takd.analysis.results import Results, Row
 from takd.analysis.table import Number
 from takd.experiment.labels import full_text, short_number
-from takd.experiment.lineage import split
+from takd.experiment.lineage import student_of
 from takd.report import tables
 from takd.report.figures.style import (
     STYLE,
@@ -63,7 +63,7 @@ PLOT = Plot("quality", "quality against cost", quality, "costs.html", "Quality a
 def _draw(results: Results, width: float, columns: int) -> str:
     look, spent = looks(results), list(costs.cumulative(results))
     sizes = {model: 5 + 2 * place for place, model in enumerate(reversed(by_size(results)))}
-    size = {each.lineage: sizes[split(each.lineage)[-1].model] for each in spent}
+    size = {each.lineage: sizes[student_of(each.lineage)] for each in spent}
     small, what = max(fmean(each.hours.values()) for each in spent) < 1, unit(results)
     axes: dict[str, list[Mapping[int, float]]] = {
         what.replace("hours", "minutes") if small else what: [

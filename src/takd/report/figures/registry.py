@@ -7,7 +7,7 @@ on that page follow from the line here.
 import functools
 
 from takd.analysis.results import Results
-from takd.report.figures import curves, flops, forest, quality
+from takd.report.figures import curves, exact, flops, forest, quality
 from takd.report.figures.style import Drawing, Plot
 
 PLOTS: tuple[Plot, ...] = (
@@ -16,6 +16,7 @@ PLOTS: tuple[Plot, ...] = (
     quality.PLOT,
     flops.PLOT,
     curves.PLOT,
+    exact.PLOT,
 )
 """In the order of the downloads, and of the pages that show several."""
 

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from takd.analysis.exports import to_csv
 from takd.analysis.results import Results, Row
 from takd.analysis.text import counted
-from takd.experiment.lineage import GIVEN, SUPERVISED, split
+from takd.experiment.lineage import GIVEN, SUPERVISED, split, student_of
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -86,7 +86,7 @@ def looks(results: Results) -> dict[str, Look]:
 
 def by_size(results: Results) -> dict[str, int]:
     """Parameters of every trained model, the largest first."""
-    sizes = {split(m.node.lineage)[-1].model: m.parameters for m in results.models.values()}
+    sizes = {student_of(m.node.lineage): m.parameters for m in results.models.values()}
     return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
 
 
