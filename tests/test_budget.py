@@ -149,6 +149,7 @@ def test_spent_is_what_torch_counts(
             "response_ids": [2, 3, 4, 5, 0],
         },
         with_indices=True,
+        keep_in_memory=True,  # without a cache beside the rows
     )
     rows.save_to_disk(space.folder / f"equal-rows-{arm}" / "dataset")
     space.manifest(f"equal-rows-{arm}", **of_split("train"))
@@ -156,7 +157,7 @@ def test_spent_is_what_torch_counts(
     train = Run.train
 
     def counted(job: Run) -> None:
-        job.end_token = -1  # drawn responses are of one length too
+        job.ends = (-1,)  # drawn responses are of one length too
         with counter:
             train(job)
 
@@ -231,7 +232,7 @@ def test_the_cost_of_a_chain_is_a_budget(space: Workspace, whole: Path) -> None:
     inputs = {**inputs, "reference": "whole"}
     folder = run(space, "like", lineage, inputs, budget=budget, evaluate_every=100)
     cost = sum(read_json(folder / "manifest.json")["spent"].values())
-    assert cost == pytest.approx(spent, rel=0.01)
+    assert cost == pytest.approx(spent, rel=0.02)  # of about 20 steps
 
 
 def test_a_budget_that_its_teachers_exceed_is_refused(space: Workspace) -> None:

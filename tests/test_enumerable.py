@@ -33,12 +33,12 @@ END = len(LETTERS)
 PLAIN = {"with_input": "{instruction} {input}", "without_input": "{instruction}"}
 
 
-def responses(vocabulary, end, tokens):
+def responses(vocabulary, ends, tokens):
     """All responses: without an end token only those of the greatest length."""
-    others = [token for token in range(vocabulary) if token != end]
+    others = [token for token in range(vocabulary) if token not in ends]
     for length in range(tokens):
         for said in itertools.product(others, repeat=length):
-            yield (*said, end)
+            yield from ((*said, end) for end in ends)
     yield from itertools.product(others, repeat=tokens)
 
 
@@ -50,11 +50,11 @@ def probability(model, prompt, response, vocabulary):
     return log_tv[range(len(response)), list(response)].sum().item()
 
 
-def brute_force(student, other, prompts, vocabulary, end, tokens):
+def brute_force(student, other, prompts, vocabulary, ends, tokens):
     """Mean reverse and forward KL over prompts, response by response."""
     sums = [0.0, 0.0]
     for prompt in prompts:
-        for response in responses(vocabulary, end, tokens):
+        for response in responses(vocabulary, ends, tokens):
             q, p = (log_p(prompt, response) for log_p in (student, other))
             sums[0] += math.exp(q) * (q - p)
             sums[1] += math.exp(p) * (p - q)
@@ -62,20 +62,23 @@ def brute_force(student, other, prompts, vocabulary, end, tokens):
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "end", "tokens", "prompt"),
-    [(4, 0, 3, [1]), (4, 3, 3, [2, 0, 1]), (5, 2, 2, [0, 4]), (3, 1, 4, [0]), (6, 5, 1, [3])],
+    ("vocabulary", "ends", "tokens", "prompt"),
+    [
+        *((4, (0,), 3, [1]), (4, (3,), 3, [2, 0, 1]), (3, (1,), 4, [0]), (6, (5,), 1, [3])),
+        (5, (2, 4), 3, [0, 4]),  # a chat model may have several end tokens
+    ],
 )
-def test_divergences_are_those_of_brute_force(vocabulary, end, tokens, prompt):
+def test_divergences_are_those_of_brute_force(vocabulary, ends, tokens, prompt):
     # the models have further entries, as padded ones do, which no side may count
     q, p = (tiny_gpt2(seed, vocabulary + 3).double() for seed in (1, 2))
-    listed = Responses(tokens, vocabulary, end)
+    listed = Responses(tokens, vocabulary, ends)
     found = listed.divergences(*(listed.of_model(model)(prompt) for model in (q, p)))
     student, other = (
         lambda prompt, response, model=model: probability(model, prompt, response, vocabulary)
         for model in (q, p)
     )
     assert found == pytest.approx(
-        brute_force(student, other, [prompt], vocabulary, end, tokens), abs=1e-12
+        brute_force(student, other, [prompt], vocabulary, ends, tokens), abs=1e-12
     )
     assert min(found) > 0.01
     own = listed.of_model(q)(prompt)
@@ -94,7 +97,7 @@ def spoken(seed, prompt, response):
 
 def test_the_truth_is_that_of_the_data_whatever_the_order_of_the_tokens():
     model, ids, end = tiny_gpt2(3, 5).double(), [3, 0, 4, 1], 2
-    listed = Responses(3, 5, end)
+    listed = Responses(3, 5, (end,))
     found = listed.divergences(listed.of_model(model)([0, 3]), listed.of_letters(7, ids)([0, 3]))
     number = {token: at for at, token in enumerate([*ids, end])}
 
@@ -104,8 +107,8 @@ def test_the_truth_is_that_of_the_data_whatever_the_order_of_the_tokens():
     def student(prompt, response):
         return probability(model, prompt, response, 5)
 
-    assert found == pytest.approx(brute_force(student, truth, [[0, 3]], 5, end, 3), abs=1e-12)
-    masses = [math.exp(truth([0, 3], each)) for each in responses(5, end, 3)]
+    assert found == pytest.approx(brute_force(student, truth, [[0, 3]], 5, [end], 3), abs=1e-12)
+    masses = [math.exp(truth([0, 3], each)) for each in responses(5, [end], 3)]
     assert math.fsum(masses) == pytest.approx(1, abs=1e-12)
 
 
@@ -119,7 +122,7 @@ def test_rows_are_draws_from_the_distribution_that_is_compared_with():
     for prompt in ("a b", "d d"):
         asked = [LETTERS.index(letter) for letter in prompt.split()]
         statistic, cells = 0.0, 0
-        for response in responses(5, END, letters.LENGTH):
+        for response in responses(5, [END], letters.LENGTH):
             expected = 2000 * math.exp(spoken(1, asked, response))
             if expected >= 5:  # as a test of Pearson's χ² wants it
                 said = " ".join(LETTERS[token] for token in response if token != END)
@@ -264,7 +267,7 @@ def test_the_stage_lists_all_responses_after_each_prompt_once(workspace):
         lambda prompt, response, model=model: probability(model, prompt, response, vocabulary)
         for model in (student, oracle)
     )
-    reverse, forward = brute_force(*sides, prompts, vocabulary, 0, 3)
+    reverse, forward = brute_force(*sides, prompts, vocabulary, [0], 3)
     assert found["exact"] == {
         role: pytest.approx({"reverse_kl": reverse, "forward_kl": forward}, rel=1e-9)
         for role in ("direct", "first")

@@ -61,7 +61,10 @@ def test_an_empty_folder_goes_from_the_demo_to_its_report(tmp_path: Path) -> Non
     experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["kd"]}]
     for other in ("assistant", "minillm"):
         experiment["models" if other == "assistant" else "training"].pop(other)
-    experiment["data"]["dev"] = {"demo": {"part": "dev", "rows": 8, "seed": 1}}
+    experiment["data"] |= {
+        "dev": {"demo": {"part": "dev", "rows": 8, "seed": 1}},
+        "template": {"with_input": "{instruction}\n{input}\n", "without_input": "{instruction}\n"},
+    }
     clone = tmp_path / "clone"
     copy_workflow(clone, experiment)
     (clone / "config/experiments/small.yaml").rename(clone / "config/experiments/demo.yaml")

@@ -55,6 +55,11 @@ def are_draws(source: Mapping[str, Any]) -> bool:
     return TOPIC in source.get("demo", {}).get("topics", ())
 
 
+def truth(source: Mapping[str, Any]) -> dict[str, int]:
+    """Return what the distribution of a source is known by: the seed of `letters`, and nothing of others."""
+    return {TOPIC: source["demo"]["seed"]} if are_draws(source) else {}
+
+
 @functools.cache
 def world(seed: int) -> World:
     """Return the distribution of a seed."""

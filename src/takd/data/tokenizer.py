@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from takd.data import sources
 from takd.data import template as templates
 from takd.data.chat import REMEDY, ChatError, ChatTemplate, of_tokenizer
-from takd.data.template import CHAT, Template, fill
+from takd.data.made_tokenizers import MADE
+from takd.data.template import CHAT, Template
 from takd.data.tokenise import Encoder
 from takd.models.tokenizer_check import (
     ALSO,
@@ -25,10 +25,9 @@ from takd.models.tokenizer_check import (
 from takd.runtime import files
 from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError, hub_error, hub_fault, reason
-from takd.runtime.files import read_json_object, write_json
+from takd.runtime.files import read_json_object
 from takd.runtime.stage import Stage
 
-END, PAD = "<|endoftext|>", "<|pad|>"
 ASKED = (("Name it.", ""), ("Name it.", "a cat"), ("Zażółć", "日本\n"), ("(3 of)", "{x} <b>"))
 
 
@@ -49,9 +48,8 @@ def run(stage: Stage) -> None:
             vocabulary other than declared; a training text too small for it; no chat template where one is required.
     """
     spec, folder = stage.spec, stage.temporary(stage.outputs["tokenizer"])
-    made = {"train": _train, "words": _words}
-    make = next((make for kind, make in made.items() if kind in spec["source"]), None)
-    facts = make(spec, folder) if make else _convert(spec, folder, stage.say)
+    made = next((make for kind, make in MADE.items() if kind in spec["source"]), None)
+    facts = made(spec, folder) if made else _convert(spec, folder, stage.say)
     digest = folder_digest(folder)
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
@@ -62,63 +60,6 @@ def run(stage: Stage) -> None:
         **facts,
     )
     stage.say(f"tokenizer: {facts['vocabulary']} tokens")
-
-
-def _train(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train a byte-level BPE tokenizer on the training rows, prompts in their template and answers."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    wanted = spec["source"]["train"]["vocabulary"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=wanted,
-        special_tokens=[END, PAD],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    rows = sources.rows(spec["text"])
-    filled = ([fill(spec["template"], row.instruction, row.input), *row.references] for row in rows)
-    tokenizer.train_from_iterator(filled, trainer)
-    size = tokenizer.get_vocab_size()
-    if size != wanted:
-        raise InputError(
-            f"tokenizer.train.vocabulary is {wanted}, but the training rows give {size} tokens;"
-            f" set a number from 258 to {size}."
-        )
-    return _saved(tokenizer, folder, PAD, spec["template"])
-
-
-def _words(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make a tokenizer of words between blanks.
-
-    Other words become the end token, so that data with them is refused.
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    tokens = [*spec["source"]["words"], END]
-    numbers = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=END))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([END])
-    return _saved(tokenizer, folder, END, spec["template"])
-
-
-def _saved(tokenizer: Any, folder: Path, pad: str, template: Template) -> dict[str, Any]:
-    """Save a tokenizer that was made here; return its facts for the manifest."""
-    tokenizer.save(str(folder / "tokenizer.json"))
-    # read by transformers; written by hand, since importing transformers takes seconds
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "pad_token": pad,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": templates.as_chat_template(template, ""),
-    }
-    write_json(folder / "tokenizer_config.json", settings)
-    ids = {"end": tokenizer.token_to_id(END), "pad": tokenizer.token_to_id(pad)}
-    return {"vocabulary": tokenizer.get_vocab_size(), **ids, "begin": []}
 
 
 def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:

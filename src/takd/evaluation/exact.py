@@ -24,6 +24,7 @@ from takd.evaluation.log_likelihoods import Record, Text
 from takd.losses.divergences import forward_kl, reverse_kl
 from takd.models.causal_lm import hidden_states
 from takd.models.logits import project
+from takd.models.tokenizer_check import end_tokens
 
 Distributions = list[Tensor]
 """By the length t of the prefix: log-probabilities of the next token, (prefixes of that length, vocabulary).
@@ -44,17 +45,17 @@ class Responses(NamedTuple):
     Attributes:
         tokens: tokens of the longest, the end token included.
         vocabulary: number of tokens, whose ids begin at 0.
-        end: id of the end token.
+        ends: ids of the tokens that end a response.
     """
 
     tokens: int
     vocabulary: int
-    end: int
+    ends: tuple[int, ...]
 
     @property
     def others(self) -> list[int]:
         """Ids of the tokens that a response goes on after."""
-        return [token for token in range(self.vocabulary) if token != self.end]
+        return [token for token in range(self.vocabulary) if token not in self.ends]
 
     def of_model(self, model: PreTrainedModel) -> Source:
         """Distributions of a model, which is in float64."""
@@ -78,7 +79,7 @@ class Responses(NamedTuple):
     def of_letters(self, seed: int, ids: Sequence[int]) -> Source:
         """Distributions of the data source `letters`; `ids` are those of its letters in their order."""
         world, number = letters.world(seed), {token: at for at, token in enumerate(ids)}
-        places = torch.tensor([*ids, self.end])
+        places = torch.tensor([*ids, *self.ends])
 
         def distributions(prompt: Sequence[int]) -> Distributions:
             asked, found = [number[token] for token in prompt], []
@@ -118,7 +119,7 @@ def comparisons(
     if not parts:
         return
     model, vocabulary = load("model", spec["lineage"], "fp32")
-    responses = Responses(spec["exact"]["tokens"], vocabulary, tokenizer.eos_token_id)
+    responses = Responses(spec["exact"]["tokens"], vocabulary, end_tokens(tokenizer))
     student = functools.lru_cache(KEPT)(responses.of_model(model.double()))
 
     def compared(other: Source, texts: Sequence[Text]) -> list[Record]:

@@ -6,7 +6,7 @@ Equal settings give equal text as canonical JSON: a stage runs again when they c
 from collections.abc import Callable
 from typing import Any
 
-from takd.data.letters import are_draws
+from takd.data.letters import truth
 from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
@@ -172,11 +172,8 @@ def likelihoods(experiment: Experiment, lineage: str, seed: int, set: str) -> Sp
     """Settings of the stage that computes likelihoods and divergences from the teachers."""
     spec = _evaluated(experiment, lineage, seed, set)
     spec["teachers"] = _compared_with(experiment, lineage, seed)
-    if experiment.settings["evaluation"]["exact"]:
-        spec["exact"] = {"tokens": experiment.longest_response}
-        source = source_of(experiment, set)
-        if are_draws(source):
-            spec["exact"]["letters"] = source["demo"]["seed"]
+    if (evaluation := experiment.settings["evaluation"])["exact"]:
+        spec["exact"] = {"tokens": experiment.longest_response, **truth(evaluation["sets"][set])}
     return spec
 
 

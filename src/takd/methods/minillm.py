@@ -192,14 +192,9 @@ class MiniLLM(Method):
             log_q_mv = tempered(logits_mv, s["temperature"]).log_softmax(-1)
             log_q_m = log_q_mv.gather(-1, columns["target"][:, None])[:, 0]
             # relative to the policy that sampled the round, some steps ago
-            log_ratio_m, weight_m = log_q_m - columns["drawn"], columns["weight"]
-            policy_m = policy_loss(
-                log_ratio_m,
-                weight_m,
-                columns["advantage"],
-                s["ratio_clip"],
-                s["clip_weighted_ratio"],
-            )
+            log_ratio_m = log_q_m - columns["drawn"]
+            clip = s["ratio_clip"], s["clip_weighted_ratio"]
+            policy_m = policy_loss(log_ratio_m, columns["weight"], columns["advantage"], *clip)
             loss_m, statistics = policy_m, {"policy_loss": policy_m, "ratio": log_ratio_m.exp()}
             if s["single_step_weight"]:
                 divergence_m = reverse_kl(*teacher.pair(log_q_mv, columns))
