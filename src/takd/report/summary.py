@@ -116,16 +116,17 @@ def looked(results: Results) -> list[str]:
 
     def named(verdict: str) -> str:
         return "; ".join(
-            f"{forest.pair_text(Pair(row['question'], row['lineage'], row['other']))} on {row['set']}"
+            f"{forest.pair_text(Pair(row['question'], row['lineage'], row['other']))}"
+            f" ({WHAT[row['question']]}, {row['set']})"
             for row in found
             if row["verdict"] == verdict
         )
 
     bound = f"±{until['difference']:g}"
     texts = [
-        f"Training seeds were added until each of {counted(len(found), 'difference')} of"
-        f" {BY_NAME[until['measure']].title} is significant or has its interval within {bound}:"
-        f" {counted(seeds - first + 1, 'look')}, the last after {seeds} seeds, at most {until['at_most']}."
+        f"Training seeds are added, up to {until['at_most']}, until each difference of"
+        f" {BY_NAME[until['measure']].title} ({len(found)} in all) is significant or has its interval within {bound}:"
+        f" {counted(seeds - first + 1, 'look')}, the last after {seeds} seeds."
         " Intervals and p values across training seeds hold over all looks."
     ]
     texts += [f"Within {bound}: {within}."] if (within := named(looks.WITHIN)) else []
