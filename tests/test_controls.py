@@ -288,15 +288,25 @@ def test_kd_and_responses_of_the_student_are_read_under_other_prompts() -> None:
 
 @torch.no_grad()
 def test_the_teacher_replaces_tokens_under_other_prompts() -> None:
-    """At k = 1 its likeliest token is all that is left."""
     student, teacher = tiny_gpt2(1, VOCABULARY), tiny_gpt2(2, VOCABULARY)
-    method = make("skd", teacher, teacher_prompts="shuffled", on_policy_share=1.0, teacher_top_k=1)
-    method.prepare(1, sampler(student, teacher))
-    rows = method.drawn
-    for row, asked in zip(rows, asked_of(method, [row.prompt for row in rows], 1), strict=True):
-        for at, token in enumerate(row.response):
-            ids = torch.tensor([[*asked, *row.response[:at]]])
-            assert token == teacher(ids).logits[0, -1].argmax()
+    method = make("skd", teacher, teacher_prompts="shuffled", on_policy_share=1.0, teacher_top_k=2)
+    said: list[Any] = []
+
+    def sample(*asked: Any) -> Any:
+        said[:] = sampler(student, teacher)(*asked)
+        return said
+
+    method.prepare(1, sample)
+    others = asked_of(method, [row.prompt for row in method.drawn], 1)
+    for row, asked, response in zip(method.drawn, others, said, strict=True):
+        for at in range(len(row.response)):
+            heard, own = (
+                model(torch.tensor([[*prompt, *row.response[:at]]])).logits[0, -1].double()
+                for model, prompt in ((teacher, asked), (student, row.prompt))
+            )
+            likeliest = (heard / 0.7).softmax(-1).topk(2).indices
+            outside = 1 - (own / 0.7).softmax(-1)[likeliest].sum().item()
+            assert response.replaced[at].item() == pytest.approx(outside, abs=1e-4)
 
 
 def sampler(student: Any, teacher: Any, micro_batch: int | None = None) -> Any:

@@ -269,7 +269,9 @@ def test_a_pad_token_that_is_the_end_token_still_learns(tokenizer, tmp_path):
 
 def test_generate_ends_at_any_of_several_end_tokens(tokenizer, tmp_path):
     """As an evaluation; one token is a number, as before."""
-    source, others = as_published("llama", tmp_path / "source", {}), []
+    source, prompts = as_published("llama", tmp_path / "source", {}), [[6, 7], [8], [9, 10, 11]]
+    others: list[int] = []
+    ended = 0
     for _ in range(2):
         changed = copy.deepcopy(tokenizer)
         if others:
@@ -279,14 +281,15 @@ def test_generate_ends_at_any_of_several_end_tokens(tokenizer, tmp_path):
         assert said == ([END, *others] if others else END)
         again = load_tokenizer(tmp_path / "out")
         assert end_tokens(again) == (END, *others)
-        (drawn,) = greedily(load_model(tmp_path / "out"), [[6, 7]], again, end_tokens(again))
-        model, tokens = (
-            AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
-            drawn.tokens.tolist(),
-        )
-        assert model.generate(torch.tensor([[6, 7]]))[0].tolist() == [6, 7, *tokens]
-        assert not others or (tokens[-1] in others and drawn.finished)
-        others = [tokens[2], 5]
+        drawn = greedily(load_model(tmp_path / "out"), prompts, again, end_tokens(again))
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        for ids, response in zip(prompts, drawn, strict=True):
+            found = model.generate(torch.tensor([ids]))[0].tolist()
+            assert found == [*ids, *response.tokens.tolist()]
+        ended += sum(response.tokens[-1] in others for response in drawn)
+        longest = max((response.tokens.tolist() for response in drawn), key=len)
+        others = sorted({longest[0], 5} - {END})
+    assert ended
 
 
 def test_stages_export_what_they_trained_and_may_be_read_by_others(tmp_path):

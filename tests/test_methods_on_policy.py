@@ -158,7 +158,7 @@ def plain_loss(name, pair, rows, ratio):
 def test_loss_on_responses_of_the_student_is_the_divergence_alone(name, pair):
     """They are no labels, whatever the ratio."""
     method = make(name, pair[1], on_policy_share=1.0, ratio=0.3)
-    method.prepare(0, drawing(pair[0]))
+    method.prepare(0, drawing(*pair))
     (part,) = method.parts(0)
     loss, _ = part.loss(pair[0], part.rows)
     assert sorted(row.id for row in part.rows) == [0, 1, 2, 3]
@@ -169,7 +169,7 @@ def test_loss_on_responses_of_the_student_is_the_divergence_alone(name, pair):
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(name):
     student, teacher = tiny_gpt2(1, VOCABULARY), tiny_gpt2(1, VOCABULARY)
     method = make(name, teacher, on_policy_share=1.0)
-    method.prepare(0, drawing(student))
+    method.prepare(0, drawing(student, teacher))
     (part,) = method.parts(0)
     loss, _ = part.loss(student, part.rows)
     loss.backward()
@@ -474,6 +474,25 @@ def test_a_teacher_replaces_what_it_finds_unlikely(pair):
     method = make("skd", on_policy="off")
     rows_of(method, 0, never)
     assert method.constants()["replaced"] == 0
+
+
+def test_a_teacher_that_replaces_reads_nothing_again(pair):
+    """The hidden states of its decoding are kept; labels it reads once."""
+    teacher = tiny_gpt2(2, VOCABULARY, width=32)
+    passes, found = [], set()
+    teacher.base_model.register_forward_hook(lambda *_: passes.append(0))
+    method = make("skd", teacher)
+    for step in range(8):
+        rows = rows_of(method, step, drawing(pair[0], teacher))
+        (part,) = method.parts(step)
+        passes.clear()
+        losses = [part.loss(pair[0], rows[start : start + 2])[0].item() for start in (0, 2)]
+        expected = {"student": (0, "kept"), "data": (2, "")}[method.source(step)]
+        assert (len(passes), part.outputs) == expected
+        exact = plain_loss("skd", (pair[0], teacher), rows, 1.0)
+        assert sum(losses) == pytest.approx(exact, rel=1e-4)
+        found.add(method.source(step))
+    assert found == {"student", "data"}
 
 
 def test_no_gradient_flows_through_the_target(pair):

@@ -254,7 +254,7 @@ def tests(gaps: Sequence[Array], until: Until | None = None) -> list[Columns]:
         if trainings > 1 and prompts > 1:
             # methods differ only if these checkpoints do as well: both tests must reject
             across = max(p, float(over_trainings(gap.mean(axis=2)).p))
-            across = looks.over_all(until, trainings, across)
+            across = float(looks.over_all(until, trainings, across))
         found.append({"p_raw": across, "prompts_p_raw": alone})
     return found
 

@@ -58,12 +58,12 @@ def level(until: Until | None, seeds: int) -> float:
     return float(seeds * least[int((1 - LEVEL) * (len(least) + 1)) - 1])
 
 
-def over_all(until: Until | None, seeds: int, p: float) -> float:
-    """P value over all looks, for the p value of the look with so many training seeds."""
+def over_all(until: Until | None, seeds: int, p: Any) -> Any:
+    """P values over all looks, for p values of the look with so many training seeds."""
     if until is None or not counts(until, seeds):
         return p
     least = _least(until["at_least"], until["at_most"])
-    return float((np.searchsorted(least, p / seeds, side="right") + 1) / (len(least) + 1))
+    return (np.searchsorted(least, p / seeds, side="right") + 1) / (len(least) + 1)
 
 
 def decided(rows: Iterable[dict[str, Any]], until: Until) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ one matrix product gives its distributions; or a stage stored its outputs for th
 once for all students.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,12 +58,19 @@ class LiveTeacher:
             return student_nv, tempered(logits_nv, self.temperature).log_softmax(-1)
 
 
+@dataclass
 class KeptTeacher(LiveTeacher):
-    """Teacher whose hidden states are part of the rows: `teacher_hidden`, (length, hidden size)."""
+    """Teacher whose hidden states were kept with the rows.
+
+    Attributes:
+        of: finds those of a row, (length, hidden size); by default its `teacher_hidden`.
+    """
+
+    of: Callable[[Any], Tensor] = operator.attrgetter("teacher_hidden")
 
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
         device = layout.ids_bt.device
-        kept = [row.teacher_hidden.to(device, non_blocking=True) for row in rows]
+        kept = [self.of(row).to(device, non_blocking=True) for row in rows]
         return {"teacher_hidden": torch.cat(kept).to(self.model.dtype)}
 
 

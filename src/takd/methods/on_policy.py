@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from takd.decoding.sampling import Prompt, Response
-from takd.losses.teacher_logits import LiveTeacher
+from takd.losses.teacher_logits import LiveTeacher, TeacherView
 from takd.methods.base import (
     Example,
     LabelledRows,
@@ -128,11 +128,14 @@ class OnPolicyMethod(LabelledRows):
             "student_responses": float(self.drawn is not None),
         }
 
+    def view(self) -> TeacherView:
+        """Return the source of the teacher's distributions at this step's rows."""
+        return LiveTeacher(self.teacher, self.context.vocabulary)
+
     def loss(self, tokens: int) -> LossFunction:
         vocabulary = self.context.vocabulary
         ratio = self.settings["ratio"] if self.drawn is None else 1.0
-        teacher = LiveTeacher(self.teacher, vocabulary)
-        plain = label_and_divergence_loss(teacher, self.divergence, ratio, vocabulary, tokens)
+        plain = label_and_divergence_loss(self.view(), self.divergence, ratio, vocabulary, tokens)
         constants = self.constants()
 
         def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:

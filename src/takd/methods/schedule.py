@@ -7,6 +7,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+DIAGNOSED = 128
+"""Dev responses, the first so many, that student and teacher read for diagnostics."""
+
 
 def steps_per_round(settings: Mapping[str, Any]) -> int:
     """Optimizer steps on the responses of one round (`rollouts_per_round`)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from takd.decoding.amounts import WORTH
 from takd.methods.registry import METHODS
-from takd.methods.schedule import steps_per_round, total_steps
+from takd.methods.schedule import DIAGNOSED, steps_per_round, total_steps
 from takd.models.flops import body_forward, decoding, distribution, head, reading, trained
 from takd.models.shapes import Shape
 from takd.preflight.memory import Resources
@@ -134,10 +134,14 @@ def training(
     steps = total_steps(s, train.count)
     if steps is None or dev.count is None:
         return None
-    # a dev evaluation: a response per row, whose tokens the log does not count, and the loss
+    # a dev evaluation: a response per row, whose tokens the log does not count, the loss, and what
+    # student and teacher make of the first responses
     asked = dev.prompt, dev.response if drawn is None else drawn
     answered = decoded(student, dev.count, *asked, together, resources.world, number)
     read = Work(passes=dev.count * reading(student, dev.prompt, dev.response))
+    if teacher is not None:
+        both = reading(student, *asked) + reading(teacher, *asked)
+        read += Work(passes=min(dev.count, DIAGNOSED) * both)
     every = s["evaluate_every"]
     work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))
     given = train, steps, resources, block_length, number, drawn, together
@@ -195,7 +199,8 @@ def learning(
         new, old = drawing_steps(s, steps) if facts.on_policy else (0.0, 0.0)
         outputs = s.get("teacher_outputs", "live")
         work += drawing(own, size, student, *mixing) * new
-        work += step(own, size, outputs) * (new + old)
+        work += step(own, size, "kept" if mixing else outputs) * new
+        work += step(own, size, outputs) * old
         return work + step(train, size, outputs) * (steps - new - old)
     count, rounds = s["rollouts_per_round"], math.ceil(steps / steps_per_round(s))
     drawn_once = drawing(own, count, student, *mixing)

@@ -115,8 +115,9 @@ def training(
         always["teacher's weights"] = float(shape.parameters * number)
     facts = METHODS[spec["method"]]
     total = math.inf if gpu.on_cpu else GIB * gpu.gigabytes
-    for shape, number in models[1:] if facts.rollouts else []:
-        size = float(settings["rollouts_per_round"] * texts.response * shape.width * number)
+    drawn = settings.get("rollouts_per_round", settings["batch_size"])
+    for shape, number in models[1:] if facts.rollouts or facts.teacher_draws(settings) else []:
+        size = float(drawn * texts.response * shape.width * number)
         if size <= tensors.KEPT_SHARE * total:  # else in main memory
             always["the round's hidden states"] = size
     copies = tensors.half_copies(student, settings, precision)

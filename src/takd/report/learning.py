@@ -17,12 +17,17 @@ MOST = 300
 
 
 class Quantity(NamedTuple):
-    """A number to draw: its log "train" or "dev", and its name in a model's log (None: not logged)."""
+    """A number to draw: its log "train" or "dev", and its name in a model's log (None: not logged).
+
+    Panels of one `part` stand together, below it as a heading, and those of one `scale` have the same y axis.
+    """
 
     title: str
     about: str
     log: str
     name: Callable[[Model], str | None]
+    part: str = ""
+    scale: str = ""
 
 
 def reverse_kl(model: Model) -> str:
@@ -44,6 +49,34 @@ FIRST = (
     Quantity("Training loss", "on training batches", "train", lambda _: "loss"),
 )
 """Panels that come first; all other quantities of the training logs follow by name."""
+
+
+def _own(name: str, title: str, about: str, scale: str = "") -> Quantity:
+    return Quantity(title, about, "dev", lambda _: name, OWN_RESPONSES, scale)
+
+
+OWN_RESPONSES = "Student and teacher on the student's own responses"
+OWN = (
+    _own("overlap", "Overlap", "share of the 16 likeliest tokens that the two have in common"),
+    _own("disagreement", "Disagreement", "share of tokens where the likeliest one differs"),
+    *(
+        _own(f"overlap_{of}_mass", f"Mass of the {of}", f"on the overlap, of the {of}", "mass")
+        for of in ("student", "teacher")
+    ),
+    *(
+        _own(f"{of}_entropy", f"Entropy of the {of}", "nats a token", "entropy")
+        for of in ("student", "teacher")
+    ),
+    _own("reverse_kl", "Reverse KL on dev", "to the teacher, nats a token"),
+    _own("length_ratio", "Length", "mean length of responses by that of the references"),
+    *(
+        _own(
+            f"reverse_kl_quarter_{n}", f"Reverse KL, quarter {n}", f"of a response, {n} of 4", "kl"
+        )
+        for n in range(1, 5)
+    ),
+)
+"""Diagnostics (`takd.training.diagnostics`), the last panels."""
 
 
 def page(results: Results) -> str:
@@ -83,7 +116,7 @@ def data(results: Results) -> dict[str, Any]:
         if key not in NOT_A_CURVE and isinstance(value, int | float)
     }
     others = [each for each in map(_other, sorted(known)) if any(map(each.name, models))]
-    every = [*FIRST, *others]
+    every = [*FIRST, *others, *OWN]
     runs: list[dict[str, Any]] = [
         {
             "lineage": model.node.lineage,
@@ -97,6 +130,7 @@ def data(results: Results) -> dict[str, Any]:
     return {
         "quantities": [
             {"title": each.title, "about": each.about, "dev": each.log == "dev"}
+            | {"part": each.part, "scale": each.scale}
             for each in every
             if each.title in titles
         ],

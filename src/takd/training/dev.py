@@ -8,10 +8,33 @@ from transformers import PreTrainedTokenizerBase
 from takd.data.arrow import PreparedRows
 from takd.decoding.sampling import Prompt, Response
 from takd.losses.batch import spans
-from takd.methods.base import examples, response_tokens
+from takd.methods.base import Context, examples, response_tokens
 from takd.methods.token_losses import label_loss
 from takd.metrics.rouge import exact_match, rouge_l
+from takd.training.diagnostics import diagnostics
 from takd.training.student import Student
+
+
+def dev_values(
+    student: Student,
+    context: Context,
+    dev: PreparedRows,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    tokenizer: PreTrainedTokenizerBase,
+    rouge_tokenizer: str,
+    micro_batch: int,
+    max_tokens: int = 0,
+) -> dict[str, float]:
+    """Return all values of a dev evaluation, with the responses of all processes to `prompts`."""
+    sizes = context.vocabulary, micro_batch, max_tokens
+    values = {
+        **dev_scores(responses, dev, tokenizer, rouge_tokenizer),
+        "loss": dev_loss(student, dev, *sizes),
+    }
+    if context.teacher is not None:
+        values |= diagnostics(student, context.teacher, prompts, responses, *sizes)
+    return values
 
 
 def dev_loss(
@@ -44,8 +67,12 @@ def dev_scores(
     texts = tokenizer.batch_decode([r.tokens.tolist() for r in responses], skip_special_tokens=True)
     pairs = list(zip(texts, dev["references"], strict=True))
     count = len(pairs)
+    length, references = (
+        sum(map(len, texts)) for texts in ([r.tokens for r in responses], dev["response_ids"])
+    )
     return {
         "rougeL": round(sum(rouge_l(*pair, rouge_tokenizer) for pair in pairs) / count, 4),
         "exact_match": round(sum(exact_match(*pair) for pair in pairs) / count, 4),
-        "response_length": round(sum(len(r.tokens) for r in responses) / count, 4),
+        "response_length": round(length / count, 4),
+        "length_ratio": round(length / references, 4),
     }

@@ -33,7 +33,7 @@ from takd.runtime.errors import InputError
 from takd.runtime.metrics_log import Journal, Progress
 from takd.runtime.stage import Interrupted, Stage
 from takd.training.best_weights import Best, Keeper
-from takd.training.dev import dev_loss, dev_prompts, dev_scores
+from takd.training.dev import dev_prompts, dev_values
 from takd.training.devices import agree, seed_generators
 from takd.training.exporting import Exported
 from takd.training.rollouts import exchanged, share, states_size
@@ -130,11 +130,8 @@ class Run:
             if step % self.settings["evaluate_every"] == 0 or last:
                 self.evaluate(step)
             diverged = in_a_row == SKIPPED_IN_A_ROW
-            stop, due = agree(
-                self.accelerator,
-                self.stage.should_stop(),
-                pace.due(self.journal.seconds, step, self.total),
-            )
+            due = pace.due(self.journal.seconds, step, self.total)
+            stop, due = agree(self.accelerator, self.stage.should_stop(), due)
             if due or stop or diverged or last:
                 # the last step is saved too: publishing compares the kept weights with its digests
                 pace.saved(self.keeper.save(step))
@@ -265,12 +262,12 @@ class Run:
     def evaluate(self, step: int) -> None:
         """Run a dev evaluation, and keep the weights if they are the best by some measure."""
         began = time.monotonic()
-        responses = self.draw(dev_prompts(self.dev, self.seed), self.decoding)
-        sizes = self.stage.micro_batch, self.stage.max_tokens
-        values = {
-            **dev_scores(responses, self.dev, self.tokenizer, self.rouge_tokenizer),
-            "loss": dev_loss(self.student, self.dev, self.method.context.vocabulary, *sizes),
-        }
+        prompts = dev_prompts(self.dev, self.seed)
+        responses = self.draw(prompts, self.decoding)
+        values = dev_values(
+            *(self.student, self.method.context, self.dev, prompts, responses, self.tokenizer),
+            *(self.rouge_tokenizer, self.stage.micro_batch, self.stage.max_tokens),
+        )
         # under a budget, the number of steps is not known before the first one
         known = {"steps": self.total} if step or self.share is None else {}
         self.journal.write("dev", step, **known, n=len(self.dev), **values)

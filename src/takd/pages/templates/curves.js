@@ -62,14 +62,16 @@
     });
   }
 
-  function draw(svg, { title, dev }, axis, single) {
+  function draw(svg, { title, dev, scale }, axis, single) {
     svg.replaceChildren();
     const shown = lines(title, axis, single);
     const points = shown.flatMap((found) => found.points);
+    const others = quantities.filter((other) => scale && other.scale === scale && other.title !== title);
+    const compared = [...points, ...others.flatMap((other) => lines(other.title, axis, single).flatMap((found) => found.points))];
     // random weights (step 0) would press all later values into a line
-    const later = points.filter((point) => point.step > 0);
+    const later = compared.filter((point) => point.step > 0);
     const fitted = later.length ? later : points;
-    if (!fitted.length) return add(svg, "text", { x: LEFT, y: HIGH / 2 }, "nothing shown");
+    if (!points.length) return add(svg, "text", { x: LEFT, y: HIGH / 2 }, "nothing shown");
     const edge = (Math.max(...fitted.map((p) => p.high)) - Math.min(...fitted.map((p) => p.low)) || 1) * 0.05;
     const low = Math.min(...fitted.map((p) => p.low)) - edge;
     const high = Math.max(...fitted.map((p) => p.high)) + edge;
@@ -110,7 +112,10 @@
     return points.some((point) => point.low < low || point.high > high);
   }
 
-  const figures = quantities.map((quantity) => {
+  const figures = quantities.map((quantity, place) => {
+    if (quantity.part && quantity.part !== quantities[place - 1]?.part) {
+      panels.appendChild(document.createElement("h2")).textContent = quantity.part;
+    }
     const figure = panels.appendChild(document.createElement("figure"));
     figure.dataset.quantity = quantity.title;
     const svg = add(figure, "svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "curves", role: "img", "aria-label": quantity.title });
