@@ -96,7 +96,9 @@ def _draw(results: Results, sizes: dict[int, list[str]], most: int) -> str:
             if budget:
                 axis.axvline(fmean(budget.values()), color="#888888", linewidth=1, linestyle="--")
             models = dict.fromkeys(split(name)[-1].model for name in names)
-            axis.set_title(f"{', '.join(models)} ({size_text(size)})", fontsize=9)
+            axis.set_title(
+                f"{', '.join(models)} ({size_text(size)})", fontsize=9 if most > 1 else 10.2
+            )
             axis.set_xlabel("FLOPs, in total")
             axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
