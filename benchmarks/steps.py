@@ -28,6 +28,7 @@ MINILLM: dict[str, Any] = {
     "whitening": "slots",
     "ratio_clip": 0.2,
     "clip_weighted_ratio": True,
+    "advantage": "teacher",
     "importance": "token",
     "single_step_weight": 1.0,
     "single_step_importance": False,

@@ -21,7 +21,7 @@ RESERVED = ("experiment", "with", "seeds", "store")
 ROW_FILTERS = ("min_response_words", "max_response_words", "expect_rows", "rows_sha256")
 """Keys of a source that select or check rows, with `rows` (see `takd.data.filters`)."""
 LONGEST_NAME = 255  # bytes of a file name, on common file systems
-MANY = 12  # most names that a message with a suggestion lists
+MANY = 20  # most names that a message with a suggestion lists
 
 KINDS = {
     dict: "a mapping",

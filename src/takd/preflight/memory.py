@@ -115,8 +115,8 @@ def training(
         always["teacher's weights"] = float(shape.parameters * number)
     facts = METHODS[spec["method"]]
     total = math.inf if gpu.on_cpu else GIB * gpu.gigabytes
-    drawn = settings.get("rollouts_per_round", settings["batch_size"])
     for shape, number in models[1:] if facts.rollouts or facts.teacher_draws(settings) else []:
+        drawn = settings.get("rollouts_per_round") or settings["batch_size"]
         size = float(drawn * texts.response * shape.width * number)
         if size <= tensors.KEPT_SHARE * total:  # else in main memory
             always["the round's hidden states"] = size
