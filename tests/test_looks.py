@@ -120,7 +120,7 @@ def test_a_run_stops_at_the_first_look_that_decides(tmp_path, monkeypatch, capsy
     found = json.loads(capsys.readouterr().out)
     (row,) = found["questions"]
     assert row["question"] == "sft" and row["value"] == pytest.approx(5.0)
-    assert row["sd_seeds"] == pytest.approx(0.1) and row["seeds_needed"] == 2
+    assert row["sd_seeds"] == pytest.approx(0.1) and row["seeds_needed"] == 3
     assert found["seeds"] == 3 and found["prompts"] == 20 and row["told"] < 1.0
     assert takd.main(["power", "small", "--set", "other"]) == 1
     assert "--set other: is not an evaluation set; there are heldout." in capsys.readouterr().err
