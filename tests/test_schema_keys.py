@@ -78,6 +78,7 @@ INSTEAD: dict[str, dict[str, Any]] = {
     **{f"tokenizer.{key}": {"tokenizer": GIVEN} for key in ("hub", "revision", "vocabulary")},
     "tokenizer.folder": {"tokenizer": {"folder": "models/any", "vocabulary": 300}},
     "tokenizer.gguf": {"tokenizer": {"gguf": "models/any.gguf", "vocabulary": 300}},
+    "tokenizer.words": {"tokenizer": {"words": ["a", "b"]}, "teacher_cache.top_k": 2},
     "models.NAME.trained": {"chains": [{"models": ["folder"]}, *WHOLE["chains"][1:]]},
     "data.corpus.json": {"data.corpus": {"json": "data/corpus.jsonl"}},
     "data.corpus.hub": {"data.corpus": PINNED},
@@ -109,6 +110,12 @@ INSTEAD: dict[str, dict[str, Any]] = {
     },
     "chains[].control": {"chains": [{"models": ["hub", "low"], "methods": ["minillm"]}]},
     "evaluation.decoding.sample": {"evaluation.seeds": [10]},
+    "evaluation.exact": {
+        "tokenizer": {"words": ["a", "b"]},
+        "teacher_cache.top_k": 2,
+        "data.max_length": 10,
+        "data.max_prompt_length": 6,
+    },
     **{
         f"seeds.{key}": {"seeds": {"until": {"difference": 1.0, "at_most": 5}}}
         for key in ("values", *(f"until.{name}" for name in UNTIL))

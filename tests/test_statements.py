@@ -56,7 +56,8 @@ def test_each_module_that_is_to_be_run_can_be(capsys):
         question = re.match(r"(\s+)([a-z]+)\b", rest)
         if module != "takd" or not question:
             continue
-        options = re.match(r"[^.,)\"\\]*", rest.replace("profiles/<name>", "x"))[0]
+        within = r"(?:[^.,)\"\\]|(?<=\d)\.(?=\d))*"  # to the end of the sentence; 0.6 is no end
+        options = re.match(within, rest.replace("profiles/<name>", "x"))[0]
         words = shlex.split(options.replace("[", " ").replace("]", " "))
         known = words[:1]
         for word, after in itertools.pairwise(words[1:]):
