@@ -4,8 +4,7 @@ L = (1/N) Σ_t D(p, q) on responses that student and teacher write together (alg
 proposes each token, and one that is not among the teacher's k = `teacher_top_k` likeliest ones there
 is replaced by a sample of the teacher. D is the forward KL by default. A k of the whole vocabulary
 leaves the student alone; at k = 1 all but the teacher's likeliest token is replaced. Responses come
-in any regime of `takd.methods.on_policy`, with the student's replaced by these; the paper has no
-other.
+in any regime of `takd.methods.on_policy`, with the student's replaced by these.
 """
 
 from dataclasses import replace
