@@ -117,15 +117,20 @@ def _measured(read: Callable[[Path], Measured | None], path: Path) -> Measured |
         return None
 
 
-def rows_of(manifest: Path) -> Rows | None:
-    """Rows of a prepared split; None if it is missing or from another version of this workflow."""
+def rows_of(manifest: Path, read: int | None = None) -> Rows | None:
+    """Rows of a prepared split; None if it is missing or from another version of this workflow.
+
+    Args:
+        read: rows that its source has today; where it had others, as many in proportion are counted.
+    """
     try:
         found = read_json(manifest)
         counts, tokens = found["counts"], found["tokens"]
         if "text" in tokens:
             return Rows(counts["blocks"], 1, tokens["text"] / counts["blocks"] - 1)
         kept = counts["kept"]
-        return Rows(kept, tokens["prompt"] / kept, tokens["response"] / kept)
+        today = kept if read is None else round(kept * read / counts["rows"])
+        return Rows(today, tokens["prompt"] / kept, tokens["response"] / kept)
     except (OSError, ValueError, KeyError, ZeroDivisionError):
         return None
 

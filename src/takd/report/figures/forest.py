@@ -23,7 +23,6 @@ from takd.report.figures.style import GREY, STYLE, Drawing, Look, Plot, looks, t
 from takd.report.tables import by_seed
 
 
-
 class Entry(NamedTuple):
     """One mean with its uncertainty; a hollow marker is a difference that is not significant."""
 
