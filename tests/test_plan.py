@@ -327,7 +327,7 @@ rule all:
     base, evaluate = parse(printed)
     assert (base.rule, base.local, base.output) == ("base", True, "results/x/base/a/model")
     assert evaluate.lineage == "a-sft__b-kd"
-    assert evaluate.given.world == 8
+    assert evaluate.allotted.world == 8
     assert asked_for(dict(evaluate.resources)) == ("h100", 4)
 
 

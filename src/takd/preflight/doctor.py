@@ -250,7 +250,7 @@ def time(planned: Sequence[Planned], attempts: int) -> Iterator[Finding]:
     expected = [(job, hours) for job, hours in left if hours is not None]
     late = {}
     for job, hours in expected:
-        allowed = job.given.runtime / 60 * attempts * 0.95
+        allowed = job.allotted.runtime / 60 * attempts * 0.95
         if hours > allowed:
             late[job.stage] = (
                 f"{job.stage} is expected to take {hours:.0f} h, but has {allowed:.0f} in all its attempts: raise"

@@ -38,8 +38,8 @@ def unlisted(executor: str | None, jobs: Sequence[Job]) -> Iterator[Finding]:
             text = (
                 f"{rule} asks for no GPU, while {', '.join(with_gpu)} do: {line}, in set-resources."
             )
-        elif job.threads is not None and job.threads < job.given.processes:
-            text = f"{rule} gets {job.threads} cores for {job.given.processes} processes: {line}, in set-threads."
+        elif job.threads is not None and job.threads < job.allotted.processes:
+            text = f"{rule} gets {job.threads} cores for {job.allotted.processes} processes: {line}, in set-threads."
         if text:
             found = True
             yield Finding(level, "profile", text)
@@ -125,7 +125,7 @@ def host_memory(
         if (need := sum(parts.values())) > have:
             items = ", ".join(f"{name} {size / 1e9:.0f}" for name, size in largest(parts)[:3])
             short[job.stage, given] = (
-                f"{job.stage} takes {need / 1e9:.0f} GB of a node's main memory for {job.given.processes} processes"
+                f"{job.stage} takes {need / 1e9:.0f} GB of a node's main memory for {job.allotted.processes} processes"
                 f" ({items}), but the profile gives {have / 1e9:.0f} GB: set mem_mb of {job.rule} to"
                 f" {math.ceil(need / 1e6)} or more, or take fewer processes a node."
             )
@@ -162,25 +162,27 @@ def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]
 
 def _remedy(planner: Planner, job: Job) -> str:
     """Suggest how to make a stage fit."""
-    fits = largest_micro_batch(lambda given: planner.footprint(job, given), job.given, planner.gpu)
+    fits = largest_micro_batch(
+        lambda given: planner.footprint(job, given), job.allotted, planner.gpu
+    )
     if fits is not None:
-        checkpointing = fits.gradient_checkpointing and not job.given.gradient_checkpointing
+        checkpointing = fits.gradient_checkpointing and not job.allotted.gradient_checkpointing
         also = " and gradient_checkpointing: 1" if checkpointing else ""
         changed = f"micro_batch: {fits.micro_batch}"
-        if fits.max_tokens != job.given.max_tokens:
+        if fits.max_tokens != job.allotted.max_tokens:
             changed = f"max_tokens: {fits.max_tokens}"
         text = f"set {changed}{also} for {job.rule} in the profile"
         longest = planner.settings["data"]["max_length"]
         for rows in (
-            range(fits.micro_batch, 0, -1) if job.trains and not job.given.max_tokens else ()
+            range(fits.micro_batch, 0, -1) if job.trains and not job.allotted.max_tokens else ()
         ):
             # about the same memory, for more rows where they are shorter than the longest ones
-            other = replace(fits, micro_batch=job.given.micro_batch, max_tokens=rows * longest)
+            other = replace(fits, micro_batch=job.allotted.micro_batch, max_tokens=rows * longest)
             if planner.footprint(job, other).fits(planner.gpu):
                 return f"{text}, or max_tokens: {other.max_tokens} and leave micro_batch"
         return text
     if job.trains:
-        many = "" if job.given.world > 1 else " on several GPUs"
+        many = "" if job.allotted.world > 1 else " on several GPUs"
         return (
             f"no micro_batch fits; set deepspeed: zero2 or zero3{many}, or lora, in the experiment"
         )

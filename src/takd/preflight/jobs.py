@@ -83,7 +83,7 @@ class Job:
         return SUPERVISED if self.rule in SUPERVISED_RULES else self.rule.removeprefix("distill_")
 
     @property
-    def given(self) -> Resources:
+    def allotted(self) -> Resources:
         """Resources on which its memory and time depend."""
         given = self.resources
         return Resources(

@@ -106,7 +106,7 @@ def _at_once(profile: Mapping[str, Any]) -> tuple[int, Any]:
     if profile.get("executor", "local") != "local":
         return int(profile.get("jobs") or 1), lambda each: 1
     if gpus := _resources(profile).get("processes"):
-        return int(gpus), lambda each: each.job.given.world if each.job.computes else 0
+        return int(gpus), lambda each: each.job.allotted.world if each.job.computes else 0
     cores = profile.get("cores", 1)
     count = (os.cpu_count() or 1) if str(cores) == "all" else int(cores)
     return count, lambda each: each.job.threads or 1

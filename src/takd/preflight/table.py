@@ -59,7 +59,7 @@ def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
         "operations": sum(work.operations for work in works) if works else None,
         "gpu_hours": sum(estimates) / 3600 if estimates else None,
         "hours_of_longest_job": max(hours, default=None),
-        "gpus": max((each.job.given.world for each in computing), default=None),
+        "gpus": max((each.job.allotted.world for each in computing), default=None),
         "peak_memory": max((e.footprint.peak for e in computing if e.footprint), default=None),
         "disk": sum(each.written.stays for each in planned),
     }
@@ -203,7 +203,7 @@ def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
                 "rule": each.job.rule,
                 "output": each.job.output,
                 "to_do": each.job.to_do,
-                "gpus": each.job.given.world,
+                "gpus": each.job.allotted.world,
                 "tokens": each.work.tokens if each.work else None,
                 "operations": each.work.operations if each.work else None,
                 "gpu_seconds": each.estimate.seconds if each.estimate else None,

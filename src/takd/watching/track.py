@@ -22,7 +22,7 @@ from takd.runtime.files import read_json, write_json
 from takd.runtime.records import DamagedError, read_record
 from takd.runtime.stage_lock import Lock
 from takd.watching.stages import Place, metrics_file, places, read_lines
-from takd.watching.trackers import TRACKERS, Curve, Run, missing
+from takd.watching.trackers import TRACKERS, Curve, OpenCurve, missing
 
 SECONDS = 10.0  # between two looks
 PATIENCE = 60.0  # seconds that the end of a run waits for its trackers
@@ -39,7 +39,7 @@ class Tracking:
         self.experiment, self.names = experiment, list(names)
         self.folder = experiment.root / "logs" / experiment.name
         self.failed: dict[str, str] = {}
-        self._open: dict[tuple[str, str], Run] = {}
+        self._open: dict[tuple[str, str], OpenCurve] = {}
         self._state: dict[str, dict[str, Any]] = self._read()
         self._read_before: dict[Path, tuple[int, int]] = {}
 

@@ -35,7 +35,7 @@ class Curve:
         return f"{self.name}-{self.key}".replace("/", "-")
 
 
-class Run(Protocol):
+class OpenCurve(Protocol):
     """An open curve of a tracker."""
 
     def log(self, step: int, values: Mapping[str, float], seconds: float) -> None:
