@@ -127,16 +127,11 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
     # random models draw longer responses than the labels: those that they drew
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"]
     train_rows, dev_rows = (rows_of(space.folder / f"{name}-equal") for name in ("train", "dev"))
-    planned = flops.training(
-        spec,
-        student,
-        None if method == "sft" else teacher,
-        train_rows,
-        dev_rows,
-        Resources(micro_batch=4),
-        block_length=12,
-        drawn=sum(drawn) / len(drawn),
+    given = flops.Conditions(
+        Resources(micro_batch=4), drawn=sum(drawn) / len(drawn), block_length=12
     )
+    models = student, None if method == "sft" else teacher
+    planned = flops.training(spec, *models, train_rows, dev_rows, given)
     assert planned is not None
     assert planned.operations == pytest.approx(found, rel=0.10)
     assert planned.tokens == pytest.approx(journal[-1]["tokens"], rel=0.06)
@@ -364,7 +359,9 @@ def test_decoding_waits_for_arithmetic_for_memory_or_for_kernels() -> None:
     assert rates.assumed(flops.Work(block_steps=20_000), gpu, "fp16") == pytest.approx(1.0)
     # one row at a time takes as many steps as there are tokens, sixteen a sixteenth
     shape = shapes.estimated(124_000_000)
-    one, many = (flops.decoded(shape, 160, 10, 50, together) for together in (1, 16))
+    one, many = (
+        flops.decoded(shape, 160, 10, 50, flops.Conditions(together=rows)) for rows in (1, 16)
+    )
     assert one.decoding == many.decoding
     assert one.block_steps == 16 * many.block_steps
 

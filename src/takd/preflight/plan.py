@@ -18,7 +18,7 @@ from takd.models.shapes import Shape
 from takd.preflight import disk, fetching, flops, memory, rates, shapes
 from takd.preflight.chain_costs import ChainCosts
 from takd.preflight.disk import DiskSpace
-from takd.preflight.flops import Rows, Work
+from takd.preflight.flops import Conditions, Rows, Work
 from takd.preflight.gpus import Gpu
 from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
@@ -135,17 +135,16 @@ class Planner:
     def _computed(self, job: Job) -> tuple[Work | None, DiskSpace]:
         """Computation of a job that uses a GPU, and the disk space that it writes."""
         model, number, names = self.model(job), BYTES[self.precision(job)], job.wildcards
-        rows_of = self.footprint(job, job.allotted).rows.values()
-        together = min(rows_of, default=WORTH["cuda"])
+        decoded = self.footprint(job, job.allotted).rows.values()
+        together = min(decoded, default=WORTH["cuda"])
+        given = Conditions(job.allotted, number, together, block_length=self._block_length)
         if job.trains:
             spec, teacher, train = self.spec(job), self.teacher(job), self.rows["train"]
-            length = round(self.rows["corpus"].whole) if "corpus" in self.rows else 0
-            data = train, self.rows["dev"], job.allotted, length, number
-            work = flops.training(spec, model, teacher, *data, together=together)
+            work = flops.training(spec, model, teacher, train, self.rows["dev"], given)
             return work, disk.training(spec, model, teacher, train.response)
         if job.rule == "evaluate":
             rows = self.rows[names["set"]]
-            work = flops.evaluation(model, rows, self.seeds, job.allotted, number, together)
+            work = flops.evaluation(model, rows, self.seeds, given)
             return work, disk.responses(rows, self.seeds)
         if job.rule == "likelihoods":  # it writes one line per prompt
             rows = self.rows[names["set"]]
@@ -154,7 +153,7 @@ class Planner:
             rows = self.rows["train"]
             if rows.count is not None:
                 rows = replace(rows, count=math.ceil(rows.count / int(names["parts"])))
-            work = flops.evaluation(model, rows, 1, job.allotted, number, together)
+            work = flops.evaluation(model, rows, 1, given)
             return work, disk.responses(rows)
         rows = self.rows["train" if names["read"] == "generations" else names["read"]]
         top_k = self.settings["teacher_cache"]["top_k"]
@@ -170,7 +169,7 @@ class Planner:
             of_training = self.teacher(job), self.spec(job), texts, given, self.gpu
             return memory.training(model, *of_training)
         if job.wildcards.get("read") == "corpus":
-            texts = Texts(1, round(self.rows["corpus"].whole) - 1)
+            texts = Texts(1, self._block_length - 1)
         beside = self.compared_with(job) if job.rule == "likelihoods" else []
         return memory.asking(
             *(model, texts, given, self.gpu),
@@ -178,6 +177,11 @@ class Planner:
             beside=max(beside, key=lambda teacher: teacher.parameters, default=None),
             setting=self.setting(job),
         )
+
+    @property
+    def _block_length(self) -> int:
+        """Tokens of a block of the plain-text corpus; 0 without one."""
+        return round(self.rows["corpus"].whole) if "corpus" in self.rows else 0
 
     def host(self, job: Job) -> dict[str, float]:
         """Main memory of a node that a training takes, by name."""
