@@ -214,12 +214,11 @@ def finished(results: Path) -> Iterator[tuple[Path, Record, dict[str, list[Recor
         record = read_record(path)
         if "settings" not in record.get("spec", {}):
             continue
-        inputs = record["inputs"]
-        known = all(digest in records for found in inputs.values() for digest in found)
-        yield (
-            path.parent,
-            record,
-            {name: [records[digest] for digest in found] for name, found in inputs.items()}
-            if known
-            else None,
-        )
+        try:
+            made_from = {
+                name: [records[digest] for digest in found]
+                for name, found in record["inputs"].items()
+            }
+        except KeyError:
+            made_from = None
+        yield path.parent, record, made_from
