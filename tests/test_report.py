@@ -516,8 +516,9 @@ pathvars:
     logs="logs/made-up",
 
 
-def spec(stage):
-    return lambda wildcards: canonical_json(SETTINGS)
+def parameters(stage, *modules, **own):
+    spec = lambda wildcards: canonical_json(SETTINGS)
+    return {"spec": spec, "code": code_digest(*modules), "outputs": written, **own}
 
 
 def written(wildcards, output):
