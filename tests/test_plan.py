@@ -22,7 +22,7 @@ from takd.models import shapes
 from takd.models.causal_lm import load_model
 from takd.preflight import disk, flops, rates, table
 from takd.preflight.gpus import asked_for, find_gpu
-from takd.preflight.jobs import Job, parse
+from takd.preflight.jobs import Job
 from takd.preflight.memory import Resources
 from takd.preflight.plan import Planner
 from takd.runtime.stage import Stage
@@ -304,26 +304,12 @@ def job_of(node: Any, experiment: Any) -> Job:
     return Job(f"distill_{hops[-1].method}", node.lineage, names, {"micro_batch": "4"})
 
 
-def test_a_dry_run_is_read_whole() -> None:
-    printed = """
-[Tue Nov 24 13:26:59 2026]
-localrule base:
-    output: results/x/base/a/model, results/x/base/a/manifest.json
-    wildcards: model=a
-    resources: tmpdir=/tmp, mem_mb=<TBD>
-rule evaluate:
-    input: a, b
-    output: results/x/scores.json, results/x/metrics.jsonl
-    wildcards: lineage=a-sft__b-kd, seed=1, set=un-ni
-    resources: tmpdir=/tmp, nodes=2, processes=4, runtime=300, slurm_extra='--constraint=a,b --gpus-per-node=h100:4'
-rule all:
-    input: results/x/scores.json
-"""
-    base, evaluate = parse(printed)
-    assert (base.rule, base.local, base.output) == ("base", True, "results/x/base/a/model")
-    assert evaluate.lineage == "a-sft__b-kd"
-    assert evaluate.allotted.world == 8
-    assert asked_for(dict(evaluate.resources)) == ("h100", 4)
+def test_processes_and_gpus_of_a_job_are_those_of_its_resources() -> None:
+    extra = "'--constraint=a,b --gpus-per-node=h100:4'"
+    resources = {"nodes": "2", "processes": "4", "runtime": "300", "slurm_extra": extra}
+    evaluate = Job("evaluate", "scores.json", {"lineage": "a-sft__b-kd"}, resources)
+    assert (evaluate.lineage, evaluate.allotted.world) == ("a-sft__b-kd", 8)
+    assert asked_for(evaluate.resources) == ("h100", 4)
 
 
 # how long

@@ -20,6 +20,7 @@ from takd.analysis.folder import INNER, read_folder
 from takd.analysis.measures import measured
 from takd.analysis.results import Results
 from takd.analysis.table import SCORE
+from takd.analysis.text import counted
 from takd.commands.one_model import experiment_of
 from takd.experiment import experiment as experiments
 from takd.experiment import specs
@@ -212,8 +213,7 @@ def text(results: Results) -> str:
 
 
 def _prompts(results: Results, name: str) -> str:
-    count = len(results.evaluations[results.nodes[0], name].ids)
-    return f"{count} prompt{'s' if count > 1 else ''}"
+    return counted(len(results.evaluations[results.nodes[0], name].ids), "prompt")
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 
-HUB = re.compile(r"[\w.-]+/[\w.-]+")
+HUB = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 SIZE = re.compile(r"\d+(\.\d+)?[KMB]")
 HELD_OUT = 0.05  # share of the training rows that stand in for a missing dev or test file
 HELD_OUT_ROWS = 500  # and at most so many

@@ -42,15 +42,10 @@ def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
 def check_kernels(
     capability: tuple[int, int], arch_list: Sequence[str], name: str, torch_version: str
 ) -> None:
-    """Raise an error if PyTorch was not built for a GPU.
+    """Raise InputError, which names a build that is right, if PyTorch was not built for the GPU called `name`.
 
     Args:
-        capability: `torch.cuda.get_device_capability()`.
-        arch_list: `torch.cuda.get_arch_list()`.
-        name: name of the GPU, for the message.
-
-    Raises:
-        InputError: there are no kernels for the GPU; the message names a build that has them.
+        capability, arch_list: as of `has_kernels`.
     """
     if has_kernels(capability, arch_list):
         return
