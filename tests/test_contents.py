@@ -17,7 +17,7 @@ from takd.models.weight_files import positions, safetensors_parameters
 from takd.preflight import contents, fitting, start
 from takd.preflight.findings import Finding
 from takd.preflight.gpus import CPU
-from takd.preflight.jobs import Job, parse
+from takd.preflight.jobs import Job
 from takd.preflight.plan import Planner
 from takd.runtime.errors import InputError
 
@@ -351,7 +351,7 @@ def test_rules_that_a_profile_forgot() -> None:
 
 def test_what_rules_ask_for_by_themselves_is_known(project: Project) -> None:
     """Of every rule that computes, without a profile: the marks of a rule that a profile forgot."""
-    found = {job.rule: job for job in parse(project.run("--dry-run", "--forceall"))}
+    found = {job.rule: job for job in project.jobs()}
     computing = [job for job in found.values() if job.computes]
     assert {"teacher", "sft", "distill_kd", "distill_minillm", "evaluate", "likelihoods"} <= {
         j.rule for j in computing

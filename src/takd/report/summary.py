@@ -73,11 +73,11 @@ def trained(results: Results) -> str:
     if controls := len(lineages) - len(chains):
         parts.append(counted(controls, "control"))
     seeds = f"training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])}"
-    trainings = f"{counted(len(results.trained), 'training')} with {seeds}"
+    trainings = f"{counted(len(results.trained_here), 'training')} with {seeds}"
     prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())
     return (
         f"{listed(parts)}: {counted(len(results.lineages), 'model')},"
-        f" {trainings if results.trained else 'no training'},"
+        f" {trainings if results.trained_here else 'no training'},"
         f" evaluated on the prompts of {prompts}."
     )
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from takd.analysis.exports import to_csv
-from takd.analysis.results import Results, Row
+from takd.analysis.results import JsonRow, Results
 from takd.analysis.text import counted
 from takd.experiment.lineage import GIVEN, SUPERVISED, control_of, split, student_of
 
@@ -109,7 +109,7 @@ class Drawing(NamedTuple):
     """
 
     svg: str
-    numbers: Sequence[Row] = ()
+    numbers: Sequence[JsonRow] = ()
     narrow: str = ""
     note: str = ""
 
