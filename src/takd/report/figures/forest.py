@@ -18,7 +18,7 @@ from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import GIVEN, split, student_of
+from takd.experiment.lineage import GIVEN, control_of, split, student_of
 from takd.report.figures.style import GREY, STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
@@ -110,9 +110,10 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
     rows = table.rows(table.of(results), kind=SCORE, set=name, measure=measure)
     sizes = {student_of(row.lineage): row.parameters or 0 for row in rows}
 
-    def teachers(row: Number) -> list[int]:
+    def place(row: Number) -> tuple[bool, list[int]]:
         # SFT first, then large teachers before small ones: a falling column is the capacity gap
-        return [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+        teachers = [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+        return bool(control_of(row.lineage)), teachers
 
     found = []
     for model in sorted(sizes, key=lambda model: -sizes[model]):
@@ -120,9 +121,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
             ForestLine(
                 full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
             )
-            for row in sorted(
-                (row for row in rows if student_of(row.lineage) == model), key=teachers
-            )
+            for row in sorted((row for row in rows if student_of(row.lineage) == model), key=place)
         ]
         found.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
     return both(found, BY_NAME[measure].title, signed=False)
