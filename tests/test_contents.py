@@ -240,6 +240,31 @@ def test_a_local_model_is_held_against_what_is_declared(tmp_path: Path) -> None:
     assert len(bad(contents.of_weights(kept, jobs(kept)))) == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "kept"), [(None, 4), ([0, None], 4), ([1, None], 3), ([0, 2], 2), ([2, 9], 2)]
+)
+def test_the_plan_counts_the_rows_that_a_source_has_today(
+    tmp_path: Path, rows: list[Any] | None, kept: int
+) -> None:
+    """With the lengths and the share of rows of an earlier preparation, which read all five and left one out."""
+
+    def edit(settings: dict[str, Any]) -> None:
+        source = {"json": "data/dev.jsonl"} | ({"rows": rows} if rows else {})
+        settings["data"]["dev"] = source
+
+    found = experiment(tmp_path, edit)
+    longest = Planner(found, CPU).rows["dev"]
+    assert longest.bound and longest.count == len(range(5)[slice(*(rows or [None]))])
+    folder = tmp_path / "results" / found.name / "data/dev"
+    folder.mkdir(parents=True)
+    counts = {"rows": 5, "kept": 4}
+    tokens = {"prompt": 12, "response": 8}
+    (folder / "manifest.json").write_text(json.dumps({"counts": counts, "tokens": tokens}))
+    prepared = Planner(found, CPU).rows["dev"]
+    assert (prepared.count, prepared.prompt, prepared.response) == (kept, 3, 2)
+    assert not prepared.bound
+
+
 def test_parameters_of_a_folder_are_counted_where_they_are_not_declared(tmp_path: Path) -> None:
     found = local(tmp_path)
     assert found.parameters["teacher"] == safetensors_parameters(tmp_path / "weights")

@@ -202,24 +202,30 @@ class Planner:
         return DiskSpace()
 
     def _rows(self, split: str) -> Rows:
-        """Rows of a split: as prepared, else the count of its source with the longest allowed texts."""
+        """Rows of a split: as prepared, as many as its source has today; else with the longest allowed texts."""
         experiment = self.experiment
-        folder = experiment.root / "results" / experiment.name / "data" / split
-        if (found := rates.rows_of(folder / "manifest.json")) is not None:
-            return found
         spec = specs.data(experiment, split)
-        count, source = self.counts.get(split), spec["source"]
+        count = self.counts.get(split)
+        if count is None and split != "corpus":
+            count = self._in_source(spec["source"])
+        folder = experiment.root / "results" / experiment.name / "data" / split
+        if (found := rates.rows_of(folder / "manifest.json", count)) is not None:
+            return found
         if split == "corpus":
             return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)
-        if count is None and "demo" in source:
-            count = source["demo"]["rows"]
-        if count is None:
-            first, end = source.get("rows", (0, None))
-            count = source.get("expect_rows") or (end and end - first)
-        if count is None and "json" in source:
-            count = _lines(experiment.root / source["json"])
         prompt = spec["max_prompt_length"]
         return Rows(count, prompt, spec["max_length"] - prompt, bound=True)
+
+    def _in_source(self, source: specs.Spec) -> int | None:
+        """Number of rows that a source gives; None if that is not known before it is read."""
+        if "demo" in source:
+            return source["demo"]["rows"]
+        if "expect_rows" in source:
+            return source["expect_rows"]
+        first, end = source.get("rows", (0, None))
+        lines = _lines(self.experiment.root / source["json"]) if "json" in source else None
+        ends = [value for value in (end, lines) if value is not None]
+        return max(0, min(ends) - first) if ends else None
 
 
 def _lines(path: Path) -> int | None:

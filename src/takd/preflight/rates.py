@@ -109,20 +109,25 @@ def measured(results: Path) -> list[Measured]:
     return [run for run in found if run is not None]
 
 
-def rows_of(manifest: Path) -> Rows | None:
-    """Rows of a prepared split; None if it is missing or from another version of this workflow."""
+def rows_of(manifest: Path, read: int | None = None) -> Rows | None:
+    """Rows of a prepared split; None if it is missing or from another version of this workflow.
+
+    Args:
+        read: rows that its source has today; where it had others, as many in proportion are counted.
+    """
     with contextlib.suppress(*UNREADABLE):
-        return _rows(manifest.parent)
+        return _rows(manifest.parent, read)
     return None
 
 
-def _rows(split: Path) -> Rows:
+def _rows(split: Path, read: int | None = None) -> Rows:
     found = read_json(split / "manifest.json")
     counts, tokens = found["counts"], found["tokens"]
     if "text" in tokens:
         return Rows(counts["blocks"], 1, tokens["text"] / counts["blocks"] - 1)
     kept = counts["kept"]
-    return Rows(kept, tokens["prompt"] / kept, tokens["response"] / kept)
+    today = kept if read is None else round(kept * read / counts["rows"])
+    return Rows(today, tokens["prompt"] / kept, tokens["response"] / kept)
 
 
 def _training(manifest: Path) -> Measured | None:

@@ -19,10 +19,8 @@ from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import GIVEN, split, student_of
-from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
+from takd.report.figures.style import GREY, STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
-
-GREY = "#555555"
 
 
 class ForestLine(NamedTuple):
