@@ -156,7 +156,9 @@ def decoded_rows(planned: Sequence[Planned]) -> str:
             found.setdefault(rows, set()).add(each.job.rule if use == "responses" else use)
     if not found:
         return ""
-    listed = "; ".join(f"{rows} ({', '.join(sorted(uses))})" for rows, uses in sorted(found.items()))
+    listed = "; ".join(
+        f"{rows} ({', '.join(sorted(uses))})" for rows, uses in sorted(found.items())
+    )
     return f"Responses that a process decodes at once, as many as memory allows and are worth it: {listed}."
 
 
