@@ -13,14 +13,14 @@ from takd.experiment.validation.common import by_hop, given_models, training_set
 
 
 def labelled(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the lineages of the chains, one for each entry of its `methods`, by the label of the chain."""
+    """Return the lineages of the chains by label: one for each entry of `methods` and each value of a sweep."""
+    found: dict[str, list[str]] = {}
     given = given_models(settings)
-    return {
-        chain["label"] or " → ".join(chain["models"]): [
+    for chain in map(controls.expanded, settings["chains"]):
+        found.setdefault(chain["label"] or " → ".join(chain["models"]), []).extend(
             lineage.of_chain(chain["models"], methods, given) for methods in by_hop(chain)
-        ]
-        for chain in map(controls.expanded, settings["chains"])
-    }
+        )
+    return found
 
 
 def reference(settings: Mapping[str, Any]) -> str | None:
@@ -54,7 +54,7 @@ def own_steps(settings: Mapping[str, Any]) -> set[Hop]:
     alone = {chain["models"][0] for chain in chains} - set(given)
     nodes = lineage.nodes(lineages, [0], taught | alone)
     hops = [lineage.split(node.lineage)[-1] for node in nodes if node.lineage not in of_budget]
-    return {Hop(lineage.own(hop.model), hop.method) for hop in hops}
+    return {Hop(lineage.arm(hop.model), hop.method) for hop in hops}
 
 
 def of_report(settings: Mapping[str, Any], lineages: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Equal settings give equal text as canonical JSON: a stage runs again when they c
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import filterfalse
 from typing import Any
 
 from takd.data.letters import truth
@@ -12,6 +13,7 @@ from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
 from takd.experiment.looks import look
 from takd.experiment.sources import source_of, with_digests
+from takd.experiment.validation.common import own_training
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
@@ -213,7 +215,9 @@ def report(experiment: Experiment) -> Spec:
         "judge": settings["evaluation"]["judge"],
         "training": settings["training"],
         "overrides": {
-            name: model["training"] for name, model in models.items() if "training" in model
+            name: found
+            for name in (*models, *settings.get("arms", ()))
+            if (found := own_training(settings, name))
         },
         **budget.of_report(settings, experiment.lineages),
         **({"until": settings["until"]} if "until" in settings else {}),
@@ -294,9 +298,9 @@ def _compared_with(experiment: Experiment, lineage: str, seed: int) -> dict[str,
     if direct := lineages.teacher_of(lineage):
         names = {"direct": direct, "first": lineages.prefixes(lineage)[0]}
     else:
-        model = lineages.own(lineages.split(lineage)[0].model)
-        chains = map(lineages.split, experiment.lineages)
-        heads = {hops[0] for hops in chains if model in [hop.model for hop in hops[1:]]}
+        model = lineages.start(lineages.split(lineage)[0].model)
+        chains = map(lineages.split, filterfalse(lineages.control_of, experiment.lineages))
+        heads = {h[0] for h in chains if model in [lineages.start(hop.model) for hop in h[1:]]}
         names = {"first": lineages.join(heads)} if len(heads) == 1 else {}
     return {
         role: experiment.trained_with(teacher, seed, lineage) for role, teacher in names.items()

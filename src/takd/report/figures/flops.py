@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from takd.analysis import costs
 from takd.analysis.results import Model, Results, Row
 from takd.experiment.labels import full_text, short_number, size_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import split, student_of, supervised
 from takd.report.figures.style import (
     STYLE,
     WIDTH,
@@ -44,8 +44,8 @@ def curves(results: Results) -> Drawing | None:
 def _drawn(results: Results, lineage: str) -> bool:
     """Whether a lineage is a chain, or the supervised baseline of a student."""
     chains = [chain["lineage"] for chain in results.spec["chains"]]
-    last = {split(chain)[-1].model for chain in chains}
-    return lineage in chains or (len(split(lineage)) == 1 and split(lineage)[0].model in last)
+    last = {supervised(split(chain)[-1].model) for chain in chains}
+    return lineage in chains or lineage in last
 
 
 def _note(results: Results) -> str:
@@ -95,7 +95,7 @@ def _draw(results: Results, sizes: dict[int, list[str]], most: int) -> str:
                 _line(axis, [points(results, model) for model in results.of(name)], look[name])
             if budget:
                 axis.axvline(fmean(budget.values()), color="#888888", linewidth=1, linestyle="--")
-            models = dict.fromkeys(split(name)[-1].model for name in names)
+            models = dict.fromkeys(map(student_of, names))
             axis.set_title(
                 f"{', '.join(models)} ({size_text(size)})", fontsize=9 if most > 1 else 10.2
             )

@@ -18,7 +18,7 @@ from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import GIVEN, split, student_of
+from takd.experiment.lineage import GIVEN, own, split, student_of
 from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
@@ -114,7 +114,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
 
     def teachers(row: Number) -> list[int]:
         # SFT first, then large teachers before small ones: a falling column is the capacity gap
-        return [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+        return [-sizes[own(hop.model)] for hop in reversed(split(row.lineage)[:-1])]
 
     found = []
     for model in sorted(sizes, key=lambda model: -sizes[model]):
