@@ -70,7 +70,7 @@ def _read(spec: dict[str, Any], folder: Path) -> Compared:
     results = read(spec["report"], *folders)
     used = [name for name in ("train", "dev", "corpus") if spec["settings"]["data"].get(name)]
     splits = [*used, *results.spec["sets"], "tokenizer"]
-    models = dict.fromkeys(student_of(node.lineage) for node in results.trained)
+    models = dict.fromkeys(student_of(node.lineage) for node in results.trained_here)
     return Compared(
         name=spec["name"],
         results=results,
@@ -89,7 +89,7 @@ def _manifest(folder: Path) -> Manifest:
         raise remade(str(error), path) from None
 
 
-class Place(NamedTuple):
+class OutcomeKey(NamedTuple):
     """Index of an outcome: evaluation set, lineage, and number of the experiment."""
 
     set: str
@@ -125,7 +125,7 @@ class Comparison:
     """Those that two or more experiments have."""
     shared: list[str]
     """Lineages that two or more experiments have."""
-    outcomes: dict[Place, Outcome] = field(default_factory=dict)
+    outcomes: dict[OutcomeKey, Outcome] = field(default_factory=dict)
     """Where both it and the first experiment have them."""
 
     @property
@@ -187,11 +187,11 @@ def _several(lists: Sequence[Sequence[str]]) -> list[str]:
 
 def _test(found: Comparison, name: str) -> None:
     """Run the tests of one set and store the outcomes in the comparison."""
-    gaps: dict[Place, Array] = {}
+    gaps: dict[OutcomeKey, Array] = {}
     for lineage in found.on(name):
         for number, each in enumerate(found.experiments[1:], 1):
             if each.has(lineage, name) and found.first.has(lineage, name):
-                place = Place(name, lineage, number)
+                place = OutcomeKey(name, lineage, number)
                 pairing = _pair(found.first, each, lineage, name)
                 # keeps the order of the table
                 found.outcomes[place] = pairing if isinstance(pairing, Outcome) else Outcome()

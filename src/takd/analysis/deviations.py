@@ -84,7 +84,7 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     replicated = [hop.model for hop in hops if hop.method == REPLICATED]
     sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])
     lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
-    cpu = any(str(model.end.get("device")) == "cpu" for model in results.trained.values())
+    cpu = any(str(model.end.get("device")) == "cpu" for model in results.trained_here.values())
     corpus = "corpus" in data_report["splits"]
     return [
         text

@@ -31,8 +31,8 @@ from takd.analysis import table
 from takd.analysis.comparisons import Pair
 from takd.analysis.fairness import warning
 from takd.analysis.measures import BY_NAME, TESTED, TRAININGS, measured
-from takd.analysis.result_files import prompts_read
-from takd.analysis.results import Evaluation, Results, Row
+from takd.analysis.result_files import prompts_read, wall_minutes
+from takd.analysis.results import Evaluation, JsonRow, Results
 from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
 from takd.experiment.lineage import is_given
 
@@ -159,7 +159,9 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
     for place, source in enumerate(sources, 1):
         cells |= _published(results, rouge, place, source)
     cells["steps"] = sum(model.manifest["steps"] for model in models) / len(models)
-    return cells | {"training_minutes": sum(model.minutes for model in models) / len(models)}
+    return cells | {
+        "training_minutes": sum(wall_minutes(model.end) for model in models) / len(models)
+    }
 
 
 def _seeds(
@@ -272,7 +274,7 @@ def _answers(evaluation: Evaluation) -> pd.DataFrame:
     return found.assign(statistic="score", better=better)
 
 
-def _sums(read: Iterator[Row]) -> Iterator[dict[str, Any]]:
+def _sums(read: Iterator[JsonRow]) -> Iterator[dict[str, Any]]:
     """Yield the sums of each prompt over its texts of a kind; `line` holds texts by kind, or by teacher and kind."""
     for line in read:
         kinds = {name: found for name, found in line.items() if name == "references"}

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from takd.commands.new_file import HUB
 from takd.experiment.schema import load_schema
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
@@ -12,7 +13,6 @@ from takd.runtime.files import model_folder
 
 SAMPLING = ("temperature", "top_k", "top_p")
 GREEDY_SEED = 10  # greedy decoding takes one, which changes nothing
-HUB = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 
 

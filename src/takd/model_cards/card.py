@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from takd.analysis import table
 from takd.analysis.costs import device_text
 from takd.analysis.measures import measured
-from takd.analysis.results import Model, Results, Row, read
+from takd.analysis.result_files import wall_minutes
+from takd.analysis.results import JsonRow, Model, Results, read
 from takd.analysis.table import SCORE
 from takd.analysis.text import PAPERS
 from takd.data.template import CHAT, fill
@@ -186,7 +187,7 @@ def _training(model: Model) -> dict[str, Any]:
         "steps in all": str(manifest["steps"]),
         "precision": str(manifest.get("precision", "unknown")),
         "device": device_text(end),
-        "minutes": f"{model.minutes:.1f}",
+        "minutes": f"{wall_minutes(end):.1f}",
         "tokens": str(int(end.get("tokens", 0))),
         **kept,
     }
@@ -206,13 +207,13 @@ def _evaluation(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def example(results: Results) -> Row | None:
+def example(results: Results) -> JsonRow | None:
     """A prompt of the first evaluation set with its references; None if the report shows no samples."""
     shown = results.samples[results.spec["sets"][0]]
     return next((row for rows in shown.values() for row in rows.values()), None)
 
 
-def snippet(spec: dict[str, Any], chat: bool, example: Row | None) -> str:
+def snippet(spec: dict[str, Any], chat: bool, example: JsonRow | None) -> str:
     """Program that asks the model the example as in the evaluation, run from the folder of the card."""
     asked = example or {"instruction": "Name three colours.", "input": ""}
     instruction, given = asked["instruction"], asked["input"]

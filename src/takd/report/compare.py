@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from takd.analysis import compare_settings, exports, measures, table
-from takd.analysis.across_experiments import Compared, Comparison, Outcome, Place, compare, read_all
+from takd.analysis.across_experiments import (
+    Compared,
+    Comparison,
+    Outcome,
+    OutcomeKey,
+    compare,
+    read_all,
+)
 from takd.analysis.compare_settings import Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import BY_NAME
@@ -100,7 +107,7 @@ def _experiments(
                 kinds.setdefault(origin.kind, []).append(origin.what)
         others = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
         named = ", ".join(apart) if len(apart) <= FEW else f"{len(apart)}, listed below"
-        cells = [Cell(each.name, notes=[visible(each.title)]), len(each.results.trained)]
+        cells = [Cell(each.name, notes=[visible(each.title)]), len(each.results.trained_here)]
         cells += [", ".join(map(str, spec[key])) for key in ("seeds", "decoding_seeds")]
         rows.append([*cells, *((text or "none") if place else "" for text in (named, others))])
     heads = ["Experiment", "#Trained models", "#Training seeds", "#Decoding seeds"]
@@ -135,7 +142,7 @@ def differences(comparison: Comparison, name: str) -> Drawing | None:
         look = looks(each.results)
         found = (outcome.difference for outcome in comparison.against(name, place).values())
         lines = [
-            forest.Entry(
+            forest.ForestLine(
                 full_text(n.lineage), n, [], look[n.lineage], forest.tests_text(n.verdict, n.p)
             )
             for n in found
@@ -158,7 +165,7 @@ def scores(comparison: Comparison, name: str) -> Table:
             found = score(each.results, name, lineage, "rougeL")
             cells.append(numbered(each.results, found) if found else Cell("–", ""))
         for place, each in enumerate(rest, 1):
-            outcome = comparison.outcomes.get(Place(name, lineage, place), Outcome())
+            outcome = comparison.outcomes.get(OutcomeKey(name, lineage, place), Outcome())
             words = outcome.words.partition(":")[0]
             if outcome.difference or not words:
                 cells.append(numbered(each.results, outcome.difference))
@@ -242,7 +249,7 @@ def to_csv(comparison: Comparison) -> str:
                 for number, each in enumerate(experiments):
                     if each.has(lineage, name):
                         found = score(each.results, name, lineage, measure)
-                        outcome = comparison.outcomes.get(Place(name, lineage, number))
+                        outcome = comparison.outcomes.get(OutcomeKey(name, lineage, number))
                         tested = _tested(outcome if measure == "rougeL" else None)
                         values = exports.columns("value", found)
                         lines.append(_about(name, lineage, measure, each) | values | tested)

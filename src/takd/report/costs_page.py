@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from takd.analysis import costs, exports
-from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
+from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, StageRun, unit
 from takd.analysis.results import Results
 from takd.experiment.labels import (
     chain_label,
@@ -89,7 +89,7 @@ def apart(results: Results) -> float:
     return 100 * (max(means) / min(means) - 1) if means else 0.0
 
 
-def how(runs: Sequence[Run]) -> str:
+def how(runs: Sequence[StageRun]) -> str:
     """Say what the hours of CPUs and GPUs are."""
     kinds = []
     if any(run.measured for run in runs):
@@ -101,9 +101,9 @@ def how(runs: Sequence[Run]) -> str:
     return "; ".join(kinds)
 
 
-def by_stage(results: Results, runs: Sequence[Run]) -> Table:
+def by_stage(results: Results, runs: Sequence[StageRun]) -> Table:
     """Sum the costs of training by method, of teacher caches and of the stages of an evaluation."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[StageRun]] = {}
     for run in runs:
         method = split(run.lineage)[-1].method
         stage = f"training, {method_title(method)}" if run.stage == TRAINING else run.stage
@@ -118,7 +118,7 @@ def by_stage(results: Results, runs: Sequence[Run]) -> Table:
     )
 
 
-def _sums(name: str, runs: Sequence[Run], kind: str = "") -> list[Cell]:
+def _sums(name: str, runs: Sequence[StageRun], kind: str = "") -> list[Cell]:
     return [
         Cell(name, kind=kind),
         _number(len(runs)),
@@ -128,7 +128,7 @@ def _sums(name: str, runs: Sequence[Run], kind: str = "") -> list[Cell]:
     ]
 
 
-def caches(results: Results, runs: Sequence[Run]) -> Table | None:
+def caches(results: Results, runs: Sequence[StageRun]) -> Table | None:
     """List the teacher caches, which are computed once for all students of a teacher; None if there are none."""
     found = _grouped(run for run in runs if run.stage.startswith(CACHES))
     rows = [
@@ -140,15 +140,15 @@ def caches(results: Results, runs: Sequence[Run]) -> Table | None:
     return simple(heads, rows, "caches") if rows else None
 
 
-def _grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
+def _grouped(runs: Iterable[StageRun]) -> dict[tuple[str, str], list[StageRun]]:
     """Group runs by lineage and stage."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    found: dict[tuple[str, str], list[StageRun]] = {}
     for run in runs:
         found.setdefault((run.lineage, run.stage), []).append(run)
     return found
 
 
-def by_model(results: Results, runs: Sequence[Run]) -> Table:
+def by_model(results: Results, runs: Sequence[StageRun]) -> Table:
     """List the models with what their own runs cost, over training seeds, and their total cost, for one seed."""
     total = {each.lineage: each for each in costs.cumulative(results)}
     rows = []
@@ -218,7 +218,7 @@ def _total(by_seed: Mapping[int, float], text: Callable[[float], str]) -> Cell:
     return Cell(text(mean), mean, [" to ".join(ends)] if ends[0] != ends[1] else [])
 
 
-def _devices(runs: Sequence[Run]) -> str:
+def _devices(runs: Sequence[StageRun]) -> str:
     return ", ".join(sorted({run.device for run in runs}))
 
 

@@ -107,7 +107,7 @@ def data(results: Results) -> dict[str, Any]:
     `runs` have `lineage`, `seed`, `kept` (the exported step) and, by title of the quantity, columns `step`, `tokens`,
     `minutes` and `value`.
     """
-    models = list(results.trained.values())
+    models = list(results.trained_here.values())
     known = {
         key
         for model in models

@@ -51,7 +51,7 @@ def page(results: Results) -> str:
         decoding=decoding(results.spec["decoding"]),
         cited=cited(results),
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
-        given=len(results.trained) < len(results.models),
+        given=len(results.trained_here) < len(results.models),
         tree=tree(results),
         measures=measured(results),
     )

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from takd.analysis.results import Model, Results, Row
+from takd.analysis.results import JsonRow, Model, Results
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import is_given, student_of
 from takd.report.figures.style import (
@@ -42,12 +42,12 @@ class Series(NamedTuple):
     models: Sequence[Model]
 
 
-def logged(model: Model, log: str) -> list[Row]:
+def logged(model: Model, log: str) -> list[JsonRow]:
     """Return the lines of a model's log "train" or "dev"."""
     return model.dev if log == "dev" else model.train
 
 
-def numbers(results: Results, log: str) -> list[Row]:
+def numbers(results: Results, log: str) -> list[JsonRow]:
     """List the quantities of a log in long form: one row per model, step and quantity."""
     return [
         {"lineage": lineage, "seed": model.node.seed, "step": row["step"]}

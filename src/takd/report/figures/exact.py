@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from takd.analysis import exports
-from takd.analysis.results import Results, Row
+from takd.analysis.results import JsonRow, Results
 from takd.analysis.statistics import Interval, number, of_trainings
 from takd.analysis.table import Number
 from takd.experiment.labels import full_text, method_title, size_text
@@ -174,7 +174,7 @@ def _series(
     )  # fmt: skip
 
 
-def _numbers(results: Results, found: Found) -> Iterator[Row]:
+def _numbers(results: Results, found: Found) -> Iterator[JsonRow]:
     """One row per set, measure and lineage, with its difference from direct distillation by the last method."""
     for (name, measure), lineages in found.items():
         for lineage in lineages:
@@ -211,7 +211,7 @@ def _minus(
     return float(values.mean()), of_trainings(values)
 
 
-def _note(rows: Sequence[Row]) -> str:
+def _note(rows: Sequence[JsonRow]) -> str:
     said = []
     for row in rows:
         if row["minus_direct"] is None:

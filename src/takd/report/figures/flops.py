@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from takd.analysis import costs
-from takd.analysis.results import Model, Results, Row
+from takd.analysis.results import JsonRow, Model, Results
 from takd.experiment.labels import full_text, short_number, size_text
 from takd.experiment.lineage import split, student_of, supervised
 from takd.report.figures.style import (
@@ -72,7 +72,7 @@ def points(results: Results, model: Model) -> Points:
     ]
 
 
-def numbers(results: Results) -> list[Row]:
+def numbers(results: Results) -> list[JsonRow]:
     """List the points, one row per model and dev evaluation."""
     return [
         {"lineage": lineage, "seed": model.node.seed, "flops": flops, "rougeL": value}
@@ -95,7 +95,7 @@ def _draw(results: Results, sizes: dict[int, list[str]], most: int) -> str:
                 _line(axis, [points(results, model) for model in results.of(name)], look[name])
             if budget:
                 axis.axvline(fmean(budget.values()), color="#888888", linewidth=1, linestyle="--")
-            models = dict.fromkeys(map(student_of, names))
+            models = dict.fromkeys(student_of(name) for name in names)
             axis.set_title(
                 f"{', '.join(models)} ({size_text(size)})", fontsize=9 if most > 1 else 10.2
             )

@@ -19,13 +19,11 @@ from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import GIVEN, own, split, student_of
-from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
+from takd.report.figures.style import GREY, STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
-GREY = "#555555"
 
-
-class Entry(NamedTuple):
+class ForestLine(NamedTuple):
     """One mean with its uncertainty; a hollow marker is a difference that is not significant."""
 
     label: str
@@ -47,7 +45,7 @@ class Block(NamedTuple):
     """Lines under one heading."""
 
     title: str
-    lines: Sequence[Entry]
+    lines: Sequence[ForestLine]
 
 
 class Layout(NamedTuple):
@@ -90,11 +88,11 @@ def differences(results: Results, name: str, measure: str = "rougeL") -> Drawing
 def blocks(results: Results, name: str, measure: str) -> list[Block]:
     """Lines of the differences on one evaluation set, by question."""
     look = looks(results)
-    by_question: dict[str, list[Entry]] = {question: [] for question in QUESTIONS}
+    by_question: dict[str, list[ForestLine]] = {question: [] for question in QUESTIONS}
     for row in table.rows(table.of(results), kind=DIFFERENCE, set=name, measure=measure):
         pair = Pair(row.question, row.lineage, row.other)
         unequal = [one.what for one in fairness.unequal(results, pair) if one.of_data_or_start]
-        line = Entry(
+        line = ForestLine(
             pair_text(pair),
             row,
             list(by_seed(results, row).values()),
@@ -119,7 +117,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
     found = []
     for model in sorted(sizes, key=lambda model: -sizes[model]):
         lines = [
-            Entry(
+            ForestLine(
                 full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
             )
             for row in sorted(
@@ -213,7 +211,7 @@ def _limits(blocks: Sequence[Block], signed: bool) -> tuple[float, float]:
     return low - edge, high + edge
 
 
-def _line(axis: Axes, layout: Layout, top: float, line: Entry) -> None:
+def _line(axis: Axes, layout: Layout, top: float, line: ForestLine) -> None:
     """Draw one line: interval, ticks of the seeds, marker, and its texts."""
     down = top + (0.72 if layout.above else 0.5) * layout.row
     colour = line.look.colour

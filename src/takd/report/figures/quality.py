@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from takd.analysis import costs, exports
 from takd.analysis.costs import unit
-from takd.analysis.results import Results, Row
+from takd.analysis.results import JsonRow, Results
 from takd.analysis.table import Number
 from takd.experiment.labels import full_text, short_number
 from takd.experiment.lineage import student_of
@@ -140,7 +140,7 @@ def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
-def _numbers(results: Results) -> list[Row]:
+def _numbers(results: Results) -> list[JsonRow]:
     """One row per set and lineage; costs are means over training seeds."""
     rows = []
     for name in results.spec["sets"]:
