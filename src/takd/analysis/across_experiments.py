@@ -17,7 +17,7 @@ from takd.analysis.results import Results, read
 from takd.analysis.statistics import Array
 from takd.analysis.table import DIFFERENCE, Number, described
 from takd.experiment import comparison
-from takd.experiment.lineage import Node, split
+from takd.experiment.lineage import Node, student_of
 from takd.runtime.records import DamagedError, read_record, remade
 
 MEASURE = "rougeL"
@@ -70,7 +70,7 @@ def _read(spec: dict[str, Any], folder: Path) -> Compared:
     results = read(spec["report"], *folders)
     used = [name for name in ("train", "dev", "corpus") if spec["settings"]["data"].get(name)]
     splits = [*used, *results.spec["sets"], "tokenizer"]
-    models = dict.fromkeys(split(node.lineage)[-1].model for node in results.trained_here)
+    models = dict.fromkeys(student_of(node.lineage) for node in results.trained_here)
     return Compared(
         name=spec["name"],
         results=results,

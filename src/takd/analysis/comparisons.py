@@ -29,10 +29,12 @@ from takd.analysis.statistics import (
 )
 from takd.experiment.controls import controls
 from takd.experiment.lineage import (
+    ARM,
     Hop,
     control_of,
     is_given,
     join,
+    own,
     prefixes,
     split,
     supervised,
@@ -90,10 +92,17 @@ def pairs(results: Results) -> list[Pair]:
     known = [lineage for lineage in known if not control_of(lineage)]
     found += [Pair("direct", lineage, other) for lineage in known if (other := direct(lineage))]
     ends = [prefix for chain in results.spec["chains"] for prefix in prefixes(chain["lineage"])]
+    ends = [lineage for lineage in dict.fromkeys(ends) if lineage in known]
+    first: dict[str, str] = {}
+    for end in ends:
+        first.setdefault(_without_values(end), end)
     found += [
         Pair("method", later, earlier)
-        for earlier, later in itertools.combinations(dict.fromkeys(ends), 2)
-        if earlier in known and _one_apart(split(earlier), split(later), results.spec["models"])
+        for earlier, later in itertools.combinations(ends, 2)
+        if _one_apart(split(earlier), split(later), results.spec["models"])
+        # of a sweep, the first value is what the others are compared with
+        if _without_values(earlier) != _without_values(later)
+        or earlier == first[_without_values(earlier)]
     ]
     alone = [chain["lineage"] for chain in results.spec["chains"] if is_given(chain["lineage"])]
     found += [
@@ -106,20 +115,32 @@ def pairs(results: Results) -> list[Pair]:
     ]
 
 
-def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]) -> bool:
-    """Return whether two chains of the same models differ in one hop, or by one method throughout.
+def _without_values(lineage: str) -> str:
+    return join(Hop(own(hop.model), hop.method) for hop in split(lineage))
 
-    Models count as the same with other settings if one name is the other plus a suffix after a dot (`120M.nomix`) and
-    their sizes are equal.
+
+def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]) -> bool:
+    """Return whether two chains of the same models differ in one hop, or by one method or values of sweeps throughout.
+
+    Models count as the same with other settings if they are of one sweep, or if one name is the other plus a suffix
+    after a dot (`120M.nomix`) and their sizes are equal.
     """
     if len(ours) != len(theirs) or len(ours) == 1:
         return False
     for one, other in zip(ours, theirs, strict=True):
-        short, long = sorted((one.model, other.model), key=len)
-        same = short == long or long.startswith(f"{short}.")
+        (short, values), (long, others) = sorted(
+            (hop.model.partition(ARM)[::2] for hop in (one, other)), key=lambda parts: len(parts[0])
+        )
+        same = short == long or (long.startswith(f"{short}.") and values == others)
         if not same or sizes.get(short) != sizes.get(long):
             return False
-    apart = sum(one != other for one, other in zip(ours, theirs, strict=True))
+    unequal = [(one, other) for one, other in zip(ours, theirs, strict=True) if one != other]
+    if all(
+        own(one.model) == own(other.model) and one.method == other.method for one, other in unequal
+    ):
+        parts = [[set(hop.model.split(ARM)) for hop in pair] for pair in unequal]
+        return all(one - other == parts[0][0] - parts[0][1] for one, other in parts)
+    apart = len(unequal)
     methods = [{hop.method for hop in chain[1:]} for chain in (ours, theirs)]
     same_models = [hop.model for hop in ours] == [hop.model for hop in theirs]
     throughout = same_models and methods[0] != methods[1] and all(len(m) == 1 for m in methods)

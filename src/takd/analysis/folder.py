@@ -5,7 +5,7 @@ from typing import Any
 
 from takd.analysis import result_files
 from takd.analysis.results import Results, read
-from takd.experiment.lineage import Node, split
+from takd.experiment.lineage import Node, student_of
 from takd.runtime.errors import InputError
 
 INNER = "results"
@@ -57,7 +57,7 @@ def _spec(folder: Path, nodes: list[Node], sets: list[str]) -> dict[str, Any]:
     return {
         "experiment": name.parent.name if name.name == INNER else name.name,
         "nodes": [list(node) for node in nodes],
-        "models": dict.fromkeys((split(node.lineage)[-1].model for node in nodes), 0),
+        "models": dict.fromkeys((student_of(node.lineage) for node in nodes), 0),
         "teacher_cache": [],
         "chains": [],
         "targets": None,

@@ -12,7 +12,7 @@ from takd.analysis.shares import Share, shares
 from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import control_of, split, student_of
+from takd.experiment.lineage import control_of, own, split, student_of
 from takd.pages.tables import copies
 from takd.report import pages
 from takd.report.figures import forest
@@ -66,9 +66,9 @@ def trained(results: Results) -> str:
     longer = [chain for chain in chains if len(chain) > 1]
     parts = []
     if longer:
-        heads, ends = (named(chain[place].model for chain in longer) for place in (0, -1))
+        heads, ends = (named(own(chain[place].model) for chain in longer) for place in (0, -1))
         parts.append(f"{counted(len(longer), 'chain')} from {heads} to {ends}")
-    if alone := [chain[0].model for chain in chains if len(chain) == 1]:
+    if alone := [own(chain[0].model) for chain in chains if len(chain) == 1]:
         parts.append(f"{named(alone)} alone")
     if controls := len(lineages) - len(chains):
         parts.append(counted(controls, "control"))

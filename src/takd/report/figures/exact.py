@@ -13,7 +13,7 @@ from takd.analysis.results import JsonRow, Results
 from takd.analysis.statistics import Interval, number, of_trainings
 from takd.analysis.table import Number
 from takd.experiment.labels import full_text, method_title, size_text
-from takd.experiment.lineage import control_of, prefixes, split, supervised
+from takd.experiment.lineage import control_of, own, prefixes, split, supervised
 from takd.report import tables
 from takd.report.figures.style import (
     BLACK,
@@ -112,7 +112,8 @@ def _draw(results: Results, found: Found, width: float, columns: int) -> str:
         figure, axes = panels(len(places), columns, 1, width, 2.8, key)
         for panel, (axis, (name, student, measure)) in enumerate(zip(axes, places, strict=True)):
             here = [each for each in found[name, measure] if split(each)[-1].model == student]
-            heads = [m for m in reversed(sizes) if m in {split(each)[0].model for each in here}]
+            heads = list(dict.fromkeys(split(each)[0].model for each in here))
+            heads.sort(key=lambda head: -list(sizes).index(own(head)))
             for place, route in enumerate(routes):
                 marks = [
                     (
@@ -126,10 +127,10 @@ def _draw(results: Results, found: Found, width: float, columns: int) -> str:
             if base := score(results, name, supervised(student), measure):
                 axis.axhline(base.value, color=BLACK, linestyle=":", linewidth=1, zorder=1)
             _scale(axis)
-            axis.set_xticks(range(len(heads)), [f"{m}\n{size_text(sizes[m])}" for m in heads])
+            axis.set_xticks(range(len(heads)), [f"{m}\n{size_text(sizes[own(m)])}" for m in heads])
             axis.set_xlim(-0.6, len(heads) - 0.4)
             axis.grid(visible=False, axis="x")
-            title = f"{student} ({size_text(sizes[student])}), {MEASURES[measure]}"
+            title = f"{student} ({size_text(sizes[own(student)])}), {MEASURES[measure]}"
             axis.set_title(title if len(results.spec["sets"]) == 1 else f"{name}: {title}")
             if panel % columns == 0:
                 axis.set_ylabel("reverse KL, nats per response")

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from takd.analysis import costs
 from takd.analysis.results import JsonRow, Model, Results
 from takd.experiment.labels import full_text, short_number, size_text
-from takd.experiment.lineage import split, student_of
+from takd.experiment.lineage import split, student_of, supervised
 from takd.report.figures.style import (
     STYLE,
     WIDTH,
@@ -44,8 +44,8 @@ def curves(results: Results) -> Drawing | None:
 def _drawn(results: Results, lineage: str) -> bool:
     """Whether a lineage is a chain, or the supervised baseline of a student."""
     chains = [chain["lineage"] for chain in results.spec["chains"]]
-    last = {split(chain)[-1].model for chain in chains}
-    return lineage in chains or (len(split(lineage)) == 1 and split(lineage)[0].model in last)
+    last = {supervised(split(chain)[-1].model) for chain in chains}
+    return lineage in chains or lineage in last
 
 
 def _note(results: Results) -> str:

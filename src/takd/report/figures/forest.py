@@ -18,7 +18,7 @@ from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import GIVEN, control_of, split, student_of
+from takd.experiment.lineage import GIVEN, control_of, own, split, student_of
 from takd.report.figures.style import GREY, STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
@@ -112,7 +112,7 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
 
     def place(row: Number) -> tuple[bool, list[int]]:
         # SFT first, then large teachers before small ones: a falling column is the capacity gap
-        teachers = [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+        teachers = [-sizes[own(hop.model)] for hop in reversed(split(row.lineage)[:-1])]
         return bool(control_of(row.lineage)), teachers
 
     found = []
