@@ -48,13 +48,18 @@ def end(rows: list[Row]) -> Row:
     return (closing or rows or [{}])[-1]
 
 
+def folder_of(above: Path, node: Node, *parts: str) -> Path:
+    """Return the folder of a model below that of all models, or of its results on a set below that of evaluations."""
+    return above.joinpath(node.lineage, f"seed{node.seed}", *parts)
+
+
 def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
     """Yield sums over the tokens of each prompt's texts, of one model on one set."""
-    folder = evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods"
+    folder = folder_of(evaluations, node, name, "likelihoods")
     return lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
 
 def responses(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
     """Yield prompts of one set with a model's responses and their scores."""
-    folder = evaluations / node.lineage / f"seed{node.seed}" / name
+    folder = folder_of(evaluations, node, name)
     return lines(folder / "generations.jsonl", folder / "scores.json")
