@@ -24,9 +24,6 @@ rule card:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec("card"),
-        code=code_digest("takd.model_cards.card"),
-        inputs=below_results("models", "evaluations"),
-        outputs=written,
+        **parameters("card", "takd.model_cards.card", inputs=below_results("models", "evaluations")),
     shell:
         command("write_card")

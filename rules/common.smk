@@ -156,25 +156,33 @@ def settings_of(stage, wildcards):
     return specs.of(experiment, stage, **wildcards)
 
 
-def spec(stage):
-    """Make a function for `params` that returns the settings of a stage as JSON."""
-    return lambda wildcards: canonical_json(settings_of(stage, wildcards))
+def parameters(stage, *modules, places=False, **own):
+    """Parameters of a rule that runs a stage: its settings, a digest of its code, and its files as options.
 
+    Args:
+        places: whether the settings say where data or weights lie. Equal ones may lie elsewhere the next time: Snakemake
+            compares `content`, without places, and not `spec`, as no parameter that depends on `input` is compared.
+        own: parameters in place of these.
+    """
 
-def content(stage):
-    """Like `spec`, without paths and addresses: Snakemake must not compare where equal data and weights are stored."""
-    return lambda wildcards: canonical_json(without_places(settings_of(stage, wildcards)))
+    def spec(wildcards):
+        return canonical_json(settings_of(stage, wildcards))
 
-
-def placed(stage):
-    """Like `spec`, but never compared: Snakemake does not compare a parameter that depends on `input`."""
-    return lambda wildcards, input: canonical_json(settings_of(stage, wildcards))
+    settings = {"spec": spec}
+    if places:
+        settings = {
+            "content": lambda wildcards: canonical_json(
+                without_places(settings_of(stage, wildcards))
+            ),
+            "spec": lambda wildcards, input: spec(wildcards),
+        }
+    return {**settings, "code": code_digest(*modules), "inputs": named, "outputs": written, **own}
 
 
 def command(script, *resources, online=False):
     """Text of the command that starts a stage, with those of the rule's resources that the stage takes.
 
-    The rule's `params` are `spec`, `code`, `inputs` and `outputs`.
+    The rule's `params` are those of `parameters`.
     """
     threads = "{threads}"
     if "processes" in resources:
@@ -228,39 +236,24 @@ def training_log(wildcards):
     return [] if lineage.is_given(wildcards.lineage) else log
 
 
-def training_data():
-    """Inputs of every training."""
-    return {
-        "tokenizer": "<results>/data/tokenizer/manifest.json",
-        "train": "<results>/data/train/manifest.json",
-        "dev": "<results>/data/dev/manifest.json",
-    }
-
-
-def reference(wildcards):
-    """Model whose cost is the budget of a training, where a chain's is."""
+def training_inputs(wildcards):
+    """Inputs of every training: the data, and the model whose cost is the budget, where a chain's is."""
     found = EXPERIMENT.reference(trained(wildcards), int(wildcards.seed))
-    return {"reference": model_manifest(*found)} if found else {}
+    data = {name: f"<results>/data/{name}/manifest.json" for name in ("tokenizer", "train", "dev")}
+    return {**data, "reference": model_manifest(*found)} if found else data
 
 
 def sft_inputs(wildcards):
     """Inputs of supervised fine-tuning: the starting weights and the data."""
-    return {
-        "base": f"<results>/base/{lineage.own(wildcards.model)}/manifest.json",
-        **training_data(),
-        **reference(wildcards),
-    }
+    base = f"<results>/base/{lineage.own(wildcards.model)}/manifest.json"
+    return {"base": base, **training_inputs(wildcards)}
 
 
 def distill_inputs(wildcards):
     """Inputs of distillation: the teacher, the student's starting weights, the data, and precomputed outputs."""
     student = trained(wildcards)
     seed = lineage.teacher_seed(wildcards.teacher, int(wildcards.seed), EXPERIMENT.seeds, student)
-    inputs = {
-        "teacher": model_manifest(wildcards.teacher, seed),
-        **training_data(),
-        **reference(wildcards),
-    }
+    inputs = {"teacher": model_manifest(wildcards.teacher, seed), **training_inputs(wildcards)}
     if EXPERIMENT.start_of(student) == "sft":
         inputs["init"] = model_manifest(lineage.supervised(wildcards.student), wildcards.seed)
     else:
@@ -273,24 +266,28 @@ def distill_inputs(wildcards):
     return inputs
 
 
+def as_options(option, pairs):
+    """Format names and paths as options of a stage."""
+    return " ".join(f"--{option} {quote(f'{name}={path}')}" for name, path in pairs)
+
+
 def named(wildcards, input):
     """Format the inputs as options of a stage. Snakemake compares the inputs, not this parameter."""
-    pairs = [(name, path) for name, paths in input.items() for path in as_list(paths)]
-    return " ".join(f"--input {quote(f'{name}={path}')}" for name, path in pairs)
+    several = {name: [path] if isinstance(path, str) else path for name, path in input.items()}
+    return as_options("input", [(name, path) for name in several for path in several[name]])
 
 
 def below_results(*names, **files):
     """Format folders and files of the results as inputs: hundreds of paths would be too long for a command."""
-    paths = {**{name: name for name in names}, **files}
-    return " ".join(
-        f"--input {quote(f'{name}=results/{EXPERIMENT.name}/{path}')}"
-        for name, path in paths.items()
+    paths = {**{name: name for name in names}, **files}.items()
+    return as_options(
+        "input", [(name, f"results/{EXPERIMENT.name}/{path}") for name, path in paths]
     )
 
 
 def written(wildcards, output):
     """Format the outputs as options of a stage."""
-    return " ".join(f"--output {quote(f'{name}={path}')}" for name, path in output.items())
+    return as_options("output", output.items())
 
 
 # Files of each model.
@@ -298,8 +295,3 @@ MANIFEST = "<results>/models/{node.lineage}/seed{node.seed}/manifest.json"
 LOG = "<results>/models/{node.lineage}/seed{node.seed}/metrics.jsonl"
 CARD = "<results>/models/{node.lineage}/seed{node.seed}/card.md"
 SCORES = "<results>/evaluations/{node.lineage}/seed{node.seed}/{set}/{file}"
-
-
-def as_list(paths):
-    """Return one path or several paths as a list."""
-    return [paths] if isinstance(paths, str) else list(paths)

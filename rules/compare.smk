@@ -51,9 +51,9 @@ if COMPARED:
         params:
             spec=lambda wildcards: canonical_json(comparison.spec(asked_for(), COMPARED, MEASURED)),
             code=code_digest("takd.report.compare"),
-            inputs=" ".join(
-                f"--input {quote(f'results={comparison.results(each)}')}"
-                for each in (EXPERIMENT, *COMPARED)
+            inputs=as_options(
+                "input",
+                [("results", comparison.results(each)) for each in (EXPERIMENT, *COMPARED)],
             ),
             outputs=written,
         shell:

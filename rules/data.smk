@@ -12,11 +12,7 @@ rule tokenizer:
         mem_mb=4000,
         runtime=60,
     params:
-        content=content("tokenizer"),
-        spec=placed("tokenizer"),
-        code=code_digest("takd.data.tokenizer"),
-        inputs=named,
-        outputs=written,
+        **parameters("tokenizer", "takd.data.tokenizer", places=True),
     shell:
         command("prepare_tokenizer", online=True)
 
@@ -36,11 +32,7 @@ rule data:
         mem_mb=8000,
         runtime=240,
     params:
-        content=content("data"),
-        spec=placed("data"),
-        code=code_digest("takd.data.prepare"),
-        inputs=named,
-        outputs=written,
+        **parameters("data", "takd.data.prepare", places=True),
     shell:
         command("prepare_data", online=True)
 
@@ -60,10 +52,7 @@ rule data_report:
         mem_mb=8000,
         runtime=60,
     params:
-        spec=spec("data_report"),
-        code=code_digest("takd.data.summary"),
-        inputs=named,
-        outputs=written,
+        **parameters("data_report", "takd.data.summary"),
     shell:
         command("summarise_data")
 
@@ -84,11 +73,7 @@ rule base:
         mem_mb=16000,
         runtime=240,
     params:
-        content=content("base"),
-        spec=placed("base"),
-        code=code_digest("takd.models.starting_weights"),
-        inputs=named,
-        outputs=written,
+        **parameters("base", "takd.models.starting_weights", places=True),
     shell:
         command("prepare_base", online=True)
 
@@ -101,8 +86,4 @@ use rule base as given with:
     log:
         f"<logs>/models/{{model}}-given/seed{lineage.GIVEN_SEED}.log",
     params:
-        content=content("given"),
-        spec=placed("given"),
-        code=code_digest("takd.models.starting_weights"),
-        inputs=named,
-        outputs=written,
+        **parameters("given", "takd.models.starting_weights", places=True),

@@ -26,10 +26,7 @@ rule evaluate:
         processes=1,
         deterministic=0,
     params:
-        spec=spec("evaluate"),
-        code=code_digest("takd.evaluation.evaluate"),
-        inputs=named,
-        outputs=written,
+        **parameters("evaluate", "takd.evaluation.evaluate"),
     shell:
         command("evaluate", "processes", "deterministic", "runtime")
 
@@ -56,10 +53,7 @@ rule likelihoods:
         micro_batch=64,
         deterministic=0,
     params:
-        spec=spec("likelihoods"),
-        code=code_digest("takd.evaluation.likelihoods"),
-        inputs=named,
-        outputs=written,
+        **parameters("likelihoods", "takd.evaluation.likelihoods"),
     shell:
         command("likelihoods", "processes", "micro_batch", "deterministic", "runtime")
 
@@ -82,9 +76,6 @@ if EXPERIMENT.settings["evaluation"]["judge"]:
             mem_mb=4000,
             runtime=WEEK,
         params:
-            spec=spec("judge"),
-            code=code_digest("takd.evaluation.judge"),
-            inputs=named,
-            outputs=written,
+            **parameters("judge", "takd.evaluation.judge"),
         shell:
             command("judge", "runtime", online=True)

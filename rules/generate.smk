@@ -23,10 +23,7 @@ rule generate:
         processes=1,
         deterministic=0,
     params:
-        spec=spec("generate"),
-        code=code_digest("takd.teacher_cache.responses"),
-        inputs=named,
-        outputs=written,
+        **parameters("generate", "takd.teacher_cache.responses"),
     shell:
         command("generate", "deterministic", "runtime")
 
@@ -54,10 +51,7 @@ rule generations:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec("generations"),
-        code=code_digest("takd.teacher_cache.merge"),
-        inputs=named,
-        outputs=written,
+        **parameters("generations", "takd.teacher_cache.merge"),
     shell:
         command("join_generations")
 
@@ -84,9 +78,6 @@ rule teacher_outputs:
         max_tokens=0,
         deterministic=0,
     params:
-        spec=spec("outputs"),
-        code=code_digest("takd.teacher_cache.outputs"),
-        inputs=named,
-        outputs=written,
+        **parameters("outputs", "takd.teacher_cache.outputs"),
     shell:
         command("write_outputs", "micro_batch", "max_tokens", "deterministic", "runtime")

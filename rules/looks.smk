@@ -47,9 +47,8 @@ if EXPERIMENT.looks:
             mem_mb=4000,
             runtime=60,
         params:
-            spec=spec("look"),
-            code=code_digest("takd.analysis.look"),
-            inputs=below_results("models", "evaluations"),
-            outputs=written,
+            **parameters(
+                "look", "takd.analysis.look", inputs=below_results("models", "evaluations")
+            ),
         shell:
             command("look")

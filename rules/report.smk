@@ -33,11 +33,12 @@ rule report:
         mem_mb=4000,
         runtime=60,
     params:
-        spec=spec("report"),
-        code=code_digest("takd.report.build"),
-        inputs=below_results(
-            "models", "evaluations", "teachers", data_report="data/report/report.json"
+        **parameters(
+            "report",
+            "takd.report.build",
+            inputs=below_results(
+                "models", "evaluations", "teachers", data_report="data/report/report.json"
+            ),
         ),
-        outputs=written,
     shell:
         command("build_report")

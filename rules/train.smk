@@ -1,6 +1,12 @@
-TRAINING = (
-    *("nodes", "processes", "micro_batch", "max_tokens", "gradient_checkpointing", "compile"),
-    *("deterministic", "runtime"),
+# What a training takes of a profile besides `mem_mb` and `runtime`, and the values where the profile sets none.
+TRAINING = dict(
+    nodes=1,
+    processes=1,
+    micro_batch=64,
+    max_tokens=0,
+    gradient_checkpointing=0,
+    compile=0,
+    deterministic=0,
 )
 
 
@@ -22,22 +28,13 @@ rule sft:
     conda:
         "../envs/conda.yaml"
     resources:
+        **TRAINING,
         mem_mb=4000,
         runtime=WEEK,
-        nodes=1,
-        processes=1,
-        micro_batch=64,
-        max_tokens=0,
-        gradient_checkpointing=0,
-        compile=0,
-        deterministic=0,
     params:
-        spec=spec("train"),
-        code=code_digest("takd.training.train", "takd.methods.sft"),
-        inputs=named,
-        outputs=written,
+        **parameters("train", "takd.training.train", "takd.methods.sft"),
     shell:
-        command("train", *TRAINING)
+        command("train", *TRAINING, "runtime")
 
 
 # The head of a chain is trained once for all seeds. It is usually the largest model, and the others depend on it: it
@@ -73,19 +70,10 @@ for METHOD in EXPERIMENT.methods:
         conda:
             "../envs/conda.yaml"
         resources:
+            **TRAINING,
             mem_mb=4000,
             runtime=WEEK,
-            nodes=1,
-            processes=1,
-            micro_batch=64,
-            max_tokens=0,
-            gradient_checkpointing=0,
-            compile=0,
-            deterministic=0,
         params:
-            spec=spec("train"),
-            code=code_digest("takd.training.train", f"takd.methods.{METHOD}"),
-            inputs=named,
-            outputs=written,
+            **parameters("train", "takd.training.train", f"takd.methods.{METHOD}"),
         shell:
-            command("train", *TRAINING)
+            command("train", *TRAINING, "runtime")

@@ -95,6 +95,14 @@ class Project:
             name: count for name, count in jobs.items() if name not in ("all", "compare", "total")
         }
 
+    def jobs(self, *arguments: str) -> list[Any]:
+        """List all jobs of a dry run, as the commands `plan` and `doctor` know them."""
+        from takd.preflight.jobs import LISTED, Job
+
+        with tempfile.NamedTemporaryFile() as file:
+            self.run("--dry-run", *arguments, env={**os.environ, LISTED: file.name})
+            return [Job(**job) for job in json.loads(Path(file.name).read_text())]
+
     def outputs(self, *arguments: str) -> list[str]:
         """List the first output of every job that a run would start."""
         printed = self.run("--dry-run", *arguments)

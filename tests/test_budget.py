@@ -347,7 +347,7 @@ def planner(found: Experiment) -> Planner:
     for split, rows in (("train", 40), ("dev", 8), ("heldout", 8)):
         place = found.root / "results/it/data" / split / "manifest.json"
         tokens = {"prompt": 12 * rows, "response": 6 * rows}
-        write_json(place, {"counts": {"kept": rows}, "tokens": tokens})
+        write_json(place, {"counts": {"rows": rows, "kept": rows}, "tokens": tokens})
     return Planner(found, CPU)
 
 

@@ -16,7 +16,7 @@ from workspace import STUDENT, TEACHER, TIMED, Workspace
 
 from takd.runtime.errors import InputError
 from takd.runtime.sharding import JsonlStore, Shard
-from takd.runtime.stage import Interrupted
+from takd.runtime.stage import Interrupted, Stage
 from takd.runtime.verify import verify
 from takd.training import train as training
 from takd.training.best_weights import Best
@@ -194,15 +194,15 @@ def test_all_processes_take_the_same_checkpoint(space: Workspace) -> None:
 def test_a_damaged_line_of_what_was_found_is_found_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = JsonlStore(tmp_path, "answers", Shard())
-    with store.appending():
-        store.add(*({"row": row, "tokens": [row]} for row in range(3)))
+    store, stage = JsonlStore(tmp_path, "answers", Shard()), Stage(spec={}, code="")
+    with store.saving(stage, "test", "rows", 3) as save:
+        save(*({"row": row, "tokens": [row]} for row in range(3)), count=3)
     file = tmp_path / "answers.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1].replace(b"[1]", b"[4]")
     file.write_bytes(b"".join(lines) + b"deadbeef {")
     assert [record["row"] for record in store.read()] == [0, 2]
     assert f"{file}, line 2: damaged; what it held is done again" in capsys.readouterr().out
-    with store.appending():
-        store.add({"row": 1, "tokens": [1]})
+    with store.saving(stage, "test", "rows", 3, done=2) as save:
+        save({"row": 1, "tokens": [1]})
     assert [record["tokens"] for record in store.read()] == [[0], [2], [1]]

@@ -24,7 +24,7 @@ from test_report import BY_KD, DIRECT, STUDY, THROUGH
 from test_staleness import touch
 
 from takd.analysis import compare_settings
-from takd.analysis.across_experiments import Comparison, Place, read_all
+from takd.analysis.across_experiments import Comparison, OutcomeKey, read_all
 from takd.analysis.across_experiments import compare as compare_scores
 from takd.analysis.results import Model
 from takd.analysis.statistics import holm
@@ -184,7 +184,7 @@ def row_of(page: str, start: str) -> list[str]:
 
 def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> None:
     specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=noisy)]
-    outcome = compared(tmp_path, *specs).outcomes[Place("heldout", DEEP, 1)]
+    outcome = compared(tmp_path, *specs).outcomes[OutcomeKey("heldout", DEEP, 1)]
     assert outcome.difference is not None and outcome.difference.value == pytest.approx(0.25)
     assert not outcome.difference.significant and outcome.difference.verdict == "n.s."
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
@@ -197,20 +197,20 @@ def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> Non
 def test_equal_models_are_not_tested(three: SimpleNamespace) -> None:
     """They would only make the family larger, and the correction harsher."""
     comparison = compared(three.root, *three.specs)
-    assert comparison.outcomes[Place("heldout", STUDENT, 1)].same
+    assert comparison.outcomes[OutcomeKey("heldout", STUDENT, 1)].same
     assert comparison.tests("heldout") == 1
     # equal answers of other weights are a matter for the test
     copy = {**three.specs[0], "name": "copy"}
     shutil.copytree(three.root / "before", three.root / "copy")
     edit(three.root, {"weights": {"model": "f" * 64}}, f"copy/models/{STUDENT}/seed2/manifest.json")
-    found = compared(three.root, three.specs[0], copy).outcomes[Place("heldout", STUDENT, 1)]
+    found = compared(three.root, three.specs[0], copy).outcomes[OutcomeKey("heldout", STUDENT, 1)]
     assert found.difference is not None and found.difference.p == 1.0
 
 
 def test_all_tests_on_a_set_are_one_family(tmp_path: Path) -> None:
     first, noise = made(tmp_path, "before"), made(tmp_path, "noise", shift=noisy)
     gain = made(tmp_path, "gain", shift=better)
-    place = Place("heldout", DEEP, 1)
+    place = OutcomeKey("heldout", DEEP, 1)
     alone = [compared(tmp_path, first, each).outcomes[place].difference for each in (noise, gain)]
     both = compared(tmp_path, first, noise, gain)
     assert both.tests("heldout") == 2

@@ -17,7 +17,7 @@ from takd.models.weight_files import positions, safetensors_parameters
 from takd.preflight import contents, fitting, start
 from takd.preflight.findings import Finding
 from takd.preflight.gpus import CPU
-from takd.preflight.jobs import Job, parse
+from takd.preflight.jobs import Job
 from takd.preflight.plan import Planner
 from takd.runtime.errors import InputError
 
@@ -240,6 +240,31 @@ def test_a_local_model_is_held_against_what_is_declared(tmp_path: Path) -> None:
     assert len(bad(contents.of_weights(kept, jobs(kept)))) == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "kept"), [(None, 4), ([0, None], 4), ([1, None], 3), ([0, 2], 2), ([2, 9], 2)]
+)
+def test_the_plan_counts_the_rows_that_a_source_has_today(
+    tmp_path: Path, rows: list[Any] | None, kept: int
+) -> None:
+    """With the lengths and the share of rows of an earlier preparation, which read all five and left one out."""
+
+    def edit(settings: dict[str, Any]) -> None:
+        source = {"json": "data/dev.jsonl"} | ({"rows": rows} if rows else {})
+        settings["data"]["dev"] = source
+
+    found = experiment(tmp_path, edit)
+    longest = Planner(found, CPU).rows["dev"]
+    assert longest.bound and longest.count == len(range(5)[slice(*(rows or [None]))])
+    folder = tmp_path / "results" / found.name / "data/dev"
+    folder.mkdir(parents=True)
+    counts = {"rows": 5, "kept": 4}
+    tokens = {"prompt": 12, "response": 8}
+    (folder / "manifest.json").write_text(json.dumps({"counts": counts, "tokens": tokens}))
+    prepared = Planner(found, CPU).rows["dev"]
+    assert (prepared.count, prepared.prompt, prepared.response) == (kept, 3, 2)
+    assert not prepared.bound
+
+
 def test_parameters_of_a_folder_are_counted_where_they_are_not_declared(tmp_path: Path) -> None:
     found = local(tmp_path)
     assert found.parameters["teacher"] == safetensors_parameters(tmp_path / "weights")
@@ -326,7 +351,7 @@ def test_rules_that_a_profile_forgot() -> None:
 
 def test_what_rules_ask_for_by_themselves_is_known(project: Project) -> None:
     """Of every rule that computes, without a profile: the marks of a rule that a profile forgot."""
-    found = {job.rule: job for job in parse(project.run("--dry-run", "--forceall"))}
+    found = {job.rule: job for job in project.jobs()}
     computing = [job for job in found.values() if job.computes]
     assert {"teacher", "sft", "distill_kd", "distill_minillm", "evaluate", "likelihoods"} <= {
         j.rule for j in computing

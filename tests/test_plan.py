@@ -22,7 +22,7 @@ from takd.models import shapes
 from takd.models.causal_lm import load_model
 from takd.preflight import disk, flops, rates, table
 from takd.preflight.gpus import asked_for, find_gpu
-from takd.preflight.jobs import Job, parse
+from takd.preflight.jobs import Job
 from takd.preflight.memory import Resources
 from takd.preflight.plan import Planner
 from takd.runtime.stage import Stage
@@ -127,16 +127,11 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
     # random models draw longer responses than the labels: those that they drew
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"]
     train_rows, dev_rows = (rows_of(space.folder / f"{name}-equal") for name in ("train", "dev"))
-    planned = flops.training(
-        spec,
-        student,
-        None if method == "sft" else teacher,
-        train_rows,
-        dev_rows,
-        Resources(micro_batch=4),
-        block_length=12,
-        drawn=sum(drawn) / len(drawn),
+    given = flops.Conditions(
+        Resources(micro_batch=4), drawn=sum(drawn) / len(drawn), block_length=12
     )
+    models = student, None if method == "sft" else teacher
+    planned = flops.training(spec, *models, train_rows, dev_rows, given)
     assert planned is not None
     assert planned.operations == pytest.approx(found, rel=0.10)
     assert planned.tokens == pytest.approx(journal[-1]["tokens"], rel=0.06)
@@ -309,26 +304,12 @@ def job_of(node: Any, experiment: Any) -> Job:
     return Job(f"distill_{hops[-1].method}", node.lineage, names, {"micro_batch": "4"})
 
 
-def test_a_dry_run_is_read_whole() -> None:
-    printed = """
-[Tue Nov 24 13:26:59 2026]
-localrule base:
-    output: results/x/base/a/model, results/x/base/a/manifest.json
-    wildcards: model=a
-    resources: tmpdir=/tmp, mem_mb=<TBD>
-rule evaluate:
-    input: a, b
-    output: results/x/scores.json, results/x/metrics.jsonl
-    wildcards: lineage=a-sft__b-kd, seed=1, set=un-ni
-    resources: tmpdir=/tmp, nodes=2, processes=4, runtime=300, slurm_extra='--constraint=a,b --gpus-per-node=h100:4'
-rule all:
-    input: results/x/scores.json
-"""
-    base, evaluate = parse(printed)
-    assert (base.rule, base.local, base.output) == ("base", True, "results/x/base/a/model")
-    assert evaluate.lineage == "a-sft__b-kd"
-    assert evaluate.given.world == 8
-    assert asked_for(dict(evaluate.resources)) == ("h100", 4)
+def test_processes_and_gpus_of_a_job_are_those_of_its_resources() -> None:
+    extra = "'--constraint=a,b --gpus-per-node=h100:4'"
+    resources = {"nodes": "2", "processes": "4", "runtime": "300", "slurm_extra": extra}
+    evaluate = Job("evaluate", "scores.json", {"lineage": "a-sft__b-kd"}, resources)
+    assert (evaluate.lineage, evaluate.allotted.world) == ("a-sft__b-kd", 8)
+    assert asked_for(evaluate.resources) == ("h100", 4)
 
 
 # how long
@@ -364,7 +345,9 @@ def test_decoding_waits_for_arithmetic_for_memory_or_for_kernels() -> None:
     assert rates.assumed(flops.Work(block_steps=20_000), gpu, "fp16") == pytest.approx(1.0)
     # one row at a time takes as many steps as there are tokens, sixteen a sixteenth
     shape = shapes.estimated(124_000_000)
-    one, many = (flops.decoded(shape, 160, 10, 50, together) for together in (1, 16))
+    one, many = (
+        flops.decoded(shape, 160, 10, 50, flops.Conditions(together=rows)) for rows in (1, 16)
+    )
     assert one.decoding == many.decoding
     assert one.block_steps == 16 * many.block_steps
 

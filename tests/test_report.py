@@ -16,6 +16,7 @@ import pytest
 from browser import browser, read_site, visit
 from sealing import write_json, write_lines
 
+from takd.analysis.result_files import wall_minutes
 from takd.analysis.results import read
 from takd.experiment import captions
 from takd.experiment.labels import size_text
@@ -425,7 +426,7 @@ def test_later_line_of_a_resumed_log_holds(tmp_path):
     write_lines(log, [*rows, {"kind": "train", "step": 10, "loss": 123.0}, end])
     model = read(spec, tmp_path / "models", tmp_path / "evaluations").of("teacher-sft")[0]
     assert [row["step"] for row in model.train] == list(range(10, 301, 10))
-    assert model.train[0]["loss"] == 123.0 and model.minutes == 2.0
+    assert model.train[0]["loss"] == 123.0 and wall_minutes(model.end) == 2.0
 
 
 def test_missing_or_foreign_files_are_named(tmp_path):
@@ -515,8 +516,9 @@ pathvars:
     logs="logs/made-up",
 
 
-def spec(stage):
-    return lambda wildcards: canonical_json(SETTINGS)
+def parameters(stage, *modules, **own):
+    spec = lambda wildcards: canonical_json(SETTINGS)
+    return {"spec": spec, "code": code_digest(*modules), "outputs": written, **own}
 
 
 def written(wildcards, output):

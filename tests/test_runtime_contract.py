@@ -16,7 +16,7 @@ STAGES = sorted(
     {
         name
         for rules in (ROOT / "rules").glob("*.smk")
-        for name in re.findall(r'code_digest\("(takd[\w.]+)"', rules.read_text())
+        for name in re.findall(r'parameters\(\s*"\w+",\s*"(takd[\w.]+)"', rules.read_text())
     }
 )
 MAKING_NUMBERS = ("losses", "methods", "decoding", "metrics")

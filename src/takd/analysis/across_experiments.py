@@ -68,7 +68,7 @@ def _read(spec: dict[str, Any], folder: Path) -> Compared:
     results = read(spec["report"], *folders)
     used = [name for name in ("train", "dev", "corpus") if spec["settings"]["data"].get(name)]
     splits = [*used, *results.spec["sets"], "tokenizer"]
-    models = dict.fromkeys(split(node.lineage)[-1].model for node in results.trained)
+    models = dict.fromkeys(split(node.lineage)[-1].model for node in results.trained_here)
     return Compared(
         name=spec["name"],
         results=results,
@@ -79,7 +79,7 @@ def _read(spec: dict[str, Any], folder: Path) -> Compared:
     )
 
 
-class Place(NamedTuple):
+class OutcomeKey(NamedTuple):
     """Index of an outcome: evaluation set, lineage, and number of the experiment."""
 
     set: str
@@ -106,7 +106,7 @@ class Comparison:
     """Those that two or more experiments have."""
     shared: list[str]
     """Lineages that two or more experiments have."""
-    outcomes: dict[Place, Outcome] = field(default_factory=dict)
+    outcomes: dict[OutcomeKey, Outcome] = field(default_factory=dict)
     """Where both it and the first experiment have them."""
 
     @property
@@ -166,11 +166,11 @@ def _several(lists: Sequence[Sequence[str]]) -> list[str]:
 
 def _test(found: Comparison, name: str) -> None:
     """Run the tests of one set and store the outcomes in the comparison."""
-    gaps: dict[Place, Array] = {}
+    gaps: dict[OutcomeKey, Array] = {}
     for lineage in filter(lambda lineage: found.first.has(lineage, name), found.on(name)):
         for number, each in enumerate(found.experiments[1:], 1):
             if each.has(lineage, name):
-                place = Place(name, lineage, number)
+                place = OutcomeKey(name, lineage, number)
                 found.outcomes[place], gap = _pair(found.first, each, lineage, name)
                 if gap is not None:
                     gaps[place] = gap

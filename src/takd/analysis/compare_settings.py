@@ -110,7 +110,7 @@ def _grouped(values: Iterable[tuple[str, str]], mark: str = ", ") -> dict[str, s
 
 def _code(experiment: Compared) -> dict[str, str]:
     """Code digests of the trainings by method, and of the stages that made data and starting weights."""
-    models = experiment.results.trained.items()
+    models = experiment.results.trained_here.items()
     found = [(f"training by {split(n.lineage)[-1].method}", m.manifest["code"]) for n, m in models]
     for name, manifest in experiment.data.items():
         found.append(("tokenizer" if name == "tokenizer" else "data", manifest["code"]))
@@ -131,7 +131,7 @@ def _versions(experiment: Compared) -> dict[str, str]:
 
 
 def _devices(experiment: Compared) -> dict[str, str]:
-    ends = (model.end for model in experiment.results.trained.values())
+    ends = (model.end for model in experiment.results.trained_here.values())
     return _grouped((("trained on", device_text(end)) for end in ends), "; ")
 
 

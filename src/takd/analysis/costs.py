@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from takd.analysis.results import CachedOutput, Results, Row
+from takd.analysis.result_files import wall_minutes
+from takd.analysis.results import CachedOutput, JsonRow, Results
 from takd.experiment.lineage import Node, is_given, prefixes, split, supervised, teacher_seed
 from takd.runtime.records import SPENT
 
@@ -15,14 +16,14 @@ EVALUATION = (ANSWERS, LIKELIHOODS)
 """Stages of an evaluation that run models here."""
 
 
-class Run(NamedTuple):
+class StageRun(NamedTuple):
     """One run of a stage, over all its restarts; a part of a teacher cache counts as one."""
 
     stage: str
     lineage: str
     """Of the model that is trained or evaluated, or of the teacher whose cache is computed."""
     seed: int
-    end: Row
+    end: JsonRow
     """Closing line of its log."""
     set: str = ""
     steps: int | None = None
@@ -33,7 +34,7 @@ class Run(NamedTuple):
 
     @property
     def minutes(self) -> float:
-        return float(self.end.get("seconds", 0.0)) / 60
+        return wall_minutes(self.end)
 
     @property
     def tokens(self) -> int:
@@ -59,20 +60,20 @@ class Run(NamedTuple):
         return float(seconds) / 3600 * int(self.end.get("processes", 1))
 
 
-def runs(results: Results) -> Iterator[Run]:
+def runs(results: Results) -> Iterator[StageRun]:
     """Yield every run of a stage that the results hold, in the order of the stages."""
-    for node, model in results.trained.items():
+    for node, model in results.trained_here.items():
         skipped = int(model.end.get("skipped", 0))
         steps = int(model.manifest["steps"])
-        yield Run(TRAINING, *node, model.end, "", steps, skipped, model.end.get("flops"))
+        yield StageRun(TRAINING, *node, model.end, "", steps, skipped, model.end.get("flops"))
     for each in sorted(results.teacher_cache, key=cache_stage):
         for place, end in enumerate(each.ends):  # what all parts have spent is known together
             flops = each.flops if place == 0 else None
-            yield Run(cache_stage(each), *each.teacher, end, flops=flops)
+            yield StageRun(cache_stage(each), *each.teacher, end, flops=flops)
     for stage in EVALUATION:
         for (node, name), evaluation in results.evaluations.items():
             end = evaluation.end if stage == ANSWERS else evaluation.likelihoods_end
-            yield Run(stage, *node, end, name)
+            yield StageRun(stage, *node, end, name)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Cumulative:
 
     lineage: str
     hours: dict[int, float]
-    """Device hours, as `Run.hours`."""
+    """Device hours, as `StageRun.hours`."""
     tokens: dict[int, int]
     """Tokens trained on and sampled, not those that a teacher only scores."""
     trainings: int
@@ -106,7 +107,7 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
         if "init" in results.models[node].manifest["inputs"]:
             found[Node(supervised(split(prefix)[-1].model), own)] = None
         found[node] = None
-    return [node for node in found if node in results.trained]
+    return [node for node in found if node in results.trained_here]
 
 
 def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
@@ -125,9 +126,9 @@ def cumulative(results: Results) -> Iterator[Cumulative]:
             # tokens that a teacher only scores do not count: those of outputs come last
             read = sorted(caches(results, nodes), key=lambda each: not each.drawn)
             ahead = [
-                (each.drawn, Run("", *each.teacher, end)) for each in read for end in each.ends
+                (each.drawn, StageRun("", *each.teacher, end)) for each in read for end in each.ends
             ]
-            done = [(True, Run(TRAINING, *node, results.models[node].end)) for node in nodes]
+            done = [(True, StageRun(TRAINING, *node, results.models[node].end)) for node in nodes]
             tokens[seed] = sum(run.tokens for drawn, run in done + ahead if drawn)
             hours[seed] = sum(run.hours for _, run in done + ahead)
         yield Cumulative(lineage, hours, tokens, len(nodes), spent(results, lineage))
@@ -156,7 +157,7 @@ def budgets(results: Results) -> dict[int, float]:
 
 def unit(results: Results) -> str:
     """Name the unit of cost: `GPU hours`, or `CPU hours` if no training and no teacher cache used a GPU."""
-    ends = [model.end for model in results.trained.values()]
+    ends = [model.end for model in results.trained_here.values()]
     ends += [end for written in results.teacher_cache for end in written.ends]
     cpu = {end.get("device", "cpu") == "cpu" for end in ends}
     return {(True,): "CPU hours", (False,): "GPU hours"}.get(tuple(cpu), "hours of CPU or GPU")

@@ -88,7 +88,7 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
         ),
         **dict.fromkeys(_starts(spec["weights"]), True),
         "trained on a CPU": any(
-            str(model.end.get("device")) == "cpu" for model in results.trained.values()
+            str(model.end.get("device")) == "cpu" for model in results.trained_here.values()
         ),
         f"LoRA, not all weights, for {', '.join(lora)}": lora,
         f"{METHOD.title} without its language-modelling term, as there is no corpus": no_corpus,

@@ -24,8 +24,8 @@ from takd.analysis import table
 from takd.analysis.comparisons import Pair
 from takd.analysis.fairness import warning
 from takd.analysis.measures import BY_NAME, TESTED, TRAININGS, measured
-from takd.analysis.result_files import prompts_read
-from takd.analysis.results import Evaluation, Results, Row
+from takd.analysis.result_files import prompts_read, wall_minutes
+from takd.analysis.results import Evaluation, JsonRow, Results
 from takd.analysis.table import ANY, DIFFERENCE, EACH, SCORE, Line, Number
 from takd.experiment.lineage import is_given
 
@@ -107,11 +107,11 @@ def _results_line(results: Results, line: Line, name: str) -> dict[str, Any]:
         # a lineage has one counterpart of a question
         return next(iter(table.rows(here, **wanted)), None)
 
-    def with_seeds(key: str, more: Mapping[str, Any] = {}, **wanted: Any) -> dict[str, Any]:
+    def with_seeds(key: str, more: dict[str, Any] | None = None, **wanted: Any) -> dict[str, Any]:
         """Columns of a mean, and the values behind it, one per training seed of the experiment."""
         values = {number.seed: number.value for number in table.rows(here, seed=EACH, **wanted)}
         seeds = {f"{key}_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
-        return columns(key, first(**wanted)) | more | seeds
+        return columns(key, first(**wanted)) | (more or {}) | seeds
 
     models = results.of(line.lineage)
     seeds = [] if is_given(line.lineage) else results.seeds(line.lineage)
@@ -144,12 +144,13 @@ def _results_line(results: Results, line: Line, name: str) -> dict[str, Any]:
     for place, source in enumerate(cited(results), 1):
         # a published score has no uncertainty of its own: only our interval counts
         value, key = theirs.get(source), f"published_{place}"
-        there = value is not None
-        cells |= {key: value, f"{key}_difference": rouge.value - value if there else None}
-        held = rouge.interval.holds(value) if there and rouge.interval else None
-        cells |= {f"{key}_in_interval": held, f"{key}_source": source if there else None}
+        cells |= {key: value, f"{key}_difference": None if value is None else rouge.value - value}
+        held = None if value is None or not rouge.interval else rouge.interval.holds(value)
+        cells |= {f"{key}_in_interval": held, f"{key}_source": None if value is None else source}
     cells["steps"] = sum(model.manifest["steps"] for model in models) / len(models)
-    return cells | {"training_minutes": sum(model.minutes for model in models) / len(models)}
+    return cells | {
+        "training_minutes": sum(wall_minutes(model.end) for model in models) / len(models)
+    }
 
 
 def cited(results: Results) -> list[str]:
@@ -253,7 +254,7 @@ def _answers(evaluation: Evaluation) -> pd.DataFrame:
     return found.assign(statistic="score", better=better)
 
 
-def _sums(read: Iterator[Row]) -> Iterator[dict[str, Any]]:
+def _sums(read: Iterator[JsonRow]) -> Iterator[dict[str, Any]]:
     """Yield the sums of each prompt over its texts of a kind; `line` holds texts by kind, or by teacher and kind."""
     for line in read:
         kinds = {name: found for name, found in line.items() if name == "references"}

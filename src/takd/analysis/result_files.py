@@ -12,7 +12,8 @@ from takd.experiment.lineage import Node
 from takd.runtime.input_check import check
 from takd.runtime.records import DamagedError, faults, read_log, read_record, remade
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
+"""A line of a log, or of a file of scores or responses."""
 
 
 def record(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def record(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def log(path: Path, beside: Path) -> list[Row]:
+def log(path: Path, beside: Path) -> list[JsonRow]:
     """Read the log of a stage; running the stage again rewrites it with the record `beside` it."""
     try:
         return read_log(path)
@@ -33,7 +34,7 @@ def log(path: Path, beside: Path) -> list[Row]:
         raise remade(str(error), beside) from None
 
 
-def lines(path: Path, beside: Path) -> Iterator[Row]:
+def lines(path: Path, beside: Path) -> Iterator[JsonRow]:
     """Yield the lines of a file after checking its digest against the record `beside` it."""
     for fault in faults(beside, read_record(beside), [path.name]):
         raise remade(fault, beside)
@@ -42,7 +43,7 @@ def lines(path: Path, beside: Path) -> Iterator[Row]:
             yield json.loads(line)
 
 
-def end(rows: list[Row]) -> Row:
+def end(rows: list[JsonRow]) -> JsonRow:
     """Return the closing line of a log; the last one if there is none."""
     closing = [row for row in rows if row["kind"] == "end"]
     return (closing or rows or [{}])[-1]
@@ -53,13 +54,18 @@ def folder_of(above: Path, node: Node, *parts: str) -> Path:
     return above.joinpath(node.lineage, f"seed{node.seed}", *parts)
 
 
-def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+def wall_minutes(end: JsonRow) -> float:
+    """Return the wall time of a stage over all restarts, by the closing line of its log."""
+    return float(end.get("seconds", 0.0)) / 60
+
+
+def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[JsonRow]:
     """Yield sums over the tokens of each prompt's texts, of one model on one set."""
     folder = folder_of(evaluations, node, name, "likelihoods")
     return lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
 
-def responses(evaluations: Path, node: Node, name: str) -> Iterator[Row]:
+def responses(evaluations: Path, node: Node, name: str) -> Iterator[JsonRow]:
     """Yield prompts of one set with a model's responses and their scores."""
     folder = folder_of(evaluations, node, name)
     return lines(folder / "generations.jsonl", folder / "scores.json")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from takd.analysis import result_files
 from takd.analysis.measures import TESTED
-from takd.analysis.result_files import Row, folder_of
+from takd.analysis.result_files import JsonRow, folder_of
 from takd.experiment.lineage import Node, is_given, node_of, split
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
@@ -30,9 +30,9 @@ class Model:
 
     node: Node
     manifest: dict[str, Any]
-    train: list[Row]
-    dev: list[Row]
-    end: Row
+    train: list[JsonRow]
+    dev: list[JsonRow]
+    end: JsonRow
 
     @property
     def parameters(self) -> int:
@@ -45,11 +45,6 @@ class Model:
             return {f"{name}/model.safetensors": digest for name, digest in named.items()}
         files = self.manifest["files"].items()  # of a model that is taken as it is
         return {name: digest for name, digest in files if name.endswith(".safetensors")}
-
-    @property
-    def minutes(self) -> float:
-        """Wall time of the training over all restarts, in minutes."""
-        return float(self.end.get("seconds", 0.0)) / 60
 
     @property
     def kept_step(self) -> int | None:
@@ -65,13 +60,13 @@ class Evaluation:
     node: Node
     set: str
     scores: dict[str, Any]
-    end: Row
+    end: JsonRow
     ids: list[Any]
     by_draw: dict[str, NDArray[np.float64]]
     """Measure -> score of each prompt and decoding seed (P, D), in the order of `ids`."""
     likelihoods: dict[str, Any] = field(default_factory=dict)
     """What the model and its teachers say of the texts (docs/measures.md)."""
-    likelihoods_end: Row = field(default_factory=dict)
+    likelihoods_end: JsonRow = field(default_factory=dict)
     judge: dict[str, Any] | None = None
     """Ratings, where the experiment has a judge."""
     strata: list[str] = field(default_factory=list)
@@ -98,7 +93,7 @@ class CachedOutput:
     entry: CacheEntry
     digest: str
     """Of its manifest, as the manifests of the students that read it have it among their inputs."""
-    ends: list[Row]
+    ends: list[JsonRow]
     """Closing lines of the parts' logs."""
     flops: int | None = None
 
@@ -119,7 +114,7 @@ class Results:
     spec: dict[str, Any]
     models: dict[Node, Model]
     evaluations: dict[tuple[Node, str], Evaluation]
-    samples: dict[str, dict[Any, dict[Node, Row]]] = field(default_factory=dict)
+    samples: dict[str, dict[Any, dict[Node, JsonRow]]] = field(default_factory=dict)
     """set -> prompt id -> model -> row of generations, for the prompts shown side by side."""
     teacher_cache: list[CachedOutput] = field(default_factory=list)
     """What teachers computed once for all their students."""
@@ -146,7 +141,7 @@ class Results:
         return [node.seed for node in self.models if node.lineage == lineage]
 
     @property
-    def trained(self) -> dict[Node, Model]:
+    def trained_here(self) -> dict[Node, Model]:
         """Models that were trained, not taken as they are."""
         return {node: m for node, m in self.models.items() if not is_given(node.lineage)}
 
@@ -195,7 +190,7 @@ def read(
         ids = [row["id"] for row in result_files.responses(evaluations, nodes[0], name)]
         # evenly spaced, since neighbours in a data set are often alike
         count = min(spec["samples"], len(ids))
-        shown: dict[Any, dict[Node, Row]]
+        shown: dict[Any, dict[Node, JsonRow]]
         shown = {ids[place * len(ids) // count]: {} for place in range(count)}
         results.samples[name] = shown
         for node in nodes:
@@ -211,7 +206,7 @@ def read(
 
 
 def _evaluation(
-    node: Node, name: str, folder: Path, spec: dict[str, Any], shown: dict[Any, dict[Node, Row]]
+    node: Node, name: str, folder: Path, spec: dict[str, Any], shown: dict[Any, dict[Node, JsonRow]]
 ) -> Evaluation:
     """Scores of one model on one set; rows of the prompts in `shown` are stored there."""
     of_set = {**node._asdict(), "set": name}

@@ -46,16 +46,12 @@ def adopt(root: Path, options: Namespace) -> int:
     for place, record, inputs in store.finished(folder):
         seen.append(Node(record["lineage"], record["seed"]))
         name = _named(seen[-1])
-        found = _faults(place / store.MANIFEST, record)
-        if inputs is None:
-            found.append(
-                "what it was made from does not lie there, so that it cannot be identified"
-            )
-        if found:
+        fault = next(iter(_faults(place / store.MANIFEST, record)), None)
+        if fault or inputs is None:
             wrong += 1
-            print(f"{name}: left out: {found[0]}")
+            unknown = "what it was made from does not lie there, so that it cannot be identified"
+            print(f"{name}: left out: {fault or unknown}")
             continue
-        assert inputs is not None
         now = code_digest("takd.training.train", f"takd.methods.{record['method']}")
         code = now if options.accept_code else record["code"]
         entry = store.Entry(target, store.key(record["spec"], code, inputs))
@@ -72,9 +68,8 @@ def adopt(root: Path, options: Namespace) -> int:
     if not seen:
         raise InputError(f"{folder}: holds no trained model (models/LINEAGE/seedN/manifest.json).")
     if experiment is None:
-        print(
-            "compared with no experiment; --experiment NAME says which settings are those of today"
-        )
+        says = "--experiment NAME says which settings are those of today"
+        print(f"compared with no experiment; {says}")
     elif missing := [_named(node) for node in experiment.trainings if node not in seen]:
         print(f"{experiment.name} also trains: {', '.join(missing)}")
     return int(wrong > 0)
@@ -115,10 +110,7 @@ def _damage(entry: store.Entry) -> str | None:
 
 
 def _differing(
-    experiment: Experiment,
-    node: Node,
-    record: Record,
-    inputs: Mapping[str, Sequence[Record]],
+    experiment: Experiment, node: Node, record: Record, inputs: Mapping[str, Sequence[Record]]
 ) -> list[str]:
     """Name what an experiment says otherwise of a model and of what it was made from: `key recorded → today`."""
     if node not in experiment.trainings:

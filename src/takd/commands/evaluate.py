@@ -20,11 +20,13 @@ from takd.analysis.folder import INNER, read_folder
 from takd.analysis.measures import measured
 from takd.analysis.results import Results
 from takd.analysis.table import SCORE
+from takd.analysis.text import counted
 from takd.commands.one_model import experiment_of
 from takd.experiment import experiment as experiments
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.models.starting_weights import relink
+from takd.preflight.text_table import aligned
 from takd.runtime.checkpoints import resume_key, sweep
 from takd.runtime.code_digest import code_digest
 from takd.runtime.digests import canonical_json, without_places
@@ -85,27 +87,29 @@ def evaluate(options: Namespace) -> int:
 def steps(experiment: Experiment, model: str, results: Path) -> Iterator[Step]:
     """Yield the stages in the order in which they run, with the paths of the workflow."""
     (node,) = experiment.nodes
-    tokenizer, data = results / "data/tokenizer", results / "data"
-    weights = results / "models" / node.lineage / f"seed{node.seed}"
-    manifest, common = "manifest.json", {"tokenizer": tokenizer / "manifest.json"}
-    made = {"tokenizer": tokenizer / "tokenizer", "manifest": tokenizer / manifest}
-    yield Step("tokenizer", specs.tokenizer(experiment), {}, made)
-    made = {"model": weights / "model", "manifest": weights / manifest}
-    yield Step("given", specs.given(experiment, model), common, made)
+    of_model = f"{node.lineage}/seed{node.seed}"
+    tokenizer = _files(results / "data/tokenizer", "tokenizer", "manifest.json")
+    yield Step("tokenizer", specs.tokenizer(experiment), {}, tokenizer)
+    inputs = {"tokenizer": tokenizer["manifest"]}
+    weights = _files(results / "models" / of_model, "model", "manifest.json")
+    yield Step("given", specs.given(experiment, model), inputs, weights)
     for name in experiment.sets:
-        made = {"dataset": data / name / "dataset", "manifest": data / name / manifest}
-        yield Step("data", specs.data(experiment, name), common, made)
-        common_too = {"model": weights / manifest, "data": data / name / manifest, **common}
-        folder = results / "evaluations" / node.lineage / f"seed{node.seed}" / name
-        files = {"generations": "generations.jsonl", "answers": "answers.jsonl"}
-        files |= {"metrics": "metrics.jsonl", "scores": "scores.json"}
-        made = {key: folder / file for key, file in files.items()}
-        yield Step("evaluate", specs.evaluate(experiment, *node, name), common_too, made)
-        files = {"prompts": "prompts.jsonl", "metrics": "metrics.jsonl"}
-        files |= {"likelihoods": "likelihoods.json"}
-        answers = {"answers": folder / "answers.jsonl", **common_too}
-        made = {key: folder / "likelihoods" / file for key, file in files.items()}
-        yield Step("likelihoods", specs.likelihoods(experiment, *node, name), answers, made)
+        data = _files(results / "data" / name, "dataset", "manifest.json")
+        yield Step("data", specs.data(experiment, name), inputs, data)
+        folder = results / "evaluations" / of_model / name
+        read = {"model": weights["manifest"], "data": data["manifest"], **inputs}
+        names = ("generations.jsonl", "answers.jsonl", "metrics.jsonl", "scores.json")
+        made = _files(folder, *names)
+        yield Step("evaluate", specs.evaluate(experiment, *node, name), read, made)
+        read = {"answers": made["answers"], **read}
+        names = ("prompts.jsonl", "metrics.jsonl", "likelihoods.json")
+        made = _files(folder / "likelihoods", *names)
+        yield Step("likelihoods", specs.likelihoods(experiment, *node, name), read, made)
+
+
+def _files(folder: Path, *names: str) -> dict[str, Path]:
+    """Files and folders by their names without suffix, which those of inputs and outputs are."""
+    return {name.partition(".")[0]: folder / name for name in names}
 
 
 def _record(step: Step) -> Path:
@@ -203,18 +207,13 @@ def text(results: Results) -> str:
     for measure in measured(results):
         cells = (table.one(found, kind=SCORE, set=name, measure=measure.name) for name in sets)
         lines.append([measure.title, *(cell.text() if cell else "–" for cell in cells)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
     seeds = ", ".join(map(str, results.spec["decoding_seeds"]))
-    return "\n".join([*padded, f"With 95 % intervals over prompts; decoding seeds {seeds}."])
+    rows = aligned(lines, str.ljust)
+    return "\n".join([*rows, f"With 95 % intervals over prompts; decoding seeds {seeds}."])
 
 
 def _prompts(results: Results, name: str) -> str:
-    count = len(results.evaluations[results.nodes[0], name].ids)
-    return f"{count} prompt{'s' if count > 1 else ''}"
+    return counted(len(results.evaluations[results.nodes[0], name].ids), "prompt")
 
 
 def _say(text: str) -> None:

@@ -34,9 +34,8 @@ def results_of(
             spec |= {"nodes": _scored(experiment, folder), "teacher_cache": []}
         if not spec["nodes"] or not folder.is_dir():
             raise InputError(f"experiment '{name}' has no results yet ({folder}); run it first.")
-        return read(
-            spec, *(folder / part for part in ("models", "evaluations", "teachers"))
-        ), folder
+        parts = (folder / part for part in ("models", "evaluations", "teachers"))
+        return read(spec, *parts), folder
     if variables:
         raise InputError(f"--config goes with an experiment, and {name} is none; remove it.")
     folder = inner(Path(name))
@@ -45,12 +44,10 @@ def results_of(
 
 def _scored(experiment: Experiment, folder: Path) -> Sequence[list[object]]:
     """Models that are scored on all sets."""
+    files = [f"{name}/{file}" for name in experiment.sets for file in SCORED]
+    places = {
+        node: folder / f"evaluations/{node.lineage}/seed{node.seed}" for node in experiment.nodes
+    }
     return [
-        list(node)
-        for node in experiment.nodes
-        if all(
-            (folder / "evaluations" / node.lineage / f"seed{node.seed}" / name / file).is_file()
-            for name in experiment.sets
-            for file in SCORED
-        )
+        list(node) for node, at in places.items() if all((at / file).is_file() for file in files)
     ]

@@ -15,7 +15,7 @@ from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 
-HUB = re.compile(r"[\w.-]+/[\w.-]+")
+HUB = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 SIZE = re.compile(r"\d+(\.\d+)?[KMB]")
 HELD_OUT = 0.05  # share of the training rows that stand in for a missing dev or test file
 HELD_OUT_ROWS = 500  # and at most so many
@@ -89,16 +89,10 @@ def experiment_text(
         f"  - {{label: {label}, models: [{', '.join(chain)}], methods: [{shown}]}}"
         for label, chain in zip(labels, chains, strict=False)
     ]
-    described = [
-        "\n".join(
-            [
-                f"  {role}:",
-                *([f"    parameters: {size}"] if size else []),
-                f"    weights: {_flow(source)}",
-            ]
-        )
-        for role, (source, size) in zip(roles, weights, strict=True)
-    ]
+    described = []
+    for role, (source, size) in zip(roles, weights, strict=True):
+        stated = [f"    parameters: {size}"] if size else []
+        described += [f"  {role}:", *stated, f"    weights: {_flow(source)}"]
     filled = TEXT.format(
         name=name,
         chain=" → ".join(places),
@@ -127,17 +121,10 @@ def _aligned(match: re.Match[str]) -> str:
 def _settings(method: str) -> str:
     """Settings of a distillation that users change first."""
     known = load_schema()["$defs"]["methods"]["properties"][method]["properties"]
-    lines = [f"  {method}:"]
-    if known["steps"].get("default") is None:
-        lines.append("    epochs: 3")
-    else:
-        lines.append(
-            f"    steps: {known['steps']['default']}"
-            "                         # the published number; a tenth shows whether it learns"
-        )
-    rate = known["learning_rate"]["default"]
-    lines.append(f"    learning_rate: {rate}")
-    return "\n".join(lines)
+    steps, rate = known["steps"].get("default"), known["learning_rate"]["default"]
+    published = "the published number; a tenth shows whether it learns"
+    length = f"steps: {steps} # {published}" if steps is not None else "epochs: 3"
+    return f"  {method}:\n    {length}\n    learning_rate: {rate}"
 
 
 def weights_of(root: Path, word: str) -> tuple[dict[str, str], str | None]:
@@ -199,17 +186,16 @@ def splits_of(root: Path, data: Path) -> dict[str, Any]:
     if (folder / "test.jsonl").is_file():
         files = {"test": "test.jsonl", **files}
     dev = (folder / "dev.jsonl").is_file()
-    train: dict[str, Any] = {"json": "{data}/train.jsonl"}
-    first = dict(train)
+    first = {"json": "{data}/train.jsonl"}
+    train: dict[str, Any] = dict(first)
     if not dev or not files:
         with open(folder / "train.jsonl", "rb") as file:
             count = sum(1 for line in file if line.strip())
         held = min(max(round(count * HELD_OUT), 1), HELD_OUT_ROWS)
         start = held * ((not dev) + (not files))
         if start >= count:
-            raise InputError(
-                f"--data {data}: train.jsonl has {count} rows, too few to hold some out for dev and test."
-            )
+            text = f"train.jsonl has {count} rows, too few to hold some out for dev and test."
+            raise InputError(f"--data {data}: {text}")
         train["rows"] = [start, count]
     held_out = [name for name, there in (("dev", dev), ("test", files)) if not there]
     comment = f"# the first rows of train.jsonl are held out for {' and '.join(held_out)}"
@@ -217,7 +203,7 @@ def splits_of(root: Path, data: Path) -> dict[str, Any]:
         row = next((line for line in file if line.strip()), b"")
     return {
         "chat": any(f'"{name}"'.encode() in row for name in COLUMNS),
-        "held": f"{' ' * 35}{comment}" if held_out else "",
+        "held": f" {comment}" if held_out else "",
         "train": train,
         "dev": {"json": "{data}/dev.jsonl"} if dev else {**first, "rows": [0, held]},
         "sets": {

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from takd.commands.new_file import HUB
 from takd.experiment.schema import load_schema
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.runtime.errors import InputError
@@ -12,7 +13,6 @@ from takd.runtime.files import model_folder
 
 SAMPLING = ("temperature", "top_k", "top_p")
 GREEDY_SEED = 10  # greedy decoding takes one, which changes nothing
-HUB = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 
 
@@ -72,11 +72,11 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
 def _fetched(name: str, revision: str) -> Path:
     """Return the folder of a model in the hub's cache, with what is missing there fetched."""
     from takd.models.hub import COMMIT, commit_of, fetch_model
-    from takd.models.tokenizer_check import GENERATION
+    from takd.models.tokenizer_check import CHAT_TEMPLATE, GENERATION
 
     try:
         commit = revision if COMMIT.fullmatch(revision) else commit_of(name, revision, "model")
-        return fetch_model(name, commit, [GENERATION])
+        return fetch_model(name, commit, [CHAT_TEMPLATE, GENERATION])
     except InputError as error:
         raise InputError(f"--model {name}: is no folder here, and {error}") from error
 

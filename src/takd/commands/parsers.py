@@ -8,12 +8,8 @@ from typing import Any
 def adopt(parser: argparse.ArgumentParser) -> None:
     """Add the options of `adopt`."""
     add = parser.add_argument
-    add(
-        "folder",
-        type=Path,
-        metavar="FOLDER",
-        help="results of an experiment, here or from elsewhere",
-    )
+    text = "results of an experiment, here or from elsewhere"
+    add("folder", type=Path, metavar="FOLDER", help=text)
     text = "default: that of config/config.yaml"
     add("--store", type=Path, metavar="FOLDER", help=text)
     text = "experiment to compare with (default: that of the folder's name)"
@@ -55,21 +51,16 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     add("--rouge-tokenizer", default="auto", help="auto, standard or unicode")
     add("--processes", type=_count, default=1, help="one per GPU")
     add("--threads", type=_count, default=1, help="of each process")
-    add(
-        "--micro-batch",
-        type=_count,
-        default=64,
-        help="rows of a pass over texts, for log-likelihoods",
-    )
+    text = "rows of a pass over texts, for log-likelihoods"
+    add("--micro-batch", type=_count, default=64, help=text)
     add("--json", action="store_true", help="print JSON")
 
 
 def export(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
     add = parser.add_argument
-    add(
-        "results", metavar="EXPERIMENT|FOLDER", help="name of an experiment, or a folder of results"
-    )
+    text = "name of an experiment, or a folder of results"
+    add("results", metavar="EXPERIMENT|FOLDER", help=text)
     add("--format", choices=["lm-eval"], default="lm-eval", help="lm-evaluation-harness")
     add("--output", type=Path, metavar="FOLDER", help="default: results/lm-eval/EXPERIMENT")
     add("--samples", action="store_true", help="write the responses, too")

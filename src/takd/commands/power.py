@@ -25,6 +25,7 @@ from takd.analysis.statistics import number
 from takd.analysis.text import counted
 from takd.commands.found import results_of
 from takd.experiment.labels import full_text
+from takd.preflight.text_table import aligned
 from takd.runtime.errors import InputError
 
 HEAD = ("SD over seeds (95 %)", "SD over prompts", "seeds needed", "prompts needed", "told now")
@@ -133,12 +134,6 @@ def text(found: Mapping[str, Any]) -> str:
     for question in dict.fromkeys(row.get("question") for row in rows):
         lines += [[QUESTIONS[question]]] if question else []
         lines += [_cells(row, found) for row in rows if row.get("question") == question]
-    table = [["difference", *HEAD], *lines]
-    widths = [max(len(row[at]) for row in table if at < len(row)) for at in range(len(table[0]))]
-    padded = []
-    for name, *cells in table:
-        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=False))
-        padded.append("  ".join([name.ljust(widths[0] if cells else 0), *numbers]).rstrip())
     there = [
         counted(found[key], what)
         for key, what in (("seeds", "training seed"), ("prompts", "prompt"))
@@ -150,7 +145,7 @@ def text(found: Mapping[str, Any]) -> str:
             f"{measure.title}{where}, {' and '.join(there) or 'nothing trained yet'}. To tell a difference of"
             f" {found['difference']:g} with power {found['power']:.0%}, one test at level {found['level']:g}:",
             "",
-            *padded,
+            *aligned([["difference", *HEAD], *lines]),
             "",
             *(f"- {note}" for note in notes(found)),
         ]
@@ -161,18 +156,14 @@ def _cells(row: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     low, high = row["sd_seeds_low"], row["sd_seeds_high"]
     sd = "not known" if row["sd_seeds"] is None else f"{row['sd_seeds']:.2f}"
     most_seeds, most_prompts = (f"> {most:,}" for most in MOST)
-    needed = row["seeds_needed"]
-    prompts = row["prompts_needed"]
+    needed = most_seeds if row["sd_seeds"] is not None else "not known"
+    prompts = f"{row['prompts_needed']:,}" if row["prompts_needed"] else most_prompts
     return [
         f"  {row['title']}",
         sd if low is None else f"{sd} ({low:.2f} to {high:.2f})",
         "" if row["sd_prompts"] is None else f"{row['sd_prompts']:.1f}",
-        str(needed) if needed else "not known" if row["sd_seeds"] is None else most_seeds,
-        ""
-        if found["prompts"] is None or row["seeds"] is None
-        else f"{prompts:,}"
-        if prompts
-        else most_prompts,
+        str(row["seeds_needed"] or needed),
+        "" if found["prompts"] is None or row["seeds"] is None else prompts,
         "" if row["told"] is None else number(row["told"], digits=2),
     ]
 

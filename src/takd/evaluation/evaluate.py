@@ -19,6 +19,7 @@ from takd.decoding.resumable import Responses, prompts_of, respond
 from takd.metrics import diversity, rouge
 from takd.metrics.parallel import score
 from takd.models.causal_lm import tokenizer_of
+from takd.models.tokenizer_check import texts_of
 from takd.runtime.files import read_json, write_lines
 from takd.runtime.metrics_log import Journal
 from takd.runtime.sharding import Shard, resumable
@@ -97,10 +98,7 @@ def _rows(
 ) -> Iterator[Record]:
     """Yield one record per prompt, with its responses and their scores."""
     found = [[responses[row, seed] for seed in seeds] for row in range(len(dataset))]
-    texts = [
-        tokenizer.batch_decode([each["tokens"] for each in of_row], skip_special_tokens=True)
-        for of_row in found
-    ]
+    texts = [texts_of(tokenizer, (each["tokens"] for each in of_row)) for of_row in found]
     scored = score(texts, dataset["references"], threads, rouge_tokenizer, pattern)
     for row, of_row, said, scores in zip(dataset, found, texts, scored, strict=True):
         outputs = [

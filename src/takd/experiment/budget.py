@@ -9,16 +9,13 @@ from typing import Any
 
 from takd.experiment import controls, lineage
 from takd.experiment.lineage import SUPERVISED, Hop
-from takd.experiment.validation.common import by_hop, given_models, training_settings
+from takd.experiment.validation.common import given_models, lineages_of, training_settings
 
 
 def labelled(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the lineages of the chains, one for each entry of its `methods`, by the label of the chain."""
-    given = given_models(settings)
     return {
-        chain["label"] or " → ".join(chain["models"]): [
-            lineage.of_chain(chain["models"], methods, given) for methods in by_hop(chain)
-        ]
+        chain["label"] or " → ".join(chain["models"]): lineages_of(settings, chain)
         for chain in map(controls.expanded, settings["chains"])
     }
 

@@ -19,9 +19,9 @@ from takd.experiment import budget, controls, lineage, schema, schema_check, val
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
-    by_hop,
     distillation_methods,
     given_models,
+    lineages_of,
     training_settings,
 )
 from takd.experiment.yaml12 import read_yaml
@@ -142,10 +142,10 @@ class Experiment:
         return [
             {
                 "label": chain["label"] or " → ".join(map(lineage.own, chain["models"])),
-                "lineage": lineage.of_chain(chain["models"], methods, self.given),
+                "lineage": name,
             }
             for chain in self.settings["chains"]
-            for methods in by_hop(chain)
+            for name in lineages_of(self.settings, chain)
         ]
 
     @property

@@ -15,7 +15,8 @@ from huggingface_hub import ModelCard
 from takd.analysis import table
 from takd.analysis.costs import device_text
 from takd.analysis.measures import measured
-from takd.analysis.results import Model, Results, Row, read
+from takd.analysis.result_files import wall_minutes
+from takd.analysis.results import JsonRow, Model, Results, read
 from takd.analysis.table import SCORE
 from takd.analysis.text import PAPERS
 from takd.data.template import CHAT, fill
@@ -174,7 +175,7 @@ def _training(model: Model) -> dict[str, Any]:
         "steps in all": str(manifest["steps"]),
         "precision": str(manifest.get("precision", "unknown")),
         "device": device_text(model.end),
-        "minutes": f"{model.minutes:.1f}",
+        "minutes": f"{wall_minutes(model.end):.1f}",
         "tokens": str(int(model.end.get("tokens", 0))),
         **kept,
     }
@@ -191,7 +192,7 @@ def _evaluation(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def snippet(spec: dict[str, Any], chat: bool, example: Row | None) -> str:
+def snippet(spec: dict[str, Any], chat: bool, example: JsonRow | None) -> str:
     """Program that asks the model the example as in the evaluation, run from the folder of the card."""
     asked = example or {"instruction": "Name three colours.", "input": ""}
     instruction, given = asked["instruction"], asked["input"]

@@ -6,8 +6,7 @@ from typing import Any
 
 from takd.runtime.errors import InputError
 
-COUNTS = ("processes", "nodes", "micro_batch", "threads")
-LIMITS = ("max_tokens",)  # of which 0 is none
+LEAST = {**dict.fromkeys(("processes", "nodes", "micro_batch", "threads"), 1), "max_tokens": 0}
 SWITCHES = ("gradient_checkpointing", "compile", "deterministic")
 # may have units or be computed; Snakemake parses these, but accepts 0 and some words
 AMOUNTS = ("runtime", "mem_mb")
@@ -16,12 +15,9 @@ AMOUNTS = ("runtime", "mem_mb")
 def wrong(name: str, value: Any) -> str | None:
     """Describe the valid values of a resource if `value` is invalid; None if it is valid."""
     number = _number(value)
-    if name in COUNTS:
-        fine = number is not None and number >= 1 and number == int(number)
-        return None if fine else "a whole number of at least 1"
-    if name in LIMITS:
-        fine = number is not None and number >= 0 and number == int(number)
-        return None if fine else "a whole number of at least 0"
+    if name in LEAST:
+        fine = number is not None and number >= LEAST[name] and number == int(number)
+        return None if fine else f"a whole number of at least {LEAST[name]}"
     if name in SWITCHES:
         return None if number in (0, 1) else "0 or 1"
     if name in AMOUNTS and number is not None and number <= 0:

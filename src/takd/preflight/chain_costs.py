@@ -13,8 +13,7 @@ from takd.methods.schedule import steps_per_round, total_steps
 from takd.models.flops import body_forward, decoding
 from takd.models.shapes import Shape
 from takd.preflight import flops
-from takd.preflight.flops import Rows
-from takd.preflight.memory import Resources
+from takd.preflight.flops import Conditions, Rows
 from takd.runtime.errors import InputError
 
 MANY = 1000
@@ -83,8 +82,10 @@ class ChainCosts:
         """FLOPs of a model and of all that it needs, each once; None while unknown."""
         if name not in self._spent:
             before, own = self.before(name), self.own(name)
-            known = before is not None and own is not None
-            self._spent[name] = {**before, name: own} if known else None  # type: ignore[dict-item]
+            if before is None or own is None:
+                self._spent[name] = None
+            else:
+                self._spent[name] = {**before, name: own}
         return self._spent[name]
 
     def before(self, name: str) -> dict[str, float] | None:
@@ -140,7 +141,8 @@ class ChainCosts:
         steps = MANY * steps_per_round(s) if facts.rollouts else MANY
         block = round(self.rows["corpus"].whole) if "corpus" in self.rows else 0
         rows = self.rows["train"].first(s["rows"])
-        work = flops.learning(spec, self._shape(name), teacher, rows, steps, Resources(), block)
+        given = Conditions(block_length=block)
+        work = flops.learning(spec, self._shape(name), teacher, rows, steps, given)
         return work.operations / steps
 
     def problems(self) -> list[str]:

@@ -142,13 +142,12 @@ def choose_gpu(name: str | None, found: Sequence[Job]) -> Gpu:
         raise InputError(
             "the profile asks for GPUs without saying which (gres: gpu:N); name the GPU with --gpu."
         )
-    for own in own_gpus():
-        if known := lookup(own.name):
-            return known
-        raise InputError(
-            f"the GPU '{own.name}' of this machine is not in the table; name the nearest with --gpu."
-        )
-    return CPU
+    own = next((each.name for each in own_gpus()), CPU.name)
+    if known := lookup(own):
+        return known
+    raise InputError(
+        f"the GPU '{own}' of this machine is not in the table; name the nearest with --gpu."
+    )
 
 
 def own_gpus() -> list[Gpu]:
@@ -206,8 +205,8 @@ def pinned(root: Path) -> dict[str, tuple[str | None, str]]:
 
 def account_of(found: Sequence[Job]) -> str | None:
     """Slurm account that the submitted jobs name."""
-    names = [job.resources.get("slurm_account") for job in found if job.computes]
-    return next((name for name in names if name), None)
+    names = (job.resources.get("slurm_account") for job in found if job.computes)
+    return next(filter(None, names), None)
 
 
 def known_accounts() -> list[str] | None:
@@ -229,9 +228,9 @@ def facts(planner: Planner, planned: Sequence[Planned], profile: Mapping[str, An
     """Collect everything that `doctor` checks."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    experiment = planner.experiment
+    experiment, found = planner.experiment, [each.job for each in planned]
     slurm = profile.get("executor") == "slurm"
-    wanted = fetching.not_fetched(experiment, [each.job for each in planned])
+    wanted = fetching.not_fetched(experiment, found)
     results, cache = experiment.root / "results", Path(HF_HUB_CACHE)
     same = disk.existing(cache).stat().st_dev == disk.existing(results).stat().st_dev
     missing = None
@@ -246,7 +245,7 @@ def facts(planner: Planner, planned: Sequence[Planned], profile: Mapping[str, An
         gpus=own_gpus(),
         executor=profile.get("executor"),
         slurm=ask("sinfo", "-h", "-o", "%G") if slurm else None,
-        account=account_of([each.job for each in planned]),
+        account=account_of(found),
         accounts=known_accounts() if slurm else None,
         hub=wanted,
         hub_problem=fetching.problem() if wanted else None,

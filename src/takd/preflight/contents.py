@@ -14,12 +14,8 @@ from takd.experiment import specs
 from takd.experiment.experiment import Experiment
 from takd.experiment.schema import ROW_FILTERS
 from takd.methods.schedule import total_steps
-from takd.models.weight_files import (
-    TOLERANCE,
-    positions,
-    safetensors_parameters,
-)
-from takd.preflight.findings import Finding
+from takd.models.weight_files import TOLERANCE, positions, safetensors_parameters
+from takd.preflight.findings import Finding, error, ok, warning
 from takd.preflight.jobs import SUPERVISED_RULES, TAKES_WEIGHTS, Job
 from takd.preflight.plan import Planned, Planner
 from takd.preflight.shapes import weights_of
@@ -40,24 +36,25 @@ def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     for split in splits:
         try:
             rows[split] = list(_rows(experiment, split))
-        except InputError as error:
-            yield Finding("error", "data", f"{split}: {error}")
+        except InputError as wrong:
+            yield error("data", f"{split}: {wrong}")
     turns = [turn for row in rows.get("train", ()) for turn in row.turns()]
     train, dev = {turn.prompt for turn in turns}, [row.prompt for row in rows.get("dev", ())]
     supervised = any(job.rule in SUPERVISED_RULES and job.to_do for job in jobs)
     # of large sources, one row is not all of them
     if supervised and len(turns) > 1 and not any(turn.references for turn in turns):
-        text = "train: no row has an answer, from which sft learns; give rows with answers."
-        yield Finding("error", "data", text)
+        yield error(
+            "data", "train: no row has an answer, from which sft learns; give rows with answers."
+        )
     draws = "dev" in splits and letters.are_draws(specs.data(experiment, "dev")["source"])
     if not draws and (twice := sum(prompt in train for prompt in dev)):
-        text = (
+        yield warning(
+            "data",
             f"{twice} of the {len(dev)} rows of dev that were read stand in train too, so that dev chooses"
-            " the weights that repeat training rows best: take other rows (`rows` cuts two parts of one file)."
+            " the weights that repeat training rows best: take other rows (`rows` cuts two parts of one file).",
         )
-        yield Finding("warning", "data", text)
     elif splits and len(rows) == len(splits):
-        yield Finding("ok", "data", "the rows of local files have the columns that are read")
+        yield ok("data", "the rows of local files have the columns that are read")
 
 
 def _rows(experiment: Experiment, split: str) -> Iterator[Row]:
@@ -101,20 +98,19 @@ def of_weights(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]
     models = experiment.settings["models"]
     to_make = [job.wildcards["model"] for job in jobs if job.rule in TAKES_WEIGHTS and job.to_do]
     folders = {
-        name: experiment.root / model_folder(experiment.root, models[name]["weights"]["folder"])
+        name: experiment.root / model_folder(experiment.root, place)
         for name in to_make
-        if "folder" in models[name]["weights"]
+        if (place := models[name]["weights"].get("folder"))
     }
     folders = {name: folder for name, folder in folders.items() if folder.is_dir()}
-    faults: list[str] = []
-    if any(job.trains and job.to_do for job in jobs):
-        for name in sorted(set(models) - set(to_make)):
-            faults += _links(experiment, name)
-    for name, folder in folders.items():
-        faults += _model(experiment, name, folder)
-    yield from (Finding("error", "weights", text) for text in faults)
+    made = (
+        sorted(set(models) - set(to_make)) if any(job.trains and job.to_do for job in jobs) else ()
+    )
+    faults = [text for name in made for text in _links(experiment, name)]
+    faults += [text for name in folders for text in _model(experiment, name, folders[name])]
+    yield from (error("weights", text) for text in faults)
     if folders and not faults:
-        yield Finding("ok", "weights", "local models are as large as declared and read max_length")
+        yield ok("weights", "local models are as large as declared and read max_length")
 
 
 def _links(experiment: Experiment, name: str) -> Iterator[str]:
@@ -151,8 +147,8 @@ def of_warmup(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]
         rows = planner.rows["train"].first(settings["rows"])
         steps, warmup = total_steps(settings, rows.count), settings["warmup_steps"]
         if steps is not None and 0 < steps <= warmup:
-            text = (
+            yield warning(
+                "warm-up",
                 f"{stage} ends after {steps} steps, within its warm-up of {warmup}"
-                " (warmup_steps): its learning rate never gets to learning_rate."
+                " (warmup_steps): its learning rate never gets to learning_rate.",
             )
-            yield Finding("warning", "warm-up", text)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from takd.preflight import contents, fitting
 from takd.preflight.collect import Answer, Facts, Torch
 from takd.preflight.fetching import fetched_bytes
-from takd.preflight.findings import Finding
+from takd.preflight.findings import Finding, error, ok, warning
 from takd.preflight.gpus import Gpu, asked_for
 from takd.preflight.plan import Planned, Planner, peak_disk
 from takd.preflight.table import size
@@ -52,31 +52,35 @@ def examine(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> list[
 def trackers(names: Sequence[str]) -> Iterator[Finding]:
     """Look for the packages of `report.trackers`."""
     if absent := missing(names):
-        yield Finding("error", "report.trackers", absent)
+        yield error("report.trackers", absent)
     elif names:
-        yield Finding("ok", "report.trackers", f"{', '.join(names)} installed")
+        yield ok("report.trackers", f"{', '.join(names)} installed")
 
 
 def versions(facts: Facts) -> Iterator[Finding]:
     """Compare installed with pinned packages."""
     if _release(facts.python) < (3, 11):
-        yield Finding("error", "python", f"{facts.python} is too old: takd needs 3.11 or newer.")
+        yield error("python", f"{facts.python} is too old: takd needs 3.11 or newer.")
     found = {name: facts.versions.get(name, (None, "")) for name in NEEDED}
     absent = [name for name, (there, _) in found.items() if there is None]
     if absent:
-        text = f"{', '.join(absent)} not installed: run `make env`, or install envs/ as envs/README.md says."
-        yield Finding("error", "versions", text)
+        yield error(
+            "versions",
+            f"{', '.join(absent)} not installed: run `make env`, or install envs/ as envs/README.md says.",
+        )
     others = [
         f"{name} {there} (tested: {pinned})"
         for name, (there, pinned) in found.items()
         if there is not None and _release(there) != _release(pinned)
     ]
     if others:
-        text = f"other than tested: {', '.join(others)}; if something fails, install envs/cpu.txt."
-        yield Finding("warning", "versions", text)
+        yield warning(
+            "versions",
+            f"other than tested: {', '.join(others)}; if something fails, install envs/cpu.txt.",
+        )
     if not absent and not others:
         shown = ", ".join(f"{name} {there}" for name, (there, _) in found.items())
-        yield Finding("ok", "versions", f"Python {facts.python}, {shown}")
+        yield ok("versions", f"Python {facts.python}, {shown}")
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -87,14 +91,13 @@ def _release(version: str) -> tuple[int, ...]:
 def kernels(facts: Facts, gpu: Gpu) -> Iterator[Finding]:
     """Check that the installed torch has kernels for the GPU of the plan and for this machine's GPUs."""
     if facts.torch is None:
-        yield Finding("error", "torch", "not installed: run `make env`.")
+        yield error("torch", "not installed: run `make env`.")
         return
     wanted = {own.name: own.capability for own in facts.gpus}
     if not gpu.on_cpu:
         wanted = {gpu.name: gpu.capability, **wanted}
     if not wanted:
-        text = f"none here and none asked for: torch {facts.torch.version} on the CPU"
-        yield Finding("ok", "GPU", text)
+        yield ok("GPU", f"none here and none asked for: torch {facts.torch.version} on the CPU")
     for name, capability in wanted.items():
         yield torch_for(facts.torch, name, capability)
 
@@ -106,18 +109,21 @@ def torch_for(torch: Torch, name: str, capability: tuple[int, int]) -> Finding:
     if volta := capability == (7, 0):
         install = f"install the build against CUDA 12.6 ({VOLTA}; PyTorch's index cu126, up to torch {LAST_VOLTA})"
     if torch.cuda is None:
-        text = f"{torch.version} is built for the CPU, but jobs get {sm}: {install}."
-        return Finding("error", "torch", text)
+        return error(
+            "torch", f"{torch.version} is built for the CPU, but jobs get {sm}: {install}."
+        )
     built = f"torch {torch.version}, built against CUDA {torch.cuda},"
     if torch.archs is not None:
         if has_kernels(capability, torch.archs):
-            return Finding("ok", "torch", f"{built} has kernels for {sm}")
-        text = f"{built} has no kernels for {sm}, only for {', '.join(torch.archs)}: {install}."
-        return Finding("error", "torch", text)
+            return ok("torch", f"{built} has kernels for {sm}")
+        return error(
+            "torch",
+            f"{built} has no kernels for {sm}, only for {', '.join(torch.archs)}: {install}.",
+        )
     newer = _release(torch.cuda) > VOLTA_CUDA and _release(torch.version) >= FIRST_WITHOUT_VOLTA
     if volta and newer:
-        return Finding("error", "torch", f"{built} has no kernels for {sm}: {install}.")
-    return Finding("ok", "torch", f"{built} for {sm}; its list of kernels was not asked")
+        return error("torch", f"{built} has no kernels for {sm}: {install}.")
+    return ok("torch", f"{built} for {sm}; its list of kernels was not asked")
 
 
 def deepspeed(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Finding:
@@ -126,21 +132,20 @@ def deepspeed(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Fin
     asking = {job.lineage for job in left if planner.spec(job)["settings"]["deepspeed"]}
     there, names = facts.versions.get("deepspeed", (None, ""))[0], ", ".join(sorted(asking))
     if not asking:
-        text = f"{there or 'not installed'}; no training that is left asks for it"
-        return Finding("ok", "DeepSpeed", text)
+        return ok("DeepSpeed", f"{there or 'not installed'}; no training that is left asks for it")
     if there is None:
-        text = (
-            f"not installed, but {names} ask for it: install envs/cpu.txt, or set deepspeed: null."
+        return error(
+            "DeepSpeed",
+            f"not installed, but {names} ask for it: install envs/cpu.txt, or set deepspeed: null.",
         )
-        return Finding("error", "DeepSpeed", text)
-    return Finding("ok", "DeepSpeed", f"{there}, for {names}")
+    return ok("DeepSpeed", f"{there}, for {names}")
 
 
 def slurm(facts: Facts, planned: Sequence[Planned]) -> Iterator[Finding]:
     """Check that Slurm responds and has the GPUs that jobs request."""
     if facts.executor != "slurm":
         where = f"executor {facts.executor}" if facts.executor else "jobs run on this machine"
-        yield Finding("ok", "Slurm", f"not used: {where}")
+        yield ok("Slurm", f"not used: {where}")
         return
     assert facts.slurm is not None
     if unreachable := unanswered(facts.slurm):
@@ -156,7 +161,7 @@ def slurm(facts: Facts, planned: Sequence[Planned]) -> Iterator[Finding]:
         )
         yield Finding("error" if there - {""} else "warning", "Slurm", text)
     else:
-        yield Finding("ok", "Slurm", f"answers; GPUs: {', '.join(sorted(there)) or 'none named'}")
+        yield ok("Slurm", f"answers; GPUs: {', '.join(sorted(there)) or 'none named'}")
 
 
 def unanswered(answer: Answer) -> Finding | None:
@@ -164,8 +169,10 @@ def unanswered(answer: Answer) -> Finding | None:
     if answer.works:
         return None
     reason = (answer.said.strip().splitlines() or ["it gave no reason"])[-1]
-    text = f"Slurm does not answer ({reason}): start this on a login node of the cluster, or take profiles/local."
-    return Finding("error", "Slurm", text)
+    return error(
+        "Slurm",
+        f"Slurm does not answer ({reason}): start this on a login node of the cluster, or take profiles/local.",
+    )
 
 
 def account(executor: str | None, name: str | None, known: list[str] | None) -> Iterator[Finding]:
@@ -178,40 +185,39 @@ def account(executor: str | None, name: str | None, known: list[str] | None) -> 
         return
     choice = f" ({', '.join(known)})" if known else ""
     if name is None:
-        yield Finding("ok", "account", "none is named, as is right where the cluster has none")
+        yield ok("account", "none is named, as is right where the cluster has none")
     elif known is not None and name.lower() in map(str.lower, known):
-        yield Finding("ok", "account", name)
+        yield ok("account", name)
     elif PLACEHOLDER in name:
         text = (
             f"the profile still says {name}: put your own account{choice} into its first block, or"
             ' account: "" where the cluster has no accounts.'
         )
-        yield Finding("error", "account", text)
+        yield error("account", text)
     elif known is None:
-        yield Finding("ok", "account", f"{name}; Slurm's accounts could not be listed")
+        yield ok("account", f"{name}; Slurm's accounts could not be listed")
     else:
-        text = f"{name} is none that Slurm names for you{choice}: correct it."
-        yield Finding("warning", "account", text)
+        yield warning("account", f"{name} is none that Slurm names for you{choice}: correct it.")
 
 
 def files(facts: Facts) -> Finding:
     """Check that the local files that the experiment names exist."""
     if facts.missing:
-        return Finding("error", "files", facts.missing)
-    return Finding("ok", "files", "all local files that the experiment names are there")
+        return error("files", facts.missing)
+    return ok("files", "all local files that the experiment names are there")
 
 
 def hub(wanted: Sequence[str], problem: str | None) -> Finding:
     """Check that the Hub can be reached if something has to be fetched."""
     if not wanted:
-        return Finding("ok", "hub", "nothing is to be fetched")
+        return ok("hub", "nothing is to be fetched")
     if problem:
-        text = (
+        return error(
+            "hub",
             f"cannot be reached ({problem}), but {', '.join(wanted)} must be fetched: start where there is internet,"
-            " set HF_ENDPOINT to a mirror, or copy the hub's cache here (HF_HOME)."
+            " set HF_ENDPOINT to a mirror, or copy the hub's cache here (HF_HOME).",
         )
-        return Finding("error", "hub", text)
-    return Finding("ok", "hub", f"answers; to be fetched: {', '.join(wanted)}")
+    return ok("hub", f"answers; to be fetched: {', '.join(wanted)}")
 
 
 def space(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
@@ -223,8 +229,7 @@ def space(facts: Facts, planner: Planner, planned: Sequence[Planned]) -> Iterato
         stays += fetched
     elif fetched > facts.free_cache:
         have = f"{size(facts.free_cache)} are free for the hub's cache"
-        text = f"{have}, but {size(fetched)} are to be fetched: set HF_HOME."
-        yield Finding("error", "disk", text)
+        yield error("disk", f"{have}, but {size(fetched)} are to be fetched: set HF_HOME.")
     yield free_for(facts.free, stays, meanwhile)
 
 
@@ -232,16 +237,17 @@ def free_for(free: float, stays: float, meanwhile: float) -> Finding:
     """Check that the free bytes suffice."""
     have, need = f"{size(free)} free", f"{size(stays)} that stay"
     if stays > free:
-        text = f"{have}, but the run writes {need}: make room, or make `results` a link to a larger disk."
-        return Finding("error", "disk", text)
-    if stays + meanwhile > free:
-        text = (
-            f"{have}; the run writes {need} and, if all trainings that may run side by side do, {size(meanwhile)} of"
-            " checkpoints: make room, or lower `jobs` in the profile."
+        return error(
+            "disk",
+            f"{have}, but the run writes {need}: make room, or make `results` a link to a larger disk.",
         )
-        return Finding("warning", "disk", text)
-    text = f"{have}; the run writes {need} and up to {size(meanwhile)} of checkpoints"
-    return Finding("ok", "disk", text)
+    if stays + meanwhile > free:
+        return warning(
+            "disk",
+            f"{have}; the run writes {need} and, if all trainings that may run side by side do, {size(meanwhile)} of"
+            " checkpoints: make room, or lower `jobs` in the profile.",
+        )
+    return ok("disk", f"{have}; the run writes {need} and up to {size(meanwhile)} of checkpoints")
 
 
 def time(planned: Sequence[Planned], attempts: int) -> Iterator[Finding]:
@@ -250,12 +256,12 @@ def time(planned: Sequence[Planned], attempts: int) -> Iterator[Finding]:
     expected = [(job, hours) for job, hours in left if hours is not None]
     late = {}
     for job, hours in expected:
-        allowed = job.given.runtime / 60 * attempts * 0.95
+        allowed = job.allotted.runtime / 60 * attempts * 0.95
         if hours > allowed:
             late[job.stage] = (
                 f"{job.stage} is expected to take {hours:.0f} h, but has {allowed:.0f} in all its attempts: raise"
                 " `attempts` or `hours` in the profile; a second start resumes from the last checkpoint."
             )
-    yield from (Finding("warning", "time", text) for text in late.values())
+    yield from (warning("time", text) for text in late.values())
     if expected and not late:
-        yield Finding("ok", "time", "every job whose time can be expected ends within its attempts")
+        yield ok("time", "every job whose time can be expected ends within its attempts")

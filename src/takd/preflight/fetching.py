@@ -140,14 +140,14 @@ def rewritten_bytes(weights: Wanted) -> float:
 
 
 @functools.cache
-def problem(timeout: float = PATIENCE) -> str | None:
+def problem() -> str | None:
     """Explain why the Hub cannot be reached; None if it can. It is tried once."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set"
     place = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         request = urllib.request.Request(place, method="HEAD")
-        urllib.request.urlopen(request, timeout=timeout).close()
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         return None  # it answered
     except (OSError, ValueError) as error:

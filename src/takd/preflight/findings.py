@@ -1,5 +1,6 @@
 """Result of one check by `doctor`."""
 
+from functools import partial
 from typing import NamedTuple
 
 
@@ -16,3 +17,6 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.level:<8}{self.subject:<11}{self.text}"
+
+
+ok, warning, error = (partial(Finding, level) for level in ("ok", "warning", "error"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from takd.decoding.amounts import WORTH
 from takd.experiment import lineage
 from takd.experiment.schema import suggest
-from takd.preflight.findings import Finding
+from takd.preflight.findings import Finding, error, ok, warning
 from takd.preflight.gpus import Gpu, asked_for
 from takd.preflight.jobs import UNSET, Job
 from takd.preflight.memory import GIB, USABLE, Footprint, Resources, largest
@@ -38,23 +38,23 @@ def unlisted(executor: str | None, jobs: Sequence[Job]) -> Iterator[Finding]:
             text = (
                 f"{rule} asks for no GPU, while {', '.join(with_gpu)} do: {line}, in set-resources."
             )
-        elif job.threads is not None and job.threads < job.given.processes:
-            text = f"{rule} gets {job.threads} cores for {job.given.processes} processes: {line}, in set-threads."
+        elif job.threads is not None and job.threads < job.allotted.processes:
+            text = f"{rule} gets {job.threads} cores for {job.allotted.processes} processes: {line}, in set-threads."
         if text:
             found = True
             yield Finding(level, "profile", text)
     if not found:
-        yield Finding("ok", "profile", "has a line for every rule that computes")
+        yield ok("profile", "has a line for every rule that computes")
 
 
 def no_rules(named: Collection[str], rules: Collection[str]) -> Iterator[Finding]:
     """Find names in set-resources and set-threads that are no rules, which Snakemake ignores silently."""
     # the rule `judge` exists only in experiments with a judge
     for name in sorted(set(named) - {*rules, "judge"}):
-        text = (
-            f"set-resources or set-threads names {name}, which is no rule; {suggest(name, rules)}"
+        yield warning(
+            "profile",
+            f"set-resources or set-threads names {name}, which is no rule; {suggest(name, rules)}",
         )
-        yield Finding("warning", "profile", text)
 
 
 def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
@@ -69,18 +69,15 @@ def memory(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
         name = f"{job.rule} {job.lineage}"
         if footprint and (name not in stages or stages[name][1].peak < footprint.peak):
             stages[name] = job, footprint
-    fit = True
-    for name, (job, footprint) in stages.items():
-        if not footprint.fits(gpu):
-            fit = False
-            items = ", ".join(f"{item} {size / GIB:.1f}" for item, size in footprint.items()[:3])
-            text = f"{name} takes {footprint.peak / GIB:.0f} GiB a GPU ({items}), more than the {limit}"
-            yield Finding("error", "memory", f"{text}: {_remedy(planner, job)}.")
-    if fit and stages:
+    large = {name: found for name, found in stages.items() if not found[1].fits(gpu)}
+    for name, (job, footprint) in large.items():
+        items = ", ".join(f"{item} {size / GIB:.1f}" for item, size in footprint.items()[:3])
+        text = f"{name} takes {footprint.peak / GIB:.0f} GiB a GPU ({items}), more than the {limit}"
+        yield error("memory", f"{text}: {_remedy(planner, job)}.")
+    if stages and not large:
         name = max(stages, key=lambda name: stages[name][1].peak)
         peak = f"{name} with {stages[name][1].peak / GIB:.1f} GiB"
-        text = f"all stages fit into the {limit}; the largest is {peak}"
-        yield Finding("ok", "memory", text)
+        yield ok("memory", f"all stages fit into the {limit}; the largest is {peak}")
 
 
 def decoding(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
@@ -97,16 +94,18 @@ def decoding(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
     few = {name: rows for name, rows in found.items() if rows < FEW_ROWS}
     if few:
         listed = ", ".join(f"{name} {rows}" for name, rows in few.items())
-        text = (
+        yield warning(
+            "decoding",
             f"beside the models there is memory for few responses at once ({listed}), so that decoding is slow: take a"
-            " larger GPU, or for trainings set deepspeed: zero2 or zero3."
+            " larger GPU, or for trainings set deepspeed: zero2 or zero3.",
         )
-        yield Finding("warning", "decoding", text)
     else:
         least, most = min(found.values()), max(found.values())
         some = f"{least} to {most}" if least < most else f"{most}"
-        text = f"a {planner.gpu.name} has memory for {some} responses at once; {WORTH['cuda']} pay off at most"
-        yield Finding("ok", "decoding", text)
+        yield ok(
+            "decoding",
+            f"a {planner.gpu.name} has memory for {some} responses at once; {WORTH['cuda']} pay off at most",
+        )
 
 
 def host_memory(
@@ -125,14 +124,13 @@ def host_memory(
         if (need := sum(parts.values())) > have:
             items = ", ".join(f"{name} {size / 1e9:.0f}" for name, size in largest(parts)[:3])
             short[job.stage, given] = (
-                f"{job.stage} takes {need / 1e9:.0f} GB of a node's main memory for {job.given.processes} processes"
+                f"{job.stage} takes {need / 1e9:.0f} GB of a node's main memory for {job.allotted.processes} processes"
                 f" ({items}), but the profile gives {have / 1e9:.0f} GB: set mem_mb of {job.rule} to"
                 f" {math.ceil(need / 1e6)} or more, or take fewer processes a node."
             )
-    yield from (Finding("error", "memory", text) for text in short.values())
+    yield from (error("memory", text) for text in short.values())
     if not short:
-        text = "the main memory that jobs get is enough to read their models"
-        yield Finding("ok", "memory", text)
+        yield ok("memory", "the main memory that jobs get is enough to read their models")
 
 
 def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]:
@@ -145,44 +143,45 @@ def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]
     wide = sorted(name for name in asked if planner.shapes[name].pretrained == "bfloat16")
     unknown = sorted(name for name in asked if planner.shapes[name].estimated)
     if wide:
-        text = (
+        yield warning(
+            "precision",
             f"{', '.join(wide)} were pretrained in bfloat16, which a {gpu.name} lacks: they compute in fp32, since"
-            " fp16 may overflow; precision: fp16 is faster, at that risk."
+            " fp16 may overflow; precision: fp16 is faster, at that risk.",
         )
-        yield Finding("warning", "precision", text)
     if unknown:
-        text = (
+        yield ok(
+            "precision",
             f"nothing of {', '.join(unknown)} is here yet: what was pretrained in bfloat16, as most families since"
-            f" 2023, computes in fp32 on a {gpu.name} and takes twice as much; ask again after the jobs `base`"
+            f" 2023, computes in fp32 on a {gpu.name} and takes twice as much; ask again after the jobs `base`",
         )
-        yield Finding("ok", "precision", text)
     if not wide and not unknown:
-        yield Finding("ok", "precision", f"fp16 on a {gpu.name}")
+        yield ok("precision", f"fp16 on a {gpu.name}")
 
 
 def _remedy(planner: Planner, job: Job) -> str:
     """Suggest how to make a stage fit."""
-    fits = largest_micro_batch(lambda given: planner.footprint(job, given), job.given, planner.gpu)
+    fits = largest_micro_batch(
+        lambda given: planner.footprint(job, given), job.allotted, planner.gpu
+    )
     if fits is not None:
-        checkpointing = fits.gradient_checkpointing and not job.given.gradient_checkpointing
+        checkpointing = fits.gradient_checkpointing and not job.allotted.gradient_checkpointing
         also = " and gradient_checkpointing: 1" if checkpointing else ""
         changed = f"micro_batch: {fits.micro_batch}"
-        if fits.max_tokens != job.given.max_tokens:
+        if fits.max_tokens != job.allotted.max_tokens:
             changed = f"max_tokens: {fits.max_tokens}"
         text = f"set {changed}{also} for {job.rule} in the profile"
-        longest = planner.settings["data"]["max_length"]
-        for rows in (
-            range(fits.micro_batch, 0, -1) if job.trains and not job.given.max_tokens else ()
-        ):
+        limited = not job.trains or job.allotted.max_tokens
+        for rows in () if limited else range(fits.micro_batch, 0, -1):
             # about the same memory, for more rows where they are shorter than the longest ones
-            other = replace(fits, micro_batch=job.given.micro_batch, max_tokens=rows * longest)
+            tokens = rows * planner.settings["data"]["max_length"]
+            other = replace(fits, micro_batch=job.allotted.micro_batch, max_tokens=tokens)
             if planner.footprint(job, other).fits(planner.gpu):
-                return f"{text}, or max_tokens: {other.max_tokens} and leave micro_batch"
+                return f"{text}, or max_tokens: {tokens} and leave micro_batch"
         return text
     if job.trains:
-        many = "" if job.given.world > 1 else " on several GPUs"
+        gpus = "" if job.allotted.world > 1 else " on several GPUs"
         return (
-            f"no micro_batch fits; set deepspeed: zero2 or zero3{many}, or lora, in the experiment"
+            f"no micro_batch fits; set deepspeed: zero2 or zero3{gpus}, or lora, in the experiment"
         )
     return "no micro_batch fits; take a larger GPU"
 

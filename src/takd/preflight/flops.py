@@ -16,6 +16,8 @@ from takd.models.shapes import Shape
 from takd.preflight.memory import Resources
 from takd.preflight.tensors import zero
 
+ONE_PROCESS = Resources()
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -72,32 +74,46 @@ class Work:
         return Work(*(times * value for value in astuple(self)))
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What the computation of a stage depends on besides models and rows.
+
+    Attributes:
+        number: bytes of a weight while decoding.
+        together: responses that a process decodes at once.
+        drawn: mean tokens of a drawn response; None assumes the length of the references.
+        block_length: tokens of a block of the plain-text corpus, if there is one.
+    """
+
+    resources: Resources = ONE_PROCESS
+    number: int = 2
+    together: int = WORTH["cuda"]
+    drawn: float | None = None
+    block_length: int = 0
+
+
 def decoded(
     model: Shape,
     rows: float,
     prompt: float,
     response: float,
-    together: int,
-    processes: int = 1,
-    number: int = 2,
+    given: Conditions,
     prompts: float | None = None,
 ) -> Work:
     """Computation of drawing responses from one model.
 
     Args:
-        together: rows that one process decodes at once.
-        number: bytes of a weight.
         prompts: number of prompts to read, if fewer than rows: equal prompts are read once.
     """
     if rows == 0:
         return Work()
-    steps = max(response - 1, 0)
+    steps, processes = max(response - 1, 0), given.resources.world
     context = prompt + response / 2
     # number of batches that each process decodes in sequence
-    waves = max(1.0, rows / processes / together)
-    at_once = min(together, rows / processes)
-    weights = number * (model.body + model.embedding)
-    keys = 2 * number * model.layers * model.keys * context * at_once
+    waves = max(1.0, rows / processes / given.together)
+    at_once = min(given.together, rows / processes)
+    weights = given.number * (model.body + model.embedding)
+    keys = 2 * given.number * model.layers * model.keys * context * at_once
     return Work(
         passes=body_forward(model, prompt) * (rows if prompts is None else prompts),
         decoding=rows * decoding(model, prompt, response),
@@ -112,11 +128,7 @@ def training(
     teacher: Shape | None,
     train: Rows,
     dev: Rows,
-    resources: Resources,
-    block_length: int = 0,
-    number: int = 2,
-    drawn: float | None = None,
-    together: int = WORTH["cuda"],
+    given: Conditions,
 ) -> Work | None:
     """Computation of a training stage; None if it depends on an unknown number of rows.
 
@@ -124,10 +136,6 @@ def training(
         spec: as returned by `takd.experiment.specs.train`.
         teacher: None if it is not loaded.
         train, dev: whole splits.
-        block_length: tokens of a block of the plain-text corpus, if there is one.
-        number: bytes of a weight while decoding.
-        drawn: mean tokens of a drawn response; None assumes the length of the references.
-        together: responses that a process decodes at once.
     """
     s = spec["settings"]
     train, dev = train.first(s["rows"]), dev.first(s["dev_rows"])
@@ -136,16 +144,15 @@ def training(
         return None
     # a dev evaluation: a response per row, whose tokens the log does not count, the loss, and what
     # student and teacher make of the first responses
-    asked = dev.prompt, dev.response if drawn is None else drawn
-    answered = decoded(student, dev.count, *asked, together, resources.world, number)
+    asked = dev.prompt, dev.response if given.drawn is None else given.drawn
+    answered = decoded(student, dev.count, *asked, given)
     read = Work(passes=dev.count * reading(student, dev.prompt, dev.response))
     if teacher is not None:
         both = reading(student, *asked) + reading(teacher, *asked)
         read += Work(passes=min(dev.count, DIAGNOSED) * both)
     every = s["evaluate_every"]
     work = (answered + read) * (1 + steps // every + (1 if steps % every else 0))
-    given = train, steps, resources, block_length, number, drawn, together
-    return work + learning(spec, student, teacher, *given, recomputed=True)
+    return work + learning(spec, student, teacher, train, steps, given, recomputed=True)
 
 
 def learning(
@@ -154,11 +161,7 @@ def learning(
     teacher: Shape | None,
     train: Rows,
     steps: int,
-    resources: Resources,
-    block_length: int = 0,
-    number: int = 2,
-    drawn: float | None = None,
-    together: int = WORTH["cuda"],
+    given: Conditions,
     recomputed: bool = False,
 ) -> Work:
     """Computation of the steps of a training stage, without dev evaluations; see `training`.
@@ -173,8 +176,7 @@ def learning(
         """Responses to `count` prompts, token by token from all of the models."""
         work = Work(tokens=count * rows.response)
         for model in models:
-            lengths = rows.prompt, rows.response
-            work += decoded(model, count, *lengths, together, resources.world, number)
+            work += decoded(model, count, rows.prompt, rows.response, given)
         return work
 
     def step(rows: Rows, count: int, outputs: str = "live") -> Work:
@@ -185,7 +187,7 @@ def learning(
         """
         operations = trained(
             *(student, rows.whole, rows.response, lora),
-            checkpointing=recomputed and resources.gradient_checkpointing,
+            checkpointing=recomputed and given.resources.gradient_checkpointing,
             twice=recomputed and zero(s)[0] == 3,
         )
         if teacher is not None:
@@ -193,7 +195,7 @@ def learning(
         return Work(tokens=count * rows.whole, passes=count * operations)
 
     work = Work()
-    own = train if drawn is None else replace(train, response=drawn)
+    own = train if given.drawn is None else replace(train, response=given.drawn)
     mixing = [teacher] if teacher is not None and facts.teacher_draws(s) else []
     if not facts.rollouts:
         new, old = drawing_steps(s, steps) if facts.on_policy else (0.0, 0.0)
@@ -208,8 +210,8 @@ def learning(
         drawn_once += Work(passes=count * reading(teacher, own.prompt, own.response))
     work += drawn_once * rounds
     work += step(own, size, "kept" if s["single_step_weight"] else "none") * steps
-    if s.get("lm_weight") and block_length:
-        blocks = Rows(None, 1, block_length - 1)
+    if s.get("lm_weight") and given.block_length:
+        blocks = Rows(None, 1, given.block_length - 1)
         work += step(blocks, s["lm_batch_size"] or size, s["lm_teacher_outputs"]) * steps
     return work
 
@@ -229,22 +231,12 @@ def drawing_steps(settings: Mapping[str, Any], steps: int) -> tuple[float, float
     return new, share * steps - new
 
 
-def evaluation(
-    model: Shape,
-    rows: Rows,
-    seeds: int,
-    resources: Resources,
-    number: int = 2,
-    together: int = WORTH["cuda"],
-) -> Work | None:
+def evaluation(model: Shape, rows: Rows, seeds: int, given: Conditions) -> Work | None:
     """Computation of answering a set with every decoding seed."""
     if rows.count is None:
         return None
     count = rows.count * seeds
-    work = decoded(
-        *(model, count, rows.prompt, rows.response, together, resources.world, number),
-        prompts=rows.count,
-    )
+    work = decoded(model, count, rows.prompt, rows.response, given, prompts=rows.count)
     return work + Work(tokens=count * rows.response)
 
 

@@ -1,15 +1,17 @@
 """The jobs of an experiment: their resources under a profile, and which are still to be run.
 
 They come from a dry run of Snakemake, so that stale results count as jobs to run, and defaults of rules and settings
-of the profile are resolved by Snakemake itself.
+of the profile are resolved by Snakemake itself. It writes them into the file that an environment variable names.
 """
 
-import re
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 from snakemake.profiles import ProfileConfigFileParser
@@ -18,10 +20,12 @@ from takd.experiment.lineage import SUPERVISED, alone
 from takd.preflight import amounts
 from takd.preflight.memory import Resources
 from takd.runtime.errors import InputError
+from takd.runtime.files import read_json, write_json
 
 SUPERVISED_RULES = ("teacher", SUPERVISED)
 TAKES_WEIGHTS = ("base", "given")
 RUNS_A_MODEL = ("evaluate", "likelihoods", "generate", "teacher_outputs")
+LISTED = "TAKD_JOBS"  # environment variable: file into which a dry run writes its jobs
 # defaults of the rules, chosen for the demo
 UNSET = {"mem_mb": "4000", "runtime": str(7 * 24 * 60)}
 
@@ -36,7 +40,7 @@ class Job:
         threads: cores of all its processes on a node; None if unknown.
         local: whether it runs on the machine of Snakemake itself.
         to_do: whether a run would start it now.
-        inputs, outputs: all its files, where they come from a dry run.
+        inputs, outputs: all its files.
     """
 
     rule: str
@@ -83,7 +87,7 @@ class Job:
         return SUPERVISED if self.rule in SUPERVISED_RULES else self.rule.removeprefix("distill_")
 
     @property
-    def given(self) -> Resources:
+    def allotted(self) -> Resources:
         """Resources on which its memory and time depend."""
         given = self.resources
         return Resources(
@@ -112,17 +116,27 @@ def read_profile(root: Path, profile: str) -> dict[str, Any]:
 def of_experiment(
     root: Path, name: str, variables: Mapping[str, str], profile: str | None
 ) -> list[Job]:
-    """List all jobs of an experiment, in the order in which a run would start them.
+    """List all jobs of an experiment.
 
     Raises:
         InputError: Snakemake cannot plan it, for the reason that it gives; or the profile sets an invalid number.
     """
-    # in parallel: each takes seconds
-    forced = _start(root, name, variables, profile, "--forceall")
-    plain = _start(root, name, variables, profile) if (root / "results" / name).exists() else None
-    left = {job.output for job in parse(_finished(plain))} if plain else None
-    found = checked(parse(_finished(forced)))
-    return [replace(job, to_do=left is None or job.output in left) for job in found]
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "reason"]
+    command += ["--profile", profile] if profile else ["--cores", "1"]
+    command += ["--config", f"experiment={name}", *(f"{k}={v}" for k, v in variables.items())]
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder) / "jobs.json"
+        environment = {**os.environ, LISTED: str(listed)}
+        done = subprocess.run(
+            command, cwd=root, text=True, env=environment, stdout=PIPE, stderr=STDOUT
+        )
+        if done.returncode:
+            lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+            for line in lines:
+                if line.startswith("Error: "):
+                    raise InputError(line.removeprefix("Error: "))
+            raise InputError(f"snakemake cannot plan this: {lines[-1]}")
+        return checked(Job(**job) for job in read_json(listed))
 
 
 def of_dag(workflow: Any) -> list[Job]:
@@ -131,18 +145,30 @@ def of_dag(workflow: Any) -> list[Job]:
     Raises:
         InputError: the profile sets an invalid number, such as zero processes.
     """
-    return checked(
-        Job(
-            rule=job.rule.name,
-            output=str(next(iter(job.output), "")),
-            wildcards={name: str(value) for name, value in job.wildcards_dict.items()},
-            resources={name: str(value) for name, value in job.resources.items()},
-            local=job.is_local,
-            threads=int(job.threads),
-        )
-        for job in workflow.dag.needrun_jobs()
-        if job.output
-    )
+    return checked(job for job in _all_of(workflow.dag) if job.to_do)
+
+
+def _all_of(dag: Any) -> Iterator[Job]:
+    """Yield all jobs, sorted by their outputs; not Snakemake's targets, which make nothing."""
+    for job in sorted(dag.jobs, key=lambda job: list(map(str, job.output))):
+        if job.output:
+            yield Job(
+                rule=job.rule.name,
+                output=str(job.output[0]),
+                wildcards={name: str(value) for name, value in job.wildcards_dict.items()},
+                resources={name: str(value) for name, value in job.resources.items()},
+                local=job.is_local,
+                to_do=dag.needrun(job),
+                threads=int(job.threads),
+                inputs=list(map(str, job.input)),
+                outputs=list(map(str, job.output)),
+            )
+
+
+def write_if_asked(dag: Any) -> None:
+    """Write the jobs of a dry run into the file that the environment names, if it does."""
+    if listed := os.environ.get(LISTED):
+        write_json(Path(listed), [vars(job) for job in _all_of(dag)])
 
 
 def checked(found: Iterable[Job]) -> list[Job]:
@@ -154,48 +180,3 @@ def checked(found: Iterable[Job]) -> list[Job]:
         for name, value in job.resources.items()
     )
     return listed
-
-
-def _start(
-    root: Path, name: str, variables: Mapping[str, str], profile: str | None, *more: str
-) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "host", "reason", *more]
-    command += ["--profile", profile] if profile else ["--cores", "1"]
-    command += ["--config", f"experiment={name}", *(f"{k}={v}" for k, v in variables.items())]
-    return subprocess.Popen(
-        command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def _finished(process: subprocess.Popen[str]) -> str:
-    printed, _ = process.communicate()
-    if process.returncode:
-        lines = [line.strip() for line in printed.splitlines() if line.strip()]
-        for line in lines:
-            if line.startswith("Error: "):
-                raise InputError(line.removeprefix("Error: "))
-        raise InputError(f"snakemake cannot plan this: {lines[-1]}")
-    return printed
-
-
-def parse(printed: str) -> Iterator[Job]:
-    """Parse the jobs from the output of a dry run; target rules, which make nothing, are left out."""
-    for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \w+:$)", printed, flags=re.M)[1:]:
-        head, *lines = block.splitlines()
-        fields = dict(re.findall(r"^    (\w+): (.*)$", "\n".join(lines), re.M))
-        if "output" in fields:
-            yield Job(
-                rule=head.split()[1].rstrip(":"),
-                output=fields["output"].split(", ")[0],
-                inputs=tuple(fields.get("input", "").split(", ")),
-                outputs=tuple(fields["output"].split(", ")),
-                wildcards=_pairs(fields.get("wildcards", "")),
-                resources=_pairs(fields.get("resources", "")),
-                local=head.startswith("local"),
-                threads=int(fields.get("threads", 1)),
-            )
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Parse `a=1, b=x:y` into a mapping; a value may contain a comma unless a name follows."""
-    return dict(re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", text))

@@ -18,7 +18,7 @@ from takd.models.shapes import Shape
 from takd.preflight import disk, fetching, flops, memory, rates, shapes
 from takd.preflight.chain_costs import ChainCosts
 from takd.preflight.disk import DiskSpace
-from takd.preflight.flops import Rows, Work
+from takd.preflight.flops import Conditions, Rows, Work
 from takd.preflight.gpus import Gpu
 from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
@@ -49,7 +49,7 @@ class Planned:
         """Hours of the job, on all its GPUs at once."""
         if self.estimate is None:
             return None
-        return self.estimate.seconds / 3600 / self.job.given.world
+        return self.estimate.seconds / 3600 / self.job.allotted.world
 
 
 class Planner:
@@ -91,7 +91,7 @@ class Planner:
         if work is not None:
             about = self.model(job).parameters, self.gpu, self.precision(job)
             estimate = rates.estimate(work, kind, *about, self.runs)
-        return Planned(job, work, estimate, self.footprint(job, job.given), written)
+        return Planned(job, work, estimate, self.footprint(job, job.allotted), written)
 
     def model(self, job: Job) -> Shape:
         """Shape of the model that a job trains or runs."""
@@ -135,17 +135,16 @@ class Planner:
     def _computed(self, job: Job) -> tuple[Work | None, DiskSpace]:
         """Computation of a job that uses a GPU, and the disk space that it writes."""
         model, number, names = self.model(job), BYTES[self.precision(job)], job.wildcards
-        rows_of = self.footprint(job, job.given).rows.values()
-        together = min(rows_of, default=WORTH["cuda"])
+        decoded = self.footprint(job, job.allotted).rows.values()
+        together = min(decoded, default=WORTH["cuda"])
+        given = Conditions(job.allotted, number, together, block_length=self._block_length)
         if job.trains:
             spec, teacher, train = self.spec(job), self.teacher(job), self.rows["train"]
-            length = round(self.rows["corpus"].whole) if "corpus" in self.rows else 0
-            data = train, self.rows["dev"], job.given, length, number
-            work = flops.training(spec, model, teacher, *data, together=together)
+            work = flops.training(spec, model, teacher, train, self.rows["dev"], given)
             return work, disk.training(spec, model, teacher, train.response)
         if job.rule == "evaluate":
             rows = self.rows[names["set"]]
-            work = flops.evaluation(model, rows, self.seeds, job.given, number, together)
+            work = flops.evaluation(model, rows, self.seeds, given)
             return work, disk.responses(rows, self.seeds)
         if job.rule == "likelihoods":  # it writes one line per prompt
             rows = self.rows[names["set"]]
@@ -154,7 +153,7 @@ class Planner:
             rows = self.rows["train"]
             if rows.count is not None:
                 rows = replace(rows, count=math.ceil(rows.count / int(names["parts"])))
-            work = flops.evaluation(model, rows, 1, job.given, number, together)
+            work = flops.evaluation(model, rows, 1, given)
             return work, disk.responses(rows)
         rows = self.rows["train" if names["read"] == "generations" else names["read"]]
         top_k = self.settings["teacher_cache"]["top_k"]
@@ -170,7 +169,7 @@ class Planner:
             of_training = self.teacher(job), self.spec(job), texts, given, self.gpu
             return memory.training(model, *of_training)
         if job.wildcards.get("read") == "corpus":
-            texts = Texts(1, round(self.rows["corpus"].whole) - 1)
+            texts = Texts(1, self._block_length - 1)
         beside = self.compared_with(job) if job.rule == "likelihoods" else []
         return memory.asking(
             *(model, texts, given, self.gpu),
@@ -179,9 +178,16 @@ class Planner:
             setting=self.setting(job),
         )
 
+    @property
+    def _block_length(self) -> int:
+        """Tokens of a block of the plain-text corpus; 0 without one."""
+        return round(self.rows["corpus"].whole) if "corpus" in self.rows else 0
+
     def host(self, job: Job) -> dict[str, float]:
         """Main memory of a node that a training takes, by name."""
-        return memory.host(self.model(job), self.teacher(job), self.spec(job), job.given, self.gpu)
+        return memory.host(
+            self.model(job), self.teacher(job), self.spec(job), job.allotted, self.gpu
+        )
 
     def _prepared(self, job: Job) -> DiskSpace:
         """Disk space of a job without a GPU; safetensors of the Hub stay in its cache, local ones in their folder."""
@@ -196,24 +202,30 @@ class Planner:
         return DiskSpace()
 
     def _rows(self, split: str) -> Rows:
-        """Rows of a split: as prepared, else the count of its source with the longest allowed texts."""
+        """Rows of a split: as prepared, as many as its source has today; else with the longest allowed texts."""
         experiment = self.experiment
-        folder = experiment.root / "results" / experiment.name / "data" / split
-        if (found := rates.rows_of(folder / "manifest.json")) is not None:
-            return found
         spec = specs.data(experiment, split)
-        count, source = self.counts.get(split), spec["source"]
+        count = self.counts.get(split)
+        if count is None and split != "corpus":
+            count = self._in_source(spec["source"])
+        folder = experiment.root / "results" / experiment.name / "data" / split
+        if (found := rates.rows_of(folder / "manifest.json", count)) is not None:
+            return found
         if split == "corpus":
             return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)
-        if count is None and "demo" in source:
-            count = source["demo"]["rows"]
-        if count is None:
-            first, end = source.get("rows", (0, None))
-            count = source.get("expect_rows") or (end and end - first)
-        if count is None and "json" in source:
-            count = _lines(experiment.root / source["json"])
         prompt = spec["max_prompt_length"]
         return Rows(count, prompt, spec["max_length"] - prompt, bound=True)
+
+    def _in_source(self, source: specs.Spec) -> int | None:
+        """Number of rows that a source gives; None if that is not known before it is read."""
+        if "demo" in source:
+            return source["demo"]["rows"]
+        if "expect_rows" in source:
+            return source["expect_rows"]
+        first, end = source.get("rows", (0, None))
+        lines = _lines(self.experiment.root / source["json"]) if "json" in source else None
+        ends = [value for value in (end, lines) if value is not None]
+        return max(0, min(ends) - first) if ends else None
 
 
 def _lines(path: Path) -> int | None:

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from snakemake.common import NOTHING_TO_BE_DONE_MSG as NOTHING
 from snakemake.logging import logger
 
-from takd.preflight.jobs import Job
+from takd.preflight.jobs import Job, write_if_asked
 from takd.runtime.digests import leaves
 from takd.watching.stages import title
 
@@ -26,6 +27,8 @@ class Listing(logging.Filter):
 
     def filter(self, record: Any) -> bool:
         """Add the list to the last message, and let every record through."""
+        if isinstance(record.msg, str) and record.msg.startswith((LAST, NOTHING)):
+            write_if_asked(self.workflow.dag)
         if isinstance(record.msg, str) and record.msg.startswith(LAST):
             record.msg = "\n".join([*lines(self.workflow.dag), record.msg])
         return True

@@ -4,8 +4,9 @@ Runs are timed by the closing line of their metrics.jsonl. Their FLOPs are count
 that were really read and drawn.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,10 @@ from takd.methods.registry import METHODS
 from takd.models import shapes
 from takd.models.shapes import Shape
 from takd.preflight import flops
-from takd.preflight.flops import Rows, Work
+from takd.preflight.flops import Conditions, Rows, Work
 from takd.preflight.gpus import Gpu, lookup
 from takd.preflight.memory import Resources
 from takd.preflight.tensors import BYTES
-from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 
 # Assumptions, for want of measured runs: shares of a GPU's peaks in operations and in bytes a second, and the time in
@@ -31,6 +31,8 @@ BLOCK_SECONDS = 0.05e-3
 CPU_DECODING_SHARE = 0.06
 # ratio of sizes beyond which the speed of one model does not predict that of another
 SIMILAR = 4.0
+# an input is missing, or from another version of this workflow
+UNREADABLE = (OSError, ValueError, LookupError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -95,39 +97,37 @@ def assumed(planned: Work, gpu: Gpu, precision: str) -> float:
 
 def measured(results: Path) -> list[Measured]:
     """List all finished trainings and evaluations below a folder `results`, of any experiment."""
-    evaluations = "*/evaluations/*/seed*/*"
-    readers: dict[str, Callable[[Path], Measured | None]] = {
-        "*/models/*/seed*/manifest.json": _training,
-        f"{evaluations}/scores.json": _evaluation,
-        f"{evaluations}/likelihoods/likelihoods.json": _likelihoods,
-    }
-    found = [
-        _measured(read, path)
-        for place, read in readers.items()
-        for path in sorted(results.glob(place))
-    ]
+    evaluations, found = "*/evaluations/*/seed*/*", []
+    for place, read in (
+        ("*/models/*/seed*/manifest.json", _training),
+        (f"{evaluations}/scores.json", _evaluation),
+        (f"{evaluations}/likelihoods/likelihoods.json", _likelihoods),
+    ):
+        for path in sorted(results.glob(place)):
+            with contextlib.suppress(*UNREADABLE):
+                found.append(read(path))
     return [run for run in found if run is not None]
 
 
-def _measured(read: Callable[[Path], Measured | None], path: Path) -> Measured | None:
-    """Read a finished run; None if an input is missing or from another version of this workflow."""
-    try:
-        return read(path)
-    except (OSError, ValueError, LookupError, InputError):
-        return None
+def rows_of(manifest: Path, read: int | None = None) -> Rows | None:
+    """Rows of a prepared split; None if it is missing or from another version of this workflow.
+
+    Args:
+        read: rows that its source has today; where it had others, as many in proportion are counted.
+    """
+    with contextlib.suppress(*UNREADABLE):
+        return _rows(manifest.parent, read)
+    return None
 
 
-def rows_of(manifest: Path) -> Rows | None:
-    """Rows of a prepared split; None if it is missing or from another version of this workflow."""
-    try:
-        found = read_json(manifest)
-        counts, tokens = found["counts"], found["tokens"]
-        if "text" in tokens:
-            return Rows(counts["blocks"], 1, tokens["text"] / counts["blocks"] - 1)
-        kept = counts["kept"]
-        return Rows(kept, tokens["prompt"] / kept, tokens["response"] / kept)
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return None
+def _rows(split: Path, read: int | None = None) -> Rows:
+    found = read_json(split / "manifest.json")
+    counts, tokens = found["counts"], found["tokens"]
+    if "text" in tokens:
+        return Rows(counts["blocks"], 1, tokens["text"] / counts["blocks"] - 1)
+    kept = counts["kept"]
+    today = kept if read is None else round(kept * read / counts["rows"])
+    return Rows(today, tokens["prompt"] / kept, tokens["response"] / kept)
 
 
 def _training(manifest: Path) -> Measured | None:
@@ -140,8 +140,7 @@ def _training(manifest: Path) -> Measured | None:
     if above and METHODS[method].asks_teacher(spec["settings"]):
         teacher = _model(manifest.parents[2] / above, spec["seed"])
     student = shapes.config_of(manifest.parent / "model")
-    train, dev = rows_of(data / "train/manifest.json"), rows_of(data / "dev/manifest.json")
-    if train is None or dev is None or journal[-1]["kind"] != "end":
+    if journal[-1]["kind"] != "end":
         return None
     given = Resources(processes=journal[-1]["processes"])
     blocks = rows_of(data / "corpus/manifest.json")
@@ -150,7 +149,9 @@ def _training(manifest: Path) -> Measured | None:
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"][1:]
     longest = spec["max_length"] - spec["max_prompt_length"]
     mean = min(sum(drawn) / len(drawn), longest) if drawn else None
-    planned = flops.training(spec, student, teacher, train, dev, given, length, 4, mean)
+    conditions = Conditions(given, BYTES["fp32"], drawn=mean, block_length=length)
+    rows = _rows(data / "train"), _rows(data / "dev")
+    planned = flops.training(spec, student, teacher, *rows, conditions)
     return _scaled(method, student, planned, journal[-1])
 
 
@@ -158,11 +159,9 @@ def _evaluation(scores: Path) -> Measured | None:
     found, end = read_json(scores), _journal(scores.parent)[-1]
     experiment, seeds = scores.parents[4], len(found["decoding_seeds"])
     model = _model(experiment / "models" / found["lineage"], found["seed"])
-    rows = rows_of(experiment / "data" / scores.parent.name / "manifest.json")
-    if rows is None:
-        return None
+    rows = _rows(experiment / "data" / scores.parent.name)
     own = Rows(found["n"], rows.prompt, end["tokens"] / found["n"] / seeds)
-    planned = flops.evaluation(model, own, seeds, Resources(), BYTES["fp32"])
+    planned = flops.evaluation(model, own, seeds, Conditions(number=BYTES["fp32"]))
     return _scaled("evaluate", model, planned, end)
 
 
@@ -172,10 +171,7 @@ def _likelihoods(path: Path) -> Measured | None:
     model = _model(models / found["lineage"], found["seed"])
     names = dict.fromkeys(map(tuple, found["teachers"].values()))
     teachers = [_model(models / name, seed) for name, seed in names]
-    rows = rows_of(experiment / "data" / path.parents[1].name / "manifest.json")
-    if rows is None:
-        return None
-    own = replace(rows, count=found["n"])
+    own = replace(_rows(experiment / "data" / path.parents[1].name), count=found["n"])
     planned = flops.likelihoods(model, teachers, own, len(found["decoding_seeds"]))
     return _scaled("likelihoods", model, planned, end)
 

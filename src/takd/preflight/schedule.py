@@ -1,8 +1,9 @@
 """Duration of a run: its jobs in the order of their inputs, as many at once as the profile allows."""
 
+import functools
 import heapq
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ class Schedule:
 
     Attributes:
         busy: of all GPUs, or CPU cores, together.
-        elapsed: from start to end, with `at_once` jobs (or cores or GPUs) at a time.
+        elapsed: from start to end, with `at_once` places (jobs, cores or GPUs) at a time.
         path: the longest chain of jobs, each of which needs the one before.
         at_least: whether hours of some jobs are unknown.
     """
@@ -25,6 +26,7 @@ class Schedule:
     busy: float
     elapsed: float
     at_once: int
+    places: str
     path: Sequence[Planned]
     at_least: bool
 
@@ -44,49 +46,46 @@ def schedule(planned: Sequence[Planned], profile: Mapping[str, Any]) -> Schedule
         for other in needed:
             below[other].append(at)
     hours = [each.hours or 0.0 for each in left]
-    behind: dict[int, float] = {}  # hours of a job and the longest chain of jobs that wait for it
-    ready = [at for at, needed in enumerate(above) if not needed]
-    order, missing = list(ready), [len(needed) for needed in above]
-    for at in order:
-        for other in below[at]:
-            missing[other] -= 1
-            if not missing[other]:
-                order.append(other)
-    for at in reversed(order):
-        behind[at] = hours[at] + max((behind[other] for other in below[at]), default=0.0)
-    path, next_ones = [], list(ready)
+
+    @functools.cache
+    def behind(at: int) -> float:
+        """Hours of a job and of the longest chain of jobs that wait for it."""
+        return hours[at] + max(map(behind, below[at]), default=0.0)
+
+    path, next_ones = [], [at for at, needed in enumerate(above) if not needed]
     while next_ones:
-        at = max(next_ones, key=lambda at: behind[at])
+        at = max(next_ones, key=behind)
         path.append(left[at])
         next_ones = below[at]
-    at_once, weight = _at_once(profile)
+    at_once, places, weight = _places(profile)
     weights = [min(weight(each), at_once) for each in left]
     return Schedule(
         len(left),
         sum(each.estimate.seconds / 3600 for each in left if each.estimate),
-        _elapsed(ready, above, below, behind, hours, weights, at_once),
+        _elapsed(above, below, behind, hours, weights, at_once),
         at_once,
+        places if at_once > 1 else places.removesuffix("s"),
         path,
         any(each.job.computes and each.estimate is None for each in left),
     )
 
 
 def _elapsed(
-    ready: Sequence[int],
     above: Sequence[set[int]],
     below: Sequence[Sequence[int]],
-    behind: Mapping[int, float],
+    behind: Callable[[int], float],
     hours: Sequence[float],
     weights: Sequence[int],
     at_once: int,
 ) -> float:
     """Hours from start to end, where a job starts as soon as its inputs and enough places are there."""
     missing = [len(needed) for needed in above]
-    waiting = sorted(ready, key=lambda at: -behind[at])
+    waiting = [at for at, needed in enumerate(missing) if not needed]
     running: list[tuple[float, int]] = []
     now, free = 0.0, at_once
     while waiting or running:
-        for at in [at for at in waiting]:
+        waiting.sort(key=behind, reverse=True)
+        for at in list(waiting):
             if weights[at] <= free:
                 waiting.remove(at)
                 free -= weights[at]
@@ -97,19 +96,18 @@ def _elapsed(
             missing[other] -= 1
             if not missing[other]:
                 waiting.append(other)
-        waiting.sort(key=lambda at: -behind[at])
     return now
 
 
-def _at_once(profile: Mapping[str, Any]) -> tuple[int, Any]:
-    """Number of places that jobs share, and a function for how many of them a job takes."""
+def _places(profile: Mapping[str, Any]) -> tuple[int, str, Callable[[Planned], int]]:
+    """Number of places that jobs share, what they are, and a function for how many of them a job takes."""
     if profile.get("executor", "local") != "local":
-        return int(profile.get("jobs") or 1), lambda each: 1
+        return int(profile.get("jobs") or 1), "jobs", lambda each: 1
     if gpus := _resources(profile).get("processes"):
-        return int(gpus), lambda each: each.job.given.world if each.job.computes else 0
+        return int(gpus), "GPUs", lambda each: each.job.allotted.world if each.job.computes else 0
     cores = profile.get("cores", 1)
     count = (os.cpu_count() or 1) if str(cores) == "all" else int(cores)
-    return count, lambda each: each.job.threads or 1
+    return count, "cores", lambda each: each.job.threads or 1
 
 
 def _resources(profile: Mapping[str, Any]) -> dict[str, str]:
@@ -129,20 +127,12 @@ def headline(planner: Planner, planned: Sequence[Planned], profile: Mapping[str,
         return f"{name}: nothing is left to do"
     more = "at least " if found.at_least else ""
     what = "CPU core hours" if planner.gpu.on_cpu else f"GPU hours ({planner.gpu.name})"
-    places = "GPUs" if _resources(profile).get("processes") else "cores"
-    if profile.get("executor", "local") != "local":
-        places = "jobs"
     steps = [f"{_name(each)} {_hours(each.hours or 0.0)}" for each in found.path if each.hours]
-    chain = (
-        f"; the longest chain of jobs takes {_hours(found.longest)}: {' → '.join(steps)}"
-        if steps
-        else ""
-    )
+    chain = f"; the longest chain of jobs takes {_hours(found.longest)}: " if steps else ""
     busy = f"{found.busy:.{0 if found.busy >= 9.95 else 1}f}"
-    unit = places if found.at_once > 1 else places.removesuffix("s")
     return (
-        f"{name}: {found.jobs} jobs, {more}{busy} {what}; {more}{_hours(found.elapsed)} with {found.at_once} {unit} at"
-        f" once{chain}"
+        f"{name}: {found.jobs} jobs, {more}{busy} {what}; {more}{_hours(found.elapsed)} with {found.at_once}"
+        f" {found.places} at once{chain}{' → '.join(steps)}"
     )
 
 

@@ -13,7 +13,7 @@ from takd.experiment.experiment import Experiment
 from takd.models.starting_weights import relink
 from takd.preflight import collect, contents, disk, doctor, fetching, fitting
 from takd.preflight.collect import Answer
-from takd.preflight.findings import Finding
+from takd.preflight.findings import Finding, error, warning
 from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job, of_dag
 from takd.preflight.plan import Planner, peak_disk
@@ -54,15 +54,15 @@ def check(experiment: Experiment, workflow: Any) -> list[str]:
         *contents.of_weights(experiment, jobs),
         *doctor.trackers(experiment.settings["report"]["trackers"]),
     ]
-    if wrong := [f"{each.subject}: {each.text}" for each in found if each.level == "error"]:
-        raise InputError(*wrong)
+    if sentences := [f"{each.subject}: {each.text}" for each in found if each.level == "error"]:
+        raise InputError(*sentences)
     try:
         found += expected(experiment, jobs, executor)
     except InputError:
         raise
-    except Exception as error:  # an error in an estimate must not stop a run
-        text = f"nothing can be expected ({type(error).__name__}: {error})"
-        found.append(Finding("warning", "preflight", text))
+    except Exception as wrong:  # an error in an estimate must not stop a run
+        text = f"nothing can be expected ({type(wrong).__name__}: {wrong})"
+        found.append(warning("preflight", text))
     return [f"Warning: {each.subject}: {each.text}" for each in found if each.level != "ok"]
 
 
@@ -92,11 +92,11 @@ def slurm_findings(
     yield from (each for each in found if each.level == "error")
     if still := earlier_jobs(queue.said, folder):
         jobs, work, them = ("jobs", "work", "them") if len(still) > 1 else ("job", "works", "it")
-        text = (
+        yield error(
+            "Slurm",
             f"{jobs} {', '.join(still)} of an earlier run still {work} in this folder: wait for {them}, or"
-            f" `scancel {' '.join(still)}`, then start again."
+            f" `scancel {' '.join(still)}`, then start again.",
         )
-        yield Finding("error", "Slurm", text)
 
 
 def earlier_jobs(said: str, folder: str) -> list[str]:

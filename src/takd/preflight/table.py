@@ -8,22 +8,14 @@ from takd.experiment.lineage import SUPERVISED
 from takd.preflight import memory, rates
 from takd.preflight.fetching import fetched_bytes
 from takd.preflight.plan import Planned, Planner, peak_disk
+from takd.preflight.text_table import aligned
 
 COLUMNS = ("stage", "jobs", "to do", "tokens", "FLOP", "{gpu} h", "h a job", "{gpu}s a job")
 HEADINGS = (*COLUMNS, "GiB each", "disk")
 # rules in the order of a run; "distill" stands for all students
 RULES = (
-    *("tokenizer", "data", "data_report", "base", "given", "teacher", SUPERVISED),
-    *(
-        "generate",
-        "generations",
-        "teacher_outputs",
-        "distill",
-        "evaluate",
-        "likelihoods",
-        "judge",
-        "card",
-    ),
+    *("tokenizer", "data", "data_report", "base", "given", "teacher", SUPERVISED, "generate"),
+    *("generations", "teacher_outputs", "distill", "evaluate", "likelihoods", "judge", "card"),
 )
 
 
@@ -59,7 +51,7 @@ def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
         "operations": sum(work.operations for work in works) if works else None,
         "gpu_hours": sum(estimates) / 3600 if estimates else None,
         "hours_of_longest_job": max(hours, default=None),
-        "gpus": max((each.job.given.world for each in computing), default=None),
+        "gpus": max((each.job.allotted.world for each in computing), default=None),
         "peak_memory": max((e.footprint.peak for e in computing if e.footprint), default=None),
         "disk": sum(each.written.stays for each in planned),
     }
@@ -70,15 +62,10 @@ def text(planner: Planner, planned: Sequence[Planned]) -> str:
     gpu = "core" if planner.gpu.on_cpu else "GPU"
     table = [[heading.format(gpu=gpu) for heading in HEADINGS]]
     table += [_cells(line) for line in lines(planned)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = []
-    for name, *cells in table:
-        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        rows.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
-    rule = "-" * len(rows[0])
-    notes_ = [f"- {note}" for note in notes(planner, planned)]
-    table_of_chains = chains(planner)
-    return "\n".join([rows[0], rule, *rows[1:-2], rule, *rows[-2:], "", *table_of_chains, *notes_])
+    head, *stages, everything, left = aligned(table)
+    rule = "-" * len(head)
+    listed = [f"- {note}" for note in notes(planner, planned)]
+    return "\n".join([head, rule, *stages, rule, everything, left, "", *chains(planner), *listed])
 
 
 def chains(planner: Planner) -> list[str]:
@@ -88,12 +75,8 @@ def chains(planner: Planner) -> list[str]:
         counts = [_count(value) for value in (each.whole, each.before, each.own)]
         steps = "?" if each.steps is None else f"{'about ' * each.of_budget}{each.steps}"
         rows.append([f"{each.label} ({methods_text(each.lineage)})", *counts, steps])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines_ = [
-        "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip()
-        for name, *cells in rows
-    ]
-    return [lines_[0], "-" * len(lines_[0]), *lines_[1:], ""]
+    head, *chains_ = aligned(rows)
+    return [head, "-" * len(head), *chains_, ""]
 
 
 def _cells(line: dict[str, Any]) -> list[str]:
@@ -114,15 +97,13 @@ def _cells(line: dict[str, Any]) -> list[str]:
 def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
     """List the assumptions behind the numbers."""
     gpu, rows = planner.gpu, planner.rows
+    about = (
+        f"GPU: {gpu.name}, {gpu.gigabytes:g} GiB, {gpu.precision()}. 'GiB each' is the peak on a GPU of the"
+        f" stage's largest job with the longest texts allowed; {memory.USABLE:.0%} of the GPU's memory can be used."
+    )
     if gpu.on_cpu:
         about = "No GPU is named: this is the time of one CPU core a process; --gpu NAME plans for a GPU."
-    else:
-        about = (
-            f"GPU: {gpu.name}, {gpu.gigabytes:g} GiB, {gpu.precision()}. 'GiB each' is the peak on a GPU of the"
-            f" stage's largest job with the longest texts allowed; {memory.USABLE:.0%} of the GPU's memory can be used."
-        )
-    found = [about]
-    found += planner.chains.problems() + planner.chains.coarse()
+    found = [about, *planner.chains.problems(), *planner.chains.coarse()]
     if planner.experiment.ends:
         found.append(
             f"Budget: {_count(planner.chains.budget)} FLOP a chain. The steps of the last trainings follow from it, in"
@@ -148,28 +129,36 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
     if len(bound) < len(rows):
         found.append("What models write is taken to be as long as the references.")
     sources = sorted({each.estimate.source for each in planned if each.estimate})
-    measured = [f"Hours of {source}." for source in sources if source != "assumed"]
-    found += measured
+    found += (measured := [f"Hours of {source}." for source in sources if source != "assumed"])
     if "assumed" in sources:
         found.append(assumption(planner, bool(measured)))
-    stays, meanwhile = map(size, peak_disk(planned))
-    hub = fetched_bytes(planner.experiment, [each.job for each in planned])
-    fetched = f", {size(hub)} more in the hub's cache" if hub else ""
+    disk = disk_space(planner, planned)
+    stays, meanwhile, hub = map(size, disk.values())
+    fetched = f", {hub} more in the hub's cache" if disk["hub_cache"] else ""
     found.append(
         f"Disk: {stays} for what is left to do, and up to {meanwhile} of checkpoints while it runs{fetched}."
     )
     return found
 
 
+def disk_space(planner: Planner, planned: Sequence[Planned]) -> dict[str, float]:
+    """Bytes that remaining jobs leave, those of checkpoints at one time, and those to be fetched from the Hub."""
+    stays, meanwhile = peak_disk(planned)
+    fetched = fetched_bytes(planner.experiment, [each.job for each in planned])
+    return {"stays": stays, "meanwhile": meanwhile, "hub_cache": fetched}
+
+
 def decoded_rows(planned: Sequence[Planned]) -> str:
     """State how many responses stages decode at once; empty if none decodes."""
-    found: dict[int, dict[str, None]] = {}
+    found: dict[int, set[str]] = {}
     for each in planned:
         for use, rows in each.footprint.rows.items() if each.footprint else ():
-            found.setdefault(rows, {})[each.job.rule if use == "responses" else use] = None
+            found.setdefault(rows, set()).add(each.job.rule if use == "responses" else use)
     if not found:
         return ""
-    listed = "; ".join(f"{rows} ({', '.join(uses)})" for rows, uses in sorted(found.items()))
+    listed = "; ".join(
+        f"{rows} ({', '.join(sorted(uses))})" for rows, uses in sorted(found.items())
+    )
     return f"Responses that a process decodes at once, as many as memory allows and are worth it: {listed}."
 
 
@@ -190,8 +179,6 @@ def assumption(planner: Planner, others: bool) -> str:
 
 def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
     """Plan as JSON: bytes, seconds and FLOPs."""
-    stays, meanwhile = peak_disk(planned)
-    hub = fetched_bytes(planner.experiment, [each.job for each in planned])
     return {
         "experiment": planner.experiment.name,
         "gpu": planner.gpu.name,
@@ -203,7 +190,7 @@ def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
                 "rule": each.job.rule,
                 "output": each.job.output,
                 "to_do": each.job.to_do,
-                "gpus": each.job.given.world,
+                "gpus": each.job.allotted.world,
                 "tokens": each.work.tokens if each.work else None,
                 "operations": each.work.operations if each.work else None,
                 "gpu_seconds": each.estimate.seconds if each.estimate else None,
@@ -213,7 +200,7 @@ def as_json(planner: Planner, planned: Sequence[Planned]) -> dict[str, Any]:
             }
             for each in planned
         ],
-        "disk": {"stays": stays, "meanwhile": meanwhile, "hub_cache": hub},
+        "disk": disk_space(planner, planned),
         "notes": notes(planner, planned),
     }
 

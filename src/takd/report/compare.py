@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from takd.analysis import compare_settings, exports, measures, table
-from takd.analysis.across_experiments import Compared, Comparison, Outcome, Place, compare, read_all
+from takd.analysis.across_experiments import (
+    Compared,
+    Comparison,
+    Outcome,
+    OutcomeKey,
+    compare,
+    read_all,
+)
 from takd.analysis.compare_settings import Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import BY_NAME
@@ -98,7 +105,7 @@ def _experiments(
         rows.append(
             [
                 Cell(each.name, notes=[visible(each.title)]),
-                len(each.results.trained),
+                len(each.results.trained_here),
                 *(", ".join(map(str, of)) for of in seeds),
                 *((text or "none") if place else "" for text in (named, others)),
             ]
@@ -133,7 +140,7 @@ def differences(comparison: Comparison, name: str) -> Drawing | None:
     for place, each in enumerate(comparison.experiments[1:], 1):
         look = looks(each.results)
         found = (outcome.difference for outcome in comparison.against(name, place).values())
-        lines = [forest.Entry(full_text(n.lineage), n, look[n.lineage]) for n in found if n]
+        lines = [forest.ForestLine(full_text(n.lineage), n, look[n.lineage]) for n in found if n]
         if lines:
             blocks.append(forest.Block(f"{each.name} − {comparison.first.name}", lines))
     return forest.both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
@@ -151,7 +158,7 @@ def scores(comparison: Comparison, name: str) -> Table:
             found = score(each.results, name, lineage, "rougeL")
             cells.append(numbered(each.results, found) if found else Cell("–", ""))
         for place, each in enumerate(rest, 1):
-            outcome = comparison.outcomes.get(Place(name, lineage, place), Outcome())
+            outcome = comparison.outcomes.get(OutcomeKey(name, lineage, place), Outcome())
             if outcome.same or outcome.reason:
                 words = "same model" if outcome.same else "not tested"
                 cells.append(Cell(words, "", tip=outcome.reason))
@@ -237,7 +244,7 @@ def to_csv(comparison: Comparison) -> str:
                 for number, each in enumerate(experiments):
                     if each.has(lineage, name):
                         found = score(each.results, name, lineage, measure)
-                        outcome = comparison.outcomes.get(Place(name, lineage, number))
+                        outcome = comparison.outcomes.get(OutcomeKey(name, lineage, number))
                         about = _about(name, lineage, measure, each)
                         about |= exports.columns("value", found)
                         lines.append(about | _tested(outcome if measure == "rougeL" else None))

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from takd.analysis import costs, exports
-from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, Run, unit
+from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, StageRun, unit
 from takd.analysis.results import Results
 from takd.experiment.labels import (
     chain_label,
@@ -79,7 +79,7 @@ def apart(results: Results) -> float:
     return 100 * (max(means) / min(means) - 1) if means else 0.0
 
 
-def how(runs: Sequence[Run]) -> str:
+def how(runs: Sequence[StageRun]) -> str:
     """Say what the hours of CPUs and GPUs are."""
     found = {(run.on_cpu, run.measured) for run in runs}
     kinds = {
@@ -90,9 +90,9 @@ def how(runs: Sequence[Run]) -> str:
     return "; ".join(text for kind, text in kinds.items() if kind in found)
 
 
-def by_stage(results: Results, runs: Sequence[Run]) -> Table:
+def by_stage(results: Results, runs: Sequence[StageRun]) -> Table:
     """Sum the costs of training by method, of teacher caches and of the stages of an evaluation."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[StageRun]] = {}
     for run in runs:
         method = split(run.lineage)[-1].method
         stage = f"training, {method_title(method)}" if run.stage == TRAINING else run.stage
@@ -106,13 +106,13 @@ def by_stage(results: Results, runs: Sequence[Run]) -> Table:
     return stages._replace(groups=[*stages.groups, everything])
 
 
-def _sums(name: str, runs: Sequence[Run], kind: str = "") -> list[Cell]:
+def _sums(name: str, runs: Sequence[StageRun], kind: str = "") -> list[Cell]:
     sums = (sum(getattr(run, what) for run in runs) for what in ("minutes", "hours", "tokens"))
     numbers = zip((len(runs), *sums), (0, 1, 2, 0), strict=True)
     return [Cell(name, kind=kind), *(_number(value, digits) for value, digits in numbers)]
 
 
-def caches(results: Results, runs: Sequence[Run]) -> Table | None:
+def caches(results: Results, runs: Sequence[StageRun]) -> Table | None:
     """List the teacher caches, which are computed once for all students of a teacher; None if there are none."""
     found = _grouped(run for run in runs if run.stage.startswith(CACHES))
     rows = [
@@ -123,15 +123,15 @@ def caches(results: Results, runs: Sequence[Run]) -> Table | None:
     return simple(heads, rows, "caches") if rows else None
 
 
-def _grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
+def _grouped(runs: Iterable[StageRun]) -> dict[tuple[str, str], list[StageRun]]:
     """Group runs by lineage and stage."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    found: dict[tuple[str, str], list[StageRun]] = {}
     for run in runs:
         found.setdefault((run.lineage, run.stage), []).append(run)
     return found
 
 
-def by_model(results: Results, runs: Sequence[Run]) -> Table:
+def by_model(results: Results, runs: Sequence[StageRun]) -> Table:
     """List the models with what their own runs cost, over training seeds, and their total cost, for one seed."""
     total = {each.lineage: each for each in costs.cumulative(results)}
     rows = []
@@ -181,7 +181,7 @@ def _total(by_seed: Collection[float], text: Callable[[float], str]) -> Cell:
     return Cell(text(mean), mean, [" to ".join(ends)] if ends[0] != ends[1] else [])
 
 
-def _devices(runs: Sequence[Run]) -> str:
+def _devices(runs: Sequence[StageRun]) -> str:
     return ", ".join(sorted({run.device for run in runs}))
 
 

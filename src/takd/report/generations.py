@@ -5,7 +5,7 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from takd.analysis import table
-from takd.analysis.results import Results, Row
+from takd.analysis.results import JsonRow, Results
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import Node, split, supervised
 from takd.metrics.words import pieces
@@ -13,7 +13,7 @@ from takd.pages.environment import visible
 from takd.report import pages
 
 
-class Response(NamedTuple):
+class ShownResponse(NamedTuple):
     """A model's response with the first decoding seed, and the scores of all; ROUGE-L x 100.
 
     Attributes:
@@ -61,8 +61,8 @@ def page(results: Results) -> str:
 
 
 def _responses(
-    results: Results, name: str, key: int, rows: Mapping[Node, Row]
-) -> Iterator[Response]:
+    results: Results, name: str, key: int, rows: Mapping[Node, JsonRow]
+) -> Iterator[ShownResponse]:
     """Yield the responses to a prompt, model by model."""
 
     def mean(node: Node) -> float:
@@ -76,7 +76,7 @@ def _responses(
             right = _right(rows[node])
             compared = base in rows and base != node
             before = _right(rows[base]) if compared else right
-            yield Response(
+            yield ShownResponse(
                 model=place,
                 seed=seed,
                 parts=list(differing(visible(first["text"]), rows[node]["references"])),
@@ -90,7 +90,7 @@ def _responses(
             )
 
 
-def _right(row: Row) -> bool:
+def _right(row: JsonRow) -> bool:
     output = row["outputs"][0]
     return bool(output.get("answer_accuracy", output["exact_match"]) == 100)
 

@@ -40,13 +40,17 @@ def reverse_kl(model: Model) -> str:
     return "divergence" if settings.get("divergence") == "reverse_kl" else "single_step_kl"
 
 
+def _always(name: str) -> Callable[[Model], str]:
+    return lambda _: name
+
+
 FIRST = (
-    Quantity("ROUGE-L", "on dev", "dev", lambda _: "rougeL"),
-    Quantity("Loss", "on the references of dev, nats a token", "dev", lambda _: "loss"),
+    Quantity("ROUGE-L", "on dev", "dev", _always("rougeL")),
+    Quantity("Loss", "on the references of dev, nats a token", "dev", _always("loss")),
     Quantity("Reverse KL", "to the teacher, training batches, nats a token", "train", reverse_kl),
-    Quantity("Response length", "on dev, tokens", "dev", lambda _: "response_length"),
-    Quantity("Reward", "a token: log p − log q on training rollouts", "train", lambda _: "reward"),
-    Quantity("Training loss", "on batches", "train", lambda _: "loss"),
+    Quantity("Response length", "on dev, tokens", "dev", _always("response_length")),
+    Quantity("Reward", "a token: log p − log q on training rollouts", "train", _always("reward")),
+    Quantity("Training loss", "on batches", "train", _always("loss")),
 )
 """Panels that come first; all other quantities of the training logs follow by name."""
 
@@ -65,7 +69,7 @@ _OWN = [
       for n in range(1, 5)),
 ]  # fmt: skip
 OWN = tuple(
-    Quantity(title, about, "dev", lambda _, name=name: name, OWN_RESPONSES, scale)
+    Quantity(title, about, "dev", _always(name), OWN_RESPONSES, scale)
     for name, title, about, scale in _OWN
 )
 """Diagnostics (`takd.training.diagnostics`), the last panels."""
@@ -97,7 +101,7 @@ def data(results: Results) -> dict[str, Any]:
     `runs` have `lineage`, `seed`, `kept` (the exported step) and, by title of the quantity, columns `step`, `tokens`,
     `minutes` and `value`.
     """
-    models = list(results.trained.values())
+    models = list(results.trained_here.values())
     known = sorted({row["quantity"] for row in numbers(results, "train")})
     others = [each for each in map(_other, known) if any(map(each.name, models))]
     every = [*FIRST, *others, *OWN]

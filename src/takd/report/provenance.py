@@ -127,7 +127,7 @@ def settings(results: Results) -> Table:
     trained = [lineage for lineage in results.lineages if not is_given(lineage)]
     methods = dict.fromkeys(split(lineage)[-1].method for lineage in trained)
     values: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
-    for model in results.trained.values():
+    for model in results.trained_here.values():
         hop = split(model.node.lineage)[-1]
         for key, value in flat(_settings(model)).items():
             of_value = values.setdefault((key, hop.method), {}).setdefault(value, {})

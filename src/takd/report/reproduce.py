@@ -63,7 +63,7 @@ def digests(results: Results) -> str:
 def code(results: Results) -> str:
     """Commands that print the code digest of each method, to compare with the recorded one."""
     recorded: dict[str, set[str]] = {}
-    for model in results.trained.values():
+    for model in results.trained_here.values():
         method = split(model.node.lineage)[-1].method
         recorded.setdefault(method, set()).add(model.manifest["code"])
     lines = []

@@ -51,7 +51,7 @@ def page(results: Results) -> str:
         decoding=decoding(results.spec["decoding"]),
         cited=cited(results),
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
-        given=len(results.trained) < len(results.models),
+        given=len(results.trained_here) < len(results.models),
         tree=tree(results),
         measures=measures.measured(results),
     )
@@ -132,7 +132,12 @@ def controls_table(results: Results, name: str) -> Table | None:
             Cell(each.text(), value, notes=[*filter(None, [each.why])]),
         ]
         rows.append(TableRow(cells, lineage=each.gain.lineage))
-    heads = ["Method", Column("Control", "name"), "#Gain of the method", "#Gain of the control"]
+    heads: list[Column | str] = [
+        "Method",
+        Column("Control", "name"),
+        "#Gain of the method",
+        "#Gain of the control",
+    ]
     heads += ["#Method − control", "#Share of the gain that needs the teacher|95 %"]
     return simple(heads, rows) if rows else None
 

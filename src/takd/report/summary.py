@@ -8,7 +8,7 @@ from takd.analysis.comparisons import Pair
 from takd.analysis.deviations import limits
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
-from takd.analysis.shares import shares
+from takd.analysis.shares import Share, shares
 from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
@@ -69,11 +69,11 @@ def trained(results: Results) -> str:
     if controls := len(lineages) - len(chains):
         parts.append(counted(controls, "control"))
     seeds = f"training seed{'s' if len(spec['seeds']) > 1 else ''} {listed(spec['seeds'])}"
-    trainings = f"{counted(len(results.trained), 'training')} with {seeds}"
+    trainings = f"{counted(len(results.trained_here), 'training')} with {seeds}"
     prompts = listed(f"{name} ({n})" for name, n in pages.prompts(results).items())
     return (
         f"{listed(parts)}: {counted(len(results.lineages), 'model')},"
-        f" {trainings if results.trained else 'no training'},"
+        f" {trainings if results.trained_here else 'no training'},"
         f" evaluated on the prompts of {prompts}."
     )
 
@@ -140,17 +140,22 @@ def tally(rows: list[Number], question: str) -> str:
 
 
 def needs_teacher(results: Results, name: str) -> list[str]:
-    """Say which share of the gain of each method needs the teacher, by each of its controls."""
-    found = shares(results, name)
-    if not found:
-        return []
-    by_method: dict[str, str] = {}
-    for each in found:
-        before = by_method.get(each.method, each.method)
-        by_method[each.method] = f"{before}, {each.text()} by the control {each.control}"
-    over = " (over 100 %: the control loses)" if any((x.value or 0) > 1 for x in found) else ""
-    parts = "; ".join(by_method.values())
-    return [f"Share of the gain over SFT that needs the teacher, on {name}{over}: {parts}."]
+    """Say which share of the gain of each method needs the teacher, control by control."""
+    by_control: dict[str, list[Share]] = {}
+    for each in shares(results, name):
+        by_control.setdefault(each.control, []).append(each)
+    parts = []
+    for control, found in by_control.items():
+        defined = [x for x in found if x.value is not None and x.interval is not None]
+        more = [x for x in defined if x.interval and x.interval.high < 0]
+        said = [f"{x.method} {x.text()}" for x in defined if x not in more]
+        said += [f"none for {counted(len(more), 'chain')}, as the control gains more"] * bool(more)
+        if missing := len(found) - len(defined):
+            said.append(f"not defined for {counted(missing, 'chain')}")
+        parts.append(f"{control}: {listed(said)}")
+    over = " (over 100 %: the control loses)" if "% (" in "".join(parts) else ""
+    text = f"Share of the gain over SFT that needs the teacher, on {name}, by control{over}"
+    return [f"{text}. {'; '.join(parts)}."] if parts else []
 
 
 def reversed_elsewhere(results: Results) -> list[str]:

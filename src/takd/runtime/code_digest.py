@@ -35,9 +35,6 @@ def git_commit() -> str | None:
 def code_digest(*entries: str) -> str:
     """Return the digest of the modules that `entries` import, transitively, without `OUTSIDE`.
 
-    Args:
-        entries: dotted names of modules.
-
     Raises:
         ModuleNotFoundError: an entry is no module below the source folder.
     """

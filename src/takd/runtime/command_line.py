@@ -35,7 +35,6 @@ def main(
     """Run the stage in `module` with the arguments of the command line.
 
     Args:
-        module: dotted name of the stage's module.
         also: returns modules that the settings select at run time, for the digest of the code.
         gpus: whether the stage asks models, on GPUs where there are any.
         named: returns the inputs of which only the manifest is read.

@@ -31,10 +31,9 @@ def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
         built = int(match[2]), int(match[3])
         if match[4]:
             fits = built == capability
-        elif match[1] == "compute":
-            fits = built <= capability
         else:
-            fits = built[0] == capability[0] and built <= capability
+            same_major = built[0] == capability[0]
+            fits = built <= capability and (same_major or match[1] == "compute")
         if fits:
             return True
     return False
@@ -43,26 +42,19 @@ def has_kernels(capability: tuple[int, int], arch_list: Sequence[str]) -> bool:
 def check_kernels(
     capability: tuple[int, int], arch_list: Sequence[str], name: str, torch_version: str
 ) -> None:
-    """Raise an error if PyTorch was not built for a GPU.
+    """Raise InputError, which names a build that is right, if PyTorch was not built for the GPU called `name`.
 
     Args:
-        capability: `torch.cuda.get_device_capability()`.
-        arch_list: `torch.cuda.get_arch_list()`.
-        name: name of the GPU, for the message.
-
-    Raises:
-        InputError: there are no kernels for the GPU; the message names a build that has them.
+        capability, arch_list: as of `has_kernels`.
     """
     if has_kernels(capability, arch_list):
         return
     major, minor = capability
-    if capability[0] == 7:
-        right = (
-            f"install a build against CUDA 12.6 ({VOLTA}), which PyTorch's index cu126 has up to torch 2.14"
-            if capability == (7, 0)
-            else "install a build against CUDA 12.6, from PyTorch's index cu126"
-        )
-    elif capability < (7, 0):
+    if capability == (7, 0):
+        right = f"install a build against CUDA 12.6 ({VOLTA}), which PyTorch's index cu126 has up to torch 2.14"
+    elif major == 7:
+        right = "install a build against CUDA 12.6, from PyTorch's index cu126"
+    elif major < 7:
         right = "this card is older than takd supports; ask for a V100 or newer"
     else:
         right = f"install a newer torch, built for sm_{major}{minor}"

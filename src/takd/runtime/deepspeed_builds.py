@@ -17,14 +17,11 @@ def locks() -> list[Path]:
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
     from torch.utils.cpp_extension import get_default_build_root
 
-    named = os.environ.get("TORCH_EXTENSIONS_DIR")
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    found = (
-        Path(named).glob("*/lock")
-        if named
-        else Path(get_default_build_root()).glob(f"{python}*/*/lock")
-    )
-    return [lock for lock in found if lock.parent.name in ALL_OPS]
+    place, pattern = os.environ.get("TORCH_EXTENSIONS_DIR"), "*/lock"
+    if not place:
+        python = f"py{sys.version_info.major}{sys.version_info.minor}"
+        place, pattern = get_default_build_root(), f"{python}*/*/lock"
+    return [lock for lock in Path(place).glob(pattern) if lock.parent.name in ALL_OPS]
 
 
 def await_builds(say: Callable[[str], None], longest: float = LONGEST_BUILD) -> None:

@@ -57,7 +57,7 @@ def no_room(error: BaseException, place: object) -> str | None:
     return None
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Summarise an exception of a library: its class and the first sentence of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     # validation errors of configurations have the reason in the second line
@@ -70,52 +70,36 @@ def hub_fault(revision: str, error: BaseException) -> str | None:
 
     Errors of other libraries are followed to the one that caused them.
     """
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        IncompleteSnapshotError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        RevisionResolutionError,
-    )
+    from huggingface_hub import errors as hub
 
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    for cause in reversed(
-        chain
-    ):  # that access is refused says more than that the cache lacks a file
+    # from the first cause on: that access is refused says more than that the cache lacks a file
+    for cause in reversed(chain):
         match cause:
-            case GatedRepoError():
+            case hub.GatedRepoError():
                 return f"it is gated: accept its terms on its page, then {LOG_IN}"
-            case RepositoryNotFoundError():
+            case hub.RepositoryNotFoundError():
                 return f"there is nothing of this name, or it is private: correct it, or {LOG_IN}"
-            case RevisionNotFoundError():
+            case hub.RevisionNotFoundError():
                 return f"it has no commit {revision}: correct `revision` (a commit has 40 digits)"
             case (
-                LocalEntryNotFoundError()
-                | IncompleteSnapshotError()
-                | RevisionResolutionError()
-                | OfflineModeIsEnabled()
+                hub.LocalEntryNotFoundError()
+                | hub.IncompleteSnapshotError()
+                | hub.RevisionResolutionError()
+                | hub.OfflineModeIsEnabled()
             ):
-                root = chain[-1]
-                why = (
-                    f" ({reason(root)})"
-                    if isinstance(root, Exception) and root is not cause
-                    else ""
-                )
+                why = "" if cause is chain[-1] else f" ({reason(chain[-1])})"
                 return (
                     f"the hub cannot be reached and its cache (HF_HOME) lacks it{why}: start where there is internet;"
                     " what has been fetched is kept"
                 )
-            case EntryNotFoundError():
+            case hub.EntryNotFoundError():
                 address = getattr(getattr(cause, "response", None), "url", None)
                 file = f"file {address.path.rpartition('/')[2]}" if address else "such file"
                 return f"it has no {file} at {revision}"
-            case HfHubHTTPError() if cause.response.status_code in (401, 403):
+            case hub.HfHubHTTPError() if cause.response.status_code in (401, 403):
                 return f"access is refused (HTTP {cause.response.status_code}): {LOG_IN}"
     return None
 

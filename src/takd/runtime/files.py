@@ -50,7 +50,6 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Args:
-        path: the file.
         what: whose file it is, such as "model 'm'", for the message.
 
     Raises:

@@ -38,9 +38,10 @@ def reserve_gpus(count: int, say: Callable[[str], None]) -> None:
     count = min(count, len(gpus))
     # each Slurm job may number its own GPUs from 0
     job = os.environ.get("SLURM_JOB_ID", "no-job")
-    folder = _open_own(Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}-{job}")
+    path = Path(tempfile.gettempdir()) / f"takd-gpus-{os.getuid()}-{job}"
+    folder = _open_own(path)
     waited = False
-    while len(held := _take(gpus, count, folder)) < count:
+    while len(held := _take(gpus, count, path, folder)) < count:
         for file in held.values():
             os.close(file)
         if not waited:
@@ -93,24 +94,24 @@ def _foreign(path: Path) -> InputError:
     )
 
 
-def _take(gpus: list[str], count: int, folder: int) -> dict[str, int]:
-    """Lock up to `count` free GPUs; return the open lock file of each."""
+def _take(gpus: list[str], count: int, path: Path, folder: int) -> dict[str, int]:
+    """Lock up to `count` free GPUs in the folder at `path`; return the open lock file of each."""
     held: dict[str, int] = {}
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     for gpu in gpus:
         if len(held) == count:
             break
         name = gpu.replace("/", "_")
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             file = os.open(name, flags, 0o600, dir_fd=folder)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EACCES, errno.ENXIO):
                 raise
-            raise _foreign(Path(os.readlink(f"/proc/self/fd/{folder}")) / name) from None
+            raise _foreign(path / name) from None
         found = os.fstat(file)
         if found.st_uid != os.getuid() or not stat.S_ISREG(found.st_mode):
             os.close(file)
-            raise _foreign(Path(os.readlink(f"/proc/self/fd/{folder}")) / name)
+            raise _foreign(path / name)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held[gpu] = file

@@ -35,9 +35,9 @@ def launch(nodes: int, processes: int, threads: int) -> None:
     """Start this same command once per process; return only if one process is enough.
 
     Args:
-        nodes: nodes of the current Slurm job; 1 needs no Slurm.
-        processes: processes on each node.
-        threads: threads of each process.
+        nodes: of the current Slurm job; 1 needs no Slurm.
+        processes: on each node.
+        threads: of each process.
 
     Raises:
         InputError: several nodes are needed, but this is no Slurm job of that many nodes.

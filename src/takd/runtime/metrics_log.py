@@ -31,12 +31,10 @@ class Journal:
     """Writer of metrics.jsonl: a JSON object per line, with counts over all restarts.
 
     Attributes:
-        tokens: tokens processed so far.
-        flops: FLOPs of a training so far; None where they are not counted.
-        step_flops: FLOPs of the last responses drawn, and of the last step's passes.
-        skipped: steps that were skipped because their gradient was not finite.
-        checkpoints: checkpoints written so far.
-        checkpoint_seconds: seconds that training waited for checkpoints.
+        flops: of a training; None where they are not counted.
+        step_flops: of the last responses drawn, and of the last step's passes.
+        skipped: steps whose gradient was not finite.
+        checkpoint_seconds: time that training waited for checkpoints.
     """
 
     def __init__(self, path: Path, active: bool) -> None:

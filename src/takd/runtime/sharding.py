@@ -106,16 +106,6 @@ class JsonlStore:
                         self.say(f"{path}, line {number}: damaged; what it held is done again")
 
     @contextlib.contextmanager
-    def appending(self) -> Iterator["JsonlStore"]:
-        """Open this process's file for writing after its last complete record."""
-        if self._file.exists():
-            whole = self._file.read_bytes()
-            with open(self._file, "rb+") as file:
-                file.truncate(whole.rfind(b"\n") + 1)
-        with open(self._file, "a", encoding="utf-8") as self._open:
-            yield self
-
-    @contextlib.contextmanager
     def saving(
         self, stage: Stage, title: str, what: str, total: int, done: int = 0
     ) -> Iterator[Callable[..., None]]:
@@ -126,24 +116,23 @@ class JsonlStore:
                 stage has to stop before its last piece.
         """
         progress = Progress(title, total, done, active=self._shard.first)
+        with open(self._file, "ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # to the end of the last complete record
 
-        def save(*records: dict[str, Any], count: int = 1) -> None:
-            nonlocal done
-            self.add(*records)
-            done += count
-            progress.step(done, {})
-            if done < total and stage.should_stop():
-                raise Interrupted(f"{title}: {done} of {total} {what} are kept.")
+            def save(*records: dict[str, Any], count: int = 1) -> None:
+                nonlocal done
+                for record in records:
+                    line = json.dumps(record).encode()
+                    file.write(b"%s %s\n" % (_digest(line).encode(), line))
+                file.flush()
+                done += count
+                progress.step(done, {})
+                if done < total and stage.should_stop():
+                    raise Interrupted(f"{title}: {done} of {total} {what} are kept.")
 
-        with self.appending():
             yield save
         progress.close()
-
-    def add(self, *records: dict[str, Any]) -> None:
-        """Save records that belong together."""
-        for line in map(json.dumps, records):
-            self._open.write(f"{_digest(line.encode())} {line}\n")
-        self._open.flush()
 
 
 def _digest(line: bytes) -> str:

@@ -3,9 +3,9 @@
 Two things can keep a process with a process group, and its GPUs, from ending after its last step:
 
 - Destroying ProcessGroupGloo joins its worker threads, and a worker that frees the last tensors of
-a collective needs the GIL. If the last reference to the group is dropped by C++ code that holds the
-GIL, as DDP's Reducer does, the two deadlock. Python's own references release the GIL first. - A
-library's destructor may hang during interpreter shutdown, whose order is undefined.
+  a collective needs the GIL. If the last reference to the group is dropped by C++ code that holds
+  the GIL, as DDP's Reducer does, the two deadlock. Python's own references release the GIL first.
+- A library's destructor may hang during interpreter shutdown, whose order is undefined.
 
 So models are freed while torch still holds the group, then the group is destroyed, and the rest of
 the interpreter shutdown is skipped.
@@ -21,9 +21,8 @@ import sys
 from typing import Any, NoReturn
 
 SECONDS_TO_END = 60.0
-SECONDS_TO_TELL = (
-    2.0  # between the sentence on the console and the exit, to write the stacks into the log
-)
+# between the sentence on the console and the exit, to write the stacks into the log
+SECONDS_TO_TELL = 2.0
 
 _code: int | None = None
 _sentence: Any = None  # a C timer reads it later: keep a reference

@@ -23,9 +23,8 @@ def keep_jobs() -> None:
         answers = self._status_query_calls if active_jobs else None
         async for job in ask(self, active_jobs):
             yield job
-        if (
-            active_jobs and self._status_query_calls == answers
-        ):  # no query succeeded, so no job was handled
+        # no query succeeded, so no job was handled
+        if active_jobs and self._status_query_calls == answers:
             self.logger.warning("Slurm does not answer; its jobs are asked for again.")
             for job in active_jobs:
                 yield job

@@ -35,15 +35,11 @@ class Interrupted(Exception):
 
 @dataclass
 class Stage:
-    """One run of a stage: its settings, named paths and resources.
+    """One run of a stage: its settings, the digest of its code, named paths, and resources.
 
     Attributes:
-        spec: settings.
-        code: digest of the code of the stage.
-        inputs: paths by name.
-        outputs: one path by name.
-        threads: threads of each process.
-        processes: processes on each node, one per GPU.
+        threads: of each process.
+        processes: on each node, one per GPU.
         micro_batch: rows that a process handles at once.
         max_tokens: tokens that it handles at once, padding included; 0 for no limit.
         deadline: Unix time at which the stage must stop; None for no limit.
@@ -130,11 +126,9 @@ class Stage:
         read it do not rerun. It is written last: if a manifest exists, all other outputs do.
 
         Args:
-            path: the manifest.
             files: digests of the outputs, if already known.
             known_by_content: settings to leave out because the digests of the result already
                 identify them, such as where a source lies or what was only checked.
-            **fields: further facts.
         """
         versions = {name: _version(name) for name in VERSIONED}
         spec = {key: value for key, value in self.spec.items() if key not in known_by_content}

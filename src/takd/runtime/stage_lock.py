@@ -49,10 +49,8 @@ class Lock:
         if os.fork():
             return
         try:
-            for number in (
-                signal.SIGINT,
-                signal.SIGTERM,
-            ):  # meant for the owner, which may go on for a while
+            # meant for the owner, which may go on for a while
+            for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             # whoever reads the output of this process should not wait for the child
             nothing = os.open(os.devnull, os.O_RDWR)

@@ -37,13 +37,7 @@ OF_THE_RUN = ("digest", "inputs", "files", "log", *NAMES)
 
 
 def key(spec: Mapping[str, Any], code: str, inputs: Mapping[str, Sequence[Record]]) -> str:
-    """Return the digest of all that determines a trained model.
-
-    Args:
-        spec: settings of the training.
-        code: digest of its code.
-        inputs: records of what it reads, by name.
-    """
+    """Return the digest of all that determines a trained model, with the records of what it reads by name."""
     settings = {name: value for name, value in spec.items() if name not in NAMES}
     content = {
         name: [{part: record.get(part) for part in CONTENT} for record in records]
@@ -62,12 +56,7 @@ def of(stage: Stage) -> "Entry | None":
 
 
 class Entry:
-    """One model of the store, which may be there or not.
-
-    Attributes:
-        root: the store.
-        folder: where the model is.
-    """
+    """One model of the store, in its `folder`, which may be there or not."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.folder = root, root / name
@@ -214,12 +203,11 @@ def finished(results: Path) -> Iterator[tuple[Path, Record, dict[str, list[Recor
         record = read_record(path)
         if "settings" not in record.get("spec", {}):
             continue
-        inputs = record["inputs"]
-        known = all(digest in records for found in inputs.values() for digest in found)
-        yield (
-            path.parent,
-            record,
-            {name: [records[digest] for digest in found] for name, found in inputs.items()}
-            if known
-            else None,
-        )
+        try:
+            made_from = {
+                name: [records[digest] for digest in found]
+                for name, found in record["inputs"].items()
+            }
+        except KeyError:
+            made_from = None
+        yield path.parent, record, made_from

@@ -78,9 +78,14 @@ def show(experiment: Experiment, seen: Sequence[Seen]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[Any] = [
-        Text(f"{headline(experiment, seen)}    {time.strftime('%H:%M:%S')}", "bold")
-    ]
+    def grid(*rows: Sequence[Any]) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    head = f"{headline(experiment, seen)}    {time.strftime('%H:%M:%S')}"
+    parts: list[Any] = [Text(head, "bold")]
     for state in STATES[:3]:
         these = [each for each in seen if each.state == state]
         if these:
@@ -92,21 +97,19 @@ def show(experiment: Experiment, seen: Sequence[Seen]) -> Any:
             parts.append(Text(f"  and {len(these) - LISTED} more"))
     running = [each for each in seen if each.state == "running"]
     if running:
-        parts.append(Text("\nrunning", COLORS["running"]))
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        rows = []
         for each in running:
             bar = ProgressBar(each.total or 1, each.step or 0, width=16) if each.total else ""
             what = Text(f"  {each.place.kind} {each.place.name}")
-            table.add_row(what, bar, progress(each), speed(each), scores(each) or each.note)
-        parts.append(table)
+            rows.append([what, bar, progress(each), speed(each), scores(each) or each.note])
+        parts += [Text("\nrunning", COLORS["running"]), grid(*rows)]
     trained = [each for each in seen if each.state == "finished" and each.scores]
     if trained:
         trained.sort(key=lambda each: each.place.record.stat().st_mtime)
         parts.append(Text(f"\ntrained{f' (the last {LATEST})' if len(trained) > LATEST else ''}"))
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for each in trained[-LATEST:]:
-            table.add_row(Text(f"  {each.place.name}"), scores(each))
-        parts.append(table)
+        parts.append(
+            grid(*([Text(f"  {each.place.name}"), scores(each)] for each in trained[-LATEST:]))
+        )
     parts.append(Text(f"\n{_by_rule(seen)}\nCtrl-C ends this view; the run goes on.", "dim"))
     return Group(*parts)
 

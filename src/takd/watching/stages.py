@@ -156,7 +156,7 @@ def see(place: Place, before: Seen | None = None) -> Seen:
     """Return the state of one stage."""
     owner, heartbeat = place.lock
     text, age = _tail(place.log)
-    head = next(iter(HEAD.finditer(_head(place.log))), None)
+    head = HEAD.search(_head(place.log))
     if heartbeat is not None:
         here = owner.get("host") == socket.gethostname()
         moved = before.moved if before else 0.0
@@ -177,12 +177,9 @@ def see(place: Place, before: Seen | None = None) -> Seen:
         return Seen(place, "waiting")
     who = _who(head["process"], head["host"], head["job"])
     said = sentence([str(place.log)])
-    if said.startswith("Stopped: "):
-        return Seen(
-            place, "stopped", said.removeprefix("Stopped: "), **_progress(place, text, None)
-        )
-    if said.startswith("Error: "):
-        return Seen(place, "failed", said.removeprefix("Error: "), **_progress(place, text, None))
+    for start, state in (("Stopped: ", "stopped"), ("Error: ", "failed")):
+        if said.startswith(start):
+            return Seen(place, state, said.removeprefix(start), **_progress(place, text, None))
     here = head["host"] == socket.gethostname()
     if is_alive(int(head["process"])) if here else (age or 0.0) < SILENT:
         return Seen(place, "running", _silent(who, age), **_progress(place, text, age))

@@ -22,7 +22,7 @@ from takd.runtime.files import read_json, write_json
 from takd.runtime.records import DamagedError, read_record
 from takd.runtime.stage_lock import Lock
 from takd.watching.stages import Place, metrics_file, places, read_lines
-from takd.watching.trackers import TRACKERS, Curve, Run, missing
+from takd.watching.trackers import TRACKERS, Curve, OpenCurve, missing
 
 SECONDS = 10.0  # between two looks
 PATIENCE = 60.0  # seconds that the end of a run waits for its trackers
@@ -39,7 +39,7 @@ class Tracking:
         self.experiment, self.names = experiment, list(names)
         self.folder = experiment.root / "logs" / experiment.name
         self.failed: dict[str, str] = {}
-        self._open: dict[tuple[str, str], Run] = {}
+        self._open: dict[tuple[str, str], OpenCurve] = {}
         self._state: dict[str, dict[str, Any]] = self._read()
         self._read_before: dict[Path, tuple[int, int]] = {}
 
@@ -77,11 +77,8 @@ class Tracking:
                 self._log(name, curve, new, has, written)
             except Exception as error:  # of a library, a disk or a network: others go on
                 self.failed[name] = f"{type(error).__name__}: {error}"
-                print(
-                    f"{name}: {self.failed[name]}; it gets no more in this run",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                text = f"{name}: {self.failed[name]}; it gets no more in this run"
+                print(text, file=sys.stderr, flush=True)
 
     def _log(
         self,
@@ -178,8 +175,8 @@ def start(experiment: Experiment, variables: Mapping[str, str]) -> None:
         return
     log = experiment.root / "logs" / experiment.name / "trackers.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    given = ["--config", *(f"{k}={v}" for k, v in variables.items())] if variables else []
-    command = [sys.executable, "-m", "takd", "track", experiment.name, "--follow", *given]
+    command = [sys.executable, "-m", "takd", "track", experiment.name, "--follow"]
+    command += ["--config", *(f"{k}={v}" for k, v in variables.items())] if variables else []
     source = Path(os.environ["TAKD_HOME"]) / "src"
     path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -35,7 +35,7 @@ class Curve:
         return f"{self.name}-{self.key}".replace("/", "-")
 
 
-class Run(Protocol):
+class OpenCurve(Protocol):
     """An open curve of a tracker."""
 
     def log(self, step: int, values: Mapping[str, float], seconds: float) -> None:
@@ -73,7 +73,22 @@ class TensorBoard:
         self._writer.close()
 
 
-class Wandb:
+class SendsByItself:
+    """An open curve of a library that writes or sends what it is given without being asked to."""
+
+    _run: Any
+
+    def log(self, step: int, values: Mapping[str, float], seconds: float) -> None:
+        self._run.log({**values, "seconds": seconds}, step=step)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Wandb(SendsByItself):
     """A run of Weights & Biases; `WANDB_MODE=offline` and its other variables hold."""
 
     def __init__(self, curve: Curve, folder: Path, began: float, new: bool) -> None:
@@ -93,17 +108,8 @@ class Wandb:
             settings=wandb.Settings(console="off", silent=True),
         )
 
-    def log(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        self._run.log({**values, "seconds": seconds}, step=step)
 
-    def flush(self) -> None:
-        pass  # it sends by itself
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Trackio:
+class Trackio(SendsByItself):
     """A run of trackio, in its own database (`TRACKIO_DIR`)."""
 
     def __init__(self, curve: Curve, folder: Path, began: float, new: bool) -> None:
@@ -120,21 +126,9 @@ class Trackio:
             auto_log_cpu=False,
         )
 
-    def log(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        self._run.log({**values, "seconds": seconds}, step=step)
 
-    def flush(self) -> None:
-        pass  # it writes by itself
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-TRACKERS: dict[str, type[TensorBoard] | type[Wandb] | type[Trackio]] = {
-    "tensorboard": TensorBoard,
-    "trackio": Trackio,
-    "wandb": Wandb,
-}
+TRACKERS: dict[str, type[TensorBoard] | type[Wandb] | type[Trackio]]
+TRACKERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
 
 
 def missing(names: Iterable[str]) -> str | None:
@@ -142,10 +136,8 @@ def missing(names: Iterable[str]) -> str | None:
     absent = [name for name in names if importlib.util.find_spec(name) is None]
     if not absent:
         return None
-    verb = "is" if len(absent) == 1 else "are"
-    packages = " ".join(absent)
+    verb, them = ("is", "it") if len(absent) == 1 else ("are", "them")
     return (
-        f"{', '.join(absent)} {verb} not installed here: python -m pip install {packages}, or take"
-        f" {'it' if len(absent) == 1 else 'them'} out of report.trackers. Only the machine that runs Snakemake needs"
-        " a tracker."
+        f"{', '.join(absent)} {verb} not installed here: python -m pip install {' '.join(absent)}, or take {them} out"
+        " of report.trackers. Only the machine that runs Snakemake needs a tracker."
     )

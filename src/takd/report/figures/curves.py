@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from takd.analysis.results import Model, Results, Row
+from takd.analysis.results import JsonRow, Model, Results
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import is_given, student_of
 from takd.report.figures import style
@@ -31,7 +31,7 @@ class Series(NamedTuple):
     models: Sequence[Model]
 
 
-def numbers(results: Results, log: str) -> list[Row]:
+def numbers(results: Results, log: str) -> list[JsonRow]:
     """List the quantities of a log ("train" or "dev") in long form: one row per model, step and quantity."""
     return [
         {"lineage": lineage, "seed": model.node.seed, "step": row["step"]}

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from takd.analysis import exports
-from takd.analysis.results import Results, Row
+from takd.analysis.results import JsonRow, Results
 from takd.analysis.statistics import Interval, number, of_trainings
 from takd.experiment.labels import full_text, method_title, size_text
 from takd.experiment.lineage import control_of, prefixes, split, supervised
@@ -142,7 +142,7 @@ def _series(
     )  # fmt: skip
 
 
-def _row(results: Results, name: str, measure: str, lineage: str) -> Row:
+def _row(results: Results, name: str, measure: str, lineage: str) -> JsonRow:
     """Numbers of a mark, with the difference from direct distillation by the last method."""
     mean = required(results, name, lineage, measure)
     head, *_, last = split(lineage)
@@ -154,14 +154,14 @@ def _row(results: Results, name: str, measure: str, lineage: str) -> Row:
         values = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
         difference, interval = float(values.mean()), of_trainings(values)
     low, high = interval or (None, None)
-    about = {"set": name, "measure": measure, "lineage": lineage, "chain": mean.chain}
+    about: JsonRow = {"set": name, "measure": measure, "lineage": lineage, "chain": mean.chain}
     about |= {"methods": mean.methods, "head": head.model, "student": last.model}
     about |= {"n_training_seeds": mean.n_training_seeds}
     minus = {"minus_direct": difference, "minus_direct_low": low, "minus_direct_high": high}
     return {**about, **exports.columns("value", mean), **minus}
 
 
-def _note(rows: Sequence[Row]) -> str:
+def _note(rows: Sequence[JsonRow]) -> str:
     start = (
         "KL(student ‖ other) over whole responses, by enumeration of all of them, the mean over prompts. Bars are 95 %"
         " confidence intervals over training seeds, dots single seeds; the dotted line is the student after SFT alone."

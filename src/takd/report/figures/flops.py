@@ -8,7 +8,7 @@ import numpy as np
 from takd.analysis import costs
 from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import split
+from takd.experiment.lineage import split, student_of
 from takd.report.figures import style
 from takd.report.figures.style import WIDTH, Drawing, Plot
 
@@ -76,7 +76,7 @@ def _draw(results: Results, found: Curves, most: int) -> str:
                 style.mean_and_band(axis, xy[:, :, 0].mean(0), xy[:, :, 1], look[name])
             if budget:
                 axis.axvline(fmean(budget.values()), color="#888888", linewidth=1, linestyle="--")
-            models = ", ".join(dict.fromkeys(split(name)[-1].model for name in names))
+            models = ", ".join(dict.fromkeys(map(student_of, names)))
             axis.set_title(f"{models} ({size_text(size)})", fontsize=9 if most > 1 else 10.2)
             axis.set_xlabel("FLOPs, in total")
             style.round_ticks(axis.xaxis)

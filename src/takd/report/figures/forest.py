@@ -18,14 +18,12 @@ from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import GIVEN, split, student_of
-from takd.report.figures.style import STYLE, Drawing, Look, Plot, looks, to_svg
+from takd.experiment.lineage import GIVEN, control_of, split, student_of
+from takd.report.figures.style import GREY, STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
-GREY = "#555555"
 
-
-class Entry(NamedTuple):
+class ForestLine(NamedTuple):
     """One mean with its uncertainty; a hollow marker is a difference that is not significant."""
 
     label: str
@@ -51,7 +49,7 @@ class Block(NamedTuple):
     """Lines under one heading."""
 
     title: str
-    lines: Sequence[Entry]
+    lines: Sequence[ForestLine]
 
 
 class Layout(NamedTuple):
@@ -92,11 +90,11 @@ def differences(results: Results, name: str, measure: str = "rougeL") -> Drawing
 def blocks(results: Results, name: str, measure: str) -> list[Block]:
     """Lines of the differences on one evaluation set, by question."""
     look = looks(results)
-    by_question: dict[str, list[Entry]] = {question: [] for question in QUESTIONS}
+    by_question: dict[str, list[ForestLine]] = {question: [] for question in QUESTIONS}
     for row in table.rows(table.of(results), kind=DIFFERENCE, set=name, measure=measure):
         pair = Pair(row.question, row.lineage, row.other)
         unequal = [one.what for one in fairness.unequal(results, pair) if one.of_data_or_start]
-        line = Entry(
+        line = ForestLine(
             pair_text(pair),
             row,
             look[row.lineage],
@@ -113,14 +111,17 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
     rows = table.rows(table.of(results), kind=SCORE, set=name, measure=measure)
     sizes = {student_of(row.lineage): row.parameters or 0 for row in rows}
 
-    def teachers(row: Number) -> list[int]:
+    def place(row: Number) -> tuple[bool, list[int]]:
         # SFT first, then large teachers before small ones: a falling column is the capacity gap
-        return [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+        teachers = [-sizes[hop.model] for hop in reversed(split(row.lineage)[:-1])]
+        return bool(control_of(row.lineage)), teachers
 
-    lines: dict[str, list[Entry]] = {model: [] for model in sorted(sizes, key=lambda m: -sizes[m])}
-    for row in sorted(rows, key=teachers):
+    lines: dict[str, list[ForestLine]] = {
+        model: [] for model in sorted(sizes, key=lambda m: -sizes[m])
+    }
+    for row in sorted(rows, key=place):
         seeds = list(by_seed(results, row).values())
-        entry = Entry(full_text(row.lineage), row, look[row.lineage], seeds)
+        entry = ForestLine(full_text(row.lineage), row, look[row.lineage], seeds)
         lines[student_of(row.lineage)].append(entry)
     found = [Block(f"{m}, {size_text(sizes[m])} parameters", of) for m, of in lines.items()]
     return both(found, BY_NAME[measure].title, signed=False)
@@ -204,7 +205,7 @@ def _limits(blocks: Sequence[Block], signed: bool) -> tuple[float, float]:
     return low - edge, high + edge
 
 
-def _line(axis: Axes, layout: Layout, top: float, line: Entry) -> None:
+def _line(axis: Axes, layout: Layout, top: float, line: ForestLine) -> None:
     """Draw one line: interval, ticks of the seeds, marker, and its texts."""
     down = top + (0.72 if layout.above else 0.5) * layout.row
     colour = line.look.colour

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 
 from takd.analysis import costs, exports
-from takd.analysis.results import Results, Row
+from takd.analysis.results import JsonRow, Results
 from takd.analysis.table import Number
 from takd.analysis.text import counted
 from takd.experiment.labels import full_text, short_number
@@ -120,7 +120,7 @@ def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
         axis.set_xlim(-0.3 * min(paid), max(paid) * 1.5)
 
 
-def _numbers(results: Results) -> list[Row]:
+def _numbers(results: Results) -> list[JsonRow]:
     """One row per set and lineage; costs are means over training seeds."""
     rows = []
     for name in results.spec["sets"]:
@@ -128,7 +128,7 @@ def _numbers(results: Results) -> list[Row]:
             mean, hours = required(results, name, cost.lineage, "rougeL"), cost.hours.values()
             about = {"set": name, "lineage": cost.lineage, "chain": mean.chain}
             about |= {"methods": mean.methods, "student": mean.model, "method": mean.method}
-            spent = {"n_training_seeds": len(hours), "trainings": cost.trainings}
+            spent: JsonRow = {"n_training_seeds": len(hours), "trainings": cost.trainings}
             spent |= {"hours": fmean(hours), "hours_least": min(hours), "hours_most": max(hours)}
             spent |= {"unit": costs.unit(results), "tokens": fmean(cost.tokens.values())}
             rows.append({**about, **spent, **exports.columns("rougeL", mean)})

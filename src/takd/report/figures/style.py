@@ -21,13 +21,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from takd.analysis.exports import to_csv
-from takd.analysis.results import Results, Row
+from takd.analysis.results import JsonRow, Results
 from takd.experiment.labels import short_number
-from takd.experiment.lineage import GIVEN, SUPERVISED, split, student_of
+from takd.experiment.lineage import GIVEN, SUPERVISED, control_of, split, student_of
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BLACK = "#000000"
+GREY = "#555555"
 ROUTES = {1: "s", 2: "o", 3: "D"}
 """Marker by the models of a chain: one is trained on labels alone, two are direct, more are through assistants."""
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 3)), (0, (1, 3)))
@@ -71,7 +72,7 @@ class Look(NamedTuple):
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """Assign one look per lineage: colour by method, marker by route; dashes tell those of one route apart."""
+    """Assign one look per lineage: colour by method, grey for controls, marker by route, dashes within a route."""
     methods = list(dict.fromkeys(split(lineage)[-1].method for lineage in results.lineages))
     taught = [method for method in methods if method not in (SUPERVISED, GIVEN)]
     count: Counter[str] = Counter()
@@ -79,6 +80,7 @@ def looks(results: Results) -> dict[str, Look]:
     for lineage in results.lineages:
         method = split(lineage)[-1].method
         colour = BLACK if method not in taught else COLOURS[taught.index(method) % len(COLOURS)]
+        colour = GREY if control_of(lineage) else colour
         marker = ROUTES[min(len(split(lineage)), 3)]
         # in grey, dashes tell methods of one route apart
         order = [DASHES[(count[marker] + step) % len(DASHES)] for step in range(len(DASHES))]
@@ -104,7 +106,7 @@ class Drawing(NamedTuple):
     """
 
     svg: str
-    numbers: Sequence[Row] = ()
+    numbers: Sequence[JsonRow] = ()
     narrow: str = ""
     note: str = ""
 
