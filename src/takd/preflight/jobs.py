@@ -157,7 +157,7 @@ def _all_of(dag: Any) -> Iterator[Job]:
                 output=str(job.output[0]),
                 wildcards={name: str(value) for name, value in job.wildcards_dict.items()},
                 resources={name: str(value) for name, value in job.resources.items()},
-                local=job.is_local,
+                local=job.is_local and not dag.workflow.dryrun,  # for a dry run, all jobs are
                 to_do=dag.needrun(job),
                 threads=int(job.threads),
                 inputs=list(map(str, job.input)),
