@@ -3,17 +3,20 @@
 import json
 
 import pytest
+import torch
 from chat_tokenizers import save_chat
 from test_data import row, run_prepare, run_tokenizer, write
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from takd.data import sources, summary
 from takd.data.chat import ChatTemplate, settled
 from takd.data.row import Row
 from takd.data.tokenise import Encoder
+from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.experiment import specs
 from takd.models import causal_lm
 from takd.models.tokenizer_check import end_tokens
+from takd.runtime.digests import file_digest
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json
 from takd.runtime.stage import Stage
@@ -130,6 +133,58 @@ def test_a_response_ends_at_any_end_token_of_the_model_and_a_label_at_the_templa
             InputError, match=r"eos_token_id of generation_config\.json is .* id or"
         ):
             run_tokenizer(tmp_path / "wrong", spec)
+
+
+def always(token, vocabulary):
+    """A model that finds this token likeliest after any text."""
+    config = GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=4, n_layer=1, n_head=1)
+    model = GPT2LMHeadModel(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.zeros_(weight)
+    torch.nn.init.ones_(model.transformer.ln_f.bias)
+    torch.nn.init.ones_(model.transformer.wte.weight[token])
+    return model
+
+
+def test_a_response_ends_at_what_a_teacher_that_is_there_ends_its_own_with(tmp_path, capfd):
+    """The tokenizer comes with a base model that names no more than its end token."""
+    published = save_chat("llama3", tmp_path / "published")
+    turn, text = published.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>"])
+    spec = {"source": {"folder": str(tmp_path / "published")}, "template": "chat"}
+    plain = run_tokenizer(tmp_path / "plain", spec)
+    teacher = tmp_path / "teacher"
+    always(text, len(published)).save_pretrained(teacher)
+    file, ordinary = teacher / "generation_config.json", published("a", add_special_tokens=False)
+    for said, ends in (
+        ([turn, text], (turn, text)),
+        (turn, (turn,)),
+        (ordinary["input_ids"], (turn,)),
+    ):
+        file.write_text(json.dumps({"eos_token_id": said}))
+        of_teacher = {"folder": str(teacher), "sha256": [[file.name, file_digest(file)]]}
+        manifest = run_tokenizer(tmp_path / "found", {**spec, "given": {"big": of_teacher}})
+        tokenizer = causal_lm.load_tokenizer(manifest.parent / "tokenizer")
+        assert end_tokens(tokenizer) == ends and tokenizer.eos_token_id == turn
+        # where nothing is added, nothing that reads the tokenizer runs again
+        assert (manifest.read_bytes() == plain.read_bytes()) == (len(ends) == 1)
+        (drawn,) = draw(
+            causal_lm.load_model(teacher),
+            [Prompt([5, 6], 0, 1)],
+            Decoding(4, sample=False),
+            end_token=end_tokens(tokenizer),
+            vocabulary=len(tokenizer),
+            micro_batch=1,
+        )
+        assert drawn.tokens.tolist() == ([text] if len(ends) > 1 else [text] * 4)
+        assert drawn.finished == (len(ends) > 1)
+    said = capfd.readouterr()
+    assert "model 'big': generation_config.json names the end token" in said.out + said.err
+    file.write_text(json.dumps({"eos_token_id": "<|eot_id|>"}))
+    of_teacher["sha256"] = [[file.name, file_digest(file)]]
+    with pytest.raises(
+        InputError, match=r"model 'big': eos_token_id of generation_config\.json is"
+    ):
+        run_tokenizer(tmp_path / "wrong", {**spec, "given": {"big": of_teacher}})
 
 
 @pytest.mark.parametrize("form", ["messages", "conversations"])

@@ -697,6 +697,26 @@ def test_a_model_that_is_there_is_in_place_of_a_training_and_of_a_seed(tmp_path:
     assert spec == {**specs.base(found, "hub.model"), **given._asdict(), "method": "given"}
 
 
+def test_a_tokenizer_is_told_of_models_that_may_name_more_end_tokens(tmp_path: Path) -> None:
+    """Of those that are taken as they are, unless they lie where the tokenizer does."""
+    own = f"tokenizer: {{hub: some/base, revision: {REVISION}, vocabulary: 300}}"
+    text = edit("tokenizer: {train: {vocabulary: 300}}", own, GIVEN)
+    assert specs.tokenizer(read(tmp_path, text))["given"] == {
+        "hub.model": {"hub": "some/model", "revision": REVISION}
+    }
+    assert "given" not in specs.tokenizer(read(tmp_path, edit("some/base", "some/model", text)))
+    assert "given" not in specs.tokenizer(read(tmp_path, edit("    trained: true\n", "", text)))
+    source = f"weights: {{hub: some/model, revision: {REVISION}}}"
+    local = edit(source, "weights: {folder: big}", text)
+    assert "given" not in specs.tokenizer(read(tmp_path, local))
+    (tmp_path / "big").mkdir()
+    found = []
+    for said in ("{}", '{"eos_token_id": 3}'):
+        (tmp_path / "big/generation_config.json").write_text(said)
+        found.append(specs.tokenizer(read(tmp_path, local))["given"]["hub.model"])
+    assert found[0]["folder"] == found[1]["folder"] == "big" and found[0] != found[1]
+
+
 def test_a_model_alone_is_fine_tuned_with_each_seed_unless_it_teaches(tmp_path: Path) -> None:
     chains = "  - {models: [teacher]}\n  - {models: [hub.model]}\nseeds: [5, 7]"
     nodes = read(tmp_path, edit("seeds: [1, 2]", chains)).nodes

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,30 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(tmp_path / "one")
 
 
+@pytest.fixture
+def results(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Results of a training without a store."""
+    monkeypatch.delenv(store.VARIABLE)
+    train(space)
+    return space
+
+
+Adopt = Callable[..., list[str]]
+
+
+@pytest.fixture
+def adopted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Adopt:
+    """Put a folder of results into a store by the program of that name; returns what it says, line by line."""
+
+    def run(folder: Path, to: str = "store", code: int = 0, **options: Any) -> list[str]:
+        given = {"accept_code": False, "experiment": None, **options}
+        namespace = Namespace(folder=folder, store=tmp_path / to, **given)
+        assert adopt(tmp_path / "root", namespace) == code
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
 def user(space: Workspace, name: str, model: str = "student") -> Workspace:
     """Another folder with the same data and weights, in which the model may have another name."""
     other = copy.copy(space)
@@ -46,9 +72,13 @@ def user(space: Workspace, name: str, model: str = "student") -> Workspace:
 
 
 def start(
-    space: Workspace, model: str = "student", strike: Strike | None = None, **more: Any
+    space: Workspace,
+    model: str = "student",
+    strike: Strike | None = None,
+    processes: int = 1,
+    **more: Any,
 ) -> Any:
-    """Start to fine-tune a student below `models/`, as in the results of an experiment."""
+    """Start to fine-tune a student below `models/`, as in results; several processes by torchrun."""
     folder = f"models/{model}-sft/seed3"
     spec = space.spec("sft", **SHORT | more) | {"lineage": f"{model}-sft", "model": model}
     read = {"base": "student", **{name: name for name in ("tokenizer", "train", "dev")}}
@@ -63,7 +93,9 @@ def start(
         spec,
         [f"{name}={place}/manifest.json" for name, place in read.items()],
         [f"{name}={folder}/{file}" for name, file in outputs.items()],
+        f"--processes={processes}",
         strike=strike,
+        torchrun=processes > 1,
     )
 
 
@@ -120,6 +152,36 @@ def test_of_two_writers_one_trains(space: Workspace) -> None:
     said = [each.finished(process) for each, process in zip((space, second), running, strict=True)]
     assert sorted(TAKEN in each for each in said) == [False, True], said
     assert files(space) == files(second) and len(entries(space)) == 1
+
+
+def test_a_training_of_several_processes_gives_and_takes_as_one_of_one_does(
+    space: Workspace,
+) -> None:
+    """Two ranks claim, train and give once; who waits and who comes later takes it, whatever the processes."""
+    second = user(space, "second")
+    first = start(space, processes=2)
+    locks = space.folder.parent / "store"
+    while not list(locks.glob(".*.lock")):  # claimed before the processes are started
+        assert first.poll() is None
+        time.sleep(0.05)
+    waiting = start(second)
+    assert TAKEN not in space.finished(first)
+    record = json.loads(files(space)["manifest.json"])
+    (end,) = (
+        line for line in read_log(space.folder / STUDENT / "metrics.jsonl") if line["kind"] == "end"
+    )
+    assert end["processes"] == 2 and len(entries(space)) == 1
+    assert TAKEN in second.finished(waiting) and files(second) == files(space)
+    third = user(space, "third", "small")
+    said = third.finished(start(third, "small", processes=2))
+    assert said.count(TAKEN) == 1 and "rank" not in said
+    assert json.loads(files(third, "small")["manifest.json"])["files"] == record["files"]
+    # nobody holds it any more: what kept the lock ends with the launcher
+    for _ in range(100):
+        if not list(locks.glob(".*")):
+            break
+        time.sleep(0.1)
+    assert [path.name for path in locks.iterdir()] == [entries(space)[0].name]
 
 
 def test_who_is_killed_is_followed_by_the_next(
@@ -202,106 +264,81 @@ def test_a_group_can_read_what_was_put_there(space: Workspace) -> None:
 
 
 def test_results_from_elsewhere_are_adopted(
-    space: Workspace,
+    results: Workspace,
+    adopted: Adopt,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delenv(store.VARIABLE)
-    train(space)
-    arguments = ["adopt", str(space.folder), "--store", str(tmp_path / "store")]
-    assert (
-        main(arguments) == 0
-        and capsys.readouterr().out.splitlines()[0] == "student-sft seed 3: put into the store"
-    )
-    assert main(arguments) == 0 and "is in the store already" in capsys.readouterr().out
+    arguments = ["adopt", str(results.folder), "--store", str(tmp_path / "store")]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "student-sft seed 3: put into the store"
+    assert "is in the store already" in adopted(results.folder)[0]
     monkeypatch.setenv(store.VARIABLE, str(tmp_path / "store"))
-    second = user(space, "second")
-    assert TAKEN in train(second) and files(second) == files(space)
-    assert TAKEN not in train(user(space, "third"), steps=6)  # a changed setting is trained
+    second = user(results, "second")
+    assert TAKEN in train(second) and files(second) == files(results)
+    assert TAKEN not in train(user(results, "third"), steps=6)  # a changed setting is trained
     weights = second.folder / STUDENT / "model/model.safetensors"
     content = weights.read_bytes()
     weights.unlink()
     weights.write_bytes(content[:-1] + b"x")
-    assert main(["adopt", str(second.folder), "--store", str(tmp_path / "other")]) == 1
-    assert "student-sft seed 3: left out: " in capsys.readouterr().out
-    (space.folder / "train/manifest.json").write_text(
-        json.dumps(read_json(space.folder / "dev/manifest.json"))
+    assert "student-sft seed 3: left out: " in "".join(adopted(second.folder, "other", code=1))
+    (results.folder / "train/manifest.json").write_text(
+        json.dumps(read_json(results.folder / "dev/manifest.json"))
     )
-    assert main([*arguments[:2], "--store", str(tmp_path / "third-store")]) == 1
+    adopted(results.folder, "third-store", code=1)
     assert main(["adopt", str(tmp_path / "nowhere"), "--store", "x"]) == 1
 
 
 def test_adopting_says_what_an_experiment_trains_otherwise(
-    space: Workspace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    results: Workspace, adopted: Adopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Key by key, of the model and of what it was made from; and which models do not lie there."""
-    monkeypatch.delenv(store.VARIABLE)
-    train(space)
     experiment = small_experiment()
     experiment["seeds"] = [3]
     file = tmp_path / "root/config/experiments/mine.yaml"
     file.parent.mkdir(parents=True)
-    results, target = tmp_path / "results/mine", tmp_path / "store"
-    shutil.copytree(space.folder, results)
-
-    def said(folder: Path = results, **more: Any) -> list[str]:
-        options = {"store": target, "accept_code": False, "experiment": None, **more}
-        assert adopt(tmp_path / "root", Namespace(folder=folder, **options)) == 0
-        return capsys.readouterr().out.splitlines()
-
-    assert said()[1] == (
+    mine = tmp_path / "results/mine"
+    shutil.copytree(results.folder, mine)
+    assert adopted(mine)[1] == (
         "compared with no experiment; --experiment NAME says which settings are those of today"
     )
     file.write_text(json.dumps(experiment))
-    first, missing = said()
+    first, missing = adopted(mine)
     assert first.startswith("student-sft seed 3: is in the store already; mine trains another: ")
     assert "steps 3 → " in first
     assert missing.startswith("mine also trains: assistant-sft seed 3, teacher-sft seed 3, ")
-    assert said(space.folder, experiment="mine") == [first, missing]
+    assert adopted(results.folder, experiment="mine") == [first, missing]
     # as it was trained, but for one key of the model and one of its data
-    record = read_json(results / "models/student-sft/seed3/manifest.json")
+    record = read_json(mine / "models/student-sft/seed3/manifest.json")
     wanted = specs.train(load(file, tmp_path / "root"), "student-sft", 3)
     monkeypatch.setattr(specs, "train", lambda *_: {**wanted, **record["spec"], "max_length": 7})
-    said_first, _ = said()
+    said_first, _ = adopted(mine)
     assert f"max_length {record['spec']['max_length']} → 7" in said_first
     assert "steps" not in said_first
     monkeypatch.setattr(specs, "data", lambda _, split: {"split": f"{split}!", "source": 1})
     monkeypatch.setattr(specs, "train", lambda *_: record["spec"])
-    assert 'data train: split "train" → "train!"' in said()[0] and "source" not in said()[0]
+    first, _ = adopted(mine)
+    assert 'data train: split "train" → "train!"' in first and "source" not in first
     experiment["chains"] = [{"models": ["teacher"]}]
     file.write_text(json.dumps(experiment))
-    assert said()[0].endswith("; mine trains another: it has no such model")
+    assert adopted(mine)[0].endswith("; mine trains another: it has no such model")
 
 
-def test_a_damaged_entry_is_replaced_by_who_adopts(
-    space: Workspace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_damaged_entry_is_replaced_by_who_adopts(results: Workspace, adopted: Adopt) -> None:
     """And what was put aside is removed after a week."""
-    monkeypatch.delenv(store.VARIABLE)
-    train(space)
-    options = Namespace(
-        folder=space.folder, store=tmp_path / "s", accept_code=False, experiment=None
-    )
-    assert adopt(tmp_path, options) == 0
-    (entry,) = options.store.glob("[!.]*")
+    adopted(results.folder)
+    (entry,) = entries(results)
     weights = entry / "model/model.safetensors"
     weights.unlink()
-    assert adopt(tmp_path, options) == 0
-    out = capsys.readouterr().out
-    assert f"where it was damaged ({weights}: is missing)" in out and weights.is_file()
-    (aside,) = options.store.glob(".*.damaged-*")
-    shutil.rmtree(entry)
-    assert adopt(tmp_path, options) == 0 and aside.is_dir()
-    os.utime(aside, (0, 0))
-    shutil.rmtree(entry)
-    assert adopt(tmp_path, options) == 0 and not aside.exists()
+    said = adopted(results.folder)[0]
+    assert f"where it was damaged ({weights}: is missing)" in said and weights.is_file()
+    (aside,) = entry.parent.glob(".*.damaged-*")
+    for age, left in ((time.time(), True), (0, False)):
+        os.utime(aside, (age, age))
+        shutil.rmtree(entry)
+        adopted(results.folder)
+        assert aside.exists() is left
 
 
 def test_names_are_no_part_of_the_key() -> None:

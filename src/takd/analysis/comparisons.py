@@ -29,10 +29,12 @@ from takd.analysis.statistics import (
 )
 from takd.experiment.controls import controls
 from takd.experiment.lineage import (
+    ARM,
     Hop,
     control_of,
     is_given,
     join,
+    own,
     prefixes,
     split,
     supervised,
@@ -90,10 +92,17 @@ def pairs(results: Results) -> list[Pair]:
     known = [lineage for lineage in known if not control_of(lineage)]
     found += [Pair("direct", lineage, other) for lineage in known if (other := direct(lineage))]
     ends = [prefix for chain in results.spec["chains"] for prefix in prefixes(chain["lineage"])]
+    ends = [lineage for lineage in dict.fromkeys(ends) if lineage in known]
+    first: dict[str, str] = {}
+    for end in ends:
+        first.setdefault(_without_values(end), end)
     found += [
         Pair("method", later, earlier)
-        for earlier, later in itertools.combinations(dict.fromkeys(ends), 2)
-        if earlier in known and _one_apart(split(earlier), split(later), results.spec["models"])
+        for earlier, later in itertools.combinations(ends, 2)
+        if _one_apart(split(earlier), split(later), results.spec["models"])
+        # of a sweep, the first value is what the others are compared with
+        if _without_values(earlier) != _without_values(later)
+        or earlier == first[_without_values(earlier)]
     ]
     alone = [chain["lineage"] for chain in results.spec["chains"] if is_given(chain["lineage"])]
     found += [
@@ -106,20 +115,32 @@ def pairs(results: Results) -> list[Pair]:
     ]
 
 
-def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]) -> bool:
-    """Return whether two chains of the same models differ in one hop, or by one method throughout.
+def _without_values(lineage: str) -> str:
+    return join(Hop(own(hop.model), hop.method) for hop in split(lineage))
 
-    Models count as the same with other settings if one name is the other plus a suffix after a dot (`120M.nomix`) and
-    their sizes are equal.
+
+def _one_apart(ours: Sequence[Hop], theirs: Sequence[Hop], sizes: dict[str, int]) -> bool:
+    """Return whether two chains of the same models differ in one hop, or by one method or values of sweeps throughout.
+
+    Models count as the same with other settings if they are of one sweep, or if one name is the other plus a suffix
+    after a dot (`120M.nomix`) and their sizes are equal.
     """
     if len(ours) != len(theirs) or len(ours) == 1:
         return False
     for one, other in zip(ours, theirs, strict=True):
-        short, long = sorted((one.model, other.model), key=len)
-        same = short == long or long.startswith(f"{short}.")
+        (short, values), (long, others) = sorted(
+            (hop.model.partition(ARM)[::2] for hop in (one, other)), key=lambda parts: len(parts[0])
+        )
+        same = short == long or (long.startswith(f"{short}.") and values == others)
         if not same or sizes.get(short) != sizes.get(long):
             return False
-    apart = sum(one != other for one, other in zip(ours, theirs, strict=True))
+    unequal = [(one, other) for one, other in zip(ours, theirs, strict=True) if one != other]
+    if all(
+        own(one.model) == own(other.model) and one.method == other.method for one, other in unequal
+    ):
+        parts = [[set(hop.model.split(ARM)) for hop in pair] for pair in unequal]
+        return all(one - other == parts[0][0] - parts[0][1] for one, other in parts)
+    apart = len(unequal)
     methods = [{hop.method for hop in chain[1:]} for chain in (ours, theirs)]
     same_models = [hop.model for hop in ours] == [hop.model for hop in theirs]
     throughout = same_models and methods[0] != methods[1] and all(len(m) == 1 for m in methods)
@@ -141,47 +162,45 @@ def tested(results: Results) -> Iterator[Columns]:
         first = results.evaluations[results.nodes[0], name]
         yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
         strata = np.array(first.strata)
-        counts = Counter(filter(None, first.strata))
-        if values := [value for value, _ in counts.most_common(STRATA)]:
-            yield from _of_prompts(results, name, {value: strata == value for value in values})
+        most = Counter(filter(None, first.strata)).most_common(STRATA)
+        yield from _of_prompts(results, name, {value: strata == value for value, _ in most})
 
 
 def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator[Columns]:
     """Yield scores and differences over the prompts of each stratum; all strata are one family of tests."""
-    asked = pairs(results)
+    asked = [(pair, shared(results, pair)) for pair in pairs(results)]
+    until = results.spec.get("until")
     families: dict[tuple[str, str], list[tuple[Columns, Columns, list[Columns]]]] = {}
     for stratum, chosen in strata.items():
-        scores: list[tuple[Columns, Array]] = []
-        gaps: list[tuple[Columns, Array]] = []
+
+        def of(measure: str, lineage: str, seeds: list[int], chosen: Any = chosen) -> Array:
+            # sums depend on the order in memory, which selecting rows would change
+            return np.ascontiguousarray(results.scores(lineage, name, measure, seeds)[:, chosen])
+
+        scores: list[tuple[Columns, list[int], Array]] = []
+        gaps: list[tuple[Columns, list[int], Array]] = []
         for measure in results.tested(name):
             place = {"set": name, "stratum": stratum, "measure": measure}
-
-            def of(
-                lineage: str, seeds: list[int], measure: str = measure, at: Any = chosen
-            ) -> Array:
-                # sums depend on the order in memory, which selecting rows would change
-                return np.ascontiguousarray(results.scores(lineage, name, measure, seeds)[:, at])
-
             for lineage in results.lineages:
+                seeds = results.seeds(lineage)
                 about = place | {"kind": "score", "lineage": lineage}
-                scores.append((about, of(lineage, results.seeds(lineage))))
-            for pair in asked:
-                about = place | {"kind": "difference", "question": pair.question}
-                about |= {"lineage": pair.ours, "other": pair.theirs}
-                seeds = shared(results, pair)
-                gaps.append((about, of(pair.ours, seeds) - of(pair.theirs, seeds)))
+                scores.append((about, seeds, of(measure, lineage, seeds)))
+            for (question, ours, theirs), seeds in asked:
+                about = place | {"kind": "difference", "question": question}
+                gap = of(measure, ours, seeds) - of(measure, theirs, seeds)
+                gaps.append((about | {"lineage": ours, "other": theirs}, seeds, gap))
         floors = [0.0] * len(scores) + [-100.0] * len(gaps)
-        until = results.spec.get("until")
-        found = estimates([array for _, array in scores + gaps], floors, until)
-        for (about, array), estimate in zip(scores, found, strict=False):
+        found = estimates([array for *_, array in scores + gaps], floors, until)
+        for (about, seeds, array), estimate in zip(scores, found, strict=False):
             alone = {"n_training_seeds": 0} if is_given(about["lineage"]) else {}
             yield about | estimate | alone
             if stratum:
-                yield from _by_seed(about, results.seeds(about["lineage"]), array)
-        p_values = tests([gap for _, gap in gaps], until)
-        for (about, gap), estimate, p in zip(gaps, found[len(scores) :], p_values, strict=True):
+                yield from _by_seed(about, seeds, array)
+        p_values = tests([gap for *_, gap in gaps], until)
+        for (about, seeds, gap), estimate, p in zip(
+            gaps, found[len(scores) :], p_values, strict=True
+        ):
             family = families.setdefault((about["question"], about["measure"]), [])
-            seeds = shared(results, Pair(about["question"], about["lineage"], about["other"]))
             family.append((about, estimate | p, _by_seed(about, seeds, gap)))
     for family in families.values():
         estimated = corrected([estimate for _, estimate, _ in family])
@@ -210,9 +229,8 @@ def estimates(
     """
     ends: list[Any] = [(None, None)] * len(arrays)
     if arrays and arrays[0].shape[1] > 1:
-        ends = over_prompts(
-            np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1)
-        ).T.tolist()
+        scores_pk = np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1)
+        ends = over_prompts(scores_pk).T.tolist()
     found = []
     for array, (prompts_low, prompts_high), lowest in zip(arrays, ends, least, strict=True):
         trainings, prompts, _ = array.shape
@@ -221,20 +239,15 @@ def estimates(
             across = over_trainings(array.mean(axis=2), looks.level(until, trainings))
             # a mean cannot lie outside the scale
             low, high = max(lowest, float(across.low)), min(100.0, float(across.high))
-        found.append(
-            {
-                "value": float(array.mean()),
-                "low": low,
-                "high": high,
-                "prompts_low": prompts_low,
-                "prompts_high": prompts_high,
-                "se_prompts": standard_error(array.mean(axis=(0, 2))),
-                "se_training_seeds": standard_error(array.mean(axis=(1, 2))),
-                "se_decoding_seeds": standard_error(array.mean(axis=(0, 1))),
-                "n_training_seeds": trainings,
-                "n_prompts": prompts,
-            }
-        )
+        one: Columns = {"value": float(array.mean()), "low": low, "high": high}
+        one |= {"prompts_low": prompts_low, "prompts_high": prompts_high}
+        for what, axes in (
+            ("training_seeds", (1, 2)),
+            ("prompts", (0, 2)),
+            ("decoding_seeds", (0, 1)),
+        ):
+            one[f"se_{what}"] = standard_error(array.mean(axis=axes))
+        found.append(one | {"n_training_seeds": trainings, "n_prompts": prompts})
     return found
 
 
@@ -264,20 +277,18 @@ def corrected(family: Sequence[Columns]) -> list[Columns]:
 
     p values across training seeds and p values over prompts are corrected separately.
     """
-    prompts_p = _holm([one["prompts_p_raw"] for one in family])
     several = [one["n_training_seeds"] > 1 for one in family]
-    across_p = _holm(
-        [one["p_raw"] if many else None for one, many in zip(family, several, strict=True)]
-    )
+    prompts_p = _holm([one["prompts_p_raw"] for one in family])
+    across_p = _holm([one["p_raw"] if one["n_training_seeds"] > 1 else None for one in family])
     found = []
     for one, over_prompts_p, many, across in zip(family, prompts_p, several, across_p, strict=True):
         p = across if many else over_prompts_p
-        checkpoints = _significant(
-            one["value"], over_prompts_p, one["prompts_low"], one["prompts_high"]
-        )
         more: Columns = {"p": p, "prompts_p": over_prompts_p, "family": len(family)}
         more["significant"] = _significant(one["value"], p, one["low"], one["high"])
-        found.append(one | more | {"significant_these_checkpoints": checkpoints})
+        more["significant_these_checkpoints"] = _significant(
+            one["value"], over_prompts_p, one["prompts_low"], one["prompts_high"]
+        )
+        found.append(one | more)
     return found
 
 

@@ -40,8 +40,8 @@ def run(stage: Stage) -> None:
     in, and the token that ends an answer in it is the end token. Any other template of the experiment is written into
     the folder as `chat_template`.
 
-    Where generation_config.json of the source names other end tokens, as chat models do, a response ends at any of
-    them, and the manifest has all as `ends`.
+    Where generation_config.json of the source, or of a model that is taken as it is (`given`), names other end tokens,
+    as chat models do, a response ends at any of them, and the manifest has all as `ends`.
 
     Raises:
         InputError: a tokenizer that cannot be read, is empty, or has no end token or no fast implementation; a
@@ -54,7 +54,7 @@ def run(stage: Stage) -> None:
     stage.commit(stage.outputs["tokenizer"])
     stage.write_manifest(
         stage.outputs["manifest"],
-        known_by_content=("source", "text", "template"),
+        known_by_content=("source", "given", "text", "template"),
         kind="tokenizer",
         sha256=digest,
         **facts,
@@ -125,9 +125,18 @@ def _convert(spec: dict[str, Any], folder: Path, say: Callable[[str], None]) -> 
     facts["chat_marks"] = marks
     if chat:
         facts["template"] = chat.facts()
-    others = [
-        end for end in _ends(source, place, options, name, say) if end != tokenizer.eos_token_id
-    ]
+    ends = _ends(source, place, options, f"tokenizer {name}", say)
+    for model, of_model in spec.get("given", {}).items():
+        what = f"model '{model}'"
+        named = _ends(of_model, *_place(of_model), what, say)
+        # a configuration that nobody wrote names ids of other vocabularies
+        special = [end for end in named if end in tokenizer.added_tokens_decoder]
+        for end in sorted({*named}.difference(special)):
+            say(
+                f"{what}: {GENERATION} names the end token {end}, which is no special token here and ends nothing"
+            )
+        ends += special
+    others = [end for end in dict.fromkeys(ends) if end != tokenizer.eos_token_id]
     if others:
         tokenizer.init_kwargs[ALSO_END] = others
         facts["ends"] = end_tokens(tokenizer)
@@ -161,10 +170,10 @@ def _ends(
     source: dict[str, Any],
     place: str,
     options: dict[str, Any],
-    name: str,
+    what: str,
     say: Callable[[str], None],
 ) -> list[int]:
-    """Return the end tokens that the generation settings beside a tokenizer name; none without settings."""
+    """Return the end tokens that the generation settings beside a tokenizer or model name; none without settings."""
     from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import cached_file
 
@@ -179,14 +188,14 @@ def _ends(
     if path is None:
         if "hub" in source and not try_to_load_from_cache(place, GENERATION, **options):
             say(
-                f"tokenizer: the hub did not say whether {name} has a {GENERATION}, which may name more end tokens"
+                f"{what}: the hub did not say whether it has a {GENERATION}, which may name more end tokens"
             )
         return []
-    found = read_json_object(Path(path), f"tokenizer {name}").get("eos_token_id")
+    found = read_json_object(Path(path), what).get("eos_token_id")
     ends = found if isinstance(found, list) else [found] * (found is not None)
     if not all(type(end) is int for end in ends):
         raise InputError(
-            f"tokenizer {name}: eos_token_id of {GENERATION} is {found!r}; it has to be an id or a list of ids."
+            f"{what}: eos_token_id of {GENERATION} is {found!r}; it has to be an id or a list of ids."
         )
     return list(dict.fromkeys(ends))
 

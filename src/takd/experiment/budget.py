@@ -13,11 +13,12 @@ from takd.experiment.validation.common import given_models, lineages_of, trainin
 
 
 def labelled(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the lineages of the chains, one for each entry of its `methods`, by the label of the chain."""
-    return {
-        chain["label"] or " → ".join(chain["models"]): lineages_of(settings, chain)
-        for chain in map(controls.expanded, settings["chains"])
-    }
+    """Return the lineages of the chains by label: one for each entry of `methods` and each value of a sweep."""
+    found: dict[str, list[str]] = {}
+    for chain in map(controls.expanded, settings["chains"]):
+        label = chain["label"] or " → ".join(chain["models"])
+        found.setdefault(label, []).extend(lineages_of(settings, chain))
+    return found
 
 
 def reference(settings: Mapping[str, Any]) -> str | None:
@@ -51,7 +52,7 @@ def own_steps(settings: Mapping[str, Any]) -> set[Hop]:
     alone = {chain["models"][0] for chain in chains} - set(given)
     nodes = lineage.nodes(lineages, [0], taught | alone)
     hops = [lineage.split(node.lineage)[-1] for node in nodes if node.lineage not in of_budget]
-    return {Hop(lineage.own(hop.model), hop.method) for hop in hops}
+    return {Hop(lineage.arm(hop.model), hop.method) for hop in hops}
 
 
 def of_report(settings: Mapping[str, Any], lineages: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from takd.experiment.lineage import CONTROL, SELF, control_of, split, teacher_of
+from takd.experiment.lineage import CONTROL, SELF, control_of, split, start, teacher_of
 from takd.experiment.teacher_cache import places
 from takd.methods.registry import METHODS
 
@@ -94,9 +94,10 @@ def expanded(chain: dict[str, Any]) -> dict[str, Any]:
     last = [entry if isinstance(entry, str) else entry[-1] for entry in chain["methods"]]
     plain = {**chain, "control": None}
     if chain["control"] == SFT:
+        derived = f"{start(student)}{CONTROL}{CONTROLS[SFT].suffix}"
         return {**plain, "models": [derived], "methods": []}
     if chain["control"] == "self_teacher":
-        return {**plain, "models": [student, derived], "methods": list(dict.fromkeys(last))}
+        return {**plain, "models": [start(student), derived], "methods": list(dict.fromkeys(last))}
     return {**plain, "models": [*above, derived]}
 
 
@@ -115,7 +116,8 @@ def controls(lineage: str, control: str) -> bool:
     if kind is None or of(lineage) is not None or teacher_of(lineage) is None:
         return False
     ours, theirs = split(lineage)[-1], split(control)[-1]
-    if theirs.model != f"{ours.model}{CONTROL}{kind.suffix}":
+    student = start(ours.model) if kind is CONTROLS[SFT] else ours.model
+    if theirs.model != f"{student}{CONTROL}{kind.suffix}":
         return False
     if kind is CONTROLS[SFT]:
         return True

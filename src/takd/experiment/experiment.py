@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from takd.experiment import budget, controls, lineage, schema, schema_check, validation
+from takd.experiment import budget, controls, lineage, schema, schema_check, sweeps, validation
+from takd.experiment.labels import chain_text
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
@@ -71,10 +72,14 @@ def load(path: Path, root: Path, config: Mapping[str, str] | None = None) -> "Ex
             f"There is no experiment '{path.stem}' ({name}); {schema.suggest(path.stem, known)}"
         )
     file = read_yaml(path, name)
-    schema_check.check(file)
+    swept = sweeps.take(file)
+    schema_check.check(file, {sweep.key: sweep.written for sweep in swept})
+    if swept:
+        sweeps.expand(file, swept)
+        schema_check.check(file)
     variables = dict(config or {})
     count = variables.pop(SEEDS, None)
-    settings = schema.resolve(file, variables)
+    settings = sweeps.apart(schema.resolve(file, variables))
     parameters = validation.check(file, settings, root)
     settings["chains"] = [controls.expanded(chain) for chain in settings["chains"]]
     looks: Sequence[int] = ()
@@ -141,7 +146,7 @@ class Experiment:
         """Label and lineage of each chain, in the order of the file, once per method."""
         return [
             {
-                "label": chain["label"] or " → ".join(map(lineage.own, chain["models"])),
+                "label": chain["label"] or chain_text(name),
                 "lineage": name,
             }
             for chain in self.settings["chains"]
@@ -164,7 +169,7 @@ class Experiment:
         heads = (
             head
             for head, *students in self._chains
-            if students and lineage.own(students[-1]) != head
+            if students and lineage.start(students[-1]) != head
         )
         return [name for name in dict.fromkeys(heads) if name not in self.given]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from takd.experiment import controls
-from takd.experiment.lineage import GIVEN, own, split
+from takd.experiment.lineage import ARM, GIVEN, arm, split
 from takd.methods.registry import METHODS
 
 SI = ("", "k", "M", "G", "T", "P", "E", "Z")
@@ -13,8 +13,13 @@ _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
 
 
 def chain_text(lineage: str) -> str:
-    """Format a chain: `teacher → assistant → student`."""
-    return " → ".join(own(hop.model) for hop in split(lineage))
+    """Format a chain: `teacher → assistant → student`, a model of a sweep as `student (learning_rate=1e-05)`."""
+    return " → ".join(_model(arm(hop.model)) for hop in split(lineage))
+
+
+def _model(name: str) -> str:
+    first, *settings = name.split(ARM)
+    return f"{first} ({', '.join(settings)})" if settings else first
 
 
 def _methods(lineage: str) -> list[str]:

@@ -18,7 +18,10 @@ CONTROL = "+"
 """In a model's name, before what says which control of the model it is (`takd.experiment.controls`)."""
 SELF = "self"
 """The control whose teacher is its own start."""
-MODEL_PATTERN = r"[A-Za-z0-9.]+(\+[a-z]+)?"
+ARM = ","
+"""In a model's name, before each setting of a sweep: `student,learning_rate=1e-05` (`takd.experiment.sweeps`)."""
+_VALUE = r"-?[A-Za-z0-9.]+([_-]-?[A-Za-z0-9.]+)*"
+MODEL_PATTERN = rf"[A-Za-z0-9.]+({ARM}[a-z0-9_.]+={_VALUE})*(\+[a-z]+)?"
 
 
 class Hop(NamedTuple):
@@ -56,8 +59,19 @@ def of_chain(models: Sequence[str], methods: Sequence[str], given: Collection[st
 
 
 def own(model: str) -> str:
-    """Return the model that a control is one of, whose start and settings it has; of others, the model."""
+    """Return the model of the experiment file that a control or a model of a sweep is one of."""
+    return arm(model).partition(ARM)[0]
+
+
+def arm(model: str) -> str:
+    """Return the model that a control is one of, with its values of a sweep: both have the same settings."""
     return model.partition(CONTROL)[0]
+
+
+def start(model: str) -> str:
+    """Return the model whose supervised run a model starts from; of a sweep, only values of SFT's settings count."""
+    first, *settings = arm(model).split(ARM)
+    return ARM.join([first, *(each for each in settings if each.startswith(f"{SUPERVISED}."))])
 
 
 def control_of(lineage: str) -> str:
@@ -66,7 +80,7 @@ def control_of(lineage: str) -> str:
 
 
 def student_of(lineage: str) -> str:
-    """Return the last model of a lineage; of a control, the student that it is one of."""
+    """Return the last model of a lineage, as the experiment file names it."""
     return own(split(lineage)[-1].model)
 
 
@@ -77,7 +91,7 @@ def alone(model: str) -> str:
 
 def supervised(model: str) -> str:
     """Return the lineage of a model's start and baseline, fine-tuned on labels: of a control, the model's own."""
-    return alone(own(model))
+    return alone(start(model))
 
 
 def teacher_of(lineage: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError, validators
@@ -40,8 +40,12 @@ def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterat
 _Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
 
 
-def check(file: YamlFile) -> None:
+def check(file: YamlFile, sweeps: Mapping[Key, Any] | None = None) -> None:
     """Validate a file against the schema.
+
+    Args:
+        file: the file, with one value in place of each sweep.
+        sweeps: sweeps as they are written, by their keys.
 
     Raises:
         InputError: the file breaks the schema; one line per error, in the order of the file.
@@ -58,7 +62,14 @@ def check(file: YamlFile) -> None:
     # where a list is too long, errors of its items are not reported yet
     long = [tuple(error.absolute_path) for error in errors if error.validator == "maxItems"]
     found = [each for error in errors for each in _explain(error)]
+    sweep = _Validator(load_schema()["$defs"]["sweep"])
+    for key, written in (sweeps or {}).items():
+        for error in sweep.iter_errors(written):
+            found += [((*key, *inner), text) for inner, text in _explain(error)]
     found = [each for each in found if not any(each[0][:-1] == key for key in long)]
+    # a model of a sweep has settings alone, and a name that no model of a file can have
+    made = {key for key in file.written if key[0] == "models" and len(key) == 2}
+    found = [each for each in found if each[0] not in made]
     if found:
         found.sort(key=lambda each: (file.line(each[0]), len(each[0])))
         raise together(file.sentence(key, text) for key, text in found)
@@ -148,6 +159,10 @@ def _right(error: ValidationError) -> str:
             return f"{what}; put it in quotes."
         if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):
             return f"{what}; write it without quotes."
+        if isinstance(value, dict) and list(value) == ["values"]:
+            return f"{what}; values to try can stand only in place of a setting of a method, not within others."
+        if isinstance(value, dict | list) and "training" in error.absolute_path:
+            return f"{what}; several to try are written {{values: […]}}."
     return f"{what}."
 
 

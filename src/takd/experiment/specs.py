@@ -3,7 +3,8 @@
 Equal settings give equal text as canonical JSON: a stage runs again when they change (docs/staleness.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import filterfalse
 from typing import Any
 
 from takd.data.letters import truth
@@ -12,9 +13,12 @@ from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
 from takd.experiment.looks import look
 from takd.experiment.sources import source_of, with_digests
+from takd.experiment.validation.common import own_training
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
+from takd.models.tokenizer_check import GENERATION
+from takd.runtime.digests import source_digest
 from takd.runtime.files import model_folder, read_json
 
 Spec = dict[str, Any]
@@ -41,6 +45,8 @@ def tokenizer(experiment: Experiment) -> Spec:
     if "hub" not in source:
         source = with_digests(experiment.root, source, but=WEIGHTS)
     spec: Spec = {"source": source, "template": template}
+    if given := dict(_given_elsewhere(experiment, source)):
+        spec["given"] = given
     data = experiment.settings["data"]
     chat = {"system": data["system"], "variables": data["template_variables"]}
     return spec | {name: value for name, value in chat.items() if value}
@@ -209,7 +215,9 @@ def report(experiment: Experiment) -> Spec:
         "judge": settings["evaluation"]["judge"],
         "training": settings["training"],
         "overrides": {
-            name: model["training"] for name, model in models.items() if "training" in model
+            name: found
+            for name in (*models, *settings.get("arms", ()))
+            if (found := own_training(settings, name))
         },
         **budget.of_report(settings, experiment.lineages),
         **({"until": settings["until"]} if "until" in settings else {}),
@@ -251,6 +259,24 @@ STAGES: dict[str, Callable[..., Spec]] = {
 }
 
 
+def _given_elsewhere(
+    experiment: Experiment, tokenizer: Mapping[str, Any]
+) -> Iterator[tuple[str, Spec]]:
+    """Yield the models that are taken as they are and may name end tokens, but do not lie where the tokenizer does."""
+    for name in experiment.given:
+        weights = experiment.settings["models"][name]["weights"]
+        source = {key: weights[key] for key in ("hub", "revision") if key in weights}
+        if "folder" in weights:
+            source = {"folder": model_folder(experiment.root, weights["folder"])}
+            file = experiment.root / source["folder"] / GENERATION
+            if not file.is_file():
+                continue
+        if not source or source.items() <= tokenizer.items():
+            continue
+        digests = {"sha256": [[GENERATION, source_digest(file)]]} if "folder" in source else {}
+        yield name, source | digests
+
+
 def _evaluated(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
     evaluation = experiment.settings["evaluation"]
     return {
@@ -272,9 +298,9 @@ def _compared_with(experiment: Experiment, lineage: str, seed: int) -> dict[str,
     if direct := lineages.teacher_of(lineage):
         names = {"direct": direct, "first": lineages.prefixes(lineage)[0]}
     else:
-        model = lineages.own(lineages.split(lineage)[0].model)
-        chains = map(lineages.split, experiment.lineages)
-        heads = {hops[0] for hops in chains if model in [hop.model for hop in hops[1:]]}
+        model = lineages.start(lineages.split(lineage)[0].model)
+        chains = map(lineages.split, filterfalse(lineages.control_of, experiment.lineages))
+        heads = {h[0] for h in chains if model in [lineages.start(hop.model) for hop in h[1:]]}
         names = {"first": lineages.join(heads)} if len(heads) == 1 else {}
     return {
         role: experiment.trained_with(teacher, seed, lineage) for role, teacher in names.items()

@@ -57,6 +57,8 @@ class YamlFile:
     lines: dict[Key, int] = field(default_factory=dict)
     count: int = 0
     faults: dict[Key, str] = field(default_factory=dict)
+    written: dict[Key, Key] = field(default_factory=dict)
+    """Where the file has what is below a key that the reader has made (`takd.experiment.sweeps`)."""
 
     def fault(self, key: Key, text: str, absent: str = "") -> bool:
         """Record a fault of a key, so that checks can continue; only the first of each key is kept.
@@ -74,7 +76,18 @@ class YamlFile:
 
     def sentence(self, key: Key, text: str) -> str:
         """Return `text` with file, line and key before it."""
-        return f"{self.name}, line {self.line(key)}: {dotted(key)} {text}"
+        return f"{self.name}, line {self.line(key)}: {dotted(self.origin(key))} {text}"
+
+    def origin(self, key: Key) -> Key:
+        """Return the key as the file has it."""
+        for length in range(len(key), 0, -1):
+            if (found := self.written.get(key[:length])) is not None:
+                return found + key[length:]
+        return key
+
+    def has(self, key: Key) -> bool:
+        """Return whether the file has a key."""
+        return self.origin(key) in self.lines
 
     def refuse(self) -> None:
         """Raise one InputError for all recorded faults, one per line."""
@@ -83,6 +96,7 @@ class YamlFile:
 
     def line(self, key: Key) -> int:
         """Return the line of a key, from 1; for an absent key, that of the nearest key above it."""
+        key = self.origin(key)
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key, 1)

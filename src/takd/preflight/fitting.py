@@ -139,7 +139,7 @@ def precision(planner: Planner, planned: Sequence[Planned]) -> Iterator[Finding]
     if gpu.precision("auto") != "fp16":
         return
     jobs = [each.job for each in planned if each.job.computes and each.job.to_do]
-    asked = {lineage.split(job.lineage)[-1].model for job in jobs if planner.setting(job) == "auto"}
+    asked = {lineage.student_of(job.lineage) for job in jobs if planner.setting(job) == "auto"}
     wide = sorted(name for name in asked if planner.shapes[name].pretrained == "bfloat16")
     unknown = sorted(name for name in asked if planner.shapes[name].estimated)
     if wide:

@@ -18,7 +18,8 @@ def check_budget(file: YamlFile, settings: dict[str, Any]) -> None:
             file.fault(("budget", "chain"), text)
             return
         if len(known[label]) > 1:
-            text = f"is '{label}', which is run for {len(known[label])} entries of its methods; name a chain with one."
+            times = f"{len(known[label])} times, for methods or values of a sweep"
+            text = f"is '{label}', which is run {times}; name a chain that is run once."
             file.fault(("budget", "chain"), text)
         elif all(lineage.is_given(name) for name in known[label]):
             text = f"is '{label}', a model that is taken as it is, which costs nothing; name a chain that is trained."

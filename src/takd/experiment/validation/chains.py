@@ -5,7 +5,7 @@ from typing import Any
 
 from takd.experiment import controls
 from takd.experiment.labels import size_text
-from takd.experiment.lineage import SUPERVISED
+from takd.experiment.lineage import SUPERVISED, own
 from takd.experiment.schema import load_schema, suggest
 from takd.experiment.validation.common import (
     by_hop,
@@ -44,12 +44,13 @@ def check_chains(
             (name,) = lineages_of(settings, trained)
             # methods that differ above the last hop have one control, and all have one SFT
             if name in seen and not (chain["control"] and seen[name][:2] == key):
-                text = f"gives {name} again, which {dotted(seen[name])} gives already; remove one."
+                where = dotted(file.origin(seen[name]))
+                text = f"gives {name} again, which {where} gives already; remove one."
                 right.append(file.fault(here, text))
             seen.setdefault(name, here)
         if label := chain["label"]:
-            if label in labels:
-                text = f"is '{label}', which is the label of {dotted(labels[label])}; rename one."
+            if label in labels and (before := file.origin(labels[label])) != file.origin(key):
+                text = f"is '{label}', which is the label of {dotted(before)}; rename one."
                 right.append(file.fault((*key, "label"), text))
             labels.setdefault(label, key)
         if all(right):
@@ -90,7 +91,7 @@ def _check_presence(file: YamlFile, chain: dict[str, Any], key: Key) -> bool:
         return file.fault((*key, "methods"), f"{text}; remove it, or name a student.")
     if len(chain["models"]) > 1 and not chain["methods"]:
         text = "how each model teaches the next, a method for each hop."
-        if (*key, "methods") in file.lines:
+        if file.has((*key, "methods")):
             return file.fault((*key, "methods"), f"is empty, but must say {text}")
         return file.fault(key, f"lacks the key methods: {text}", "methods")
     return True
@@ -104,6 +105,7 @@ def _check_models(
     parameters: dict[str, int],
 ) -> bool:
     """Check the models of a chain up to the first error; return whether there is none."""
+    names = [own(name) for name in names]
     for at, name in enumerate(names):
         here = (*key, "models", at)
         if name not in models:
@@ -150,8 +152,8 @@ def _check_methods(
         if method not in settings["training"]:
             return file.fault(
                 ("training",),
-                f"lacks the key {method}: the settings of the method that {dotted(here)} uses (steps, epochs or both,"
-                " at least).",
+                f"lacks the key {method}: the settings of the method that {dotted(file.origin(here))} uses (steps,"
+                " epochs or both, at least).",
                 method,
             )
     hops = len(chain["models"]) - 1

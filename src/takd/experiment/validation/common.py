@@ -25,11 +25,18 @@ def by_hop(chain: dict[str, Any]) -> list[list[str]]:
 
 def training_settings(settings: Mapping[str, Any], model: str, method: str) -> dict[str, Any]:
     """Return a method's settings for a model; its own take precedence over those for all models."""
-    own = settings["models"][lineage.own(model)].get("training", {}).get(method, {})
+    own = own_training(settings, model).get(method, {})
     resolved = {**settings["training"][method], **own}
     if resolved.get("rollouts_per_round", 0) is None:
         resolved["rollouts_per_round"] = resolved["batch_size"]
     return resolved
+
+
+def own_training(settings: Mapping[str, Any], model: str) -> dict[str, dict[str, Any]]:
+    """Return the settings that a model has for itself, by method: those of a sweep take precedence."""
+    own = settings["models"][lineage.own(model)].get("training", {})
+    swept = settings.get("arms", {}).get(lineage.arm(model), {})
+    return {name: {**own.get(name, {}), **swept.get(name, {})} for name in {**own, **swept}}
 
 
 def given_models(settings: Mapping[str, Any]) -> list[str]:
@@ -49,7 +56,7 @@ def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     given = given_models(settings)
     for chain in settings["chains"]:
         own = [name for name in chain["models"] if name not in given]
-        pairs.update(((name, SUPERVISED), None) for name in own)
+        pairs.update(((lineage.start(name), SUPERVISED), None) for name in own)
         for methods in by_hop(chain):
             pairs.update((pair, None) for pair in zip(chain["models"][1:], methods, strict=True))
     yield from pairs

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.experiment import budget, controls
-from takd.experiment.lineage import SUPERVISED
+from takd.experiment.lineage import SUPERVISED, own
 from takd.experiment.schema import HOME, own_or_shipped, show, suggest
 from takd.experiment.validation.common import divisors, trained, training_settings, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile, dotted
@@ -32,8 +32,8 @@ def check_training(file: YamlFile, settings: dict[str, Any], root: Path) -> None
         _check_pair(file, settings, root, model, method)
         resolved = training_settings(settings, model, method)
         if resolved["steps"] is None and resolved["epochs"] is None and (model, method) in counted:
-            own: Key = ("models", model, "training", method)
-            key = own if own in file.lines else ("training", method)
+            particular: Key = ("models", model, "training", method)
+            key = particular if file.has(particular) else ("training", method)
             text = f"gives neither steps nor epochs for the model '{model}'; give one or both."
             file.fault(key, text)
 
@@ -45,8 +45,8 @@ def _check_pair(
     resolved = training_settings(settings, model, method)
 
     def where(name: str) -> Key:
-        own: Key = ("models", model, "training", method, name)
-        return own if own in file.lines else ("training", method, name)
+        particular: Key = ("models", model, "training", method, name)
+        return particular if file.has(particular) else ("training", method, name)
 
     rollouts, batch = resolved.get("rollouts_per_round"), resolved["batch_size"]
     if rollouts is not None and rollouts % batch:
@@ -59,15 +59,16 @@ def _check_pair(
     if fault and resolved.get("teacher_prompts") == "shuffled":
         file.fault(where("teacher_prompts"), f"is shuffled, {fault}")
     if "on_policy" in resolved:
-        shared = resolved["on_policy"] == settings["training"][method]["on_policy"]
+        swept = where("on_policy") in file.written
+        shared = not swept and resolved["on_policy"] == settings["training"][method]["on_policy"]
         _check_regime(file, resolved, where, shared)
     if resolved["deepspeed"] is not None:
         _check_deepspeed(file, where("deepspeed"), resolved["deepspeed"], root)
-    shape = settings["models"][model]["weights"].get("scratch")
+    shape = settings["models"][own(model)]["weights"].get("scratch")
     if resolved["lora"] and shape:
         _check_lora(file, where("lora"), resolved, shape["width"])
     for name in resolved if not settings["data"]["corpus"] else ():
-        if name.startswith("lm_") and where(name) in file.lines and resolved[name]:
+        if name.startswith("lm_") and file.has(where(name)) and resolved[name]:
             text = "but has no effect without data.corpus; name a corpus or remove the key."
             file.fault(where(name), f"is {show(resolved[name])}, {text}")
 
@@ -111,11 +112,11 @@ def _check_regime(
         file.fault(where("capacity"), f"is {capacity}, but {text}")
     for name, regimes in REGIMES.items():
         key = where(name)
-        if key in file.lines and regime not in regimes and (shared or key[0] == "models"):
+        if file.has(key) and regime not in regimes and (shared or key[0] == "models"):
             file.fault(
                 key,
                 f"has no effect where on_policy is {regime}, only where it is {' or '.join(regimes)};"
-                f" set {dotted(where('on_policy'))}, or remove the key.",
+                f" set {dotted(file.origin(where('on_policy')))}, or remove the key.",
             )
     if resolved.get("alpha") == resolved.get("beta") == 0:
         file.fault(where("alpha"), "is 0 as beta is; one of the two must be greater than 0.")
