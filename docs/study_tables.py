@@ -1,4 +1,4 @@
-"""Write the tables of docs/study.md from the numbers in docs/study, which are files of the reports.
+"""Write the tables of docs/study.md and docs/enumerable.md from the reports' files in docs/study.
 
 PYTHONPATH=src python docs/study_tables.py
 """
@@ -11,7 +11,7 @@ import pandas as pd
 from takd.analysis.comparisons import p_text
 from takd.experiment.labels import full_text
 
-PAGE = Path(__file__).with_name("study.md")
+PAGES = [Path(__file__).with_name(name) for name in ("study.md", "enumerable.md")]
 FOLDER = Path(__file__).with_name("study")
 BUDGETS = {
     "small": "teacher-sft__large-minillm__small-minillm__student-minillm",
@@ -86,14 +86,42 @@ def spent(folder: Path) -> str:
     )
 
 
-def number(row: pd.Series, name: str, ends: tuple[str, str], signed: bool = True) -> str:
-    """Format `+1.2 (0.3 to 2.1)`; empty where there is none."""
+def exact(folder: Path) -> str:
+    """Return a row per model: its exact reverse KL to the head teacher and to the truth."""
+    found = pd.read_csv(folder / "results.csv")
+    lines = []
+    for _, row in found.iterrows():
+        cells = [full_text(row.lineage), str(row.n_training_seeds)]
+        for measure in ("exact_first_reverse_kl", "exact_truth_reverse_kl"):
+            cells.append(number(row, measure, ("low", "high"), signed=False, digits=4))
+        lines.append(cells)
+    return table(["model", "n", "to the head teacher", "to the truth"], lines)
+
+
+def through(folder: Path) -> str:
+    """Return a row per chain through an assistant: its exact reverse KL less that of the direct chain."""
+    found = pd.read_csv(folder / "exact.csv").dropna(subset="minus_direct")
+    lines = []
+    for lineage, rows in found.groupby("lineage", sort=False):
+        values = rows.set_index("measure")
+        cells = [
+            number(values.loc[measure], "minus_direct", ("low", "high"), digits=3)
+            for measure in ("exact_first_reverse_kl", "exact_truth_reverse_kl")
+        ]
+        lines.append([full_text(str(lineage)), *cells])
+    return table(["chain less the direct one", "to the head teacher", "to the truth"], lines)
+
+
+def number(
+    row: pd.Series, name: str, ends: tuple[str, str], signed: bool = True, digits: int = 1
+) -> str:
+    """Format `+1.2 (0.3 to 2.1)`; empty where there is none, without an interval where there is none of that."""
     if pd.isna(row[name]):
         return ""
     sign = "+" if signed else ""
     values = [row[name], *(row[f"{name}_{end}"] for end in ends)]
-    middle, low, high = (format(value, f"{sign}.1f").replace("-", "−") for value in values)
-    return f"{middle} ({low} to {high})"
+    texts = [format(value, f"{sign}.{digits}f").replace("-", "−") for value in values]
+    return texts[0] if pd.isna(values[1]) else f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
 def verdict(row: pd.Series, several: bool) -> str:
@@ -110,8 +138,15 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
-TABLES = {"scores": scores, "differences": differences, "spent": spent}
+TABLES = {
+    "scores": scores,
+    "differences": differences,
+    "spent": spent,
+    "exact": exact,
+    "through": through,
+}
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    for path in PAGES:
+        path.write_text(page(path.read_text()))
