@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from families import gemma3
 from models_for_tests import tiny_gpt2
 from test_models import FAMILIES
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config
 from transformers.pytorch_utils import Conv1D
 
 from takd.methods.base import Example
 from takd.methods.token_losses import label_loss
+from takd.models.causal_lm import freeze_other_parts
 from takd.models.lora import add_lora, plain_weights
 from takd.runtime.errors import InputError
 
@@ -36,6 +38,22 @@ def train(model, steps=5):
 
 def adapters(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_no_text_passes_through_is_not_trained(lora):
+    """The larger Gemma 3 has an image encoder, whose gradients DDP would wait for in vain."""
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 16, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=gemma3(19, 16).to_dict(), vision_config=vision)
+    model = AutoModelForCausalLM.from_config(config).train()
+    freeze_other_parts(model)
+    if lora:
+        add_lora(model, LORA, name="m", seed=1)
+    label_loss(19, 2)(model, [Example(0, 0, [2, 3], [4, 5])])[0].backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained and not any("vision" in name or "projector" in name for name in trained)
 
 
 def test_only_adapters_train_and_the_export_is_the_trained_model(model, tmp_path):

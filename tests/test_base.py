@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import torch
 from models_for_tests import tiny_gpt2
@@ -181,6 +182,16 @@ def test_a_folder_without_weights_is_refused(prepare, tmp_path):
     with pytest.raises(
         InputError, match=r"holds neither model\.safetensors .* convert its weights"
     ):
+        prepare({"folder": str(tmp_path / "source")})
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_is_refused_and_not_ignored(prepare, tmp_path, whole):
+    """As peft saves it, alone or beside the model that it belongs to."""
+    peft.get_peft_model(tiny_gpt2(0), peft.LoraConfig(r=2)).save_pretrained(tmp_path / "source")
+    if whole:
+        tiny_gpt2(0).save_pretrained(tmp_path / "source")
+    with pytest.raises(InputError, match=r"^model 'm': its source holds an adapter .*merge it"):
         prepare({"folder": str(tmp_path / "source")})
 
 

@@ -437,6 +437,22 @@ IGNORES_SYSTEM = "{% for m in messages if m['role'] != 'system' %}" + CHAT_THINK
 ].replace("START", "")
 
 
+def test_every_reference_of_an_evaluation_set_is_read_before_models_are_trained(tmp_path):
+    """The first one alone is learned or counted; likelihoods, which come last, are those of all."""
+    raises = "{% if m['content'][0] == '!' %}{{ raise_exception('no') }}{% endif %}"
+    template = CHAT_THINKS.replace("START", "").replace("%}", "%}" + raises, 1)
+    _, manifest = tokenizer_of(tmp_path, "chatml", published={"chat_template": template})
+    rows = [row("a", "", ["b", "c"]), row("d", "", ["e", "!f"])]
+    with pytest.raises(
+        InputError, match=r"test\.jsonl: the tokenizer's chat template cannot be us"
+    ):
+        prepared(tmp_path, manifest, rows, "test", rouge_tokenizer="auto")
+    found, _ = prepared(tmp_path, manifest, rows, "dev", rouge_tokenizer="auto")
+    whole, _ = prepared(tmp_path, manifest, rows[:1], "test", rouge_tokenizer="auto")
+    assert [each["references"] for each in found] == [["b", "c"], ["e", "!f"]]
+    assert whole[0]["response_ids"] == found[0]["response_ids"]
+
+
 def test_a_template_without_room_for_earlier_turns_refuses_them(tmp_path):
     last = CHAT_THINKS.replace("START", "").replace("in messages", "in messages[-2:]")
     _, manifest = tokenizer_of(tmp_path, "chatml", published={"chat_template": last})

@@ -17,6 +17,7 @@ from transformers import (
     Gemma3Config,
     GenerationConfig,
     GPT2Config,
+    PreTrainedModel,
     pipeline,
 )
 from workspace import Workspace
@@ -204,6 +205,23 @@ def test_the_files_say_nothing_of_the_source(tokenizer, tmp_path, family):
             assert getattr(read, key) == value, key
     assert "local_files_only" not in (tmp_path / "out/tokenizer_config.json").read_text()
     assert load_tokenizer(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
+
+
+def test_weights_of_any_size_are_one_file(tokenizer, tmp_path, monkeypatch):
+    """Of more than 50 GB, `save_pretrained` alone would make several, and a manifest has the digest of one."""
+    plain = PreTrainedModel.save_pretrained
+
+    def save(model, folder, max_shard_size="40KB", **more):
+        return plain(model, folder, max_shard_size=max_shard_size, **more)
+
+    source = as_published("llama", tmp_path / "source", {})
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    load_model(source).save_pretrained(tmp_path / "parts")
+    assert len([*(tmp_path / "parts").glob("*.safetensors")]) > 1
+    export(tokenizer, source, tmp_path / "out", Decoding(9))
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == [
+        "model.safetensors"
+    ]
 
 
 def test_a_tokenizer_that_is_misread_beside_its_model_is_told(manifests, tmp_path):

@@ -557,6 +557,7 @@ def test_a_model_of_the_hub_is_evaluated_by_its_name(hub, tmp_path, monkeypatch)
     save_tokenizer(tmp_path / "source")
     tiny_gpt2(1, 11).save_pretrained(tmp_path / "source")
     assert (tmp_path / "source/generation_config.json").is_file()
+    (tmp_path / "source/chat_template.jinja").write_text("{{ messages }}")
     commits = [
         hub.publish("some/tiny-1.0_b", hub_server.files_of(tmp_path / "source"), commit=COMMITS[n])
         for n in range(2)
@@ -576,6 +577,7 @@ def test_a_model_of_the_hub_is_evaluated_by_its_name(hub, tmp_path, monkeypatch)
         assert (name, folder.name) == ("tiny.1.0.b", commit)
         assert found["tokenizer"] == {"folder": str(folder)} and commit in found["description"]
         assert {path.name for path in folder.iterdir()} >= {
+            "chat_template.jinja",
             "generation_config.json",
             "model.safetensors",
         }

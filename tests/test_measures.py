@@ -4,13 +4,14 @@ import math
 import random
 import string
 from decimal import Decimal
+from functools import partial
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from takd.metrics.answers import answer_accuracy, final_answer
 from takd.metrics.diversity import _bleu, distinct, self_bleu, words
-from takd.metrics.parallel import pooled, score
+from takd.metrics.parallel import of_prompt, pooled, score
 from takd.metrics.rouge import exact_match, normalised_match, rouge_l, scores
 
 KINDS = "running ran nationalities conditionally the a 3.5 café Ünïcode, end. (x) flies dogs' RUN"
@@ -152,7 +153,8 @@ def test_scores_do_not_depend_on_the_number_of_processes():
     texts, references = zip(*rows, strict=True)
     alone = score(texts, references, threads=1)
     assert alone[0]["rougeL"][0] == rouge_l(texts[0][0], references[0])
-    assert pooled(texts, references, 2) == alone
+    assert pooled(partial(of_prompt, "standard"), texts, references, 2) == alone
     answers = score(texts, references, threads=1, pattern="(cat|dog)")
     assert answers[0]["answer_accuracy"] == [100, 0]
-    assert pooled(texts, references, 2, pattern="(cat|dog)") == answers
+    measure = partial(of_prompt, "standard", pattern="(cat|dog)")
+    assert pooled(measure, texts, references, 2) == answers

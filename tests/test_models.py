@@ -1,11 +1,17 @@
 """Loading, padding and vocabularies, over the families that experiments use."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from models_for_tests import tiny_gpt2, tokenizer_of
+from test_all_families import DECODE, tiny
+from tokenizers import Tokenizer, models
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    FalconConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -13,15 +19,25 @@ from transformers import (
     MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.model_checks import check_decoding, check_projection
-from takd.models.causal_lm import check_vocabulary, hidden_states, load_model
+from takd.models.causal_lm import (
+    DROPOUT_KEYS,
+    check_vocabulary,
+    dropout_settings,
+    hidden_states,
+    load_model,
+)
 from takd.models.logits import project
+from takd.models.shapes import of_config
+from takd.models.tokenizer_check import texts_of
 from takd.runtime.errors import InputError
+from takd.training.dev import dev_scores
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 13}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 2}
@@ -187,6 +203,46 @@ def test_saved_models_come_back_with_the_asked_dropout(tmp_path):
     torch.testing.assert_close(loaded.eval()(ids).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize("kind", ["biogpt", "seed_oss", "starcoder2"])
+def test_no_dropout_is_left_where_none_is_asked_for(tmp_path, kind):
+    """Families name it otherwise; published ones of these have it in embeddings, attention or residuals."""
+    config = tiny(kind).config
+    names = {key for key in vars(config) if "drop" in key}
+    for key in names:
+        setattr(config, key, 0.0 if key == "layerdrop" else 0.3)
+    config.save_pretrained(tmp_path)
+    ids = torch.arange(3, 12)[None]
+    for dropout, different in ((0.0, 1), (0.5, 2)):
+        model = load_model(tmp_path, dropout=dropout).train()
+        assert len({model(ids).logits.sum().item() for _ in range(2)}) == different
+    assert names and names <= {*DROPOUT_KEYS}
+
+
+def test_no_family_that_decodes_has_dropout_of_another_name():
+    """Heads that classify or summarise, which no training has, may have their own."""
+    for kind in DECODE.split():
+        config = CONFIG_MAPPING[kind]()
+        names = {name for name in config.to_dict() if "drop" in name and name != "layerdrop"}
+        others = {name for name in names if not name.startswith(("classifier_", "summary_"))}
+        assert others <= {*DROPOUT_KEYS}, kind
+        for part, key in dropout_settings(config):
+            setattr(part, key, 0.25)  # configurations check the type of what they are given
+
+
+def test_the_shape_of_a_model_is_read_by_its_familys_names():
+    """From `config.json` alone, as costs and budgets are counted: no family has the usual values of another."""
+    for kind in DECODE.split():
+        config = CONFIG_MAPPING[kind]().get_text_config()
+        shape = of_config(config.to_dict())
+        found = shape.width, shape.layers, shape.heads
+        names = "hidden_size", "num_hidden_layers", "num_attention_heads"
+        assert found == tuple(getattr(config, name) for name in names), kind
+    falcon = of_config(FalconConfig(hidden_size=64, num_attention_heads=4).to_dict())
+    assert (falcon.keys, falcon.queries) == (16, 64)  # one head of keys for all
+    gemma = {key: value for key, value in GemmaConfig().to_dict().items() if "tie" not in key}
+    assert of_config(gemma).tied and not of_config(LlamaConfig().to_dict()).tied
+
+
 def test_activations_of_many_kernels_are_replaced_by_equal_ones(tmp_path):
     model = tiny_gpt2(0)
     assert model.config.activation_function == "gelu_new"
@@ -195,6 +251,16 @@ def test_activations_of_many_kernels_are_replaced_by_equal_ones(tmp_path):
     assert loaded.config.activation_function == "gelu_pytorch_tanh"
     ids = torch.tensor([[1, 2, 3]])
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+
+
+def test_responses_keep_their_blanks_before_punctuation():
+    """As French has them, and references: some tokenizers' settings would take them away."""
+    words = Tokenizer(models.WordLevel({"qui": 0, "?": 1}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, clean_up_tokenization_spaces=True)
+    assert tokenizer.decode([0, 1]) == "qui?" and texts_of(tokenizer, [[0, 1]]) == ["qui ?"]
+    dev = {"references": [["qui ?"]], "response_ids": [[0, 1]]}
+    drawn = [SimpleNamespace(tokens=torch.tensor([0, 1]))]
+    assert dev_scores(drawn, dev, tokenizer, "standard")["exact_match"] == 100
 
 
 def test_vocabularies_may_be_padded_but_not_too_small():

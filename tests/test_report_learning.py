@@ -179,3 +179,10 @@ def test_names_are_escaped_and_the_same_results_give_the_same_bytes(tmp_path):
         root = tmp_path / place
         texts.append((run(root, make(root, [DIRECT])) / "learning.html").read_bytes())
     assert texts[0] == texts[1] and b"Made-up &lt;b&gt;results" in texts[0]
+
+
+def test_no_caption_says_a_thing_twice():
+    for each in (*learning.FIRST, *learning.OWN):
+        words = re.findall(r"\w+", f"{each.title}, {each.about}".lower())
+        small = {"a", "of", "on", "the", "to", "log"}
+        assert not {word for word in words if words.count(word) > 1} - small, words

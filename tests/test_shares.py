@@ -186,7 +186,10 @@ def test_pages_and_files_say_it(results):
         forest.QUESTIONS[question] for question in ("teacher", "control")
     ]
     # the curves and scores of a control stand beside those of its student
-    assert "student+" not in forest.scores(results, "heldout").svg
+    svg = forest.scores(results, "heldout").svg
+    assert "student+" not in svg
+    ours, theirs = "MiniLLM: teacher → student<", "MiniLLM (constant advantage): teacher → student<"
+    assert svg.index(ours) < svg.index("KD: teacher → student<") < svg.index(theirs)
     # controls stand apart, and none is the best chain
     roles = {line.lineage: line.role for line in table.lines(results)}
     assert [name for name, role in roles.items() if role == "control"] == [

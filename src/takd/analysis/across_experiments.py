@@ -7,18 +7,19 @@ do not match (other prompts, other decoding), there is no test, and the reason i
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from takd.analysis import comparisons
+from takd.analysis.result_files import record
 from takd.analysis.results import Results, read
 from takd.analysis.statistics import Array
 from takd.analysis.table import DIFFERENCE, Number, described
 from takd.experiment import comparison
 from takd.experiment.lineage import Node, student_of
-from takd.runtime.records import DamagedError, read_record, remade
 
 MEASURE = "rougeL"
 
@@ -48,12 +49,9 @@ class Compared:
     @functools.cached_property
     def made_otherwise(self) -> list[Node]:
         """Models that were trained with other settings than those now in the experiment's file."""
-        return [
-            node
-            for node, model in self.results.models.items()
-            if comparison.made(model.manifest["spec"])
-            != self.made[f"{node.lineage}/seed{node.seed}"]
-        ]
+        ran = {node: model.manifest["spec"] for node, model in self.results.models.items()}
+        now = {node: self.made[f"{node.lineage}/seed{node.seed}"] for node in ran}
+        return [node for node, spec in ran.items() if comparison.made(spec) != now[node]]
 
     def has(self, lineage: str, set_name: str) -> bool:
         """Return whether the experiment has scores of a lineage on an evaluation set."""
@@ -76,17 +74,9 @@ def _read(spec: dict[str, Any], folder: Path) -> Compared:
         results=results,
         settings=spec["settings"],
         made=spec["made"],
-        data={name: _manifest(folder / "data" / name) for name in splits},
-        base={model: _manifest(folder / "base" / model) for model in models},
+        data={name: record(folder / "data" / name / "manifest.json", {}) for name in splits},
+        base={model: record(folder / "base" / model / "manifest.json", {}) for model in models},
     )
-
-
-def _manifest(folder: Path) -> Manifest:
-    path = folder / "manifest.json"
-    try:
-        return read_record(path)
-    except DamagedError as error:
-        raise remade(str(error), path) from None
 
 
 class OutcomeKey(NamedTuple):
@@ -105,15 +95,6 @@ class Outcome(NamedTuple):
     """Equal weights and equal scores of every response: one model, and nothing to test."""
     reason: str = ""
     """Why the two are not paired."""
-
-    @property
-    def words(self) -> str:
-        """Outcome in a few words: `significant`, `n.s.`, or why there is no test."""
-        if self.same:
-            return "same model"
-        if self.difference:
-            return self.difference.verdict
-        return f"not tested: {self.reason}" if self.reason else ""
 
 
 @dataclass(frozen=True)
@@ -146,11 +127,9 @@ class Comparison:
 
     def against(self, set_name: str, experiment: int) -> dict[str, Outcome]:
         """Outcomes of comparing an experiment with the first on a set, by lineage."""
-        return {
-            place.lineage: outcome
-            for place, outcome in self.outcomes.items()
-            if (place.set, place.experiment) == (set_name, experiment)
-        }
+        chosen = (set_name, experiment)
+        found = self.outcomes.items()
+        return {p.lineage: outcome for p, outcome in found if (p.set, p.experiment) == chosen}
 
     def tests(self, set_name: str) -> int:
         """Number of tests in the family of a set."""
@@ -181,30 +160,30 @@ def compare(experiments: Sequence[Compared]) -> Comparison:
 
 def _several(lists: Sequence[Sequence[str]]) -> list[str]:
     """List the items that occur in two or more lists, in order of first occurrence."""
-    every = [item for found in lists for item in found]
-    return [item for item in dict.fromkeys(every) if every.count(item) > 1]
+    counts = Counter(item for found in lists for item in found)
+    return [item for item, count in counts.items() if count > 1]
 
 
 def _test(found: Comparison, name: str) -> None:
     """Run the tests of one set and store the outcomes in the comparison."""
     gaps: dict[OutcomeKey, Array] = {}
-    for lineage in found.on(name):
+    for lineage in filter(lambda lineage: found.first.has(lineage, name), found.on(name)):
         for number, each in enumerate(found.experiments[1:], 1):
-            if each.has(lineage, name) and found.first.has(lineage, name):
+            if each.has(lineage, name):
                 place = OutcomeKey(name, lineage, number)
-                pairing = _pair(found.first, each, lineage, name)
-                # keeps the order of the table
-                found.outcomes[place] = pairing if isinstance(pairing, Outcome) else Outcome()
-                if not isinstance(pairing, Outcome):
-                    gaps[place] = pairing
+                found.outcomes[place], gap = _pair(found.first, each, lineage, name)
+                if gap is not None:
+                    gaps[place] = gap
     for place, estimate in zip(gaps, comparisons.family(list(gaps.values())), strict=True):
         about = described(found.experiments[place.experiment].results, place.lineage)
         about |= {"kind": DIFFERENCE, "measure": MEASURE, "set": name}
         found.outcomes[place] = Outcome(Number(**about, **estimate))
 
 
-def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome | Array:
-    """Differences (R, P, D) of the scores of a lineage, other minus first, or an outcome where there is no test."""
+def _pair(
+    first: Compared, other: Compared, lineage: str, name: str
+) -> tuple[Outcome, Array | None]:
+    """Outcome of a lineage without a test, and the differences (R, P, D), other minus first, where there is one."""
     both = (first.results, other.results)
     seeds = [seed for seed in both[0].seeds(lineage) if seed in both[1].seeds(lineage)]
     draws = [d for d in both[0].spec["decoding_seeds"] if d in both[1].spec["decoding_seeds"]]
@@ -212,7 +191,7 @@ def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome 
     reasons += ["the two have no training seed in common"] * (not seeds)
     reasons += ["the two have no decoding seed in common"] * (not draws)
     if reasons:
-        return Outcome(reason=reasons[0])
+        return Outcome(reason=reasons[0]), None
     theirs, ours = (
         each.scores(lineage, name, MEASURE, seeds)[
             :, :, [each.spec["decoding_seeds"].index(draw) for draw in draws]
@@ -221,16 +200,17 @@ def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Outcome 
     )
     weights = [[each.models[Node(lineage, seed)].weights for seed in seeds] for each in both]
     gap: Array = ours - theirs
-    return Outcome(same=True) if not gap.any() and weights[0] == weights[1] else gap
+    same = not gap.any() and weights[0] == weights[1]
+    return Outcome(same=same), None if same else gap
 
 
 def _obstacles(first: Compared, other: Compared, lineage: str, name: str) -> Iterator[str]:
     """Reasons why the responses of two models cannot be paired, the most important first."""
-    digests = [each.data[name]["sha256"][:12] for each in (first, other)]
-    if first.data[name]["sha256"] != other.data[name]["sha256"]:
+    one_sha, two_sha = (each.data[name]["sha256"] for each in (first, other))
+    if one_sha != two_sha:
         yield (
-            f"the prepared prompts and references of {name} are not the same (sha256 {digests[0]} in"
-            f" {first.name}, {digests[1]} in {other.name})"
+            f"the prepared prompts and references of {name} are not the same (sha256 {one_sha[:12]} in"
+            f" {first.name}, {two_sha[:12]} in {other.name})"
         )
     one, two = (
         each.results.evaluations[Node(lineage, each.results.seeds(lineage)[0]), name]
@@ -238,9 +218,9 @@ def _obstacles(first: Compared, other: Compared, lineage: str, name: str) -> Ite
     )
     if one.ids != two.ids:
         yield f"other prompts of {name} were answered"
-    if one.rouge_tokenizer != two.rouge_tokenizer:
-        tokens = f"{one.rouge_tokenizer} and {two.rouge_tokenizer}"
-        yield f"ROUGE-L of {name} has other tokens ({tokens})"
+    tokens = [each.rouge_tokenizer for each in (one, two)]
+    if tokens[0] != tokens[1]:
+        yield f"ROUGE-L of {name} has other tokens ({' and '.join(tokens)})"
     before, after = one.scores["decoding"], two.scores["decoding"]
     apart = [key for key in before | after if before.get(key) != after.get(key)]
     if apart:

@@ -61,11 +61,10 @@ def origins(experiments: Sequence[Compared]) -> list[Setting]:
             if "rouge_tokenizer" in found
         },
         "starting weights": lambda each: {
-            model: _short(short_digest(canonical_json(found.get("files"))))
-            for model, found in each.base.items()
+            model: _digest_of(found.get("files")) for model, found in each.base.items()
         },
         "weights as given": lambda each: {
-            split(node.lineage)[0].model: _short(short_digest(canonical_json(model.weights)))
+            split(node.lineage)[0].model: _digest_of(model.weights)
             for node, model in each.results.models.items()
             if is_given(node.lineage)
         },
@@ -79,12 +78,11 @@ def origins(experiments: Sequence[Compared]) -> list[Setting]:
     ]
 
 
-def equal(lines: Sequence[Setting]) -> dict[str, list[str]]:
-    """List what is the same in all experiments, by kind."""
+def by_kind(lines: Iterable[Setting]) -> dict[str, list[str]]:
+    """List the names of settings or origins by kind."""
     found: dict[str, list[str]] = {}
     for line in lines:
-        if not line.differs:
-            found.setdefault(line.kind, []).append(line.what)
+        found.setdefault(line.kind, []).append(line.what)
     return found
 
 
@@ -139,3 +137,7 @@ def _devices(experiment: Compared) -> dict[str, str]:
 
 def _short(digest: str) -> str:
     return digest[:SHOWN]
+
+
+def _digest_of(value: Any) -> str:
+    return _short(short_digest(canonical_json(value)))

@@ -162,47 +162,45 @@ def tested(results: Results) -> Iterator[Columns]:
         first = results.evaluations[results.nodes[0], name]
         yield from _of_prompts(results, name, {"": np.ones(len(first.ids), dtype=bool)})
         strata = np.array(first.strata)
-        counts = Counter(filter(None, first.strata))
-        if values := [value for value, _ in counts.most_common(STRATA)]:
-            yield from _of_prompts(results, name, {value: strata == value for value in values})
+        most = Counter(filter(None, first.strata)).most_common(STRATA)
+        yield from _of_prompts(results, name, {value: strata == value for value, _ in most})
 
 
 def _of_prompts(results: Results, name: str, strata: dict[str, Any]) -> Iterator[Columns]:
     """Yield scores and differences over the prompts of each stratum; all strata are one family of tests."""
-    asked = pairs(results)
+    asked = [(pair, shared(results, pair)) for pair in pairs(results)]
+    until = results.spec.get("until")
     families: dict[tuple[str, str], list[tuple[Columns, Columns, list[Columns]]]] = {}
     for stratum, chosen in strata.items():
-        scores: list[tuple[Columns, Array]] = []
-        gaps: list[tuple[Columns, Array]] = []
+
+        def of(measure: str, lineage: str, seeds: list[int], chosen: Any = chosen) -> Array:
+            # sums depend on the order in memory, which selecting rows would change
+            return np.ascontiguousarray(results.scores(lineage, name, measure, seeds)[:, chosen])
+
+        scores: list[tuple[Columns, list[int], Array]] = []
+        gaps: list[tuple[Columns, list[int], Array]] = []
         for measure in results.tested(name):
             place = {"set": name, "stratum": stratum, "measure": measure}
-
-            def of(
-                lineage: str, seeds: list[int], measure: str = measure, at: Any = chosen
-            ) -> Array:
-                # sums depend on the order in memory, which selecting rows would change
-                return np.ascontiguousarray(results.scores(lineage, name, measure, seeds)[:, at])
-
             for lineage in results.lineages:
+                seeds = results.seeds(lineage)
                 about = place | {"kind": "score", "lineage": lineage}
-                scores.append((about, of(lineage, results.seeds(lineage))))
-            for pair in asked:
-                about = place | {"kind": "difference", "question": pair.question}
-                about |= {"lineage": pair.ours, "other": pair.theirs}
-                seeds = shared(results, pair)
-                gaps.append((about, of(pair.ours, seeds) - of(pair.theirs, seeds)))
+                scores.append((about, seeds, of(measure, lineage, seeds)))
+            for (question, ours, theirs), seeds in asked:
+                about = place | {"kind": "difference", "question": question}
+                gap = of(measure, ours, seeds) - of(measure, theirs, seeds)
+                gaps.append((about | {"lineage": ours, "other": theirs}, seeds, gap))
         floors = [0.0] * len(scores) + [-100.0] * len(gaps)
-        until = results.spec.get("until")
-        found = estimates([array for _, array in scores + gaps], floors, until)
-        for (about, array), estimate in zip(scores, found, strict=False):
+        found = estimates([array for *_, array in scores + gaps], floors, until)
+        for (about, seeds, array), estimate in zip(scores, found, strict=False):
             alone = {"n_training_seeds": 0} if is_given(about["lineage"]) else {}
             yield about | estimate | alone
             if stratum:
-                yield from _by_seed(about, results.seeds(about["lineage"]), array)
-        p_values = tests([gap for _, gap in gaps], until)
-        for (about, gap), estimate, p in zip(gaps, found[len(scores) :], p_values, strict=True):
+                yield from _by_seed(about, seeds, array)
+        p_values = tests([gap for *_, gap in gaps], until)
+        for (about, seeds, gap), estimate, p in zip(
+            gaps, found[len(scores) :], p_values, strict=True
+        ):
             family = families.setdefault((about["question"], about["measure"]), [])
-            seeds = shared(results, Pair(about["question"], about["lineage"], about["other"]))
             family.append((about, estimate | p, _by_seed(about, seeds, gap)))
     for family in families.values():
         estimated = corrected([estimate for _, estimate, _ in family])
@@ -231,9 +229,8 @@ def estimates(
     """
     ends: list[Any] = [(None, None)] * len(arrays)
     if arrays and arrays[0].shape[1] > 1:
-        ends = over_prompts(
-            np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1)
-        ).T.tolist()
+        scores_pk = np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1)
+        ends = over_prompts(scores_pk).T.tolist()
     found = []
     for array, (prompts_low, prompts_high), lowest in zip(arrays, ends, least, strict=True):
         trainings, prompts, _ = array.shape
@@ -242,20 +239,15 @@ def estimates(
             across = over_trainings(array.mean(axis=2), looks.level(until, trainings))
             # a mean cannot lie outside the scale
             low, high = max(lowest, float(across.low)), min(100.0, float(across.high))
-        found.append(
-            {
-                "value": float(array.mean()),
-                "low": low,
-                "high": high,
-                "prompts_low": prompts_low,
-                "prompts_high": prompts_high,
-                "se_prompts": standard_error(array.mean(axis=(0, 2))),
-                "se_training_seeds": standard_error(array.mean(axis=(1, 2))),
-                "se_decoding_seeds": standard_error(array.mean(axis=(0, 1))),
-                "n_training_seeds": trainings,
-                "n_prompts": prompts,
-            }
-        )
+        one: Columns = {"value": float(array.mean()), "low": low, "high": high}
+        one |= {"prompts_low": prompts_low, "prompts_high": prompts_high}
+        for what, axes in (
+            ("training_seeds", (1, 2)),
+            ("prompts", (0, 2)),
+            ("decoding_seeds", (0, 1)),
+        ):
+            one[f"se_{what}"] = standard_error(array.mean(axis=axes))
+        found.append(one | {"n_training_seeds": trainings, "n_prompts": prompts})
     return found
 
 
@@ -285,20 +277,18 @@ def corrected(family: Sequence[Columns]) -> list[Columns]:
 
     p values across training seeds and p values over prompts are corrected separately.
     """
-    prompts_p = _holm([one["prompts_p_raw"] for one in family])
     several = [one["n_training_seeds"] > 1 for one in family]
-    across_p = _holm(
-        [one["p_raw"] if many else None for one, many in zip(family, several, strict=True)]
-    )
+    prompts_p = _holm([one["prompts_p_raw"] for one in family])
+    across_p = _holm([one["p_raw"] if one["n_training_seeds"] > 1 else None for one in family])
     found = []
     for one, over_prompts_p, many, across in zip(family, prompts_p, several, across_p, strict=True):
         p = across if many else over_prompts_p
-        checkpoints = _significant(
-            one["value"], over_prompts_p, one["prompts_low"], one["prompts_high"]
-        )
         more: Columns = {"p": p, "prompts_p": over_prompts_p, "family": len(family)}
         more["significant"] = _significant(one["value"], p, one["low"], one["high"])
-        found.append(one | more | {"significant_these_checkpoints": checkpoints})
+        more["significant_these_checkpoints"] = _significant(
+            one["value"], over_prompts_p, one["prompts_low"], one["prompts_high"]
+        )
+        found.append(one | more)
     return found
 
 

@@ -78,20 +78,17 @@ def runs(results: Results) -> Iterator[StageRun]:
 
 @dataclass(frozen=True)
 class Cumulative:
-    """Cost of one lineage with all that it needs: teachers, their caches and the initial SFT, by training seed.
-
-    Attributes:
-        hours: device hours, as `StageRun.hours`.
-        tokens: tokens trained on and sampled. Tokens that a teacher only scores are not counted.
-        trainings: trainings needed for one seed.
-        flops: of trainings without dev evaluations, and of caches; empty where an earlier version did not count them.
-    """
+    """Cost of one lineage with all that it needs: teachers, their caches and the initial SFT, by training seed."""
 
     lineage: str
     hours: dict[int, float]
+    """Device hours, as `StageRun.hours`."""
     tokens: dict[int, int]
+    """Tokens trained on and sampled, not those that a teacher only scores."""
     trainings: int
+    """Trainings needed for one seed."""
     flops: dict[int, int]
+    """Of trainings without dev evaluations, and of caches; empty where an earlier version did not count them."""
 
 
 def needed(results: Results, lineage: str, seed: int) -> list[Node]:
@@ -115,30 +112,26 @@ def needed(results: Results, lineage: str, seed: int) -> list[Node]:
 
 def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
     """List the teacher caches that these trainings read (by their manifests), each once."""
-    inputs = {
-        digest
-        for node in nodes
-        for digests in results.models[node].manifest["inputs"].values()
-        for digest in digests
-    }
-    return [written for written in results.teacher_cache if written.digest in inputs]
+    inputs = [results.models[node].manifest["inputs"].values() for node in nodes]
+    digests = {digest for of_node in inputs for found in of_node for digest in found}
+    return [written for written in results.teacher_cache if written.digest in digests]
 
 
 def cumulative(results: Results) -> Iterator[Cumulative]:
     """Yield the cumulative cost of every lineage."""
     for lineage in results.lineages:
-        hours, tokens, trainings = {}, {}, 0
+        hours, tokens, nodes = {}, {}, list[Node]()
         for seed in results.seeds(lineage):
             nodes = needed(results, lineage, seed)
-            trainings = len(nodes)
-            read = caches(results, nodes)
-            done = [StageRun(TRAINING, *node, results.models[node].end) for node in nodes]
-            ahead = [(each, StageRun("", *each.teacher, end)) for each in read for end in each.ends]
-            done += [run for each, run in ahead if each.drawn]
-            tokens[seed] = sum(run.tokens for run in done)
-            done += [run for each, run in ahead if not each.drawn]
-            hours[seed] = sum(run.hours for run in done)
-        yield Cumulative(lineage, hours, tokens, trainings, spent(results, lineage))
+            # tokens that a teacher only scores do not count: those of outputs come last
+            read = sorted(caches(results, nodes), key=lambda each: not each.drawn)
+            ahead = [
+                (each.drawn, StageRun("", *each.teacher, end)) for each in read for end in each.ends
+            ]
+            done = [(True, StageRun(TRAINING, *node, results.models[node].end)) for node in nodes]
+            tokens[seed] = sum(run.tokens for drawn, run in done + ahead if drawn)
+            hours[seed] = sum(run.hours for _, run in done + ahead)
+        yield Cumulative(lineage, hours, tokens, len(nodes), spent(results, lineage))
 
 
 def spent(results: Results, lineage: str) -> dict[int, int]:

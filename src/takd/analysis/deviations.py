@@ -10,7 +10,7 @@ from typing import Any
 from takd.analysis.comparisons import QUESTIONS, pairs
 from takd.analysis.results import Results
 from takd.analysis.text import counted
-from takd.experiment.lineage import control_of, split
+from takd.experiment.lineage import Hop, control_of, split
 from takd.methods.registry import METHODS, REPLICATED
 
 METHOD = METHODS[REPLICATED]
@@ -21,34 +21,29 @@ DECODING_SEEDS = 5
 """10 to 50: section 3.1."""
 LONGEST = 256
 """Tokens of an answer, in the authors' code: 512 less a prompt of 256."""
+FEW = {
+    1: "With one training seed, tests and intervals are of these checkpoints, not of what another training would"
+    " give; that takes three seeds, better five.",
+    2: "With two training seeds, intervals across training seeds are wide (12.7 standard errors to each side);"
+    " three seeds make that 4.3, five 2.8.",
+}
+STARTS = {
+    "scratch": "random weights, not pretrained ones",
+    "gguf": "a GGUF file, which may be quantised",
+    "keep_layers": "some of the layers of a larger model",
+}
 
 
 def limits(results: Results, data_report: dict[str, Any]) -> list[str]:
     """List the limits: few seeds, unanswered questions, leaks, departures."""
-    found = departures(results, data_report)
-    departing = f"The run departs from {PAPER}: {'; '.join(found)}."
+    few = FEW.get(len(results.spec["seeds"]))
+    found = "; ".join(departures(results, data_report))
     none = (
         f"Of what is looked at (sets, seeds, decoding, devices, starts, {METHOD.title}’s settings), nothing"
         f" departs from {PAPER}."
     )
-    return [
-        *few_seeds(results),
-        *unasked(results),
-        *leaks(data_report),
-        departing if found else none,
-    ]
-
-
-def few_seeds(results: Results) -> list[str]:
-    """State the limits of one or two training seeds."""
-    texts = {
-        1: "With one training seed, tests and intervals are of these checkpoints, not of what another training would"
-        " give; that takes three seeds, better five.",
-        2: "With two training seeds, intervals across training seeds are wide (12.7 standard errors to each side);"
-        " three seeds make that 4.3, five 2.8.",
-    }
-    count = len(results.spec["seeds"])
-    return [texts[count]] if count in texts else []
+    last = f"The run departs from {PAPER}: {found}." if found else none
+    return [*filter(None, [few]), *unasked(results), *leaks(data_report), last]
 
 
 def unasked(results: Results) -> list[str]:
@@ -69,11 +64,8 @@ def leaks(data_report: dict[str, Any]) -> list[str]:
         for leak in data_report.get("leaks", [])
         if leak["split"] == "train" and leak["other"] != "dev" and leak["other_rows"]
     ]
-    return (
-        [f"Models were trained on some prompts that they answer: {', '.join(found)}."]
-        if found
-        else []
-    )
+    said = f"Models were trained on some prompts that they answer: {', '.join(found)}."
+    return [said] if found else []
 
 
 def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
@@ -81,70 +73,50 @@ def departures(results: Results, data_report: dict[str, Any]) -> list[str]:
     spec = results.spec
     source = data_report["splits"].get("train", {"source": ""})["source"]
     hops = dict.fromkeys(split(name)[-1] for name in results.lineages if not control_of(name))
-    replicated = [hop.model for hop in hops if hop.method == REPLICATED]
+    replicated = [hop for hop in hops if hop.method == REPLICATED]
     sets, draws = len(spec["sets"]), len(spec["decoding_seeds"])
-    lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, *hop).get("lora")]
-    cpu = any(str(model.end.get("device")) == "cpu" for model in results.trained_here.values())
-    corpus = "corpus" in data_report["splits"]
-    return [
-        text
-        for text, holds in (
-            (f"{counted(sets, 'evaluation set')}, not {SETS}", sets < SETS),
-            (f"{counted(draws, 'decoding seed')}, not {DECODING_SEEDS}", draws < DECODING_SEEDS),
-            *_decoding(spec["decoding"]),
-            (
-                f"ROUGE-L with unicode tokens on {', '.join(results.unicode_sets)}",
-                results.unicode_sets,
-            ),
-            (
-                "trained on synthetic data, not on Dolly",
-                re.match(r"demo (train|dev|test) \(seed", source),
-            ),
-            *((text, True) for text in _starts(spec["weights"])),
-            ("trained on a CPU", cpu),
-            (f"LoRA, not all weights, for {', '.join(lora)}", lora),
-            (
-                f"{METHOD.title} without its language-modelling term, as there is no corpus",
-                replicated and not corpus,
-            ),
-            *(
-                (f"{METHOD.title} with {text}", True)
-                for text in _of_the_method(results, replicated)
-            ),
-        )
-        if holds
-    ]
-
-
-def _decoding(settings: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Departures of the decoding, each with whether it holds."""
-    sample, size, longest = (
-        settings["sample"],
-        settings["no_repeat_ngram"],
-        settings.get("max_new_tokens") or LONGEST,
-    )
-    return [
-        ("greedy decoding, not sampling", not sample),
-        (
-            f"temperature {settings['temperature']:g}, not 1",
-            sample and settings["temperature"] != 1,
+    lora = [f"{hop.model} by {hop.method}" for hop in hops if _settings(results, hop).get("lora")]
+    unicode_sets = ", ".join(results.unicode_sets)
+    no_corpus = replicated and "corpus" not in data_report["splits"]
+    found = {
+        f"{counted(sets, 'evaluation set')}, not {SETS}": sets < SETS,
+        f"{counted(draws, 'decoding seed')}, not {DECODING_SEEDS}": draws < DECODING_SEEDS,
+        **_decoding(spec["decoding"]),
+        f"ROUGE-L with unicode tokens on {unicode_sets}": unicode_sets,
+        "trained on synthetic data, not on Dolly": re.match(
+            r"demo (train|dev|test) \(seed", source
         ),
-        (f"top-k {settings['top_k']}, not all tokens", sample and settings["top_k"]),
-        (f"top-p {settings['top_p']:g}, not 1", sample and settings["top_p"] < 1),
-        ("6-grams may repeat, which the authors’ code blocks", size == 0),
-        (f"{size}-grams may not repeat; the authors’ code blocks 6-grams", size not in (0, 6)),
-        (f"answers of at most {longest} tokens, not {LONGEST}", longest < LONGEST),
-    ]
+        **dict.fromkeys(_starts(spec["weights"]), True),
+        "trained on a CPU": any(
+            str(model.end.get("device")) == "cpu" for model in results.trained_here.values()
+        ),
+        f"LoRA, not all weights, for {', '.join(lora)}": lora,
+        f"{METHOD.title} without its language-modelling term, as there is no corpus": no_corpus,
+    }
+    if changed := _of_the_method(results, replicated):
+        found[f"{METHOD.title} with {', '.join(changed)}"] = True
+    return [text for text, holds in found.items() if holds]
+
+
+def _decoding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Departures of the decoding, each with whether it holds."""
+    sample, size, top_k = settings["sample"], settings["no_repeat_ngram"], settings["top_k"]
+    temperature, top_p = settings["temperature"], settings["top_p"]
+    longest = settings.get("max_new_tokens") or LONGEST
+    return {
+        "greedy decoding, not sampling": not sample,
+        f"temperature {temperature:g}, not 1": sample and temperature != 1,
+        f"top-k {top_k}, not all tokens": sample and top_k,
+        f"top-p {top_p:g}, not 1": sample and top_p < 1,
+        "6-grams may repeat, which the authors’ code blocks": size == 0,
+        f"{size}-grams may not repeat; the authors’ code blocks 6-grams": size not in (0, 6),
+        f"answers of at most {longest} tokens, not {LONGEST}": longest < LONGEST,
+    }
 
 
 def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
-    kinds = {
-        "scratch": "random weights, not pretrained ones",
-        "gguf": "a GGUF file, which may be quantised",
-        "keep_layers": "some of the layers of a larger model",
-    }
     found = []
-    for kind, words in kinds.items():
+    for kind, words in STARTS.items():
         models = [model for model, settings in weights.items() if settings.get(kind) is not None]
         if models:
             start = "starts" if len(models) == 1 else "start"
@@ -153,23 +125,23 @@ def _starts(weights: dict[str, dict[str, Any]]) -> list[str]:
     return found
 
 
-def _of_the_method(results: Results, models: list[str]) -> list[str]:
+def _of_the_method(results: Results, hops: list[Hop]) -> list[str]:
     """Settings of the method that differ from the paper's, with the affected models unless all are."""
     found = []
     replaced = {"steps"} if results.spec.get("equal_cost") else set()  # by the budget
     for key, paper in METHOD.published.items():
         by_value: dict[str, list[str]] = {}
-        for model in models:
-            value = _settings(results, model, REPLICATED).get(key)
+        for hop in hops:
+            value = _settings(results, hop).get(key)
             if value is not None and value != paper and key not in replaced:
-                by_value.setdefault(json.dumps(value), []).append(model)
+                by_value.setdefault(json.dumps(value), []).append(hop.model)
         for value, whose in by_value.items():
-            of = "" if len(whose) == len(models) else f" for {', '.join(whose)}"
+            of = "" if len(whose) == len(hops) else f" for {', '.join(whose)}"
             found.append(f"{key} {value}{of} (not {json.dumps(paper)})")
-    return [", ".join(found)] if found else []
+    return found
 
 
-def _settings(results: Results, model: str, method: str) -> dict[str, Any]:
+def _settings(results: Results, hop: Hop) -> dict[str, Any]:
     spec = results.spec
-    changed = (spec["overrides"] or {}).get(model) or {}
-    return {**(spec["training"].get(method) or {}), **(changed.get(method) or {})}
+    changed = (spec["overrides"] or {}).get(hop.model) or {}
+    return {**(spec["training"].get(hop.method) or {}), **(changed.get(hop.method) or {})}

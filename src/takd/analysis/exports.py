@@ -5,15 +5,8 @@ begins with a character that spreadsheets take for a formula (=, +, -, @, their 
 return), or with an apostrophe, gets an apostrophe before it (OWASP, "CSV Injection"). To recover the text, remove one
 apostrophe from its beginning. Numbers stay as they are, negative ones too.
 
-scores.csv and scores.parquet have one line per number, one column per variable (Wickham, Tidy Data, 2014). The column
-`statistic` is one of:
-
-- `mean`: a measure of one model on one set, over all prompts; over all decoding seeds where `decoding_seed` is empty;
-- `score`: one answer, x 100 (`takd.analysis.measures.TESTED`): a prompt and a decoding seed; in Parquet alone;
-- `sum`: a sum over the tokens of one prompt's texts, of all references or of all decoding seeds
-  (`likelihoods/prompts.jsonl`); in Parquet alone. Names are `references/<quantity>` and `<role>/<texts>/<quantity>`, as
-  in that file; the mean over any choice of prompts is the sum of the quantity over that of `tokens`. Where the first
-  teacher is the direct one, only `direct` is present.
+scores.csv and scores.parquet have one line per number, one column per variable (Wickham, Tidy Data, 2014); means in
+both, scores of single answers and sums over the tokens of a prompt's texts in Parquet alone (docs/report.md).
 """
 
 import csv
@@ -69,17 +62,13 @@ def to_csv(
     """
     lines = list(lines)
     names = names or list(lines[0] if lines else [])
-    return "".join(
-        _csv_line([_cell(cell, digits) for cell in cells])
-        for cells in [names, *([line.get(name) for name in names] for line in lines)]
-    )
-
-
-def _csv_line(cells: Sequence[Any]) -> str:
-    file = io.StringIO()
-    # with CRLF as line end, cells that contain either character are quoted; pandas has one line end for all
-    csv.writer(file, lineterminator="\r\n").writerow(cells)
-    return file.getvalue().removesuffix("\r\n") + "\n"
+    texts = []
+    for cells in [names, *([line.get(name) for name in names] for line in lines)]:
+        file = io.StringIO()
+        # with CRLF as line end, cells that contain either character are quoted; pandas has one line end for all
+        csv.writer(file, lineterminator="\r\n").writerow(_cell(cell, digits) for cell in cells)
+        texts.append(file.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(texts)
 
 
 def _cell(value: Any, digits: int | None) -> Any:
@@ -104,35 +93,33 @@ def tests(found: Number | None, key: str = "") -> dict[str, Any]:
 
 def results_csv(results: Results) -> str:
     """Write one line per lineage and evaluation set, one column per variable."""
-    found = table.of(results)
     return to_csv(
-        [
-            _results_line(
-                results, line, name, table.select(found, set=name, lineage=line.lineage, seed=ANY)
-            )
-            for line in table.lines(results)
-            for name in results.spec["sets"]
-        ]
+        _results_line(results, line, name)
+        for line in table.lines(results)
+        for name in results.spec["sets"]
     )
 
 
-def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -> dict[str, Any]:
+def _results_line(results: Results, line: Line, name: str) -> dict[str, Any]:
+    here = table.select(table.of(results), set=name, lineage=line.lineage, seed=ANY)
+
     def first(**wanted: Any) -> Number | None:
         # a lineage has one counterpart of a question
         return next(iter(table.rows(here, **wanted)), None)
+
+    def with_seeds(key: str, more: dict[str, Any] | None = None, **wanted: Any) -> dict[str, Any]:
+        """Columns of a mean, and the values behind it, one per training seed of the experiment."""
+        values = {number.seed: number.value for number in table.rows(here, seed=EACH, **wanted)}
+        seeds = {f"{key}_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
+        return columns(key, first(**wanted)) | (more or {}) | seeds
 
     models = results.of(line.lineage)
     seeds = [] if is_given(line.lineage) else results.seeds(line.lineage)
     rouge = first(kind=SCORE, measure="rougeL")
     assert rouge
-    cells: dict[str, Any] = {
-        "set": name,
-        "role": line.role,
-        "label": line.label,
-        "lineage": line.lineage,
-        "chain": rouge.chain,
-        "methods": rouge.methods,
-        "model": rouge.model,
+    cells: dict[str, Any] = {"set": name, "role": line.role, "label": line.label}
+    cells |= {key: getattr(rouge, key) for key in ("lineage", "chain", "methods", "model")}
+    cells |= {
         "parameters": rouge.parameters,
         "training_seeds": " ".join(map(str, seeds)),
         "n_training_seeds": len(seeds),
@@ -141,47 +128,43 @@ def _results_line(results: Results, line: Line, name: str, here: pd.DataFrame) -
         "rouge_tokenizer": results.evaluations[results.nodes[0], name].rouge_tokenizer,
     }
     for measure in (m for m in TESTED if any(m in results.tested(n) for n in results.spec["sets"])):
-        wanted: dict[str, Any] = {"kind": SCORE, "measure": measure}
-        cells |= columns(measure, first(**wanted)) | _seeds(results, measure, here, wanted)
+        cells |= with_seeds(measure, kind=SCORE, measure=measure)
     for measure in ("response_tokens", "cut_off"):
         mean = first(kind=SCORE, measure=measure)
         cells[measure] = mean and mean.value
     for exact in (each.name for each in measured(results) if each.interval == TRAININGS):
-        wanted = {"kind": SCORE, "measure": exact}
-        cells |= columns(exact, first(**wanted)) | _seeds(results, exact, here, wanted)
+        cells |= with_seeds(exact, kind=SCORE, measure=exact)
     for baseline, question in (("sft", ["sft", "control"]), ("direct", "direct")):
         key = f"gain_over_{baseline}"
         wanted = {"kind": DIFFERENCE, "measure": "rougeL", "question": question}
         gain = first(**wanted)
-        cells |= columns(key, gain) | {f"{key}_n": gain and gain.n_training_seeds}
-        cells |= tests(gain, f"{key}_") | _seeds(results, key, here, wanted)
-    sources = dict.fromkeys(target["source"] for target in results.spec["targets"] or [])
-    for place, source in enumerate(sources, 1):
-        cells |= _published(results, rouge, place, source)
+        more = {f"{key}_n": gain and gain.n_training_seeds} | tests(gain, f"{key}_")
+        cells |= with_seeds(key, more, **wanted)
+    theirs = published(results, rouge)
+    for place, source in enumerate(cited(results), 1):
+        # a published score has no uncertainty of its own: only our interval counts
+        value, key = theirs.get(source), f"published_{place}"
+        cells |= {key: value, f"{key}_difference": None if value is None else rouge.value - value}
+        held = None if value is None or not rouge.interval else rouge.interval.holds(value)
+        cells |= {f"{key}_in_interval": held, f"{key}_source": None if value is None else source}
     cells["steps"] = sum(model.manifest["steps"] for model in models) / len(models)
     return cells | {
         "training_minutes": sum(wall_minutes(model.end) for model in models) / len(models)
     }
 
 
-def _seeds(
-    results: Results, key: str, here: pd.DataFrame, wanted: dict[str, Any]
-) -> dict[str, float | None]:
-    """Map the values behind a mean to columns, one per training seed of the experiment."""
-    values = {number.seed: number.value for number in table.rows(here, seed=EACH, **wanted)}
-    return {f"{key}_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
+def cited(results: Results) -> list[str]:
+    """Sources of published scores, each once."""
+    return list(dict.fromkeys(target["source"] for target in results.spec["targets"] or []))
 
 
-def _published(results: Results, rouge: Number, place: int, source: str) -> dict[str, Any]:
-    """Columns of a published score, which has no uncertainty of its own: only our interval counts."""
-    scores = next(t["scores"] for t in results.spec["targets"] if t["source"] == source)
-    value = scores.get(rouge.lineage, {}).get(rouge.set)
-    names = ("", "_difference", "_in_interval", "_source")
-    values: Sequence[Any] = [None] * 4
-    if value is not None:
-        held = rouge.interval.holds(float(value)) if rouge.interval else None
-        values = [float(value), rouge.value - float(value), held, source]
-    return {f"published_{place}{name}": each for name, each in zip(names, values, strict=True)}
+def published(results: Results, ours: Number) -> dict[str, float]:
+    """Published scores of a model on a set, by source."""
+    return {
+        target["source"]: float(value)
+        for target in results.spec["targets"] or []
+        if (value := target["scores"].get(ours.lineage, {}).get(ours.set)) is not None
+    }
 
 
 def differences_csv(results: Results) -> str:
@@ -190,25 +173,23 @@ def differences_csv(results: Results) -> str:
     p values are corrected within the family: one question and measure on one set, over all prompts or over all strata.
     """
     found = table.of(results)
-    by_seed: dict[tuple[str, ...], dict[int | None, float]] = {}
-    for number in table.rows(found, kind=DIFFERENCE, stratum=ANY, seed=EACH):
-        by_seed.setdefault(_place(number), {})[number.seed] = number.value
+    by_seed = {
+        (_place(number), number.seed): number.value
+        for number in table.rows(found, kind=DIFFERENCE, stratum=ANY, seed=EACH)
+    }
     lines: list[dict[str, Any]] = []
     for number in table.rows(found, kind=DIFFERENCE, stratum=ANY):
         names = ("set", "stratum", "measure", "question", "ours", "theirs")
-        line: dict[str, Any] = dict(zip(names, _place(number), strict=True))
+        line: dict[str, Any] = dict(zip(names, place := _place(number), strict=True))
         line |= {"n_training_seeds": number.n_training_seeds, "family": number.family}
         line |= columns("difference", number) | tests(number)
-        values = by_seed.get(_place(number), {})
-        line |= {f"difference_seed_{seed}": values.get(seed) for seed in results.spec["seeds"]}
-        pair = Pair(number.question, number.lineage, number.other)
-        lines.append(line | {"arms": warning(results, pair)})
+        line |= {f"difference_seed_{s}": by_seed.get((place, s)) for s in results.spec["seeds"]}
+        lines.append(line | {"arms": warning(results, Pair(*place[3:]))})
     return to_csv(lines) if lines else to_csv([], ("set", "question", "ours", "theirs"))
 
 
-def _place(number: Number) -> tuple[str, ...]:
-    where = (number.set, number.stratum, number.measure, number.question)
-    return (*where, number.lineage, number.other)
+def _place(of: Number) -> tuple[str, ...]:
+    return (of.set, of.stratum, of.measure, of.question, of.lineage, of.other)
 
 
 def scores_csv(results: Results) -> str:
@@ -250,10 +231,9 @@ def write_parquet(results: Results, evaluations: Path, path: Path) -> None:
     means = _means(results)
     with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
         for (node, name), evaluation in results.evaluations.items():
-            of_model = means["lineage"] == node.lineage
+            part = means[(means["lineage"] == node.lineage) & (means["set"] == name)]
             if not is_given(node.lineage):
-                of_model &= means["seed"] == node.seed
-            part = means[of_model & (means["set"] == name)]
+                part = part[part["seed"] == node.seed]
             about = part[list(ABOUT)].iloc[0].to_dict()
             sums = _sums(prompts_read(evaluations, node, name))
             for lines in (part, _answers(evaluation), *_batches(sums, 100_000)):

@@ -35,22 +35,19 @@ def facts(results: Results, lineage: str, seed: int) -> dict[str, str]:
         return {}
     model = results.models[node_of(lineage, seed)]
     manifest: dict[str, Any] = model.manifest
-    settings = manifest["spec"].get("settings", {})
-    inputs = manifest["inputs"]
+    settings, inputs = manifest["spec"].get("settings", {}), manifest["inputs"]
     kept = results.training_rows
     rows = min(settings.get("rows") or kept, kept) if kept else settings.get("rows")
+    drawn = "rollouts" if METHODS[manifest["method"]].rollouts else "labels"
     found = {
         "training rows": f"{rows:,}" if rows else "all",
         "training data": " ".join(digest[:12] for digest in inputs.get("train", [])),
-        "responses": settings.get(
-            "responses", "rollouts" if METHODS[manifest["method"]].rollouts else "labels"
-        ),
+        "responses": settings.get("responses", drawn),
         "start": "SFT" if "init" in inputs else "starting weights",
         "steps": f"{manifest['steps']:,}",
         "tokens seen": f"{int(model.end.get('tokens', 0)):,}",
     }
-    rest = {key: value for key, value in settings.items() if key not in IN_SETTINGS}
-    return found | flat(rest)
+    return found | flat({k: v for k, v in settings.items() if k not in IN_SETTINGS})
 
 
 def unequal(results: Results, pair: Pair) -> list[Unequal]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from takd.analysis import result_files
+from takd.analysis.result_files import folder_of
 from takd.analysis.results import Results, read
 from takd.experiment.lineage import Node, student_of
 from takd.runtime.errors import InputError
@@ -46,13 +47,8 @@ def read_folder(folder: Path) -> Results:
 
 def _spec(folder: Path, nodes: list[Node], sets: list[str]) -> dict[str, Any]:
     """Make of the records what an experiment file would say."""
-    evaluations = [
-        folder / "evaluations" / node.lineage / f"seed{node.seed}" / name
-        for node in nodes
-        for name in sets
-    ]
-    first = evaluations[0] / "scores.json"
-    record = result_files.record(first, {})
+    places = [folder_of(folder / "evaluations", node, name) for node in nodes for name in sets]
+    record = result_files.record(places[0] / "scores.json", {})
     name = folder.resolve()
     return {
         "experiment": name.parent.name if name.name == INNER else name.name,
@@ -65,5 +61,5 @@ def _spec(folder: Path, nodes: list[Node], sets: list[str]) -> dict[str, Any]:
         "decoding": record["decoding"],
         "decoding_seeds": record["decoding_seeds"],
         "samples": 0,
-        "judge": all((each / "judge/judge.json").is_file() for each in evaluations),
+        "judge": all((place / "judge/judge.json").is_file() for place in places),
     }

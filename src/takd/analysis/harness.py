@@ -10,13 +10,13 @@ the same files again.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from takd.analysis.measures import Measure, measured
-from takd.analysis.result_files import responses
+from takd.analysis.result_files import folder_of, responses
 from takd.analysis.results import Evaluation, Results
 from takd.analysis.statistics import standard_error
 from takd.experiment.labels import full_text
@@ -38,8 +38,8 @@ def write(results: Results, folder: Path, target: Path, samples: bool) -> list[P
     written = []
     for node in results.nodes:
         name = _sanitized(node)
-        scores = [_scores_file(folder, node, task) for task in results.spec["sets"]]
-        date = max(path.stat().st_mtime for path in scores)
+        places = (folder_of(folder / "evaluations", node, task) for task in results.spec["sets"])
+        date = max((place / "scores.json").stat().st_mtime for place in places)
         stamp = datetime.fromtimestamp(date).isoformat().replace(":", "-")
         written.append(target / name / f"results_{stamp}.json")
         write_json(written[-1], of_model(results, node, folder, date))
@@ -54,28 +54,24 @@ def of_model(results: Results, node: Node, folder: Path, date: float) -> dict[st
     """Results of one model, as the harness's `results_*.json` has them."""
     model, tasks = results.models[node], results.spec["sets"]
     evaluations = {task: results.evaluations[node, task] for task in tasks}
-    end = evaluations[tasks[0]].end
+    first = evaluations[tasks[0]]
+    end = first.end
     seconds = sum(float(each.end.get("seconds", 0)) for each in evaluations.values())
     shown = measured(results)
-    weights = folder / "models" / node.lineage / f"seed{node.seed}" / "model"
+    higher = {measure.name: _higher(measure) for measure in shown}
+    counts = {task: len(each.ids) for task, each in evaluations.items()}
     versions = model.manifest.get("versions") or {}
-    decoding = evaluations[tasks[0]].scores["decoding"]
     return {
         "results": {task: _metrics(task, each, shown) for task, each in evaluations.items()},
         "group_subtasks": {task: [] for task in tasks},
-        "configs": {task: _config(task, each, shown) for task, each in evaluations.items()},
+        "configs": {task: _config(task, each, higher) for task, each in evaluations.items()},
         "versions": dict.fromkeys(tasks, 1.0),
         "n-shot": dict.fromkeys(tasks, 0),
-        "higher_is_better": {
-            task: {measure.name: _higher(measure) for measure in shown} for task in tasks
-        },
-        "n-samples": {
-            task: {"original": len(each.ids), "effective": len(each.ids)}
-            for task, each in evaluations.items()
-        },
+        "higher_is_better": {task: dict(higher) for task in tasks},
+        "n-samples": {task: {"original": n, "effective": n} for task, n in counts.items()},
         "config": {
             "model": "hf",
-            "model_args": f"pretrained={weights}",
+            "model_args": f"pretrained={folder_of(folder / 'models', node, 'model')}",
             "model_num_parameters": model.parameters,
             "model_dtype": end.get("precision"),
             "model_sha": model.manifest["digest"],
@@ -83,7 +79,7 @@ def of_model(results: Results, node: Node, folder: Path, date: float) -> dict[st
             "device": end.get("device"),
             "limit": None,
             "bootstrap_iters": 0,
-            "gen_kwargs": decoding,
+            "gen_kwargs": first.scores["decoding"],
             "random_seed": results.spec["decoding_seeds"][0],
             "training_seed": None if is_given(node.lineage) else node.seed,
         },
@@ -110,7 +106,7 @@ def _metrics(task: str, evaluation: Evaluation, shown: list[Measure]) -> dict[st
     return found
 
 
-def _config(task: str, evaluation: Evaluation, shown: list[Measure]) -> dict[str, Any]:
+def _config(task: str, evaluation: Evaluation, higher: dict[str, bool | None]) -> dict[str, Any]:
     scores = evaluation.scores
     return {
         "task": task,
@@ -119,8 +115,8 @@ def _config(task: str, evaluation: Evaluation, shown: list[Measure]) -> dict[str
         "repeats": len(scores["decoding_seeds"]),
         "generation_kwargs": scores["decoding"],
         "metric_list": [
-            {"metric": measure.name, "aggregation": "mean", "higher_is_better": _higher(measure)}
-            for measure in shown
+            {"metric": name, "aggregation": "mean", "higher_is_better": which}
+            for name, which in higher.items()
         ],
         "metadata": {
             "version": 1.0,
@@ -142,40 +138,31 @@ def _samples(evaluation: Evaluation, folder: Path) -> Iterator[dict[str, Any]]:
         doc = {key: row[key] for key in ("id", "instruction", "input", "references") if key in row}
         texts = [output["text"] for output in row["outputs"]]
         target = row["references"][0]
+        # before the experiment's template is filled with it
+        asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
         yield {
             "doc_id": row["id"],
             "doc": doc,
             "target": target,
-            "arguments": {"gen_args_0": {"arg_0": _asked(row), "arg_1": gen}},
+            "arguments": {"gen_args_0": {"arg_0": asked, "arg_1": gen}},
             "resps": [texts],
             "filtered_resps": texts,
             "filter": FILTER,
             "metrics": list(evaluation.by_draw),
             "doc_hash": _digest(json.dumps(doc, ensure_ascii=False)),
-            "prompt_hash": _digest(_asked(row)),
+            "prompt_hash": _digest(asked),
             "target_hash": _digest(target),
-            **{name: _mean(row, name) for name in evaluation.by_draw},
+            **{
+                name: float(sum(output[name] for output in row["outputs"]) / len(texts))
+                for name in evaluation.by_draw
+            },
         }
-
-
-def _asked(row: Mapping[str, Any]) -> str:
-    """What a row asks, before the experiment's template is filled with it."""
-    return "\n".join(filter(None, (row["instruction"], row.get("input"))))
-
-
-def _mean(row: Mapping[str, Any], name: str) -> float:
-    values = [output[name] for output in row["outputs"]]
-    return float(sum(values) / len(values))
 
 
 def _sanitized(node: Node) -> str:
     """Name of a model as a folder."""
     seed = "" if is_given(node.lineage) else f"__seed{node.seed}"
     return re.sub(r"[^A-Za-z0-9._-]", "_", f"{node.lineage}{seed}")
-
-
-def _scores_file(folder: Path, node: Node, task: str) -> Path:
-    return folder / "evaluations" / node.lineage / f"seed{node.seed}" / task / "scores.json"
 
 
 def _digest(text: str) -> str:

@@ -36,11 +36,6 @@ class Measure(NamedTuple):
         values = (_below(evaluation, self.path.split(".")[:-1]) or {}).get("by_seed") or {}
         return {int(seed): float(value) for seed, value in values.items() if value is not None}
 
-    @property
-    def arrow(self) -> str:
-        """Direction for a table's head: `↑ better`; empty where neither is better."""
-        return {"higher": "↑ better", "lower": "↓ better"}.get(self.better, "")
-
 
 def _below(evaluation: Any, path: list[str]) -> Any:
     found = getattr(evaluation, path[0])

@@ -49,6 +49,11 @@ def end(rows: list[JsonRow]) -> JsonRow:
     return (closing or rows or [{}])[-1]
 
 
+def folder_of(above: Path, node: Node, *parts: str) -> Path:
+    """Return the folder of a model below that of all models, or of its results on a set below that of evaluations."""
+    return above.joinpath(node.lineage, f"seed{node.seed}", *parts)
+
+
 def wall_minutes(end: JsonRow) -> float:
     """Return the wall time of a stage over all restarts, by the closing line of its log."""
     return float(end.get("seconds", 0.0)) / 60
@@ -56,11 +61,11 @@ def wall_minutes(end: JsonRow) -> float:
 
 def prompts_read(evaluations: Path, node: Node, name: str) -> Iterator[JsonRow]:
     """Yield sums over the tokens of each prompt's texts, of one model on one set."""
-    folder = evaluations / node.lineage / f"seed{node.seed}" / name / "likelihoods"
+    folder = folder_of(evaluations, node, name, "likelihoods")
     return lines(folder / "prompts.jsonl", folder / "likelihoods.json")
 
 
 def responses(evaluations: Path, node: Node, name: str) -> Iterator[JsonRow]:
     """Yield prompts of one set with a model's responses and their scores."""
-    folder = evaluations / node.lineage / f"seed{node.seed}" / name
+    folder = folder_of(evaluations, node, name)
     return lines(folder / "generations.jsonl", folder / "scores.json")

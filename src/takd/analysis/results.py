@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from takd.analysis import result_files
 from takd.analysis.measures import TESTED
-from takd.analysis.result_files import JsonRow
+from takd.analysis.result_files import JsonRow, folder_of
 from takd.experiment.lineage import Node, is_given, node_of, split
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry
 from takd.runtime.digests import file_digest
@@ -109,7 +109,7 @@ class CachedOutput:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Results of one experiment, as the report needs them."""
+    """Results of one experiment."""
 
     spec: dict[str, Any]
     models: dict[Node, Model]
@@ -142,7 +142,7 @@ class Results:
 
     @property
     def trained_here(self) -> dict[Node, Model]:
-        """Models that were trained here."""
+        """Models that were trained, not taken as they are."""
         return {node: m for node, m in self.models.items() if not is_given(node.lineage)}
 
     def of(self, lineage: str) -> list[Model]:
@@ -185,33 +185,28 @@ def read(
         assert teachers is not None
         results.teacher_cache.append(_cached_output(CacheEntry(*each), teachers))
     for name in spec["sets"]:
-        first: Evaluation | None = None
-        shown: dict[Any, dict[Node, JsonRow]] = {}
+        folder = folder_of(evaluations, nodes[0], name)
+        result_files.record(folder / "scores.json", {**nodes[0]._asdict(), "set": name})
+        ids = [row["id"] for row in result_files.responses(evaluations, nodes[0], name)]
+        # evenly spaced, since neighbours in a data set are often alike
+        count = min(spec["samples"], len(ids))
+        shown: dict[Any, dict[Node, JsonRow]]
+        shown = {ids[place * len(ids) // count]: {} for place in range(count)}
         results.samples[name] = shown
         for node in nodes:
-            folder = evaluations / node.lineage / f"seed{node.seed}" / name
-            file = folder / "generations.jsonl"
-            if first is None:
-                result_files.record(folder / "scores.json", {**node._asdict(), "set": name})
-                ids = [row["id"] for row in result_files.lines(file, folder / "scores.json")]
-                shown.update((key, {}) for key in _spread_out(ids, spec["samples"]))
-            evaluation = _evaluation(node, name, folder, spec, shown)
-            first = first or evaluation
-            if evaluation.ids != first.ids:
+            file = folder_of(evaluations, node, name) / "generations.jsonl"
+            evaluation = _evaluation(node, name, file.parent, spec, shown)
+            if evaluation.ids != ids:
                 raise InputError(
-                    f"{file}: holds other prompts than those of {first.node.lineage} seed"
-                    f" {first.node.seed} on {name}, so that the models cannot be compared"
+                    f"{file}: holds other prompts than those of {nodes[0].lineage} seed"
+                    f" {nodes[0].seed} on {name}, so that the models cannot be compared"
                 )
             results.evaluations[node, name] = evaluation
     return results
 
 
 def _evaluation(
-    node: Node,
-    name: str,
-    folder: Path,
-    spec: dict[str, Any],
-    shown: dict[Any, dict[Node, JsonRow]],
+    node: Node, name: str, folder: Path, spec: dict[str, Any], shown: dict[Any, dict[Node, JsonRow]]
 ) -> Evaluation:
     """Scores of one model on one set; rows of the prompts in `shown` are stored there."""
     of_set = {**node._asdict(), "set": name}
@@ -219,39 +214,40 @@ def _evaluation(
     draws = len(spec["decoding_seeds"])
     ids, values, strata = [], [], []
     measures: list[str] = []
-    for row in result_files.lines(folder / "generations.jsonl", folder / "scores.json"):
+    answers, read = folder / "generations.jsonl", folder / "likelihoods"
+    for row in result_files.lines(answers, folder / "scores.json"):
         ids.append(row["id"])
         strata.append(row.get("stratum") or "")
         measures = measures or [name for name in TESTED if name in row["outputs"][0]]
         values.append([[output[measure] for measure in measures] for output in row["outputs"]])
         if len(values[-1]) != draws:
             raise InputError(
-                f"{folder / 'generations.jsonl'}, prompt {row['id']}: has {len(values[-1])} answers,"
-                f" expected {draws}, one for each decoding seed"
+                f"{answers}, prompt {row['id']}: has {len(values[-1])} answers, expected {draws}, one for each"
+                " decoding seed"
             )
         if row["id"] in shown:
             shown[row["id"]][node] = row
     array = np.array(values, dtype=np.float64).reshape(len(ids), draws, len(measures))
-    by_draw = {measure: array[:, :, place] for place, measure in enumerate(measures)}
-    read = folder / "likelihoods"
+    log, read_log = (
+        result_files.log(where / "metrics.jsonl", where / record)
+        for where, record in ((folder, "scores.json"), (read, "likelihoods.json"))
+    )
     return Evaluation(
-        node,
-        name,
-        scores,
-        result_files.end(result_files.log(folder / "metrics.jsonl", folder / "scores.json")),
-        ids,
-        by_draw,
+        node=node,
+        set=name,
+        scores=scores,
+        end=result_files.end(log),
+        ids=ids,
+        by_draw={measure: array[:, :, place] for place, measure in enumerate(measures)},
         strata=strata,
         likelihoods=result_files.record(read / "likelihoods.json", of_set),
-        likelihoods_end=result_files.end(
-            result_files.log(read / "metrics.jsonl", read / "likelihoods.json")
-        ),
+        likelihoods_end=result_files.end(read_log),
         judge=result_files.record(folder / "judge/judge.json", of_set) if spec["judge"] else None,
     )
 
 
 def _model(node: Node, models: Path) -> Model:
-    folder = models / node.lineage / f"seed{node.seed}"
+    folder = folder_of(models, node)
     manifest = result_files.record(folder / "manifest.json", {"kind": "model", **node._asdict()})
     given = is_given(node.lineage)
     rows = [] if given else result_files.log(folder / "metrics.jsonl", folder / "manifest.json")
@@ -273,9 +269,3 @@ def _cached_output(entry: CacheEntry, teachers: Path) -> CachedOutput:
     logs = [teachers / log for log in entry.logs]
     ends = [result_files.end(result_files.log(log, log.parent / "manifest.json")) for log in logs]
     return CachedOutput(entry, file_digest(manifest), ends, found.get("flops"))
-
-
-def _spread_out(ids: list[Any], count: int) -> list[Any]:
-    """Choose `count` ids evenly spaced over the list, since neighbours in a data set are often alike."""
-    count = min(count, len(ids))
-    return [ids[index * len(ids) // count] for index in range(count)]

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 from takd.analysis import comparisons, looks, statistics, table
 from takd.analysis.exports import columns, tests, to_csv
 from takd.analysis.results import Results
-from takd.analysis.statistics import Interval
+from takd.analysis.statistics import Interval, number
 from takd.analysis.table import DIFFERENCE, Number
 from takd.experiment.controls import of
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split, supervised
-
-NOT_DEFINED = "not defined"
 
 
 class Share(NamedTuple):
@@ -26,8 +24,7 @@ class Share(NamedTuple):
         control_gain: gain of the control.
         difference: the method less the control.
         value: share of the gain that needs the teacher; None where it is not defined.
-        interval: its 95 % confidence interval: across training seeds where there are several, else
-            over prompts.
+        interval: 95 %: across training seeds where there are several, else over prompts.
         why: why it is not defined.
     """
 
@@ -52,9 +49,9 @@ class Share(NamedTuple):
     def text(self) -> str:
         """Format as `83 % (60 to 104)`."""
         if self.value is None or self.interval is None:
-            return NOT_DEFINED
-        low, high = (statistics.number(100 * end, digits=0) for end in self.interval)
-        return f"{statistics.number(100 * self.value, digits=0)} % ({low} to {high})"
+            return "not defined"
+        value, *ends = (number(100 * x, digits=0) for x in (self.value, *self.interval))
+        return f"{value} % ({ends[0]} to {ends[1]})"
 
 
 def shares(results: Results, name: str, measure: str = "rougeL") -> list[Share]:
@@ -65,19 +62,15 @@ def shares(results: Results, name: str, measure: str = "rougeL") -> list[Share]:
     """
     found = table.of(results)
 
-    def one(question: str, lineage: str) -> Number | None:
-        wanted: dict[str, Any] = {"set": name, "measure": measure, "question": question}
-        return table.one(found, kind=DIFFERENCE, lineage=lineage, **wanted)
-
+    wanted: dict[str, Any] = {"kind": DIFFERENCE, "set": name, "measure": measure}
     made = []
-    for row in table.rows(found, kind=DIFFERENCE, set=name, measure=measure, question="teacher"):
-        gain, control_gain = one("sft", row.lineage), one("control", row.other)
+    for row in table.rows(found, question="teacher", **wanted):
+        gain = table.one(found, question="sft", lineage=row.lineage, **wanted)
+        control_gain = table.one(found, question="control", lineage=row.other, **wanted)
         if gain is not None and control_gain is not None:
             made.append(_share(results, gain, control_gain, row))
-    order = [line.lineage for line in table.lines(results)]
-    return sorted(
-        made, key=lambda x: (order.index(x.gain.lineage), order.index(x.control_gain.lineage))
-    )
+    order = [line.lineage for line in table.lines(results)].index
+    return sorted(made, key=lambda x: (order(x.gain.lineage), order(x.control_gain.lineage)))
 
 
 def controls_csv(results: Results) -> str:
@@ -89,12 +82,9 @@ def controls_csv(results: Results) -> str:
                 about: dict[str, Any] = {"set": name, "measure": measure}
                 about |= {"lineage": each.gain.lineage, "control": each.control_gain.lineage}
                 about |= {"n_training_seeds": each.difference.n_training_seeds}
-                for key, number in (
-                    ("gain", each.gain),
-                    ("control_gain", each.control_gain),
-                    ("difference", each.difference),
-                ):
-                    about |= columns(key, number) | tests(number, f"{key}_")
+                for key in ("gain", "control_gain", "difference"):
+                    about |= columns(key, getattr(each, key))
+                    about |= tests(getattr(each, key), f"{key}_")
                 low, high = each.interval or (None, None)
                 about |= {"share": each.value, "share_low": low, "share_high": high}
                 lines.append(about | {"why_not_defined": each.why})
@@ -108,16 +98,12 @@ def _share(results: Results, gain: Number, control_gain: Number, difference: Num
         return about._replace(why=f"the gain of the method {less}")
     ours, theirs = difference.lineage, difference.other
     base = supervised(split(ours)[-1].model)
-    seeds = [
-        seed
-        for seed in comparisons.shared(results, comparisons.Pair("teacher", ours, theirs))
-        if seed in results.seeds(base)
-    ]
-    scores = (
+    both = comparisons.shared(results, comparisons.Pair("teacher", ours, theirs))
+    seeds = [seed for seed in both if seed in results.seeds(base)]
+    method, control, baseline = (
         results.scores(lineage, gain.set, gain.measure, seeds).mean(axis=2)
         for lineage in (ours, theirs, base)
     )
-    method, control, baseline = scores
     level = looks.level(results.spec.get("until"), len(seeds))
     interval = statistics.ratio(method - control, method - baseline, level)
     if interval is None:

@@ -1,19 +1,14 @@
 """Uncertainty of a mean score and of a difference, over prompts and over trainings.
 
-A score y_rpd belongs to training r of R, prompt p of P and draw d of D (a decoding seed). Draws are averaged first:
-their noise is independent between prompts, so what remains of it is part of the spread over prompts. The estimand is
-the mean over all prompts of the population that the set samples, and over all draws,
+A score y_rpd belongs to training r of R, prompt p of P and draw d of D (a decoding seed). Draws are averaged first, so
+that what remains of their noise is part of the spread over prompts. The estimand is the mean over the population of
+prompts that the set samples, and over all draws,
 
 - of *these checkpoints*: `over_prompts` (percentile bootstrap) and `sign_flip` (permutation test), or
-- of *the method*, over all trainings it might have had: `over_trainings`, which needs R >= 2. Trainings and prompts
-  are crossed random effects.
+- of *the method*, over all trainings it might have had: `over_trainings`, for R >= 2.
 
-Two models are compared by the differences of their scores, paired by prompt, draw and training, so all functions
-apply to differences as well.
-
-Why not the bootstrap over trainings: with two to five trainings its intervals are far too narrow (for R = 2 its spread
-is the true one over sqrt 2, and its quantiles are those of the normal distribution). `tests/test_statistics.py`
-measures the coverage of the intervals; docs/report.md gives the results.
+All functions apply to differences of scores, paired by prompt, draw and training, as well. There is no bootstrap over
+trainings: with two to five of them its intervals are far too narrow. docs/report.md gives the measured coverage.
 """
 
 import math
@@ -62,13 +57,12 @@ def standard_error(values: Array) -> float | None:
 def over_prompts(scores_pk: Array) -> Array:
     """Bootstrap confidence intervals of the means over prompts, for these checkpoints.
 
-    The percentile interval, its level widened as Hesterberg proposes (What Teachers Should Know About the Bootstrap,
-    The American Statistician 69(4), 2015, section 4.3): Phi(-sqrt(P/(P-1)) t_{P-1}) instead of 2.5 % at each end,
-    since a resample's spread lacks the factor P/(P-1) and its quantiles are not those of t.
+    The percentile interval, with Phi(-sqrt(P/(P-1)) t_{P-1}) instead of 2.5 % at each end, since a resample's spread
+    lacks the factor P/(P-1) and its quantiles are not those of t (Hesterberg, The American Statistician 69(4), 2015,
+    section 4.3).
 
     Args:
-        scores_pk: score of each of P >= 2 prompts in each of K columns (models, or differences of models). All columns
-            share the resamples.
+        scores_pk: scores of P >= 2 prompts in K columns (models, or their differences), which share the resamples.
 
     Returns:
         Lower and upper ends (2, K).
@@ -94,7 +88,7 @@ def sign_flip(differences_pk: Array) -> Array:
     (Phipson and Smyth, 2010).
 
     Args:
-        differences_pk: difference of each of P prompts in each of K pairs. All pairs share the flips.
+        differences_pk: differences of P prompts in K pairs, which share the flips.
 
     Returns:
         p values (K,).
@@ -126,7 +120,7 @@ def of_trainings(values: Array) -> Interval | None:
 
 
 class OverTrainings(NamedTuple):
-    """Mean over trainings and prompts with its uncertainty; arrays of the leading shape of the scores."""
+    """Ends of an interval over trainings and prompts, and its test; arrays of the leading shape of the scores."""
 
     low: Any
     high: Any
@@ -137,15 +131,11 @@ class OverTrainings(NamedTuple):
 def over_trainings(scores_rp: Array, level: float = 1 - LEVEL) -> OverTrainings:
     """Confidence interval of a mean over trainings and prompts, both random and crossed.
 
-    Two-way random effects, y_rp = m + a_r + b_p + e_rp. With the mean squares of trainings, prompts and residual, an
-    unbiased estimate of the variance of the mean is (MS_R + MS_P - MS_E)/(RP). The part of the trainings is v_R =
-    MS_R/(RP), the variance of the trainings' means over R, with R - 1 degrees of freedom; the part of the prompts is
-    v_P = (MS_P - MS_E)/(RP), at least 0, with P - 1. The quantile is that of Cochran and Cox (Experimental Designs,
-    1950, section 4.14) for a sum of two variances with different degrees of freedom: the mean of both quantiles of t,
-    weighted by v_R and v_P. Satterthwaite's degrees of freedom are not used: they are estimated as well, and are large
-    where v_R is small by chance; with two trainings the coverage of such intervals is only 87 %.
-
-    Where only the residual varies over prompts, this is exactly the t interval over the trainings' means.
+    Two-way random effects, y_rp = m + a_r + b_p + e_rp. The variance of the mean has a part of the trainings, v_R =
+    MS_R/(RP) with R - 1 degrees of freedom, and one of the prompts, v_P = (MS_P - MS_E)/(RP), at least 0, with P - 1
+    (MS: mean squares of trainings, prompts, residual). The quantile is that of Cochran and Cox (Experimental Designs,
+    1950, section 4.14): the mean of both quantiles of t, weighted by v_R and v_P. Satterthwaite's degrees of freedom
+    would be large where v_R is small by chance: with two trainings they cover only 87 %.
 
     Args:
         scores_rp: (..., R, P) with R >= 2 trainings and P >= 2 prompts, draws averaged.
@@ -199,7 +189,7 @@ def ratio(above_rp: Array, below_rp: Array, level: float = 1 - LEVEL) -> Interva
 
     It holds each ratio θ for which the mean of above − θ below is not significantly different from zero (Fieller,
     Journal of the Royal Statistical Society B 16, 1954), by the interval of `over_trainings`, or by t over prompts for
-    one training. So it needs no approximation where the mean below is known poorly, and pairs all that they share.
+    one training.
 
     Args:
         above_rp, below_rp: (R, P) with P >= 2 prompts, draws averaged.
@@ -237,8 +227,8 @@ def ratio(above_rp: Array, below_rp: Array, level: float = 1 - LEVEL) -> Interva
 def holm(p_values: Iterable[float]) -> list[float]:
     """Adjust p values for multiple tests by Holm's method (Scandinavian Journal of Statistics 6, 1979).
 
-    The probability of any false rejection in the family stays below the level, whatever the dependence between the
-    tests. The k-th smallest of m p values is multiplied by m - k + 1, and none falls below an earlier one.
+    The k-th smallest of m p values is multiplied by m - k + 1, and none falls below an earlier one; the tests may
+    depend on each other in any way.
     """
     found = list(p_values)
     adjusted = [1.0] * len(found)

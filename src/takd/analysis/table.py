@@ -119,19 +119,14 @@ class Number(NamedTuple):
         return "" if self.p is None else "significant" if self.significant else "n.s."
 
 
-INTEGERS = (
-    *("seed", "decoding_seed", "n_training_seeds", "n_prompts", "family", "parameters"),
-)  # fmt: skip
+INTEGERS = ("seed", "decoding_seed", "n_training_seeds", "n_prompts", "family", "parameters")
 
 
 @functools.lru_cache(maxsize=16)
 def of(results: Results) -> pd.DataFrame:
     """Build the table of an experiment, once for all that select from it."""
-    return frame([*_scores(results), *_tested(results), *_costs(results)])
-
-
-def frame(numbers: list[Number]) -> pd.DataFrame:
-    """Turn numbers into a DataFrame; integers that may be missing are nullable."""
+    numbers = [*_scores(results), *_tested(results), *_costs(results)]
+    # integers that may be missing are nullable
     return pd.DataFrame(numbers, columns=Number._fields).astype(dict.fromkeys(INTEGERS, "Int64"))
 
 
@@ -143,16 +138,15 @@ def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     chosen = np.ones(len(found), dtype=bool)
     for column, value in ({"seed": None, "decoding_seed": None, "stratum": ""} | wanted).items():
         values = found[column]
-        if isinstance(value, str) and value == ANY:
-            continue
-        if isinstance(value, str) and value == EACH:
-            chosen &= (values.notna() & (values != "")).to_numpy(bool)
-        elif value is None:
-            chosen &= values.isna().to_numpy(bool)
-        elif isinstance(value, list | tuple | set):
-            chosen &= values.isin(list(value)).to_numpy(bool)
+        if value is None:
+            here = values.isna()
+        elif value == EACH:
+            here = values.notna() & (values != "")
+        elif value != ANY:
+            here = values.isin(value if isinstance(value, list | tuple | set) else [value])
         else:
-            chosen &= (values == value).fillna(False).to_numpy(bool)
+            continue
+        chosen &= here.to_numpy(bool)
     return found[chosen]
 
 
@@ -179,8 +173,6 @@ class Line(NamedTuple):
     """`teacher`, `given`, `baseline`, `assistant`, `student` or `control`."""
     label: str
     """Label of the chain that ends in it."""
-    group: str
-    """Title of the lines that belong together."""
 
 
 def lines(results: Results) -> list[Line]:
@@ -190,26 +182,26 @@ def lines(results: Results) -> list[Line]:
     """
     chains = [(chain_label(chain), chain["lineage"]) for chain in results.spec["chains"]]
     tags = {lineage: label for label, lineage in reversed(chains)}
-    heads = dict.fromkeys(
+    heads = [
         prefixes(lineage)[0]
         for _, lineage in chains
         if teacher_of(lineage) and control_of(lineage) != SELF
-    )
-    found = [Line(lineage, "teacher", tags.get(lineage, ""), "Teacher") for lineage in heads]
-    for lineage in filter(is_given, results.lineages):
-        found.append(Line(lineage, "given", tags.get(lineage, ""), "As given"))
-    for lineage in results.lineages:
-        if teacher_of(lineage) is None and lineage not in heads and not control_of(lineage):
-            found.append(Line(lineage, "baseline", tags.get(lineage, ""), "SFT baselines"))
-    for label, end in chains:
-        title = f"{label}  {chain_text(end)}".strip()
+    ]
+    alone = [x for x in results.lineages if teacher_of(x) is None and not control_of(x)]
+    roles = [(lineage, "teacher") for lineage in heads]
+    roles += [(lineage, "given") for lineage in results.lineages if is_given(lineage)]
+    roles += [(lineage, "baseline") for lineage in alone]
+    for _, end in chains:
         for lineage in [end] if control_of(end) else prefixes(end)[1:]:
             if lineage == end or lineage not in tags:
                 role = "student" if lineage == end else "assistant"
-                role = "control" if control_of(lineage) else role
-                found.append(Line(lineage, role, tags.get(lineage, ""), title))
-    first = {line.lineage: line for line in reversed(found) if line.lineage in results.lineages}
-    return sorted(first.values(), key=found.index)
+                roles.append((lineage, "control" if control_of(lineage) else role))
+    first = {lineage: role for lineage, role in reversed(roles) if lineage in results.lineages}
+    order = list(dict.fromkeys(lineage for lineage, _ in roles))
+    return [
+        Line(lineage, first[lineage], tags.get(lineage, ""))
+        for lineage in sorted(first, key=order.index)
+    ]
 
 
 def described(results: Results, lineage: str) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def experiment_of(options: Namespace) -> dict[str, Any]:
 def _fetched(name: str, revision: str) -> Path:
     """Return the folder of a model in the hub's cache, with what is missing there fetched."""
     from takd.models.hub import COMMIT, commit_of, fetch_model
-    from takd.models.tokenizer_check import GENERATION
+    from takd.models.tokenizer_check import CHAT_TEMPLATE, GENERATION
 
     try:
         commit = revision if COMMIT.fullmatch(revision) else commit_of(name, revision, "model")
-        return fetch_model(name, commit, [GENERATION])
+        return fetch_model(name, commit, [CHAT_TEMPLATE, GENERATION])
     except InputError as error:
         raise InputError(f"--model {name}: is no folder here, and {error}") from error
 

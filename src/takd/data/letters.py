@@ -60,10 +60,8 @@ def truth(source: Mapping[str, Any]) -> dict[str, int]:
     return {TOPIC: source["demo"]["seed"]} if are_draws(source) else {}
 
 
-@functools.cache
-def world(seed: int) -> World:
-    """Return the distribution of a seed."""
-    return World(seed)
+world = functools.cache(World)
+"""The distribution of a seed."""
 
 
 def rows(part: str, rows: int, seed: int) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ import bisect
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,14 @@ def select(spec: dict[str, Any], tally: Tally) -> Iterator[Row]:
             tally.count("empty_output", row.number)
         else:
             raise InputError(
-                f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): the output is empty;"
-                " a row of an evaluation set needs at least one reference to be scored against."
+                f"{_place(spec, row)}: the output is empty; a row of an evaluation set needs at least one reference to"
+                " be scored against."
             )
+
+
+def _place(spec: dict[str, Any], row: Row) -> str:
+    """Say where a row stands, for messages."""
+    return f"{sources.describe(spec['source'])}, row {row.number} (counted from 0)"
 
 
 def _check_answer(spec: dict[str, Any], row: Row) -> None:
@@ -113,8 +119,8 @@ def _check_answer(spec: dict[str, Any], row: Row) -> None:
     for text in row.references if "answer" in spec else ():
         if final_answer(text, spec["answer"]) is None:
             raise InputError(
-                f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): `answer.pattern` of the set"
-                f" finds no answer in the reference {text[-60:]!r}; correct the pattern."
+                f"{_place(spec, row)}: `answer.pattern` of the set finds no answer in the reference {text[-60:]!r};"
+                " correct the pattern."
             )
 
 
@@ -152,14 +158,16 @@ def tokenise(
     `max_prompt_length` is dropped; in an evaluation set its prompt is shortened.
     """
     limit = spec["max_prompt_length"]
+    # an evaluation set's likelihoods are those of all its references: one that cannot be read is told here
+    read = 1 if spec["split"] in TRAINED_ON else None
     for batch in batches(rows, BATCH):
         prompts = encoder.prompts([_filled(spec, encoder, row) for row in batch])
         try:
-            found = iter(encoder.responses([r.references[0] for r in batch if r.references]))
+            found = iter(encoder.responses([r for row in batch for r in row.references[:read]]))
         except ChatError as error:
             raise InputError(f"{sources.describe(spec['source'])}: {_told(error)}") from error
         for row, prompt in zip(batch, prompts, strict=True):
-            response = next(found) if row.references else []
+            response, *_ = [*islice(found, len(row.references[:read]))] or [[]]
             if len(prompt) > limit:
                 if spec["split"] in TRAINED_ON:
                     tally.count("dropped_prompt_too_long", row.number)
@@ -174,16 +182,15 @@ def tokenise(
 
 def _filled(spec: dict[str, Any], encoder: Encoder, row: Row) -> str:
     """Fill the template with a row."""
-    where = f"{sources.describe(spec['source'])}, row {row.number} (counted from 0)"
     if row.history and encoder.chat is None:
         raise InputError(
-            f"{where}: a system message or several turns need `data.template: chat`; of one question and one answer any"
-            " template makes a prompt."
+            f"{_place(spec, row)}: a system message or several turns need `data.template: chat`; of one question and"
+            " one answer any template makes a prompt."
         )
     try:
         return encoder.fill(row.instruction, row.input, row.history)
     except ChatError as error:
-        raise InputError(f"{where}: {_told(error)}") from error
+        raise InputError(f"{_place(spec, row)}: {_told(error)}") from error
 
 
 def _told(error: ChatError) -> str:
@@ -220,8 +227,8 @@ def _shortened(spec: dict[str, Any], encoder: Encoder, row: Row) -> list[int]:
         if len(prompt) <= limit:
             return prompt
     raise InputError(
-        f"{sources.describe(spec['source'])}, row {row.number} (counted from 0): its prompt has more than"
-        f" data.max_prompt_length = {limit} tokens even without its longer field; set a greater limit."
+        f"{_place(spec, row)}: its prompt has more than data.max_prompt_length = {limit} tokens even without its longer"
+        " field; set a greater limit."
     )
 
 

@@ -6,7 +6,7 @@ the manifest of the tokenizer stage has it.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 Template = dict[str, Any]
@@ -20,11 +20,6 @@ _MARK = re.compile(
 _KNOWN = re.compile(
     r"<[|｜].*[|｜]>|</?(s|bos|eos|pad|unk|(start|end)_of_\w+)>|<</?SYS>>|\[/?[A-Z_]+\]"
 )
-
-
-def with_texts(template: Template, change: Callable[[str], str]) -> Template:
-    """Apply a function to the texts of a template."""
-    return {key: change(text) for key, text in template.items()}
 
 
 def fill(template: Template, instruction: str, context: str) -> str:

@@ -49,7 +49,7 @@ class Encoder:
             names = [token.content for token in self._added.values()]
             own = described.get("chat_marks", [])
             self.unknown = templates.unknown_marks(template, names, own)
-            self._marked = templates.with_texts(template, self._with_marks)
+            self._marked = {key: self._with_marks(text) for key, text in template.items()}
         elif template == CHAT:
             self._begin = []  # the tokenizer's own template contains it
             self.chat = ChatTemplate.described(described["template"])

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-CACHED_WORDS = 2**16
+from takd.decoding.amounts import CACHED_WORDS
 
 
 def _int32(words: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """KV cache for rows of different lengths that are decoded together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from takd.decoding.amounts import READ_AT_ONCE, room
 from takd.decoding.replay import Replayed
+from takd.losses.batch import spans
 from takd.models.causal_lm import DecodingMasks, hidden_states
 from takd.models.logits import lowered_type
 
@@ -83,8 +84,8 @@ class RaggedCache(Cache):
         lasts = torch.tensor([len(prompt) - 1 for prompt in different], device=device)
         hidden = []
         most = READ_AT_ONCE.get(device.type, READ_AT_ONCE["cuda"])
-        for start, end in _pieces(list(map(len, different)), most):
-            piece = different[start:end]
+        for span in spans(list(map(len, different)), len(different), most):
+            start, end, piece = span.start, span.stop, different[span]
             width = len(piece[-1])
             ids = [[*prompt, *prompt[-1:] * (width - len(prompt))] for prompt in piece]
             read = DynamicCache()
@@ -252,15 +253,3 @@ def columns_seen(last: int, device: torch.device) -> int:
     """Return the columns that attention sees, of which the last that holds a token is given."""
     # each number of columns has a CUDA graph of its own, so there are few; a CPU has none
     return last + 1 if device.type == "cpu" else room(last + 1)
-
-
-def _pieces(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Split sorted lengths into spans of at most `most` tokens, padding included.
-
-    A single longer text is a span of its own.
-    """
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or (end + 1 - start) * lengths[end] > most:
-            yield start, end
-            start = end

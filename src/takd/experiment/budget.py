@@ -9,17 +9,15 @@ from typing import Any
 
 from takd.experiment import controls, lineage
 from takd.experiment.lineage import SUPERVISED, Hop
-from takd.experiment.validation.common import by_hop, given_models, training_settings
+from takd.experiment.validation.common import given_models, lineages_of, training_settings
 
 
 def labelled(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the lineages of the chains by label: one for each entry of `methods` and each value of a sweep."""
     found: dict[str, list[str]] = {}
-    given = given_models(settings)
     for chain in map(controls.expanded, settings["chains"]):
-        found.setdefault(chain["label"] or " → ".join(chain["models"]), []).extend(
-            lineage.of_chain(chain["models"], methods, given) for methods in by_hop(chain)
-        )
+        label = chain["label"] or " → ".join(chain["models"])
+        found.setdefault(label, []).extend(lineages_of(settings, chain))
     return found
 
 

@@ -20,9 +20,9 @@ from takd.experiment.labels import chain_text
 from takd.experiment.lineage import Node
 from takd.experiment.teacher_cache import GENERATIONS, CacheEntry, places
 from takd.experiment.validation.common import (
-    by_hop,
     distillation_methods,
     given_models,
+    lineages_of,
     training_settings,
 )
 from takd.experiment.yaml12 import read_yaml
@@ -150,8 +150,7 @@ class Experiment:
                 "lineage": name,
             }
             for chain in self.settings["chains"]
-            for methods in by_hop(chain)
-            for name in [lineage.of_chain(chain["models"], methods, self.given)]
+            for name in lineages_of(self.settings, chain)
         ]
 
     @property

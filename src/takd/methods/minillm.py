@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from takd.losses.batch import moved
 from takd.losses.chunked import sum_over_tokens
-from takd.losses.divergences import forward_kl, reverse_kl
+from takd.losses.divergences import forward_kl, log_likelihood, reverse_kl
 from takd.losses.teacher_logits import KeptTeacher, kept, teacher_view
 from takd.methods.base import (
     Example,
@@ -190,7 +190,7 @@ class MiniLLM(Method):
 
         def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
             log_q_mv = tempered(logits_mv, s["temperature"]).log_softmax(-1)
-            log_q_m = log_q_mv.gather(-1, columns["target"][:, None])[:, 0]
+            log_q_m = log_likelihood(log_q_mv, columns["target"])
             # relative to the policy that sampled the round, some steps ago
             log_ratio_m = log_q_m - columns["drawn"]
             clip = s["ratio_clip"], s["clip_weighted_ratio"]

@@ -1,7 +1,7 @@
 """Scores of many responses, computed in several processes if that is worthwhile."""
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -38,29 +38,21 @@ def score(
         for responses, right in zip(texts, references, strict=True)
     )
     workers = min(threads, int(pairs / PAIRS_PER_SECOND / START_SECONDS))
+    measure = partial(of_prompt, tokenizer, pattern=pattern)
     if workers < 2:
-        return list(map(partial(of_prompt, tokenizer, pattern=pattern), texts, references))
-    return pooled(texts, references, workers, tokenizer, pattern)
+        return list(map(measure, texts, references))
+    return pooled(measure, texts, references, workers)
 
 
 def pooled(
+    measure: Callable[..., Any],
     texts: Sequence[Sequence[str]],
     references: Sequence[Sequence[str]],
     workers: int,
-    tokenizer: str = words.STANDARD,
-    pattern: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Compute `score` in a pool of `workers` processes."""
+    """Compute `measure` of the responses and references of each prompt in a pool of processes."""
     # no fork: the parent has threads and may use a GPU
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=hide,
-        initargs=("scipy",),  # which nltk would import
-    ) as pool:
-        return list(
-            pool.map(
-                partial(of_prompt, tokenizer, pattern=pattern), texts, references, chunksize=PIECE
-            )
-        )
+    # scipy, which nltk would import, takes seconds
+    with ProcessPoolExecutor(workers, context, initializer=hide, initargs=("scipy",)) as pool:
+        return list(pool.map(measure, texts, references, chunksize=PIECE))

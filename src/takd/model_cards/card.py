@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from takd.analysis import table
 from takd.analysis.costs import device_text
@@ -23,9 +22,10 @@ from takd.analysis.text import PAPERS
 from takd.data.template import CHAT, fill
 from takd.experiment.captions import decoding
 from takd.experiment.labels import chain_text, methods_text
-from takd.experiment.lineage import is_given, own, prefixes, split
+from takd.experiment.lineage import is_given, own, split
 from takd.model_cards import markdown
 from takd.model_cards.frontmatter import commit_of, front_matter
+from takd.pages.environment import environment
 from takd.runtime.errors import InputError
 from takd.runtime.files import read_json, write_text
 from takd.runtime.records import faults, read_record, remade
@@ -42,10 +42,9 @@ def run(stage: Stage) -> None:
         InputError: a file is missing, damaged or of another model; the model's folder is not there.
     """
     results = read(stage.spec, stage.input("models"), stage.input("evaluations"))
-    folder = stage.outputs["card"].parent / "model"
+    folder, manifest = (stage.outputs["card"].parent / x for x in ("model", "manifest.json"))
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: holds no model (config.json); train it again.")
-    manifest = folder.parent / "manifest.json"
     for fault in faults(manifest, read_record(manifest), ["model"], stage.threads):
         raise remade(fault, manifest)
     chat = stage.spec["template"] == CHAT or has_chat_template(folder)
@@ -72,16 +71,12 @@ def card(results: Results, chat: bool) -> str:
 
     `chat` tells whether its tokenizer has a chat template.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"md": markdown.plain, "code": markdown.code, "fence": markdown.fence}
-    shown = example(results)
-    body = environment.get_template("card.md.jinja").render(
+    made = environment(Path(__file__).parent, autoescape=False, keep_trailing_newline=True)
+    made.filters |= {"md": markdown.plain, "code": markdown.code, "fence": markdown.fence}
+    # a prompt of the first evaluation set with its references; None if the report shows no samples
+    prompts = results.samples[results.spec["sets"][0]].values()
+    shown = next((row for rows in prompts for row in rows.values()), None)
+    body = made.get_template("card.md.jinja").render(
         **_facts(results),
         papers=PAPERS,
         chat=chat,
@@ -99,6 +94,7 @@ def _facts(results: Results) -> dict[str, Any]:
     node = model.node
     given = is_given(node.lineage)
     unused = ("train", "corpus") if given else ()
+    evaluations = {name: results.evaluations[node, name] for name in spec["sets"]}
     return {
         "given": given,
         "weights": [
@@ -116,9 +112,8 @@ def _facts(results: Results) -> dict[str, Any]:
                 "method": hop.method,
                 "parameters": spec["models"][own(hop.model)],
                 "from": weights_text(spec["weights"][own(hop.model)]),
-                "lineage": lineage,
             }
-            for hop, lineage in zip(split(node.lineage), prefixes(node.lineage), strict=True)
+            for hop in split(node.lineage)
         ],
         "training": {} if given else _training(model),
         "sources": {
@@ -127,17 +122,10 @@ def _facts(results: Results) -> dict[str, Any]:
             if name not in unused
         },
         "rows": _evaluation(results),
-        "prompts": {name: results.evaluations[node, name].scores["n"] for name in spec["sets"]},
-        "tokens": {name: results.evaluations[node, name].rouge_tokenizer for name in spec["sets"]},
+        "prompts": {name: each.scores["n"] for name, each in evaluations.items()},
+        "tokens": {name: each.rouge_tokenizer for name, each in evaluations.items()},
         "decoding": decoding(spec["decoding"]),
     }
-
-
-def start(model: Model) -> str:
-    """Name the weights that a training began with."""
-    return (
-        f"SFT seed {model.node.seed}" if "init" in model.manifest["inputs"] else "starting weights"
-    )
 
 
 def weights_text(source: dict[str, Any]) -> str:
@@ -171,7 +159,7 @@ def source_text(source: dict[str, Any]) -> str:
 
 def _training(model: Model) -> dict[str, Any]:
     """Settings and outcome of the training."""
-    manifest, end = model.manifest, model.end
+    manifest, seed = model.manifest, model.node.seed
     settings = {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in sorted(manifest["spec"].get("settings", {}).items())
@@ -182,35 +170,26 @@ def _training(model: Model) -> dict[str, Any]:
         if best["step"] is not None and best["value"] is not None
     }
     return settings | {
-        "start": start(model),
-        "training seed": str(model.node.seed),
+        "start": f"SFT seed {seed}" if "init" in manifest["inputs"] else "starting weights",
+        "training seed": str(seed),
         "steps in all": str(manifest["steps"]),
         "precision": str(manifest.get("precision", "unknown")),
-        "device": device_text(end),
-        "minutes": f"{wall_minutes(end):.1f}",
-        "tokens": str(int(end.get("tokens", 0))),
+        "device": device_text(model.end),
+        "minutes": f"{wall_minutes(model.end):.1f}",
+        "tokens": str(int(model.end.get("tokens", 0))),
         **kept,
     }
 
 
 def _evaluation(results: Results) -> list[dict[str, Any]]:
     """One row per measure: its value on each set, with the confidence interval where it has one."""
-    found = table.of(results)
     rows = []
     for measure in measured(results):
-        scores = (
-            table.one(found, kind=SCORE, set=name, measure=measure.name)
-            for name in results.spec["sets"]
-        )
+        wanted = {"kind": SCORE, "measure": measure.name}
+        scores = (table.one(table.of(results), set=x, **wanted) for x in results.spec["sets"])
         cells = [score.text() if score else "" for score in scores]
         rows.append({"title": measure.title, "better": measure.better, "cells": cells})
     return rows
-
-
-def example(results: Results) -> JsonRow | None:
-    """A prompt of the first evaluation set with its references; None if the report shows no samples."""
-    shown = results.samples[results.spec["sets"][0]]
-    return next((row for rows in shown.values() for row in rows.values()), None)
 
 
 def snippet(spec: dict[str, Any], chat: bool, example: JsonRow | None) -> str:

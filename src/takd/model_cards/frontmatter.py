@@ -54,30 +54,27 @@ def eval_results(results: Results) -> list[EvalResult]:
     """List every measure of the model on every set."""
     spec, (node,) = results.spec, results.nodes
     seeds = ", ".join(map(str, spec["decoding_seeds"]))
-    found, taken = [], set()
+    taken: list[dict[str, Any]] = []
     for name in spec["sets"]:
         place = _dataset(name, spec["sources"][name])
         # entries that look alike would be merged under one name
-        if tuple(place.values()) in taken:
-            place = _dataset(name, {})
-        taken.add(tuple(place.values()))
-        evaluation = results.evaluations[node, name]
-        for measure in measured(results):
-            value = measure.of(evaluation)
-            if value is not None:
-                result = EvalResult(
-                    task_type=TASK,
-                    task_name="Text generation",
-                    dataset_name=name,
-                    **place,
-                    dataset_args={"prompts": evaluation.scores["n"]},
-                    metric_type=METRICS.get(measure.name, measure.name),
-                    metric_name=measure.title,
-                    metric_value=round(value, 4),
-                    metric_args={"decoding_seeds": seeds} if measure.name != "judge" else None,
-                )
-                found.append(result)
-    return found
+        taken.append(_dataset(name, {}) if place in taken else place)
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="Text generation",
+            dataset_name=name,
+            **place,
+            dataset_args={"prompts": results.evaluations[node, name].scores["n"]},
+            metric_type=METRICS.get(measure.name, measure.name),
+            metric_name=measure.title,
+            metric_value=round(value, 4),
+            metric_args={"decoding_seeds": seeds} if measure.name != "judge" else None,
+        )
+        for name, place in zip(spec["sets"], taken, strict=True)
+        for measure in measured(results)
+        if (value := measure.of(results.evaluations[node, name])) is not None
+    ]
 
 
 def commit_of(source: Mapping[str, Any]) -> str | None:

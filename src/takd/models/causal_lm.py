@@ -33,8 +33,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 DROPOUT_KEYS = (
-    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
+    *("resid_pdrop", "embd_pdrop", "emb_pdrop", "attn_pdrop"),  # GPT-2, MPT
     *("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop"),
+    *("residual_dropout", "embedding_dropout"),  # StarCoder2, Seed-OSS
+    *("resid_dropout", "embed_dropout"),  # GPT-Neo
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),  # BioGPT
 )
 # Texts are padded here, never packed one behind the other in a row. Models look for that in each pass
 # over whole texts, for which the host would wait for the device
@@ -71,9 +74,8 @@ def load_model(
     config = AutoConfig.from_pretrained(folder, **LOCAL)
     # saved with the trained model, whose float32 weights do not show the pretraining dtype
     setattr(config, PRETRAINED, pretrained_in(folder))
-    for key in DROPOUT_KEYS:
-        if hasattr(config, key):
-            setattr(config, key, 0.0 if key == "layerdrop" else dropout)
+    for part, key in dropout_settings(config):
+        setattr(part, key, 0.0 if key == "layerdrop" else dropout)
     for key in ("activation_function", "hidden_act"):
         if (name := getattr(config, key, None)) in FUSED_ACTIVATIONS:
             setattr(config, key, FUSED_ACTIVATIONS[name])
@@ -101,6 +103,31 @@ def load_model(
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None
     return cast(PreTrainedModel, model).eval()
+
+
+def dropout_settings(config: Any) -> list[tuple[Any, str]]:
+    """Return the names of all dropout probabilities of a configuration, each with the part that has it."""
+    text = config.get_text_config()  # multimodal models have one within that of the whole
+    parts = [config] if text is config else [config, text]
+    return [(part, key) for part in parts for key in DROPOUT_KEYS if hasattr(part, key)]
+
+
+def text_model(model: PreTrainedModel) -> nn.Module:
+    """Return the part of a model that reads texts: all of it, except in multimodal models."""
+    multimodal = model.config.get_text_config() is not model.config
+    return model.get_decoder() if multimodal else model
+
+
+def freeze_other_parts(model: PreTrainedModel) -> None:
+    """Freeze what no text passes through, such as the image encoder of a multimodal model.
+
+    It would get no gradients, and DDP waits for one of each parameter that is trained.
+    """
+    read = {id(p) for p in text_model(model).parameters()}
+    read |= {id(p) for p in model.get_output_embeddings().parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in read:
+            parameter.requires_grad_(False)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> int:

@@ -8,12 +8,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from takd.models.tokenizer_check import ALSO, FILES
-from takd.models.weight_files import INDEX, PICKLE, PICKLE_INDEX, WHOLE
+from takd.models.weight_files import ADAPTER, INDEX, PICKLE, PICKLE_INDEX, WHOLE
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError, hub_error
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SMALL = ("config.json", *FILES, *ALSO)
+SMALL = ("config.json", ADAPTER, *FILES, *ALSO)
 # forms that weights have, the preferred one first; shards go with their index
 FORMS = (
     (WHOLE,),

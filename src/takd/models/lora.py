@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from takd.models.causal_lm import text_model
 from takd.runtime.errors import InputError
 
 NAME = "default"
@@ -65,12 +66,13 @@ def _chosen(
     model: PreTrainedModel, targets: list[str] | None, name: str
 ) -> dict[str, nn.Linear | Conv1D]:
     """Linear layers of the body that get adapters, by their full names."""
-    inside = f"{model.base_model_prefix}."
+    inside, read = f"{model.base_model_prefix}.", set(text_model(model).modules())
     linear = {
         path: layer
         for path, layer in model.named_modules()
         if isinstance(layer, nn.Linear | Conv1D)
         and path.startswith(inside)
+        and layer in read
         and layer is not model.get_output_embeddings()
     }
     if targets is None:

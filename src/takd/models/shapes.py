@@ -112,19 +112,25 @@ def of_config(config: Mapping[str, Any]) -> Shape:
     def get(*names: str, default: Any = None) -> Any:
         return next((config[name] for name in names if config.get(name) is not None), default)
 
-    width = get("hidden_size", "n_embd", default=768)
-    heads = get("num_attention_heads", "n_head", default=12)
+    width = get("hidden_size", "n_embd", "d_model", default=768)
+    heads = get("num_attention_heads", "n_head", "n_heads", "attention_heads", default=12)
     size = get("head_dim", default=width // heads)
-    queries, keys = heads * size, get("num_key_value_heads", default=heads) * size
+    key_heads = get("num_key_value_heads", "num_kv_heads", default=heads)
+    # Falcon and GPTBigCode; the larger Falcons have both settings, of which the first counts
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        key_heads = 1
+    queries, keys = heads * size, key_heads * size
     gated = family in GATED or {"intermediate_size", "rms_norm_eps"} <= set(config)
-    inner = get("intermediate_size", "ffn_dim", "n_inner", default=4 * width)
+    inner = get(
+        "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "dff", default=4 * width
+    )
     learned = 0 if gated else get("n_positions", "max_position_embeddings", default=1024)
     biases = 0 if gated else queries + 2 * keys + width + inner + width
     if family == "qwen2":
         biases = queries + 2 * keys
     return Shape(
         family=family,
-        layers=get("num_hidden_layers", "n_layer", default=12),
+        layers=get("num_hidden_layers", "n_layer", "n_layers", "num_layers", default=12),
         width=width,
         heads=heads,
         keys=keys,
@@ -134,7 +140,8 @@ def of_config(config: Mapping[str, Any]) -> Shape:
         vocabulary=get("vocab_size", default=GPT2_VOCABULARY),
         # OPT's table has two rows before the first position
         positions=learned + (2 if family == "opt" else 0),
-        tied=get("tie_word_embeddings", default=not gated),
+        # published configurations of Gemma do not say it
+        tied=get("tie_word_embeddings", default=not gated or family.startswith("gemma")),
         biases=biases,
         pretrained=pretrained_dtype(config),
     )

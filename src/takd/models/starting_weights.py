@@ -21,6 +21,7 @@ from takd.models.pickled import convert
 from takd.models.precision import PRETRAINED
 from takd.models.tokenizer_check import ALSO, FILES, check_same_tokenizer, has_tokenizer
 from takd.models.weight_files import (
+    ADAPTER,
     INDEX,
     PICKLE,
     PICKLE_INDEX,
@@ -80,6 +81,11 @@ def _from_source(stage: Stage, name: str, weights: dict[str, Any], target: Path)
     if not source.exists():
         raise InputError(f"model '{name}': {source} does not exist.")
     check_unchanged(weights)
+    if (source / ADAPTER).is_file():
+        raise InputError(
+            f"model '{name}': its source holds an adapter ({ADAPTER}), which is not read; merge it into its model"
+            " (merge_and_unload), and name the folder where that is saved."
+        )
     tokenizer = stage.input("tokenizer").parent / "tokenizer"
     facts: dict[str, Any] = {"tokenizer": "none"}
     if has_tokenizer(source):

@@ -5,6 +5,7 @@ for teacher and student. Padding of their embeddings beyond the last token does 
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ TEXTS = (
     "1234567890 3.14159 1,000,000 2024-01-31",
     "I don't know--they'd've said so!!! ANTIDISESTABLISHMENTARIANISM",
 )
+CHAT_TEMPLATE = "chat_template.jinja"  # where tokenizer_config.json does not hold it
 GENERATION = "generation_config.json"  # may name several end tokens
 # key of tokenizer_config.json: ids that end a response beside the tokenizer's own end token
 ALSO_END = "also_end"
@@ -54,6 +56,16 @@ def used_entries(tokenizer: Any) -> int:
 def end_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Return the ids of all tokens that end a response; the first, the tokenizer's own, ends labels."""
     return tuple(dict.fromkeys((tokenizer.eos_token_id, *tokenizer.init_kwargs.get(ALSO_END, ()))))
+
+
+def texts_of(tokenizer: Any, responses: Iterable[Sequence[int]]) -> list[str]:
+    """Decode responses, without special tokens.
+
+    Blanks before punctuation stay, which some tokenizers would leave out: then no response equals a
+    reference that has them.
+    """
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return tokenizer.batch_decode(list(responses), **options)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

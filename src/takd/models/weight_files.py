@@ -20,6 +20,7 @@ from takd.runtime.files import AGAIN, foreign, read_json, read_json_object
 
 WHOLE = "model.safetensors"
 INDEX = f"{WHOLE}.index.json"
+ADAPTER = "adapter_config.json"  # as peft writes it, beside weights of an adapter alone
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = f"{PICKLE}.index.json"
 TOLERANCE = 0.25  # share by which the declared number of parameters may differ

@@ -54,16 +54,31 @@ class Table(NamedTuple):
 
 
 def simple(
-    heads: Sequence[Column | str], rows: Iterable[Iterable[Any]], id: str = "", kind: str = ""
+    heads: Iterable[Column | str],
+    rows: Iterable[Iterable[Any]],
+    id: str = "",
+    kind: str = "",
 ) -> Table:
-    """Build a table in one group, whose first column has names. A head that is text begins with `#` above numbers."""
-    kinds = ["name", *("num" if head[0] == "#" else "" for head in heads[1:])]
-    columns = [
-        head if isinstance(head, Column) else Column(head.lstrip("#"), kind)
-        for head, kind in zip(heads, kinds, strict=True)
-    ]
-    cells = ([c if isinstance(c, Cell) else Cell(visible(str(c))) for c in row] for row in rows)
-    return Table(columns, [Group("", list(map(TableRow, cells)))], id, kind)
+    """Build a table in one group, whose first column has names.
+
+    Args:
+        heads: a text begins with `#` above numbers; after a bar stands the note: `#Minutes|wall time`.
+        rows: texts and cells of each row, or a `TableRow`.
+    """
+    made = [head if isinstance(head, Column) else _column(head) for head in heads]
+    made[0] = made[0]._replace(kind="name")
+    return Table(made, [Group("", list(map(_table_row, rows)))], id, kind)
+
+
+def _column(head: str) -> Column:
+    title, _, note = head.lstrip("#").partition("|")
+    return Column(title, "num" if head.startswith("#") else "", note)
+
+
+def _table_row(row: Iterable[Any]) -> TableRow:
+    if isinstance(row, TableRow):
+        return row
+    return TableRow([c if isinstance(c, Cell) else Cell(visible(str(c))) for c in row])
 
 
 def copies(found: Table) -> dict[str, str]:

@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         output: its first output, which identifies it.
-        resources: as printed by Snakemake.
+        resources: those that Snakemake gives it, as text.
         threads: cores of all its processes on a node; None if unknown.
         local: whether it runs on the machine of Snakemake itself.
         to_do: whether a run would start it now.

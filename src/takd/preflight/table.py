@@ -150,13 +150,15 @@ def disk_space(planner: Planner, planned: Sequence[Planned]) -> dict[str, float]
 
 def decoded_rows(planned: Sequence[Planned]) -> str:
     """State how many responses stages decode at once; empty if none decodes."""
-    found: dict[int, dict[str, None]] = {}
+    found: dict[int, set[str]] = {}
     for each in planned:
         for use, rows in each.footprint.rows.items() if each.footprint else ():
-            found.setdefault(rows, {})[each.job.rule if use == "responses" else use] = None
+            found.setdefault(rows, set()).add(each.job.rule if use == "responses" else use)
     if not found:
         return ""
-    listed = "; ".join(f"{rows} ({', '.join(uses)})" for rows, uses in sorted(found.items()))
+    listed = "; ".join(
+        f"{rows} ({', '.join(sorted(uses))})" for rows, uses in sorted(found.items())
+    )
     return f"Responses that a process decodes at once, as many as memory allows and are worth it: {listed}."
 
 

@@ -10,33 +10,19 @@ from takd.analysis import exports
 from takd.analysis.results import Results, read
 from takd.analysis.shares import controls_csv
 from takd.data import page as data_page
-from takd.pages import tables
-from takd.report import (
-    costs_page,
-    generations,
-    learning,
-    pages,
-    provenance,
-    results_page,
-    score_tables,
-    summary,
-)
+from takd.pages.tables import latex, markdown
+from takd.report import costs_page, generations, learning, pages, provenance, results_page, summary
 from takd.report.figures.curves import numbers
 from takd.report.figures.registry import drawn
 from takd.report.model_pages import model_pages
+from takd.report.score_tables import brief_table
 from takd.runtime.files import read_json, write_text
 from takd.runtime.records import REPORT
 from takd.runtime.stage import Stage
 
 FILES: dict[str, tuple[str, Callable[[Results], str]]] = {
-    "summary.tex": (
-        "the table above, as LaTeX",
-        lambda results: tables.latex(score_tables.brief_table(results)),
-    ),
-    "summary.md": (
-        "the same as Markdown",
-        lambda results: tables.markdown(score_tables.brief_table(results)),
-    ),
+    "summary.tex": ("the table above, as LaTeX", lambda results: latex(brief_table(results))),
+    "summary.md": ("the same as Markdown", lambda results: markdown(brief_table(results))),
     "results.csv": ("scores and gains of all models", exports.results_csv),
     "differences.csv": ("all differences with their tests", exports.differences_csv),
     "controls.csv": (
@@ -60,9 +46,7 @@ def run(stage: Stage) -> None:
     Inputs: `models`, `evaluations` and `teachers` (the folders above the lineages), and `data_report` (the data report
     as JSON). Raises InputError for a missing or damaged file.
     """
-    models, evaluations, teachers = (
-        stage.input(name) for name in ("models", "evaluations", "teachers")
-    )
+    models, evaluations, teachers = map(stage.input, ("models", "evaluations", "teachers"))
     data_report = read_json(stage.input("data_report"))
     train = data_report["splits"].get("train")
     rows = train["counts"]["kept"] if train else None
@@ -81,20 +65,16 @@ def run(stage: Stage) -> None:
         write_text(site / name, text)
     # straight to a file: too large to build in memory
     exports.write_parquet(results, evaluations, site / PARQUET)
-    site_pages: dict[str, Callable[[], str]] = {
-        "index.html": lambda: summary.page(results, data_report, downloads),
-        "results.html": lambda: results_page.page(results),
-        "learning.html": lambda: learning.page(results),
-        "generations.html": lambda: generations.page(results),
-        "costs.html": lambda: costs_page.page(results),
-        "data.html": lambda: data_page.render(
-            data_report, spec=results.spec, file="data.html", nav=pages.NAV
-        ),
-        "provenance.html": lambda: provenance.page(results, data_report),
-        **model_pages(results, models),
-    }
-    for name, make in site_pages.items():
-        write_text(site / name, make())
+    write_text(site / "index.html", summary.page(results, data_report, downloads))
+    write_text(site / "results.html", results_page.page(results))
+    write_text(site / "learning.html", learning.page(results))
+    write_text(site / "generations.html", generations.page(results))
+    write_text(site / "costs.html", costs_page.page(results))
+    data_text = data_page.render(data_report, spec=results.spec, file="data.html", nav=pages.NAV)
+    write_text(site / "data.html", data_text)
+    write_text(site / "provenance.html", provenance.page(results, data_report))
+    for name, text in model_pages(results, models):
+        write_text(site / name, text)
     # no other stage reads it; it lets recipients of a report verify its files
     stage.write_record(site / REPORT)
     stage.say(

@@ -35,12 +35,11 @@ from takd.runtime.stage import Stage
 FEW = 3
 """Differing settings that the first table names; more are counted."""
 STAGES = {
-    "training": [TRAINING],
-    "writing": ["teacher, answers", "teacher, outputs"],
-    "evaluation": list(EVALUATION),
+    "training": ("Training", [TRAINING]),
+    "writing": ("Teacher cache", ["teacher, answers", "teacher, outputs"]),
+    "evaluation": ("Evaluation", list(EVALUATION)),
 }
-"""Stages by their names in the CSV file."""
-TITLES = {"training": "Training", "writing": "Teacher cache", "evaluation": "Evaluation"}
+"""Titles and stages by their names in the CSV file."""
 
 
 def run(stage: Stage) -> None:
@@ -60,9 +59,8 @@ def run(stage: Stage) -> None:
     }
     for name, path in stage.outputs.items():
         if name not in makers:
-            raise InputError(
-                f"--output {name}: no such part of a comparison; there are {', '.join(makers)}"
-            )
+            there = ", ".join(makers)
+            raise InputError(f"--output {name}: no such part of a comparison; there are {there}")
         write_text(path, makers[name]())
     stage.write_record(next(iter(stage.outputs.values())).parent / REPORT)
     names = ", ".join(each.name for each in experiments[1:])
@@ -83,7 +81,7 @@ def page(comparison: Comparison, figure: Drawing) -> str:
         experiments=_experiments(experiments, settings, origins),
         settings=_settings(experiments, settings, "settings"),
         origins=_settings(experiments, [each for each in origins if each.differs], "origins"),
-        equal=compare_settings.equal(origins),
+        equal=compare_settings.by_kind(each for each in origins if not each.differs),
         obstacles=list(_dev_obstacles(comparison)),
         forests={name: differences(comparison, name) for name in sets},
         scores={name: scores(comparison, name) for name in sets},
@@ -99,17 +97,19 @@ def _experiments(
     """Table of the experiments: what they are, and how they differ from the first."""
     rows: list[list[Any]] = []
     for place, each in enumerate(experiments):
-        spec = each.results.spec
         apart = [setting.what for setting in settings if setting.apart(place)]
-        kinds: dict[str, list[str]] = {}
-        for origin in origins:
-            if origin.apart(place):
-                kinds.setdefault(origin.kind, []).append(origin.what)
-        others = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
         named = ", ".join(apart) if len(apart) <= FEW else f"{len(apart)}, listed below"
-        cells = [Cell(each.name, notes=[visible(each.title)]), len(each.results.trained_here)]
-        cells += [", ".join(map(str, spec[key])) for key in ("seeds", "decoding_seeds")]
-        rows.append([*cells, *((text or "none") if place else "" for text in (named, others))])
+        kinds = compare_settings.by_kind(one for one in origins if one.apart(place))
+        others = "; ".join(f"{kind} ({', '.join(names)})" for kind, names in kinds.items())
+        seeds = (each.results.spec[key] for key in ("seeds", "decoding_seeds"))
+        rows.append(
+            [
+                Cell(each.name, notes=[visible(each.title)]),
+                len(each.results.trained_here),
+                *(", ".join(map(str, of)) for of in seeds),
+                *((text or "none") if place else "" for text in (named, others)),
+            ]
+        )
     heads = ["Experiment", "#Trained models", "#Training seeds", "#Decoding seeds"]
     return simple([*heads, "Settings that differ", "Besides the settings"], rows, "findings")
 
@@ -131,8 +131,7 @@ def _settings(experiments: Sequence[Compared], found: Iterable[Setting], id: str
     for each in found:
         what = each.what if each.kind == compare_settings.SETTING else f"{each.kind}: {each.what}"
         rows.append([what, *("–" if value is None else value for value in each.values)])
-    heads = [Column(each.name, "") for each in experiments]
-    return simple([Column("", "name"), *heads], rows, id, "differs")
+    return simple(["", *(Column(each.name, "") for each in experiments)], rows, id, "differs")
 
 
 def differences(comparison: Comparison, name: str) -> Drawing | None:
@@ -141,13 +140,7 @@ def differences(comparison: Comparison, name: str) -> Drawing | None:
     for place, each in enumerate(comparison.experiments[1:], 1):
         look = looks(each.results)
         found = (outcome.difference for outcome in comparison.against(name, place).values())
-        lines = [
-            forest.ForestLine(
-                full_text(n.lineage), n, [], look[n.lineage], forest.tests_text(n.verdict, n.p)
-            )
-            for n in found
-            if n is not None
-        ]
+        lines = [forest.ForestLine(full_text(n.lineage), n, look[n.lineage]) for n in found if n]
         if lines:
             blocks.append(forest.Block(f"{each.name} − {comparison.first.name}", lines))
     return forest.both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
@@ -156,8 +149,8 @@ def differences(comparison: Comparison, name: str) -> Drawing | None:
 def scores(comparison: Comparison, name: str) -> Table:
     """ROUGE-L of the shared models on a set, and their differences from the first experiment."""
     first, *rest = comparison.experiments
-    heads = [Column("Model", "name"), *(Column(each.name) for each in comparison.experiments)]
-    heads += [Column(f"{each.name} − {first.name}") for each in rest]
+    names = [each.name for each in comparison.experiments]
+    names += [f"{each.name} − {first.name}" for each in rest]
     rows = []
     for lineage in comparison.on(name):
         cells = [Cell(full_text(lineage))]
@@ -166,13 +159,13 @@ def scores(comparison: Comparison, name: str) -> Table:
             cells.append(numbered(each.results, found) if found else Cell("–", ""))
         for place, each in enumerate(rest, 1):
             outcome = comparison.outcomes.get(OutcomeKey(name, lineage, place), Outcome())
-            words = outcome.words.partition(":")[0]
-            if outcome.difference or not words:
-                cells.append(numbered(each.results, outcome.difference))
-            else:
+            if outcome.same or outcome.reason:
+                words = "same model" if outcome.same else "not tested"
                 cells.append(Cell(words, "", tip=outcome.reason))
+            else:
+                cells.append(numbered(each.results, outcome.difference))
         rows.append(TableRow(cells, lineage=lineage))
-    return Table(heads, [Group("", rows)], f"scores-{name}")
+    return simple(["Model", *map(Column, names)], rows, f"scores-{name}")
 
 
 def _measured(experiments: Sequence[Compared]) -> list[str]:
@@ -189,13 +182,19 @@ def other_measures(comparison: Comparison, name: str) -> Table:
         for measure in map(BY_NAME.get, _measured(comparison.experiments)):
             assert measure is not None
             found = [score(e.results, name, lineage, measure.name) for e in comparison.experiments]
-            cells = [measured(each and each.value, measure.digits) for each in found]
             if any(found):
                 note = [f"{measure.better} is better"] if measure.better else []
+                cells = (measured(each and each.value, measure.digits) for each in found)
                 rows.append(TableRow([Cell(measure.title, notes=note), *cells]))
         groups.append(Group(full_text(lineage), rows))
-    heads = [Column(each.name) for each in comparison.experiments]
-    return Table([Column("Measure", "name"), *heads], groups)
+    return _grouped("Measure", comparison.experiments, groups)
+
+
+def _grouped(
+    first: str, experiments: Sequence[Compared], groups: list[Group], id: str = ""
+) -> Table:
+    """Table in groups, a column an experiment."""
+    return Table([Column(first, "name"), *(Column(each.name) for each in experiments)], groups, id)
 
 
 def spent(experiments: Sequence[Compared]) -> dict[str, list[dict[str, float]]]:
@@ -205,18 +204,15 @@ def spent(experiments: Sequence[Compared]) -> dict[str, list[dict[str, float]]]:
     """
     found: dict[str, list[dict[str, float]]] = {}
     for measure in ("minutes", "tokens"):
-        for name, stages in STAGES.items():
+        for name, (_, stages) in STAGES.items():
             if name == "writing" and not any(each.results.teacher_cache for each in experiments):
                 continue
             wanted = {"kind": COST, "measure": measure, "stage": stages, "seed": EACH}
-            sums = [
-                table.select(table.of(e.results), **wanted).groupby("lineage")["value"].sum()
-                for e in experiments
-            ]
-            found[f"{name}_{measure}"] = [
-                {lineage: float(of.get(lineage, 0.0)) for lineage in each.results.lineages}
-                for each, of in zip(experiments, sums, strict=True)
-            ]
+            of_experiments = found[f"{name}_{measure}"] = []
+            for each in experiments:
+                chosen = table.select(table.of(each.results), **wanted)
+                sums = chosen.groupby("lineage")["value"].sum()
+                of_experiments.append({x: float(sums.get(x, 0.0)) for x in each.results.lineages})
     return found
 
 
@@ -230,9 +226,8 @@ def _costs(experiments: Sequence[Compared]) -> Table:
         rows.append(("all models", [sum(of.values()) for of in costs]))
         digits = 1 if what == "minutes" else 0
         cells = ([Cell(text), *(measured(value, digits) for value in of)] for text, of in rows)
-        groups.append(Group(f"{TITLES[stage]} {what}", list(map(TableRow, cells))))
-    heads = [Column(each.name) for each in experiments]
-    return Table([Column("Model", "name"), *heads], groups, "costs")
+        groups.append(Group(f"{STAGES[stage][0]} {what}", list(map(TableRow, cells))))
+    return _grouped("Model", experiments, groups, "costs")
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -250,9 +245,9 @@ def to_csv(comparison: Comparison) -> str:
                     if each.has(lineage, name):
                         found = score(each.results, name, lineage, measure)
                         outcome = comparison.outcomes.get(OutcomeKey(name, lineage, number))
-                        tested = _tested(outcome if measure == "rougeL" else None)
-                        values = exports.columns("value", found)
-                        lines.append(_about(name, lineage, measure, each) | values | tested)
+                        about = _about(name, lineage, measure, each)
+                        about |= exports.columns("value", found)
+                        lines.append(about | _tested(outcome if measure == "rougeL" else None))
     costs = spent(experiments)
     for lineage in comparison.shared:
         for place, each in enumerate(experiments):
@@ -263,16 +258,11 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def _about(name: str, lineage: str, measure: str, each: Compared) -> dict[str, Any]:
-    return {
-        "set": name,
-        "lineage": lineage,
-        "chain": chain_text(lineage),
-        "methods": methods_text(lineage),
-        "measure": measure,
-        "experiment": each.name,
-        "training_seeds": " ".join(map(str, each.results.seeds(lineage))),
-        "decoding_seeds": " ".join(map(str, each.results.spec["decoding_seeds"])),
-    }
+    about = {"set": name, "lineage": lineage, "chain": chain_text(lineage)}
+    about |= {"methods": methods_text(lineage), "measure": measure, "experiment": each.name}
+    seeds = {"training_seeds": each.results.seeds(lineage)}
+    seeds["decoding_seeds"] = each.results.spec["decoding_seeds"]
+    return about | {key: " ".join(map(str, values)) for key, values in seeds.items()}
 
 
 def _tested(outcome: Outcome | None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Costs page: time and tokens by stage and by model, and total cost with teachers and initial SFT."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean
+from typing import Any
 
 from takd.analysis import costs, exports
 from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, StageRun, unit
@@ -23,7 +24,7 @@ from takd.report.tables import numbered, score
 
 CACHES = "teacher"
 """Begin of the names of the stages that compute teacher caches."""
-TIMES = (Column("Runs"), Column("Minutes", note="wall time"))
+TIMES = ("#Runs", "#Minutes|wall time")
 
 
 def page(results: Results) -> str:
@@ -53,32 +54,21 @@ def arms(results: Results) -> Table | None:
     for lineage in results.spec["equal_cost"]["lineages"]:
         if not (spent := total[lineage]):  # results of an earlier version, which were accepted
             continue
-        share = {seed: 100 * value / budget[seed] for seed, value in spent.items()}
-        own = {
-            m.node.seed: 100 * m.manifest["flops"] / spent[m.node.seed] for m in results.of(lineage)
-        }
-        steps = {m.node.seed: m.manifest["steps"] for m in results.of(lineage)}
+        models = {model.node.seed: model.manifest for model in results.of(lineage)}
+        scores = (score(results, name, lineage, "rougeL") for name in results.spec["sets"])
         cells = [
             model_cell(lineage, labels[lineage]),
-            _total(spent, short_number),
-            _total(share, "{:.2f}".format),
-            _total(own, "{:.1f}".format),
-            _total(steps, thousands),
-            *(
-                numbered(results, score(results, n, lineage, "rougeL"))
-                for n in results.spec["sets"]
-            ),
+            _total(spent.values(), short_number),
+            _total([100 * value / budget[s] for s, value in spent.items()], "{:.2f}".format),
+            _total([100 * m["flops"] / spent[s] for s, m in models.items()], "{:.1f}".format),
+            _total([m["steps"] for m in models.values()], thousands),
+            *(numbered(results, mean) for mean in scores),
         ]
         rows.append(TableRow(cells, lineage=lineage))
-    heads = [
-        Column("Chain", "name"),
-        Column("FLOPs", note="one seed"),
-        Column("% of the budget"),
-        Column("Last training", note="% of its FLOPs"),
-        Column("Steps", note="last training"),
-        *(Column("ROUGE-L", note=name) for name in results.spec["sets"]),
-    ]
-    return Table(heads, [Group("", rows)], "arms")
+    heads: list[Column | str] = ["Chain", "#FLOPs|one seed", "#% of the budget"]
+    heads += ["#Last training|% of its FLOPs", "#Steps|last training"]
+    heads += [Column("ROUGE-L", note=name) for name in results.spec["sets"]]
+    return simple(heads, rows, "arms")
 
 
 def apart(results: Results) -> float:
@@ -91,14 +81,13 @@ def apart(results: Results) -> float:
 
 def how(runs: Sequence[StageRun]) -> str:
     """Say what the hours of CPUs and GPUs are."""
-    kinds = []
-    if any(run.measured for run in runs):
-        kinds.append("CPU hours are measured CPU time of the first process × processes")
-    if any(run.on_cpu and not run.measured for run in runs):
-        kinds.append("CPU hours are wall time × processes, as older logs hold no CPU time")
-    if any(not run.on_cpu for run in runs):
-        kinds.append("GPU hours are wall time × GPUs")
-    return "; ".join(kinds)
+    found = {(run.on_cpu, run.measured) for run in runs}
+    kinds = {
+        (True, True): "CPU hours are measured CPU time of the first process × processes",
+        (True, False): "CPU hours are wall time × processes, as older logs hold no CPU time",
+        (False, False): "GPU hours are wall time × GPUs",
+    }
+    return "; ".join(text for kind, text in kinds.items() if kind in found)
 
 
 def by_stage(results: Results, runs: Sequence[StageRun]) -> Table:
@@ -112,20 +101,15 @@ def by_stage(results: Results, runs: Sequence[StageRun]) -> Table:
     if _judged(results):
         unknown = [Cell("not recorded")] * 3
         rows.append(TableRow([Cell(JUDGE), Cell(str(len(results.evaluations))), *unknown]))
-    heads = [Column("Stage", "name"), *TIMES, Column(unit(results)), Column("Tokens")]
-    return Table(
-        heads, [Group("", rows), Group("", [TableRow(_sums("all", runs, "beyond"))])], "stages"
-    )
+    everything = Group("", [TableRow(_sums("all", runs, "beyond"))])
+    stages = simple(["Stage", *TIMES, f"#{unit(results)}", "#Tokens"], rows, "stages")
+    return stages._replace(groups=[*stages.groups, everything])
 
 
 def _sums(name: str, runs: Sequence[StageRun], kind: str = "") -> list[Cell]:
-    return [
-        Cell(name, kind=kind),
-        _number(len(runs)),
-        _number(sum(run.minutes for run in runs), 1),
-        _number(sum(run.hours for run in runs), 2),
-        _number(sum(run.tokens for run in runs)),
-    ]
+    sums = (sum(getattr(run, what) for run in runs) for what in ("minutes", "hours", "tokens"))
+    numbers = zip((len(runs), *sums), (0, 1, 2, 0), strict=True)
+    return [Cell(name, kind=kind), *(_number(value, digits) for value, digits in numbers)]
 
 
 def caches(results: Results, runs: Sequence[StageRun]) -> Table | None:
@@ -135,8 +119,7 @@ def caches(results: Results, runs: Sequence[StageRun]) -> Table | None:
         [Cell(full_text(lineage)), *_sums(stage, of_stage), _devices(of_stage)]
         for (lineage, stage), of_stage in found.items()
     ]
-    heads: list[Column | str] = ["Teacher", "Stage", *TIMES, f"#{unit(results)}"]
-    heads += ["#Tokens", "Device"]
+    heads = ["Teacher", "Stage", *TIMES, f"#{unit(results)}", "#Tokens", "Device"]
     return simple(heads, rows, "caches") if rows else None
 
 
@@ -153,68 +136,48 @@ def by_model(results: Results, runs: Sequence[StageRun]) -> Table:
     total = {each.lineage: each for each in costs.cumulative(results)}
     rows = []
     for lineage in results.lineages:
-        trained = [run for run in runs if (run.lineage, run.stage) == (lineage, TRAINING)]
-        scored = [run for run in runs if run.lineage == lineage and run.stage in EVALUATION]
+        own = [run for run in runs if run.lineage == lineage]
+        trained = [run for run in own if run.stage == TRAINING]
         minutes, tokens = (sum(getattr(r, what) for r in trained) for what in ("minutes", "tokens"))
         hours, drawn, flops = total[lineage].hours, total[lineage].tokens, total[lineage].flops
         cells = [
             model_cell(lineage),
             _number(len(trained)),
             _number(minutes, 1),
-            _number(sum(run.minutes for run in scored), 1),
+            _number(sum(run.minutes for run in own if run.stage in EVALUATION), 1),
             _number(tokens),
             _number(tokens / minutes / 60) if minutes else Cell("–", ""),
-            _total(hours, pages.hours),
-            _total(drawn, thousands),
-            _total(flops, short_number) if flops else Cell("–", ""),
+            _total(hours.values(), pages.hours),
+            _total(drawn.values(), thousands),
+            _total(flops.values(), short_number) if flops else Cell("–", ""),
             Cell(_devices(trained)),
         ]
         rows.append(TableRow(cells, lineage=lineage))
-    heads = [
-        Column("Model", "name"),
-        Column("Seeds"),
-        Column("Training", note="minutes"),
-        Column("Evaluation", note="minutes"),
-        Column("Training tokens"),
-        Column("Tokens a second"),
-        Column(f"Total {unit(results)}", note="one seed"),
-        Column("Total tokens", note="one seed"),
-        Column("Total FLOPs", note="one seed"),
-        Column("Device", ""),
-    ]
-    return Table(heads, [Group("", rows)], "models")
+    heads = ["Model", "#Seeds", "#Training|minutes", "#Evaluation|minutes", "#Training tokens"]
+    heads += ["#Tokens a second", f"#Total {unit(results)}|one seed", "#Total tokens|one seed"]
+    return simple([*heads, "#Total FLOPs|one seed", "Device"], rows, "models")
 
 
 def to_csv(results: Results) -> str:
     """Write one line per lineage and stage, over training seeds."""
     in_order = sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage))
-    return exports.to_csv(
-        [
-            {
-                "lineage": lineage,
-                "chain": chain_text(lineage),
-                "methods": methods_text(lineage),
-                "stage": stage,
-                "training_seeds": 0 if is_given(lineage) else len({run.seed for run in runs}),
-                "minutes": sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60,
-                "hours": sum(run.hours for run in runs),
-                "tokens": sum(run.tokens for run in runs),
-                "flops": sum(counted)
-                if (counted := [r.flops for r in runs if r.flops is not None])
-                else None,
-                "steps": sum(run.steps or 0 for run in runs) if stage == TRAINING else None,
-                "skipped": sum(run.skipped or 0 for run in runs) if stage == TRAINING else None,
-                "device": None if stage in EVALUATION else _devices(runs),
-            }
-            for (lineage, stage), runs in _grouped(in_order).items()
-        ]
-    )
+    lines = []
+    for (lineage, stage), runs in _grouped(in_order).items():
+        line: dict[str, Any] = {"lineage": lineage, "chain": chain_text(lineage)}
+        line |= {"methods": methods_text(lineage), "stage": stage}
+        line["training_seeds"] = 0 if is_given(lineage) else len({run.seed for run in runs})
+        line["minutes"] = sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60
+        for what in ("hours", "tokens", "flops", "steps", "skipped"):
+            values = [value for run in runs if (value := getattr(run, what)) is not None]
+            line[what] = sum(values) if values else None
+        lines.append(line | {"device": None if stage in EVALUATION else _devices(runs)})
+    return exports.to_csv(lines)
 
 
-def _total(by_seed: Mapping[int, float], text: Callable[[float], str]) -> Cell:
+def _total(by_seed: Collection[float], text: Callable[[float], str]) -> Cell:
     """Cell of a mean over training seeds, with lowest and highest below it."""
-    mean = sum(by_seed.values()) / len(by_seed)
-    ends = [text(min(by_seed.values())), text(max(by_seed.values()))]
+    mean = sum(by_seed) / len(by_seed)
+    ends = [text(min(by_seed)), text(max(by_seed))]
     return Cell(text(mean), mean, [" to ".join(ends)] if ends[0] != ends[1] else [])
 
 
@@ -229,6 +192,4 @@ def _judged(results: Results) -> int:
 
 
 def _number(value: float, digits: int = 0) -> Cell:
-    return Cell(
-        thousands(value) if digits == 0 else f"{value:,.{digits}f}".replace(",", "\u202f"), value
-    )
+    return Cell(thousands(value, digits), value)

@@ -1,7 +1,7 @@
 """Generations page: the same prompts with the responses of all models and training seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import Match, SequenceMatcher
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from takd.analysis import table
@@ -70,27 +70,24 @@ def _responses(
 
     for place, line in enumerate(table.lines(results)):
         for seed in results.seeds(line.lineage):
-            node, base = Node(line.lineage, seed), Node(supervised(_model(line.lineage)), seed)
-            outputs = rows[node]["outputs"]
+            node = Node(line.lineage, seed)
+            base = Node(supervised(split(line.lineage)[-1].model), seed)
+            first, *_ = outputs = rows[node]["outputs"]
             right = _right(rows[node])
             compared = base in rows and base != node
             before = _right(rows[base]) if compared else right
             yield ShownResponse(
-                place,
-                seed,
-                list(differing(visible(outputs[0]["text"]), rows[node]["references"])),
-                outputs[0]["tokens"],
-                outputs[0]["finished"],
-                right,
-                [output["rougeL"] for output in outputs],
-                mean(node),
-                "" if right == before else "right" if right else "wrong",
-                mean(node) - mean(base) if compared else None,
+                model=place,
+                seed=seed,
+                parts=list(differing(visible(first["text"]), rows[node]["references"])),
+                tokens=first["tokens"],
+                finished=first["finished"],
+                right=right,
+                by_seed=[output["rougeL"] for output in outputs],
+                mean=mean(node),
+                change="" if right == before else "right" if right else "wrong",
+                over_sft=mean(node) - mean(base) if compared else None,
             )
-
-
-def _model(lineage: str) -> str:
-    return split(lineage)[-1].model
 
 
 def _right(row: JsonRow) -> bool:
@@ -108,7 +105,8 @@ def differing(text: str, references: Sequence[str]) -> Iterator[tuple[str, bool]
         SequenceMatcher(None, _folded(pieces(reference)), _folded(words), autojunk=False)
         for reference in references
     ]
-    blocks = max((m.get_matching_blocks() for m in matchers), key=_matched, default=[])
+    found = (matcher.get_matching_blocks() for matcher in matchers)
+    blocks = max(found, key=lambda blocks: sum(block.size for block in blocks), default=[])
     same = {place for block in blocks for place in range(block.b, block.b + block.size)}
     start = end = 0
     before = False
@@ -123,11 +121,6 @@ def differing(text: str, references: Sequence[str]) -> Iterator[tuple[str, bool]
         end = at + len(word)
     if text[start:]:
         yield text[start:], before
-
-
-def _matched(blocks: Sequence[Match]) -> int:
-    """Number of words that are aligned."""
-    return sum(block.size for block in blocks)
 
 
 def _folded(words: Sequence[str]) -> list[str]:

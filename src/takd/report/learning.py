@@ -8,7 +8,7 @@ from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import is_given, student_of
 from takd.report import pages
-from takd.report.figures.curves import NOT_A_CURVE, PLOT, logged
+from takd.report.figures.curves import PLOT, numbers
 from takd.report.figures.registry import drawn
 from takd.report.figures.style import by_size, looks, stroke
 
@@ -40,41 +40,37 @@ def reverse_kl(model: Model) -> str:
     return "divergence" if settings.get("divergence") == "reverse_kl" else "single_step_kl"
 
 
+def _always(name: str) -> Callable[[Model], str]:
+    return lambda _: name
+
+
 FIRST = (
-    Quantity("ROUGE-L", "on dev", "dev", lambda _: "rougeL"),
-    Quantity("Loss", "on the references of dev, nats a token", "dev", lambda _: "loss"),
+    Quantity("ROUGE-L", "on dev", "dev", _always("rougeL")),
+    Quantity("Loss", "on the references of dev, nats a token", "dev", _always("loss")),
     Quantity("Reverse KL", "to the teacher, training batches, nats a token", "train", reverse_kl),
-    Quantity("Response length", "on dev, tokens", "dev", lambda _: "response_length"),
-    Quantity("Reward", "a token: log p − log q on training rollouts", "train", lambda _: "reward"),
-    Quantity("Training loss", "on training batches", "train", lambda _: "loss"),
+    Quantity("Response length", "on dev, tokens", "dev", _always("response_length")),
+    Quantity("Reward", "a token: log p − log q on training rollouts", "train", _always("reward")),
+    Quantity("Training loss", "on batches", "train", _always("loss")),
 )
 """Panels that come first; all other quantities of the training logs follow by name."""
 
 
-def _own(name: str, title: str, about: str, scale: str = "") -> Quantity:
-    return Quantity(title, about, "dev", lambda _: name, OWN_RESPONSES, scale)
-
-
 OWN_RESPONSES = "Student and teacher on the student's own responses"
-OWN = (
-    _own("overlap", "Overlap", "share of the 16 likeliest tokens that the two have in common"),
-    _own("disagreement", "Disagreement", "share of tokens where the likeliest one differs"),
-    *(
-        _own(f"overlap_{of}_mass", f"Mass of the {of}", f"on the overlap, of the {of}", "mass")
-        for of in ("student", "teacher")
-    ),
-    *(
-        _own(f"{of}_entropy", f"Entropy of the {of}", "nats a token", "entropy")
-        for of in ("student", "teacher")
-    ),
-    _own("reverse_kl", "Reverse KL on dev", "to the teacher, nats a token"),
-    _own("length_ratio", "Length", "mean length of responses by that of the references"),
-    *(
-        _own(
-            f"reverse_kl_quarter_{n}", f"Reverse KL, quarter {n}", f"of a response, {n} of 4", "kl"
-        )
-        for n in range(1, 5)
-    ),
+_OWN = [
+    ("overlap", "Overlap", "share of the 16 likeliest tokens that the two have in common", ""),
+    ("disagreement", "Disagreement", "share of tokens where the likeliest one differs", ""),
+    ("overlap_student_mass", "Mass of the student", "on the overlap", "mass"),
+    ("overlap_teacher_mass", "Mass of the teacher", "on the overlap", "mass"),
+    ("student_entropy", "Entropy of the student", "nats a token", "entropy"),
+    ("teacher_entropy", "Entropy of the teacher", "nats a token", "entropy"),
+    ("reverse_kl", "Reverse KL on dev", "to the teacher, nats a token", ""),
+    ("length_ratio", "Length", "mean of the responses by that of the references", ""),
+    *((f"reverse_kl_quarter_{n}", f"Reverse KL, quarter {n}", "of a response, nats a token", "kl")
+      for n in range(1, 5)),
+]  # fmt: skip
+OWN = tuple(
+    Quantity(title, about, "dev", _always(name), OWN_RESPONSES, scale)
+    for name, title, about, scale in _OWN
 )
 """Diagnostics (`takd.training.diagnostics`), the last panels."""
 
@@ -83,6 +79,10 @@ def page(results: Results) -> str:
     """Render the curves; without scripts the page shows the figure of ROUGE-L on dev."""
     sizes = by_size(results)
     trained = [lineage for lineage in results.lineages if not is_given(lineage)]
+    by_model: dict[str, list[str]] = {}
+    for lineage in sorted(trained, key=lambda each: list(sizes).index(student_of(each))):
+        model = student_of(lineage)
+        by_model.setdefault(f"{model} ({size_text(sizes[model])})", []).append(lineage)
     return pages.render(
         "learning.html",
         results,
@@ -91,13 +91,7 @@ def page(results: Results) -> str:
         looks=looks(results),
         stroke=stroke,
         names={lineage: full_text(lineage) for lineage in trained},
-        models={
-            f"{model} ({size_text(size)})": [
-                lineage for lineage in trained if student_of(lineage) == model
-            ]
-            for model, size in sizes.items()
-            if any(student_of(lineage) == model for lineage in trained)
-        },
+        models=by_model,
     )
 
 
@@ -108,14 +102,8 @@ def data(results: Results) -> dict[str, Any]:
     `minutes` and `value`.
     """
     models = list(results.trained_here.values())
-    known = {
-        key
-        for model in models
-        for row in model.train
-        for key, value in row.items()
-        if key not in NOT_A_CURVE and isinstance(value, int | float)
-    }
-    others = [each for each in map(_other, sorted(known)) if any(map(each.name, models))]
+    known = sorted({row["quantity"] for row in numbers(results, "train")})
+    others = [each for each in map(_other, known) if any(map(each.name, models))]
     every = [*FIRST, *others, *OWN]
     runs: list[dict[str, Any]] = [
         {
@@ -127,15 +115,13 @@ def data(results: Results) -> dict[str, Any]:
         for model in models
     ]
     titles = {title for run in runs for title in run["values"]}
-    return {
-        "quantities": [
-            {"title": each.title, "about": each.about, "dev": each.log == "dev"}
-            | {"part": each.part, "scale": each.scale}
-            for each in every
-            if each.title in titles
-        ],
-        "runs": runs,
-    }
+    quantities = [
+        {"title": each.title, "about": each.about, "dev": each.log == "dev"}
+        | {"part": each.part, "scale": each.scale}
+        for each in every
+        if each.title in titles
+    ]
+    return {"quantities": quantities, "runs": runs}
 
 
 def _other(name: str) -> Quantity:
@@ -154,7 +140,7 @@ def _other(name: str) -> Quantity:
 def _columns(model: Model, quantity: Quantity) -> dict[str, list[float]]:
     """Values of a quantity in a training, with their steps, tokens and minutes; empty if it is not logged."""
     name = quantity.name(model) or ""
-    found = [row for row in logged(model, quantity.log) if row.get(name) is not None]
+    found = [row for row in getattr(model, quantity.log) if row.get(name) is not None]
     if not found:
         return {}
     found = found[:: math.ceil(len(found) / MOST)]

@@ -1,7 +1,6 @@
 """A page for each model: links to its scores, curves and generations, and its cards."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -14,30 +13,18 @@ from takd.report import pages
 from takd.runtime.errors import InputError
 
 
-def model_pages(results: Results, models: Path) -> Mapping[str, Callable[[], str]]:
-    """Map each page of a model to the function that renders it; `models` is the folder above the lineages."""
-    return {
-        f"models/{lineage}.html": functools.partial(_page, results, models, lineage)
-        for lineage in results.lineages
-    }
-
-
-def _page(results: Results, models: Path, lineage: str) -> str:
-    cards = {}
-    for seed in results.seeds(lineage):
-        path = models / lineage / f"seed{seed}" / "card.md"
-        if not path.is_file():
-            raise InputError(f"{path}: not found; start snakemake with it as the target.")
-        cards[seed] = card_html(path.read_text(encoding="utf-8"))
-    return pages.render(
-        f"models/{lineage}.html",
-        results,
-        "model.html",
-        name=full_text(lineage),
-        lineage=lineage,
-        given=is_given(lineage),
-        cards=cards,
-    )
+def model_pages(results: Results, models: Path) -> Iterator[tuple[str, str]]:
+    """Yield file and text of each page of a model; `models` is the folder above the lineages."""
+    for lineage in results.lineages:
+        cards = {}
+        for seed in results.seeds(lineage):
+            path = models / lineage / f"seed{seed}" / "card.md"
+            if not path.is_file():
+                raise InputError(f"{path}: not found; start snakemake with it as the target.")
+            cards[seed] = card_html(path.read_text(encoding="utf-8"))
+        file, given = f"models/{lineage}.html", is_given(lineage)
+        about = {"name": full_text(lineage), "lineage": lineage, "given": given, "cards": cards}
+        yield file, pages.render(file, results, "model.html", **about)
 
 
 def card_html(card: str) -> Markup:

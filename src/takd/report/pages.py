@@ -9,6 +9,7 @@ from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.experiment.labels import full_text, method_title
 from takd.pages.environment import environment
+from takd.pages.tables import copies
 from takd.report.figures.registry import drawn
 
 NAV = {
@@ -39,6 +40,7 @@ def hours(value: float) -> str:
 def _environment() -> Environment:
     made = environment()
     made.filters |= {"number": number, "method": method_title, "full_text": full_text}
+    made.filters["copies"] = copies
     return made
 
 

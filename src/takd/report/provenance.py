@@ -77,16 +77,10 @@ def trainings(results: Results, data_report: dict[str, Any]) -> Table:
         size = thousands(used) if used == kept else f"{thousands(used)} of {thousands(kept)}"
         seen = [] if drawn is None else [f"{thousands(drawn)} drawn, {drawn / used:.2g} passes"]
         kept_steps = [f"{m.kept_step or '–'} (seed {m.node.seed})" for m in models]
-        rows.append(
-            [
-                model_cell(lineage),
-                "SFT, same seed" if "init" in models[0].manifest["inputs"] else "starting weights",
-                Cell(size, used, seen),
-                _last_step(models),
-                Cell("", notes=kept_steps),
-                thousands(sum(int(m.end.get("skipped", 0)) for m in models)),
-            ]
-        )
+        start = "SFT, same seed" if "init" in models[0].manifest["inputs"] else "starting weights"
+        skipped = thousands(sum(int(m.end.get("skipped", 0)) for m in models))
+        cells = [Cell(size, used, seen), _last_step(models), Cell("", notes=kept_steps), skipped]
+        rows.append([model_cell(lineage), start, *cells])
     heads = ["Model", "Start", "#Training rows", "#Last step", "#Exported step", "#Skipped steps"]
     return simple(heads, rows)
 
@@ -132,19 +126,22 @@ def settings(results: Results) -> Table:
     """List the settings that ran, a column a method; where models of one method differ, each value names its models."""
     trained = [lineage for lineage in results.lineages if not is_given(lineage)]
     methods = dict.fromkeys(split(lineage)[-1].method for lineage in trained)
-    values: dict[str, dict[str, dict[str, dict[str, None]]]] = {}
+    values: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
     for model in results.trained_here.values():
         hop = split(model.node.lineage)[-1]
         for key, value in flat(_settings(model)).items():
-            by_method = values.setdefault(key, {method: {} for method in methods})
-            by_method[hop.method].setdefault(value, {})[hop.model] = None
+            of_value = values.setdefault((key, hop.method), {}).setdefault(value, {})
+            of_value[hop.model] = None
 
     def cell(by_value: Mapping[str, Iterable[str]]) -> Cell:
         if len(by_value) < 2:
             return Cell(visible(next(iter(by_value), "–")))
         return Cell(notes=[visible(f"{value}: {', '.join(m)}") for value, m in by_value.items()])
 
-    rows = [[key, *map(cell, by_method.values())] for key, by_method in sorted(values.items())]
+    rows = [
+        [key, *(cell(values.get((key, method), {})) for method in methods)]
+        for key in sorted({key for key, _ in values})
+    ]
     return simple(["Setting", *map(method_title, methods)], rows, kind="settings")
 
 
@@ -183,13 +180,11 @@ def hardware(results: Results) -> Table:
 def code(results: Results) -> Table:
     """List each combination of stage, commit and digest of the code, with its runs."""
     found = Counter(
-        (run.stage, run.end.get("commit") or "–", run.end.get("code") or "–")
+        (run.stage, *(Cell(run.end.get(key) or "–", kind="digest") for key in ("commit", "code")))
         for run in costs.runs(results)
         if run.end
     )
-    rows = [
-        [stage, _digest(commit), _digest(c), runs] for (stage, commit, c), runs in found.items()
-    ]
+    rows = [[*place, runs] for place, runs in found.items()]
     return simple(["Stage", "Commit", "Digest of the code", "#Runs"], rows)
 
 
@@ -201,7 +196,3 @@ def versions(results: Results) -> Table:
             found.setdefault(name, set()).add(version or "not installed")
     rows = [[name, ", ".join(sorted(versions))] for name, versions in sorted(found.items())]
     return simple(["Package", "Version"], rows)
-
-
-def _digest(text: str) -> Cell:
-    return Cell(text, kind="digest")

@@ -28,11 +28,8 @@ class Commands(NamedTuple):
 def whole(results: Results) -> str:
     """Commands that run the whole experiment and its report."""
     run = _snakemake(results)
-    commands = {
-        f"{run} -n": "which stages would run, and why",
-        run: "all of them",
-        f"{run} --report report.zip": "this report",
-    }
+    commands = {f"{run} -n": "which stages would run, and why", run: "all of them"}
+    commands[f"{run} --report report.zip"] = "this report"
     width = max(map(len, commands))
     return "\n".join(f"{command:{width}}  # {what}" for command, what in commands.items())
 
@@ -42,13 +39,14 @@ def numbers(results: Results) -> list[Commands]:
     blocks = []
     for name in results.spec["sets"]:
         lines = []
-        for (node, where), evaluation in results.evaluations.items():
-            if where == name:
-                target = f"{_folder(results)}/evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
-                score = number(evaluation.mean("rougeL"), digits=2)
-                seed = "" if is_given(node.lineage) else f", training seed {node.seed}"
-                what = f"{full_text(node.lineage)}{seed}"
-                lines += ["# " + _one_line(f"{what}: ROUGE-L {score}"), _snakemake(results, target)]
+        for node in results.nodes:
+            target = (
+                f"{_folder(results)}/evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
+            )
+            score = number(results.evaluations[node, name].mean("rougeL"), digits=2)
+            seed = "" if is_given(node.lineage) else f", training seed {node.seed}"
+            what = _one_line(f"{full_text(node.lineage)}{seed}: ROUGE-L {score}")
+            lines += [f"# {what}", _snakemake(results, target)]
         blocks.append(Commands(name, "\n".join(lines)))
     return blocks
 
@@ -69,15 +67,13 @@ def code(results: Results) -> str:
         method = split(model.node.lineage)[-1].method
         recorded.setdefault(method, set()).add(model.manifest["code"])
     lines = []
-    for method, found in sorted(recorded.items(), key=lambda one: (one[0] != SUPERVISED, one[0])):
+    for method in sorted(recorded, key=lambda method: (method != SUPERVISED, method)):
         program = (
             "from takd.runtime.code_digest import code_digest as digest;"
             f' print(digest("takd.training.train", "takd.methods.{method}"))'
         )
-        lines += [
-            "# " + _one_line(f"{method}: {' or '.join(sorted(found))}"),
-            f"PYTHONPATH=src python3 -c {shlex.quote(program)}",
-        ]
+        lines.append("# " + _one_line(f"{method}: {' or '.join(sorted(recorded[method]))}"))
+        lines.append(f"PYTHONPATH=src python3 -c {shlex.quote(program)}")
     return "\n".join(lines)
 
 
@@ -120,8 +116,7 @@ def _folder(results: Results) -> str:
 def _snakemake(results: Results, *targets: str) -> str:
     # targets first: --config takes all arguments after it as settings
     settings = f"experiment={results.spec['experiment']}"
-    words = ["snakemake", *targets, "--profile", PROFILE, "--config", settings]
-    return shlex.join(words)
+    return shlex.join(["snakemake", *targets, "--profile", PROFILE, "--config", settings])
 
 
 def _one_line(text: str) -> str:

@@ -1,11 +1,12 @@
 """Results page: scores, differences with their tests and what else differs, all other measures, by evaluation set."""
 
-from collections.abc import Iterable, Sequence
+import math
 from typing import Any
 
-from takd.analysis import fairness, table
-from takd.analysis.comparisons import Pair
-from takd.analysis.measures import BY_NAME, TESTED, Measure, measured
+from takd.analysis import fairness, measures, table
+from takd.analysis.comparisons import Pair, p_text
+from takd.analysis.exports import cited
+from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
 from takd.analysis.shares import shares
 from takd.analysis.statistics import Interval, number
@@ -13,14 +14,15 @@ from takd.analysis.table import DIFFERENCE, EACH, Number
 from takd.experiment.captions import decoding
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split, teacher_of
-from takd.pages.tables import Cell, Column, Group, Table, TableRow, copies
-from takd.report import pages, tables
+from takd.pages.tables import Cell, Column, Group, Table, TableRow, simple
+from takd.report import pages
 from takd.report.figures import forest
-from takd.report.score_tables import cited, main_table, model_cell
-from takd.report.tables import by_seed, score
+from takd.report.score_tables import main_table, model_cell
+from takd.report.tables import by_seed, measured, numbered, score
 
 BESIDE = 5
 """Models beside one another in the table of all measures: more would be cut on paper."""
+ARROWS = {"higher": "↑", "lower": "↓", "": ""}
 TITLES = {
     "direct": "Through assistants − straight from the teacher",
     "sft": "Distilled − SFT baseline",
@@ -34,12 +36,10 @@ TITLES = {
 def page(results: Results) -> str:
     """Render the page."""
     sets = results.spec["sets"]
-    scores = {name: main_table(results, name) for name in sets}
     return pages.render(
         "results.html",
         results,
-        tables=scores,
-        copies={name: copies(found) for name, found in scores.items()},
+        tables={name: main_table(results, name) for name in sets},
         forests={name: forest.differences(results, name) for name in sets},
         dots={name: forest.scores(results, name) for name in sets},
         tests={name: tests(results, name) for name in sets},
@@ -53,7 +53,7 @@ def page(results: Results) -> str:
         several=any(len(results.seeds(lineage)) > 1 for lineage in results.lineages),
         given=len(results.trained_here) < len(results.models),
         tree=tree(results),
-        measures=measured(results),
+        measures=measures.measured(results),
     )
 
 
@@ -69,23 +69,18 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
         columns.append(Column(f"{BY_NAME[measure].title}, difference", note="by training seed"))
         columns += [Column("Across training seeds", note="95 %, p (Holm)")] * several
         columns.append(Column("These checkpoints", note="95 %, p (Holm)"))
-    groups = []
-    for question in forest.QUESTIONS:
-        by_pair: dict[Pair, dict[str, Number]] = {}
-        for each in chosen:
-            if each.question == question:
-                pair = Pair(question, each.lineage, each.other)
-                by_pair.setdefault(pair, {})[each.measure] = each
-        rows = []
-        for pair, of_pair in by_pair.items():
-            cells = [_compared(results, pair)]
-            for measure in results.tested(name):
-                cells += _tested(results, of_pair[measure], several)
-            rows.append(TableRow(cells))
-            title = f"{TITLES[question]}: a family of {of_pair['rougeL'].family}"
-        if rows:
-            groups.append(Group(title, rows))
-    return Table(columns, groups, f"tests-{name}", kind="tests")
+    by_pair: dict[Pair, dict[str, Number]] = {}
+    for each in chosen:
+        pair = Pair(each.question, each.lineage, each.other)
+        by_pair.setdefault(pair, {})[each.measure] = each
+    groups: dict[str, list[TableRow]] = {}
+    for pair in sorted(by_pair, key=lambda pair: list(TITLES).index(pair.question)):
+        cells = [_compared(results, pair)]
+        for measure in results.tested(name):
+            cells += _tested(results, by_pair[pair][measure], several)
+        title = f"{TITLES[pair.question]}: a family of {by_pair[pair]['rougeL'].family}"
+        groups.setdefault(title, []).append(TableRow(cells))
+    return Table(columns, [Group(*each) for each in groups.items()], f"tests-{name}", kind="tests")
 
 
 def _compared(results: Results, pair: Pair) -> Cell:
@@ -108,7 +103,7 @@ def _tested(results: Results, each: Number, several: bool) -> list[Cell]:
     """Cells of one difference: its value with those of its seeds, and its tests."""
     values = [number(value, True) for value in by_seed(results, each).values()]
     notes = [", ".join(values)] if len(values) > 1 else []
-    cells = [tables.measured(each.value, signed=True, notes=notes)]
+    cells = [measured(each.value, signed=True, notes=notes)]
     if several:
         across = (each.interval, each.p, each.significant) if each.several else (None, None, "")
         cells.append(_test(*across))
@@ -120,35 +115,31 @@ def _test(interval: Interval | None, p: float | None, significant: str) -> Cell:
     """One test: whether it is significant, its interval and p."""
     if interval is None or p is None:
         return Cell("–", "")
-    said = (interval.text(True), forest.p_text(p))
-    return Cell(
-        "significant" if significant else "n.s.", f"{p:.6f}", said, "beyond" if significant else ""
-    )
+    said = (interval.text(True), p_text(p))
+    text, kind = ("significant", "beyond") if significant else ("n.s.", "")
+    return Cell(text, f"{p:.6f}", said, kind)
 
 
 def controls_table(results: Results, name: str) -> Table | None:
     """Gains of methods and of their controls, and which share of the gain needs the teacher; None without controls."""
     rows = []
     for each in shares(results, name):
-        gains = (each.gain, each.control_gain, each.difference)
-        share = Cell(each.text(), "" if each.value is None else f"{each.value:.6g}")
-        if each.why:
-            share = share._replace(notes=[each.why])
+        value = "" if each.value is None else f"{each.value:.6g}"
         cells = [
             Cell(each.method),
             Cell(each.control),
-            *(tables.numbered(results, n) for n in gains),
+            *(numbered(results, n) for n in (each.gain, each.control_gain, each.difference)),
+            Cell(each.text(), value, notes=[*filter(None, [each.why])]),
         ]
-        rows.append(TableRow([*cells, share], lineage=each.gain.lineage))
-    columns = [
-        Column("Method", "name"),
+        rows.append(TableRow(cells, lineage=each.gain.lineage))
+    heads: list[Column | str] = [
+        "Method",
         Column("Control", "name"),
-        Column("Gain of the method"),
-        Column("Gain of the control"),
-        Column("Method − control"),
-        Column("Share of the gain that needs the teacher", note="95 %"),
+        "#Gain of the method",
+        "#Gain of the control",
     ]
-    return Table(columns, [Group("", rows)]) if rows else None
+    heads += ["#Method − control", "#Share of the gain that needs the teacher|95 %"]
+    return simple(heads, rows) if rows else None
 
 
 def by_stratum(results: Results, name: str) -> dict[str, Table]:
@@ -161,54 +152,39 @@ def by_stratum(results: Results, name: str) -> dict[str, Table]:
 
 def seeds_table(results: Results, name: str) -> Table:
     """Every tested measure of every training seed."""
-    seeds = results.spec["seeds"]
-    columns = [Column("Model", "name")]
-    columns += [
-        Column(f"{BY_NAME[m].title}, seed {seed}") for m in results.tested(name) for seed in seeds
-    ]
+    seeds, tested = results.spec["seeds"], results.tested(name)
+    heads = [f"#{BY_NAME[m].title}, seed {seed}" for m in tested for seed in seeds]
     rows = []
     for line in table.lines(results):
         cells = [model_cell(line.lineage, line.label)]
-        for measure in results.tested(name):
+        for measure in tested:
             mean = score(results, name, line.lineage, measure)
             values = by_seed(results, mean) if mean else {}
-            cells += [tables.measured(values.get(seed)) for seed in seeds]
+            cells += [measured(values.get(seed)) for seed in seeds]
         rows.append(TableRow(cells, lineage=line.lineage))
-    return Table(columns, [Group("", rows)])
+    return simple(["Model", *heads], rows)
 
 
 def other_measures(results: Results, name: str) -> list[Table]:
     """All other measures, one row each, with the models beside one another."""
-    shown = [measure for measure in measured(results) if measure.name not in TESTED]
+    shown = [measure for measure in measures.measured(results) if measure.name not in TESTED]
     lineages = [line.lineage for line in table.lines(results)]
-
-    def row(measure: Measure, part: Sequence[str]) -> TableRow:
-        means = [score(results, name, lineage, measure.name) for lineage in part]
-        cells = [
-            tables.numbered(results, mean)
-            if mean and mean.interval
-            else tables.measured(mean and mean.value, measure.digits)
-            for mean in means
-        ]
-        arrow = measure.arrow.removesuffix(" better")
-        return TableRow([Cell(f"{measure.title} {arrow}".strip(), tip=measure.definition), *cells])
-
-    return [
-        Table(
-            [Column("Measure", "name"), *(Column(full_text(each), "num wrap") for each in part)],
-            [Group("", [row(measure, part) for measure in shown])],
-            kind="measures",
-        )
-        for part in _parts(lineages)
-        if shown
-    ]
-
-
-def _parts(lineages: Sequence[str]) -> Iterable[Sequence[str]]:
-    """Divide the models into parts of equal size, at most `BESIDE`."""
-    count = -(-len(lineages) // BESIDE)
-    size = -(-len(lineages) // count)
-    return (lineages[start : start + size] for start in range(0, len(lineages), size))
+    # parts of equal size, at most BESIDE
+    size = math.ceil(len(lineages) / math.ceil(len(lineages) / BESIDE))
+    found = []
+    for start in range(0, len(lineages) if shown else 0, size):
+        part = lineages[start : start + size]
+        rows = []
+        for each in shown:
+            cells = [Cell(f"{each.title} {ARROWS[each.better]}".strip(), tip=each.definition)]
+            for mean in (score(results, name, lineage, each.name) for lineage in part):
+                whole = mean is not None and mean.interval is not None
+                value = mean and mean.value
+                cells.append(numbered(results, mean) if whole else measured(value, each.digits))
+            rows.append(TableRow(cells))
+        heads = (Column(full_text(lineage), "num wrap") for lineage in part)
+        found.append(simple(["Measure", *heads], rows, kind="measures"))
+    return found
 
 
 def tree(results: Results) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
 from takd.analysis.text import counted, listed
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import control_of, own, split, student_of
-from takd.pages.tables import copies
 from takd.report import pages
 from takd.report.figures import forest
 from takd.report.figures.registry import drawn
@@ -33,7 +32,6 @@ WHAT = {
 def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str]) -> str:
     """Render the page; `downloads` are files of the site with what they hold."""
     first = results.spec["sets"][0]
-    brief = brief_table(results)
     plots = drawn(results)
     return pages.render(
         "index.html",
@@ -46,8 +44,7 @@ def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str
         forest=plots.get(forest.DIFFERENCES),
         scores=plots[forest.SCORES],
         several=len(results.spec["seeds"]) > 1,
-        table=brief,
-        copies=copies(brief),
+        table=brief_table(results),
         limits=limits(results, data_report),
         downloads=downloads,
     )
@@ -63,9 +60,8 @@ def trained(results: Results) -> str:
     def named(models: Iterable[str]) -> str:
         return listed(f"{model} ({size_text(sizes[model])})" for model in dict.fromkeys(models))
 
-    longer = [chain for chain in chains if len(chain) > 1]
     parts = []
-    if longer:
+    if longer := [chain for chain in chains if len(chain) > 1]:
         heads, ends = (named(own(chain[place].model) for chain in longer) for place in (0, -1))
         parts.append(f"{counted(len(longer), 'chain')} from {heads} to {ends}")
     if alone := [own(chain[0].model) for chain in chains if len(chain) == 1]:
@@ -113,15 +109,12 @@ def looked(results: Results) -> list[str]:
         ]
     rows = table.rows(table.of(results), kind=DIFFERENCE)
     found = looks.decided((row._asdict() for row in rows), until)
-
-    def named(verdict: str) -> str:
-        return "; ".join(
-            f"{forest.pair_text(Pair(row['question'], row['lineage'], row['other']))}"
-            f" ({WHAT[row['question']]}, {row['set']})"
-            for row in found
-            if row["verdict"] == verdict
+    named: dict[str, list[str]] = {}
+    for row in found:
+        pair = forest.pair_text(Pair(row["question"], row["lineage"], row["other"]))
+        named.setdefault(row["verdict"], []).append(
+            f"{pair} ({WHAT[row['question']]}, {row['set']})"
         )
-
     bound = f"±{until['difference']:g}"
     texts = [
         f"Training seeds are added, up to {until['at_most']}, until each difference of"
@@ -129,8 +122,10 @@ def looked(results: Results) -> list[str]:
         f" {counted(seeds - first + 1, 'look')}, the last after {seeds} seeds."
         " Intervals and p values across training seeds hold over all looks."
     ]
-    texts += [f"Within {bound}: {within}."] if (within := named(looks.WITHIN)) else []
-    texts += [f"Undecided: {undecided}." if (undecided := named("")) else "None is undecided."]
+    if looks.WITHIN in named:
+        texts.append(f"Within {bound}: {'; '.join(named[looks.WITHIN])}.")
+    open_ones = "; ".join(named.get("", []))
+    texts.append(f"Undecided: {open_ones}." if open_ones else "None is undecided.")
     return [" ".join(texts)]
 
 
@@ -192,9 +187,8 @@ def worse_in_strata(results: Results, name: str) -> list[str]:
         if worse:
             parts = (f"{stratum} ({', '.join(models)})" for stratum, models in worse.items())
             found.append(f"{BY_NAME[measure].title}: {'; '.join(parts)}")
-    if not found:
-        return []
-    return [f"Strata of {name} below the SFT baseline in every training seed. {'. '.join(found)}."]
+    start = f"Strata of {name} below the SFT baseline in every training seed."
+    return [f"{start} {'. '.join(found)}."] if found else []
 
 
 def best(results: Results, name: str) -> str:
@@ -202,16 +196,16 @@ def best(results: Results, name: str) -> str:
     found = table.of(results)
     rows = {row.lineage: row for row in table.rows(found, kind=SCORE, measure="rougeL", set=name)}
     roles = {line.lineage: line.role for line in table.lines(results)}
-    parts = []
-    for start, chosen in (("Top teacher", "teacher"), ("As given", "given")):
-        said = [
-            f"{rows[lineage].model} has ROUGE-L {rows[lineage].text()}"
-            for lineage, role in roles.items()
-            if role == chosen
-        ]
-        parts += [f"{start}: {listed(said)}"] if said else []
-    students = [rows[lineage] for lineage, role in roles.items() if role == "student"]
-    students.sort(key=lambda row: -(row.parameters or 0))
+
+    def of(chosen: str) -> list[Number]:
+        return [rows[lineage] for lineage, role in roles.items() if role == chosen]
+
+    parts = [
+        f"{start}: {listed(f'{row.model} has ROUGE-L {row.text()}' for row in of(role))}"
+        for start, role in (("Top teacher", "teacher"), ("As given", "given"))
+        if of(role)
+    ]
+    students = sorted(of("student"), key=lambda row: -(row.parameters or 0))
     for model in dict.fromkeys(row.model for row in students):
         top = max((row for row in students if row.model == model), key=lambda row: row.value)
         parts.append(f"highest mean of {model}: {top.text()}, {full_text(top.lineage)}")

@@ -43,20 +43,21 @@ def _numbers(results: Results) -> dict[tuple[Any, ...], Number]:
 
 
 def _key(row: Number) -> tuple[Any, ...]:
-    return (
-        *row[: Number._fields.index("value")],
-        row.set,
-        row.stratum,
-        row.question,
-        row.other,
-        row.seed,
-    )
+    what = (row.kind, row.lineage, row.measure, row.set, row.stratum)
+    return (*what, row.question, row.other, row.seed)
 
 
 def score(results: Results, name: str, lineage: str, measure: str) -> Number | None:
     """Look up the mean score of a model on an evaluation set."""
-    wanted = Number(results.spec["experiment"], SCORE, lineage, measure, 0.0, name)
+    wanted = Number("", SCORE, lineage, measure, 0.0, name)
     return _numbers(results).get(_key(wanted))
+
+
+def required(results: Results, name: str, lineage: str, measure: str) -> Number:
+    """Look up a mean score that is always there."""
+    found = score(results, name, lineage, measure)
+    assert found is not None
+    return found
 
 
 def by_seed(results: Results, mean: Number) -> dict[int, float]:

@@ -19,6 +19,7 @@ from takd.data.arrow import dataset_of, row_features, save
 from takd.models.causal_lm import tokenizer_of
 from takd.models.flops import body_forward, decoding, spent
 from takd.models.shapes import config_of
+from takd.models.tokenizer_check import texts_of
 from takd.runtime.errors import InputError
 from takd.runtime.stage import PIECE, Stage
 
@@ -53,8 +54,7 @@ def run(stage: Stage) -> None:
             tokens["prompt"] += len(row["prompt_ids"])
             tokens["response"] += len(ids)
             lengths.append((len(row["prompt_ids"]), len(ids)))
-            text = str(tokenizer.decode(ids, skip_special_tokens=True))
-            yield {**row, "response_ids": ids, "references": [text]}
+            yield {**row, "response_ids": ids, "references": texts_of(tokenizer, [ids])}
 
     digest = save(rows(), row_features(), stage.temporary(stage.outputs["dataset"]))
     stage.commit(stage.outputs["dataset"])

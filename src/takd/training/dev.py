@@ -11,6 +11,7 @@ from takd.losses.batch import spans
 from takd.methods.base import Context, examples, response_tokens
 from takd.methods.token_losses import label_loss
 from takd.metrics.rouge import exact_match, rouge_l
+from takd.models.tokenizer_check import texts_of
 from takd.training.diagnostics import diagnostics
 from takd.training.student import Student
 
@@ -64,7 +65,7 @@ def dev_scores(
     rouge_tokenizer: str,
 ) -> dict[str, float]:
     """Return the means of all measures over the dev rows, with one response per row."""
-    texts = tokenizer.batch_decode([r.tokens.tolist() for r in responses], skip_special_tokens=True)
+    texts = texts_of(tokenizer, (response.tokens.tolist() for response in responses))
     pairs = list(zip(texts, dev["references"], strict=True))
     count = len(pairs)
     length, references = (

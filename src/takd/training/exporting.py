@@ -1,6 +1,7 @@
 """Folder of a trained model: weights, configuration, generation settings and tokenizer."""
 
 import copy
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from takd.decoding.sampling import Decoding
-from takd.models.causal_lm import DROPOUT_KEYS, load_tokenizer
+from takd.models.causal_lm import dropout_settings, load_tokenizer
 from takd.models.tokenizer_check import end_tokens, first_difference, save_tokenizer
 
 # settings of `config.json` that refer to the source's own decoding, files or code
@@ -63,13 +64,13 @@ class Exported:
         tied = head is model.get_input_embeddings().weight
         config = copy.deepcopy(model.config)
         before = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        for part, part_before in _parts(config, before):
+        pairs = zip(dropout_settings(config), dropout_settings(before), strict=True)
+        for (part, key), (of_source, _) in pairs:
+            setattr(part, key, getattr(of_source, key))
+        for part in _parts(config):
             for key in OF_THE_SOURCE:
                 if hasattr(part, key):
                     delattr(part, key)
-            for key in DROPOUT_KEYS:
-                if hasattr(part_before, key):
-                    setattr(part, key, getattr(part_before, key))
             part.tie_word_embeddings = tied
             for key, token in tokens.items():
                 if key == "pad_token_id" and part.model_type in PAD_IN_POSITIONS:
@@ -108,8 +109,9 @@ class Exported:
     def write(self, model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
         """Write a folder for `from_pretrained`; `weights` are those of `model` without adapters."""
         model.generation_config = self.generation
-        model.save_pretrained(folder, state_dict=weights)
-        for part, _ in _parts(self.config, self.config):
+        # one file of any size, whose digest the manifest has: 13B in float32 would make two
+        model.save_pretrained(folder, state_dict=weights, max_shard_size=sys.maxsize)
+        for part in _parts(self.config):
             part.dtype = model.dtype
         self.config.save_pretrained(folder)
         self.generation.save_pretrained(folder)
@@ -123,9 +125,7 @@ def _splitting(tokenizer: Any) -> list[bytes | None]:
     return [None if part is None else part.__getstate__() for part in parts]
 
 
-def _parts(
-    config: PretrainedConfig, other: PretrainedConfig
-) -> list[tuple[PretrainedConfig, PretrainedConfig]]:
-    """Pairs of two configurations and, if they contain them, of their text configurations."""
-    whole, text = (config, other), (config.get_text_config(), other.get_text_config())
-    return [whole] if text[0] is config else [whole, text]
+def _parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """A configuration and, if it contains one, its text configuration."""
+    text = config.get_text_config()
+    return [config] if text is config else [config, text]

@@ -72,6 +72,7 @@ def _train(stage: Stage, checkpoints: Checkpoints) -> None:
     student = causal_lm.load_model(
         weights, seed=spec["seed"], dropout=settings["dropout"], dtype=torch.float32
     )
+    causal_lm.freeze_other_parts(student)
     vocabulary = causal_lm.check_vocabulary(student, tokenizer, spec["model"])
     parameters = student.num_parameters()
     decoding = Decoding(**spec["dev_decoding"])

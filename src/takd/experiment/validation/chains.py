@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-from takd.experiment import controls, lineage
+from takd.experiment import controls
 from takd.experiment.labels import size_text
-from takd.experiment.lineage import SUPERVISED
+from takd.experiment.lineage import SUPERVISED, own
 from takd.experiment.schema import load_schema, suggest
 from takd.experiment.validation.common import (
     by_hop,
     distillation_methods,
-    given_models,
+    lineages_of,
     training_settings,
 )
 from takd.experiment.yaml12 import Key, YamlFile, dotted
@@ -41,8 +41,7 @@ def check_chains(
             if not right[-1]:
                 continue
             trained = controls.expanded({**chain, "methods": [methods] if methods else []})
-            (hops,) = by_hop(trained)
-            name = lineage.of_chain(trained["models"], hops, given_models(settings))
+            (name,) = lineages_of(settings, trained)
             # methods that differ above the last hop have one control, and all have one SFT
             if name in seen and not (chain["control"] and seen[name][:2] == key):
                 where = dotted(file.origin(seen[name]))
@@ -106,7 +105,7 @@ def _check_models(
     parameters: dict[str, int],
 ) -> bool:
     """Check the models of a chain up to the first error; return whether there is none."""
-    names = [lineage.own(name) for name in names]
+    names = [own(name) for name in names]
     for at, name in enumerate(names):
         here = (*key, "models", at)
         if name not in models:

@@ -44,6 +44,12 @@ def given_models(settings: Mapping[str, Any]) -> list[str]:
     return [name for name, model in settings["models"].items() if model["trained"]]
 
 
+def lineages_of(settings: Mapping[str, Any], chain: dict[str, Any]) -> list[str]:
+    """Return the lineages of a chain, one for each entry of its `methods`."""
+    given = given_models(settings)
+    return [lineage.of_chain(chain["models"], methods, given) for methods in by_hop(chain)]
+
+
 def trained(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield every pair of a model and a method that trains it, once."""
     pairs: dict[tuple[str, str], None] = {}

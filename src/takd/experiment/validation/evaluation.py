@@ -5,7 +5,7 @@ from typing import Any
 from takd.data.letters import LETTERS, are_draws
 from takd.experiment import controls, lineage
 from takd.experiment.schema import suggest
-from takd.experiment.validation.common import by_hop, given_models, trained, vocabulary_size
+from takd.experiment.validation.common import given_models, lineages_of, trained, vocabulary_size
 from takd.experiment.yaml12 import Key, YamlFile
 
 LISTED = 20_000  # beginnings of a response, of which each is read by each model
@@ -63,8 +63,8 @@ def check_evaluation(file: YamlFile, settings: dict[str, Any], complete: bool) -
     of_chains = [name for chain in settings["chains"] for name in chain["models"]]
     names = [lineage.supervised(name) for name in of_chains if name not in given]
     for chain in map(controls.expanded, settings["chains"]):
-        for methods in by_hop(chain):
-            names += lineage.prefixes(lineage.of_chain(chain["models"], methods, given))
+        for name in lineages_of(settings, chain):
+            names += lineage.prefixes(name)
     names = list(dict.fromkeys(names))
     for index, target in enumerate(settings["report"]["targets"]):
         for name, scores in target["scores"].items():

@@ -18,7 +18,7 @@ from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
-from takd.experiment.lineage import GIVEN, own, split, student_of
+from takd.experiment.lineage import GIVEN, control_of, own, split, student_of
 from takd.report.figures.style import GREY, STYLE, Drawing, Look, Plot, looks, to_svg
 from takd.report.tables import by_seed
 
@@ -28,13 +28,17 @@ class ForestLine(NamedTuple):
 
     label: str
     number: Number
-    seeds: Sequence[float]
-    """The mean of each training seed."""
     look: Look
-    text: str = ""
-    """Said at the end of the line, after the mean and its interval."""
+    seeds: Sequence[float] = ()
+    """The mean of each training seed."""
     note: str = ""
     """A second, smaller line below the label."""
+
+    @property
+    def text(self) -> str:
+        """Result of the test: `significant, p = 0.004`; empty without one."""
+        number = self.number
+        return f"{number.verdict}, {p_text(number.p)}" if number.verdict else ""
 
     @property
     def hollow(self) -> bool:
@@ -65,8 +69,6 @@ class Layout(NamedTuple):
 BROAD = Layout(9.0, 3.05, 3.25, 0.36, 0.42, 9.0, 60, above=False)
 NARROW = Layout(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, 40, above=True)
 """So narrow that its text can be read on a phone."""
-
-
 QUESTIONS = {
     "direct": "Does the assistant help? (through − direct)",
     "sft": "Gain over SFT of the same model",
@@ -95,9 +97,8 @@ def blocks(results: Results, name: str, measure: str) -> list[Block]:
         line = ForestLine(
             pair_text(pair),
             row,
-            list(by_seed(results, row).values()),
             look[row.lineage],
-            tests_text(row.verdict, row.p),
+            list(by_seed(results, row).values()),
             f"arms differ in {listed(unequal)}" if unequal else "",
         )
         by_question[row.question].append(line)
@@ -110,26 +111,24 @@ def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:
     rows = table.rows(table.of(results), kind=SCORE, set=name, measure=measure)
     sizes = {student_of(row.lineage): row.parameters or 0 for row in rows}
 
-    def teachers(row: Number) -> list[int]:
+    def place(row: Number) -> tuple[bool, list[int]]:
         # SFT first, then large teachers before small ones: a falling column is the capacity gap
-        return [-sizes[own(hop.model)] for hop in reversed(split(row.lineage)[:-1])]
+        teachers = [-sizes[own(hop.model)] for hop in reversed(split(row.lineage)[:-1])]
+        return bool(control_of(row.lineage)), teachers
 
-    found = []
-    for model in sorted(sizes, key=lambda model: -sizes[model]):
-        lines = [
-            ForestLine(
-                full_text(row.lineage), row, list(by_seed(results, row).values()), look[row.lineage]
-            )
-            for row in sorted(
-                (row for row in rows if student_of(row.lineage) == model), key=teachers
-            )
-        ]
-        found.append(Block(f"{model}, {size_text(sizes[model])} parameters", lines))
+    lines: dict[str, list[ForestLine]] = {
+        model: [] for model in sorted(sizes, key=lambda m: -sizes[m])
+    }
+    for row in sorted(rows, key=place):
+        seeds = list(by_seed(results, row).values())
+        entry = ForestLine(full_text(row.lineage), row, look[row.lineage], seeds)
+        lines[student_of(row.lineage)].append(entry)
+    found = [Block(f"{m}, {size_text(sizes[m])} parameters", of) for m, of in lines.items()]
     return both(found, BY_NAME[measure].title, signed=False)
 
 
 def both(blocks: Sequence[Block], axis_title: str, signed: bool) -> Drawing:
-    """Draw the blocks in both forms."""
+    """Draw the blocks, beside the texts and, for phones, below them."""
     broad, narrow = (draw(blocks, axis_title, signed, layout) for layout in (BROAD, NARROW))
     return Drawing(broad, narrow=narrow)
 
@@ -155,11 +154,6 @@ def pair_text(pair: Pair) -> str:
     if ours[2] == theirs[2]:
         return f"{ours[0]} − {theirs[0]}: {ours[2]}"
     return f"{''.join(ours)} − {''.join(theirs)}"
-
-
-def tests_text(verdict: str, p: float | None) -> str:
-    """`significant, p = 0.004` or `n.s., p = 0.31`; empty without a test."""
-    return f"{verdict}, {p_text(p)}" if verdict else ""
 
 
 def draw(blocks: Sequence[Block], axis_title: str, signed: bool, layout: Layout = BROAD) -> str:
@@ -219,11 +213,8 @@ def _line(axis: Axes, layout: Layout, top: float, line: ForestLine) -> None:
     if interval := line.number.interval:
         ends = (max(low, interval.low), min(high, interval.high))
         axis.plot(ends, [down, down], color=colour, linewidth=1.5, solid_capstyle="butt", zorder=2)
-        for end, beyond, arrow in (
-            (low, interval.low < low, "<"),
-            (high, interval.high > high, ">"),
-        ):
-            if beyond:
+        for end, reached, arrow in zip((low, high), interval, "<>", strict=True):
+            if not low <= reached <= high:
                 axis.plot(end, down, marker=arrow, color=colour, markersize=5, clip_on=False)
     if len(line.seeds) > 1:
         axis.plot(
@@ -270,28 +261,24 @@ def _key(figure: Figure, layout: Layout, blocks: Sequence[Block], signed: bool) 
     """Add the legend: markers of the routes, ticks, and filled against hollow."""
     lines = [line for block in blocks for line in block.lines]
     given = any(line.number.method == GIVEN for line in lines)
-    names = {
-        "s": "SFT alone, or as given" if given else "SFT alone",
-        "o": "straight from the teacher",
-        "D": "through assistants",
-    }
     shown = {line.look.marker for line in lines}
-    handles = [_mark(marker) for marker in names if marker in shown]
-    texts = [text for marker, text in names.items() if marker in shown]
-    if any(len(line.seeds) > 1 for line in lines):
-        handles.append(_mark("|"))
-        texts.append("one training seed")
-    if signed:
-        handles += [_mark("o", hollow=False), _mark("o", hollow=True)]
-        texts += ["filled: significant", "hollow: n.s."]
+    names = {
+        "SFT alone, or as given" if given else "SFT alone": ("s", "s" in shown),
+        "straight from the teacher": ("o", "o" in shown),
+        "through assistants": ("D", "D" in shown),
+        "one training seed": ("|", any(len(line.seeds) > 1 for line in lines)),
+        "filled: significant": ("o", signed),
+        "hollow: n.s.": ("o", signed),
+    }
+    marks = {
+        text: Line2D(
+            [], [], color=GREY, marker=marker, markersize=6 if marker != "|" else 9, linestyle="none",
+            markerfacecolor="white" if text.startswith("hollow") else GREY,
+        )
+        for text, (marker, there) in names.items() if there
+    }  # fmt: skip
     figure.legend(
-        handles, texts, loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=2 if layout.above else len(texts),
-        fontsize=10.2 if layout.above else 9, handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1,
-    )  # fmt: skip
-
-
-def _mark(marker: str, hollow: bool = False) -> Line2D:
-    return Line2D(
-        [], [], color=GREY, marker=marker, markersize=6 if marker != "|" else 9, linestyle="none",
-        markerfacecolor="white" if hollow else GREY,
+        list(marks.values()), list(marks), loc="lower left", bbox_to_anchor=(0.0, 0.0),
+        ncols=2 if layout.above else len(marks), fontsize=10.2 if layout.above else 9,
+        handletextpad=0.3, columnspacing=1.2, borderaxespad=0.1,
     )  # fmt: skip

@@ -3,32 +3,20 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from takd.analysis import costs, exports
-from takd.analysis.costs import unit
 from takd.analysis.results import JsonRow, Results
 from takd.analysis.table import Number
+from takd.analysis.text import counted
 from takd.experiment.labels import full_text, short_number
 from takd.experiment.lineage import student_of
-from takd.report import tables
-from takd.report.figures.style import (
-    STYLE,
-    WIDTH,
-    Drawing,
-    Look,
-    Plot,
-    by_size,
-    handle,
-    looks,
-    n_text,
-    panels,
-    to_svg,
-)
-from takd.report.tables import score
+from takd.report.figures import style
+from takd.report.figures.style import WIDTH, Drawing, Plot
+from takd.report.tables import by_seed, required
 
 FAR = 12
 """Costs that are this many times apart have a logarithmic axis."""
@@ -39,81 +27,75 @@ def quality(results: Results) -> Drawing:
 
     Colour is the method, marker the route, size that of the model; dots are single training seeds.
     """
-    broad, narrow = (_draw(results, WIDTH * columns / 2, columns) for columns in (2, 1))
-    return Drawing(broad, _numbers(results), narrow, _note(results))
-
-
-def _note(results: Results) -> str:
+    broad, narrow = (_draw(results, columns) for columns in (2, 1))
     caches = " and the teacher caches that it and they read," if results.teacher_cache else ""
     seeds = (
         ", dots single training seeds; the top teacher is trained once for all seeds and counts in full"
         if len(results.spec["seeds"]) > 1
         else ""
     )
-    return (
+    note = (
         f"The total cost of a model includes every teacher of its chain, the SFT that it and they start from,{caches}"
         f" each once. Bars are 95 % confidence intervals{seeds}. Tokens are those trained on and drawn; those that a"
         " teacher only scores do not count. Dev is included, evaluation is not."
     )
+    return Drawing(broad, _numbers(results), narrow, note)
 
 
 PLOT = Plot("quality", "quality against cost", quality, "costs.html", "Quality against total cost")
 
 
-def _draw(results: Results, width: float, columns: int) -> str:
-    look, spent = looks(results), list(costs.cumulative(results))
-    sizes = {model: 5 + 2 * place for place, model in enumerate(reversed(by_size(results)))}
+def _draw(results: Results, columns: int) -> str:
+    look, spent = style.looks(results), list(costs.cumulative(results))
+    sizes = {m: 5 + 2 * place for place, m in enumerate(reversed(style.by_size(results)))}
     size = {each.lineage: sizes[student_of(each.lineage)] for each in spent}
-    small, what = max(fmean(each.hours.values()) for each in spent) < 1, unit(results)
+    unit, factor = costs.unit(results), 1
+    if max(fmean(each.hours.values()) for each in spent) < 1:
+        unit, factor = unit.replace("hours", "minutes"), 60
     axes: dict[str, list[Mapping[int, float]]] = {
-        what.replace("hours", "minutes") if small else what: [
-            {seed: hours * (60 if small else 1) for seed, hours in each.hours.items()}
-            for each in spent
-        ],
+        unit: [{seed: hours * factor for seed, hours in each.hours.items()} for each in spent],
         "tokens trained on and drawn": [each.tokens for each in spent],
     }
     # both x axes are treated alike
-    means = [[fmean(by_seed.values()) for by_seed in found] for found in axes.values()]
+    means = [[fmean(seeds.values()) for seeds in found] for found in axes.values()]
     log = any(max(paid) / min(paid) > FAR for paid in map(_paid, means) if paid)
-    key = {full_text(x): handle(look[x]._replace(dashes="none"), size[x]) for x in results.lineages}
+    key = {
+        full_text(x): style.handle(look[x]._replace(dashes="none"), size[x])
+        for x in results.lineages
+    }
     sets = results.spec["sets"]
-    with matplotlib.rc_context(STYLE):
-        high = 3.2 if columns > 1 else 2.6
-        figure, panels_ = panels(2 * len(sets), columns, 2, width, high, key)
+    draws = counted(len(results.spec["decoding_seeds"]), "decoding seed")
+    seeds = counted(len(results.spec["seeds"]), "training seed")
+    with matplotlib.rc_context(style.STYLE):
+        high, width = (3.2 if columns > 1 else 2.6), WIDTH * columns / 2
+        figure, panels = style.panels(2 * len(sets), columns, 2, width, high, key, "ROUGE-L")
         for place, (name, (title, found)) in enumerate(itertools.product(sets, axes.items())):
-            axis = panels_[place]
-            for each, by_seed in zip(spent, found, strict=True):
-                mean = score(results, name, each.lineage, "rougeL")
-                assert mean is not None
-                dots = [(by_seed[s], y) for s, y in tables.by_seed(results, mean).items()]
-                at = fmean(by_seed.values())
-                _point(axis, at, mean, dots, look[each.lineage], size[each.lineage])
+            axis = panels[place]
+            for each, cost in zip(spent, found, strict=True):
+                mean = required(results, name, each.lineage, "rougeL")
+                dots = [(cost[seed], value) for seed, value in by_seed(results, mean).items()]
+                how = {"color": look[each.lineage].colour, "marker": look[each.lineage].marker}
+                _point(axis, fmean(cost.values()), mean, dots, **how, markersize=size[each.lineage])
             _scale(axis, means[place % 2], log)
             axis.set_xlabel(f"{title}, in total")
             if place % 2 == 0:
-                axis.set_title(name if columns == 1 else f"{name}: {n_text(results, name)}")
-            if place % columns == 0:
-                axis.set_ylabel("ROUGE-L")
-        return to_svg(figure)
+                prompts = counted(results.evaluations[results.nodes[0], name].scores["n"], "prompt")
+                n = f": {prompts} × {draws}, {seeds}" if columns > 1 else ""
+                axis.set_title(f"{name}{n}")
+        return style.to_svg(figure)
 
 
 def _point(
-    axis: Axes,
-    at: float,
-    mean: Number,
-    dots: Sequence[tuple[float, float]],
-    look: Look,
-    size: float,
+    axis: Axes, at: float, mean: Number, dots: Sequence[tuple[float, float]], color: str, **how: Any
 ) -> None:
     """Draw the mean over training seeds with its 95 % confidence interval, and the seeds as dots."""
-    colour = look.colour
     if mean.interval:
-        axis.plot([at, at], mean.interval, color=colour, linewidth=0.8, alpha=0.55, zorder=2)
+        axis.plot([at, at], mean.interval, color=color, linewidth=0.8, alpha=0.55, zorder=2)
     if len(dots) > 1:
-        axis.plot(*zip(*dots, strict=True), ".", color=colour, markersize=4, alpha=0.7, zorder=3)
+        axis.plot(*zip(*dots, strict=True), ".", color=color, markersize=4, alpha=0.7, zorder=3)
     axis.plot(
-        at, mean.value, marker=look.marker, markersize=size, color=colour, linestyle="none",
-        markeredgecolor="white", markeredgewidth=0.7, zorder=4,
+        at, mean.value, color=color, linestyle="none", markeredgecolor="white", markeredgewidth=0.7,
+        zorder=4, **how,
     )  # fmt: skip
 
 
@@ -123,21 +105,19 @@ def _paid(values: Sequence[float]) -> list[float]:
 
 
 def _scale(axis: Axes, values: Sequence[float], log: bool) -> None:
-    paid, locator = _paid(values), LogLocator(subs=(1, 2, 5), numticks=8)
-    if log and len(paid) == len(values):
+    paid = _paid(values)
+    if not log or not paid:
+        style.round_ticks(axis.xaxis)
+        axis.set_xlim(0, (max(values) or 1) * 1.2)
+    elif len(paid) == len(values):
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(locator)
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    elif log and paid:  # with zero, left of the logarithmic part
+        style.log_ticks(axis.xaxis, 8, short_number)
+    else:  # with zero, left of the logarithmic part
         axis.set_xscale("symlog", linthresh=min(paid), linscale=0.4)
+        locator = style.log_ticks(axis.xaxis, 8, short_number)
         ticks = [t for t in locator.tick_values(min(paid), max(paid)) if t > min(paid)]
         axis.set_xticks([0, *ticks])
         axis.set_xlim(-0.3 * min(paid), max(paid) * 1.5)
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_xlim(0, (max(values) or 1) * 1.2)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def _numbers(results: Results) -> list[JsonRow]:
@@ -145,24 +125,11 @@ def _numbers(results: Results) -> list[JsonRow]:
     rows = []
     for name in results.spec["sets"]:
         for cost in costs.cumulative(results):
-            mean = score(results, name, cost.lineage, "rougeL")
-            assert mean is not None
-            rows.append(
-                {
-                    "set": name,
-                    "lineage": cost.lineage,
-                    "chain": mean.chain,
-                    "methods": mean.methods,
-                    "student": mean.model,
-                    "method": mean.method,
-                    "n_training_seeds": len(cost.hours),
-                    "trainings": cost.trainings,
-                    "hours": fmean(cost.hours.values()),
-                    "hours_least": min(cost.hours.values()),
-                    "hours_most": max(cost.hours.values()),
-                    "unit": unit(results),
-                    "tokens": fmean(cost.tokens.values()),
-                }
-                | exports.columns("rougeL", mean)
-            )
+            mean, hours = required(results, name, cost.lineage, "rougeL"), cost.hours.values()
+            about = {"set": name, "lineage": cost.lineage, "chain": mean.chain}
+            about |= {"methods": mean.methods, "student": mean.model, "method": mean.method}
+            spent: JsonRow = {"n_training_seeds": len(hours), "trainings": cost.trainings}
+            spent |= {"hours": fmean(hours), "hours_least": min(hours), "hours_most": max(hours)}
+            spent |= {"unit": costs.unit(results), "tokens": fmean(cost.tokens.values())}
+            rows.append({**about, **spent, **exports.columns("rougeL", mean)})
     return rows

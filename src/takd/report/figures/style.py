@@ -11,14 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from takd.analysis.exports import to_csv
 from takd.analysis.results import JsonRow, Results
-from takd.analysis.text import counted
+from takd.experiment.labels import short_number
 from takd.experiment.lineage import GIVEN, SUPERVISED, control_of, split, student_of
 
 # Okabe and Ito without yellow, which is too faint on white; black is kept for supervised models
@@ -54,7 +58,7 @@ WIDTH = 9.0
 """Inches: two thirds of a landscape page, or the whole width of a portrait one when scaled."""
 
 
-TITLE, BELOW, LEFT, EDGE, LEGEND_LINE = 0.3, 0.55, 0.65, 0.1, 0.22
+TITLE, BELOW, LEFT, EDGE, LEGEND_LINE = 0.3, 0.55, 0.75, 0.1, 0.22
 """Inches above a panel, below it, to its left, at the edges of a figure, and of a line of a legend."""
 Key = Mapping[str, Line2D]
 
@@ -89,14 +93,7 @@ def looks(results: Results) -> dict[str, Look]:
 def by_size(results: Results) -> dict[str, int]:
     """Parameters of every trained model, the largest first."""
     sizes = {student_of(m.node.lineage): m.parameters for m in results.models.values()}
-    return {m: sizes[m] for m in sorted(sizes, key=lambda m: (-sizes[m], list(sizes).index(m)))}
-
-
-def n_text(results: Results, name: str) -> str:
-    """State how many values a score on an evaluation set averages."""
-    prompts = counted(results.evaluations[results.nodes[0], name].scores["n"], "prompt")
-    draws = counted(len(results.spec["decoding_seeds"]), "decoding seed")
-    return f"{prompts} × {draws}, {counted(len(results.spec['seeds']), 'training seed')}"
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 class Drawing(NamedTuple):
@@ -115,7 +112,6 @@ class Drawing(NamedTuple):
 
     @property
     def csv(self) -> str:
-        """The numbers as CSV."""
         return to_csv(self.numbers)
 
 
@@ -153,7 +149,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def panels(
-    count: int, columns: int, shared: int, width: float, height: float, key: Key
+    count: int, columns: int, shared: int, width: float, height: float, key: Key, y_title: str
 ) -> tuple[Figure, list[Axes]]:
     """Lay out panels in rows, with a legend below them. Lengths are in inches.
 
@@ -162,6 +158,7 @@ def panels(
     Args:
         shared: so many panels after one another share a y axis.
         key: texts of the legend and their marks.
+        y_title: of the y axes of the first column.
     """
     texts = list(key)
     longest = max(map(len, texts))
@@ -177,11 +174,38 @@ def panels(
         corner = (left / width, bottom / total, (cell - LEFT) / width, height / total)
         share = axes[place - place % shared] if place % shared else None
         axes.append(figure.add_axes(corner, label=str(place), sharey=share))
+        axes[-1].set_ylabel("" if column else y_title)
     figure.legend(
         list(key.values()), texts, loc="lower left", bbox_to_anchor=(EDGE / width, EDGE / total / 2),
         ncols=across, borderaxespad=0, fontsize=9 if width == WIDTH else 10.2,
     )  # fmt: skip
     return figure, axes
+
+
+def mean_and_band(axis: Axes, x: Any, values: NDArray[np.float64], look: Look) -> None:
+    """Draw the mean over training seeds of values (seeds, points), and a band from the lowest seed to the highest."""
+    if len(values) > 1:
+        ends = (values.min(0), values.max(0))
+        axis.fill_between(x, *ends, color=look.colour, alpha=0.15, linewidth=0)
+    axis.plot(
+        x, values.mean(0), color=look.colour, linestyle=look.dashes, alpha=0.9, marker=look.marker,
+        markersize=3.5, markevery=max(1, len(x) // 8),
+    )  # fmt: skip
+
+
+def round_ticks(axis: Axis) -> None:
+    """Label a linear axis by a few round numbers: `2.5G`."""
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def log_ticks(axis: Axis, most: int, text: Callable[[float], str]) -> LogLocator:
+    """Label a logarithmic axis by 1, 2, 5, 10 …, as plain text; returns the locator of the ticks."""
+    locator = LogLocator(subs=(1, 2, 5), numticks=most)
+    axis.set_major_locator(locator)
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    return locator
 
 
 _SHAPES = {
