@@ -16,7 +16,7 @@ from takd.decoding import amounts
 from takd.decoding import memory as decoding_memory
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.sampling import Decoding, Prompt, draw
-from takd.losses import chunked, divergences, teacher_logits
+from takd.losses import divergences
 from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example
 from takd.methods.minillm import MiniLLM, Rollout
@@ -363,17 +363,6 @@ def test_a_plan_has_the_rows_that_decoding_chooses(family: str, tmp_path: Path) 
             assert found == expected
             seen.add(found)
     assert len(seen) > 2 and max(seen) == amounts.WORTH["cpu"]
-
-
-def test_what_is_written_twice_is_the_same() -> None:
-    """The plan needs these without torch."""
-    assert tensors.CHUNK_BYTES == chunked.CHUNK_BYTES
-    assert tensors.HEAD_ROWS == chunked.HEAD_ROWS
-    assert tensors.KEPT_SHARE == teacher_logits.KEPT_SHARE
-    for device in ("cpu", "cuda"):
-        for vocabulary in (11, 700, 50257, 151936):
-            chunk = chunked.chunk_size(vocabulary, torch.device(device))
-            assert tensors.chunk_tokens(vocabulary, device) == chunk
 
 
 def test_the_replication_fits_its_v100s_as_its_comments_say() -> None:

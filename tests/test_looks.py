@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ def test_a_run_stops_at_the_first_look_that_decides(tmp_path, monkeypatch, capsy
     project.run("--quiet", "rules")
     assert seeds(project) == reported(project) == [1, 2, 3] and decisions(project) == {3: True}
     assert project.plan() == {}
+    (project.folder / "results/small/report/index.html").write_text("<p>after three seeds</p>")
+    project.run("--report", "report.zip")
+    with zipfile.ZipFile(project.folder / "report.zip") as site:
+        pages = [name for name in site.namelist() if name.endswith("/index.html")]
+        assert [site.read(name) for name in pages] == [b"<p>after three seeds</p>"]
     monkeypatch.chdir(project.folder)
     monkeypatch.setattr(takd, "ROOT", project.folder)
     experiment = load(project.folder / "config/experiments/small.yaml", project.folder)

@@ -11,6 +11,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     FalconConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -238,6 +239,8 @@ def test_the_shape_of_a_model_is_read_by_its_familys_names():
         assert found == tuple(getattr(config, name) for name in names), kind
     falcon = of_config(FalconConfig(hidden_size=64, num_attention_heads=4).to_dict())
     assert (falcon.keys, falcon.queries) == (16, 64)  # one head of keys for all
+    gemma = {key: value for key, value in GemmaConfig().to_dict().items() if "tie" not in key}
+    assert of_config(gemma).tied and not of_config(LlamaConfig().to_dict()).tied
 
 
 def test_activations_of_many_kernels_are_replaced_by_equal_ones(tmp_path):

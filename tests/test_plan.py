@@ -289,6 +289,10 @@ def test_every_shipped_experiment_can_be_planned(name: str) -> None:
     assert all(each.work and each.estimate and each.footprint for each in plan)
     text = table.text(planner, plan)
     assert "assumed" in text
+    banned = experiment.settings["evaluation"]["decoding"]["no_repeat_ngram"]
+    assert ("evaluation.decoding.no_repeat_ngram: the host reads every token" in text) == bool(
+        banned
+    )
     widths = {len(line) for line in text.split("\n\n")[0].splitlines() if line.startswith("-")}
     assert len(widths) == 1
 

@@ -49,8 +49,8 @@ def test_hostile_names_stay_text(tmp_path):
         page = (report / f"{name}.html").read_text()
         assert "<script>alert" not in page and "<img" not in page, name
     results = results_of(tmp_path, spec)
-    (block,) = reproduce.numbers(results)
-    lines = block.text.splitlines()
+    (commands,) = reproduce.numbers(results).values()
+    lines = commands.splitlines()
     assert len(lines) == 2 * len(spec["nodes"])
     assert all(line.startswith("# ") for line in lines[::2])
     for line, (lineage, seed) in zip(lines[1::2], spec["nodes"], strict=True):
@@ -71,8 +71,7 @@ def test_commands_ask_for_what_they_name(project: Project):
     name = spec["sets"][0]
     fake = type("Fake", (), {"mean": lambda self, measure: 12.345})()
     results = Results(spec, {}, {(node, name): fake})
-    block = next(block for block in reproduce.numbers(results) if block.title == name)
-    told, command = block.text.splitlines()
+    told, command = reproduce.numbers(results)[name].splitlines()
     assert told.endswith(f"training seed {node.seed}: ROUGE-L 12.35") or told.endswith("12.34")
     program, *arguments = shlex.split(command)
     assert program == "snakemake"

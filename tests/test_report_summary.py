@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sealing import write_json, write_lines
-from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, THROUGH, make, run
+from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run
 
 from takd.analysis import deviations, measures
 from takd.analysis.results import Results, read
@@ -154,8 +154,9 @@ def test_arms_that_differ_in_data_or_start_are_said_first(tmp_path):
 
 
 def test_published_numbers_stand_beside_ours(tmp_path):
-    scores = {"teacher-sft": {"heldout": 95.0}, STRAIGHT: {"heldout": 20.0}}
-    targets = [{"source": "Two", "scores": scores}]
+    # of one source, in two entries
+    parts = ({"teacher-sft": {"heldout": 95.0}}, {STRAIGHT: {"heldout": 20.0}})
+    targets = [{"source": "Two", "scores": scores} for scores in parts]
     spec = make(tmp_path, [DIRECT], targets=targets)
     table = score_tables.main_table(results_of(tmp_path, spec), "heldout")
     place = [column.title for column in table.columns].index("Published")
@@ -167,7 +168,10 @@ def test_published_numbers_stand_beside_ours(tmp_path):
         STRAIGHT: "20.0 [1]: +58.0*",
     } | {"teacher-sft": cells["teacher-sft"]}
     assert cells["teacher-sft"] in ("95.0 [1]: +0.0", "95.0 [1]: 0.0")
-    assert "[1] Two" in (run(tmp_path, spec) / "results.html").read_text()
+    report = run(tmp_path, spec)
+    assert "[1] Two" in (report / "results.html").read_text()
+    (row,) = rows_of((report / "results.csv").read_text(), lineage=STRAIGHT)
+    assert (row["published_1"], row["published_1_source"]) == ("20", "Two")
 
 
 def test_strata_have_tests_of_their_own(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models_for_tests import tiny_gpt2
 
-from takd.losses import chunked
+from takd.losses import amounts, chunked
 from takd.losses.chunked import chunk_size, sum_over_tokens
 from takd.losses.divergences import reverse_kl
 from takd.models.logits import project
@@ -230,5 +230,5 @@ def test_no_tokens_sum_to_nothing(case):
 
 def test_chunks_are_bounded_in_bytes():
     cpu = torch.device("cpu")
-    assert chunk_size(50257, cpu) * 50257 * 4 <= chunked.CHUNK_BYTES["cpu"]
+    assert chunk_size(50257, cpu) * 50257 * 4 <= amounts.CHUNK_BYTES["cpu"]
     assert chunk_size(10**9, cpu) == 16

@@ -98,12 +98,12 @@ def steps(experiment: Experiment, model: str, results: Path) -> Iterator[Step]:
         yield Step("data", specs.data(experiment, name), inputs, data)
         folder = results / "evaluations" / of_model / name
         read = {"model": weights["manifest"], "data": data["manifest"], **inputs}
-        names = ["generations.jsonl", "answers.jsonl", "metrics.jsonl", "scores.json"]
-        made = _files(folder, *names)
+        answers = ("generations.jsonl", "answers.jsonl", "metrics.jsonl", "scores.json")
+        made = _files(folder, *answers)
         yield Step("evaluate", specs.evaluate(experiment, *node, name), read, made)
         read = {"answers": made["answers"], **read}
-        names = ["prompts.jsonl", "metrics.jsonl", "likelihoods.json"]
-        made = _files(folder / "likelihoods", *names)
+        read_back = ("prompts.jsonl", "metrics.jsonl", "likelihoods.json")
+        made = _files(folder / "likelihoods", *read_back)
         yield Step("likelihoods", specs.likelihoods(experiment, *node, name), read, made)
 
 

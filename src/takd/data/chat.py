@@ -232,14 +232,13 @@ def transcript(history: Messages, instruction: str) -> str:
     if not history:
         return instruction
     names = {SYSTEM: "System", USER: "User", ASSISTANT: "Assistant"}
-    return "\n\n".join(f"{names[role]}: {text}" for role, text in (*history, (USER, instruction)))
+    said = messages_of(instruction, "", history)
+    return "\n\n".join(f"{names[role]}: {text}" for role, text in said)
 
 
 def as_json(history: Messages, instruction: str) -> str:
     """Write a conversation as `messages` in JSON; empty without earlier messages."""
     if not history:
         return ""
-    messages = [*history, (USER, instruction)]
-    return json.dumps(
-        [{"role": role, "content": text} for role, text in messages], ensure_ascii=False
-    )
+    said = messages_of(instruction, "", history)
+    return _constant([{"role": role, "content": text} for role, text in said])

@@ -75,13 +75,8 @@ class NextTokens:
         scored: bool,
         captured: bool,
     ) -> None:
-        self.captured = captured
-        self.decoding, self.vocabulary, self.ahead, self.scored = (
-            decoding,
-            vocabulary,
-            ahead,
-            scored,
-        )
+        self.decoding, self.vocabulary = decoding, vocabulary
+        self.ahead, self.scored, self.captured = ahead, scored, captured
         self.device = models[0].device
         self.heads = [Head(model, vocabulary) for model in models]
         self.warpers = decoding.warpers()

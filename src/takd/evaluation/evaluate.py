@@ -5,7 +5,7 @@ all its responses), `answers` (the responses as tokens, one per line, for the li
 `scores`, `metrics`. Responses are saved as they are sampled, and a killed run resumes from them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,15 +26,8 @@ from takd.runtime.sharding import Shard, resumable
 from takd.runtime.stage import Stage
 
 Record = dict[str, Any]
-
-
-KEPT = (
-    "id",
-    "instruction",
-    "input",
-    "references",
-    *("stratum", "messages"),
-)  # of a prepared row; a set may have no strata and no conversations
+# of a prepared row; a set may have no strata and no conversations
+KEPT = ("id", "instruction", "input", "references", "stratum", "messages")
 
 
 def run(stage: Stage) -> None:
@@ -125,30 +118,28 @@ def summary(
     Distinct-n is over all prompts of a seed, self-BLEU over the seeds of each prompt.
     """
     by_seed = {str(seed): [row["outputs"][at] for row in rows] for at, seed in enumerate(seeds)}
-    outputs = [output for row in rows for output in row["outputs"]]
+
+    def with_mean(measure: Callable[[list[Record]], float | None]) -> Record:
+        found = {seed: measure(outputs) for seed, outputs in by_seed.items()}
+        values = [value for value in found.values() if value is not None]
+        return {"mean": fmean(values) if values else None, "by_seed": found}
+
+    def score_of(name: str) -> Record:
+        return with_mean(lambda outputs: fmean(output[name] for output in outputs))
+
+    def distinct(n: int) -> Record:
+        return with_mean(
+            lambda outputs: diversity.distinct((o["text"] for o in outputs), n, rouge_tokenizer)
+        )
+
+    outputs = [output for of_seed in by_seed.values() for output in of_seed]
     alike = [row["self_bleu"] for row in rows if row["self_bleu"] is not None]
     return {
-        "scores": {
-            name: _with_mean({s: fmean(o[name] for o in of) for s, of in by_seed.items()})
-            for name in rouge.names(pattern)
-        },
+        "scores": {name: score_of(name) for name in rouge.names(pattern)},
         "diversity": {
-            **{
-                f"distinct_{n}": _with_mean(
-                    {
-                        seed: diversity.distinct((o["text"] for o in of), n, rouge_tokenizer)
-                        for seed, of in by_seed.items()
-                    }
-                )
-                for n in diversity.DISTINCT
-            },
+            **{f"distinct_{n}": distinct(n) for n in diversity.DISTINCT},
             "self_bleu": {"mean": fmean(alike) if alike else None},
         },
         "response_tokens": {"mean": fmean(output["tokens"] for output in outputs)},
         "cut_off": fmean(not output["finished"] for output in outputs),
     }
-
-
-def _with_mean(by_seed: dict[str, Any]) -> Record:
-    values = [value for value in by_seed.values() if value is not None]
-    return {"mean": fmean(values) if values else None, "by_seed": by_seed}

@@ -145,10 +145,7 @@ class Experiment:
     def chains(self) -> list[dict[str, str]]:
         """Label and lineage of each chain, in the order of the file, once per method."""
         return [
-            {
-                "label": chain["label"] or chain_text(name),
-                "lineage": name,
-            }
+            {"label": chain["label"] or chain_text(name), "lineage": name}
             for chain in self.settings["chains"]
             for name in lineages_of(self.settings, chain)
         ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.losses.amounts import HEAD_ROWS, chunk_tokens
 from takd.models.logits import (
     autocast_type,
     cut,
@@ -25,17 +26,10 @@ from takd.models.logits import (
 # (logits (m, vocabulary), columns of the same tokens) -> loss and statistics of each token, (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 
-# bytes of one (chunk, vocabulary) tensor: small on a CPU, which loses time on new memory pages;
-# large on a GPU, to keep all its cores busy
-CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
-TILE = 64  # tokens: matrix products are fastest for multiples of it
-HEAD_ROWS = 16384  # rows of a half-precision head whose float32 gradients are computed at once
-
 
 def chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Return the number of tokens per chunk, from the memory that their float32 logits take."""
-    tokens = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * vocabulary)
-    return max(16, tokens - tokens % TILE if tokens > TILE else tokens)
+    """Return the number of tokens per chunk on a device."""
+    return chunk_tokens(vocabulary, device.type)
 
 
 def sum_over_tokens(

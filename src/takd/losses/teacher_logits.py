@@ -16,12 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from takd.losses.amounts import KEPT_SHARE
 from takd.losses.batch import RightPadded, moved
 from takd.losses.divergences import coarsen, log_tail
 from takd.models.logits import project, tempered
-
-# most of a card's memory that the hidden states of a round of responses take there
-KEPT_SHARE = 1 / 16
 
 
 class TeacherView(Protocol):

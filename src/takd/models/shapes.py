@@ -140,7 +140,8 @@ def of_config(config: Mapping[str, Any]) -> Shape:
         vocabulary=get("vocab_size", default=GPT2_VOCABULARY),
         # OPT's table has two rows before the first position
         positions=learned + (2 if family == "opt" else 0),
-        tied=get("tie_word_embeddings", default=not gated),
+        # published configurations of Gemma do not say it
+        tied=get("tie_word_embeddings", default=not gated or family.startswith("gemma")),
         biases=biases,
         pretrained=pretrained_dtype(config),
     )

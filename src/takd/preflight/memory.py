@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from takd.losses.amounts import KEPT_SHARE
 from takd.methods.registry import METHODS
 from takd.models.shapes import Shape
 from takd.preflight import tensors
@@ -118,7 +119,7 @@ def training(
     for shape, number in models[1:] if facts.rollouts or facts.teacher_draws(settings) else []:
         drawn = settings.get("rollouts_per_round") or settings["batch_size"]
         size = float(drawn * texts.response * shape.width * number)
-        if size <= tensors.KEPT_SHARE * total:  # else in main memory
+        if size <= KEPT_SHARE * total:  # else in main memory
             always["the round's hidden states"] = size
     copies = tensors.half_copies(student, settings, precision)
     dropout, checkpointing = settings["dropout"] > 0, resources.gradient_checkpointing

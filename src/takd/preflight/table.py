@@ -111,6 +111,13 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
         )
     if decoding := decoded_rows(planned):
         found.append(decoding)
+    evaluation = planner.experiment.settings["evaluation"]
+    for key in ("decoding", "dev_decoding"):
+        if evaluation[key]["no_repeat_ngram"]:
+            found.append(
+                f"evaluation.{key}.no_repeat_ngram: the host reads every token, not several at once, so that decoding"
+                " takes longer than its hours say."
+            )
     if guessed := [name for name, shape in planner.shapes.items() if shape.estimated]:
         found.append(
             f"Shapes of {', '.join(guessed)} are estimated from their number of parameters, as nothing of them is here"

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from takd.decoding import amounts
+from takd.losses.amounts import HEAD_ROWS, chunk_tokens
 from takd.methods.registry import METHODS
 from takd.models.shapes import Shape
-
-# copies of constants in takd.losses, which import torch; a test compares them
-KEPT_SHARE = 1 / 16
-CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
-TILE = 64
-HEAD_ROWS = 16384
 
 # float32 tensors of (chunk, vocabulary) that live at once while a loss is differentiated, as measured
 LOGITS = {
@@ -179,12 +174,6 @@ def loss(
 def chunk(shape: Shape, tokens: float, device: str) -> float:
     """Bytes of one float32 tensor of (chunk, vocabulary)."""
     return 4.0 * shape.vocabulary * min(tokens, chunk_tokens(shape.vocabulary, device))
-
-
-def chunk_tokens(vocabulary: int, device: str) -> int:
-    """Number of tokens in a chunk of the loss; the same as `takd.losses.chunked.chunk_size`."""
-    tokens = CHUNK_BYTES[device] // (4 * vocabulary)
-    return max(16, tokens - tokens % TILE if tokens > TILE else tokens)
 
 
 def cache(shape: Shape, rows: int, columns: int, number: int) -> float:

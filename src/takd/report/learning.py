@@ -131,10 +131,10 @@ def _other(name: str) -> Quantity:
         first = {each.name(model) for each in FIRST if each.log == "train"}
         return None if name in first else name
 
-    title = name.replace("_", " ").capitalize()
-    if title in {each.title for each in FIRST}:
-        title = f"Training {name.replace('_', ' ')}"
-    return Quantity(title, "on training batches", "train", known)
+    words = name.replace("_", " ")
+    if words.capitalize() in {each.title for each in FIRST}:
+        return Quantity(f"Training {words}", "on batches", "train", known)
+    return Quantity(words.capitalize(), "on training batches", "train", known)
 
 
 def _columns(model: Model, quantity: Quantity) -> dict[str, list[float]]:

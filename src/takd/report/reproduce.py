@@ -5,7 +5,7 @@ and BibTeX is escaped.
 """
 
 import shlex
-from typing import Any, NamedTuple
+from typing import Any
 
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
@@ -18,13 +18,6 @@ from takd.runtime.digests import canonical_json, short_digest
 PROFILE = "profiles/local"
 
 
-class Commands(NamedTuple):
-    """Shell commands under a heading."""
-
-    title: str
-    text: str
-
-
 def whole(results: Results) -> str:
     """Commands that run the whole experiment and its report."""
     run = _snakemake(results)
@@ -34,21 +27,17 @@ def whole(results: Results) -> str:
     return "\n".join(f"{command:{width}}  # {what}" for command, what in commands.items())
 
 
-def numbers(results: Results) -> list[Commands]:
+def numbers(results: Results) -> dict[str, str]:
     """For each evaluation set, a command for each model's scores, with the number in a comment."""
-    blocks = []
-    for name in results.spec["sets"]:
-        lines = []
-        for node in results.nodes:
-            target = (
-                f"{_folder(results)}/evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
-            )
-            score = number(results.evaluations[node, name].mean("rougeL"), digits=2)
-            seed = "" if is_given(node.lineage) else f", training seed {node.seed}"
-            what = _one_line(f"{full_text(node.lineage)}{seed}: ROUGE-L {score}")
-            lines += [f"# {what}", _snakemake(results, target)]
-        blocks.append(Commands(name, "\n".join(lines)))
-    return blocks
+    found: dict[str, list[str]] = {}
+    for (node, name), evaluation in results.evaluations.items():
+        place = f"evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
+        score = number(evaluation.mean("rougeL"), digits=2)
+        seed = "" if is_given(node.lineage) else f", training seed {node.seed}"
+        said = _one_line(f"{full_text(node.lineage)}{seed}: ROUGE-L {score}")
+        command = _snakemake(results, f"{_folder(results)}/{place}")
+        found.setdefault(name, []).extend([f"# {said}", command])
+    return {name: "\n".join(lines) for name, lines in found.items()}
 
 
 def digests(results: Results) -> str:

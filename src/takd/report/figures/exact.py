@@ -109,13 +109,18 @@ def _draw(results: Results, found: Found, columns: int) -> str:
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             if high > FAR * low > 0:
                 axis.set_yscale("log")
-                style.log_ticks(axis.yaxis, 10, "{:g}".format)
+                style.log_ticks(axis.yaxis, 10, _short)
             axis.set_xticks(range(len(heads)), [f"{m}\n{size_text(sizes[own(m)])}" for m in heads])
             axis.set_xlim(-0.6, len(heads) - 0.4)
             axis.grid(visible=False, axis="x")
             title = f"{student} ({size_text(sizes[own(student)])}), {MEASURES[measure]}"
             axis.set_title(title if len(results.spec["sets"]) == 1 else f"{name}: {title}")
         return style.to_svg(figure)
+
+
+def _short(value: float) -> str:
+    """Format a label of a logarithmic axis: `0.002`, `5e-4`."""
+    return f"{value:g}" if value > 0.0009 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _series(

@@ -58,7 +58,7 @@ WIDTH = 9.0
 """Inches: two thirds of a landscape page, or the whole width of a portrait one when scaled."""
 
 
-TITLE, BELOW, LEFT, EDGE, LEGEND_LINE = 0.3, 0.55, 0.65, 0.1, 0.22
+TITLE, BELOW, LEFT, EDGE, LEGEND_LINE = 0.3, 0.55, 0.75, 0.1, 0.22
 """Inches above a panel, below it, to its left, at the edges of a figure, and of a line of a legend."""
 Key = Mapping[str, Line2D]
 
