@@ -324,7 +324,7 @@ def test_another_budget_changes_the_ends_alone(tmp_path: Path) -> None:
         (
             "{chain: two}",
             "chains: [{label: two, models: [teacher, student], methods: [minillm, kd]}]",
-            "run for 2 entries",
+            "run 2 times",
         ),
         (
             "{chain: only}",
