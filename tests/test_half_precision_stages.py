@@ -11,7 +11,7 @@ from workspace import DECODING, Workspace
 
 WORDS = ["красный", "синий", "緑", "高い", "صغير", "बिल्ली", "perro", "говори", "και", "。"]
 ADDED, FILLED = (
-    "takd.runtime.sharding.JsonlStore.add",
+    "takd.runtime.metrics_log.Progress.step",  # right after a record is saved
     "takd.teacher_cache.tensor_file.TensorFile.write",
 )
 TEACHER = {"lineage": "teacher-sft", "seed": 3}
