@@ -319,12 +319,12 @@ def test_options_of_stages(pairs: list[tuple[str, str]]) -> None:
     assert command_line._by_name(found.input) is not None
 
 
-@given(st.sampled_from([*amounts.COUNTS, *amounts.SWITCHES, *amounts.AMOUNTS, "gres"]), VALUES)
+@given(st.sampled_from([*amounts.LEAST, *amounts.SWITCHES, *amounts.AMOUNTS, "gres"]), VALUES)
 @examples(150)
 def test_numbers_of_profiles(name: str, value: Any) -> None:
     right = amounts.wrong(name, value)
-    if right is None and name in amounts.COUNTS:
-        assert float(value) >= 1 and float(value) == int(float(value))
+    if right is None and name in amounts.LEAST:
+        assert float(value) >= amounts.LEAST[name] and float(value) == int(float(value))
 
 
 # folders
