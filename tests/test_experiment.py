@@ -1464,3 +1464,14 @@ def test_names_of_others_lead_to_keys_that_there_are() -> None:
     # the key of sweeps is said of where no sweep may stand
     instead = set(load_schema()["x-instead"]) - {"values"}
     assert not instead & (known | set(usual_names()))
+
+
+def test_names_that_make_too_long_a_folder_are_refused(tmp_path: Path) -> None:
+    """Names of many settings of a sweep, too; at the limit all is well."""
+    longest = 200 - len("teacher-sft__assistant-minillm__-minillm")
+    read(tmp_path, GOOD.replace("student", "s" * longest))
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, GOOD.replace("student", "s" * (longest + 1)))
+    (line,) = str(caught.value).splitlines()[-1:]
+    assert "chains[1].methods[0] gives teacher-sft__assistant-minillm__s" in line
+    assert "a folder's name of 201 bytes, of 200 at most" in line

@@ -15,6 +15,9 @@ from takd.experiment.validation.common import (
 )
 from takd.experiment.yaml12 import Key, YamlFile, dotted
 
+LONGEST = 200
+"""Bytes of a lineage: file systems take names of 255, and files made for a while have longer ones."""
+
 
 def check_chains(
     file: YamlFile, settings: dict[str, Any], parameters: dict[str, int]
@@ -42,6 +45,9 @@ def check_chains(
                 continue
             trained = controls.expanded({**chain, "methods": [methods] if methods else []})
             (name,) = lineages_of(settings, trained)
+            if (size := len(name.encode())) > LONGEST:
+                text = f"gives {name}, a folder's name of {size} bytes, of {LONGEST} at most; shorten names of models."
+                right.append(file.fault(here, text))
             # methods that differ above the last hop have one control, and all have one SFT
             if name in seen and not (chain["control"] and seen[name][:2] == key):
                 where = dotted(file.origin(seen[name]))
