@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from takd.analysis.comparisons import p_text
+from takd.analysis.text import p_text
 from takd.experiment.labels import full_text
 
 PAGES = [Path(__file__).with_name(name) for name in ("study.md", "enumerable.md")]

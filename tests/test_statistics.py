@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from takd.analysis import comparisons, fairness, statistics, table
+from takd.analysis import fairness, statistics, table
 from takd.analysis.comparisons import Pair, pairs
 from takd.analysis.measures import TESTED
 from takd.analysis.results import Evaluation, Model, Results
 from takd.analysis.statistics import Interval, holm, over_prompts, over_trainings, sign_flip
+from takd.analysis.text import p_text
 from takd.experiment.lineage import nodes, of_chain
 
 N = 4000
@@ -331,8 +332,8 @@ def test_numbers_are_written_with_a_true_minus_and_no_minus_zero():
     assert statistics.number(-1.25) == "−1.2" and statistics.number(2, signed=True) == "+2.0"
     assert statistics.number(-0.04) == "0.0"
     assert Interval(-0.44, 1.0).text(signed=True) == "−0.4 to +1.0"
-    assert comparisons.p_text(0.0004) == "p\u00a0<\u00a00.001"
-    assert comparisons.p_text(0.0123) == "p\u00a0=\u00a00.012"
+    assert p_text(0.0004) == "p\u00a0<\u00a00.001"
+    assert p_text(0.0123) == "p\u00a0=\u00a00.012"
 
 
 def trained(results, lineage, settings, steps, inputs):

@@ -15,18 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from takd.analysis import looks
+from takd.analysis import looks, statistics
 from takd.analysis.looks import Until
 from takd.analysis.results import Results
-from takd.analysis.statistics import (
-    LEVEL,
-    Array,
-    holm,
-    over_prompts,
-    over_trainings,
-    sign_flip,
-    standard_error,
-)
+from takd.analysis.statistics import LEVEL, Array
 from takd.experiment.controls import controls
 from takd.experiment.lineage import (
     ARM,
@@ -52,14 +44,6 @@ QUESTIONS = {
     "control": "a control against the SFT baseline",
     "teacher": "a method against its control",
 }
-
-
-def p_text(p: float | None) -> str:
-    """Format a p value with no-break spaces: `p = 0.012`, `p < 0.001`."""
-    if p is None:
-        return "no p"
-    text = "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}"
-    return text.replace(" ", "\u00a0")
 
 
 class Pair(NamedTuple):
@@ -230,13 +214,13 @@ def estimates(
     ends: list[Any] = [(None, None)] * len(arrays)
     if arrays and arrays[0].shape[1] > 1:
         scores_pk = np.stack([array.mean(axis=(0, 2)) for array in arrays], axis=1)
-        ends = over_prompts(scores_pk).T.tolist()
+        ends = statistics.over_prompts(scores_pk).T.tolist()
     found = []
     for array, (prompts_low, prompts_high), lowest in zip(arrays, ends, least, strict=True):
         trainings, prompts, _ = array.shape
         low, high = prompts_low, prompts_high
         if trainings > 1 and prompts > 1:
-            across = over_trainings(array.mean(axis=2), looks.level(until, trainings))
+            across = statistics.over_trainings(array.mean(axis=2), looks.level(until, trainings))
             # a mean cannot lie outside the scale
             low, high = max(lowest, float(across.low)), min(100.0, float(across.high))
         one: Columns = {"value": float(array.mean()), "low": low, "high": high}
@@ -246,7 +230,7 @@ def estimates(
             ("prompts", (0, 2)),
             ("decoding_seeds", (0, 1)),
         ):
-            one[f"se_{what}"] = standard_error(array.mean(axis=axes))
+            one[f"se_{what}"] = statistics.standard_error(array.mean(axis=axes))
         found.append(one | {"n_training_seeds": trainings, "n_prompts": prompts})
     return found
 
@@ -259,14 +243,16 @@ def tests(gaps: Sequence[Array], until: Until | None = None) -> list[Columns]:
     if not gaps:
         return []
     found = []
-    p_values = sign_flip(np.stack([gap.mean(axis=(0, 2)) for gap in gaps], axis=1)).tolist()
+    p_values = statistics.sign_flip(
+        np.stack([gap.mean(axis=(0, 2)) for gap in gaps], axis=1)
+    ).tolist()
     for gap, p in zip(gaps, p_values, strict=True):
         trainings, prompts, _ = gap.shape
         alone = p if prompts > 1 else None
         across = alone
         if trainings > 1 and prompts > 1:
             # methods differ only if these checkpoints do as well: both tests must reject
-            across = max(p, float(over_trainings(gap.mean(axis=2)).p))
+            across = max(p, float(statistics.over_trainings(gap.mean(axis=2)).p))
             across = float(looks.over_all(until, trainings, across))
         found.append({"p_raw": across, "prompts_p_raw": alone})
     return found
@@ -294,7 +280,7 @@ def corrected(family: Sequence[Columns]) -> list[Columns]:
 
 def _holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Apply Holm's correction to the tests that were made; None stays None."""
-    corrected = iter(holm(p for p in p_values if p is not None))
+    corrected = iter(statistics.holm(p for p in p_values if p is not None))
     return [None if p is None else next(corrected) for p in p_values]
 
 

@@ -18,6 +18,14 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
+def p_text(p: float | None) -> str:
+    """Format a p value with no-break spaces: `p = 0.012`, `p < 0.001`."""
+    if p is None:
+        return "no p"
+    text = "p < 0.001" if p < 0.001 else f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.3f}"
+    return text.replace(" ", "\u00a0")
+
+
 def flat(settings: dict[str, Any]) -> dict[str, str]:
     """Flatten nested settings: `{"a": {"b": 1}}` gives `{"a.b": "1"}`."""
     return {key: plain(value) for key, value in leaves(settings).items()}

@@ -1,14 +1,16 @@
 """Sources of data and weights, with the digests of local files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from takd.data.folders import files_below
 from takd.experiment.experiment import Experiment
 from takd.experiment.schema import ROW_FILTERS
+from takd.models.tokenizer_check import GENERATION
 from takd.runtime.digests import source_digest
 from takd.runtime.errors import InputError
+from takd.runtime.files import model_folder
 
 
 def source_of(experiment: Experiment, split: str) -> dict[str, Any]:
@@ -57,3 +59,21 @@ def with_digests(
             in_folder = kind in ("folder", "text") and place.is_dir()
             digests.append([path.relative_to(place).as_posix(), digest] if in_folder else digest)
     return {**source, "sha256": digests}
+
+
+def given_elsewhere(
+    experiment: Experiment, tokenizer: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the models that are taken as they are and may name end tokens, but do not lie where the tokenizer does."""
+    for name in experiment.given:
+        weights = experiment.settings["models"][name]["weights"]
+        source = {key: weights[key] for key in ("hub", "revision") if key in weights}
+        if "folder" in weights:
+            source = {"folder": model_folder(experiment.root, weights["folder"])}
+            file = experiment.root / source["folder"] / GENERATION
+            if not file.is_file():
+                continue
+        if not source or source.items() <= tokenizer.items():
+            continue
+        digests = {"sha256": [[GENERATION, source_digest(file)]]} if "folder" in source else {}
+        yield name, source | digests

@@ -3,7 +3,7 @@
 Equal settings give equal text as canonical JSON: a stage runs again when they change (docs/staleness.md).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from itertools import filterfalse
 from typing import Any
 
@@ -12,13 +12,11 @@ from takd.experiment import budget, schema
 from takd.experiment import lineage as lineages
 from takd.experiment.experiment import Experiment
 from takd.experiment.looks import look
-from takd.experiment.sources import source_of, with_digests
+from takd.experiment.sources import given_elsewhere, source_of, with_digests
 from takd.experiment.validation.common import own_training
 from takd.experiment.validation.training import DEEPSPEED
 from takd.methods.registry import METHODS
 from takd.models.starting_weights import weights_digests
-from takd.models.tokenizer_check import GENERATION
-from takd.runtime.digests import source_digest
 from takd.runtime.files import model_folder, read_json
 
 Spec = dict[str, Any]
@@ -45,7 +43,7 @@ def tokenizer(experiment: Experiment) -> Spec:
     if "hub" not in source:
         source = with_digests(experiment.root, source, but=WEIGHTS)
     spec: Spec = {"source": source, "template": template}
-    if given := dict(_given_elsewhere(experiment, source)):
+    if given := dict(given_elsewhere(experiment, source)):
         spec["given"] = given
     data = experiment.settings["data"]
     chat = {"system": data["system"], "variables": data["template_variables"]}
@@ -259,34 +257,10 @@ STAGES: dict[str, Callable[..., Spec]] = {
 }
 
 
-def _given_elsewhere(
-    experiment: Experiment, tokenizer: Mapping[str, Any]
-) -> Iterator[tuple[str, Spec]]:
-    """Yield the models that are taken as they are and may name end tokens, but do not lie where the tokenizer does."""
-    for name in experiment.given:
-        weights = experiment.settings["models"][name]["weights"]
-        source = {key: weights[key] for key in ("hub", "revision") if key in weights}
-        if "folder" in weights:
-            source = {"folder": model_folder(experiment.root, weights["folder"])}
-            file = experiment.root / source["folder"] / GENERATION
-            if not file.is_file():
-                continue
-        if not source or source.items() <= tokenizer.items():
-            continue
-        digests = {"sha256": [[GENERATION, source_digest(file)]]} if "folder" in source else {}
-        yield name, source | digests
-
-
 def _evaluated(experiment: Experiment, lineage: str, seed: int, set: str) -> Spec:
-    evaluation = experiment.settings["evaluation"]
-    return {
-        "lineage": lineage,
-        "seed": seed,
-        "set": set,
-        "seeds": evaluation["seeds"],
-        "precision": evaluation["precision"],
-        "max_length": experiment.settings["data"]["max_length"],
-    }
+    evaluation = {key: experiment.settings["evaluation"][key] for key in ("seeds", "precision")}
+    length = experiment.settings["data"]["max_length"]
+    return {"lineage": lineage, "seed": seed, "set": set, **evaluation, "max_length": length}
 
 
 def _compared_with(experiment: Experiment, lineage: str, seed: int) -> dict[str, list[Any]]:

@@ -1,7 +1,6 @@
 """Language models and tokenizers: loading, forward passes, logits, differences of families.
 
-A model is a folder in Hugging Face format. A folder without weights is a model from scratch: its
-`config.json` gives the shape, and the training seed draws the weights.
+A model is a folder in Hugging Face format, or its `config.json` alone: then the training seed draws the weights.
 """
 
 import contextlib

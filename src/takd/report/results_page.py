@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 from takd.analysis import fairness, measures, table
-from takd.analysis.comparisons import Pair, p_text
+from takd.analysis.comparisons import Pair
 from takd.analysis.exports import cited
 from takd.analysis.measures import BY_NAME, TESTED
 from takd.analysis.results import Results
 from takd.analysis.shares import shares
 from takd.analysis.statistics import Interval, number
 from takd.analysis.table import DIFFERENCE, EACH, Number
+from takd.analysis.text import p_text
 from takd.experiment.captions import decoding
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import split, teacher_of

@@ -4,11 +4,11 @@ import functools
 from typing import Any
 
 from takd.analysis import table
-from takd.analysis.comparisons import p_text
 from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.statistics import number
 from takd.analysis.table import ANY, DIFFERENCE, SCORE, Number
+from takd.analysis.text import p_text
 from takd.experiment.lineage import is_given
 from takd.pages.tables import Cell
 

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from takd.analysis import fairness, table
-from takd.analysis.comparisons import Pair, p_text
+from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
-from takd.analysis.text import listed
+from takd.analysis.text import listed, p_text
 from takd.experiment import controls
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import GIVEN, control_of, own, split, student_of
