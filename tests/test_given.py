@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 import warm_python
 from conftest import Project, made_once, small_experiment
+from sealing import write_json
 
 from takd.__main__ import main
 from takd.data import demo
+from takd.experiment import specs
+from takd.experiment.experiment import load
+from takd.model_cards import card
 from takd.runtime.files import read_json
+from takd.runtime.stage import Stage
 
 RESULTS = Path("results/given")
 BEFORE = Path("results/small/evaluations/student-sft/seed1/heldout")
@@ -134,6 +139,22 @@ def test_they_cost_no_training(given: Project) -> None:
     assert float(cost["big-given"]["hours"]) == float(cost["before-given"]["trainings"]) == 0
     # the student's own training and its start; none of its teacher
     assert cost["big-given__small-kd"]["trainings"] == "1"
+
+
+def test_the_card_of_a_published_model_names_no_earlier_training(
+    given: Project, tmp_path: Path
+) -> None:
+    project = given.copy(tmp_path / "project")
+    results = project.folder / RESULTS
+    folder = results / "models/before-given/seed0"
+    manifest = read_json(folder / "manifest.json")
+    del manifest["origin"]
+    write_json(folder / "manifest.json", manifest)
+    experiment = load(project.folder / "config/experiments/given.yaml", project.folder)
+    inputs = {name: [results / name] for name in ("models", "evaluations")}
+    spec = specs.card(experiment, "before-given", 0)
+    card.run(Stage(spec, "", inputs, {"card": folder / "card.md"}))
+    assert "it was evaluated here, not trained.\n" in (folder / "card.md").read_text()
 
 
 def test_pages_and_cards_say_that_they_were_not_trained_here(given: Project) -> None:
