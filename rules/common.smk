@@ -157,7 +157,7 @@ def settings_of(stage, wildcards):
 
 
 def parameters(stage, *modules, places=False, **own):
-    """Parameters of a rule that runs a stage: its settings, a digest of its code, and its files as options.
+    """Give the parameters of a stage: its settings, a digest of its code, and its files as options.
 
     Args:
         places: whether the settings say where data or weights lie. Equal ones may lie elsewhere the next time: Snakemake
@@ -182,7 +182,7 @@ def parameters(stage, *modules, places=False, **own):
 def command(script, *resources, online=False):
     """Text of the command that starts a stage, with those of the rule's resources that the stage takes.
 
-    The rule's `params` are those of `parameters`.
+    Its `params` are those of `parameters`.
     """
     threads = "{threads}"
     if "processes" in resources:
