@@ -213,7 +213,6 @@ def test_micro_batches_and_processes_change_no_step(space: Workspace, whole: Pat
             [f"{key}={of}/manifest.json" for key, of in read.items()],
             [f"{key}=two/{file}" for key, file in FILES.items()],
             "--processes=2",
-            torchrun=True,
         )
     )
     for other in (small, space.folder / "two"):

@@ -297,6 +297,7 @@ def results(tmp_path_factory):
     return results_of(root, spec)
 
 
+@pytest.mark.slow
 def test_divergences_have_intervals_over_trainings(results):
     found = table.rows(table.of(results), kind="score", measure="exact_first_reverse_kl")
     direct = next(each for each in found if each.lineage.count("__") == 1)
@@ -308,6 +309,7 @@ def test_divergences_have_intervals_over_trainings(results):
     assert "0.5200" in results_page.page(results)
 
 
+@pytest.mark.slow
 def test_the_figure_says_what_an_assistant_changes(results):
     drawing = exact(results)
     through = [row for row in drawing.numbers if row["lineage"].count("__") > 1]

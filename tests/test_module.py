@@ -27,7 +27,7 @@ def use(clone: Path, folder: Path) -> Project:
     (folder / "Snakefile").write_text(MODULE.format(clone=clone))
     (folder / "data").mkdir()
     shutil.copy(clone / "fakes.py", folder)  # the placeholder stages
-    return Project(folder)
+    return Project(folder, "warm_fakes")
 
 
 def test_an_own_folder_has_its_experiments_data_and_results(tmp_path: Path) -> None:
