@@ -276,9 +276,9 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which real stages have run, forked from a process with all imports. Shared like `finished`."""
 
     def run(folder: Path) -> None:
-        really(folder, "warm").run("--quiet", "rules")
+        really(folder, "warm_runs").run("--quiet", "rules")
 
-    return Project(made_once(tmp_path_factory, "forked", run), "warm")
+    return Project(made_once(tmp_path_factory, "forked", run), "warm_runs")
 
 
 # Files that take longest, which start first: a long one at the end would leave the other worker idle. Beside the first,

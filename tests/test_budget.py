@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def run(
             "code",
             {key: [space.folder / of / "manifest.json"] for key, of in read.items()},
             {key: space.folder / name / file for key, file in files.items()},
-            checkpoint_seconds=0.0,
+            checkpoint_seconds=0.0 if math.isfinite(steps_left) else 60.0,
             micro_batch=micro_batch,
             steps_left=steps_left,
         )

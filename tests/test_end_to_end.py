@@ -27,7 +27,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Project:
         f"{RESULTS}/evaluations/{name}-sft/seed1/heldout/likelihoods/likelihoods.json"
         for name in ("teacher", "student")
     ]
-    Project(project.folder, "warm").run(*start, *quiet)
+    Project(project.folder, "warm_runs").run(*start, *quiet)
     project.run(*quiet)
     return project
 

@@ -252,7 +252,7 @@ def workspace(tmp_path_factory):
 
 
 def test_the_stage_lists_all_responses_after_each_prompt_once(workspace):
-    workspace.finished(likelihoods(workspace, "listed", teachers=TEACHERS, exact={"tokens": 3}))
+    workspace.finished(likelihoods(workspace, "listed", teachers=TEACHERS, exact={"tokens": 2}))
     workspace.finished(likelihoods(workspace, "plain", teachers=TEACHERS))
     found, lines = read(workspace.folder / "listed")
     plain, others = read(workspace.folder / "plain")
@@ -267,7 +267,7 @@ def test_the_stage_lists_all_responses_after_each_prompt_once(workspace):
         lambda prompt, response, model=model: probability(model, prompt, response, vocabulary)
         for model in (student, oracle)
     )
-    reverse, forward = brute_force(*sides, prompts, vocabulary, [0], 3)
+    reverse, forward = brute_force(*sides, prompts, vocabulary, [0], 2)
     assert found["exact"] == {
         role: pytest.approx({"reverse_kl": reverse, "forward_kl": forward}, rel=1e-9)
         for role in ("direct", "first")

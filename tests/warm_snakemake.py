@@ -5,7 +5,8 @@ import importlib
 import snakemake.cli
 import snakemake_executor_plugin_slurm as slurm
 
-for name in ("jsonschema", "smart_open", "yaml"):  # the workflow's own
+# the workflow's own
+for name in ("difflib", "jsonschema", "regex", "safetensors", "smart_open", "yaml"):
     importlib.import_module(name)
 
 snakemake.cli.get_argument_parser()  # imports the plugins
