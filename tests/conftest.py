@@ -72,7 +72,7 @@ class Project:
         cores = [] if "--profile" in arguments else ["--cores", "2"]
         command = ["-m", "snakemake", *arguments, *cores]
         env = dict(os.environ if env is None else env)
-        if self.warm:
+        if self.warm and not {"--dry-run", "-n", "--touch", "--report"}.intersection(arguments):
             env[warm_python.EXECUTABLE] = warm_python.stand_in(self.warm)
         with tempfile.TemporaryFile() as file:
             status = warm_python.run(

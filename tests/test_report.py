@@ -510,7 +510,7 @@ def test_no_text_of_a_figure_is_cut_off(full, shaped):
             page.goto(path.as_uri())
             assert (path.name, page.evaluate(outside)) == (path.name, [])
         page.close()
-    assert len(drawings) > 10
+    assert {path.name for path in drawings} >= {"forest.svg", "quality.svg", "learning.svg"}
 
 
 def test_decoding_is_said_in_words(full):
