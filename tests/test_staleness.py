@@ -121,7 +121,6 @@ CHANGE_NOTHING = {
     "touch of everything": touch,
 }
 EDITS = {
-    "method": (code("methods/minillm"), MINILLM),
     # the losses of all methods stand in it
     "loss": (code("losses/divergences"), BELOW_DATA),
     "another method": (
@@ -281,8 +280,6 @@ EDITS_OF_FILES = {
         SECOND,
     ),
     "seed added": EDITS["seed added"],
-    "chain added": EDITS["chain added"],
-    "decoding seed added": EDITS["decoding seed added"],
     "training row added": (
         append("rows/train.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
         {"data": 1, "data_report": 1, **BELOW_DATA},
@@ -383,7 +380,6 @@ def test_edit_of_what_a_teacher_writes_reruns_exactly(
 ) -> None:
     edit, expected = WRITING_EDITS[name]
     project = finished_writing.copy(tmp_path / "copy")
-    assert project.plan() == {}
     edit(project)
     assert project.plan() == expected
 
@@ -393,6 +389,7 @@ def test_another_number_of_shards_keeps_the_students(
 ) -> None:
     """The joined responses are the same: who does them first needs nothing more than a report with their new costs."""
     project = finished_writing.copy(tmp_path / "copy")
+    assert project.plan() == {}
     project.experiment(lambda e: e["teacher_cache"].update(shards=3))
     # Snakemake cannot know what comes out
     assert project.plan() == {"generate": 3, "generations": 1, **SEQKD}
