@@ -523,7 +523,6 @@ def rewrite_answers(project: Project) -> None:
 ONCE = {"build_comparison": 1}
 FIRST = {"distill_minillm": 3, "evaluate": 3, "likelihoods": 3, "card": 3, "report": 1, **ONCE}
 EDITS: dict[str, tuple[Callable[[Project], Any], dict[str, int]]] = {
-    "nothing": (lambda project: None, {}),
     "touch of everything": (touch, {}),
     "scores of the other": (
         rewrite(f"results/other/evaluations/{STUDENT}/seed1/heldout/scores.json"),

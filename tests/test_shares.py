@@ -37,6 +37,7 @@ def crossed(rng, trainings, prompts, share, gain, spread):
     return method, control
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainings", "prompts", "spread"), [(1, 150, 0.0), (3, 150, 1.0), (5, 80, 2.0)]
 )
