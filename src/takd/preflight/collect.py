@@ -16,7 +16,7 @@ from takd.experiment import experiment as experiments
 from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
 from takd.preflight import disk, fetching, jobs, rates
-from takd.preflight.gpus import CPU, Gpu, asked_for, find_gpu, lookup
+from takd.preflight.gpus import CPU, HALF_GAIN, Gpu, asked_for, find_gpu, lookup
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
 from takd.runtime.errors import InputError
@@ -181,7 +181,9 @@ def own_cpu() -> Gpu:
     """This machine's CPU, with the rate of a core in a matrix product, else that of the table."""
     answer = ask(sys.executable, "-c", PRODUCT)
     rate = float(answer.said) / 1e12 if answer.works else CPU.single
-    return replace(CPU, half=rate, single=rate)
+    flags = Path("/proc/cpuinfo")
+    has_half = flags.is_file() and "bf16" in flags.read_text(errors="replace")
+    return replace(CPU, half=rate * (HALF_GAIN if has_half else 1), single=rate)
 
 
 def ask(*command: str) -> Answer:
