@@ -16,6 +16,7 @@ from takd.experiment.experiment import Experiment, load
 from takd.models.weight_files import positions, safetensors_parameters
 from takd.preflight import contents, fitting, start
 from takd.preflight.findings import Finding
+from takd.preflight.flops import Lengths
 from takd.preflight.gpus import CPU
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planner
@@ -253,8 +254,9 @@ def test_the_plan_counts_the_rows_that_a_source_has_today(
         settings["data"]["dev"] = source
 
     found = experiment(tmp_path, edit)
-    longest = Planner(found, CPU).rows["dev"]
-    assert longest.bound and longest.count == len(range(5)[slice(*(rows or [None]))])
+    before = Planner(found, CPU).rows["dev"]
+    assert before.lengths is not Lengths.PREPARED
+    assert before.count == len(range(5)[slice(*(rows or [None]))])
     folder = tmp_path / "results" / found.name / "data/dev"
     folder.mkdir(parents=True)
     counts = {"rows": 5, "kept": 4}
@@ -262,7 +264,7 @@ def test_the_plan_counts_the_rows_that_a_source_has_today(
     (folder / "manifest.json").write_text(json.dumps({"counts": counts, "tokens": tokens}))
     prepared = Planner(found, CPU).rows["dev"]
     assert (prepared.count, prepared.prompt, prepared.response) == (kept, 3, 2)
-    assert not prepared.bound
+    assert prepared.lengths is Lengths.PREPARED
 
 
 def test_parameters_of_a_folder_are_counted_where_they_are_not_declared(tmp_path: Path) -> None:

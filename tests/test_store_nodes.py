@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -19,6 +20,7 @@ from takd.runtime.stage_lock import read_lock
 CLAIM = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from types import SimpleNamespace
 
 sys.path.insert(0, {source!r})
@@ -115,7 +117,7 @@ def start(store: Path) -> Iterator[Start]:
         pytest.skip("only root can start processes with a host name of their own")
     nodes: list[Node] = []
 
-    def begin(name: str, **how: bool | int) -> Node:
+    def begin(name: str, **how: Any) -> Node:
         nodes.append(Node(name, store, **how))
         return nodes[-1]
 

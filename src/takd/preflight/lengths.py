@@ -38,10 +38,10 @@ def here(experiment: Experiment, split: str) -> dict[str, Any] | None:
 
 
 def estimated(experiment: Experiment, split: str, count: int | None) -> Rows | None:
-    """Estimate the rows of a split for training or evaluation that are kept, and their mean lengths.
+    """Estimate the mean lengths of those rows of a split for training or evaluation that are kept.
 
     Args:
-        count: rows of the source.
+        count: rows of the source, which all count: how many are kept is known once they are tokenised.
 
     Returns:
         None if the source is not here, or cannot be read.
@@ -57,8 +57,7 @@ def estimated(experiment: Experiment, split: str, count: int | None) -> Rows | N
         kept = [pair for row in turns if (pair := _lengths(row, spec, system, words))]
         if kept:
             prompt, response = (sum(lengths) / len(kept) for lengths in zip(*kept, strict=True))
-            kept_count = None if count is None else round(count * len(kept) / len(read))
-            return Rows(kept_count, prompt, response, Lengths.ESTIMATED)
+            return Rows(count, prompt, response, Lengths.ESTIMATED)
     return None
 
 
