@@ -115,6 +115,14 @@ class Run:
         """List all jobs submitted from this folder, oldest first."""
         return self.cluster.jobs(self.project.folder)
 
+    def rules(self) -> dict[str, list[dict[str, str]]]:
+        """Its jobs by rule, as the comment says that Snakemake gives each."""
+        found: dict[str, list[dict[str, str]]] = {}
+        for job in self.jobs():
+            rule = job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
+            found.setdefault(rule, []).append(job)
+        return found
+
     def states(self) -> list[str]:
         """Final states of its jobs."""
         return [job["JobState"] for job in self.jobs()]
@@ -205,6 +213,11 @@ def snakemake_of(trainer: int) -> int:
 def make_slurm_project(folder: Path, experiment: Mapping[str, Any]) -> SlurmProject:
     """Copy the workflow with its real stages, and with the Slurm profile adapted to the test cluster."""
     copy_workflow(folder, experiment)
+    return for_cluster(folder)
+
+
+def for_cluster(folder: Path) -> SlurmProject:
+    """Adapt the Slurm profile of a copy to the test cluster."""
     project = SlurmProject(folder.resolve())
     project.replace(PROFILE, "account: def-CHANGEME", 'account: ""')
     # there is no GPU, and four processes would share few cores
