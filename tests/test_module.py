@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 from conftest import Project, copy_workflow, make_project, small_experiment
+from test_looks import WIDE, decisions, looking, reported, seeds
 
 MODULE = """
 configfile: "config/config.yaml"
@@ -27,7 +28,7 @@ def use(clone: Path, folder: Path) -> Project:
     (folder / "Snakefile").write_text(MODULE.format(clone=clone))
     (folder / "data").mkdir()
     shutil.copy(clone / "fakes.py", folder)  # the placeholder stages
-    return Project(folder, "warm_fakes")
+    return Project(folder)
 
 
 def test_an_own_folder_has_its_experiments_data_and_results(tmp_path: Path) -> None:
@@ -55,6 +56,20 @@ def test_an_own_folder_has_its_experiments_data_and_results(tmp_path: Path) -> N
     assert own.outputs("models") == []
 
 
+def test_seeds_are_added_until_they_are_enough(tmp_path: Path) -> None:
+    """Each look decides by the results in the user's folder, and its jobs are those of the module's rules."""
+    clone = looking(tmp_path / "clone", WIDE, at_most=4)
+    own = use(clone.folder, tmp_path / "own")
+    shutil.copy(clone.folder / "gaps.json", own.folder)
+    demo = ("--config", "experiment=small")
+    shutil.copytree(clone.folder / "data", own.folder / "data", dirs_exist_ok=True)
+    said = own.run("--quiet", "rules", *demo)
+    assert "look after 3 training seeds: 0 of 1 differences decided" in said
+    assert decisions(own) == {3: False} and reported(own) == seeds(own) == [1, 2, 3, 4]
+    assert own.plan(*demo) == {}
+    assert not (clone.folder / "results").exists()
+
+
 def test_an_empty_folder_goes_from_the_demo_to_its_report(tmp_path: Path) -> None:
     """With the real stages, the experiment and its data from the clone, results here, and nothing left to do."""
     experiment = small_experiment()
@@ -71,7 +86,7 @@ def test_an_empty_folder_goes_from_the_demo_to_its_report(tmp_path: Path) -> Non
     folder = tmp_path / "empty folder"
     folder.mkdir()
     (folder / "Snakefile").write_text(MODULE.partition("\n\n")[2].format(clone=clone))
-    own, demo = Project(folder, "warm_runs"), ("--config", "experiment=demo")
+    own, demo = Project(folder, "warm"), ("--config", "experiment=demo")
     own.run("--quiet", "rules", *demo)
     assert "Nothing to be done" in own.run(*demo)
     own.run("--report", "report.zip", *demo)
