@@ -70,6 +70,11 @@ def write(folder: Path, text: str = GOOD, name: str = "mine") -> Path:
     (folder / "config/deepspeed").mkdir(exist_ok=True)
     (folder / "config/deepspeed/zero1.json").write_text('{"zero_optimization": {"stage": 1}}')
     (folder / "config/deepspeed/broken.json").write_text("{")
+    (folder / "config/deepspeed/list.json").write_text("[]")
+    (folder / "config/deepspeed/plain.json").write_text('{"bf16": {"enabled": true}}')
+    (folder / "config/deepspeed/zero0.json").write_text('{"zero_optimization": {"stage": 0}}')
+    blind = '{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}'
+    (folder / "config/deepspeed/blind.json").write_text(blind)
     return path
 
 
@@ -501,6 +506,19 @@ BAD: dict[str, tuple[str, str, list[str]]] = {
         ["training.minillm.lora.targets is 'c_attn', but must be a list or null"],
     ),
     "broken deepspeed": ("steps: 20", "deepspeed: broken, steps: 20", ["broken.json is not JSON"]),
+    **{
+        f"deepspeed without ZeRO, {name}": (
+            "steps: 20",
+            f"deepspeed: {name}, steps: 20",
+            [f"is '{name}', but zero_optimization.stage in", "is 0; write 1, 2 or 3, or leave"],
+        )
+        for name in ("list", "plain", "zero0")
+    },
+    "deepspeed that reports no gradient norm": (
+        "steps: 20",
+        "deepspeed: blind, steps: 20",
+        ["blind.json sets zero_optimization.compute_grad_norm; remove that key"],
+    ),
     "language modelling without a corpus": (
         "steps: 20",
         "lm_weight: 0.5, steps: 20",

@@ -142,7 +142,19 @@ def _check_deepspeed(file: YamlFile, key: Key, name: str, root: Path) -> None:
     if name not in known:
         file.fault(key, f"is '{name}', which is no file in {DEEPSPEED}; {suggest(name, known)}")
         return
+    path = f"{DEEPSPEED}/{name}.json"
     try:
-        json.loads(own_or_shipped(root, f"{DEEPSPEED}/{name}.json").read_text(encoding="utf-8"))
+        config = json.loads(own_or_shipped(root, path).read_text(encoding="utf-8"))
     except ValueError as error:
-        file.fault(key, f"is '{name}', but {DEEPSPEED}/{name}.json is not JSON: {error}.")
+        file.fault(key, f"is '{name}', but {path} is not JSON: {error}.")
+        return
+    found = config.get("zero_optimization") if isinstance(config, dict) else None
+    zero = found if isinstance(found, dict) else {}
+    stage = zero.get("stage", 0)
+    # without ZeRO, DeepSpeed reports no gradient norm in fp32, and nothing is sharded
+    if stage not in (1, 2, 3):
+        use = "write 1, 2 or 3, or leave deepspeed out: several processes train without it too."
+        file.fault(key, f"is '{name}', but zero_optimization.stage in {path} is {stage!r}; {use}")
+    elif zero.get("compute_grad_norm", True) is not True:
+        use = "remove that key: a step without a finite norm would not be seen."
+        file.fault(key, f"is '{name}', but {path} sets zero_optimization.compute_grad_norm; {use}")
