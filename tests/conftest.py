@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -71,7 +72,7 @@ class Project:
         cores = [] if "--profile" in arguments else ["--cores", "2"]
         command = ["-m", "snakemake", *arguments, *cores]
         env = dict(os.environ if env is None else env)
-        if self.warm:
+        if self.warm and not {"--dry-run", "-n", "--touch", "--report"}.intersection(arguments):
             env[warm_python.EXECUTABLE] = warm_python.stand_in(self.warm)
         with tempfile.TemporaryFile() as file:
             status = warm_python.run(
@@ -208,7 +209,13 @@ def make_project(folder: Path, experiment: Mapping[str, Any]) -> Project:
     text = script.read_text()
     assert NAMED in text
     script.write_text(text.replace(NAMED, ""))
-    return Project(folder)
+    return Project(folder, "warm_fakes")
+
+
+@pytest.fixture
+def warm_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that ask Snakemake for its jobs take a process that is forked, as `Project` does."""
+    monkeypatch.setattr(sys, "executable", warm_python.stand_in("warm_snakemake"))
 
 
 @pytest.fixture
@@ -240,18 +247,18 @@ def run_small(folder: Path, experiment: Mapping[str, Any]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which the small experiment has run. Shared: tests must copy it before changing it."""
     run = partial(run_small, experiment=small_experiment())
-    return Project(made_once(tmp_path_factory, "finished", run))
+    return Project(made_once(tmp_path_factory, "finished", run), "warm_fakes")
 
 
 @pytest.fixture(scope="session")
 def finished_writing(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which the experiment with precomputed teacher outputs has run. Shared like `finished`."""
     run = partial(run_small, experiment=writing_experiment())
-    return Project(made_once(tmp_path_factory, "finished_writing", run))
+    return Project(made_once(tmp_path_factory, "finished_writing", run), "warm_fakes")
 
 
-def run_really(folder: Path, warm: str | None = None) -> Project:
-    """Run two small models with the real stages: trained, their responses scored, on the CPU."""
+def really(folder: Path, warm: str | None = None) -> Project:
+    """Copy the workflow for two small models and the real stages, on the CPU; nothing runs yet."""
     experiment = small_experiment()
     experiment["chains"] = [{"models": ["teacher", "student"], "methods": ["minillm"]}]
     del experiment["models"]["assistant"], experiment["training"]["kd"]
@@ -261,23 +268,35 @@ def run_really(folder: Path, warm: str | None = None) -> Project:
     (folder / "data").mkdir()
     rows = [{"instruction": f"Say {letter}.", "output": letter} for letter in "bcdefghi"]
     (folder / "data/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    project = Project(folder, warm)
-    project.run("--quiet", "rules")
-    return project
+    return Project(folder, warm)
 
 
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which real stages have run, forked from a process with all imports. Shared like `finished`."""
-    run = partial(run_really, warm="warm")
-    return Project(made_once(tmp_path_factory, "forked", run), "warm")
+
+    def run(folder: Path) -> None:
+        really(folder, "warm_runs").run("--quiet", "rules")
+
+    return Project(made_once(tmp_path_factory, "forked", run), "warm_runs")
 
 
-# Files that take longest, which start first: a long one at the end would leave the other worker idle.
+# Files that take longest, which start first: a long one at the end would leave the other worker idle. Beside the first,
+# which shares nothing, the second makes what many others take.
 LONGEST = (
-    *("test_end_to_end", "test_report", "test_training", "test_stages", "test_staleness"),
-    *("test_training_matrix", "test_gpu_check", "test_hub_run", "test_plan", "test_ending"),
-    *("test_pretended_cuda", "test_compare", "test_exporting", "test_deepspeed", "test_cards"),
+    *("test_training_matrix", "test_end_to_end", "test_staleness", "test_report", "test_training"),
+    *("test_gpu_check", "test_looks", "test_hub_run", "test_plan", "test_methods_on_policy"),
+    *(
+        "test_budget",
+        "test_given",
+        "test_store",
+        "test_module",
+        "test_pretended_cuda",
+        "test_ending",
+    ),
+    *("test_enumerable", "test_stages", "test_starting", "test_environments", "test_compare"),
+    *("test_exporting", "test_deepspeed", "test_cards", "test_chat_end_to_end", "test_sweeps"),
+    *("test_decoding_distribution", "test_report_browser", "test_report_figures", "test_doctor"),
 )
 # Files of which most tests start processes, trainings or a browser: `pytest -m "not slow"` does not even read them.
 SLOW = {
@@ -291,6 +310,7 @@ SLOW = {
     ),
     *("test_dag", "test_decoding_distribution", "test_deepspeed", "test_deterministic"),
     *("test_end_to_end", "test_ending", "test_given", "test_looks", "test_module", "test_store"),
+    "test_store_nodes",
     "test_decoder",
     *("test_environments", "test_evaluation_likelihoods", "test_evaluation_plan"),
     *("test_exporting", "test_failures", "test_footprint", "test_fuzzing", "test_generation"),
@@ -304,7 +324,9 @@ SLOW = {
     *("test_training_matrix", "test_zero3_chunks", "test_given", "test_store"),
     *(path.stem for path in (ROOT / "tests").glob("test_report*.py")),
 }
-SLOW_FIXTURES = {"project", "finished", "finished_writing"}  # tests with these run snakemake
+# Tests with these run Snakemake or stages. Of those with a finished run, one is not slow: it runs each kind of stage.
+SLOW_FIXTURES = {"project", "finished", "finished_writing", "forked", "space", "workspace"}
+EACH_KIND = "test_stages"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -324,7 +346,8 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow tests, and put those of the longest files first."""
     for item in items:
-        if item.path.stem in SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        runs = SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if item.path.stem in SLOW or (runs and item.path.stem != EACH_KIND):
             item.add_marker("slow")
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def run(
             "code",
             {key: [space.folder / of / "manifest.json"] for key, of in read.items()},
             {key: space.folder / name / file for key, file in files.items()},
-            checkpoint_seconds=0.0,
+            checkpoint_seconds=0.0 if math.isfinite(steps_left) else 60.0,
             micro_batch=micro_batch,
             steps_left=steps_left,
         )
@@ -213,7 +214,6 @@ def test_micro_batches_and_processes_change_no_step(space: Workspace, whole: Pat
             [f"{key}={of}/manifest.json" for key, of in read.items()],
             [f"{key}=two/{file}" for key, file in FILES.items()],
             "--processes=2",
-            torchrun=True,
         )
     )
     for other in (small, space.folder / "two"):

@@ -41,7 +41,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for name, rows in (("train", talks(0, 24)), ("dev", talks(30, 4)), ("test", talks(40, 4))):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"data/{name}.jsonl").write_text(text)
-    project = Project(folder, "warm")
+    project = Project(folder, "warm_runs")
 
     def edit(settings: dict[str, Any]) -> None:
         settings["tokenizer"] = {"folder": "data/tokenizer", "vocabulary": entries(tokenizer)}

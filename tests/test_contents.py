@@ -367,6 +367,7 @@ def test_profiles_have_a_line_for_every_rule(profile: str) -> None:
         assert text.count(f"  distill_{method}: ") == 2
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_its_start_with_all_that_is_wrong(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", small_experiment())
     sets = {name: {"json": f"data/{name}.jsonl"} for name in ("one", "two")}

@@ -699,6 +699,7 @@ def test_a_stream_that_breaks_off_leaves_nothing_and_is_read_again(words, tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_path):
     """Arrow's pool holds what was read into memory; mapped files are not in it."""
 
@@ -718,6 +719,7 @@ def test_training_maps_the_blocks_into_memory_and_reads_only_a_batch(words, tmp_
     assert pyarrow.total_allocated_bytes() - before >= size and len(held) == len(corpus)
 
 
+@pytest.mark.slow
 def test_an_error_reaches_the_console_as_one_sentence(words, tmp_path):
     (tmp_path / "bad.jsonl").write_text(GOOD + "{\n")
     spec = {"split": "train", "source": {"json": str(tmp_path / "bad.jsonl")}, "template": SHORT}
@@ -736,6 +738,7 @@ def test_an_error_reaches_the_console_as_one_sentence(words, tmp_path):
     assert not (tmp_path / "m.json").exists() and not (tmp_path / "dataset").exists()
 
 
+@pytest.mark.slow
 def test_preparing_data_does_without_torch_and_transformers(words, tmp_path):
     source = write(tmp_path / "rows.jsonl", [row()])
     code = f"""

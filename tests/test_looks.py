@@ -106,9 +106,12 @@ def decisions(project: Project) -> dict[int, bool]:
 
 def test_a_run_stops_at_the_first_look_that_decides(tmp_path, monkeypatch, capsys):
     project = looking(tmp_path / "project", APART)
-    planned = project.plan()
     # before the first look nobody knows more than the first three seeds
-    assert planned["look"] == 1 and planned["distill_kd"] == 3
+    planned = [" ".join(line.split()) for line in project.run("--dry-run").splitlines()]
+    assert "1 look is not there yet" in planned
+    assert sum(line.startswith("kd: teacher → student, seed") for line in planned) == 3
+    (said,) = (line for line in planned if line.startswith("After 3 training seeds the job `look`"))
+    assert "one more seed is trained" in said
     project.run("--quiet", "rules")
     assert seeds(project) == reported(project) == [1, 2, 3] and decisions(project) == {3: True}
     assert project.plan() == {}
@@ -138,6 +141,7 @@ def test_a_run_stops_at_the_first_look_that_decides(tmp_path, monkeypatch, capsy
     assert "SFT: student" in line and "0.10 (0.05 to 0.63)" in line
 
 
+@pytest.mark.usefixtures("warm_plans")
 def test_a_plan_says_what_is_needed_at_least_and_at_most(tmp_path, monkeypatch, capsys):
     project = looking(tmp_path / "project", APART)
     monkeypatch.chdir(project.folder)
@@ -156,6 +160,13 @@ def test_a_plan_says_what_is_needed_at_least_and_at_most(tmp_path, monkeypatch, 
 
 def test_a_run_goes_on_until_the_bound_and_follows_changed_decisions(tmp_path):
     project = looking(tmp_path / "project", WIDE)
+    # seeds on the command line are trained without looking
+    assert project.plan("--config", "seeds=2")["distill_kd"] == 2
+    project.run("--quiet", "rules", "--config", "seeds=3")
+    assert reported(project) == [1, 2, 3] and decisions(project) == {}
+    # the looks take what is there
+    planned = project.plan()
+    assert planned["look"] == 1 and "distill_kd" not in planned
     project.run("--quiet", "rules")
     assert seeds(project) == reported(project) == [1, 2, 3, 4, 5]
     assert decisions(project) == {3: False, 4: False} and project.plan() == {}
@@ -170,13 +181,3 @@ def test_a_run_goes_on_until_the_bound_and_follows_changed_decisions(tmp_path):
     project.experiment(lambda settings: settings["seeds"]["until"].update(difference=1.0))
     project.run("--quiet", "rules")
     assert reported(project) == [1, 2, 3, 4, 5] and project.plan() == {}
-
-
-def test_seeds_on_the_command_line_are_trained_without_looking(tmp_path):
-    project = looking(tmp_path / "project", WIDE)
-    assert project.plan("--config", "seeds=2")["distill_kd"] == 2
-    project.run("--quiet", "rules", "--config", "seeds=4")
-    assert reported(project) == [1, 2, 3, 4] and decisions(project) == {}
-    # the looks take what is there
-    planned = project.plan()
-    assert planned["look"] == 1 and "distill_kd" not in planned

@@ -233,6 +233,7 @@ def planned(project: Project, *words: str, capsys: Any) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("warm_plans")
 def test_what_is_done_is_what_snakemake_would_not_run(
     finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -255,6 +256,7 @@ def test_what_is_done_is_what_snakemake_would_not_run(
     assert to_do["distill_kd"] == 1
 
 
+@pytest.mark.usefixtures("warm_plans")
 def test_right_after_a_clone_the_profile_says_what_jobs_get(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

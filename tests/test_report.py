@@ -1,9 +1,11 @@
 """The report on made-up results: numbers against hand-computed ones, odd texts, and the pages in a browser."""
 
 import csv
+import functools
 import io
 import json
 import os
+import posixpath
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 from browser import browser, read_site, visit
+from conftest import Project, made_once
 from sealing import write_json, write_lines
 
 from takd.analysis.result_files import wall_minutes
@@ -255,12 +258,42 @@ SHAPES = {
 }
 
 
+# four chains of depth two to four, two seeds, two sets, targets, all six prompts as samples
+FULL = ([DIRECT, BY_KD, THROUGH, DEEP], (1, 2), ("heldout", "other"), TARGETS, 6)
+
+
+def site_of(root, *arguments, **options):
+    """Make up results below `root` and the report on them."""
+    spec = make(root, *arguments, **options)
+    return SimpleNamespace(root=root, spec=spec, report=run(root, spec))
+
+
+def full_site(factory):
+    """The site of `FULL`, which the files of tests share; tests must not change it."""
+
+    def write(root):
+        (root / "spec.json").write_text(json.dumps(site_of(root, *FULL).spec))
+
+    root = made_once(factory, "full_report", write)
+    spec = json.loads((root / "spec.json").read_text())
+    return SimpleNamespace(root=root, spec=spec, report=root / "report")
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """Four chains of depth two to four, two seeds, two sets, targets."""
-    root = tmp_path_factory.mktemp("full")
-    spec = make(root, [DIRECT, BY_KD, THROUGH, DEEP], (1, 2), ("heldout", "other"), TARGETS)
-    return SimpleNamespace(root=root, spec=spec, report=run(root, spec))
+    return full_site(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory):
+    """A function that returns the site of a shape of experiment, made once."""
+
+    @functools.cache
+    def made(shape):
+        chains, options = SHAPES[shape]
+        return site_of(tmp_path_factory.mktemp("shape"), chains, **options)
+
+    return made
 
 
 def rows_of(text, **wanted):
@@ -353,10 +386,8 @@ def test_models_that_answered_other_prompts_are_not_compared(tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_of_experiment_gives_a_whole_site(shape, tmp_path):
-    chains, options = SHAPES[shape]
-    spec = make(tmp_path, chains, **options)
-    site = run(tmp_path, spec)
+def test_every_shape_of_experiment_gives_a_whole_site(shape, shaped):
+    spec, site = shaped(shape).spec, shaped(shape).report
     files = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     models = {f"models/{lineage}.html" for lineage, _ in spec["nodes"]}
     # these need a budget or exact divergences, which made-up results do not have
@@ -373,21 +404,23 @@ def test_every_shape_of_experiment_gives_a_whole_site(shape, tmp_path):
         assert "<text" in path.read_text(), f"{path.name}: text is not text"
         ElementTree.parse(path)
     # every link leads to a file of the site, and to an element where it names one that no script makes
-    for name in sorted(file for file in files if file.endswith(".html")):
-        page = (site / name).read_text()
+    pages_of = {name: (site / name).read_text() for name in files if name.endswith(".html")}
+    ids = {name: set(re.findall(r'\bid="([^"]+)"', page)) for name, page in pages_of.items()}
+    for name, page in sorted(pages_of.items()):
         assert not re.search(r"""(?:src|href|action|data)\s*=\s*["']?(https?:|//)""", page), name
         assert "@import" not in page and "url(http" not in page
-        for link in re.findall(r'<a [^>]*href="([^"]+)"', page):
+        for link in set(re.findall(r'<a [^>]*href="([^"]+)"', page)):
             file, _, anchor = link.partition("#")
-            target = (site / name).parent / file if file else site / name
-            assert target.is_file(), (name, link)
-            scripted = target.name in ("learning.html", "generations.html")
-            assert not anchor or scripted or f'id="{anchor}"' in target.read_text(), (name, link)
+            target = (
+                posixpath.normpath(posixpath.join(posixpath.dirname(name), file)) if file else name
+            )
+            assert target in files, (name, link)
+            scripted = target in ("learning.html", "generations.html")
+            assert not anchor or scripted or anchor in ids[target], (name, link)
 
 
 def test_the_same_results_give_the_same_bytes(full, tmp_path):
-    spec = make(tmp_path, [DIRECT, BY_KD, THROUGH, DEEP], (1, 2), ("heldout", "other"), TARGETS)
-    again = run(tmp_path, spec)
+    again = site_of(tmp_path, *FULL).report
     for path in full.report.rglob("*.*"):
         assert (again / path.relative_to(full.report)).read_bytes() == path.read_bytes(), path.name
 
@@ -402,10 +435,11 @@ def test_texts_of_models_are_escaped_and_made_visible(full):
     assert environment.visible("a\tb\n\x7f") == "a\tb\n⟨U+007F⟩"
 
 
-def test_samples_are_spaced_evenly_over_the_set(full):
-    results = read(full.spec, full.root / "models", full.root / "evaluations")
+def test_samples_are_spaced_evenly_over_the_set(shaped):
+    deep = shaped("deep, three seeds")
+    results = read(deep.spec, deep.root / "models", deep.root / "evaluations")
     assert list(results.samples["heldout"]) == [0, 14, 28]
-    assert len(results.samples["heldout"][14]) == len(full.spec["nodes"])
+    assert len(results.samples["heldout"][14]) == len(deep.spec["nodes"])
 
 
 def test_costs_add_up(full):
@@ -460,9 +494,8 @@ def test_a_known_number_in_the_browser_and_sorting(full):
         assert len(back) == len({lineage for lineage, _ in full.spec["nodes"]})
 
 
-def test_no_text_of_a_figure_is_cut_off(full, tmp_path):
-    chains, options = SHAPES["study, five sets"]
-    study = run(tmp_path, make(tmp_path, chains, **options))
+def test_no_text_of_a_figure_is_cut_off(full, shaped):
+    study = shaped("study, five sets").report
     outside = """() => {
         const box = document.documentElement.getBoundingClientRect();
         return [...document.querySelectorAll("text")].filter((text) => {
@@ -471,11 +504,13 @@ def test_no_text_of_a_figure_is_cut_off(full, tmp_path):
         }).map((text) => text.textContent);
     }"""
     with browser() as started:
-        for report in (full.report, study):
-            for path in report.glob("*.svg"):
-                found = []
-                visit(started, path, lambda page, to=found: to.extend(page.evaluate(outside)))
-                assert not found, f"{path.name}: {found}"
+        page = started.new_page(viewport={"width": 1280, "height": 900})
+        drawings = [path for site in (full.report, study) for path in site.glob("*.svg")]
+        for path in drawings:
+            page.goto(path.as_uri())
+            assert (path.name, page.evaluate(outside)) == (path.name, [])
+        page.close()
+    assert {path.name for path in drawings} >= {"forest.svg", "quality.svg", "learning.svg"}
 
 
 def test_decoding_is_said_in_words(full):
@@ -564,10 +599,8 @@ def test_snakemake_report_opens_offline_and_shows_a_known_number(tmp_path):
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     # what rules/common.smk does for the real workflow: stages run under the interpreter of Snakemake
     path = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for arguments in (["--cores", "1"], ["--report", "report.zip"]):
-        command = [sys.executable, "-m", "snakemake", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=path)
-        assert done.returncode == 0, done.stderr
+    Project(tmp_path).run(env=path)
+    Project(tmp_path).run("--report", "report.zip", env=path)
     zipfile.ZipFile(tmp_path / "report.zip").extractall(tmp_path / "unzipped")
     seen = {}
 

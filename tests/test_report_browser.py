@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from browser import browser, faults, visit
 from sealing import write_lines
-from test_report import BY_KD, DEEP, DIRECT, TARGETS, THROUGH, make, run
+from test_report import BY_KD, DEEP, DIRECT, THROUGH, full_site, make, run
 
 from takd.experiment.lineage import of_chain
 from takd.pages.environment import TEMPLATES
@@ -29,9 +29,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """Eleven models, two seeds, two sets, published scores."""
-    root = tmp_path_factory.mktemp("report")
-    return run(root, make(root, CHAINS, (1, 2), ("heldout", "other"), TARGETS, samples=6))
+    return full_site(tmp_path_factory).report
 
 
 @pytest.fixture(scope="module")

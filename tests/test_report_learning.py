@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from browser import browser, visit
 from sealing import write_lines
-from test_report import BY_KD, DIRECT, STUDY, make, rows_of, run
+from test_report import BY_KD, DIRECT, STUDY, full_site, make, rows_of, run
 
 from takd.analysis.results import Model, read
 from takd.experiment.lineage import split
@@ -173,12 +173,9 @@ def test_values_before_training_do_not_press_the_others_into_a_line(tmp_path):
     assert ",0,loss,900" in (tmp_path / "report/learning.csv").read_text()
 
 
-def test_names_are_escaped_and_the_same_results_give_the_same_bytes(tmp_path):
-    texts = []
-    for place in ("a", "b"):
-        root = tmp_path / place
-        texts.append((run(root, make(root, [DIRECT])) / "learning.html").read_bytes())
-    assert texts[0] == texts[1] and b"Made-up &lt;b&gt;results" in texts[0]
+def test_names_are_escaped(tmp_path_factory):
+    page = (full_site(tmp_path_factory).report / "learning.html").read_text()
+    assert "Made-up &lt;b&gt;results" in page
 
 
 def test_no_caption_says_a_thing_twice():

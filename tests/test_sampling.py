@@ -152,6 +152,7 @@ def test_what_a_teacher_replaces_is_drawn_from_it_and_ties_are_kept():
     assert torch.equal(found, q.log()) and log_share.exp().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mix", "top_k"), [(0.0, 0), (0.3, 0), (0.0, 1), (0.0, 2), (0.0, 9)])
 def test_distribution_against_enumeration(pair, mix, top_k):
     """Two prompts of different length in one left-padded batch, 20,000 samples."""

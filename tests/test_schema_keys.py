@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment, load
 from takd.experiment.schema import follow, load_schema
@@ -241,6 +243,7 @@ def value_at(content: Any, address: Sequence[Any]) -> Any:
     return content
 
 
+@pytest.mark.slow
 def test_every_key_changes_something(tmp_path: Path) -> None:
     (tmp_path / "config/deepspeed").mkdir(parents=True)
     (tmp_path / "config/deepspeed/zero1.json").write_text("{}")

@@ -108,19 +108,19 @@ def resources(project: Project) -> None:
     project.replace("rules/train.smk", "gradient_checkpointing=0", "gradient_checkpointing=1")
 
 
+# in the order in which they are made: the last one gives all files other time stamps
+CHANGE_NOTHING = {
+    "comment": append("src/takd/methods/minillm.py", "\n# a remark\n"),
+    "docstring": docstring,
+    "key order": experiment(reordered),
+    "report caption": lambda p: [
+        append(f"workflow/report/{f.name}", "\nMore.\n")(p) for f in captions(p)
+    ],
+    "resources": resources,
+    "runtime, scripts and command line": texts_of_runtime,
+    "touch of everything": touch,
+}
 EDITS = {
-    "nothing": (lambda project: None, {}),
-    "touch of everything": (touch, {}),
-    "comment": (append("src/takd/methods/minillm.py", "\n# a remark\n"), {}),
-    "docstring": (docstring, {}),
-    "key order": (experiment(reordered), {}),
-    "report caption": (
-        lambda p: [append(f"workflow/report/{f.name}", "\nMore.\n")(p) for f in captions(p)],
-        {},
-    ),
-    "resources": (resources, {}),
-    "runtime, scripts and command line": (texts_of_runtime, {}),
-    "method": (code("methods/minillm"), MINILLM),
     # the losses of all methods stand in it
     "loss": (code("losses/divergences"), BELOW_DATA),
     "another method": (
@@ -184,6 +184,19 @@ def captions(project: Project) -> list[Path]:
     found = sorted((project.folder / "workflow/report").glob("*.rst"))
     assert found
     return found
+
+
+def test_edits_that_change_no_result_rerun_nothing(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "copy")
+    assert project.plan() == {}
+    for edit in CHANGE_NOTHING.values():
+        edit(project)
+    if project.plan():  # which of them?
+        for name, edit in CHANGE_NOTHING.items():
+            project = finished.copy(tmp_path / name)
+            edit(project)
+            assert (name, project.plan()) == (name, {})
+        pytest.fail("all of them together rerun something")
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -257,15 +270,16 @@ def overwritten(file: str) -> Callable[[Project], None]:
 SECOND = {"data": 1, "data_report": 1, "evaluate": 7, "likelihoods": 7, "card": 7, "report": 1}
 NAMED = {"card": 7, "report": 1}
 EDITS_OF_FILES = {
-    "touch of everything": (touch, {}),
+    "a note beside the weights, and a touch of everything": (
+        lambda p: [append("weights/student/README.md", "Mine.")(p), touch(p)],
+        {},
+    ),
     "evaluation set added": (experiment(second_set), SECOND),
     "evaluation set edited": (
         append("rows/first.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
         SECOND,
     ),
     "seed added": EDITS["seed added"],
-    "chain added": EDITS["chain added"],
-    "decoding seed added": EDITS["decoding seed added"],
     "training row added": (
         append("rows/train.jsonl", '{"instruction": "Say c.", "output": "c"}\n'),
         {"data": 1, "data_report": 1, **BELOW_DATA},
@@ -284,7 +298,6 @@ EDITS_OF_FILES = {
         overwritten("weights/student/model.safetensors"),
         {"base": 1, "sft": 1, "distill_kd": 1, "distill_minillm": 2, **scored(4), "report": 1},
     ),
-    "a note beside the weights": (append("weights/student/README.md", "Mine."), {}),
     "weights edited": (
         append("weights/student/model.safetensors", "more"),
         {"base": 1, "sft": 1, "distill_kd": 1, "distill_minillm": 2, **scored(4), "report": 1},
@@ -367,7 +380,6 @@ def test_edit_of_what_a_teacher_writes_reruns_exactly(
 ) -> None:
     edit, expected = WRITING_EDITS[name]
     project = finished_writing.copy(tmp_path / "copy")
-    assert project.plan() == {}
     edit(project)
     assert project.plan() == expected
 
@@ -377,6 +389,7 @@ def test_another_number_of_shards_keeps_the_students(
 ) -> None:
     """The joined responses are the same: who does them first needs nothing more than a report with their new costs."""
     project = finished_writing.copy(tmp_path / "copy")
+    assert project.plan() == {}
     project.experiment(lambda e: e["teacher_cache"].update(shards=3))
     # Snakemake cannot know what comes out
     assert project.plan() == {"generate": 3, "generations": 1, **SEQKD}

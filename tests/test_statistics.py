@@ -73,6 +73,7 @@ SHARES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trainings", "prompts"), [(2, 80), (3, 80), (5, 80), (2, 500), (5, 500)])
 def test_intervals_over_trainings_cover_the_truth(trainings, prompts):
     rng = np.random.default_rng(trainings * prompts)

@@ -324,10 +324,11 @@ def test_a_run_of_snakemake_is_tracked_to_its_end(forked: Project, tmp_path: Pat
     assert project.plan() == {}
     student = next((project.folder / "results/small/models").glob("*minillm"))
     shutil.rmtree(student)
+    model = f"results/small/models/{student.name}/seed1/manifest.json"
 
     env = {**os.environ, "KEPT": str(tmp_path / "kept.jsonl")}
     if importlib.util.find_spec("trackio") is None:
-        refused = project.run(check=False, env=env)
+        refused = project.run(model, check=False, env=env)
         assert (
             "report.trackers: trackio is not installed here: python -m pip install trackio"
             in refused
@@ -335,7 +336,7 @@ def test_a_run_of_snakemake_is_tracked_to_its_end(forked: Project, tmp_path: Pat
         assert not student.exists()
     (project.folder / "src/trackio.py").write_text(STAND_IN)
     project.warm = None  # a process that is forked does not read PYTHONPATH
-    project.run("--quiet", "rules", env=env)
+    project.run(model, "--quiet", "rules", env=env)
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     names = {name.rsplit("-", 1)[0] for name, _, _ in kept}
     assert names == {f"{path.parent.name}-{path.name}" for path in student.parent.glob("*/seed1")}

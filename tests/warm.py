@@ -6,9 +6,11 @@ import sys
 
 from transformers import conversion_mapping
 
+from takd.methods.registry import METHODS
 from takd.runtime.code_digest import code_digest
 
 FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
+TOKENIZERS = ("gemma", "gpt2", "llama", "qwen2")  # of these families
 
 for name in (
     "takd.training.train",
@@ -18,6 +20,7 @@ for name in (
     "takd.teacher_cache.merge",
     "takd.teacher_cache.outputs",
     *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
+    *(f"transformers.models.{family}.tokenization_{family}" for family in TOKENIZERS),
     "peft",
     "deepspeed",  # accelerate imports it when it saves a model
     "loss_adaptive",  # a method defined by the tests
@@ -27,7 +30,9 @@ for name in (
 # an extension for the CPU, which takes a minute to compile and computes nothing otherwise
 sys.modules["deepspeed.ops"].__compatible_ops__["deepspeed_shm_comm"] = False
 
-code_digest("takd.training.train")
+for method in METHODS:
+    importlib.import_module(f"takd.methods.{method}")
+    code_digest("takd.training.train", f"takd.methods.{method}")
 conversion_mapping.get_checkpoint_conversion_mapping("gpt2")
 
 # A collection in a fork would search all these objects, and copy the pages that they lie on.

@@ -1,3 +1,3 @@
-"""As `warm`, in a process of its own: the Hub's library reads its environment when it is imported."""
+"""As `warm_runs`, in a process of its own: the Hub's library reads its environment when it is imported."""
 
-import warm  # noqa: F401
+import warm_runs  # noqa: F401

@@ -14,6 +14,7 @@ from typing import NoReturn
 NUMBERS = array.array("i", [0, 1, 2])  # stdin, stdout, stderr
 
 SOURCE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src")
+PYTHON = sys.executable  # whatever stands in for it later
 EXECUTABLE = "TAKD_TEST_PYTHON"  # environment variable: what a program takes for its interpreter
 
 
@@ -41,7 +42,7 @@ def server(*modules: str) -> str:
     import tempfile
 
     path = tempfile.mkdtemp(prefix="takd-warm-") + "/socket"
-    command = [sys.executable, __file__, "serve", path, *modules]
+    command = [PYTHON, __file__, "serve", path, *modules]
     # it ends when its standard input is closed, which any end of this process does
     pipe, env = subprocess.PIPE, {**os.environ, "PYTHONPATH": SOURCE}
     started = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env)
@@ -56,7 +57,7 @@ def stand_in(*modules: str) -> str:
 
     path = server(*modules)
     program = Path(path).with_name("python3")
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {__file__} {path} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {PYTHON} -IS {__file__} {path} "$@"\n')
     program.chmod(0o755)
     return str(program)
 
