@@ -14,14 +14,13 @@ the stage's own documentation (`benchmarks/gpu_checks/`).
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import command_line, machine, progress, start
+from harness import command_line, commit, machine, progress, start
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = [str(ROOT / folder) for folder in ("src", "tests", "benchmarks")]
@@ -100,15 +99,6 @@ def default_path() -> Path:
     """Return the file for the results of this GPU and day."""
     card = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     return RESULTS / f"{card}-{time.strftime('%Y-%m-%d')}.json"
-
-
-def commit() -> str | None:
-    """Return the commit of the code, if git is available."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:

@@ -152,6 +152,15 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def commit() -> str | None:
+    """Return the commit of the code, if git is available."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
@@ -190,6 +199,8 @@ class Report:
             "title": (self.documentation or name).split("\n")[0].rstrip("."),
             "command": " ".join(["python", f"benchmarks/{name}.py", *_options()]),
             "quick": self.arguments.quick,
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": commit(),
             "machine": machine(self.device),
             "cases": {case: asdict(comparison) for case, comparison in self.cases.items()},
             "notes": self.notes,
@@ -307,9 +318,14 @@ class Worker:
 
 
 class Supervisor:
-    """Worker's end of the connection: waits for a request, takes a step and reports its seconds."""
+    """Worker's end of the connection: waits for a request, takes a step and reports its seconds.
 
-    def __init__(self) -> None:
+    Args:
+        clock: returns seconds; `time.process_time` where other work on the machine should not count.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         # libraries print to standard output, which is ours: keep it, and send their lines to the log
         self.answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
@@ -322,9 +338,9 @@ class Supervisor:
         """Report the finished step, if any, and wait for the next request; return False when there are no more."""
         if self.started is not None:
             synchronise()
-            self._answer({"seconds": time.perf_counter() - self.started})
+            self._answer({"seconds": self.clock() - self.started})
         word = sys.stdin.readline()
-        self.started = time.perf_counter()
+        self.started = self.clock()
         return bool(word)
 
     def serve(self, step: Callable[[], object]) -> None:

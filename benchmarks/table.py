@@ -30,11 +30,17 @@ def section(result: dict[str, Any]) -> str:
     table = [header, ["---"] * len(header), *body]
     parts = [
         f"{HEADING}{result['title']}",
-        f"`{result['command']}` on {described(result['machine'])}.",
+        made(result),
         "\n".join(f"| {' | '.join(row)} |" for row in table),
         *result["notes"],
     ]
     return "\n\n".join(parts)
+
+
+def made(result: dict[str, Any]) -> str:
+    """Describe in one line what made the numbers: command, machine, date and commit."""
+    command, machine = result["command"], described(result["machine"])
+    return f"`{command}` on {machine}; {result['date']}, commit {result['commit']}."
 
 
 def described(machine: dict[str, Any]) -> str:
@@ -73,9 +79,8 @@ def card_section(result: dict[str, Any] | None) -> str:
     """Format the results of a run of `gpu_check.py`, stage by stage."""
     if result is None:
         return NO_CARD
-    machine = result["machine"]
     lines = [
-        f"`{result['command']}` on {described(machine)}; {result['date']}, commit {result['commit']}.",
+        made(result),
         "| stage | | |\n| --- | --- | --- |",
     ]
     for name, stage in result["stages"].items():

@@ -310,6 +310,7 @@ SLOW = {
     ),
     *("test_dag", "test_decoding_distribution", "test_deepspeed", "test_deterministic"),
     *("test_end_to_end", "test_ending", "test_given", "test_looks", "test_module", "test_store"),
+    "test_store_nodes",
     "test_decoder",
     *("test_environments", "test_evaluation_likelihoods", "test_evaluation_plan"),
     *("test_exporting", "test_failures", "test_footprint", "test_fuzzing", "test_generation"),

@@ -119,6 +119,7 @@ def test_nothing_is_overwritten(root: Path) -> None:
         ({"methods": ["minilm"]}, "did you mean 'minillm'"),
         ({"methods": ["sft"]}, "--methods sft: is none"),
         ({"data": "no/where"}, "holds no train.jsonl; there is nothing"),
+        ({"data": __file__}, "is a file; name its folder"),
         ({"models": None}, "--models is missing: python -m takd new NAME --models"),
     ],
 )

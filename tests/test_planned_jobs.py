@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import Project
 
-from takd.preflight.planned_jobs import changes, reason
+from takd.preflight.planned_jobs import changes, lines, reason
 
 
 def why(**given: Any) -> str:
@@ -61,3 +61,26 @@ def test_a_dry_run_lists_models_by_chain_and_nothing_where_nothing_is_left(
         "minillm: teacher → assistant → student, seed 1 what it reads is made again",
     ]
     assert any(line.split()[:2] == ["1", "report"] for line in printed)
+
+
+def test_jobs_that_a_look_may_add_are_told() -> None:
+    """Models of a sweep are named with their values, seeds that may follow by the look that decides."""
+    arm = "student,learning_rate=0.001"
+    planned = [
+        ("distill_kd", {"teacher": "teacher-sft", "student": arm, "method": "kd", "seed": "1"}),
+        ("look", {"seeds": "3"}),
+    ]
+    jobs = [
+        SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards_dict=names, output=["x"])
+        for rule, names in planned
+    ]
+    why_it_runs = SimpleNamespace(params_changed=False, code_changed=False, input_changed=False)
+    why_it_runs.updated_input = why_it_runs.forced = why_it_runs.incomplete_output = False
+    why_it_runs.missing_output = True
+    dag = SimpleNamespace(needrun_jobs=lambda **_: jobs, reason=lambda job: why_it_runs)
+    _, model, _, other, said = lines(dag)
+    assert "kd: teacher → student (learning_rate=0.001), seed 1" in model
+    assert other.split() == ["1", "look", "is", "not", "there", "yet"]
+    assert said.startswith("After 3 training seeds the job `look` compares the models.")
+    jobs.pop()
+    assert len(list(lines(dag))) == 2

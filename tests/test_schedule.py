@@ -9,6 +9,7 @@ from conftest import Project
 
 from takd.__main__ import main
 from takd.preflight import jobs
+from takd.preflight.flops import Lengths, Rows
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned
 from takd.preflight.rates import Estimate
@@ -32,7 +33,7 @@ def planned(
         outputs=(name, f"{name}.log"),
     )
     estimate = None if hours is None else Estimate(hours * 3600 * gpus, "assumed")
-    return Planned(job, estimate=estimate)
+    return Planned(job, estimate=estimate, places=gpus)
 
 
 CHAIN = [
@@ -73,9 +74,7 @@ def test_finished_jobs_cost_nothing_and_unknown_hours_are_said() -> None:
     done = planned("teacher", 4, to_do=False)
     found = schedule([done, *CHAIN[1:]], SLURM)
     assert (found.jobs, found.longest) == (3, 3)
-    planner: Any = SimpleNamespace(
-        experiment=SimpleNamespace(name="mine"), gpu=SimpleNamespace(on_cpu=False, name="v100")
-    )
+    planner = planner_of(Lengths.PREPARED)
     assert headline(planner, CHAIN, SLURM) == (
         "mine: 4 jobs, 10 GPU hours (v100); 7.0 h with 40 jobs at once; the longest chain of jobs takes 7.0 h:"
         " sft teacher 4.0 h → sft assistant 2.0 h → sft student 60 min"
@@ -83,6 +82,29 @@ def test_finished_jobs_cost_nothing_and_unknown_hours_are_said() -> None:
     some = headline(planner, [done, planned("student", None, "teacher")], SLURM)
     assert some == "mine: 1 jobs, at least 0.0 GPU hours (v100); at least 0 s with 40 jobs at once"
     assert headline(planner, [done], SLURM) == "mine: nothing is left to do"
+
+
+def planner_of(lengths: Lengths, on_cpu: bool = False) -> Any:
+    return SimpleNamespace(
+        experiment=SimpleNamespace(name="mine"),
+        gpu=SimpleNamespace(on_cpu=on_cpu, name="v100"),
+        rows={"dev": Rows(9, 5, 4), "train": Rows(9, 5, 4, lengths)},
+    )
+
+
+def test_starts_count_and_what_is_not_here_makes_an_upper_bound() -> None:
+    found = [
+        replace(planned("teacher", 0.5, "data", gpus=2), start=36.0),
+        Planned(Job("data", "data", outputs=["data"]), start=36.0),
+    ]
+    assert schedule(found, {"cores": 2}).busy == pytest.approx(2 * 0.51)  # of cores that train
+    text = headline(planner_of(Lengths.ESTIMATED, on_cpu=True), found, {"cores": 2})
+    assert text == (
+        "mine: 2 jobs, 61 min of CPU cores; 31 min with 2 cores at once; the longest chain of jobs takes 31 min:"
+        " sft teacher 31 min"
+    )
+    most = headline(planner_of(Lengths.LONGEST), found, {"cores": 2})
+    assert most.startswith("mine: 2 jobs, up to 1.0 GPU hours (v100); up to 31 min with 2 cores")
 
 
 def test_jobs_of_a_real_dry_run_are_linked(

@@ -179,6 +179,10 @@ def _on_hub(repository: str, commit: str | None) -> tuple[str, int | None]:
 def splits_of(root: Path, data: Path) -> dict[str, Any]:
     """Find the files of a folder; rows held out of training stand in for missing ones."""
     folder = data.expanduser() if data.is_absolute() else root / data.expanduser()
+    if folder.is_file():
+        raise InputError(
+            f"--data {data}: is a file; name its folder, and call the file train.jsonl."
+        )
     if not (folder / "train.jsonl").is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*"))[:10]) or "nothing"
         raise InputError(f"--data {data}: holds no train.jsonl; there is {there}.")

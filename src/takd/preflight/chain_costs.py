@@ -13,7 +13,7 @@ from takd.methods.schedule import steps_per_round, total_steps
 from takd.models.flops import body_forward, decoding
 from takd.models.shapes import Shape
 from takd.preflight import flops
-from takd.preflight.flops import Conditions, Rows
+from takd.preflight.flops import Conditions, Lengths, Rows
 from takd.runtime.errors import InputError
 
 MANY = 1000
@@ -173,7 +173,7 @@ class ChainCosts:
 
     def refuse(self) -> None:
         """Raise InputError for a budget that is too small, where the data are there, so that it is known."""
-        known = "train" in self.rows and not self.rows["train"].bound
+        known = "train" in self.rows and self.rows["train"].lengths is Lengths.PREPARED
         if known and (found := self.problems()):
             raise InputError(*found)
 

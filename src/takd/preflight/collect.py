@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,25 @@ from takd.experiment import experiment as experiments
 from takd.experiment.experiment import Experiment
 from takd.experiment.yaml12 import read_yaml
 from takd.preflight import disk, fetching, jobs, rates
-from takd.preflight.gpus import CPU, Gpu, asked_for, find_gpu, lookup
+from takd.preflight.gpus import CPU, HALF_GAIN, Gpu, asked_for, find_gpu, lookup
 from takd.preflight.jobs import Job
 from takd.preflight.plan import Planned, Planner
 from takd.runtime.errors import InputError
 
 PATIENCE = 10  # seconds for a command of Slurm
+# FLOP/s of one core, by CPU time, since others may use the cores meanwhile: the best of ten products
+PRODUCT = """
+import os, time
+for name in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM"):
+    os.environ[name + "_THREADS"] = "1"
+import numpy
+matrix = numpy.ones((768, 768), "f")
+def seconds():
+    began = time.process_time()
+    matrix @ matrix
+    return time.process_time() - began
+print(2 * 768**3 / min(seconds() for _ in range(10)))
+"""
 
 
 class Torch(NamedTuple):
@@ -142,7 +155,9 @@ def choose_gpu(name: str | None, found: Sequence[Job]) -> Gpu:
         raise InputError(
             "the profile asks for GPUs without saying which (gres: gpu:N); name the GPU with --gpu."
         )
-    own = next((each.name for each in own_gpus()), CPU.name)
+    own = next((each.name for each in own_gpus()), None)
+    if own is None:
+        return own_cpu()
     if known := lookup(own):
         return known
     raise InputError(
@@ -160,6 +175,15 @@ def own_gpus() -> list[Gpu]:
         major, _, minor = capability.partition(".")
         found.append(Gpu(name, float(memory) / 1024, (int(major), int(minor))))
     return found
+
+
+def own_cpu() -> Gpu:
+    """This machine's CPU, with the rate of a core in a matrix product, else that of the table."""
+    answer = ask(sys.executable, "-c", PRODUCT)
+    rate = float(answer.said) / 1e12 if answer.works else CPU.single
+    flags = Path("/proc/cpuinfo")
+    has_half = flags.is_file() and "bf16" in flags.read_text(errors="replace")
+    return replace(CPU, half=rate * (HALF_GAIN if has_half else 1), single=rate)
 
 
 def ask(*command: str) -> Answer:

@@ -12,9 +12,9 @@ from takd.data import letters, sources
 from takd.data.row import Row
 from takd.experiment import specs
 from takd.experiment.experiment import Experiment
-from takd.experiment.schema import ROW_FILTERS
 from takd.methods.schedule import total_steps
 from takd.models.weight_files import TOLERANCE, positions, safetensors_parameters
+from takd.preflight import lengths
 from takd.preflight.findings import Finding, error, ok, warning
 from takd.preflight.jobs import SUPERVISED_RULES, TAKES_WEIGHTS, Job
 from takd.preflight.plan import Planned, Planner
@@ -23,7 +23,6 @@ from takd.runtime.errors import InputError
 from takd.runtime.files import model_folder
 
 READ_WHOLE = 2**26  # bytes up to which a source is read completely, which takes a second or two
-DOWNLOADS = Path("resources/downloads")
 
 
 def of_sources(experiment: Experiment, jobs: Sequence[Job]) -> Iterator[Finding]:
@@ -63,18 +62,14 @@ def _rows(experiment: Experiment, split: str) -> Iterator[Row]:
     Raises:
         InputError: it has no row, or an invalid row.
     """
-    spec = specs.data(experiment, split)["source"]
     # digests and counts are checked by the stage that reads all rows
-    source = {key: value for key, value in spec.items() if key not in (*ROW_FILTERS, "sha256")}
+    source = lengths.here(experiment, split)
+    if source is None:
+        return
     if "demo" in source:
         yield from sources.rows(source)
         return
-    if "url" in source:
-        source["json"] = DOWNLOADS / spec["sha256"]
-    kind = next((kind for kind in ("json", "text", "folder") if kind in source), None)
-    if kind is None or not (place := experiment.root / source[kind]).exists():
-        return
-    source[kind] = str(place)
+    place = Path(next(source[kind] for kind in ("json", "text", "folder") if kind in source))
     files = sources.files_below(place) if place.is_dir() else [place]
     large = sum(file.stat().st_size for file in files) > READ_WHOLE
     if place.is_dir() and large:

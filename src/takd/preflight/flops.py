@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from enum import Enum
 from typing import Any
 
 from takd.decoding.amounts import WORTH
@@ -19,20 +20,28 @@ from takd.preflight.tensors import zero
 ONE_PROCESS = Resources()
 
 
+class Lengths(Enum):
+    """Source of the mean lengths of a split's texts."""
+
+    PREPARED = "tokenised"
+    ESTIMATED = "from the bytes of its rows"
+    LONGEST = "the longest allowed, as nothing of it is here"
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows of a split.
 
     Attributes:
         count: None while unknown.
-        prompt, response: tokens of a row: the mean, or the maximum where `bound`.
-        bound: whether these are maxima, since the data have not been prepared.
+        prompt, response: tokens of a row, on average.
+        lengths: where these come from.
     """
 
     count: int | None
     prompt: float
     response: float
-    bound: bool = False
+    lengths: Lengths = Lengths.PREPARED
 
     @property
     def whole(self) -> float:
@@ -55,6 +64,8 @@ class Work:
         decoding: FLOPs of passes of one token per row.
         block_steps: number of passes through one block, of one token per row, for rows that are decoded together.
         read: bytes of weights and caches that decoding reads.
+        steps: optimizer steps.
+        drawn: tokens of drawn responses, those of dev evaluations included.
     """
 
     tokens: float = 0.0
@@ -62,6 +73,8 @@ class Work:
     decoding: float = 0.0
     block_steps: float = 0.0
     read: float = 0.0
+    steps: float = 0.0
+    drawn: float = 0.0
 
     @property
     def operations(self) -> float:
@@ -119,6 +132,7 @@ def decoded(
         decoding=rows * decoding(model, prompt, response),
         block_steps=processes * waves * steps * model.layers,
         read=processes * waves * steps * (weights + keys),
+        drawn=rows * response,
     )
 
 
@@ -194,7 +208,7 @@ def learning(
             operations += distribution(teacher, rows.prompt, rows.response, outputs)
         return Work(tokens=count * rows.whole, passes=count * operations)
 
-    work = Work()
+    work = Work(steps=steps)
     own = train if given.drawn is None else replace(train, response=given.drawn)
     mixing = [teacher] if teacher is not None and facts.teacher_draws(s) else []
     if not facts.rollouts:

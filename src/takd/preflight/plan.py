@@ -15,10 +15,10 @@ from takd.experiment import lineage, specs
 from takd.experiment.experiment import Experiment
 from takd.methods.registry import METHODS
 from takd.models.shapes import Shape
-from takd.preflight import disk, fetching, flops, memory, rates, shapes
+from takd.preflight import disk, fetching, flops, lengths, memory, rates, shapes
 from takd.preflight.chain_costs import ChainCosts
 from takd.preflight.disk import DiskSpace
-from takd.preflight.flops import Conditions, Rows, Work
+from takd.preflight.flops import Conditions, Lengths, Rows, Work
 from takd.preflight.gpus import Gpu
 from takd.preflight.jobs import TAKES_WEIGHTS, Job
 from takd.preflight.memory import Footprint, Resources
@@ -36,6 +36,8 @@ class Planned:
     Attributes:
         work, estimate: None while the number of rows is unknown.
         footprint: None for a job that does not use a GPU.
+        start: seconds until it computes; all seconds of a job that computes nothing.
+        places: its GPUs, one a process; without a GPU its cores.
     """
 
     job: Job
@@ -43,13 +45,20 @@ class Planned:
     estimate: Estimate | None = None
     footprint: Footprint | None = None
     written: DiskSpace = NOTHING
+    start: float = 0.0
+    places: int = 1
 
     @property
     def hours(self) -> float | None:
-        """Hours of the job, on all its GPUs at once."""
+        """Hours of the job, on all its GPUs or cores at once; None while unknown."""
         if self.estimate is None:
-            return None
-        return self.estimate.seconds / 3600 / self.job.allotted.world
+            return None if self.job.computes else self.start / 3600
+        return (self.estimate.seconds / self.places + self.start) / 3600
+
+    @property
+    def busy(self) -> float | None:
+        """Hours of all its GPUs or cores together."""
+        return None if self.hours is None else self.hours * self.places
 
 
 class Planner:
@@ -85,13 +94,15 @@ class Planner:
     def planned(self, job: Job) -> Planned:
         """Estimate the needs of one job."""
         if not job.computes:
-            return Planned(job, written=self._prepared(job))
+            return Planned(job, written=self._prepared(job), start=rates.PREPARING)
         work, written = self._computed(job)
         estimate, kind = None, job.method if job.trains else job.rule
         if work is not None:
             about = self.model(job).parameters, self.gpu, self.precision(job)
             estimate = rates.estimate(work, kind, *about, self.runs)
-        return Planned(job, work, estimate, self.footprint(job, job.allotted), written)
+        places = max(job.allotted.world, job.threads or 1 if self.gpu.on_cpu else 1)
+        given = self.footprint(job, job.allotted), written, rates.START[self.gpu.device], places
+        return Planned(job, work, estimate, *given)
 
     def model(self, job: Job) -> Shape:
         """Shape of the model that a job trains or runs."""
@@ -202,7 +213,7 @@ class Planner:
         return DiskSpace()
 
     def _rows(self, split: str) -> Rows:
-        """Rows of a split: as prepared, as many as its source has today; else with the longest allowed texts."""
+        """Rows of a split: as prepared, as many as its source has today; else as far as its source tells."""
         experiment = self.experiment
         spec = specs.data(experiment, split)
         count = self.counts.get(split)
@@ -211,10 +222,12 @@ class Planner:
         folder = experiment.root / "results" / experiment.name / "data" / split
         if (found := rates.rows_of(folder / "manifest.json", count)) is not None:
             return found
-        if split == "corpus":
-            return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, bound=True)
+        if split == "corpus":  # cut into blocks of one length
+            return Rows(count or spec["blocks"], 1, spec["block_length"] - 1, Lengths.LONGEST)
+        if found := lengths.estimated(experiment, split, count):
+            return found
         prompt = spec["max_prompt_length"]
-        return Rows(count, prompt, spec["max_length"] - prompt, bound=True)
+        return Rows(count, prompt, spec["max_length"] - prompt, Lengths.LONGEST)
 
     def _in_source(self, source: specs.Spec) -> int | None:
         """Number of rows that a source gives; None if that is not known before it is read."""

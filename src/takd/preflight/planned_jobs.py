@@ -47,6 +47,7 @@ def lines(dag: Any) -> Iterator[str]:
     """Yield a line for each training, teachers first, and one for the jobs of each other rule and reason."""
     trained: list[tuple[int, str, str]] = []
     others: Counter[tuple[str, str]] = Counter()
+    looks: list[int] = []
     for each in dag.needrun_jobs(exclude_finished=False):  # a dry run has "finished" them
         names = {name: str(value) for name, value in each.wildcards_dict.items()}
         job = Job(each.rule.name, "", names)
@@ -55,6 +56,7 @@ def lines(dag: Any) -> Iterator[str]:
             trained.append((job.depth, what, reason(dag.reason(each))))
         elif each.output:
             others[job.rule, reason(dag.reason(each))] += 1
+            looks += [int(names["seeds"])] if job.rule == "look" else []
     if trained:
         width = max(len(what) for _, what, _ in trained)
         yield "Models to train, and why:"
@@ -63,6 +65,11 @@ def lines(dag: Any) -> Iterator[str]:
         width = max(len(rule) for rule, _ in others)
         yield "Other jobs:"
         yield from (f"  {n:5} {rule:{width}}  {why}" for (rule, why), n in sorted(others.items()))
+    if looks:
+        yield (
+            f"After {min(looks)} training seeds the job `look` compares the models. While a question is open, one more"
+            " seed is trained; its jobs are not in this list (docs/measures.md)."
+        )
 
 
 def reason(found: Any) -> str:

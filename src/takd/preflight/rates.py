@@ -1,7 +1,7 @@
-"""Speed of a GPU: measured from existing runs, else estimated from its data sheet.
+"""Speed of a GPU or CPU: measured from existing runs, else estimated from its peak.
 
-Runs are timed by the closing line of their metrics.jsonl. Their FLOPs are counted as in a plan, scaled to the tokens
-that were really read and drawn.
+Runs are timed by the closing line of their metrics.jsonl, on a CPU by their CPU time. Their FLOPs are counted as in a
+plan, scaled to the tokens that were really read and drawn.
 """
 
 import contextlib
@@ -27,8 +27,15 @@ from takd.runtime.files import read_json
 PASSES_SHARE = 0.30
 READING_SHARE = 0.50
 BLOCK_SECONDS = 0.05e-3
-# share of a core's peak while decoding: the demo's models reached 3 to 16 GFLOP/s, those of dolly-tiny 4 to 7
-CPU_DECODING_SHARE = 0.06
+# On a CPU: the share of its largest matrix products' rate that models reach, the seconds of a core that an optimizer
+# step takes beside its products, and those of a drawn token. Chosen for the runs in docs/preflight.md.
+CPU_SHARE = 0.5
+STEP_SECONDS = 0.012
+TOKEN_SECONDS = 100e-6
+# seconds until a stage computes (imports, weights; on a GPU also its queue's polling), and those of a stage that
+# computes nothing
+START = {"cpu": 4.0, "cuda": 30.0}
+PREPARING = 2.0
 # ratio of sizes beyond which the speed of one model does not predict that of another
 SIMILAR = 4.0
 # an input is missing, or from another version of this workflow
@@ -42,7 +49,7 @@ class Measured:
     Attributes:
         kind: the method, "evaluate" or "likelihoods".
         parameters: of the model that was trained or run.
-        seconds: summed over its processes.
+        seconds: summed over its processes; of a core on a CPU.
     """
 
     gpu: str
@@ -83,12 +90,12 @@ def estimate(
 
 
 def assumed(planned: Work, gpu: Gpu, precision: str) -> float:
-    """Seconds by the data sheet: passes over whole texts by FLOPs, decoding by the slowest of three limits."""
+    """Seconds by the peak: passes over whole texts by FLOPs, decoding on a GPU by the slowest of three limits."""
     peak = gpu.peak(precision)
-    passes = planned.passes / (PASSES_SHARE * peak)
     if gpu.on_cpu:
-        return passes + planned.decoding / (CPU_DECODING_SHARE * peak)
-    return passes + max(
+        beside = STEP_SECONDS * planned.steps + TOKEN_SECONDS * planned.drawn
+        return planned.operations / (CPU_SHARE * peak) + beside
+    return planned.passes / (PASSES_SHARE * peak) + max(
         planned.decoding / (PASSES_SHARE * peak),
         planned.read / (READING_SHARE * 1e9 * gpu.bandwidth),
         planned.block_steps * BLOCK_SECONDS,
@@ -182,8 +189,9 @@ def _scaled(kind: str, model: Shape, planned: Work | None, end: Any) -> Measured
     if not (planned and planned.tokens and end["tokens"] and end["seconds"] and gpu):
         return None
     operations = planned.operations * end["tokens"] / planned.tokens
-    seconds = end["seconds"] * end["processes"]
-    return Measured(gpu.name, kind, model.parameters, operations, seconds)
+    # other processes on a CPU make the wall time longer, not the CPU time
+    seconds = end.get("cpu_seconds", end["seconds"]) if gpu.on_cpu else end["seconds"]
+    return Measured(gpu.name, kind, model.parameters, operations, seconds * end["processes"])
 
 
 def _model(folder: Path, seed: int) -> Shape:

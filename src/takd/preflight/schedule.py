@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from takd.experiment.lineage import split
+from takd.preflight.flops import Lengths
 from takd.preflight.plan import Planned, Planner
 
 
@@ -61,7 +62,7 @@ def schedule(planned: Sequence[Planned], profile: Mapping[str, Any]) -> Schedule
     weights = [min(weight(each), at_once) for each in left]
     return Schedule(
         len(left),
-        sum(each.estimate.seconds / 3600 for each in left if each.estimate),
+        sum(each.busy or 0.0 for each in left if each.job.computes),
         _elapsed(above, below, behind, hours, weights, at_once),
         at_once,
         places if at_once > 1 else places.removesuffix("s"),
@@ -125,13 +126,19 @@ def headline(planner: Planner, planned: Sequence[Planned], profile: Mapping[str,
     name = planner.experiment.name
     if not found.jobs:
         return f"{name}: nothing is left to do"
-    more = "at least " if found.at_least else ""
-    what = "CPU core hours" if planner.gpu.on_cpu else f"GPU hours ({planner.gpu.name})"
-    steps = [f"{_name(each)} {_hours(each.hours or 0.0)}" for each in found.path if each.hours]
+    more = "up to " if any(r.lengths is Lengths.LONGEST for r in planner.rows.values()) else ""
+    more = "at least " if found.at_least else more
+    busy = f"{found.busy:.{0 if found.busy >= 9.95 else 1}f} GPU hours ({planner.gpu.name})"
+    if planner.gpu.on_cpu:
+        busy = f"{_hours(found.busy)} of CPU cores"
+    steps = [
+        f"{_name(each)} {_hours(each.hours)}"
+        for each in found.path
+        if each.job.computes and each.hours
+    ]
     chain = f"; the longest chain of jobs takes {_hours(found.longest)}: " if steps else ""
-    busy = f"{found.busy:.{0 if found.busy >= 9.95 else 1}f}"
     return (
-        f"{name}: {found.jobs} jobs, {more}{busy} {what}; {more}{_hours(found.elapsed)} with {found.at_once}"
+        f"{name}: {found.jobs} jobs, {more}{busy}; {more}{_hours(found.elapsed)} with {found.at_once}"
         f" {found.places} at once{chain}{' → '.join(steps)}"
     )
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from takd.experiment.labels import methods_text, short_number
 from takd.experiment.lineage import SUPERVISED
-from takd.preflight import memory, rates
+from takd.preflight import lengths, memory, rates
 from takd.preflight.fetching import fetched_bytes
+from takd.preflight.flops import Lengths
 from takd.preflight.plan import Planned, Planner, peak_disk
 from takd.preflight.text_table import aligned
 
@@ -38,7 +39,7 @@ def _place(each: Planned) -> tuple[int, int]:
 def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
     computing = [each for each in planned if each.job.computes]
     works = [each.work for each in computing if each.work is not None]
-    estimates = [each.estimate.seconds for each in computing if each.estimate is not None]
+    busy = [each.busy for each in computing if each.busy is not None]
     hours = [each.hours for each in computing if each.hours is not None]
     return {
         "stage": name,
@@ -49,9 +50,9 @@ def _line(name: str, planned: Sequence[Planned]) -> dict[str, Any]:
         "computes": bool(computing),
         "tokens": sum(work.tokens for work in works) if works else None,
         "operations": sum(work.operations for work in works) if works else None,
-        "gpu_hours": sum(estimates) / 3600 if estimates else None,
+        "gpu_hours": sum(busy) if busy else None,
         "hours_of_longest_job": max(hours, default=None),
-        "gpus": max((each.job.allotted.world for each in computing), default=None),
+        "gpus": max((each.places for each in computing), default=None),
         "peak_memory": max((e.footprint.peak for e in computing if e.footprint), default=None),
         "disk": sum(each.written.stays for each in planned),
     }
@@ -128,12 +129,18 @@ def notes(planner: Planner, planned: Sequence[Planned]) -> list[str]:
             f"Rows of {', '.join(planner.unknown)} are not known, as their data are not here: '?' and '>' (at least)."
             " Put the data there, run the target `prepare`, or say --rows SPLIT=COUNT."
         )
-    if bound := [split for split in rows if rows[split].bound]:
+    of = {kind: [split for split in rows if rows[split].lengths is kind] for kind in Lengths}
+    if longest := of[Lengths.LONGEST]:
         found.append(
-            f"{', '.join(bound)}: not prepared yet, so that every text counts with the longest length allowed, which"
+            f"{', '.join(longest)}: not here yet, so that every text counts with the longest length allowed, which"
             " may be several times too much; the target `prepare` makes it exact."
         )
-    if len(bound) < len(rows):
+    if guessed_lengths := of[Lengths.ESTIMATED]:
+        found.append(
+            f"{', '.join(guessed_lengths)}: not tokenised yet, so that lengths are estimated from"
+            f" {lengths.SAMPLE} rows, {lengths.BYTES_A_TOKEN:g} bytes a token; the target `prepare` makes them exact."
+        )
+    if len(longest) < len(rows):
         found.append("What models write is taken to be as long as the references.")
     sources = sorted({each.estimate.source for each in planned if each.estimate})
     found += (measured := [f"Hours of {source}." for source in sources if source != "assumed"])
@@ -174,8 +181,9 @@ def assumption(planner: Planner, others: bool) -> str:
     gpu, which = planner.gpu, "Other hours" if others else "Hours"
     if gpu.on_cpu:
         return (
-            f"{which} are assumed: {rates.PASSES_SHARE:.0%} of {gpu.peak('fp32') / 1e9:.0f} GFLOP/s a core, while"
-            f" decoding {rates.CPU_DECODING_SHARE:.0%}; nothing of the kind was measured here yet."
+            f"{which} are assumed, as nothing of the kind was measured here yet: {rates.CPU_SHARE:.0%} of the"
+            f" {gpu.peak('fp32') / 1e9:.0f} GFLOP/s that a core reaches in matrix products, and"
+            f" {1e3 * rates.STEP_SECONDS:g} ms a step and {1e3 * rates.TOKEN_SECONDS:g} ms a drawn token beside."
         )
     return (
         f"{which} are assumed, as nothing of the kind was measured on {gpu.name} yet: {rates.PASSES_SHARE:.0%} of its"

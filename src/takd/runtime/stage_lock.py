@@ -1,5 +1,6 @@
 """Lock on a stage's folder that shows whether its owner is alive, also from another node."""
 
+import contextlib
 import json
 import os
 import signal
@@ -27,10 +28,12 @@ class Lock:
     otherwise write to the same folder. The lock of a dead process is taken over: at once on the
     same host, else if its heartbeat has stopped for a while. It needs no more of a file system than
     exclusive creation and time stamps, which network file systems have, too (docs/design.md).
+    The lock of another that took it over, while this process was suspended, is left to it.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
         self.path, self.say = path, say
+        self._owner: dict[str, Any] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -56,10 +59,10 @@ class Lock:
             nothing = os.open(os.devnull, os.O_RDWR)
             for stream in range(3):
                 os.dup2(nothing, stream)
-            while os.getppid() == owner:
-                time.sleep(HEARTBEAT_SECONDS / 5)
+            while os.getppid() == owner and self._mine():
                 os.utime(self.path)
-            self.path.unlink(missing_ok=True)
+                time.sleep(HEARTBEAT_SECONDS / 5)
+            self._take_away()
         finally:
             os._exit(0)
 
@@ -73,14 +76,25 @@ class Lock:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.path.unlink(missing_ok=True)
+        self._take_away()
+
+    def _take_away(self) -> None:
+        if self._mine():
+            self.path.unlink(missing_ok=True)
+
+    def _mine(self) -> bool:
+        """Whether this process still holds the lock."""
+        return read_lock(self.path)[0] == self._owner
 
     def _create(self) -> bool:
         owner = {"host": socket.gethostname(), "process": os.getpid()}
+        self._owner = {**owner, "job": os.environ.get("SLURM_JOB_ID")}
         try:
             # mode x fails if the file exists, so only one process can create the lock
             with open(self.path, "x", encoding="utf-8") as file:
-                json.dump({**owner, "job": os.environ.get("SLURM_JOB_ID")}, file)
+                # others who share a store need to read whose it is, whatever the umask
+                os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | 0o40)
+                json.dump(self._owner, file)
         except FileExistsError:
             if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
                 raise InputError(
@@ -123,11 +137,9 @@ class Lock:
         )
 
     def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
+        while not self._stop.wait(HEARTBEAT_SECONDS) and self._mine():
+            with contextlib.suppress(FileNotFoundError):
                 os.utime(self.path)
-            except FileNotFoundError:
-                return
 
 
 def read_lock(path: Path) -> tuple[dict[str, Any], float | None]:

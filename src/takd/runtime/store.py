@@ -93,11 +93,11 @@ class Entry:
     def take(self, stage: Stage) -> bool:
         """Copy the model to the outputs of a stage, and verify it; return whether it is there and sound."""
         record = self.folder / MANIFEST
-        if not record.is_file():
-            return False
         manifest = stage.outputs["manifest"]
         folders = {p.name: p for n, p in stage.outputs.items() if n not in ("manifest", "metrics")}
         try:
+            if not record.is_file():
+                return False
             found = read_record(record)
             read_log(self.folder / LOG)
             work = {name: stage.temporary(path) for name, path in folders.items()}
@@ -111,6 +111,9 @@ class Entry:
             }
             if wrong := sorted({name for name, _ in copied.items() ^ found["files"].items()}):
                 raise DamagedError(f"{self.folder / wrong[0]}: is not what was put there")
+        except PermissionError as error:
+            stage.say(f"{error.filename}: may not be read by this user; the model is trained")
+            return False
         except (DamagedError, KeyError, FileNotFoundError) as error:
             stage.say(f"{error}; this entry of the store is not used, the model is trained")
             self.put_aside()
