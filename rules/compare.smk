@@ -17,8 +17,8 @@ if COMPARED:
             [
                 report(
                     f"{COMPARISON}/{part.file}",
-                    caption=f"../workflow/report/{part.stem}.rst",
-                    category=part.category,
+                    caption=f"../workflow/report/{Path(part.file).stem}.rst",
+                    category="Comparison",
                     labels={"part": part.about, "form": part.form},
                 )
                 for part in comparison.PARTS.values()

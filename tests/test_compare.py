@@ -24,10 +24,11 @@ from test_report import BY_KD, DIRECT, STUDY, THROUGH
 from test_staleness import touch
 
 from takd.analysis import compare_settings
-from takd.analysis.across_experiments import Comparison, OutcomeKey, read_all
+from takd.analysis.across_experiments import SAME, Comparison, read_all
 from takd.analysis.across_experiments import compare as compare_scores
 from takd.analysis.results import Model
 from takd.analysis.statistics import holm
+from takd.analysis.table import Number
 from takd.experiment import comparison
 from takd.experiment import experiment as experiments
 from takd.experiment.labels import full_text
@@ -184,9 +185,9 @@ def row_of(page: str, start: str) -> list[str]:
 
 def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> None:
     specs = [made(tmp_path, "before"), made(tmp_path, "after", shift=noisy)]
-    outcome = compared(tmp_path, *specs).outcomes[OutcomeKey("heldout", DEEP, 1)]
-    assert outcome.difference is not None and outcome.difference.value == pytest.approx(0.25)
-    assert not outcome.difference.significant and outcome.difference.verdict == "n.s."
+    found = compared(tmp_path, *specs).outcomes["heldout", DEEP, 1]
+    assert isinstance(found, Number) and found.value == pytest.approx(0.25)
+    assert not found.significant and found.verdict == "n.s."
     page = (run(tmp_path, *specs) / "comparison.html").read_text()
     assert row_of(page, ">after")[-2:] == ["none", "none"]
     # in the table and in both forms of the figure
@@ -197,25 +198,24 @@ def test_a_difference_within_its_noise_is_not_significant(tmp_path: Path) -> Non
 def test_equal_models_are_not_tested(three: SimpleNamespace) -> None:
     """They would only make the family larger, and the correction harsher."""
     comparison = compared(three.root, *three.specs)
-    assert comparison.outcomes[OutcomeKey("heldout", STUDENT, 1)].same
+    assert comparison.outcomes["heldout", STUDENT, 1] == SAME
     assert comparison.tests("heldout") == 1
     # equal answers of other weights are a matter for the test
     copy = {**three.specs[0], "name": "copy"}
     shutil.copytree(three.root / "before", three.root / "copy")
     edit(three.root, {"weights": {"model": "f" * 64}}, f"copy/models/{STUDENT}/seed2/manifest.json")
-    found = compared(three.root, three.specs[0], copy).outcomes[OutcomeKey("heldout", STUDENT, 1)]
-    assert found.difference is not None and found.difference.p == 1.0
+    found = compared(three.root, three.specs[0], copy).outcomes["heldout", STUDENT, 1]
+    assert isinstance(found, Number) and found.p == 1.0
 
 
 def test_all_tests_on_a_set_are_one_family(tmp_path: Path) -> None:
     first, noise = made(tmp_path, "before"), made(tmp_path, "noise", shift=noisy)
     gain = made(tmp_path, "gain", shift=better)
-    place = OutcomeKey("heldout", DEEP, 1)
-    alone = [compared(tmp_path, first, each).outcomes[place].difference for each in (noise, gain)]
+    alone = [compared(tmp_path, first, each).outcomes["heldout", DEEP, 1] for each in (noise, gain)]
     both = compared(tmp_path, first, noise, gain)
     assert both.tests("heldout") == 2
-    together = [both.outcomes[place._replace(experiment=n)].difference for n in (1, 2)]
-    assert all(found is not None and found.prompts_p for found in (*alone, *together))
+    together = [both.outcomes["heldout", DEEP, n] for n in (1, 2)]
+    assert all(isinstance(found, Number) and found.prompts_p for found in (*alone, *together))
     assert [found.prompts_p for found in together] == holm(found.prompts_p for found in alone)  # type: ignore
 
 
@@ -226,11 +226,15 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     first = made(tmp_path, "before", decoding_seeds=(10, 20))
     other = made(tmp_path, "after", shift=by_draw, seeds=(2, 3), decoding_seeds=(20, 30))
     outcomes = compared(tmp_path, first, other).against("heldout", 1)
-    found = outcomes[STUDENT].difference
+    found = outcomes[STUDENT]
     # of both, decoding seed 20 and training seed 2
-    assert found is not None and found.n_training_seeds == 1 and found.value == pytest.approx(5.5)
+    assert (
+        isinstance(found, Number)
+        and found.n_training_seeds == 1
+        and found.value == pytest.approx(5.5)
+    )
     # the teacher at the head is trained with the first seed alone, and those differ
-    assert outcomes["teacher-sft"].reason == "the two have no training seed in common"
+    assert outcomes["teacher-sft"] == "the two have no training seed in common"
     apart = made(tmp_path, "apart", decoding_seeds=(30, 40))
     reasons = compared(tmp_path, first, apart).reasons("heldout")
     assert list(reasons) == ["apart: the two have no decoding seed in common"]
@@ -263,7 +267,7 @@ def test_what_is_no_pair_is_not_tested(name: str, tmp_path: Path) -> None:
     edit(tmp_path, change, f"after/{pattern}")
     comparison = compared(tmp_path, *specs)
     assert comparison.tests("heldout") == 0 and len(comparison.against("heldout", 1)) == 6
-    assert all(reason in outcome.reason for outcome in comparison.outcomes.values())
+    assert all(reason in str(outcome) for outcome in comparison.outcomes.values())
     out = run(tmp_path, *specs)
     assert reason in (out / "comparison.html").read_text()
     (row,) = rows(out / "comparison.csv", lineage=DEEP, measure="rougeL", experiment="after")

@@ -321,7 +321,7 @@ def test_the_figure_says_what_an_assistant_changes(results):
     )
     assert any(row["minus_direct"] is not None for row in through)
     assert "−0.1000" in drawing.note
-    assert "to the truth" in drawing.svg and "to the truth" in drawing.narrow
+    assert "to the truth" in drawing.svg
 
 
 def test_no_figure_without_exact_divergences(tmp_path):

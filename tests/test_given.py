@@ -212,7 +212,8 @@ def test_a_damaged_model_is_noticed(given: Project) -> None:
 @pytest.fixture
 def own(given: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments that evaluate the earlier student as the earlier run did, on a file with other columns."""
-    monkeypatch.setattr(sys, "executable", warm_python.stand_in("warm_runs"))
+    monkeypatch.setattr(sys, "executable", warm_python.stand_in("warm_snakemake"))
+    monkeypatch.setenv(warm_python.EXECUTABLE, warm_python.stand_in("warm_runs"))
     monkeypatch.chdir(tmp_path)
     asked = demo.rows(part="test", rows=8, seed=1)
     lines = [{"question": text, "context": more, "answer": said} for text, more, said in asked]

@@ -77,11 +77,11 @@ def test_prompts_needed_and_the_difference_told_now_have_the_power():
     assert prompts_needed(Variances(4.0, 1.0, 1.0), 1.0, 3, 0.8) is None
 
 
-def test_without_prompts_the_power_is_that_of_the_t_test():
+def test_where_prompts_add_no_variance_the_power_is_that_of_the_t_test():
     for seeds in (2, 3, 6, 20):
         limit, shift = -stdtrit(seeds - 1, 0.025), seeds**0.5 / 0.7
         exact = nct.sf(limit, seeds - 1, shift) + nct.cdf(-limit, seeds - 1, shift)
-        assert power(Variances(0.49, 0, 0), 1.0, seeds, None) == pytest.approx(exact, abs=2e-3)
+        assert power(Variances(0.49, 0, 0), 1.0, seeds, 9) == pytest.approx(exact, abs=2e-3)
 
 
 def test_variances_are_estimated_without_bias():
@@ -144,5 +144,5 @@ def test_trainings_of_a_fixed_design_with_equal_power(at_most, effect, share):
     until = UNTIL | {"at_most": at_most, "difference": 1e-9}
     words, taken = verdicts(differences(10, effect, Variances(1.0, 0, 0), at_most, 2), until)
     reached = np.mean(words == "higher")
-    fixed = next(n for n in range(2, 99) if power(Variances(1.0, 0, 0), effect, n, None) >= reached)
+    fixed = next(n for n in range(2, 99) if power(Variances(1.0, 0, 0), effect, n, 2) >= reached)
     assert taken.mean() <= share * fixed

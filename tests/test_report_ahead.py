@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import test_compare
 from browser import browser, faults, visit
@@ -95,7 +96,7 @@ def test_costs_of_a_teacher_hold_what_it_wrote_by_stage(full: SimpleNamespace) -
     }
     devices = [row["device"] for row in lines]
     assert devices == ["2 × cpu, cpu", "cpu", "cpu"]
-    runs = list(costs.runs(full.results))
+    runs = costs.runs(full.results)
     stages = {
         row.cells[0].text: texts(row) for row in rows_in(costs_page.by_stage(full.results, runs))
     }
@@ -126,18 +127,20 @@ def texts(row: Any) -> list[str]:
 def test_what_was_written_ahead_is_among_what_a_model_needs_and_counts_once(
     full: SimpleNamespace,
 ) -> None:
-    found = {cost.lineage: cost for cost in costs.cumulative(full.results)}
+    found = costs.cumulative(full.results)
     # a training is 1/30 h; (600 + 2 x 1200) s of answers and 360 s of outputs
     ahead = 3000 / 3600 + 0.1
-    assert found[LIVE].hours == pytest.approx({1: 0.1, 2: 0.1})
-    assert found[STORED].hours == pytest.approx({1: 0.1 + ahead, 2: 0.1 + ahead})
-    assert found[ASSISTANT].hours == found[STORED].hours
+    assert found[LIVE]["hours"] == pytest.approx({1: 0.1, 2: 0.1})
+    assert found[STORED]["hours"] == pytest.approx({1: 0.1 + ahead, 2: 0.1 + ahead})
+    assert found[ASSISTANT]["hours"] == found[STORED]["hours"]
     # five trainings; what the assistant read, and what it wrote with each training seed
-    assert found[DEEP].hours == pytest.approx({1: 5 / 30 + ahead + 0.02, 2: 5 / 30 + ahead + 0.04})
+    assert found[DEEP]["hours"] == pytest.approx(
+        {1: 5 / 30 + ahead + 0.02, 2: 5 / 30 + ahead + 0.04}
+    )
     # tokens that were drawn, and not those that a teacher only reads
-    tokens = [found[name].tokens[2] for name in (LIVE, STORED, DEEP)]
+    tokens = [found[name]["tokens"][2] for name in (LIVE, STORED, DEEP)]
     assert tokens == [90_000, 91_500, 151_500]
-    assert found[TEACHER].hours == pytest.approx({1: 1 / 30})
+    assert found[TEACHER]["hours"] == pytest.approx({1: 1 / 30})
     text = (full.report / "quality.csv").read_text()
     hours = {row["lineage"]: float(row["hours"]) for row in rows_of(text)}
     assert hours[LIVE] == pytest.approx(0.1, abs=1e-3)
@@ -150,7 +153,7 @@ def test_a_model_that_did_not_read_it_does_not_pay_for_it(tmp_path: Path) -> Non
     spec = make(tmp_path, [DIRECT, BY_KD])
     write_ahead(tmp_path, spec, ANSWERS, [{"seconds": 3600.0, "tokens": 1}] * 2, [])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations", "teachers")))
-    hours = {value for cost in costs.cumulative(results) for value in cost.hours.values()}
+    hours = {h for cost in costs.cumulative(results).values() for h in cost["hours"].values()}
     assert sorted(hours) == pytest.approx([1 / 30, 0.1])
 
 
@@ -192,13 +195,15 @@ def test_a_run_without_it_says_nothing_of_it(tmp_path: Path) -> None:
 def test_cpu_hours_are_measured_where_the_log_has_them(tmp_path: Path) -> None:
     spec = make(tmp_path, [DIRECT])
     results = read(spec, *(tmp_path / name for name in ("models", "evaluations")))
-    (run_of, *rest) = costs.runs(results)
-    old = costs_page.how([run_of, *rest])
+    runs = costs.runs(results)
+    old = costs_page.how(runs)
     assert old == "CPU hours are wall time × processes, as older logs hold no CPU time"
-    measured = run_of._replace(end=run_of.end | {"cpu_seconds": 1800.0})
-    assert measured.hours == 0.5 and "measured CPU time" in costs_page.how([measured])
-    gpu = run_of._replace(end=run_of.end | {"device": "NVIDIA H100"})
-    assert costs_page.how([gpu]) == "GPU hours are wall time × GPUs"
+    end = runs["end"][0]
+    measured = costs.of_log(end | {"cpu_seconds": 1800.0})
+    assert measured["hours"] == 0.5
+    assert "measured CPU time" in costs_page.how(pd.DataFrame([measured]))
+    gpu = pd.DataFrame([costs.of_log(end | {"device": "NVIDIA H100"})])
+    assert costs_page.how(gpu) == "GPU hours are wall time × GPUs"
 
 
 def test_a_missing_log_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sealing import write_json, write_lines
 from test_report import DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run
 
 from takd.analysis import costs
+from takd.analysis.questions import QUESTIONS
 from takd.analysis.results import read
 from takd.experiment.lineage import Node, of_chain, split
 from takd.pages.svg import inline
@@ -50,7 +51,7 @@ def end(root, lineage, seed, **values):
 def test_the_forest_has_every_difference_once_with_its_seeds(study):
     blocks = forest.blocks(study.results, "second", "rougeL")
     assert [block.title for block in blocks] == [
-        forest.QUESTIONS[each] for each in ("direct", "sft", "method")
+        QUESTIONS[each].title for each in ("direct", "sft", "method")
     ]
     found = {line.label: line for line in blocks[0].lines}
     # one assistant is worth 2.0 in the made-up scores, two are worth 4.0, whatever the hops before the last
@@ -148,12 +149,12 @@ def test_cost_of_a_lineage_is_what_is_counted_by_hand(tmp_path):
         Node("teacher-sft", 1), Node("assistant-sft", 2), Node(above, 2),
         Node("student-sft", 2), Node(through, 2),
     }  # fmt: skip
-    found = {cost.lineage: cost for cost in costs.cumulative(results)}
+    found = costs.cumulative(results)
     # 8 + 1 + 2 + 0.5, and 0.1 or 0.3
-    assert found[through].hours == pytest.approx({1: 11.6, 2: 11.8})
-    assert found[through].tokens == {1: 1_249_000, 2: 1_251_000}
-    assert found[through].trainings == 5 and found["teacher-sft"].hours == {1: 8.0}
-    assert found["student-sft"].hours == {1: 0.5, 2: 0.5}
+    assert found[through]["hours"] == pytest.approx({1: 11.6, 2: 11.8})
+    assert found[through]["tokens"] == {1: 1_249_000, 2: 1_251_000}
+    assert found[through]["trainings"] == {1: 5, 2: 5} and found["teacher-sft"]["hours"] == {1: 8.0}
+    assert found["student-sft"]["hours"] == {1: 0.5, 2: 0.5}
     assert costs.unit(results) == "CPU hours"
     (row,) = rows_of(quality.quality(results).csv, lineage=through)
     assert (row["hours"], row["hours_least"], row["hours_most"]) == ("11.7", "11.6", "11.8")
@@ -193,7 +194,7 @@ def test_both_stages_of_an_evaluation_and_its_judge_stand_among_the_costs(tmp_pa
         said = {"lineage": lineage, "seed": seed, "set": "heldout", "score": 90.0}
         write_json(folder / "judge/judge.json", said | {"n": 5, "unreadable": 1})
     results = results_of(tmp_path, spec)
-    table = costs_page.by_stage(results, list(costs.runs(results)))
+    table = costs_page.by_stage(results, costs.runs(results))
     rows = {str(row.cells[0].text): row.cells[1:] for group in table.groups for row in group.rows}
     found = {stage: [str(cell.text) for cell in cells] for stage, cells in rows.items()}
     # runs, minutes, hours, tokens

@@ -3,14 +3,14 @@
 import json
 import random
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sealing import write_json, write_lines
 from test_report import BY_KD, DATA, DEEP, DIRECT, STUDY, THROUGH, make, rows_of, run
 
-from takd.analysis import deviations, measures
+from takd.analysis import limits, measures
+from takd.analysis.questions import QUESTIONS
 from takd.analysis.results import Results, read
 from takd.experiment.lineage import of_chain
 from takd.pages import tables
@@ -67,7 +67,7 @@ def test_differences_that_are_there_are_significant_and_others_counted(tmp_path)
     (lines,) = [
         block.lines
         for block in forest.blocks(results, "heldout", "rougeL")
-        if block.title == forest.QUESTIONS["direct"]
+        if block.title == QUESTIONS["direct"].title
     ]
     (line,) = lines
     assert line.label == "MiniLLM: teacher → assistant → student" and not line.hollow
@@ -81,7 +81,7 @@ def test_where_nothing_differs_all_lines_are_hollow(tmp_path):
     assert not re.search("higher|lower", summary.tested(results, "dolly"))
     blocks = forest.blocks(results, "dolly", "rougeL")
     assert [block.title for block in blocks] == [
-        forest.QUESTIONS[each] for each in ("direct", "sft", "method")
+        QUESTIONS[each].title for each in ("direct", "sft", "method")
     ]
     assert all(line.hollow and line.text.startswith("n.s., p") for b in blocks for line in b.lines)
 
@@ -233,70 +233,16 @@ def test_a_missing_card_is_named(tmp_path):
         run(tmp_path, spec)
 
 
-PUBLISHED = {
-    "sets": ["a", "b", "c", "d", "e"],
-    "decoding_seeds": [10, 20, 30, 40, 50],
-    "decoding": {"sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-                 "no_repeat_ngram": 6, "max_new_tokens": 256},
-    "training": {"sft": {}, "kd": {}, "minillm": dict(deviations.METHOD.published)},
-    "overrides": {},
-}  # fmt: skip
-CORPUS = {"splits": DATA["splits"]}
-
-
-def on_gpu(results: Results) -> Results:
-    end = {"device": "NVIDIA H100", "seconds": 1.0}
-    return replace(results, models={n: replace(m, end=end) for n, m in results.models.items()})
-
-
-def test_nothing_departs_where_the_settings_are_the_papers(tmp_path):
-    made = on_gpu(results_of(tmp_path, make(tmp_path, [DIRECT])))
-    results = replace(made, spec=made.spec | PUBLISHED)
-    assert deviations.departures(results, CORPUS) == []
-    results = replace(made, spec=results.spec | {"seeds": [1, 2, 3]}, evaluations=made.evaluations)
-    assert deviations.limits(replace(results, spec=results.spec | {"sets": ["heldout"]}), CORPUS)[
-        -1
-    ].endswith("(arXiv 2306.08543): 1 evaluation set, not 5.")
-
-
-@pytest.mark.parametrize(
-    "changed, words",
-    [
-        ({"sets": ["a"]}, "1 evaluation set, not 5"),
-        ({"decoding_seeds": [1, 2]}, "2 decoding seeds, not 5"),
-        ({"decoding": PUBLISHED["decoding"] | {"temperature": 0.7}}, "temperature 0.7, not 1"),
-        ({"decoding": PUBLISHED["decoding"] | {"top_p": 0.9}}, "top-p 0.9, not 1"),
-        ({"decoding": PUBLISHED["decoding"] | {"top_k": 5}}, "top-k 5, not all tokens"),
-        ({"decoding": PUBLISHED["decoding"] | {"sample": False}}, "greedy decoding, not sampling"),
-        ({"decoding": PUBLISHED["decoding"] | {"no_repeat_ngram": 0}}, "6-grams may repeat, which"),
-        ({"decoding": PUBLISHED["decoding"] | {"max_new_tokens": 32}}, "answers of at most 32"),
-        ({"weights": {"teacher": {"gguf": "x"}, "student": {"hub": "y"}}}, "teacher starts from a GGUF"),
-        ({"weights": {"teacher": {"scratch": {}}, "student": {"scratch": {}}}}, "all models start from random"),
-        ({"overrides": {"student": {"minillm": {"teacher_mix": 0}}}}, "MiniLLM with teacher_mix 0 (not 0.2)"),
-        ({"overrides": {"teacher": {"sft": {"lora": {"rank": 4}}}}}, "LoRA, not all weights, for teacher by sft"),
-    ],
-)  # fmt: skip
-def test_each_departure_is_said_alone(changed, words, tmp_path):
-    made = on_gpu(results_of(tmp_path, make(tmp_path, [DIRECT])))
-    (only,) = deviations.departures(replace(made, spec=made.spec | PUBLISHED | changed), CORPUS)
-    assert only.startswith(words)
-
-
-def test_departures_that_data_and_devices_show(tmp_path):
-    made = results_of(tmp_path, make(tmp_path, [DIRECT]))
-    results = replace(made, spec=made.spec | PUBLISHED)
-    assert deviations.departures(results, CORPUS) == ["trained on a CPU"]
-    train = DATA["splits"]["train"] | {"source": "demo train (seed 1)"}
-    found = deviations.departures(on_gpu(results), {"splits": {"train": train}})
-    assert (
-        found[0] == "trained on synthetic data, not on Dolly" and "language-modelling" in found[1]
-    )
+def test_prompts_that_were_trained_on_are_said():
     leak = {"split": "train", "other": "heldout", "rows": 4, "other_rows": 3, "examples": []}
-    report = CORPUS | {"leaks": [leak, leak | {"other": "dev"}, leak | {"other_rows": 0}]}
-    (words,) = deviations.leaks(report)
+    report = {
+        "splits": DATA["splits"],
+        "leaks": [leak, leak | {"other": "dev"}, leak | {"other_rows": 0}],
+    }
+    (words,) = limits.leaks(report)
     assert words == "Models were trained on some prompts that they answer: 3 prompts of heldout."
     dropped = DATA["splits"]["train"] | {"counts": {"rows": 9, "kept": 5, "dropped_leaks": 4}}
-    assert deviations.leaks(report | {"splits": {"train": dropped}}) == []
+    assert limits.leaks(report | {"splits": {"train": dropped}}) == []
 
 
 def test_other_measures_are_rows_with_their_direction(tmp_path):

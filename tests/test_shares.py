@@ -13,8 +13,9 @@ from test_statistics import made
 
 from takd.analysis import shares, statistics, table
 from takd.analysis.comparisons import pairs
-from takd.analysis.deviations import unasked
 from takd.analysis.fairness import warning
+from takd.analysis.limits import unasked
+from takd.analysis.questions import QUESTIONS
 from takd.analysis.shares import controls_csv
 from takd.analysis.statistics import ratio
 from takd.experiment.lineage import split
@@ -184,7 +185,7 @@ def test_pages_and_files_say_it(results):
     assert "not defined for 1 chain" in sentence
     blocks = forest.blocks(results, "heldout", "rougeL")
     assert [block.title for block in blocks][-2:] == [
-        forest.QUESTIONS[question] for question in ("teacher", "control")
+        QUESTIONS[question].title for question in ("teacher", "control")
     ]
     # the curves and scores of a control stand beside those of its student
     svg = forest.scores(results, "heldout").svg

@@ -10,7 +10,7 @@
     python -m takd evaluate --model FOLDER --data FILE [--output FOLDER]
     python -m takd adopt FOLDER [--store FOLDER] [--accept-code]
     python -m takd export EXPERIMENT|FOLDER [--output FOLDER] [--samples]
-    python -m takd power [EXPERIMENT|FOLDER] [--difference 1.0] [--sd 0.6]
+    python -m takd power EXPERIMENT|FOLDER [--difference 1.0]
 
 `new` writes an experiment for your own models and data. `plan` estimates time and resources of each stage, `doctor`
 lists what would prevent a run (docs/preflight.md). `data` prints row counts and digests of the data, to be copied into

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from takd.analysis import comparisons
 from takd.analysis.result_files import record
@@ -20,10 +20,9 @@ from takd.analysis.statistics import Array
 from takd.analysis.table import DIFFERENCE, Number, described
 from takd.experiment import comparison
 from takd.experiment.lineage import Node, student_of
+from takd.runtime.records import Record
 
 MEASURE = "rougeL"
-
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +34,9 @@ class Compared:
     settings: dict[str, Any]
     made: dict[str, str]
     """`lineage/seed<k>` -> digest of the settings that its training would have by the experiment's file."""
-    data: dict[str, Manifest]
+    data: dict[str, Record]
     """Manifest of each split, and of the tokenizer."""
-    base: dict[str, Manifest]
+    base: dict[str, Record]
     """Manifest of each model's starting weights."""
 
     @property
@@ -50,7 +49,7 @@ class Compared:
     def made_otherwise(self) -> list[Node]:
         """Models that were trained with other settings than those now in the experiment's file."""
         ran = {node: model.manifest["spec"] for node, model in self.results.models.items()}
-        now = {node: self.made[f"{node.lineage}/seed{node.seed}"] for node in ran}
+        now = {node: self.made[node.folder] for node in ran}
         return [node for node, spec in ran.items() if comparison.made(spec) != now[node]]
 
     def has(self, lineage: str, set_name: str) -> bool:
@@ -79,22 +78,10 @@ def _read(spec: dict[str, Any], folder: Path) -> Compared:
     )
 
 
-class OutcomeKey(NamedTuple):
-    """Index of an outcome: evaluation set, lineage, and number of the experiment."""
-
-    set: str
-    lineage: str
-    experiment: int
-
-
-class Outcome(NamedTuple):
-    """Result of comparing a model with that of the first experiment: a difference, or why there is none."""
-
-    difference: Number | None = None
-    same: bool = False
-    """Equal weights and equal scores of every response: one model, and nothing to test."""
-    reason: str = ""
-    """Why the two are not paired."""
+Outcome = Number | str
+"""Result of comparing a model with that of the first experiment: a difference, or why there is none."""
+SAME = "the same model"
+"""Reason where weights and scores of every response are equal, so that there is nothing to test."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +93,8 @@ class Comparison:
     """Those that two or more experiments have."""
     shared: list[str]
     """Lineages that two or more experiments have."""
-    outcomes: dict[OutcomeKey, Outcome] = field(default_factory=dict)
-    """Where both it and the first experiment have them."""
+    outcomes: dict[tuple[str, str, int], Outcome] = field(default_factory=dict)
+    """By evaluation set, lineage and number of the experiment, where both it and the first have them."""
 
     @property
     def first(self) -> Compared:
@@ -128,20 +115,20 @@ class Comparison:
     def against(self, set_name: str, experiment: int) -> dict[str, Outcome]:
         """Outcomes of comparing an experiment with the first on a set, by lineage."""
         chosen = (set_name, experiment)
-        found = self.outcomes.items()
-        return {p.lineage: outcome for p, outcome in found if (p.set, p.experiment) == chosen}
+        return {x: found for (name, x, n), found in self.outcomes.items() if (name, n) == chosen}
 
     def tests(self, set_name: str) -> int:
         """Number of tests in the family of a set."""
-        return sum(p.set == set_name and o.difference is not None for p, o in self.outcomes.items())
+        found = (outcome for (name, *_), outcome in self.outcomes.items() if name == set_name)
+        return sum(isinstance(outcome, Number) for outcome in found)
 
     def reasons(self, set_name: str) -> dict[str, list[str]]:
         """Map each reason why models are not paired on a set, with its experiment, to the lineages."""
         found: dict[str, list[str]] = {}
-        for place, outcome in self.outcomes.items():
-            if place.set == set_name and outcome.reason:
-                name = self.experiments[place.experiment].name
-                found.setdefault(f"{name}: {outcome.reason}", []).append(place.lineage)
+        for place, each in enumerate(self.experiments):
+            for lineage, outcome in self.against(set_name, place).items():
+                if isinstance(outcome, str) and outcome != SAME:
+                    found.setdefault(f"{each.name}: {outcome}", []).append(lineage)
         return found
 
 
@@ -166,24 +153,24 @@ def _several(lists: Sequence[Sequence[str]]) -> list[str]:
 
 def _test(found: Comparison, name: str) -> None:
     """Run the tests of one set and store the outcomes in the comparison."""
-    gaps: dict[OutcomeKey, Array] = {}
+    gaps: dict[tuple[str, str, int], Array] = {}
     for lineage in filter(lambda lineage: found.first.has(lineage, name), found.on(name)):
         for number, each in enumerate(found.experiments[1:], 1):
             if each.has(lineage, name):
-                place = OutcomeKey(name, lineage, number)
-                found.outcomes[place], gap = _pair(found.first, each, lineage, name)
-                if gap is not None:
-                    gaps[place] = gap
+                paired = _pair(found.first, each, lineage, name)
+                if isinstance(paired, str):
+                    found.outcomes[name, lineage, number] = paired
+                else:
+                    gaps[name, lineage, number] = paired
     for place, estimate in zip(gaps, comparisons.family(list(gaps.values())), strict=True):
-        about = described(found.experiments[place.experiment].results, place.lineage)
+        _, lineage, number = place
+        about = described(found.experiments[number].results, lineage)
         about |= {"kind": DIFFERENCE, "measure": MEASURE, "set": name}
-        found.outcomes[place] = Outcome(Number(**about, **estimate))
+        found.outcomes[place] = Number(**about, **estimate)
 
 
-def _pair(
-    first: Compared, other: Compared, lineage: str, name: str
-) -> tuple[Outcome, Array | None]:
-    """Outcome of a lineage without a test, and the differences (R, P, D), other minus first, where there is one."""
+def _pair(first: Compared, other: Compared, lineage: str, name: str) -> Array | str:
+    """Differences of a lineage (R, P, D), other minus first; or why there is no test."""
     both = (first.results, other.results)
     seeds = [seed for seed in both[0].seeds(lineage) if seed in both[1].seeds(lineage)]
     draws = [d for d in both[0].spec["decoding_seeds"] if d in both[1].spec["decoding_seeds"]]
@@ -191,7 +178,7 @@ def _pair(
     reasons += ["the two have no training seed in common"] * (not seeds)
     reasons += ["the two have no decoding seed in common"] * (not draws)
     if reasons:
-        return Outcome(reason=reasons[0]), None
+        return reasons[0]
     theirs, ours = (
         each.scores(lineage, name, MEASURE, seeds)[
             :, :, [each.spec["decoding_seeds"].index(draw) for draw in draws]
@@ -200,8 +187,7 @@ def _pair(
     )
     weights = [[each.models[Node(lineage, seed)].weights for seed in seeds] for each in both]
     gap: Array = ours - theirs
-    same = not gap.any() and weights[0] == weights[1]
-    return Outcome(same=same), None if same else gap
+    return SAME if not gap.any() and weights[0] == weights[1] else gap
 
 
 def _obstacles(first: Compared, other: Compared, lineage: str, name: str) -> Iterator[str]:

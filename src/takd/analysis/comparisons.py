@@ -36,14 +36,6 @@ Columns = dict[str, Any]
 """A number as columns of the table: fields of `takd.analysis.table.Number`."""
 STRATA = 30
 """Strata that scores are broken down by, at most; those with most prompts."""
-QUESTIONS = {
-    "sft": "distillation against the SFT baseline",
-    "direct": "through assistants against direct distillation",
-    "method": "method against method, or setting against setting",
-    "given": "training against a model as it was given",
-    "control": "a control against the SFT baseline",
-    "teacher": "a method against its control",
-}
 
 
 class Pair(NamedTuple):

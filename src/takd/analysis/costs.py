@@ -1,8 +1,9 @@
 """Costs of the runs of stages, and cumulative costs: those of a model with all that it needs."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
 
 from takd.analysis.result_files import wall_minutes
 from takd.analysis.results import CachedOutput, JsonRow, Results
@@ -16,79 +17,52 @@ EVALUATION = (ANSWERS, LIKELIHOODS)
 """Stages of an evaluation that run models here."""
 
 
-class StageRun(NamedTuple):
-    """One run of a stage, over all its restarts; a part of a teacher cache counts as one."""
+def of_log(end: JsonRow) -> dict[str, Any]:
+    """Return what a run has cost, over all its restarts, by the closing line of its log.
 
-    stage: str
-    lineage: str
-    """Of the model that is trained or evaluated, or of the teacher whose cache is computed."""
-    seed: int
-    end: JsonRow
-    """Closing line of its log."""
-    set: str = ""
-    steps: int | None = None
-    skipped: int | None = None
-    """Steps whose gradient was not finite."""
-    flops: int | None = None
-    """Of a training without its dev evaluations, or of a teacher cache; None where they are not counted."""
-
-    @property
-    def minutes(self) -> float:
-        return wall_minutes(self.end)
-
-    @property
-    def tokens(self) -> int:
-        return int(self.end.get("tokens", 0))
-
-    @property
-    def device(self) -> str:
-        return device_text(self.end)
-
-    @property
-    def on_cpu(self) -> bool:
-        return bool(self.end.get("device", "cpu") == "cpu")
-
-    @property
-    def measured(self) -> bool:
-        """Whether the hours are measured CPU time."""
-        return self.on_cpu and "cpu_seconds" in self.end
-
-    @property
-    def hours(self) -> float:
-        """Hours of all GPUs; on a CPU the CPU time of the first process, else its wall time, times processes."""
-        seconds = self.end["cpu_seconds"] if self.measured else self.end.get("seconds", 0.0)
-        return float(seconds) / 3600 * int(self.end.get("processes", 1))
+    Hours are those of all GPUs; on a CPU the CPU time of the first process, else its wall time, times processes.
+    """
+    on_cpu = end.get("device", "cpu") == "cpu"
+    measured = on_cpu and "cpu_seconds" in end
+    seconds = float(end["cpu_seconds"] if measured else end.get("seconds", 0.0))
+    return {
+        "minutes": wall_minutes(end),
+        "hours": seconds / 3600 * int(end.get("processes", 1)),
+        "tokens": int(end.get("tokens", 0)),
+        "device": device_text(end),
+        "on_cpu": on_cpu,
+        "measured": measured,
+        "end": end,
+    }
 
 
-def runs(results: Results) -> Iterator[StageRun]:
-    """Yield every run of a stage that the results hold, in the order of the stages."""
+def runs(results: Results) -> pd.DataFrame:
+    """List every run of a stage, one a row, in the order of the stages; a part of a teacher cache counts as one.
+
+    Columns are those of `of_log` and: `lineage` and `seed` of the model that is trained or evaluated, or of the teacher
+    whose cache is computed; `set`; and, missing where they are not counted, `steps`, `skipped` (steps whose gradient
+    was not finite) and `flops` (of a training without its dev evaluations, or of a teacher cache).
+    """
+    found: list[dict[str, Any]] = []
+
+    def add(stage: str, node: Node, end: JsonRow, **more: Any) -> None:
+        blank = {"set": "", "steps": None, "skipped": None, "flops": None}
+        found.append({"stage": stage, **node._asdict(), **blank, **of_log(end), **more})
+
     for node, model in results.trained_here.items():
-        skipped = int(model.end.get("skipped", 0))
-        steps = int(model.manifest["steps"])
-        yield StageRun(TRAINING, *node, model.end, "", steps, skipped, model.end.get("flops"))
+        steps, skipped = int(model.manifest["steps"]), int(model.end.get("skipped", 0))
+        flops = model.end.get("flops")
+        add(TRAINING, node, model.end, steps=steps, skipped=skipped, flops=flops)
     for each in sorted(results.teacher_cache, key=cache_stage):
         for place, end in enumerate(each.ends):  # what all parts have spent is known together
-            flops = each.flops if place == 0 else None
-            yield StageRun(cache_stage(each), *each.teacher, end, flops=flops)
+            add(cache_stage(each), each.teacher, end, flops=None if place else each.flops)
     for stage in EVALUATION:
         for (node, name), evaluation in results.evaluations.items():
             end = evaluation.end if stage == ANSWERS else evaluation.likelihoods_end
-            yield StageRun(stage, *node, end, name)
-
-
-@dataclass(frozen=True)
-class Cumulative:
-    """Cost of one lineage with all that it needs: teachers, their caches and the initial SFT, by training seed."""
-
-    lineage: str
-    hours: dict[int, float]
-    """Device hours, as `StageRun.hours`."""
-    tokens: dict[int, int]
-    """Tokens trained on and sampled, not those that a teacher only scores."""
-    trainings: int
-    """Trainings needed for one seed."""
-    flops: dict[int, int]
-    """Of trainings without dev evaluations, and of caches; empty where an earlier version did not count them."""
+            add(stage, node, end, set=name)
+    counts = dict.fromkeys(("tokens", "steps", "skipped", "flops"), "Int64")
+    # as objects first: FLOPs beside missing ones would become floats
+    return pd.DataFrame(found, dtype=object).astype({"minutes": float, "hours": float, **counts})
 
 
 def needed(results: Results, lineage: str, seed: int) -> list[Node]:
@@ -117,21 +91,27 @@ def caches(results: Results, nodes: Sequence[Node]) -> list[CachedOutput]:
     return [written for written in results.teacher_cache if written.digest in digests]
 
 
-def cumulative(results: Results) -> Iterator[Cumulative]:
-    """Yield the cumulative cost of every lineage."""
+def cumulative(results: Results) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the cost of each lineage with all that it needs, by measure and training seed.
+
+    That is with teachers, their caches and the initial SFT. `hours` are those of devices, as in `of_log`; `tokens`
+    those trained on and sampled, not those that a teacher only scores; `flops` those of trainings without dev
+    evaluations and of caches, empty where an earlier version did not count them.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for lineage in results.lineages:
-        hours, tokens, nodes = {}, {}, list[Node]()
+        cost = found[lineage] = {"hours": {}, "tokens": {}, "trainings": {}}
         for seed in results.seeds(lineage):
             nodes = needed(results, lineage, seed)
             # tokens that a teacher only scores do not count: those of outputs come last
             read = sorted(caches(results, nodes), key=lambda each: not each.drawn)
-            ahead = [
-                (each.drawn, StageRun("", *each.teacher, end)) for each in read for end in each.ends
-            ]
-            done = [(True, StageRun(TRAINING, *node, results.models[node].end)) for node in nodes]
-            tokens[seed] = sum(run.tokens for drawn, run in done + ahead if drawn)
-            hours[seed] = sum(run.hours for _, run in done + ahead)
-        yield Cumulative(lineage, hours, tokens, len(nodes), spent(results, lineage))
+            ahead = [(each.drawn, of_log(end)) for each in read for end in each.ends]
+            done = [(True, of_log(results.models[node].end)) for node in nodes]
+            cost["tokens"][seed] = sum(run["tokens"] for drawn, run in done + ahead if drawn)
+            cost["hours"][seed] = sum(run["hours"] for _, run in done + ahead)
+            cost["trainings"][seed] = len(nodes)
+        cost["flops"] = dict(spent(results, lineage))
+    return found
 
 
 def spent(results: Results, lineage: str) -> dict[int, int]:

@@ -9,13 +9,14 @@ from takd.analysis.results import Results, read
 from takd.experiment.lineage import Node, student_of
 from takd.runtime.errors import InputError
 
-INNER = "results"
-"""Where `takd evaluate` puts the results of its stages, below its output."""
+EVALUATED = "evaluated"
+"""Name of the experiment that `takd evaluate` runs in its output folder."""
 
 
 def inner(folder: Path) -> Path:
     """Return the folder that holds the results where the output of `takd evaluate` is named."""
-    return folder / INNER if (folder / INNER / "evaluations").is_dir() else folder
+    results = folder / "results" / EVALUATED
+    return results if results.is_dir() else folder
 
 
 def read_folder(folder: Path) -> Results:
@@ -50,8 +51,9 @@ def _spec(folder: Path, nodes: list[Node], sets: list[str]) -> dict[str, Any]:
     places = [folder_of(folder / "evaluations", node, name) for node in nodes for name in sets]
     record = result_files.record(places[0] / "scores.json", {})
     name = folder.resolve()
+    of_output = name.name == EVALUATED and name.parent.name == "results"
     return {
-        "experiment": name.parent.name if name.name == INNER else name.name,
+        "experiment": (name.parents[1] if of_output else name).name,
         "nodes": [list(node) for node in nodes],
         "models": dict.fromkeys((student_of(node.lineage) for node in nodes), 0),
         "teacher_cache": [],

@@ -31,9 +31,9 @@ class Variances(NamedTuple):
     residual: float
     """Of a training's difference on one prompt, beside both."""
 
-    def over_seeds(self, prompts: int | None) -> float:
-        """Standard deviation between trainings of the mean over so many prompts; None is without end."""
-        return math.sqrt(self.trainings + (self.residual / prompts if prompts else 0.0))
+    def over_seeds(self, prompts: int) -> float:
+        """Standard deviation between trainings of the mean over so many prompts."""
+        return math.sqrt(self.trainings + self.residual / prompts)
 
 
 def variances(difference_rp: Array) -> Variances:
@@ -66,7 +66,7 @@ def _ranks() -> Array:
 
 
 def power(
-    of: Variances, difference: float, seeds: int, prompts: int | None, level: float = 1 - LEVEL
+    of: Variances, difference: float, seeds: int, prompts: int, level: float = 1 - LEVEL
 ) -> float:
     """Probability that the report's test tells a true difference, at one level.
 
@@ -74,27 +74,22 @@ def power(
         of: its variances; with one seed the test is over prompts, for these checkpoints, and that between trainings
             does not matter.
         seeds: training seeds.
-        prompts: None for so many that their part of the variance is zero.
         level: of the test; Holm's first step among m tests is at level / m.
     """
     tails = _ranks()
-    if prompts is None:
-        variance = of.trainings / seeds
-        half = _chi(seeds - 1, tails[0], variance) ** 0.5 * -stdtrit(seeds - 1, level / 2)
-    else:
-        count = seeds * prompts
-        quantile = -stdtrit(prompts - 1, level / 2)
-        over_prompts = _chi(prompts - 1, tails[1], of.prompts / prompts + of.residual / count)
-        variance, half = of.prompts / prompts + of.residual / count, quantile * over_prompts**0.5
-        if seeds > 1:
-            degrees = (seeds - 1) * (prompts - 1)
-            variance = of.trainings / seeds + variance
-            by_training = (of.trainings + of.residual / prompts) / seeds
-            first = _chi(seeds - 1, tails[0], by_training)
-            second = np.maximum(over_prompts - _chi(degrees, tails[2], of.residual / count), 0)
-            ends = first * -stdtrit(seeds - 1, level / 2) + second * quantile
-            total = np.sqrt(first + second)
-            half = np.maximum(half, np.divide(ends, total, out=np.zeros(DRAWS), where=total > 0))
+    count = seeds * prompts
+    quantile = -stdtrit(prompts - 1, level / 2)
+    variance = of.prompts / prompts + of.residual / count
+    over_prompts = _chi(prompts - 1, tails[1], variance)
+    half = quantile * over_prompts**0.5
+    if seeds > 1:
+        degrees = (seeds - 1) * (prompts - 1)
+        variance = of.trainings / seeds + variance
+        first = _chi(seeds - 1, tails[0], (of.trainings + of.residual / prompts) / seeds)
+        second = np.maximum(over_prompts - _chi(degrees, tails[2], of.residual / count), 0)
+        ends = first * -stdtrit(seeds - 1, level / 2) + second * quantile
+        total = np.sqrt(first + second)
+        half = np.maximum(half, np.divide(ends, total, out=np.zeros(DRAWS), where=total > 0))
     if variance == 0:
         return float(difference > 0)
     ends = (np.array([[difference], [-difference]]) - half) / math.sqrt(variance)
@@ -107,7 +102,7 @@ def _chi(degrees: int, tails: Array, expected: float) -> Array:
 
 
 def seeds_needed(
-    of: Variances, difference: float, prompts: int | None, wanted: float, level: float = 1 - LEVEL
+    of: Variances, difference: float, prompts: int, wanted: float, level: float = 1 - LEVEL
 ) -> int | None:
     """Least number of training seeds, two or more, with the wanted power; None if there is none up to 1,000."""
     return _least(lambda seeds: power(of, difference, seeds, prompts, level) >= wanted, 2, MOST[0])
@@ -130,9 +125,7 @@ def _least(enough: Callable[[int], bool], first: int, last: int) -> int | None:
     return last
 
 
-def told(
-    of: Variances, seeds: int, prompts: int | None, wanted: float, level: float = 1 - LEVEL
-) -> float:
+def told(of: Variances, seeds: int, prompts: int, wanted: float, level: float = 1 - LEVEL) -> float:
     """Least difference that is told with the wanted power."""
     low, high = 0.0, 1.0
     while power(of, high, seeds, prompts, level) < wanted:

@@ -51,7 +51,7 @@ def end(rows: list[JsonRow]) -> JsonRow:
 
 def folder_of(above: Path, node: Node, *parts: str) -> Path:
     """Return the folder of a model below that of all models, or of its results on a set below that of evaluations."""
-    return above.joinpath(node.lineage, f"seed{node.seed}", *parts)
+    return above.joinpath(node.folder, *parts)
 
 
 def wall_minutes(end: JsonRow) -> float:

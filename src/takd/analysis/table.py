@@ -51,7 +51,7 @@ class Number(NamedTuple):
     stratum: str = ""
     """Value of the rows' stratum, where the number is over the prompts that have it."""
     question: str = ""
-    """Of a difference: a key of `comparisons.QUESTIONS`."""
+    """Of a difference: a key of `questions.QUESTIONS`."""
     other: str = ""
     stage: str = ""
     """Of a cost; `cumulative` with all that the model needs: teachers, their caches and the initial SFT."""
@@ -258,20 +258,19 @@ def _tested(results: Results) -> Iterator[Number]:
 def _costs(results: Results) -> Iterator[Number]:
     """Yield the costs of every run, and the cumulative cost of each lineage by training seed and as their mean."""
     about = {lineage: described(results, lineage) | {"kind": COST} for lineage in results.lineages}
-    for run in costs.runs(results):
+    for run in costs.runs(results).itertuples():
         place: comparisons.Columns = {"seed": run.seed, "set": run.set}
         place |= {"stage": run.stage, "device": run.device}
         for measure in ("minutes", "tokens", "hours", "flops", "steps", "skipped"):
-            if (value := getattr(run, measure)) is not None:
+            if not pd.isna(value := getattr(run, measure)):
                 yield Number(**about[run.lineage], **place, measure=measure, value=value)
     # a model card has one model, without the trainings that it depends on
-    for each in costs.cumulative(results) if "seeds" in results.spec else ():
-        by_measure: dict[str, Any] = {"hours": each.hours, "tokens": each.tokens}
-        by_measure["trainings"] = dict.fromkeys(each.hours, each.trainings)
-        if each.flops:
-            by_measure["flops"] = each.flops
-        for measure, by_seed in by_measure.items():
+    cumulative = costs.cumulative(results) if "seeds" in results.spec else {}
+    for lineage, cost in cumulative.items():
+        for measure, by_seed in cost.items():
+            if not by_seed:
+                continue
             mean = (None, statistics.fmean(by_seed.values()))
             for seed, value in [*by_seed.items(), mean]:
                 place = {"seed": seed, "stage": costs.CUMULATIVE, "measure": measure}
-                yield Number(**about[each.lineage], **place, value=value)
+                yield Number(**about[lineage], **place, value=value)

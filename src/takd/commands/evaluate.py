@@ -1,8 +1,7 @@
-"""Evaluate one model without an experiment file, by the stages of the workflow.
+"""Evaluate one model without an experiment file, by the workflow.
 
-The command writes an experiment in which the model stands alone and is taken as it is, and runs the stages of that one
-by one, below its output folder. Stages that are finished, with the same settings, code and inputs, are not run again;
-the last one resumes from what it saved.
+The command writes an experiment in which the model stands alone and is taken as it is, and runs that in its output
+folder: what is finished is not run again, and what was cut off resumes.
 """
 
 import json
@@ -11,49 +10,24 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from takd.analysis import exports, table
-from takd.analysis.folder import INNER, read_folder
+from takd.analysis.folder import EVALUATED, read_folder
 from takd.analysis.measures import measured
 from takd.analysis.results import Results
 from takd.analysis.table import SCORE
 from takd.analysis.text import counted
 from takd.commands.one_model import experiment_of
 from takd.experiment import experiment as experiments
-from takd.experiment import specs
 from takd.experiment.experiment import Experiment
-from takd.models.starting_weights import relink
+from takd.experiment.schema import HOME
 from takd.preflight.text_table import aligned
-from takd.runtime.checkpoints import resume_key, sweep
-from takd.runtime.code_digest import code_digest
-from takd.runtime.digests import canonical_json, without_places
 from takd.runtime.files import write_json, write_text
-from takd.runtime.stage import Stage
 from takd.runtime.stage_lock import Lock
 
-SCRIPTS = Path(__file__).resolve().parents[3] / "workflow/scripts"
-MODULES = {
-    "tokenizer": ("prepare_tokenizer", "takd.data.tokenizer"),
-    "given": ("prepare_base", "takd.models.starting_weights"),
-    "data": ("prepare_data", "takd.data.prepare"),
-    "evaluate": ("evaluate", "takd.evaluation.evaluate"),
-    "likelihoods": ("likelihoods", "takd.evaluation.likelihoods"),
-}
-"""Script and module of each stage."""
 STDERR = 2  # the console, for what stages say: stdout is for the scores
-RUNS_A_MODEL = ("evaluate", "likelihoods")
-
-
-class Step(NamedTuple):
-    """One run of a stage: its settings, inputs and outputs; the last output is its record."""
-
-    stage: str
-    spec: dict[str, Any]
-    inputs: dict[str, Path]
-    outputs: dict[str, Path]
 
 
 def evaluate(options: Namespace) -> int:
@@ -64,17 +38,16 @@ def evaluate(options: Namespace) -> int:
     """
     settings = experiment_of(options)
     (model,) = settings["models"]
-    output = options.output or Path(f"results/evaluated-{model}")
-    file = output / "experiment.yaml"
+    output = (options.output or Path(f"results/evaluated-{model}")).absolute()
+    file = experiments.file_of(output, EVALUATED)
     with Lock(output / "lock", _say):
         write_text(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-        experiment = experiments.load(file, Path.cwd())
+        write_text(output / "config/config.yaml", f"experiment: {EVALUATED}\n")
+        experiment = experiments.load(file, output)
         experiment.require_files()
-        for step in steps(experiment, model, output / INNER):
-            if not _done(step) and (status := _run(step, options)):
-                _say(f"Not finished; the same command goes on from what is in {output}.")
-                return status
-        sweep(output / INNER)
+        if status := _run(experiment, options):
+            _say(f"Not finished; the same command goes on from what is in {output}.")
+            return status
     results = read_folder(output)
     rows = scores(results)
     write_json(output / "results.json", as_json(results, experiment, rows))
@@ -84,86 +57,30 @@ def evaluate(options: Namespace) -> int:
     return 0
 
 
-def steps(experiment: Experiment, model: str, results: Path) -> Iterator[Step]:
-    """Yield the stages in the order in which they run, with the paths of the workflow."""
-    (node,) = experiment.nodes
-    of_model = f"{node.lineage}/seed{node.seed}"
-    tokenizer = _files(results / "data/tokenizer", "tokenizer", "manifest.json")
-    yield Step("tokenizer", specs.tokenizer(experiment), {}, tokenizer)
-    inputs = {"tokenizer": tokenizer["manifest"]}
-    weights = _files(results / "models" / of_model, "model", "manifest.json")
-    yield Step("given", specs.given(experiment, model), inputs, weights)
-    for name in experiment.sets:
-        data = _files(results / "data" / name, "dataset", "manifest.json")
-        yield Step("data", specs.data(experiment, name), inputs, data)
-        folder = results / "evaluations" / of_model / name
-        read = {"model": weights["manifest"], "data": data["manifest"], **inputs}
-        answers = ("generations.jsonl", "answers.jsonl", "metrics.jsonl", "scores.json")
-        made = _files(folder, *answers)
-        yield Step("evaluate", specs.evaluate(experiment, *node, name), read, made)
-        read = {"answers": made["answers"], **read}
-        read_back = ("prompts.jsonl", "metrics.jsonl", "likelihoods.json")
-        made = _files(folder / "likelihoods", *read_back)
-        yield Step("likelihoods", specs.likelihoods(experiment, *node, name), read, made)
-
-
-def _files(folder: Path, *names: str) -> dict[str, Path]:
-    """Files and folders by their names without suffix, which those of inputs and outputs are."""
-    return {name.partition(".")[0]: folder / name for name in names}
-
-
-def _record(step: Step) -> Path:
-    return list(step.outputs.values())[-1]
-
-
-def _mark(step: Step) -> Path:
-    """File that says what a finished stage was run with."""
-    record = _record(step)
-    return record.with_name(f".{record.name}.key")
-
-
-def _key(step: Step) -> str:
-    code = code_digest(MODULES[step.stage][1])
-    inputs = {name: [path] for name, path in step.inputs.items()}
-    return resume_key(Stage(spec=without_places(step.spec), code=code, inputs=inputs))
-
-
-def _done(step: Step) -> bool:
-    """Return whether a stage is finished, with the same settings, code and inputs."""
-    mark = _mark(step)
-    if not (_record(step).is_file() and mark.is_file() and mark.read_text() == _key(step)):
-        return False
-    if step.stage == "given":  # the same weights may lie elsewhere now
-        relink(step.outputs["model"], step.spec["weights"])
-    return True
-
-
-def _run(step: Step, options: Namespace) -> int:
-    """Run a stage as the workflow does, in a process of its own; return its exit status."""
-    script, module = MODULES[step.stage]
-    key, mark = _key(step), _mark(step)
-    mark.unlink(missing_ok=True)
-    words = [sys.executable, str(SCRIPTS / f"{script}.py"), "--spec", canonical_json(step.spec)]
-    words += ["--code", code_digest(module), "--threads", str(options.threads)]
-    if step.stage in RUNS_A_MODEL:
-        words += ["--processes", str(options.processes), "--micro-batch", str(options.micro_batch)]
-    for option, paths in (("--input", step.inputs), ("--output", step.outputs)):
-        words += [word for name, path in paths.items() for word in (option, f"{name}={path}")]
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    log = _record(step).with_name(f".{step.stage}.log")
-    with open(log, "w", encoding="utf-8") as errors:
-        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        child = subprocess.Popen(words, stdout=STDERR, stderr=errors, env=env)
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        try:
-            status = child.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    if status == 0:
-        write_text(mark, key)
-    else:
-        _say(f"{step.stage} failed; its log is {log}")
-    return status
+def _run(experiment: Experiment, options: Namespace) -> int:
+    """Run the stages in the folder of the experiment; return Snakemake's exit status."""
+    cores, processes = options.processes * options.threads, f"processes={options.processes}"
+    stages = ("evaluate", "likelihoods")
+    resources = [f"{stage}:{processes}" for stage in stages]
+    words = [sys.executable, "-m", "snakemake", "scores", "--snakefile", str(HOME / "Snakefile")]
+    words += ["--directory", str(experiment.root), "--cores", str(cores), "--rerun-incomplete"]
+    words += ["--profile", "none", "--quiet", "progress", "rules", "host", "reason"]
+    words += ["--nolock"]  # the lock here is let go after a crash
+    words += ["--set-threads", *(f"{stage}={cores}" for stage in stages)]
+    words += ["--set-resources", *resources, f"likelihoods:micro_batch={options.micro_batch}"]
+    words += ["--config", f"experiment={experiment.name}"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    child = subprocess.Popen(words, stdout=STDERR, env=env, process_group=0)
+    # Snakemake alone would wait for its jobs, which save what they have when they are asked to end
+    before = {
+        number: signal.signal(number, lambda number, _: os.killpg(child.pid, number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def scores(results: Results) -> list[dict[str, Any]]:

@@ -45,9 +45,7 @@ def results_of(
 def _scored(experiment: Experiment, folder: Path) -> Sequence[list[object]]:
     """Models that are scored on all sets."""
     files = [f"{name}/{file}" for name in experiment.sets for file in SCORED]
-    places = {
-        node: folder / f"evaluations/{node.lineage}/seed{node.seed}" for node in experiment.nodes
-    }
+    places = {node: folder / "evaluations" / node.folder for node in experiment.nodes}
     return [
         list(node) for node, at in places.items() if all((at / file).is_file() for file in files)
     ]

@@ -70,20 +70,14 @@ def export(parser: argparse.ArgumentParser) -> None:
 def power(parser: argparse.ArgumentParser) -> None:
     """Add the options of `power`."""
     add = parser.add_argument
-    text = "what has results so far; without it, --sd plans"
-    add("results", nargs="?", metavar="EXPERIMENT|FOLDER", help=text)
+    text = "what has results so far, finished or not"
+    add("results", metavar="EXPERIMENT|FOLDER", help=text)
     add("--difference", type=_above, default=1.0, help="in points (default: 1.0)")
     add("--power", type=_share, default=0.8, help="probability of telling it (default: 0.8)")
     add("--level", type=_share, default=0.05, help="of one test (default: 0.05)")
     measures = ["rougeL", "exact_match", "answer_accuracy"]
     add("--measure", choices=measures, default="rougeL", help="default: rougeL")
     add("--set", metavar="NAME", help="evaluation set (default: the first)")
-    text = "standard deviation of a difference over training seeds, in place of the estimate"
-    add("--sd", type=_above, metavar="POINTS", help=text)
-    text = "without results: standard deviation of a difference over prompts"
-    add("--sd-prompts", type=_above, metavar="POINTS", help=text)
-    add("--prompts", type=_count, help="without results: number of prompts")
-    add("--seeds", type=_count, help="without results: number of training seeds")
     add("--config", metavar="NAME=VALUE", nargs="+", default=[], help="variables of the experiment")
     add("--json", action="store_true", help="print JSON")
 

@@ -25,25 +25,20 @@ LONGEST = 80  # characters of a folder's name that come from names of experiment
 JUDGE = "judge/judge.json"
 
 
-class ComparisonFile(NamedTuple):
-    """A file of the comparison, and its place in Snakemake's report; its caption is `workflow/report/<stem>.rst`."""
+class Part(NamedTuple):
+    """A file of the comparison, and what Snakemake's report says of it; `workflow/report/<stem>.rst` is its caption."""
 
     file: str
     about: str
     form: str
-    category: str = "Comparison"
-
-    @property
-    def stem(self) -> str:
-        return self.file.partition(".")[0]
 
 
 DIFFERENCES, CURVES = "What differs, in settings and in scores", "ROUGE-L on dev"
 PARTS = {
-    "page": ComparisonFile("comparison.html", DIFFERENCES, "page"),
-    "table": ComparisonFile("comparison.csv", "All numbers side by side", "table (CSV)"),
-    "curves": ComparisonFile("comparison-curves.svg", CURVES, "figure"),
-    "curves_csv": ComparisonFile("comparison-curves.csv", CURVES, "numbers (CSV)"),
+    "page": Part("comparison.html", DIFFERENCES, "page"),
+    "table": Part("comparison.csv", "All numbers side by side", "table (CSV)"),
+    "curves": Part("comparison-curves.svg", CURVES, "figure"),
+    "curves_csv": Part("comparison-curves.csv", CURVES, "numbers (CSV)"),
 }
 """Files of a comparison, by the names of the stage's outputs."""
 
@@ -116,12 +111,12 @@ def files(experiment: Experiment, measured: Sequence[str]) -> list[str]:
     models = dict.fromkeys(student_of(node.lineage) for node in experiment.trainings)
     judged = bool(experiment.settings["evaluation"]["judge"])
     scores = [*(file for file in measured if file != JUDGE), *([JUDGE] if judged else [])]
-    nodes = [f"{lineage}/seed{seed}" for lineage, seed in experiment.nodes]
+    nodes = [node.folder for node in experiment.nodes]
     found = [
         *(f"data/{name}/manifest.json" for name in (*experiment.splits, "tokenizer")),
         *(f"base/{model}/manifest.json" for model in models),
         *(f"models/{node}/manifest.json" for node in nodes),
-        *(f"models/{lineage}/seed{seed}/metrics.jsonl" for lineage, seed in experiment.trainings),
+        *(f"models/{node.folder}/metrics.jsonl" for node in experiment.trainings),
         *(f"teachers/{f}" for e in experiment.teacher_cache for f in (e.manifest, *e.logs)),
         *(f"evaluations/{n}/{name}/{f}" for n in nodes for name in experiment.sets for f in scores),
     ]
@@ -190,10 +185,7 @@ def spec(first: Experiment, rest: Sequence[Experiment], measured: Sequence[str])
                 "name": each.name,
                 "report": specs.report(each) | {"samples": 0},
                 "settings": each.settings,
-                "made": {
-                    f"{node.lineage}/seed{node.seed}": made(specs.made_with(each, node))
-                    for node in each.nodes
-                },
+                "made": {node.folder: made(specs.made_with(each, node)) for node in each.nodes},
                 "content": None if each is first else content(each, measured),
             }
             for each in (first, *rest)

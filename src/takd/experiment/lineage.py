@@ -37,6 +37,11 @@ class Node(NamedTuple):
     lineage: str
     seed: int
 
+    @property
+    def folder(self) -> str:
+        """Its folder, below those of models, evaluations and logs."""
+        return f"{self.lineage}/seed{self.seed}"
+
 
 def join(hops: Iterable[Hop]) -> str:
     """Format hops as a lineage."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from takd.experiment.lineage import Node
+
 GENERATIONS = "generations"
 
 
@@ -22,7 +24,7 @@ class CacheEntry(NamedTuple):
     @property
     def folder(self) -> str:
         """Folder of the output, relative to the teachers' folder."""
-        return f"{self.teacher}/seed{self.seed}/{self.place}"
+        return f"{Node(self.teacher, self.seed).folder}/{self.place}"
 
     @property
     def manifest(self) -> str:

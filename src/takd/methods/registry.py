@@ -6,7 +6,7 @@ evaluations do not import it, so a new entry reruns none of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -23,7 +23,6 @@ class MethodFacts:
         on_policy: whether it has the settings of `takd.methods.on_policy`.
         rollouts: whether it draws rounds of responses, from student and teacher, and keeps their
             log-probabilities and the teacher's hidden states.
-        published: settings of the paper's experiments.
         citation: BibTeX entry.
     """
 
@@ -33,7 +32,6 @@ class MethodFacts:
     loss: str | None = None
     on_policy: bool = False
     rollouts: bool = False
-    published: Mapping[str, Any] = field(default_factory=dict)
     citation: str = ""
 
     def asks_teacher(self, settings: Mapping[str, Any]) -> bool:
@@ -60,16 +58,6 @@ METHODS = {
         "2306.08543",
         loss="policy",
         rollouts=True,
-        # section 3.1, the appendix on training, and the strategies of section 2.2
-        published={
-            "learning_rate": 5e-6,
-            "steps": 5000,
-            "rollouts_per_round": 256,
-            "inner_epochs": 4,
-            "teacher_mix": 0.2,
-            "length_normalisation": True,
-            "single_step_weight": 1.0,
-        },
         citation="""\
 @inproceedings{gu2024minillm,
   title         = {{MiniLLM}: Knowledge Distillation of Large Language Models},
@@ -83,4 +71,4 @@ METHODS = {
     ),
 }
 REPLICATED = "minillm"
-"""Method whose published experiments reports cite, and compare their own settings with."""
+"""Method whose published experiments reports cite."""

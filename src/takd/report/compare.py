@@ -8,17 +8,17 @@ from typing import Any
 
 from takd.analysis import compare_settings, exports, measures, table
 from takd.analysis.across_experiments import (
+    SAME,
     Compared,
     Comparison,
     Outcome,
-    OutcomeKey,
     compare,
     read_all,
 )
 from takd.analysis.compare_settings import Setting
 from takd.analysis.costs import EVALUATION, TRAINING
 from takd.analysis.measures import BY_NAME
-from takd.analysis.table import COST, EACH
+from takd.analysis.table import COST, EACH, Number
 from takd.experiment.labels import chain_text, full_text, methods_text
 from takd.pages.environment import visible
 from takd.pages.tables import Cell, Column, Group, Table, TableRow, simple
@@ -139,8 +139,12 @@ def differences(comparison: Comparison, name: str) -> Drawing | None:
     blocks = []
     for place, each in enumerate(comparison.experiments[1:], 1):
         look = looks(each.results)
-        found = (outcome.difference for outcome in comparison.against(name, place).values())
-        lines = [forest.ForestLine(full_text(n.lineage), n, look[n.lineage]) for n in found if n]
+        found = comparison.against(name, place).items()
+        lines = [
+            forest.ForestLine(full_text(lineage), outcome, look[lineage])
+            for lineage, outcome in found
+            if isinstance(outcome, Number)
+        ]
         if lines:
             blocks.append(forest.Block(f"{each.name} − {comparison.first.name}", lines))
     return forest.both(blocks, "difference in ROUGE-L", signed=True) if blocks else None
@@ -158,12 +162,13 @@ def scores(comparison: Comparison, name: str) -> Table:
             found = score(each.results, name, lineage, "rougeL")
             cells.append(numbered(each.results, found) if found else Cell("–", ""))
         for place, each in enumerate(rest, 1):
-            outcome = comparison.outcomes.get(OutcomeKey(name, lineage, place), Outcome())
-            if outcome.same or outcome.reason:
-                words = "same model" if outcome.same else "not tested"
-                cells.append(Cell(words, "", tip=outcome.reason))
+            outcome = comparison.outcomes.get((name, lineage, place))
+            if not isinstance(outcome, str):
+                cells.append(numbered(each.results, outcome))
+            elif outcome == SAME:
+                cells.append(Cell("same model", ""))
             else:
-                cells.append(numbered(each.results, outcome.difference))
+                cells.append(Cell("not tested", "", tip=outcome))
         rows.append(TableRow(cells, lineage=lineage))
     return simple(["Model", *map(Column, names)], rows, f"scores-{name}")
 
@@ -244,7 +249,7 @@ def to_csv(comparison: Comparison) -> str:
                 for number, each in enumerate(experiments):
                     if each.has(lineage, name):
                         found = score(each.results, name, lineage, measure)
-                        outcome = comparison.outcomes.get(OutcomeKey(name, lineage, number))
+                        outcome = comparison.outcomes.get((name, lineage, number))
                         about = _about(name, lineage, measure, each)
                         about |= exports.columns("value", found)
                         lines.append(about | _tested(outcome if measure == "rougeL" else None))
@@ -266,10 +271,10 @@ def _about(name: str, lineage: str, measure: str, each: Compared) -> dict[str, A
 
 
 def _tested(outcome: Outcome | None) -> dict[str, Any]:
-    found = outcome.difference if outcome else None
+    found = outcome if isinstance(outcome, Number) else None
     return (
         exports.columns("difference", found)
         | {"difference_n_training_seeds": found and found.n_training_seeds}
         | exports.tests(found)
-        | {"not_tested": outcome and ("the same model" if outcome.same else outcome.reason)}
+        | {"not_tested": outcome if isinstance(outcome, str) else ""}
     )

@@ -1,11 +1,13 @@
 """Costs page: time and tokens by stage and by model, and total cost with teachers and initial SFT."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from takd.analysis import costs, exports
-from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, StageRun, unit
+from takd.analysis.costs import EVALUATION, JUDGE, TRAINING, unit
 from takd.analysis.results import Results
 from takd.experiment.labels import (
     chain_label,
@@ -29,7 +31,7 @@ TIMES = ("#Runs", "#Minutes|wall time")
 
 def page(results: Results) -> str:
     """Render the costs."""
-    runs = list(costs.runs(results))
+    runs = costs.runs(results)
     return pages.render(
         "costs.html",
         results,
@@ -48,11 +50,12 @@ def arms(results: Results) -> Table | None:
     budget = costs.budgets(results)
     if not budget:
         return None
-    total = {each.lineage: each.flops for each in costs.cumulative(results)}
+    total = costs.cumulative(results)
     labels = {chain["lineage"]: chain_label(chain) for chain in results.spec["chains"]}
     rows = []
     for lineage in results.spec["equal_cost"]["lineages"]:
-        if not (spent := total[lineage]):  # results of an earlier version, which were accepted
+        spent = total[lineage]["flops"]
+        if not spent:  # results of an earlier version, which were accepted
             continue
         models = {model.node.seed: model.manifest for model in results.of(lineage)}
         scores = (score(results, name, lineage, "rougeL") for name in results.spec["sets"])
@@ -73,15 +76,15 @@ def arms(results: Results) -> Table | None:
 
 def apart(results: Results) -> float:
     """Percent by which the dearest chain of equal cost exceeds the cheapest, the mean over training seeds of each."""
-    spent = {each.lineage: each.flops for each in costs.cumulative(results)}
+    spent = {name: cost["flops"] for name, cost in costs.cumulative(results).items()}
     names = results.spec.get("equal_cost", {}).get("lineages", [])
     means = [fmean(spent[name].values()) for name in names if spent[name]]
     return 100 * (max(means) / min(means) - 1) if means else 0.0
 
 
-def how(runs: Sequence[StageRun]) -> str:
+def how(runs: pd.DataFrame) -> str:
     """Say what the hours of CPUs and GPUs are."""
-    found = {(run.on_cpu, run.measured) for run in runs}
+    found = set(zip(runs["on_cpu"], runs["measured"], strict=True))
     kinds = {
         (True, True): "CPU hours are measured CPU time of the first process × processes",
         (True, False): "CPU hours are wall time × processes, as older logs hold no CPU time",
@@ -90,61 +93,50 @@ def how(runs: Sequence[StageRun]) -> str:
     return "; ".join(text for kind, text in kinds.items() if kind in found)
 
 
-def by_stage(results: Results, runs: Sequence[StageRun]) -> Table:
+def by_stage(results: Results, runs: pd.DataFrame) -> Table:
     """Sum the costs of training by method, of teacher caches and of the stages of an evaluation."""
-    found: dict[str, list[StageRun]] = {}
-    for run in runs:
-        method = split(run.lineage)[-1].method
-        stage = f"training, {method_title(method)}" if run.stage == TRAINING else run.stage
-        found.setdefault(stage, []).append(run)
-    rows = [TableRow(_sums(stage, of_stage)) for stage, of_stage in found.items()]
+    titles = runs["lineage"].map(lambda lineage: method_title(split(lineage)[-1].method))
+    stages = runs["stage"].where(runs["stage"] != TRAINING, "training, " + titles)
+    rows = [TableRow(_sums(stage, of)) for stage, of in runs.groupby(stages, sort=False)]
     if _judged(results):
         unknown = [Cell("not recorded")] * 3
         rows.append(TableRow([Cell(JUDGE), Cell(str(len(results.evaluations))), *unknown]))
     everything = Group("", [TableRow(_sums("all", runs, "beyond"))])
-    stages = simple(["Stage", *TIMES, f"#{unit(results)}", "#Tokens"], rows, "stages")
-    return stages._replace(groups=[*stages.groups, everything])
+    table = simple(["Stage", *TIMES, f"#{unit(results)}", "#Tokens"], rows, "stages")
+    return table._replace(groups=[*table.groups, everything])
 
 
-def _sums(name: str, runs: Sequence[StageRun], kind: str = "") -> list[Cell]:
-    sums = (sum(getattr(run, what) for run in runs) for what in ("minutes", "hours", "tokens"))
+def _sums(name: str, runs: pd.DataFrame, kind: str = "") -> list[Cell]:
+    sums = (runs[what].sum().item() for what in ("minutes", "hours", "tokens"))
     numbers = zip((len(runs), *sums), (0, 1, 2, 0), strict=True)
     return [Cell(name, kind=kind), *(_number(value, digits) for value, digits in numbers)]
 
 
-def caches(results: Results, runs: Sequence[StageRun]) -> Table | None:
+def caches(results: Results, runs: pd.DataFrame) -> Table | None:
     """List the teacher caches, which are computed once for all students of a teacher; None if there are none."""
-    found = _grouped(run for run in runs if run.stage.startswith(CACHES))
+    found = runs[runs["stage"].str.startswith(CACHES)].groupby(["lineage", "stage"], sort=False)
     rows = [
-        [Cell(full_text(lineage)), *_sums(stage, of_stage), _devices(of_stage)]
-        for (lineage, stage), of_stage in found.items()
+        [Cell(full_text(lineage)), *_sums(stage, of), _devices(of)]
+        for (lineage, stage), of in found
     ]
     heads = ["Teacher", "Stage", *TIMES, f"#{unit(results)}", "#Tokens", "Device"]
     return simple(heads, rows, "caches") if rows else None
 
 
-def _grouped(runs: Iterable[StageRun]) -> dict[tuple[str, str], list[StageRun]]:
-    """Group runs by lineage and stage."""
-    found: dict[tuple[str, str], list[StageRun]] = {}
-    for run in runs:
-        found.setdefault((run.lineage, run.stage), []).append(run)
-    return found
-
-
-def by_model(results: Results, runs: Sequence[StageRun]) -> Table:
+def by_model(results: Results, runs: pd.DataFrame) -> Table:
     """List the models with what their own runs cost, over training seeds, and their total cost, for one seed."""
-    total = {each.lineage: each for each in costs.cumulative(results)}
+    total = costs.cumulative(results)
     rows = []
     for lineage in results.lineages:
-        own = [run for run in runs if run.lineage == lineage]
-        trained = [run for run in own if run.stage == TRAINING]
-        minutes, tokens = (sum(getattr(r, what) for r in trained) for what in ("minutes", "tokens"))
-        hours, drawn, flops = total[lineage].hours, total[lineage].tokens, total[lineage].flops
+        own = runs[runs["lineage"] == lineage]
+        trained = own[own["stage"] == TRAINING]
+        minutes, tokens = (trained[what].sum().item() for what in ("minutes", "tokens"))
+        hours, drawn, flops = (total[lineage][what] for what in ("hours", "tokens", "flops"))
         cells = [
             model_cell(lineage),
             _number(len(trained)),
             _number(minutes, 1),
-            _number(sum(run.minutes for run in own if run.stage in EVALUATION), 1),
+            _number(own[own["stage"].isin(EVALUATION)]["minutes"].sum().item(), 1),
             _number(tokens),
             _number(tokens / minutes / 60) if minutes else Cell("–", ""),
             _total(hours.values(), pages.hours),
@@ -160,17 +152,18 @@ def by_model(results: Results, runs: Sequence[StageRun]) -> Table:
 
 def to_csv(results: Results) -> str:
     """Write one line per lineage and stage, over training seeds."""
-    in_order = sorted(costs.runs(results), key=lambda run: results.lineages.index(run.lineage))
+    runs = costs.runs(results)
+    runs = runs.sort_values("lineage", key=lambda x: x.map(results.lineages.index), kind="stable")
     lines = []
-    for (lineage, stage), runs in _grouped(in_order).items():
+    for (lineage, stage), of in runs.groupby(["lineage", "stage"], sort=False):
         line: dict[str, Any] = {"lineage": lineage, "chain": chain_text(lineage)}
         line |= {"methods": methods_text(lineage), "stage": stage}
-        line["training_seeds"] = 0 if is_given(lineage) else len({run.seed for run in runs})
-        line["minutes"] = sum(float(run.end.get("seconds", 0.0)) for run in runs) / 60
-        for what in ("hours", "tokens", "flops", "steps", "skipped"):
-            values = [value for run in runs if (value := getattr(run, what)) is not None]
-            line[what] = sum(values) if values else None
-        lines.append(line | {"device": None if stage in EVALUATION else _devices(runs)})
+        line["training_seeds"] = 0 if is_given(lineage) else of["seed"].nunique()
+        for what in ("minutes", "hours", "tokens", "flops", "steps", "skipped"):
+            total = of[what].sum(min_count=1)
+            # rounded as a Python float: numpy's differ in the last digit
+            line[what] = None if pd.isna(total) else total.item()
+        lines.append(line | {"device": None if stage in EVALUATION else _devices(of)})
     return exports.to_csv(lines)
 
 
@@ -181,8 +174,8 @@ def _total(by_seed: Collection[float], text: Callable[[float], str]) -> Cell:
     return Cell(text(mean), mean, [" to ".join(ends)] if ends[0] != ends[1] else [])
 
 
-def _devices(runs: Sequence[StageRun]) -> str:
-    return ", ".join(sorted({run.device for run in runs}))
+def _devices(runs: pd.DataFrame) -> str:
+    return ", ".join(sorted(set(runs["device"])))
 
 
 def _judged(results: Results) -> int:

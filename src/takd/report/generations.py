@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from typing import NamedTuple
+from typing import Any
 
 from takd.analysis import table
 from takd.analysis.results import JsonRow, Results
@@ -11,29 +11,6 @@ from takd.experiment.lineage import Node, split, supervised
 from takd.metrics.words import pieces
 from takd.pages.environment import visible
 from takd.report import pages
-
-
-class ShownResponse(NamedTuple):
-    """A model's response with the first decoding seed, and the scores of all; ROUGE-L x 100.
-
-    Attributes:
-        model: position of the model in the table of results.
-        parts: the text in parts, each with whether it differs from the nearest reference.
-        change: `right` if it equals a reference, or has its answer where the set has a pattern of it, and that of the
-            SFT baseline does not; `wrong` the other way round.
-        over_sft: mean ROUGE-L less that of the SFT baseline; None for a baseline.
-    """
-
-    model: int
-    seed: int
-    parts: list[tuple[str, bool]]
-    tokens: int
-    finished: bool
-    right: bool
-    by_seed: list[float]
-    mean: float
-    change: str
-    over_sft: float | None
 
 
 def page(results: Results) -> str:
@@ -62,8 +39,13 @@ def page(results: Results) -> str:
 
 def _responses(
     results: Results, name: str, key: int, rows: Mapping[Node, JsonRow]
-) -> Iterator[ShownResponse]:
-    """Yield the responses to a prompt, model by model."""
+) -> Iterator[dict[str, Any]]:
+    """Yield the responses to a prompt with the first decoding seed, model by model, and their scores with all.
+
+    `model` is the place of the model in the table of results, `parts` are those of `differing`. `change` is `right` if
+    the response equals a reference, or has its answer where the set has a pattern of it, and that of the SFT baseline
+    does not, and `wrong` the other way round. `over_sft` is the mean less that of the baseline; None for a baseline.
+    """
 
     def mean(node: Node) -> float:
         return results.evaluations[node, name].by_prompt[key]
@@ -76,18 +58,18 @@ def _responses(
             right = _right(rows[node])
             compared = base in rows and base != node
             before = _right(rows[base]) if compared else right
-            yield ShownResponse(
-                model=place,
-                seed=seed,
-                parts=list(differing(visible(first["text"]), rows[node]["references"])),
-                tokens=first["tokens"],
-                finished=first["finished"],
-                right=right,
-                by_seed=[output["rougeL"] for output in outputs],
-                mean=mean(node),
-                change="" if right == before else "right" if right else "wrong",
-                over_sft=mean(node) - mean(base) if compared else None,
-            )
+            yield {
+                "model": place,
+                "seed": seed,
+                "parts": list(differing(visible(first["text"]), rows[node]["references"])),
+                "tokens": first["tokens"],
+                "finished": first["finished"],
+                "right": right,
+                "by_seed": [output["rougeL"] for output in outputs],
+                "mean": mean(node),
+                "change": "" if right == before else "right" if right else "wrong",
+                "over_sft": mean(node) - mean(base) if compared else None,
+            }
 
 
 def _right(row: JsonRow) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from takd.analysis.result_files import folder_of
 from takd.analysis.results import Results
 from takd.experiment.labels import full_text
 from takd.experiment.lineage import is_given
@@ -17,11 +18,11 @@ def model_pages(results: Results, models: Path) -> Iterator[tuple[str, str]]:
     """Yield file and text of each page of a model; `models` is the folder above the lineages."""
     for lineage in results.lineages:
         cards = {}
-        for seed in results.seeds(lineage):
-            path = models / lineage / f"seed{seed}" / "card.md"
+        for model in results.of(lineage):
+            path = folder_of(models, model.node, "card.md")
             if not path.is_file():
                 raise InputError(f"{path}: not found; start snakemake with it as the target.")
-            cards[seed] = card_html(path.read_text(encoding="utf-8"))
+            cards[model.node.seed] = card_html(path.read_text(encoding="utf-8"))
         file, given = f"models/{lineage}.html", is_given(lineage)
         about = {"name": full_text(lineage), "lineage": lineage, "given": given, "cards": cards}
         yield file, pages.render(file, results, "model.html", **about)

@@ -168,7 +168,7 @@ def data(data_report: dict[str, Any]) -> Table:
 def hardware(results: Results) -> Table:
     """List each combination of stage, device and precision, with its runs and their wall time."""
     minutes: dict[tuple[str, ...], list[float]] = {}
-    for run in filter(lambda run: run.end, costs.runs(results)):
+    for run in filter(lambda run: run.end, costs.runs(results).itertuples()):
         keys = ("device", "processes", "precision", "host_cpus")
         place = (run.stage, *(str(run.end.get(key, "–")) for key in keys))
         minutes.setdefault(place, []).append(run.minutes)
@@ -181,7 +181,7 @@ def code(results: Results) -> Table:
     """List each combination of stage, commit and digest of the code, with its runs."""
     found = Counter(
         (run.stage, *(Cell(run.end.get(key) or "–", kind="digest") for key in ("commit", "code")))
-        for run in costs.runs(results)
+        for run in costs.runs(results).itertuples()
         if run.end
     )
     rows = [[*place, runs] for place, runs in found.items()]

@@ -31,7 +31,7 @@ def numbers(results: Results) -> dict[str, str]:
     """For each evaluation set, a command for each model's scores, with the number in a comment."""
     found: dict[str, list[str]] = {}
     for (node, name), evaluation in results.evaluations.items():
-        place = f"evaluations/{node.lineage}/seed{node.seed}/{name}/scores.json"
+        place = f"evaluations/{node.folder}/{name}/scores.json"
         score = number(evaluation.mean("rougeL"), digits=2)
         seed = "" if is_given(node.lineage) else f", training seed {node.seed}"
         said = _one_line(f"{full_text(node.lineage)}{seed}: ROUGE-L {score}")
@@ -43,7 +43,7 @@ def numbers(results: Results) -> dict[str, str]:
 def digests(results: Results) -> str:
     """Digests of the weights of all models, in the format of `sha256sum --check`."""
     return "\n".join(
-        f"{digest}  {_folder(results)}/models/{node.lineage}/seed{node.seed}/{name}"
+        f"{digest}  {_folder(results)}/models/{node.folder}/{name}"
         for node, model in results.models.items()
         for name, digest in sorted(model.weights.items())
     )

@@ -7,6 +7,7 @@ from takd.analysis import fairness, measures, table
 from takd.analysis.comparisons import Pair
 from takd.analysis.exports import cited
 from takd.analysis.measures import BY_NAME, TESTED
+from takd.analysis.questions import QUESTIONS
 from takd.analysis.results import Results
 from takd.analysis.shares import shares
 from takd.analysis.statistics import Interval, number
@@ -24,14 +25,6 @@ from takd.report.tables import by_seed, measured, numbered, score
 BESIDE = 5
 """Models beside one another in the table of all measures: more would be cut on paper."""
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
-TITLES = {
-    "direct": "Through assistants − straight from the teacher",
-    "sft": "Distilled − SFT baseline",
-    "method": "Method − method",
-    "given": "Trained − as given",
-    "teacher": "Method − its control",
-    "control": "Control − SFT baseline",
-}
 
 
 def page(results: Results) -> str:
@@ -75,11 +68,11 @@ def tests(results: Results, name: str, stratum: str = "") -> Table | None:
         pair = Pair(each.question, each.lineage, each.other)
         by_pair.setdefault(pair, {})[each.measure] = each
     groups: dict[str, list[TableRow]] = {}
-    for pair in sorted(by_pair, key=lambda pair: list(TITLES).index(pair.question)):
+    for pair in sorted(by_pair, key=lambda pair: list(QUESTIONS).index(pair.question)):
         cells = [_compared(results, pair)]
         for measure in results.tested(name):
             cells += _tested(results, by_pair[pair][measure], several)
-        title = f"{TITLES[pair.question]}: a family of {by_pair[pair]['rougeL'].family}"
+        title = f"{QUESTIONS[pair.question].title}: a family of {by_pair[pair]['rougeL'].family}"
         groups.setdefault(title, []).append(TableRow(cells))
     return Table(columns, [Group(*each) for each in groups.items()], f"tests-{name}", kind="tests")
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from takd.analysis import looks, table
 from takd.analysis.comparisons import Pair
-from takd.analysis.deviations import limits
+from takd.analysis.limits import limits
 from takd.analysis.measures import BY_NAME, TESTED
+from takd.analysis.questions import QUESTIONS
 from takd.analysis.results import Results
 from takd.analysis.shares import Share, shares
 from takd.analysis.table import DIFFERENCE, EACH, SCORE, Number
@@ -18,15 +19,6 @@ from takd.report.figures import forest
 from takd.report.figures.registry import drawn
 from takd.report.score_tables import brief_table
 from takd.report.tables import by_seed
-
-WHAT = {
-    "direct": "through assistants against straight from the teacher",
-    "sft": "against the SFT baseline",
-    "method": "method against method",
-    "given": "against a model as given",
-    "teacher": "method against control",
-    "control": "control against the SFT baseline",
-}
 
 
 def page(results: Results, data_report: dict[str, Any], downloads: dict[str, str]) -> str:
@@ -81,7 +73,7 @@ def trained(results: Results) -> str:
 def tested(results: Results, name: str) -> str:
     """Count the significant differences of each question."""
     found, parts = table.of(results), []
-    for question, what in WHAT.items():
+    for question, (_, what) in QUESTIONS.items():
         wanted = {"kind": DIFFERENCE, "set": name, "question": question}
         counts = [
             f"{tally(rows, question)} in {title}"
@@ -113,7 +105,7 @@ def looked(results: Results) -> list[str]:
     for row in found:
         pair = forest.pair_text(Pair(row["question"], row["lineage"], row["other"]))
         named.setdefault(row["verdict"], []).append(
-            f"{pair} ({WHAT[row['question']]}, {row['set']})"
+            f"{pair} ({QUESTIONS[row['question']].what}, {row['set']})"
         )
     bound = f"±{until['difference']:g}"
     texts = [

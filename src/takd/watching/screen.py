@@ -10,8 +10,8 @@ from takd.experiment.experiment import Experiment
 from takd.watching.stages import STATES, Seen, duration, look
 
 SECONDS = 2.0  # between two looks in a terminal
-LATEST = 8  # trainings of which the scores are shown in a terminal
-LISTED = 12  # stages of one state that are listed in a terminal
+LISTED = 12  # stages of one state that are listed in a terminal, the last ones
+BAR = 16  # characters of a bar of progress
 COLORS = {"failed": "bold red", "lost": "red", "stopped": "yellow", "running": "green"}
 MEANING = {
     "lost": "lost: the heartbeat or the process ended without a message",
@@ -57,61 +57,54 @@ def _short(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
+def begun(seen: Iterable[Seen], state: str) -> list[Seen]:
+    """List the stages of a state; of those that are finished the trainings, in the order in which they ended."""
+    found = [each for each in seen if each.state == state]
+    if state != "finished":
+        return found
+    trained = (each for each in found if each.place.kind == "train")
+    return sorted(trained, key=lambda each: each.place.record.stat().st_mtime)
+
+
+def said(seen: Seen) -> list[str]:
+    """Say what a stage is, and how far it is."""
+    name = f"{seen.place.kind} {seen.place.name}".rstrip()
+    return [name, *filter(None, (progress(seen), speed(seen), scores(seen)))]
+
+
 def lines(experiment: Experiment, seen: Sequence[Seen]) -> Iterator[str]:
     """Yield a headline, then a line for each stage that has begun, and one for all that wait."""
     yield headline(experiment, seen)
     for state in STATES[:-1]:
-        for each in (each for each in seen if each.state == state):
-            if state == "finished" and each.place.kind != "train":
-                continue
-            said = (progress(each), speed(each), scores(each), reason(each, experiment.root))
-            what = f"{each.place.kind} {each.place.name}".rstrip()
-            yield "  ".join([f"{state:8}", what, *filter(None, said)])
+        for each in begun(seen, state):
+            why = reason(each, experiment.root)
+            yield "  ".join([f"{state:8}", *said(each), *filter(None, [why])])
     if waiting := Counter(each.place.kind for each in seen if each.state == "waiting"):
         yield f"waiting   {', '.join(f'{count} {kind}' for kind, count in waiting.items())}"
 
 
 def show(experiment: Experiment, seen: Sequence[Seen]) -> Any:
-    """Build what a terminal shows: what went wrong, what runs, the latest scores, counts by rule."""
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
+    """Build what a terminal shows: stages by state, what went wrong first, and counts by rule."""
     from rich.text import Text
 
-    def grid(*rows: Sequence[Any]) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for row in rows:
-            table.add_row(*row)
-        return table
+    text = Text()
+    text.append(f"{headline(experiment, seen)}    {time.strftime('%H:%M:%S')}\n", "bold")
+    for state in STATES[:-1]:
+        found = begun(seen, state)
+        text.append(f"\n{MEANING.get(state, state)}\n" if found else "", COLORS.get(state))
+        if len(found) > LISTED:
+            text.append(f"  {len(found) - LISTED} more, and\n")
+        for each in found[-LISTED:]:
+            bar = [_bar(each)] if state == "running" else []
+            text.append(f"  {'  '.join([*bar, *said(each)])}\n")
+            if why := reason(each, experiment.root):
+                text.append(f"      {why}\n", "dim")
+    return text.append(f"\n{_by_rule(seen)}\nCtrl-C ends this view; the run goes on.", "dim")
 
-    head = f"{headline(experiment, seen)}    {time.strftime('%H:%M:%S')}"
-    parts: list[Any] = [Text(head, "bold")]
-    for state in STATES[:3]:
-        these = [each for each in seen if each.state == state]
-        if these:
-            parts.append(Text(f"\n{MEANING.get(state, state)}", COLORS[state]))
-        for each in these[:LISTED]:
-            parts.append(Text(f"  {each.place.kind} {each.place.name}  {progress(each)}"))
-            parts.append(Text(f"      {reason(each, experiment.root)}", "dim"))
-        if len(these) > LISTED:
-            parts.append(Text(f"  and {len(these) - LISTED} more"))
-    running = [each for each in seen if each.state == "running"]
-    if running:
-        rows = []
-        for each in running:
-            bar = ProgressBar(each.total or 1, each.step or 0, width=16) if each.total else ""
-            what = Text(f"  {each.place.kind} {each.place.name}")
-            rows.append([what, bar, progress(each), speed(each), scores(each) or each.note])
-        parts += [Text("\nrunning", COLORS["running"]), grid(*rows)]
-    trained = [each for each in seen if each.state == "finished" and each.scores]
-    if trained:
-        trained.sort(key=lambda each: each.place.record.stat().st_mtime)
-        parts.append(Text(f"\ntrained{f' (the last {LATEST})' if len(trained) > LATEST else ''}"))
-        parts.append(
-            grid(*([Text(f"  {each.place.name}"), scores(each)] for each in trained[-LATEST:]))
-        )
-    parts.append(Text(f"\n{_by_rule(seen)}\nCtrl-C ends this view; the run goes on.", "dim"))
-    return Group(*parts)
+
+def _bar(seen: Seen) -> str:
+    done = round(BAR * min((seen.step or 0) / seen.total, 1)) if seen.total else 0
+    return "━" * done + "─" * (BAR - done)
 
 
 def _by_rule(seen: Iterable[Seen]) -> str:

@@ -112,9 +112,7 @@ def places(experiment: Experiment) -> Iterator[Place]:
         yield place(kind, what, f"{folder}/manifest.json", folder)
     for node in experiment.nodes:
         what = title(*node)
-        trained, scored = (
-            f"{part}/{node.lineage}/seed{node.seed}" for part in ("models", "evaluations")
-        )
+        trained, scored = (f"{part}/{node.folder}" for part in ("models", "evaluations"))
         if is_given(node.lineage):
             yield place("given", what, f"{trained}/manifest.json", trained)
         else:

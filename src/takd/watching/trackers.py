@@ -5,10 +5,10 @@ They run in the process of `takd track`, never in one that trains.
 
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,24 @@ class Curve:
         return f"{self.name}-{self.key}".replace("/", "-")
 
 
-class OpenCurve(Protocol):
-    """An open curve of a tracker."""
+class OpenCurve:
+    """An open curve of a tracker; of a library that writes or sends what it is given without being asked to."""
+
+    _run: Any
 
     def log(self, step: int, values: Mapping[str, float], seconds: float) -> None:
         """Add values to the curve; `seconds` is the time of training so far, of all attempts."""
+        self._run.log({**values, "seconds": seconds}, step=step)
 
     def flush(self) -> None:
         """Write out what was logged."""
 
     def close(self) -> None:
         """End the run."""
+        self._run.finish()
 
 
-class TensorBoard:
+class TensorBoard(OpenCurve):
     """Event files in `logs/<experiment>/tensorboard/<lineage>/seed<k>/<key>`."""
 
     def __init__(self, curve: Curve, folder: Path, began: float, new: bool) -> None:
@@ -73,22 +77,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class SendsByItself:
-    """An open curve of a library that writes or sends what it is given without being asked to."""
-
-    _run: Any
-
-    def log(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        self._run.log({**values, "seconds": seconds}, step=step)
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Wandb(SendsByItself):
+class Wandb(OpenCurve):
     """A run of Weights & Biases; `WANDB_MODE=offline` and its other variables hold."""
 
     def __init__(self, curve: Curve, folder: Path, began: float, new: bool) -> None:
@@ -109,7 +98,7 @@ class Wandb(SendsByItself):
         )
 
 
-class Trackio(SendsByItself):
+class Trackio(OpenCurve):
     """A run of trackio, in its own database (`TRACKIO_DIR`)."""
 
     def __init__(self, curve: Curve, folder: Path, began: float, new: bool) -> None:
@@ -127,8 +116,12 @@ class Trackio(SendsByItself):
         )
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[Wandb] | type[Trackio]]
-TRACKERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
+Opens = Callable[[Curve, Path, float, bool], OpenCurve]
+TRACKERS: dict[str, Opens] = {
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": Wandb,
+}
 
 
 def missing(names: Iterable[str]) -> str | None:

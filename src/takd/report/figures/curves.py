@@ -93,9 +93,7 @@ def _draw(panels: Mapping[str, Sequence[Series]], columns: int) -> str:
     names = {each.name: style.handle(each.look) for found in panels.values() for each in found}
     with matplotlib.rc_context(style.STYLE):
         count, later = len(panels), list[float]()
-        figure, axes = style.panels(
-            count, columns, count, style.WIDTH, 2.3, names, "ROUGE-L on dev"
-        )
+        figure, axes = style.panels(count, columns, count, 2.3, names, "ROUGE-L on dev")
         for axis, (title, found) in zip(axes, panels.items(), strict=True):
             for series in found:
                 later += _line(axis, series)

@@ -14,7 +14,7 @@ from takd.analysis.statistics import Interval, number, of_trainings
 from takd.experiment.labels import full_text, method_title, size_text
 from takd.experiment.lineage import control_of, own, prefixes, split, supervised
 from takd.report.figures import style
-from takd.report.figures.style import BLACK, DASHES, WIDTH, Drawing, Look, Plot
+from takd.report.figures.style import BLACK, DASHES, Drawing, Look, Plot
 from takd.report.tables import by_seed, required, score
 
 MEASURES = {
@@ -54,9 +54,8 @@ def exact(results: Results) -> Drawing | None:
     }
     if not found:
         return None
-    broad, narrow = (_draw(results, found, columns) for columns in (2, 1))
     rows = [_row(results, *place, each) for place, lineages in found.items() for each in lineages]
-    return Drawing(broad, rows, narrow, _note(rows))
+    return Drawing(_draw(results, found), rows, note=_note(rows))
 
 
 PLOT = Plot("exact", "exact divergences by head teacher and route", exact, "results.html",
@@ -72,7 +71,7 @@ def _student(lineage: str) -> str:
     return split(lineage)[-1].model
 
 
-def _draw(results: Results, found: Found, columns: int) -> str:
+def _draw(results: Results, found: Found) -> str:
     ends = list(dict.fromkeys(lineage for lineages in found.values() for lineage in lineages))
     routes = sorted(dict.fromkeys(map(_route, ends)), key=lambda route: len(route.assistants))
     look, known, sizes = {}, style.looks(results), style.by_size(results)
@@ -89,9 +88,7 @@ def _draw(results: Results, found: Found, columns: int) -> str:
         if (here := [x for x in found.get((name, measure), ()) if _student(x) == student])
     ]
     with matplotlib.rc_context(style.STYLE):
-        figure, axes = style.panels(
-            len(places), columns, 1, WIDTH * columns / 2, 2.8, key, "reverse KL, nats per response"
-        )
+        figure, axes = style.panels(len(places), 2, 1, 2.8, key, "reverse KL, nats per response")
         for axis, (name, student, measure, here) in zip(axes, places, strict=True):
             heads = list(dict.fromkeys(split(each)[0].model for each in here))
             heads.sort(key=lambda head: -list(sizes).index(own(head)))

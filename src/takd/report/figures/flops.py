@@ -10,7 +10,7 @@ from takd.analysis.results import Model, Results
 from takd.experiment.labels import full_text, size_text
 from takd.experiment.lineage import split, student_of, supervised
 from takd.report.figures import style
-from takd.report.figures.style import WIDTH, Drawing, Plot
+from takd.report.figures.style import Drawing, Plot
 
 Curves = dict[str, dict[int, list[tuple[float, float]]]]
 """Lineage -> training seed -> FLOPs and ROUGE-L at each dev evaluation."""
@@ -38,8 +38,7 @@ def curves(results: Results) -> Drawing | None:
         "A curve begins where the teachers and starts of its chain are paid, each once and in full. Lines are means"
         f" over training seeds, bands reach from the lowest seed to the highest.{budget}"
     )
-    broad, narrow = (_draw(results, found, columns) for columns in (2, 1))
-    return Drawing(broad, numbers, narrow, note)
+    return Drawing(_draw(results, found), numbers, note=note)
 
 
 PLOT = Plot("flops", "ROUGE-L on dev against FLOPs", curves, "costs.html", "Quality against FLOPs")
@@ -55,17 +54,15 @@ def _points(results: Results, model: Model) -> list[tuple[float, float]]:
     return [(before + row["flops"], float(row["rougeL"])) for row in dev]
 
 
-def _draw(results: Results, found: Curves, most: int) -> str:
-    """Draw panels side by side, at most so many; with one, for a phone."""
+def _draw(results: Results, found: Curves) -> str:
     look, budget = style.looks(results), costs.budgets(results)
     sizes: dict[int, list[str]] = {}
     for lineage in found:
         sizes.setdefault(results.of(lineage)[0].parameters, []).append(lineage)
     key = {full_text(name): style.handle(look[name]) for names in sizes.values() for name in names}
     with matplotlib.rc_context(style.STYLE):
-        columns = min(len(sizes), most)
         figure, axes = style.panels(
-            len(sizes), columns, len(sizes), WIDTH * most / 2, 3.2, key, "ROUGE-L on dev"
+            len(sizes), min(len(sizes), 2), len(sizes), 3.2, key, "ROUGE-L on dev"
         )
         for axis, (size, names) in zip(axes, sizes.items(), strict=True):
             for name in names:
@@ -76,7 +73,7 @@ def _draw(results: Results, found: Curves, most: int) -> str:
             if budget:
                 axis.axvline(fmean(budget.values()), color="#888888", linewidth=1, linestyle="--")
             models = ", ".join(dict.fromkeys(map(student_of, names)))
-            axis.set_title(f"{models} ({size_text(size)})", fontsize=9 if most > 1 else 10.2)
+            axis.set_title(f"{models} ({size_text(size)})", fontsize=9)
             axis.set_xlabel("FLOPs, in total")
             style.round_ticks(axis.xaxis)
         return style.to_svg(figure)

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from takd.analysis import fairness, table
 from takd.analysis.comparisons import Pair
 from takd.analysis.measures import BY_NAME
+from takd.analysis.questions import QUESTIONS
 from takd.analysis.results import Results
 from takd.analysis.table import DIFFERENCE, SCORE, Number
 from takd.analysis.text import listed, p_text
@@ -69,15 +70,6 @@ class Layout(NamedTuple):
 BROAD = Layout(9.0, 3.05, 3.25, 0.36, 0.42, 9.0, 60, above=False)
 NARROW = Layout(4.6, 0.1, 0.1, 0.62, 0.4, 10.4, 40, above=True)
 """So narrow that its text can be read on a phone."""
-QUESTIONS = {
-    "direct": "Does the assistant help? (through − direct)",
-    "sft": "Gain over SFT of the same model",
-    "method": "Method against method on one chain",
-    "given": "Training against a model as given",
-    "teacher": "What needs the teacher (method − its control)",
-    "control": "Controls: gain over SFT of the same model",
-}
-"""Headings, in the order of the blocks."""
 
 
 def differences(results: Results, name: str, measure: str = "rougeL") -> Drawing | None:
@@ -102,7 +94,9 @@ def blocks(results: Results, name: str, measure: str) -> list[Block]:
             f"arms differ in {listed(unequal)}" if unequal else "",
         )
         by_question[row.question].append(line)
-    return [Block(QUESTIONS[question], lines) for question, lines in by_question.items() if lines]
+    return [
+        Block(QUESTIONS[question].title, lines) for question, lines in by_question.items() if lines
+    ]
 
 
 def scores(results: Results, name: str, measure: str = "rougeL") -> Drawing:

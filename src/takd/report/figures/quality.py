@@ -15,7 +15,7 @@ from takd.analysis.text import counted
 from takd.experiment.labels import full_text, short_number
 from takd.experiment.lineage import student_of
 from takd.report.figures import style
-from takd.report.figures.style import WIDTH, Drawing, Plot
+from takd.report.figures.style import Drawing, Plot
 from takd.report.tables import by_seed, required
 
 FAR = 12
@@ -23,11 +23,10 @@ FAR = 12
 
 
 def quality(results: Results) -> Drawing:
-    """Draw ROUGE-L against total cost, hours beside tokens (above them for a phone), a row for each set.
+    """Draw ROUGE-L against total cost, hours beside tokens, a row for each set.
 
     Colour is the method, marker the route, size that of the model; dots are single training seeds.
     """
-    broad, narrow = (_draw(results, columns) for columns in (2, 1))
     caches = " and the teacher caches that it and they read," if results.teacher_cache else ""
     seeds = (
         ", dots single training seeds; the top teacher is trained once for all seeds and counts in full"
@@ -39,22 +38,25 @@ def quality(results: Results) -> Drawing:
         f" each once. Bars are 95 % confidence intervals{seeds}. Tokens are those trained on and drawn; those that a"
         " teacher only scores do not count. Dev is included, evaluation is not."
     )
-    return Drawing(broad, _numbers(results), narrow, note)
+    return Drawing(_draw(results), _numbers(results), note=note)
 
 
 PLOT = Plot("quality", "quality against cost", quality, "costs.html", "Quality against total cost")
 
 
-def _draw(results: Results, columns: int) -> str:
-    look, spent = style.looks(results), list(costs.cumulative(results))
+def _draw(results: Results) -> str:
+    look, spent = style.looks(results), costs.cumulative(results)
     sizes = {m: 5 + 2 * place for place, m in enumerate(reversed(style.by_size(results)))}
-    size = {each.lineage: sizes[student_of(each.lineage)] for each in spent}
+    size = {lineage: sizes[student_of(lineage)] for lineage in spent}
     unit, factor = costs.unit(results), 1
-    if max(fmean(each.hours.values()) for each in spent) < 1:
+    if max(fmean(each["hours"].values()) for each in spent.values()) < 1:
         unit, factor = unit.replace("hours", "minutes"), 60
     axes: dict[str, list[Mapping[int, float]]] = {
-        unit: [{seed: hours * factor for seed, hours in each.hours.items()} for each in spent],
-        "tokens trained on and drawn": [each.tokens for each in spent],
+        unit: [
+            {seed: hours * factor for seed, hours in each["hours"].items()}
+            for each in spent.values()
+        ],
+        "tokens trained on and drawn": [each["tokens"] for each in spent.values()],
     }
     # both x axes are treated alike
     means = [[fmean(seeds.values()) for seeds in found] for found in axes.values()]
@@ -67,21 +69,19 @@ def _draw(results: Results, columns: int) -> str:
     draws = counted(len(results.spec["decoding_seeds"]), "decoding seed")
     seeds = counted(len(results.spec["seeds"]), "training seed")
     with matplotlib.rc_context(style.STYLE):
-        high, width = (3.2 if columns > 1 else 2.6), WIDTH * columns / 2
-        figure, panels = style.panels(2 * len(sets), columns, 2, width, high, key, "ROUGE-L")
+        figure, panels = style.panels(2 * len(sets), 2, 2, 3.2, key, "ROUGE-L")
         for place, (name, (title, found)) in enumerate(itertools.product(sets, axes.items())):
             axis = panels[place]
-            for each, cost in zip(spent, found, strict=True):
-                mean = required(results, name, each.lineage, "rougeL")
+            for lineage, cost in zip(spent, found, strict=True):
+                mean = required(results, name, lineage, "rougeL")
                 dots = [(cost[seed], value) for seed, value in by_seed(results, mean).items()]
-                how = {"color": look[each.lineage].colour, "marker": look[each.lineage].marker}
-                _point(axis, fmean(cost.values()), mean, dots, **how, markersize=size[each.lineage])
+                how = {"color": look[lineage].colour, "marker": look[lineage].marker}
+                _point(axis, fmean(cost.values()), mean, dots, **how, markersize=size[lineage])
             _scale(axis, means[place % 2], log)
             axis.set_xlabel(f"{title}, in total")
             if place % 2 == 0:
                 prompts = counted(results.evaluations[results.nodes[0], name].scores["n"], "prompt")
-                n = f": {prompts} × {draws}, {seeds}" if columns > 1 else ""
-                axis.set_title(f"{name}{n}")
+                axis.set_title(f"{name}: {prompts} × {draws}, {seeds}")
         return style.to_svg(figure)
 
 
@@ -124,12 +124,13 @@ def _numbers(results: Results) -> list[JsonRow]:
     """One row per set and lineage; costs are means over training seeds."""
     rows = []
     for name in results.spec["sets"]:
-        for cost in costs.cumulative(results):
-            mean, hours = required(results, name, cost.lineage, "rougeL"), cost.hours.values()
-            about = {"set": name, "lineage": cost.lineage, "chain": mean.chain}
+        for lineage, cost in costs.cumulative(results).items():
+            mean, hours = required(results, name, lineage, "rougeL"), cost["hours"].values()
+            about = {"set": name, "lineage": lineage, "chain": mean.chain}
             about |= {"methods": mean.methods, "student": mean.model, "method": mean.method}
-            spent: JsonRow = {"n_training_seeds": len(hours), "trainings": cost.trainings}
+            spent: JsonRow = {"n_training_seeds": len(hours)}
+            spent |= {"trainings": next(iter(cost["trainings"].values()))}
             spent |= {"hours": fmean(hours), "hours_least": min(hours), "hours_most": max(hours)}
-            spent |= {"unit": costs.unit(results), "tokens": fmean(cost.tokens.values())}
+            spent |= {"unit": costs.unit(results), "tokens": fmean(cost["tokens"].values())}
             rows.append({**about, **spent, **exports.columns("rougeL", mean)})
     return rows

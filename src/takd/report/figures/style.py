@@ -149,7 +149,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def panels(
-    count: int, columns: int, shared: int, width: float, height: float, key: Key, y_title: str
+    count: int, columns: int, shared: int, height: float, key: Key, y_title: str
 ) -> tuple[Figure, list[Axes]]:
     """Lay out panels in rows, with a legend below them. Lengths are in inches.
 
@@ -163,21 +163,21 @@ def panels(
     texts = list(key)
     longest = max(map(len, texts))
     across = 3 if longest <= 34 else 2 if longest <= 56 else 1
-    across = max(1, min(len(texts), round(across * width / WIDTH)))
+    across = max(1, min(len(texts), across))
     legend = LEGEND_LINE * math.ceil(len(texts) / across) + EDGE
-    row, cell = TITLE + height + BELOW, (width - EDGE) / columns
+    row, cell = TITLE + height + BELOW, (WIDTH - EDGE) / columns
     total = EDGE + row * math.ceil(count / columns) + legend
-    figure, axes = Figure(figsize=(width, total)), list[Axes]()
+    figure, axes = Figure(figsize=(WIDTH, total)), list[Axes]()
     for place in range(count):
         down, column = divmod(place, columns)
         left, bottom = LEFT + column * cell, total - EDGE - down * row - TITLE - height
-        corner = (left / width, bottom / total, (cell - LEFT) / width, height / total)
+        corner = (left / WIDTH, bottom / total, (cell - LEFT) / WIDTH, height / total)
         share = axes[place - place % shared] if place % shared else None
         axes.append(figure.add_axes(corner, label=str(place), sharey=share))
         axes[-1].set_ylabel("" if column else y_title)
     figure.legend(
-        list(key.values()), texts, loc="lower left", bbox_to_anchor=(EDGE / width, EDGE / total / 2),
-        ncols=across, borderaxespad=0, fontsize=9 if width == WIDTH else 10.2,
+        list(key.values()), texts, loc="lower left", bbox_to_anchor=(EDGE / WIDTH, EDGE / total / 2),
+        ncols=across, borderaxespad=0, fontsize=9,
     )  # fmt: skip
     return figure, axes
 
@@ -211,11 +211,7 @@ def log_ticks(axis: Axis, most: int, text: Callable[[float], str]) -> LogLocator
 _SHAPES = {
     "o": '<circle cx="18" cy="6" r="3.5"/>',
     "s": '<path d="M14.5 2.5h7v7h-7z"/>',
-    "^": '<path d="M18 2l4 7.5h-8z"/>',
     "D": '<path d="M18 1.5l4.5 4.5-4.5 4.5-4.5-4.5z"/>',
-    "v": '<path d="M18 10l4-7.5h-8z"/>',
-    "P": '<path d="M16.5 2h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z"/>',
-    "X": '<path d="M15 1.5l3 2.7 3-2.7 1.5 1.5-2.7 3 2.7 3-1.5 1.5-3-2.7-3 2.7-1.5-1.5 2.7-3-2.7-3z"/>',
 }
 _STROKES = dict(zip(DASHES, ("", "6 3", "7 2 1.5 2", "1.5 2", "10 4", "1.5 4"), strict=True))
 
