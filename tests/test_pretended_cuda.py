@@ -250,6 +250,18 @@ def test_noise_is_that_of_the_cpu():
     assert torch.equal(found, gumbel.gumbel_noise(keys_b, keys_b, keys_b, VOCABULARY))
 
 
+def test_noise_passes_over_its_numbers_are_few():
+    with PretendedCard() as card:
+        words_2n = torch.ones(2, 4, dtype=torch.int32, device=CUDA)
+        noise_nv = torch.empty(4, 5000, device=CUDA)
+        gumbel.negative_noise_(noise_nv, words_2n)
+        card.reset()
+        gumbel.negative_noise_(noise_nv, words_2n)
+        assert card.bytes.total() <= 30.5 * noise_nv.nbytes
+        assert card.kernels.total() <= 15
+        assert not card.transfers
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reading_prompts_does_not_wait(family):
     with PretendedCard() as card:

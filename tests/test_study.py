@@ -92,6 +92,28 @@ def test_prose_has_the_numbers_of_the_files(claim: str) -> None:
     assert text in " ".join(TEXT.split())
 
 
+def test_prose_has_the_numbers_of_the_chat_model() -> None:
+    """One training seed: intervals and tests are those over prompts."""
+    found = differences("smollm2")
+    pairs = found[~found.question.isin(["sft", "control"])]
+    dolly, other = (pairs[pairs.set == name].set_index("ours") for name in ("dolly", "self-inst"))
+    assert other.significant_these_checkpoints.isna().all() and len(other) == 8
+    longer = dolly[dolly.theirs == "99M+sft-sft"].sort_values("difference")
+    assert (longer.significant_these_checkpoints == "lower").all() and len(longer) == 4
+    texts = []
+    for row in (longer.iloc[-1], longer.iloc[0]):
+        ends = -row.difference, -row.difference_prompts_high, -row.difference_prompts_low
+        texts.append("{} ({} to {})".format(*map(statistics.number, ends)))
+    assert f"above all four**, by {texts[0]} to {texts[1]}" in " ".join(TEXT.split())
+    rest = dolly[dolly.theirs != "99M+sft-sft"]
+    assert rest.significant_these_checkpoints.isna().all() and len(rest) == 4
+    assistant = rest.loc["135M-given__117M-minillm__99M-minillm"]
+    assert (
+        round(assistant.difference, 1) == 0.1
+        and "difference that these prompts show**: +0.1" in TEXT
+    )
+
+
 def test_the_twin_reaches_its_optimum() -> None:
     """Zero, within 0.001 nats, for each method and in each training seed."""
     found = pd.read_csv(ROOT / "docs/study/enumerable/results.csv").set_index("lineage")

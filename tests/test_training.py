@@ -172,9 +172,7 @@ def test_two_processes_equal_one(workspace, method):
     # no dropout: its masks are drawn per process
     settings = {"dropout": 0.0, "steps": 8, "evaluate_every": 4}
     space.finished(space.train(f"one-{method}", method, **settings))
-    torchrun = method == "minillm"
-    more = {"processes": 2, "torchrun": torchrun}
-    space.finished(space.train(f"two-{method}", method, **more, **settings))
+    space.finished(space.train(f"two-{method}", method, processes=2, **settings))
     ones, twos = (metrics(space, f"{n}-{method}")[:-1] for n in ("one", "two"))
     assert len(ones) == 11
     for one, two in zip(ones, twos, strict=True):

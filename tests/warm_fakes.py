@@ -2,7 +2,10 @@
 
 import importlib
 
-for name in ("takd.runtime.command_line", "takd.analysis.look"):
+import warm_python
+
+# looks are real ones
+for name in ("takd.runtime.command_line", *warm_python.stages("look")):
     importlib.import_module(name)
 
 import warm_outlines  # noqa: E402, F401

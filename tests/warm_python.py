@@ -62,6 +62,16 @@ def stand_in(*modules: str) -> str:
     return str(program)
 
 
+def stages(scripts: str = "*") -> list[str]:
+    """List the modules of the stages that scripts of the workflow start, by a pattern of the scripts' names."""
+    import re
+    from pathlib import Path
+
+    files = (Path(SOURCE).parent / "workflow/scripts").glob(f"{scripts}.py")
+    found = [re.findall(r'main\(\s*"(takd\.[\w.]+)"', file.read_text("utf-8")) for file in files]
+    return sorted(name for names in found for name in names)
+
+
 def serve(path: str, *modules: str) -> None:
     """Import modules, and run what is asked for; returns in the process that has to end like the program."""
     import gc

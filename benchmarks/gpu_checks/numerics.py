@@ -231,14 +231,16 @@ def graphs(findings: Findings) -> None:
     The student's weights change between the draws: in place, as an optimizer changes them, and by other tensors.
     """
     sizes = (2, 64) if findings.quick else (12, 768)
+    # texts, the longest one, and rows at a time, fewer than the texts: rows leave and come
+    asked = (24, 12, 8) if findings.quick else (96, 44, 32)
     for family in ("gpt2", "llama"):
         for half in findings.halves:
             with findings.part(name := f"{family} {_short(half)}"):
                 shape: dict[str, Any] = {"vocabulary": VOCABULARY, "device": findings.device}
                 student = random_model(family, *sizes, seed=1, **shape)
                 teacher = freeze(random_model(family, *sizes, seed=2, dtype=half, **shape))
-                found = _three_draws(copy.deepcopy(student), teacher, half, Graphs)
-                expected = _three_draws(student, teacher, half, WithoutGraphs)
+                found = _three_draws(copy.deepcopy(student), teacher, half, Graphs, *asked)
+                expected = _three_draws(student, teacher, half, WithoutGraphs, *asked)
                 same = [
                     torch.equal(a.tokens, b.tokens) for a, b in zip(found, expected, strict=True)
                 ]
@@ -260,9 +262,15 @@ class WithoutGraphs(Graphs):
 
 
 def _three_draws(
-    student: PreTrainedModel, teacher: PreTrainedModel, half: torch.dtype, kind: type[Graphs]
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    half: torch.dtype,
+    kind: type[Graphs],
+    texts: int,
+    longest: int,
+    rows: int,
 ) -> list[Response]:
-    lengths = [4 + 11 * i % 40 for i in range(96)]
+    lengths = [4 + 11 * i % (longest - 4) for i in range(texts)]
     prompts = [
         Prompt(list(range(5, 9 + i % 17)), i, 1, limit=limit) for i, limit in enumerate(lengths)
     ]
@@ -270,10 +278,10 @@ def _three_draws(
     with mock.patch.object(decoder, "Graphs", kind), torch.autocast(student.device.type, half):
         for turn in range(3):
             found += draw(
-                *(student, prompts, Decoding(44)),
+                *(student, prompts, Decoding(longest)),
                 end_token=-1,
                 vocabulary=VOCABULARY,
-                micro_batch=32,
+                micro_batch=rows,
                 teacher=teacher,
                 teacher_mix=0.2,
                 kept=kept,

@@ -32,11 +32,11 @@ def noisy_positions(rows: int, vocabulary: int, device: str) -> int:
 
 
 def next_tokens(rows: int, vocabulary: int, models: int, scored: bool, device: str) -> float:
-    """Return the bytes of the tensors of (rows, vocabulary) in a step.
+    """Return the bytes of the tensors of (rows, vocabulary) in a step, at most.
 
-    Logits of each model; if they are scored, also their log-probabilities; for two models, these
-    with the shares of the mixture, and the mixture; the noise of some positions, on a GPU three
-    times while it is computed, and the sum.
+    Logits of each model; if they are scored, also their log-probabilities; for two models, what a
+    teacher that replaces tokens needs (one that mixes uses the memory of the logits); the noise of
+    some positions, on a GPU three times while it is computed, and what warpers return.
     """
     positions = noisy_positions(rows, vocabulary, device)
     logs = models * (1 + scored) + (3 if models > 1 else 0)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from takd.decoding.amounts import CACHED_WORDS
 
+# on the host also for a GPU, which gets it as a number
+HALF_A_STEP = torch.tensor(-(2.0**-32), dtype=torch.float32, device="cpu")
+
 
 def _int32(words: Tensor) -> Tensor:
     """Return the lower 32 bits of words as signed integers, whose products wrap around."""
@@ -17,13 +20,23 @@ def _int32(words: Tensor) -> Tensor:
 
 def _mix_(x: Tensor) -> Tensor:
     """Mix all bits of 32-bit words in place, with the finaliser of MurmurHash3, a bijection."""
-    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
-    # `>>` copies the sign bit of an int32, so the masks clear the upper bits; constants less 2^32
-    # are the int32 numbers of equal bits
+    # constants less 2^32 are the int32 numbers of equal bits
+    _shifted_xor_(x, 16)
     x.mul_(0x85EBCA6B - 2**32)
-    x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF))
+    _shifted_xor_(x, 13)
     x.mul_(0xC2B2AE35 - 2**32)
-    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+    return _shifted_xor_(x, 16)
+
+
+def _shifted_xor_(x: Tensor, bits: int) -> Tensor:
+    """Compute x ^ (x >> bits) of unsigned 32-bit words in place."""
+    if bits == 16 and x.device.type != "cpu":
+        # the upper half stays: a GPU, whose memory limits it, reads and writes the words once
+        halves = x.view(torch.int16)
+        halves[..., ::2].bitwise_xor_(halves[..., 1::2])
+        return x
+    # `>>` copies the sign bit of an int32, so the mask clears the upper bits
+    return x.bitwise_xor_((x >> bits).bitwise_and_(2 ** (32 - bits) - 1))
 
 
 @functools.lru_cache(maxsize=4)
@@ -67,8 +80,10 @@ def negative_noise_(out_nv: Tensor, words_2n: Tensor) -> Tensor:
         # v is uniform in (0, 1), E = -log(1 - v) is exponential, and -log E is Gumbel noise. The
         # largest noise comes from the smallest v, where float32 is finest and log1p keeps all
         # digits
-        minus_v = torch.add(bits, 0.5, out=out_nv[start : start + size])
-        minus_v.mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1).log1p_().neg_().log_()
+        minus_v = out_nv[start : start + size]
+        # powers of two round nothing, so that one operation does for adding 0.5 and scaling
+        torch.add(HALF_A_STEP, bits, alpha=-(2.0**-31), out=minus_v)
+        minus_v.clamp_(min=2.0**-24 - 1).log1p_().neg_().log_()
     return out_nv
 
 

@@ -38,6 +38,8 @@ class RaggedCache(Cache):
         self._last = self.columns = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        # keys and values of the rows in use, and of these the columns that attention sees
+        self._used: list[tuple[Tensor, Tensor]] = []
         self._views: list[tuple[Tensor, Tensor]] = []
         self._masks: DecodingMasks | None = None
         self._mask: Any = None
@@ -139,9 +141,12 @@ class RaggedCache(Cache):
         assert self._masks is not None
         self._mask = self._masks.of(self._step.ends_kb, self.columns)
         rows, columns = len(self.lengths), self.columns
+        if not self._used or len(self._used[0][0]) != rows:
+            pairs = zip(self._keys, self._values, strict=True)
+            self._used = [(keys[:rows], values[:rows]) for keys, values in pairs]
         self._views = [
-            (keys[:rows, :, :columns], values[:rows, :, :columns])
-            for keys, values in zip(self._keys, self._values, strict=True)
+            (keys.narrow(2, 0, columns), values.narrow(2, 0, columns))
+            for keys, values in self._used
         ]
 
     def append(self, tokens_b: Tensor, step: int = 0) -> Tensor:
@@ -197,6 +202,7 @@ class RaggedCache(Cache):
             return
         columns = room(max(columns, self.most))
         self._masks = DecodingMasks(self.model, columns)
+        self._used = []
         self._replayed.forget()
         if not self._keys:
             # in the dtype that attention computes in: under autocast, rotary embeddings leave keys

@@ -24,12 +24,16 @@ def shares(teacher_mix: float, device: torch.device) -> Tensor:
     return torch.tensor(logs, dtype=torch.float64, device=device)[:, None, None]
 
 
-def mixture(logs_kbv: Tensor, shares_k11: Tensor) -> Tensor:
-    """Compute log p̃ = log(α p + (1 - α) q) from log q and log p, (2, ...), elementwise."""
+def mixture(logs_kbv: Tensor, shares_k11: Tensor, out_kbv: Tensor | None = None) -> Tensor:
+    """Compute log p̃ = log(α p + (1 - α) q) from log q and log p, (2, ...), elementwise.
+
+    Args:
+        out_kbv: memory for the computation, (2, ...); the result is its first half.
+    """
     # a mixture of probabilities, not of logits, and computed from logarithms: a token that both
     # models find unlikely keeps its digits
-    student_bv, teacher_bv = logs_kbv + shares_k11
-    return torch.logaddexp(teacher_bv, student_bv)
+    student_bv, teacher_bv = torch.add(logs_kbv, shares_k11, out=out_kbv)
+    return torch.logaddexp(teacher_bv, student_bv, out=student_bv)
 
 
 def speculative(logs_kbv: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -157,12 +161,16 @@ class NextTokens:
         elif self.decoding.teacher_top_k:
             mixed_bv, replaced_b = speculative(logs_kbv, self.decoding.teacher_top_k)
         else:
-            mixed_bv = mixture(logs_kbv, self.shares_k11)
+            # log-probabilities are there, so the memory of the logits is free
+            mixed_bv = mixture(logs_kbv, self.shares_k11, now.logits_kbv)
         if self.warpers or self.decoding.no_repeat_ngram:
             mixed_bv = self.cut(mixed_bv, banned)
         # Gumbel-max trick: the argmax of log-probabilities plus Gumbel noise is a sample. A
         # constant added to a row changes no argmax, so unnormalised logits do as well
-        noisy_bv = mixed_bv - self.negative_noise(step) if self.decoding.sample else mixed_bv
+        noisy_bv = mixed_bv
+        if self.decoding.sample:
+            # in the memory of the last model's logits, which nobody reads any more
+            noisy_bv = torch.sub(mixed_bv, self.negative_noise(step), out=now.logits_kbv[-1])
         next_b = torch.argmax(noisy_bv, -1, out=now.found.tokens_kb[step])
         if self.scored:
             # under q, p and p̃: for rewards log p - log q, and weights w = q / p̃ (MiniLLM, 2.2)

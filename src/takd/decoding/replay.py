@@ -96,6 +96,7 @@ class Recording:
     def __init__(self, recorder: "_Recorder", result: Tensor) -> None:
         # the tensors are kept, since others could otherwise get their addresses
         self._calls, self._kept, self._result = recorder.calls, recorder.kept, result
+        recorder.read.add(_storage(result))
         self.bytes, self.columns = recorder.bytes, recorder.columns
 
     def replay(self, moving: Sequence[Tensor], columns: int) -> Tensor:
@@ -119,12 +120,14 @@ class _Recorder(TorchDispatchMode):
     Attributes:
         known: whether they can be replayed.
         bytes: of all results.
+        read: the storages that they read.
     """
 
     def __init__(self, moving: Sequence[Tensor], columns: int) -> None:
         super().__init__()
         self.moving = {id(tensor): place for place, tensor in enumerate(moving)}
         self.columns, self.known, self.bytes = columns, True, 0
+        self.read: set[int] = set()
         self.calls: list[Callable[[list[Any], int], None]] = []
         self.kept: list[Any] = list(moving)
 
@@ -137,8 +140,9 @@ class _Recorder(TorchDispatchMode):
             self.known = False
             return found
         read = [x for x in leaves if isinstance(x, Tensor)]
-        places = {x.untyped_storage().data_ptr() for x in read}
-        shared = any(x.untyped_storage().data_ptr() in places for x in results)
+        places = set(map(_storage, read))
+        self.read |= places
+        shared = any(_storage(x) in places for x in results)
         changes = func._schema.is_mutable
         grown = not read and any(type(x) is int and x == self.columns for x in leaves)
         if grown or any(id(x) in self.moving for x in read):
@@ -165,23 +169,24 @@ class _Recorder(TorchDispatchMode):
         if grows and not changes:
             for x in results:
                 self.moving[id(x)] = len(self.moving)
+        fill_args, fill_kwargs = _filler(marked_args), _filler(marked_kwargs)
+        run, read = func._op, self.read
+
+        @functools.cache
+        def needed() -> list[tuple[int, Tensor]]:
+            # known when all is recorded; attention also returns what a backward pass would read
+            return [(place, x) for place, x in enumerate(results) if _storage(x) in read]
 
         def call(values: list[Any], columns: int) -> None:
-            def current(x: Any) -> Any:
-                if type(x) is not _Moving:
-                    return x
-                return columns if x.place is None else values[x.place]
-
-            now, named = _filled(marked_args, current), _filled(marked_kwargs, current)
-            found = func._op(*now, **named)
+            found = run(*fill_args(values, columns), **fill_kwargs(values, columns))
             if changes:
                 return
             parts = found if isinstance(found, tuple | list) else [found]
             if grows:
                 values.extend(parts)
-            else:
-                for held, part in zip(results, parts, strict=True):
-                    held.copy_(part)
+                return
+            for place, held in needed():
+                held.copy_(parts[place])
 
         self.calls.append(call)
 
@@ -222,10 +227,33 @@ def _unknown(func: Any, args: Any, kwargs: Any) -> bool:
     return bool(tags)
 
 
-def _filled(x: Any, current: Callable[[Any], Any]) -> Any:
-    if type(x) is dict:
-        return {key: _filled(value, current) for key, value in x.items()}
-    return [_filled(part, current) for part in x] if type(x) is list else current(x)
+def _filler(marked: Any) -> Callable[[list[Any], int], Any]:
+    """Return a function that puts what moves in its places among arguments, a list or a dictionary."""
+
+    def filled(x: Any, values: list[Any], columns: int) -> Any:
+        if type(x) is list:
+            return [filled(part, values, columns) for part in x]
+        if type(x) is not _Moving:
+            return x
+        return columns if x.place is None else values[x.place]
+
+    pairs = marked.items() if type(marked) is dict else enumerate(marked)
+    # few arguments move: the others are not looked at again
+    moving = [
+        (place, x) for place, x in pairs if any(type(part) is _Moving for part in tree_leaves(x))
+    ]
+
+    def fill(values: list[Any], columns: int) -> Any:
+        now = marked.copy()
+        for place, x in moving:
+            now[place] = filled(x, values, columns)
+        return now
+
+    return fill
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 def _fixed(run: Callable[[], Any]) -> Callable[[list[Any], int], None]:
