@@ -9,7 +9,7 @@ STEPS = 300  # of the training that tests interrupt
 
 
 def demo_experiment() -> dict[str, Any]:
-    """The demo with fewer rows, steps and seeds, and one chain."""
+    """The demo with fewer rows, steps and seeds, and one chain, whose last training tries two learning rates."""
     experiment = yaml.safe_load((ROOT / "config/experiments/demo.yaml").read_text())
     experiment["tokenizer"]["train"]["vocabulary"] = 400  # so few rows do not yield 700 tokens
     experiment["data"]["train"]["demo"]["rows"] = 200
@@ -17,7 +17,8 @@ def demo_experiment() -> dict[str, Any]:
     experiment["evaluation"]["sets"]["heldout"]["demo"]["rows"] = 16
     experiment["seeds"] = experiment["seeds"][:1]
     del experiment["models"]["student.scratch"]
-    experiment["training"]["kd"].update(start="base", responses="labels")
+    rates = {"values": [1e-3, 2e-3]}
+    experiment["training"]["kd"].update(start="base", responses="labels", learning_rate=rates)
     chain = {"models": ["teacher", "assistant", "student"], "methods": [["minillm", "kd"]]}
     experiment["chains"] = [chain]
     experiment["report"] = {"samples": 2}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from time import sleep
 
 import pytest
@@ -12,7 +13,7 @@ from slurm.runs import Run, SlurmProject, make_slurm_project
 
 TRAININGS = {"teacher", "sft", "distill_kd", "distill_minillm"}
 ASKING = {"evaluate", "likelihoods"}
-MODELS = 5  # the teacher, two supervised models, the assistant, the student
+MODELS = 6  # the teacher, two supervised models, the assistant, the student with each learning rate
 
 
 @dataclass
@@ -37,11 +38,7 @@ def demo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 devices[trainer] = environment_of(trainer).get("CUDA_VISIBLE_DEVICES")
             sleep(0.2)
         run.succeed()
-        jobs: dict[str, list[dict[str, str]]] = {}
-        for job in run.jobs():
-            rule = job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
-            jobs.setdefault(rule, []).append(job)
-        yield Demo(project, run, jobs, devices)
+        yield Demo(project, run, run.rules(), devices)
     finally:
         run.kill()
         cluster.reset()
@@ -57,7 +54,7 @@ def test_small_stages_stay_where_snakemake_runs(demo: Demo) -> None:
     """Only what needs a GPU is a job of its own."""
     assert set(demo.jobs) == {*TRAININGS, *ASKING}
     counts = {rule: len(jobs) for rule, jobs in demo.jobs.items()}
-    trainings = {"teacher": 1, "sft": 2, "distill_kd": 1, "distill_minillm": 1}
+    trainings = {"teacher": 1, "sft": 2, "distill_kd": 2, "distill_minillm": 1}
     assert counts == {**trainings, "evaluate": MODELS, "likelihoods": MODELS}
 
 
@@ -88,6 +85,18 @@ def test_a_job_gets_what_the_profile_says(
             }
             assert given == expected, rule
             assert job["NumNodes"] == "1"
+
+
+def test_each_value_of_a_sweep_is_a_job_with_logs_of_its_own(demo: Demo) -> None:
+    """Slurm takes the names of their models, which have `,` and `=`, for comments and folders."""
+    table = (demo.project.folder / "results/small/report/results.csv").read_text()
+    jobs = sorted(demo.jobs["distill_kd"], key=lambda job: job["Comment"])
+    for job, rate in zip(jobs, ("0.001", "0.002"), strict=True):
+        model = f"student,learning_rate={rate}"
+        assert f"_{model}_kd_1" in job["Comment"] and f"_{model}_kd_1/" in job["StdOut"]
+        assert Path(job["StdOut"]).is_file() and f"{model}-kd" in table
+        lineage = f"teacher-sft__assistant-minillm__{model}-kd"
+        assert (demo.project.folder / f"logs/small/models/{lineage}/seed1.log").stat().st_size
 
 
 def test_a_training_sees_its_gpus(demo: Demo) -> None:
