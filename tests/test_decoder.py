@@ -137,6 +137,20 @@ def test_operations_on_growing_tensors_are_replayed_with_the_current_ones():
     assert replayed._checked
 
 
+def test_a_size_that_is_the_number_of_columns_once_is_not_taken_for_it():
+    """As heads of 8 numbers are where attention sees 8 columns; 16 columns would divide them without an error."""
+    replayed, fixed, base = Replayed(), torch.rand(2, 4, 8), torch.rand(2, 40)
+    for columns in (7, 7, 7, 8, 16, 9, 10, 11, 12):
+        moving = base[:, :columns]
+
+        def function(moving=moving):
+            mixed = fixed + moving[:, :1, None]
+            return mixed.view(2, -1, 1, 8).transpose(1, 2).reshape(2, 32).sum(-1)
+
+        assert torch.equal(replayed("key", function, [moving], columns), function())
+    assert replayed._checked
+
+
 # Weights that change between two draws ------------------------------------------------------------
 
 

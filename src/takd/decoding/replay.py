@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 RECORDED_BYTES = 256 * 2**20  # most bytes of the intermediate results of one recording
 PLAIN_RUNS = 3  # before a recording, which takes as long as two of them
 ATTEMPTS = 3
+LARGEST_DIMENSION = 5  # number of a tensor's dimension that an operation may name
 # operations whose results a recording cannot know: numbers for Python, sizes that depend on data, random numbers
 UNKNOWN = {
     torch.Tag.data_dependent_output,
@@ -38,6 +39,7 @@ class Replayed:
         self._attempts: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, Recording] = {}
         self._checked: set[Hashable] = set()
+        self._ambiguous: set[tuple[Hashable, int]] = set()
 
     def forget(self) -> None:
         """Drop all recordings, because addresses have changed."""
@@ -64,7 +66,6 @@ class Replayed:
             try:
                 found = recording.replay(moving, columns).clone()
             except RuntimeError:
-                # such as a dimension that happened to be as large as the number of columns
                 found = torch.zeros(0)
             expected = function()
             if torch.equal(found, expected):
@@ -76,11 +77,15 @@ class Replayed:
             return expected
         self._runs[key] = self._runs.get(key, 0) + 1
         attempts = self._attempts.get(key, 0)
-        if self._runs[key] <= PLAIN_RUNS or attempts == ATTEMPTS:
+        ambiguous = (key, columns) in self._ambiguous
+        if self._runs[key] <= PLAIN_RUNS or attempts == ATTEMPTS or ambiguous:
             return function()
-        self._attempts[key] = attempts + 1
         with _Recorder(moving, columns) as recorder:
             result = function()
+        if recorder.ambiguous:
+            self._ambiguous.add((key, columns))
+            return result
+        self._attempts[key] = attempts + 1
         if (
             recorder.known
             and recorder.bytes <= RECORDED_BYTES
@@ -119,6 +124,8 @@ class _Recorder(TorchDispatchMode):
 
     Attributes:
         known: whether they can be replayed.
+        ambiguous: whether other sizes or arguments are as large as the number of columns, so that
+            nothing tells them from it.
         bytes: of all results.
         read: the storages that they read.
     """
@@ -127,6 +134,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.moving = {id(tensor): place for place, tensor in enumerate(moving)}
         self.columns, self.known, self.bytes = columns, True, 0
+        self.ambiguous = columns <= LARGEST_DIMENSION
         self.read: set[int] = set()
         self.calls: list[Callable[[list[Any], int], None]] = []
         self.kept: list[Any] = list(moving)
@@ -140,6 +148,8 @@ class _Recorder(TorchDispatchMode):
             self.known = False
             return found
         read = [x for x in leaves if isinstance(x, Tensor)]
+        if any(x.shape.count(self.columns) > (id(x) in self.moving) for x in read):
+            self.ambiguous = True
         places = set(map(_storage, read))
         self.read |= places
         shared = any(_storage(x) in places for x in results)
