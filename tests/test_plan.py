@@ -359,7 +359,7 @@ def test_decoding_waits_for_arithmetic_for_memory_or_for_kernels() -> None:
 
 
 def test_a_finished_training_is_measured(space: Workspace, tmp_path: Path) -> None:
-    """Its operations are those that torch counted, and its seconds those of its journal."""
+    """Its operations are those that torch counted, and its seconds those of a CPU core in its journal."""
     found, _, journal = counted(space, "measured", "sft", steps=24, batch_size=8)
     place = tmp_path / "results/other/models/student-sft/seed3"
     shutil.copytree(space.folder / "measured", place)
@@ -372,7 +372,7 @@ def test_a_finished_training_is_measured(space: Workspace, tmp_path: Path) -> No
         text = json.dumps({"counts": {"kept": rows.count}, "tokens": tokens})
         (folder / "manifest.json").write_text(text)
     (run,) = rates.measured(tmp_path / "results")
-    assert (run.gpu, run.kind, run.seconds) == ("cpu", "sft", journal[-1]["seconds"])
+    assert (run.gpu, run.kind, run.seconds) == ("cpu", "sft", journal[-1]["cpu_seconds"])
     assert run.operations == pytest.approx(found, rel=0.10)
     # what is half there is passed over
     (place / "metrics.jsonl").write_text("")
