@@ -65,7 +65,7 @@ def test_a_dry_run_lists_models_by_chain_and_nothing_where_nothing_is_left(
 
 def test_jobs_that_a_look_may_add_are_told() -> None:
     """Models of a sweep are named with their values, seeds that may follow by the look that decides."""
-    arm = "student,learning_rate=0.001"
+    arm = "student@learning_rate=0.001"
     planned = [
         ("distill_kd", {"teacher": "teacher-sft", "student": arm, "method": "kd", "seed": "1"}),
         ("look", {"seeds": "3"}),

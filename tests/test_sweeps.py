@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Project
+from snakemake.target_jobs import parse_target_jobs_cli_args
+from snakemake_interface_executor_plugins.utils import TargetSpec, encode_target_jobs_cli_args
 from test_experiment import REVISION, edit, read
 from test_statistics import made
 
@@ -41,7 +43,7 @@ def planned(experiment: Experiment, seed: int = 1) -> set[str]:
 def test_each_value_is_a_chain_and_all_else_is_trained_once(tmp_path: Path) -> None:
     experiment = read(tmp_path, swept(f"steps: 20, learning_rate: {RATES}"))
     low, high = (
-        f"teacher-sft__student,learning_rate={rate}-minillm" for rate in ("1e-05", "5e-05")
+        f"teacher-sft__student@learning_rate={rate}-minillm" for rate in ("1e-05", "5e-05")
     )
     assert experiment.lineages == ["teacher-sft__student-kd", low, high]
     assert planned(experiment) == {*experiment.lineages, "teacher-sft", "student-sft"}
@@ -62,20 +64,23 @@ def test_each_value_is_a_chain_and_all_else_is_trained_once(tmp_path: Path) -> N
 
 def test_names_are_names_of_files_and_are_read_as_titles(tmp_path: Path) -> None:
     experiment = read(tmp_path, edit(MINILLM, f"minillm: {{steps: 20, teacher_mix: {RATES}}}"))
-    name = "teacher-sft__assistant,teacher_mix=1e-05-minillm__student,teacher_mix=1e-05-minillm"
+    name = "teacher-sft__assistant@teacher_mix=1e-05-minillm__student@teacher_mix=1e-05-minillm"
     assert name in experiment.lineages
     assert chain_text(name) == (
         "teacher → assistant (teacher_mix=1e-05) → student (teacher_mix=1e-05)"
     )
     assert (
-        full_text("teacher-sft__student,a=1,b.c=x_y-kd") == "KD: teacher → student (a=1, b.c=x_y)"
+        full_text("teacher-sft__student@a=1@b.c=x_y-kd") == "KD: teacher → student (a=1, b.c=x_y)"
     )
     for each in experiment.lineages:
         assert re.fullmatch(lineage.pattern(experiment.methods), each)
         assert lineage.join(lineage.split(each)) == each
+        # as Snakemake tells a job on a cluster what to make
+        wanted = TargetSpec("distill_minillm", {"lineage": each, "student": name, "seed": "1"})
+        assert parse_target_jobs_cli_args(encode_target_jobs_cli_args([wanted])) == [wanted]
     # an assistant by another method has no such setting, and is shared
     assert {"teacher-sft__assistant-kd", name.rpartition("__")[0]} < planned(experiment)
-    assert lineage.teacher_of(name) == "teacher-sft__assistant,teacher_mix=1e-05-minillm"
+    assert lineage.teacher_of(name) == "teacher-sft__assistant@teacher_mix=1e-05-minillm"
 
 
 @pytest.mark.parametrize(
@@ -125,21 +130,21 @@ def test_values_of_one_model_and_of_several_settings_are_combined(tmp_path: Path
     experiment = read(tmp_path, edit("[minillm, [kd, minillm]]", "[minillm]", text))
     through = [name for name in experiment.lineages if "assistant" in name]
     assert sorted(lineage.split(name)[1].model for name in through) == [
-        f"assistant,steps={steps},learning_rate={rate}"
+        f"assistant@steps={steps}@learning_rate={rate}"
         for steps in (2, 3)
         for rate in ("1e-05", "5e-05")
     ]
     assert {lineage.split(name)[2].model for name in through} == {
-        "student,steps=2",
-        "student,steps=3",
+        "student@steps=2",
+        "student@steps=3",
     }
-    settings = experiment.training("assistant,steps=3,learning_rate=1e-05", "minillm")
+    settings = experiment.training("assistant@steps=3@learning_rate=1e-05", "minillm")
     assert (settings["steps"], settings["learning_rate"], settings["batch_size"]) == (3, 1e-5, 32)
     # what a model has for itself comes first: a sweep for all does not concern it
     text = edit(MINILLM, "minillm: {steps: 2, batch_size: {values: [8, 16]}}")
     experiment = read(tmp_path, edit("[minillm, [kd, minillm]]", "[minillm]", text))
     assert {lineage.split(name)[1].model for name in experiment.lineages} == {
-        *("student", "student,batch_size=8", "student,batch_size=16", "assistant")
+        *("student", "student@batch_size=8", "student@batch_size=16", "assistant")
     }
 
 
@@ -152,18 +157,18 @@ def test_a_sweep_of_sft_trains_teachers_and_starts_for_each_value(tmp_path: Path
     experiment = read(tmp_path, text)
     sft = [f"sft.learning_rate={rate}" for rate in ("1e-05", "5e-05")]
     assert experiment.lineages == [
-        f"teacher,{rate}-sft__student,{rate},teacher_mix={mix}-minillm"
+        f"teacher@{rate}-sft__student@{rate}@teacher_mix={mix}-minillm"
         for rate in sft
         for mix in (0, 0.5)
     ]
-    starts = {f"{model},{rate}-sft" for model in ("teacher", "student") for rate in sft}
+    starts = {f"{model}@{rate}-sft" for model in ("teacher", "student") for rate in sft}
     assert planned(experiment) == {*experiment.lineages, *starts}
-    assert experiment.heads == [f"teacher,{rate}" for rate in sft]
+    assert experiment.heads == [f"teacher@{rate}" for rate in sft]
     arm = experiment.lineages[-1]
-    assert specs.train(experiment, arm, 2)["init"] == [f"student,{sft[1]}-sft", 2]
-    assert specs.train(experiment, f"student,{sft[1]}-sft", 1)["settings"]["learning_rate"] == 5e-5
-    compared = specs.likelihoods(experiment, f"student,{sft[1]}-sft", 2, "heldout")["teachers"]
-    assert compared == {"first": [f"teacher,{sft[1]}-sft", 1]}
+    assert specs.train(experiment, arm, 2)["init"] == [f"student@{sft[1]}-sft", 2]
+    assert specs.train(experiment, f"student@{sft[1]}-sft", 1)["settings"]["learning_rate"] == 5e-5
+    compared = specs.likelihoods(experiment, f"student@{sft[1]}-sft", 2, "heldout")["teachers"]
+    assert compared == {"first": [f"teacher@{sft[1]}-sft", 1]}
     # a teacher that is there is not trained, and so not swept
     text = edit("  student:\n", "  there:\n    parameters: 9M\n    trained: true\n"
                 f"    weights: {{hub: some/model, revision: {REVISION}}}\n  student:\n", text)  # fmt: skip
@@ -179,7 +184,7 @@ def test_controls_and_budgets_go_with_sweeps(tmp_path: Path) -> None:
     text = edit(THROUGH, "", text)
     text = edit(MINILLM, f"minillm: {{learning_rate: {RATES}}}", text)
     experiment = read(tmp_path, f"{text}budget: {{flops: 1.0e+15}}\n")
-    arms = [f"student,learning_rate={rate}" for rate in ("1e-05", "5e-05")]
+    arms = [f"student@learning_rate={rate}" for rate in ("1e-05", "5e-05")]
     assert experiment.lineages == [
         *(f"teacher-sft__{arm}-minillm" for arm in arms),
         *(f"student-sft__{arm}+self-minillm" for arm in arms),
@@ -218,7 +223,7 @@ REFUSED = {
     "a value that another rule refuses": (
         "steps: 2, rollouts_per_round: 64, batch_size: {values: [32, 48]}",
         "batch_size.values[1] is 48, which does not divide the 64 rollouts_per_round of the model"
-        " 'student,batch_size=48'; it must be one of 1, 2, 4, 8, 16, 32, 64.",
+        " 'student@batch_size=48'; it must be one of 1, 2, 4, 8, 16, 32, 64.",
     ),
     "a value within a value": (
         "lora: {values: [null, {rank: {values: [4]}}]}",
@@ -316,13 +321,13 @@ def test_the_faults_of_a_file_are_told_where_they_stand(tmp_path: Path) -> None:
 def test_values_are_compared_with_the_first() -> None:
     """With a method that has no sweep each of them; several sweeps, and hops that differ alike, as one."""
     values = ("lr=1", "lr=2", "lr=3")
-    direct = [(["teacher", f"student,{value}"], ["minillm"]) for value in values]
+    direct = [(["teacher", f"student@{value}"], ["minillm"]) for value in values]
     through = [
-        (["teacher", f"assistant,{value}", f"student,{value},x=1"], ["minillm"] * 2)
+        (["teacher", f"assistant@{value}", f"student@{value}@x=1"], ["minillm"] * 2)
         for value in values
     ]
     by_kd = (["teacher", "student"], ["kd"])
-    variant = (["teacher", "student.v,lr=1"], ["minillm"])
+    variant = (["teacher", "student.v@lr=1"], ["minillm"])
     models = {"teacher": 9, "assistant": 5, "student": 1, "student.v": 1}
     chains = [*direct, by_kd, *through, variant]
     results = made(lambda *_: np.zeros((2, 2)), chains, prompts=2, models=models)
@@ -355,7 +360,7 @@ def test_a_plan_and_a_run_have_a_training_for_each_value(project: Project) -> No
     models = project.folder / "results/small/models"
     assert {folder.name for folder in models.iterdir()} == {
         *("teacher-sft", "student-sft"),
-        *(f"teacher-sft__student,learning_rate={rate}-minillm" for rate in ("1e-05", "5e-05")),
+        *(f"teacher-sft__student@learning_rate={rate}-minillm" for rate in ("1e-05", "5e-05")),
     }
     # a further value trains one model, and no value that is there
     change_back = {"values": [5e-5, 1e-5, 2e-5]}
@@ -386,7 +391,7 @@ def test_ranks_of_lora_are_compared_in_a_report(forked: Project, tmp_path: Path)
     project.experiment(change)
     project.run("--quiet", "rules")
     results = project.folder / "results/small"
-    arms = [f"teacher-given__student,lora.rank={rank}-kd" for rank in (1, 3)]
+    arms = [f"teacher-given__student@lora.rank={rank}-kd" for rank in (1, 3)]
     assert {folder.name for folder in (results / "models").iterdir()} == {
         *("teacher-given", "student-sft", *arms)
     }

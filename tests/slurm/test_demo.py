@@ -88,11 +88,11 @@ def test_a_job_gets_what_the_profile_says(
 
 
 def test_each_value_of_a_sweep_is_a_job_with_logs_of_its_own(demo: Demo) -> None:
-    """Slurm takes the names of their models, which have `,` and `=`, for comments and folders."""
+    """Slurm takes the names of their models, which have `@` and `=`, for comments and folders."""
     table = (demo.project.folder / "results/small/report/results.csv").read_text()
     jobs = sorted(demo.jobs["distill_kd"], key=lambda job: job["Comment"])
     for job, rate in zip(jobs, ("0.001", "0.002"), strict=True):
-        model = f"student,learning_rate={rate}"
+        model = f"student@learning_rate={rate}"
         assert f"_{model}_kd_1" in job["Comment"] and f"_{model}_kd_1/" in job["StdOut"]
         assert Path(job["StdOut"]).is_file() and f"{model}-kd" in table
         lineage = f"teacher-sft__assistant-minillm__{model}-kd"

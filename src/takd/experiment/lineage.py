@@ -18,8 +18,11 @@ CONTROL = "+"
 """In a model's name, before what says which control of the model it is (`takd.experiment.controls`)."""
 SELF = "self"
 """The control whose teacher is its own start."""
-ARM = ","
-"""In a model's name, before each setting of a sweep: `student,learning_rate=1e-05` (`takd.experiment.sweeps`)."""
+ARM = "@"
+"""In a model's name, before each setting of a sweep: `student@learning_rate=1e-05` (`takd.experiment.sweeps`).
+
+No comma: Snakemake divides the wildcards of a job on a cluster there, and would train the model without the setting.
+"""
 _VALUE = r"-?[A-Za-z0-9.]+([_-]-?[A-Za-z0-9.]+)*"
 MODEL_PATTERN = rf"[A-Za-z0-9.]+({ARM}[a-z0-9_.]+={_VALUE})*(\+[a-z]+)?"
 

@@ -1,7 +1,7 @@
 """Sweeps: settings with several values to try, such as `learning_rate: {values: [1e-5, 5e-5]}`.
 
 When an experiment is read, a chain that such a setting concerns becomes one chain for each value, of models whose names
-say it: `student,learning_rate=1e-05`. Other models keep their names, so that they are trained once.
+say it: `student@learning_rate=1e-05`. Other models keep their names, so that they are trained once.
 """
 
 import copy
