@@ -35,7 +35,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_demo_is_as_long_as_its_own_tokenizer_makes_it(tmp_path: Path) -> None:
-    experiment = load(ROOT / "config/experiments/demo.yaml", ROOT)
+    experiment = load(ROOT / "config/experiments/demo.yaml", tmp_path)
     made_tokenizers.train(specs.tokenizer(experiment), tmp_path)
     from tokenizers import Tokenizer
 
@@ -51,8 +51,8 @@ def test_the_demo_is_as_long_as_its_own_tokenizer_makes_it(tmp_path: Path) -> No
     assert found.response == pytest.approx(response, rel=0.15)
 
 
-def test_letters_of_a_world_are_a_token_each() -> None:
-    experiment = load(ROOT / "config/experiments/enumerable.yaml", ROOT)
+def test_letters_of_a_world_are_a_token_each(tmp_path: Path) -> None:
+    experiment = load(ROOT / "config/experiments/enumerable.yaml", tmp_path)
     found = Planner(experiment, gpus.CPU).rows["train"]
     assert found.prompt == 2 and 4 < found.response < 6
 
