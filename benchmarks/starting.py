@@ -38,7 +38,7 @@ KINDS = (
 
 def scratch(layers: int) -> dict[str, object]:
     """A model with random weights."""
-    shape = {"architecture": "gpt2", "layers": layers, "width": 16, "heads": 2, "positions": 64}
+    shape = {"architecture": "gpt2", "layers": layers, "width": 16, "heads": 2, "positions": 128}
     return {"weights": {"scratch": shape}}
 
 
@@ -51,13 +51,13 @@ STEPS = {"steps": 4, "batch_size": 4, "evaluate_every": 2}
 EXPERIMENT = {
     "title": "Starting",
     "description": "Stages with next to nothing to do.",
-    "tokenizer": {"train": {"vocabulary": 300}},
+    "tokenizer": {"train": {"vocabulary": 550}},
     "models": {"teacher": scratch(3), "student": scratch(1)},
     "data": {
         "train": rows("train", 40),
         "dev": rows("dev", 4),
-        "max_length": 64,
-        "max_prompt_length": 48,
+        "max_length": 128,
+        "max_prompt_length": 96,
     },
     "chains": [{"models": ["teacher", "student"], "methods": ["minillm"]}],
     "seeds": [1],
