@@ -124,8 +124,7 @@ class _Recorder(TorchDispatchMode):
 
     Attributes:
         known: whether they can be replayed.
-        ambiguous: whether other sizes or arguments are as large as the number of columns, so that
-            nothing tells them from it.
+        ambiguous: whether something else is as large as the number of columns, and not told from it.
         bytes: of all results.
         read: the storages that they read.
     """
@@ -148,8 +147,7 @@ class _Recorder(TorchDispatchMode):
             self.known = False
             return found
         read = [x for x in leaves if isinstance(x, Tensor)]
-        if any(x.shape.count(self.columns) > (id(x) in self.moving) for x in read):
-            self.ambiguous = True
+        self.ambiguous |= any(x.shape.count(self.columns) > (id(x) in self.moving) for x in read)
         places = set(map(_storage, read))
         self.read |= places
         shared = any(_storage(x) in places for x in results)
