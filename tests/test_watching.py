@@ -186,6 +186,7 @@ def test_a_terminal_shows_reason_bar_and_counts(experiment: Experiment) -> None:
     assert "train 0/7" in text and "small: " in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["finished", "finished_writing"])
 def test_every_stage_of_a_finished_run_is_known(which: str, request: pytest.FixtureRequest) -> None:
     """Records and logs are where the rules have them."""
