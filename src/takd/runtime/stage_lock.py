@@ -92,8 +92,10 @@ class Lock:
         try:
             # mode x fails if the file exists, so only one process can create the lock
             with open(self.path, "x", encoding="utf-8") as file:
-                # others who share a store need to read whose it is, whatever the umask
-                os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | 0o40)
+                # others who share a store need to read whose it is, whatever the umask; a file system
+                # without permissions refuses, and needs none
+                with contextlib.suppress(OSError):
+                    os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | 0o40)
                 json.dump(self._owner, file)
         except FileExistsError:
             if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
