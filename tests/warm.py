@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import sys
 
 from takd.methods.registry import METHODS
@@ -11,6 +12,7 @@ from takd.runtime.code_digest import code_digest
 collecting = gc.isenabled()
 gc.disable()
 imports.scan_transformers_once()
+os.fsync = lambda file: None  # as in conftest.py
 
 FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
 TOKENIZERS = ("gemma", "gpt2", "llama", "qwen2")  # of these families
