@@ -120,10 +120,6 @@ class Number(NamedTuple):
 
 
 INTEGERS = ("seed", "decoding_seed", "n_training_seeds", "n_prompts", "family", "parameters")
-OVER_ALL = {"seed": None, "decoding_seed": None, "stratum": ""}
-"""What `select` takes of columns that are not named."""
-NUMBERS = "_numbers"
-"""Attribute of a table: its rows as a list."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -140,7 +136,7 @@ def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     `seed`, `decoding_seed` and `stratum` that are not named select what is over all of them.
     """
     chosen = np.ones(len(found), dtype=bool)
-    for column, value in (OVER_ALL | wanted).items():
+    for column, value in ({"seed": None, "decoding_seed": None, "stratum": ""} | wanted).items():
         values = found[column]
         if value is None:
             here = values.isna()
@@ -155,28 +151,9 @@ def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 
 def rows(found: pd.DataFrame, **wanted: Any) -> list[Number]:
-    """Select as `select`, as a list of `Number`: a page takes hundreds of times few rows, for which pandas is slow."""
-    chosen = _numbers(found)
-    for column, value in (OVER_ALL | wanted).items():
-        at = Number._fields.index(column)
-        if value is None:
-            chosen = [row for row in chosen if row[at] is None]
-        elif value == EACH:
-            chosen = [row for row in chosen if row[at] not in (None, "")]
-        elif value != ANY:
-            among = value if isinstance(value, list | tuple | set) else (value,)
-            chosen = [row for row in chosen if row[at] in among]
-    return list(chosen)
-
-
-def _numbers(found: pd.DataFrame) -> list[Number]:
-    """Convert a table to a list, which is kept with it: nothing changes a table."""
-    if NUMBERS not in vars(found):
-        values = found.astype(object)
-        values = values.where(values.notna(), None)
-        listed = [Number(*value) for value in values.itertuples(index=False, name=None)]
-        vars(found)[NUMBERS] = listed
-    return vars(found)[NUMBERS]
+    """Select as `select`, as a list of `Number`."""
+    values = select(found, **wanted).to_numpy(dtype=object, na_value=None)
+    return [Number(*row) for row in values.tolist()]
 
 
 def one(found: pd.DataFrame, **wanted: Any) -> Number | None:
