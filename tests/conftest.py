@@ -300,6 +300,7 @@ LONGEST = (
     ),
     *("test_enumerable", "test_stages", "test_starting", "test_environments", "test_compare"),
     *("test_exporting", "test_deepspeed", "test_cards", "test_chat_end_to_end", "test_sweeps"),
+    *("test_decoder", "test_all_families", "test_minillm", "test_footprint", "test_sampling"),
     *("test_decoding_distribution", "test_report_browser", "test_report_figures", "test_doctor"),
     # on a Slurm cluster: minutes of waiting for time limits beside what computes, and not at the end
     *("test_demo", "test_faults_of_time", "test_faults_of_clusters", "test_faults_of_jobs"),
