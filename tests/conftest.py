@@ -17,6 +17,8 @@ import pytest
 import warm_python
 import yaml
 
+# until all tests are imported: collections would search a million objects, none of them garbage
+gc.disable()
 # threads that wait for each other make tests far slower when workers share the cores
 os.environ["OMP_NUM_THREADS"] = "1"
 # no test asks the real hub: here nothing answers, at once
@@ -340,6 +342,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of garbage collections."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_out_of_collections() -> None:
+    """Likewise what the tests of a file leave behind: code that draws on a card collects garbage each time."""
+    gc.collect()
     gc.freeze()
 
 

@@ -247,7 +247,7 @@ def test_rows_that_end_between_two_looks_are_those_that_end_at_once(
 @pytest.mark.parametrize("settings", SETTINGS[:4])
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_captured_steps_are_the_same_in_every_bit(pair, teacher, settings, ahead, monkeypatch):
-    expected = drawn(pair, **teacher, count=40, **settings)
+    expected = drawn(pair, **teacher, **settings)
     graphs_of = []
 
     def counting(function):
@@ -265,15 +265,15 @@ def test_captured_steps_are_the_same_in_every_bit(pair, teacher, settings, ahead
     # a graph is of one number of columns, which grows on a CPU; on a GPU in steps of 64
     monkeypatch.setattr("takd.decoding.kv_cache.columns_seen", lambda last, device: 64)
     kept = KeptDecoder()
-    found = drawn(pair, **teacher, count=40, kept=kept, **settings)
+    found = drawn(pair, **teacher, kept=kept, **settings)
     assert_same(found, expected, bits=False)
     assert sum(graphs_of) > 3
     # of another round, with other weights at the same addresses
     with torch.no_grad():
         pair[0].lm_head.weight.mul_(1.1)
-    again = drawn(pair, **teacher, count=40, kept=kept, **settings)
+    again = drawn(pair, **teacher, kept=kept, **settings)
     with_graphs(monkeypatch, None)
-    assert_same(again, drawn(pair, **teacher, count=40, **settings))
+    assert_same(again, drawn(pair, **teacher, **settings))
 
 
 def test_tensors_of_a_step_stay_where_they_are(pair, ahead, monkeypatch):

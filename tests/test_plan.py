@@ -39,6 +39,8 @@ ATTENTION = {
     ),
 }
 
+MICRO_BATCH = 8
+
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
@@ -100,7 +102,7 @@ def counted(
         outputs={
             key: folder / file for key, file in {**outputs, "manifest": "manifest.json"}.items()
         },
-        micro_batch=4,
+        micro_batch=MICRO_BATCH,
     )
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         train.run(stage)
@@ -121,14 +123,16 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
         "skd": {"on_policy_share": 1.0},
         "sft-lora": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None}},
     }.get(name, {})
-    found, spec, journal = counted(space, name, method, steps=24, batch_size=8, **settings)
+    # where lengths are drawn, so many that their mean is the one of dev
+    steps = 12 if method in ("sft", "kd") else 24
+    found, spec, journal = counted(space, name, method, steps=steps, batch_size=8, **settings)
     student = shapes.config_of(space.folder / "student/model")
     teacher = shapes.config_of(space.folder / "trained-teacher/model")
     # random models draw longer responses than the labels: those that they drew
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"]
     train_rows, dev_rows = (rows_of(space.folder / f"{name}-equal") for name in ("train", "dev"))
     given = flops.Conditions(
-        Resources(micro_batch=4), drawn=sum(drawn) / len(drawn), block_length=12
+        Resources(micro_batch=MICRO_BATCH), drawn=sum(drawn) / len(drawn), block_length=12
     )
     models = student, None if method == "sft" else teacher
     planned = flops.training(spec, *models, train_rows, dev_rows, given)
@@ -360,7 +364,7 @@ def test_decoding_waits_for_arithmetic_for_memory_or_for_kernels() -> None:
 
 def test_a_finished_training_is_measured(space: Workspace, tmp_path: Path) -> None:
     """Its operations are those that torch counted, and its seconds those of a CPU core in its journal."""
-    found, _, journal = counted(space, "measured", "sft", steps=24, batch_size=8)
+    found, _, journal = counted(space, "measured", "sft", steps=12, batch_size=8)
     place = tmp_path / "results/other/models/student-sft/seed3"
     shutil.copytree(space.folder / "measured", place)
     for split in ("train", "dev"):

@@ -152,9 +152,8 @@ def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 def rows(found: pd.DataFrame, **wanted: Any) -> list[Number]:
     """Select as `select`, as a list of `Number`."""
-    chosen = select(found, **wanted).astype(object)
-    values = chosen.where(chosen.notna(), None).itertuples(index=False, name=None)
-    return [Number(*value) for value in values]
+    values = select(found, **wanted).to_numpy(dtype=object, na_value=None)
+    return [Number(*row) for row in values.tolist()]
 
 
 def one(found: pd.DataFrame, **wanted: Any) -> Number | None:
