@@ -39,8 +39,6 @@ ATTENTION = {
     ),
 }
 
-MICRO_BATCH = 8
-
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
@@ -75,7 +73,12 @@ def rows_of(folder: Path) -> flops.Rows:
 
 
 def counted(
-    space: Workspace, name: str, method: str, other: dict[str, str] | None = None, **settings: Any
+    space: Workspace,
+    name: str,
+    method: str,
+    other: dict[str, str] | None = None,
+    micro_batch: int = 4,
+    **settings: Any,
 ) -> tuple[float, Any, dict]:
     """Operations of a training stage by torch's own count, its settings, and the end of its journal."""
     spec = space.spec(method, **{"dropout": 0.0, **settings})
@@ -102,7 +105,7 @@ def counted(
         outputs={
             key: folder / file for key, file in {**outputs, "manifest": "manifest.json"}.items()
         },
-        micro_batch=MICRO_BATCH,
+        micro_batch=micro_batch,
     )
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         train.run(stage)
@@ -123,16 +126,17 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
         "skd": {"on_policy_share": 1.0},
         "sft-lora": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None}},
     }.get(name, {})
-    # where lengths are drawn, so many that their mean is the one of dev
-    steps = 12 if method in ("sft", "kd") else 24
-    found, spec, journal = counted(space, name, method, steps=steps, batch_size=8, **settings)
+    # drawn rows have to be many, for the lengths of dev, and few at a time, which need little padding
+    steps, rows = (12, 8) if method in ("sft", "kd") else (24, 4)
+    settings |= {"steps": steps, "batch_size": 8}
+    found, spec, journal = counted(space, name, method, micro_batch=rows, **settings)
     student = shapes.config_of(space.folder / "student/model")
     teacher = shapes.config_of(space.folder / "trained-teacher/model")
     # random models draw longer responses than the labels: those that they drew
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"]
     train_rows, dev_rows = (rows_of(space.folder / f"{name}-equal") for name in ("train", "dev"))
     given = flops.Conditions(
-        Resources(micro_batch=MICRO_BATCH), drawn=sum(drawn) / len(drawn), block_length=12
+        Resources(micro_batch=rows), drawn=sum(drawn) / len(drawn), block_length=12
     )
     models = student, None if method == "sft" else teacher
     planned = flops.training(spec, *models, train_rows, dev_rows, given)

@@ -11,7 +11,7 @@ from models_for_tests import END, all_responses, tiny_gpt2, token_log_probabilit
 
 from takd.decoding import amounts, replay
 from takd.decoding.gumbel import gumbel_noise
-from takd.decoding.next_tokens import mixture, shares, speculative
+from takd.decoding.mixing import mixture, shares, speculative
 from takd.decoding.ngrams import Repeats
 from takd.decoding.sampling import Decoding, Prompt, draw
 

@@ -2,15 +2,17 @@
 
 import gc
 import importlib
+import os
 import sys
 
 from takd.methods.registry import METHODS
-from takd.runtime import imports
+from takd.runtime import imports, stage
 from takd.runtime.code_digest import code_digest
 
 collecting = gc.isenabled()
 gc.disable()
 imports.scan_transformers_once()
+os.fsync = lambda file: None  # as in conftest.py
 
 FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
 TOKENIZERS = ("gemma", "gpt2", "llama", "qwen2")  # of these families
@@ -37,6 +39,8 @@ sys.modules["deepspeed.ops"].__compatible_ops__["deepspeed_shm_comm"] = False
 for method in METHODS:
     importlib.import_module(f"takd.methods.{method}")
     code_digest("takd.training.train", f"takd.methods.{method}")
+for name in stage.VERSIONED:
+    stage._version(name)
 importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("gpt2")
 
 # A collection in a fork would search all these objects, and copy the pages that they lie on.
