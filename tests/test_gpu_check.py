@@ -44,6 +44,7 @@ def test_all_stages_run_on_the_cpu_and_find_something(tmp_path, monkeypatch):
     assert parity["noise: share of equal bits"] == parity["fp32: texts equal to the CPU's"] == 1.0
     assert 0 < parity["autocast bf16: relative error of the gradient"] < 0.05
     assert found["graphs"]["llama bf16: share of equal texts"] == 1.0
+    assert found["compiled"]["mixed: share of equal texts"] == 1.0
     assert found["overflow"]["largest entry before it is scaled"] > 65504
     assert found["resume"]["bf16: equal"] == 1.0
     assert found["zero"]["zero3"] == "ok"
