@@ -337,7 +337,7 @@ EACH_KIND = "test_stages"
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds")
     # until all tests are imported: collections would search a million objects, none of them garbage
-    if not config.getoption("numprocesses", None):  # where tests are collected
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         gc.disable()
 
 
