@@ -13,8 +13,9 @@ for name in ("difflib", "jsonschema", "regex", "safetensors", "smart_open", "yam
 
 snakemake.cli.get_argument_parser()  # imports the plugins
 
-# Slurm is asked for its jobs each second: by default ever more rarely while none ends.
-slurm.Executor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, to: None)
+# Slurm is asked for its jobs without long waits: by default ever more rarely while none ends.
+ASKED = property(lambda self: 0.3, lambda self, to: None)  # s
+slurm.Executor.next_seconds_between_status_checks = ASKED
 
 
 def look_again_later(scheduler: JobScheduler, seconds: float) -> None:
