@@ -4,6 +4,7 @@ As a program it is such a server: `warm_python.py SOCKET MODULES`.
 """
 
 import array
+import contextlib
 import functools
 import os
 import socket
@@ -66,35 +67,53 @@ def serve(path: str, *modules: str) -> None:
         importlib.import_module(name)
     gc.freeze()  # a collection in a fork would search all their objects, and copy the pages that they lie on
     gc.enable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # a fork of all that is imported takes as long as a short job: each job is forked once, and none waits for another
+    ended, ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(ends)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    running: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen(64)
         print("ready", flush=True)
         while True:
-            if sys.stdin in select.select([listening, sys.stdin], [], [])[0]:
+            ready = select.select([listening, sys.stdin, ended], [], [])[0]
+            if sys.stdin in ready:
                 shutil.rmtree(os.path.dirname(path))
                 return
-            connection, _ = listening.accept()
-            if os.fork() == 0:
-                break
-            connection.close()
+            if ended in ready:
+                os.read(ended, 4096)
+                _tell(running)
+            if listening in ready:
+                connection, _ = listening.accept()
+                if (child := os.fork()) == 0:
+                    break
+                running[child] = connection
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for other in (*running.values(), ended, ends):
+        other.close() if isinstance(other, socket.socket) else os.close(other)
     _, rights, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(3 * 4))
     files = array.array("i", rights[0][2])
     text = connection.makefile("rb").read().decode(errors="surrogateescape")
     count, *words = text.split("\0")
     (folder, *variables), arguments = words[int(count) :], words[: int(count)]
     env = dict(each.split("=", 1) for each in variables)
-    if child := os.fork():
-        _, status = os.waitpid(child, 0)
-        connection.sendall(str(os.waitstatus_to_exitcode(status) & 0xFF).encode())
-        os._exit(0)
     connection.close()
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     _become(arguments, folder, env)
+
+
+def _tell(running: dict[int, socket.socket]) -> None:
+    """Tell those who wait for programs that have ended the exit status."""
+    while running:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if not child:
+            return
+        with running.pop(child) as connection, contextlib.suppress(OSError):  # it may be gone
+            connection.sendall(str(os.waitstatus_to_exitcode(status) & 0xFF).encode())
 
 
 def _become(arguments: list[str], folder: str, env: dict[str, str]) -> None:
