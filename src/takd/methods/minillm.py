@@ -64,6 +64,7 @@ class Rollout(Example):
         student, teacher, mixed: log q, log p and log p̃ of the tokens, (length,) each.
         teacher_hidden: the teacher's last hidden states that predict them, (length, hidden size).
         advantage: advantage A_t of each token, (length,).
+        teacher_log: as `KeptTeacher.logs`: log p of all tokens, (length, vocabulary).
     """
 
     student: Tensor
@@ -71,6 +72,7 @@ class Rollout(Example):
     mixed: Tensor
     teacher_hidden: Tensor
     advantage: Tensor = field(default_factory=lambda: torch.zeros(0))
+    teacher_log: list[Tensor] = field(default_factory=list)
 
 
 KEPT = ("student", "teacher", "mixed", "teacher_hidden")
@@ -172,11 +174,8 @@ class MiniLLM(Method):
             # "slots": over responses padded to the maximum length, as in the authors' code
             padded = len(rollouts) * self.context.max_new_tokens
             flat_n = whiten(flat_n, padded if s["whitening"] == "slots" else flat_n.numel())
-        pieces = flat_n.split(lengths)
-        return [
-            replace(row, advantage=advantage)
-            for row, advantage in zip(rollouts, pieces, strict=True)
-        ]
+        pairs = zip(rollouts, flat_n.split(lengths), strict=True)
+        return [replace(row, advantage=advantage) for row, advantage in pairs]
 
     def loss(self, tokens: int, divisor: int | None = None) -> LossFunction:
         """Return the policy and single-step loss of a micro-batch, as a share of the global loss.
@@ -187,6 +186,7 @@ class MiniLLM(Method):
         """
         s, vocabulary = self.settings, self.context.vocabulary
         teacher = KeptTeacher(self.teacher, vocabulary, s["temperature"])
+        teacher.read_again(s["inner_epochs"], s["rollouts_per_round"] * self.context.max_new_tokens)
 
         def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
             log_q_mv = tempered(logits_mv, s["temperature"]).log_softmax(-1)
@@ -210,10 +210,9 @@ class MiniLLM(Method):
             columns = {**self.columns(rows, student.device), "target": layout.targets_n}
             if s["single_step_weight"]:
                 columns |= teacher.columns(rows, layout)
-            hidden_nh = layout.hidden(student)
             total, sums = sum_over_tokens(
-                *(of_tokens, student, hidden_nh, columns, vocabulary),
-                prepared=teacher.prepared if s["single_step_weight"] else dict,
+                *(of_tokens, student, layout.hidden(student), columns, vocabulary),
+                prepared=teacher.prepared,
             )
             sums["reward"] = columns["reward"].sum()
             sums["importance_weight"] = columns["state_weight"].sum()
@@ -252,9 +251,8 @@ class MiniLLM(Method):
         tokens = sum(len(block) - 1 for block in blocks)
         vocabulary, stored = self.context.vocabulary, self.context.stored.get("corpus")
         view = teacher_view(s["lm_teacher_outputs"], self.teacher, vocabulary, stored)
-        plain = label_and_divergence_loss(
-            view, forward_kl, s["lm_teacher_share"], vocabulary, tokens
-        )
+        share = s["lm_teacher_share"]
+        plain = label_and_divergence_loss(view, forward_kl, share, vocabulary, tokens)
 
         def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
             value, _ = plain(student, rows)
