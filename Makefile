@@ -43,7 +43,7 @@ test: env chromium  ## all tests but those that need a Slurm cluster, two at a t
 	@$(BIN)/python -m pytest $(IN_TWO) --ignore tests/slurm
 
 test-slurm: env slurm  ## the demo and the faults of docs/faults.md, on a Slurm cluster started for them
-	@$(BIN)/python -m pytest -n 3 --dist loadfile -rs tests/slurm
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs tests/slurm
 
 lint: env  ## formatters, linters, types, and Snakemake's own checks
 	$(BIN)/ruff check .

@@ -15,12 +15,12 @@ Both have the same model, loaded as the stage loads it: in float32 on a CPU, els
 both draw from the same distribution is tested by `tests/test_decoding_distribution.py`.
 
 Cases: `small` and `medium` are of the shapes of the demo's student and teacher, which two cores decode in minutes;
-`gpt2` is GPT-2 124M, for a GPU, and runs only where it is named.
+`gpt2` is GPT-2 124M, for a GPU or with few prompts, and runs only where it is named.
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,11 +79,14 @@ def main() -> None:
     parser.add_argument(
         "--no-repeat-ngram", type=int, default=0, metavar="N", help="as in decoding"
     )
+    parser.add_argument("--prompts", type=int, metavar="N", help="fewer prompts than the 500")
     arguments = parser.parse_args()
     device = start(arguments)
     report = Report(__doc__, arguments, device)
     for name in arguments.only:
-        measure(report, (QUICK if arguments.quick else CASES)[name], arguments.no_repeat_ngram)
+        case = (QUICK if arguments.quick else CASES)[name]
+        case = replace(case, prompts=arguments.prompts or case.prompts)
+        measure(report, case, arguments.no_repeat_ngram)
     report.finish()
 
 

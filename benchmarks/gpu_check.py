@@ -38,6 +38,7 @@ STAGES: list[tuple[str, str, float]] = [
     ("gates", "gpu_checks.numerics:gates", 40),
     ("parity", "gpu_checks.numerics:parity", 35),
     ("graphs", "gpu_checks.numerics:graphs", 40),
+    ("compiled", "gpu_checks.compiled:compiled_draws", 45),
     ("overflow", "gpu_checks.numerics:overflow", 20),
     ("resume", "gpu_checks.scripts:resume", 60),
     ("zero", "gpu_checks.scripts:zero", 60),

@@ -43,11 +43,19 @@ def command_line(documentation: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch on the CPU")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="CPU seconds in place of elapsed ones: for a machine that does other work as well",
+    )
     return parser
 
 
 def start(arguments: argparse.Namespace) -> torch.device:
-    """Set the threads and pick the device: a GPU where there is one."""
+    """Set the clock and the threads, and pick the device: a GPU where there is one."""
+    global clock, UNIT
+    if arguments.cpu_time:
+        clock, UNIT = time.process_time, "CPU s"
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # for the workers
@@ -55,6 +63,9 @@ def start(arguments: argparse.Namespace) -> torch.device:
 
 
 # Measuring ---------------------------------------------------------------------------------------
+
+clock: Callable[[], float] = time.perf_counter
+UNIT = "s"
 
 
 @dataclass
@@ -112,16 +123,16 @@ def compare(
             progress(f"{name}: {took:.3f} s{' (warm-up)' if turn < 0 else ''}")
             if turn >= 0:
                 seconds[name].append(took)
-    return Comparison(seconds, baseline or next(iter(contenders)), tokens=tokens)
+    return Comparison(seconds, baseline or next(iter(contenders)), UNIT, tokens)
 
 
 def timed(contender: Contender) -> float:
     """Time a contender, in seconds."""
     synchronise()
-    before = time.perf_counter()
+    before = clock()
     own = contender()
     synchronise()
-    return time.perf_counter() - before if own is None else own
+    return clock() - before if own is None else own
 
 
 def synchronise() -> None:

@@ -1,6 +1,7 @@
 """Time of a MiniLLM round: takd against the authors' schedule, with equal prompts, response lengths and steps.
 
     python benchmarks/minillm_round.py [--quick] [--json FILE] [--shapes gpt2 demo] [--figure FILE.svg]
+    python benchmarks/minillm_round.py --shapes gpt2 --whole --cpu-time --threads 1
 
 A round draws 16 teacher-mixed responses and trains on them for 4 inner epochs in batches of 4, as one GPU of the
 reference does (`reference_schedule.py` lists its passes). With GPT-2's shapes on a CPU, where a round takes a quarter
@@ -123,6 +124,9 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=QUICK, default=list(QUICK))
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
+    parser.add_argument(
+        "--whole", action="store_true", help="GPT-2's shapes with 16 responses on a CPU too, once"
+    )
     parser.add_argument("--figure", type=Path, metavar="FILE", help="picture of takd's round")
     parser.add_argument("--shares", type=int, metavar="N", help="what N rounds of takd spend")
     arguments = parser.parse_args()
@@ -132,7 +136,9 @@ def main() -> None:
     for name in arguments.shapes:
         shapes = QUICK if arguments.quick else SHAPES
         on_cpu = f"{name} on a CPU"
-        shape = shapes[on_cpu if device.type == "cpu" and on_cpu in shapes else name]
+        shape = shapes[name]
+        if device.type == "cpu" and on_cpu in shapes:
+            shape = replace(shape, turns=1) if arguments.whole else shapes[on_cpu]
         for kind in arguments.lengths:
             case = f"{shape}, {kind}"
             progress(case)

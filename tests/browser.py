@@ -109,6 +109,12 @@ def _chromium() -> tuple[Any, Any]:
     return started, loop
 
 
+@functools.cache
+def _page(started: Any) -> Any:
+    """The page in which all are opened in turn: a new one starts a process, which takes longer than most pages."""
+    return started.new_page()
+
+
 def visit(
     started: Any,
     path: Path,
@@ -120,8 +126,7 @@ def visit(
 
     A request is external unless it goes to a file, a data URL or a blob; it is recorded and blocked.
     """
-    seen = Visit()
-    page = started.new_page(viewport={"width": width, "height": 900})
+    seen, page = Visit(), _page(started)
 
     def route(found: Any) -> None:
         if found.request.url.startswith(("file:", "data:", "blob:", "about:")):
@@ -134,16 +139,29 @@ def visit(
         if message.type == "error":
             seen.complaints.append(message.text)
 
+    def error(found: Any) -> None:
+        seen.complaints.append(str(found))
+
+    page.set_viewport_size({"width": width, "height": 900})
     page.route("**/*", route)
     page.on("console", console)
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    page.goto(path.resolve().as_uri(), wait_until="load")
-    if act is not None:
-        act(page)
-    seen.text = "\n".join(
-        frame.evaluate("document.documentElement.innerText ?? ''") for frame in page.frames
-    )
-    if picture is not None:
-        page.screenshot(path=picture, full_page=True)
-    page.close()
+    page.on("pageerror", error)
+    try:
+        page.goto(path.resolve().as_uri(), wait_until="load")
+        if act is not None:
+            act(page)
+        seen.text = "\n".join(
+            frame.evaluate("document.documentElement.innerText ?? ''") for frame in page.frames
+        )
+        if picture is not None:
+            page.screenshot(path=picture, full_page=True)
+        # its requests and errors are of no other visit
+        page.goto("about:blank")
+    except BaseException:
+        _page.cache_clear()
+        page.close()
+        raise
+    page.remove_listener("console", console)
+    page.remove_listener("pageerror", error)
+    page.unroute("**/*", route)
     return seen

@@ -17,6 +17,8 @@ import pytest
 import warm_python
 import yaml
 
+# no test cuts the power, and each wait for the disk takes milliseconds (so in the servers that stages are forked from)
+os.fsync = lambda file: None
 # threads that wait for each other make tests far slower when workers share the cores
 os.environ["OMP_NUM_THREADS"] = "1"
 # no test asks the real hub: here nothing answers, at once
@@ -296,7 +298,10 @@ LONGEST = (
     ),
     *("test_enumerable", "test_stages", "test_starting", "test_environments", "test_compare"),
     *("test_exporting", "test_deepspeed", "test_cards", "test_chat_end_to_end", "test_sweeps"),
+    *("test_decoder", "test_all_families", "test_minillm", "test_footprint", "test_sampling"),
     *("test_decoding_distribution", "test_report_browser", "test_report_figures", "test_doctor"),
+    # on a Slurm cluster: minutes of waiting for time limits beside what computes, and not at the end
+    *("test_demo", "test_faults_of_time", "test_faults_of_clusters", "test_faults_of_jobs"),
 )
 # Files of which most tests start processes, trainings or a browser: `pytest -m "not slow"` does not even read them.
 SLOW = {
@@ -331,6 +336,9 @@ EACH_KIND = "test_stages"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds")
+    # until all tests are imported: collections would search a million objects, none of them garbage
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -340,6 +348,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_finish() -> None:
     """Leave what was imported out of garbage collections."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_out_of_collections() -> None:
+    """Likewise what the tests of a file leave behind: code that draws on a card collects garbage each time."""
+    gc.collect()
     gc.freeze()
 
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from strike import Strike
 
@@ -26,12 +27,20 @@ from takd.runtime import command_line
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_STOP = 30  # as torchrun waits for the others when one has failed
 
-SERVER = multiprocessing.get_context("forkserver")
+SERVER: Any = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm"])
+
+
+def fork_from_here() -> None:
+    """Fork stages from this process, which is forked from the server itself, and not from a server of its own."""
+    global SERVER
+    SERVER = multiprocessing.get_context("fork")
 
 
 def start_server() -> None:
     """Start the fork server, unless it runs; PYTHONPATH replaces `sys.path`, which it does not get."""
+    if SERVER.get_start_method() == "fork":
+        return
     here, before = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, before]))
     try:

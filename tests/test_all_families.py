@@ -45,6 +45,7 @@ REFUSED = """
 """
 PROMPTS = [[5, 6, 7], [*range(9, 3, -1), *range(9, 19)], [11, 12, 13, 14, 20, 21]]
 LONGEST = 40
+LATER = 8  # tokens after each prompt: beyond a window after the shortest one, too
 
 
 def tiny(kind, vocabulary=64, **more):
@@ -82,14 +83,14 @@ def compare_with_generate(model, kind):
     check_model(model, kind, reads=LONGEST)
     rows = [Prompt(tokens, key, 7) for key, tokens in enumerate(PROMPTS)]
     drawn = draw(
-        model, rows, Decoding(12, sample=False), end_token=END, vocabulary=64, micro_batch=8
+        model, rows, Decoding(LATER, sample=False), end_token=END, vocabulary=64, micro_batch=8
     )
     for tokens, response in zip(PROMPTS, drawn, strict=True):
         whole = model.generate(
             torch.tensor([tokens]),
             attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
             do_sample=False,
-            max_new_tokens=12,
+            max_new_tokens=LATER,
             eos_token_id=END,
             pad_token_id=0,
         )

@@ -112,6 +112,7 @@ def test_the_truth_is_that_of_the_data_whatever_the_order_of_the_tokens():
     assert math.fsum(masses) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_rows_are_draws_from_the_distribution_that_is_compared_with():
     drawn = list(demo.rows("train", 32_000, seed=1, topics=["letters"]))
     assert {row[1] for row in drawn} == {""}
@@ -160,6 +161,7 @@ def test_words_that_a_tokenizer_lacks_are_refused(words, tmp_path, text):
         run_prepare(tmp_path, words, "train", {"json": str(file)}, template=PLAIN)
 
 
+@pytest.mark.slow
 def test_empty_responses_of_a_distribution_are_kept(words, tmp_path):
     source = {"demo": {"part": "train", "rows": 4000, "seed": 1, "topics": ["letters"]}}
     settings = {"template": PLAIN, "max_length": 8, "max_prompt_length": 2}

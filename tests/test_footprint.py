@@ -281,7 +281,7 @@ def test_peak_with_gradient_checkpointing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["sft", "forward_kl", "jensen_shannon", "total_variation"])
 def test_peak_where_the_vocabulary_is_what_takes_memory(method: str, tmp_path: Path) -> None:
     found, expected = step_peak(
-        tmp_path, "gpt2", method, layers=1, vocabulary=20_000, texts=Texts(4, 120), rows=4
+        tmp_path, "gpt2", method, layers=1, vocabulary=8000, texts=Texts(4, 120), rows=4
     )
     assert expected == pytest.approx(found, rel=0.10)
 
@@ -290,7 +290,7 @@ def test_peak_of_minillms_loss(tmp_path: Path) -> None:
     """Its policy term beside the reverse KL."""
     from models_for_tests import MINILLM_REFERENCE, context
 
-    vocabulary, rows, length = 20_000, 4, 100
+    vocabulary, rows, length = 8000, 4, 100
     student, shape = make(tmp_path / "student", "gpt2", 1, vocabulary)
     teacher, above = make(tmp_path / "teacher", "gpt2", 1, vocabulary)
     teacher.requires_grad_(False)

@@ -148,6 +148,7 @@ def test_answer_accuracy():
     assert "answer_accuracy" not in scores("12", references, "standard")
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_number_of_processes():
     rows = [([f"the {a} cat sat", f"a {a}"], [f"the {a} cat", "dog"]) for a in "abcdef" * 20]
     texts, references = zip(*rows, strict=True)

@@ -28,7 +28,7 @@ def use(clone: Path, folder: Path) -> Project:
     (folder / "Snakefile").write_text(MODULE.format(clone=clone))
     (folder / "data").mkdir()
     shutil.copy(clone / "fakes.py", folder)  # the placeholder stages
-    return Project(folder)
+    return Project(folder, "warm_fakes")
 
 
 def test_an_own_folder_has_its_experiments_data_and_results(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_empty_folder_goes_from_the_demo_to_its_report(tmp_path: Path) -> Non
     folder = tmp_path / "empty folder"
     folder.mkdir()
     (folder / "Snakefile").write_text(MODULE.partition("\n\n")[2].format(clone=clone))
-    own, demo = Project(folder, "warm"), ("--config", "experiment=demo")
+    own, demo = Project(folder, "warm_runs"), ("--config", "experiment=demo")
     own.run("--quiet", "rules", *demo)
     assert "Nothing to be done" in own.run(*demo)
     own.run("--report", "report.zip", *demo)

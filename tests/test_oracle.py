@@ -16,7 +16,7 @@ from models_for_tests import (
     token_log_probabilities,
 )
 
-from takd.decoding.next_tokens import speculative
+from takd.decoding.mixing import speculative
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.experiment.schema import load_schema
 from takd.losses import divergences

@@ -73,7 +73,12 @@ def rows_of(folder: Path) -> flops.Rows:
 
 
 def counted(
-    space: Workspace, name: str, method: str, other: dict[str, str] | None = None, **settings: Any
+    space: Workspace,
+    name: str,
+    method: str,
+    other: dict[str, str] | None = None,
+    micro_batch: int = 4,
+    **settings: Any,
 ) -> tuple[float, Any, dict]:
     """Operations of a training stage by torch's own count, its settings, and the end of its journal."""
     spec = space.spec(method, **{"dropout": 0.0, **settings})
@@ -100,7 +105,7 @@ def counted(
         outputs={
             key: folder / file for key, file in {**outputs, "manifest": "manifest.json"}.items()
         },
-        micro_batch=4,
+        micro_batch=micro_batch,
     )
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         train.run(stage)
@@ -121,14 +126,17 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
         "skd": {"on_policy_share": 1.0},
         "sft-lora": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": None}},
     }.get(name, {})
-    found, spec, journal = counted(space, name, method, steps=24, batch_size=8, **settings)
+    # drawn rows have to be many, for the lengths of dev, and few at a time, which need little padding
+    steps, rows = (12, 8) if method in ("sft", "kd") else (24, 4)
+    settings |= {"steps": steps, "batch_size": 8, "evaluate_every": 8}
+    found, spec, journal = counted(space, name, method, micro_batch=rows, **settings)
     student = shapes.config_of(space.folder / "student/model")
     teacher = shapes.config_of(space.folder / "trained-teacher/model")
     # random models draw longer responses than the labels: those that they drew
     drawn = [line["response_length"] for line in journal if line["kind"] == "dev"]
     train_rows, dev_rows = (rows_of(space.folder / f"{name}-equal") for name in ("train", "dev"))
     given = flops.Conditions(
-        Resources(micro_batch=4), drawn=sum(drawn) / len(drawn), block_length=12
+        Resources(micro_batch=rows), drawn=sum(drawn) / len(drawn), block_length=12
     )
     models = student, None if method == "sft" else teacher
     planned = flops.training(spec, *models, train_rows, dev_rows, given)
@@ -360,7 +368,7 @@ def test_decoding_waits_for_arithmetic_for_memory_or_for_kernels() -> None:
 
 def test_a_finished_training_is_measured(space: Workspace, tmp_path: Path) -> None:
     """Its operations are those that torch counted, and its seconds those of a CPU core in its journal."""
-    found, _, journal = counted(space, "measured", "sft", steps=24, batch_size=8)
+    found, _, journal = counted(space, "measured", "sft", steps=12, batch_size=8)
     place = tmp_path / "results/other/models/student-sft/seed3"
     shutil.copytree(space.folder / "measured", place)
     for split in ("train", "dev"):

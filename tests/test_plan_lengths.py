@@ -34,6 +34,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+@pytest.mark.slow
 def test_the_demo_is_as_long_as_its_own_tokenizer_makes_it(tmp_path: Path) -> None:
     experiment = load(ROOT / "config/experiments/demo.yaml", tmp_path)
     made_tokenizers.train(specs.tokenizer(experiment), tmp_path)

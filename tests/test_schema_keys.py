@@ -1,6 +1,5 @@
 """Every key of an experiment file changes something: the settings of a stage, or what is made at all."""
 
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -157,7 +156,9 @@ def all_specs(e: Experiment, shown: bool) -> str:
     found += [specs.data(e, split) for split in e.splits]
     found += [specs.base(e, model) for model in e.settings["models"]]
     found += [specs.made_with(e, node) for node in e.nodes]
-    for node, name in itertools.product(e.nodes, e.sets):
+    sets, nodes = list(e.sets), list(e.nodes)
+    # a set of each kind for one model, and each model on one set
+    for node, name in [*((nodes[-1], name) for name in sets), *((node, sets[0]) for node in nodes)]:
         found += [make(e, *node, name) for make in (specs.evaluate, specs.likelihoods, specs.judge)]
     for teacher, seed, place, parts in e.teacher_cache:
         if parts:

@@ -1,4 +1,7 @@
-"""What stages import, each started as Snakemake starts it: the start is most of the time of a small one."""
+"""What stages import, each started as Snakemake starts it: the start is most of the time of a small one.
+
+Those that import torch are forked from a process that has imported nothing else.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm_python
 from conftest import ROOT, Project
 
 from takd.runtime import imports
@@ -60,11 +64,13 @@ def test_modules_that_a_stage_does_not_import(
 ) -> None:
     project = forked.copy(tmp_path / "copy")
     (tmp_path / "observed.py").write_text(OBSERVED)
-    command = commands[rule].replace("python3 ", f"{sys.executable} {tmp_path}/observed.py ", 1)
+    python = sys.executable if "torch" in NEEDLESS[rule] else warm_python.stand_in("torch")
+    command = commands[rule].replace("python3 ", f"{python} {tmp_path}/observed.py ", 1)
     done = subprocess.run(command, shell=True, cwd=project.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     imported = set(json.loads(done.stdout.splitlines()[-1]))
     assert "takd.runtime.command_line" in imported
+    assert ("torch" in imported) == ("torch" not in NEEDLESS[rule])
     assert not imported & NEEDLESS[rule]
 
 
@@ -76,7 +82,7 @@ def test_the_judge_imports_no_library_of_models() -> None:
     assert not set(done.stdout.split()) & (MODELS | PAGES)
 
 
-def test_transformers_knows_its_models_after_one_scan() -> None:
+def test_transformers_knows_its_models_after_one_scan(tmp_path: Path) -> None:
     program = """
 import json, sys
 from transformers.utils import import_utils
@@ -94,9 +100,10 @@ known = sorted((name, where) for name, where in transformers.models._class_to_mo
 model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=2))
 print(json.dumps([scanned, known, model.num_parameters()]))
 """
+    (tmp_path / "scans.py").write_text(program)
     found = []
     for how in ("once", "twice"):
-        command = [sys.executable, "-c", program, how]
+        command = [warm_python.stand_in("torch"), tmp_path / "scans.py", how]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=FROM_SOURCE)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     (once, *after), (twice, *before) = found

@@ -52,16 +52,23 @@ def test_sign_flip_rejects_equal_models_in_one_of_twenty_cases(prompts, monkeypa
     assert np.mean(sign_flip(ours + 5 - theirs) <= 0.05) > 0.95
 
 
-def crossed(rng, trainings, prompts, seeds, kinds, rest):
-    """N experiments (N, R, P) with the true mean 0 and given shares of the variance of the observed mean.
+def effects(rng, trainings, prompts):
+    """Effects in N experiments, each with mean 0 and variance 1: of trainings, of prompts, and of two draws averaged.
 
-    `seeds`, `kinds` and `rest` are the shares that trainings, prompts and the residual (two draws averaged) have in
-    it. The trainings are normal, prompts and draws skewed.
+    The trainings are normal, prompts and draws skewed.
     """
-    training = rng.normal(0, math.sqrt(seeds * trainings), (N, trainings, 1))
-    prompt = math.sqrt(kinds * prompts) * (rng.exponential(1, (N, 1, prompts)) - 1)
+    training = rng.normal(0, 1, (N, trainings, 1))
+    prompt = rng.exponential(1, (N, 1, prompts)) - 1
     draws = rng.gamma(2.0, 1, (N, trainings, prompts)) / math.sqrt(2) - math.sqrt(2)
-    return training + prompt + math.sqrt(rest * trainings * prompts) * draws
+    return training, prompt, draws
+
+
+def crossed(training, prompt, draws, shares):
+    """Scores (N, R, P) with the true mean 0, in whose observed mean's variance the effects have these shares."""
+    trainings, prompts = draws.shape[1:]
+    sizes = trainings, prompts, trainings * prompts
+    seeds, kinds, rest = (math.sqrt(a * b) for a, b in zip(shares, sizes, strict=True))
+    return seeds * training + kinds * prompt + rest * draws
 
 
 SHARES = {
@@ -76,9 +83,9 @@ SHARES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainings", "prompts"), [(2, 80), (3, 80), (5, 80), (2, 500), (5, 500)])
 def test_intervals_over_trainings_cover_the_truth(trainings, prompts):
-    rng = np.random.default_rng(trainings * prompts)
+    drawn = effects(np.random.default_rng(trainings * prompts), trainings, prompts)
     for shares in SHARES.values():
-        found = over_trainings(crossed(rng, trainings, prompts, *shares))
+        found = over_trainings(crossed(*drawn, shares))
         coverage = np.mean((found.low <= 0) & (found.high >= 0))
         # two trainings that vary little: the interval is too wide rather than too narrow, see docs/report.md
         highest = 0.98 if trainings == 2 else BAR[1]
@@ -89,7 +96,7 @@ def test_intervals_over_trainings_cover_the_truth(trainings, prompts):
 
 def test_the_usual_ways_do_not_cover():
     """With two trainings they fall far below the bar, so the test above can tell a method that does."""
-    scores = crossed(np.random.default_rng(1), 2, 80, 0.9, 0.05, 0.05)
+    scores = crossed(*effects(np.random.default_rng(1), 2, 80), (0.9, 0.05, 0.05))
     means = np.abs(scores.mean(axis=(1, 2)))
     by_prompt = scores.mean(axis=1).std(axis=1, ddof=1) / math.sqrt(80)
     assert np.mean(means <= 1.96 * by_prompt) < 0.6

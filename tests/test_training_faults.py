@@ -118,7 +118,7 @@ def test_many_such_steps_in_a_row_end_the_job_with_a_checkpoint(workspace):
 
 def test_a_disk_that_is_full_is_one_sentence_and_loses_nothing_before(workspace):
     """A limit on the size of files stands in for the disk; logs and tokenizer files stay below it."""
-    space, settings = workspace, {"steps": 400, "evaluate_every": 1000, "dev_rows": 2}
+    space, settings = workspace, {"steps": 60, "evaluate_every": 1000, "dev_rows": 2}
     process = space.train("full", "sft", "--checkpoint-seconds=0", limit_file_kb=20, **settings)
     said = space.finished(process, code=1)
     assert "Error: a checkpoint could not be written to" in said and "File too large" in said

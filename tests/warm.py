@@ -2,12 +2,17 @@
 
 import gc
 import importlib
+import os
 import sys
 
-from transformers import conversion_mapping
-
 from takd.methods.registry import METHODS
+from takd.runtime import imports, stage
 from takd.runtime.code_digest import code_digest
+
+collecting = gc.isenabled()
+gc.disable()
+imports.scan_transformers_once()
+os.fsync = lambda file: None  # as in conftest.py
 
 FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt", "qwen2")
 TOKENIZERS = ("gemma", "gpt2", "llama", "qwen2")  # of these families
@@ -23,6 +28,7 @@ for name in (
     *(f"transformers.models.{family}.tokenization_{family}" for family in TOKENIZERS),
     "peft",
     "deepspeed",  # accelerate imports it when it saves a model
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # and with it a compiler, as any ZeRO stage does
     "loss_adaptive",  # a method defined by the tests
 ):
     importlib.import_module(name)
@@ -33,7 +39,11 @@ sys.modules["deepspeed.ops"].__compatible_ops__["deepspeed_shm_comm"] = False
 for method in METHODS:
     importlib.import_module(f"takd.methods.{method}")
     code_digest("takd.training.train", f"takd.methods.{method}")
-conversion_mapping.get_checkpoint_conversion_mapping("gpt2")
+for name in stage.VERSIONED:
+    stage._version(name)
+importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("gpt2")
 
 # A collection in a fork would search all these objects, and copy the pages that they lie on.
 gc.freeze()
+if collecting:
+    gc.enable()

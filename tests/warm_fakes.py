@@ -4,8 +4,8 @@ import importlib
 
 import warm_python
 
-# looks are real ones
-for name in ("takd.runtime.command_line", *warm_python.stages("look")):
+# what the command line imports for a stage that asks models; looks are real ones
+for name in ("takd.runtime.command_line", "transformers", *warm_python.stages("look")):
     importlib.import_module(name)
 
 import warm_outlines  # noqa: E402, F401

@@ -81,6 +81,7 @@ def serve(path: str, *modules: str) -> None:
     import signal
 
     gc.disable()
+    os.fsync = lambda file: None  # as in conftest.py
     for name in modules:
         importlib.import_module(name)
     gc.freeze()  # a collection in a fork would search all their objects, and copy the pages that they lie on

@@ -6,6 +6,8 @@ import importlib
 import warm  # noqa: F401
 import warm_python
 
+from takd.runtime.code_digest import code_digest
+
 for name in (
     *warm_python.stages(),
     # imported by functions of these
@@ -16,5 +18,8 @@ for name in (
     "tokenizers.trainers",
 ):
     importlib.import_module(name)
+
+for name in warm_python.stages():
+    code_digest(name)
 
 gc.freeze()

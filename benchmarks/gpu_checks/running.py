@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
 import workspace
 from workspace import Workspace
@@ -123,13 +124,7 @@ def supervised(target: str, budget: float, quick: bool) -> dict[str, Any]:
 
 def _context() -> Any:
     """Return how stages start: with a GPU in new interpreters, else as forks of a process that has all imports."""
-    return multiprocessing.get_context("spawn") if torch.cuda.is_available() else _server()
-
-
-def _server() -> Any:
-    from forks import SERVER
-
-    return SERVER
+    return multiprocessing.get_context("spawn") if torch.cuda.is_available() else forks.SERVER
 
 
 def _perform(target: str, path: Path, budget: float, quick: bool) -> None:
@@ -153,6 +148,8 @@ def prepared(folder: Path) -> Workspace:
     """Make a folder with all inputs of stages; with a GPU, scripts start as on a cluster."""
     if torch.cuda.is_available():
         workspace.Forked = _started  # type: ignore[misc, assignment]
+    else:
+        forks.fork_from_here()
     return Workspace(folder)
 
 

@@ -23,7 +23,7 @@ from slurm.experiments import STEPS
 SECONDS = 480.0
 EAGER = Path(__file__).with_name("eager.py")
 # poll Slurm early; the profile's own values suit runs of days
-POLLING = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10")
+POLLING = ("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10")
 PROFILE = "profiles/slurm/config.yaml"
 # The training that tests interrupt, and the target of the run.
 TRAINED = "results/small/models/teacher-sft/seed1"

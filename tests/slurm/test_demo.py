@@ -36,7 +36,7 @@ def demo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         while run.running and run.in_time():
             for trainer in run.trainers():
                 devices[trainer] = environment_of(trainer).get("CUDA_VISIBLE_DEVICES")
-            sleep(0.2)
+            sleep(0.5)
         run.succeed()
         yield Demo(project, run, run.rules(), devices)
     finally:

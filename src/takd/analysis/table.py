@@ -120,6 +120,9 @@ class Number(NamedTuple):
 
 
 INTEGERS = ("seed", "decoding_seed", "n_training_seeds", "n_prompts", "family", "parameters")
+OVER_ALL = {"seed": None, "decoding_seed": None, "stratum": ""}
+LISTED = "_listed"
+"""Attribute of a table: its rows as `rows` selects from them."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -136,7 +139,7 @@ def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     `seed`, `decoding_seed` and `stratum` that are not named select what is over all of them.
     """
     chosen = np.ones(len(found), dtype=bool)
-    for column, value in ({"seed": None, "decoding_seed": None, "stratum": ""} | wanted).items():
+    for column, value in (OVER_ALL | wanted).items():
         values = found[column]
         if value is None:
             here = values.isna()
@@ -151,10 +154,19 @@ def select(found: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 
 def rows(found: pd.DataFrame, **wanted: Any) -> list[Number]:
-    """Select as `select`, as a list of `Number`."""
-    chosen = select(found, **wanted).astype(object)
-    values = chosen.where(chosen.notna(), None).itertuples(index=False, name=None)
-    return [Number(*value) for value in values]
+    """Select as `select`, as a list of `Number`: a page takes few rows hundreds of times, for which pandas is slow."""
+    if LISTED not in vars(found):  # once, as nothing changes a table
+        values = found.to_numpy(dtype=object, na_value=None).tolist()
+        vars(found)[LISTED] = [Number(*row) for row in values]
+    chosen: list[Number] = vars(found)[LISTED]
+    for column, value in (OVER_ALL | wanted).items():
+        at = Number._fields.index(column)
+        if value == EACH:
+            chosen = [row for row in chosen if row[at] not in (None, "")]
+        elif value != ANY:
+            among = value if isinstance(value, list | tuple | set) else (value,)
+            chosen = [row for row in chosen if row[at] in among]
+    return chosen
 
 
 def one(found: pd.DataFrame, **wanted: Any) -> Number | None:

@@ -183,6 +183,8 @@ class Decoder:
             self.next.sample(0, self.hidden, banned)
             self._note_teacher(0, self.hidden)
             return
+        if self.next.compile(self.hidden):
+            self.graphs.forget()
         for cache in self.caches:
             cache.prepare()
         self.graphs((len(self.rows), self.caches[0].columns), self._several)

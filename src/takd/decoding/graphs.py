@@ -7,10 +7,14 @@ reads and writes must stay where they are, and what it allocates stays reserved 
 
 import warnings
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from takd.decoding.replay import Watch
+from takd.decoding.replay import unknown
 
 Function = Callable[[], None]
 
@@ -53,7 +57,7 @@ class Graphs:
             graph()
         elif key not in self._graphs:
             self._graphs[key] = None
-            with Watch() as watch:
+            with _Watch() as watch:
                 self._beside(function)
             if watch.waits:
                 self._give_up(f"{watch.waits} waits for the GPU, or depends on its numbers")
@@ -98,3 +102,30 @@ class Graphs:
             torch.set_autocast_cache_enabled(cached)
         graph.replay()
         return graph.replay
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the first operation, if any, whose results depend on more than addresses, or leave a device.
+
+    Attributes:
+        waits: its name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = ""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let what is compiled already run as such: its kernels depend on addresses alone."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if not self.waits:
+            tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
+            devices = {x.device for x in tensors if x.dim()}
+            if len(devices) > 1 or unknown(func, args, kwargs):
+                self.waits = str(func)
+        return found

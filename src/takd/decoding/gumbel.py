@@ -30,7 +30,7 @@ def _mix_(x: Tensor) -> Tensor:
 
 def _shifted_xor_(x: Tensor, bits: int) -> Tensor:
     """Compute x ^ (x >> bits) of unsigned 32-bit words in place."""
-    if bits == 16 and x.device.type != "cpu":
+    if bits == 16 and x.device.type != "cpu" and not torch.compiler.is_compiling():
         # the upper half stays: a GPU, whose memory limits it, reads and writes the words once
         halves = x.view(torch.int16)
         halves[..., ::2].bitwise_xor_(halves[..., 1::2])
@@ -61,6 +61,23 @@ def noise_words(seeds: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
     return torch.stack([first, second])
 
 
+def _bits(tokens: Tensor, words_2: Tensor) -> Tensor:
+    """Mix words of tokens and of noise, which broadcast, into 31 random bits each, int32."""
+    return _mix_((tokens ^ words_2[0]).add_(words_2[1])).bitwise_and_(0x7FFFFFFF)
+
+
+def negative_noise(tokens: Tensor, words_2: Tensor) -> Tensor:
+    """Compute the noise of `negative_noise_` by operations that torch.compile fuses into one.
+
+    Args:
+        tokens: numbers of tokens, int32.
+        words_2: as returned by `noise_words`, (2, ...), so that each half broadcasts with the tokens.
+    """
+    bits = _bits(_mix_(tokens + 1), words_2)
+    minus_v = bits.to(torch.float32) * -(2.0**-31) - 2.0**-32
+    return minus_v.clamp(min=2.0**-24 - 1).log1p().neg().log()
+
+
 def negative_noise_(out_nv: Tensor, words_2n: Tensor) -> Tensor:
     """Fill a float32 tensor, (n, vocabulary), with negative Gumbel noise; return it.
 
@@ -74,9 +91,7 @@ def negative_noise_(out_nv: Tensor, words_2n: Tensor) -> Tensor:
     # a CPU is ten times faster on pieces that fit into its cache
     size = max(1, CACHED_WORDS // vocabulary) if out_nv.device.type == "cpu" else rows
     for start in range(0, rows, size):
-        first_n, second_n = words_2n[:, start : start + size]
-        bits = (tokens_v ^ first_n[:, None]).add_(second_n[:, None])
-        _mix_(bits).bitwise_and_(0x7FFFFFFF)
+        bits = _bits(tokens_v, words_2n[:, start : start + size, None])
         # v is uniform in (0, 1), E = -log(1 - v) is exponential, and -log E is Gumbel noise. The
         # largest noise comes from the smallest v, where float32 is finest and log1p keeps all
         # digits

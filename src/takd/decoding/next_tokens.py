@@ -13,48 +13,11 @@ from torch import FloatTensor, LongTensor, Tensor
 from transformers import PreTrainedModel
 
 from takd.decoding.amounts import noisy_positions
+from takd.decoding.compiled import Compiled, Kind, served
 from takd.decoding.gumbel import negative_noise_, noise_words
+from takd.decoding.mixing import mixture, shares, speculative
 from takd.decoding.prompts import Decoding, Prompt
 from takd.models.logits import Head
-
-
-def shares(teacher_mix: float, device: torch.device) -> Tensor:
-    """Return log(1 - α) and log α, (2, 1, 1), for `mixture`."""
-    logs = math.log1p(-teacher_mix), math.log(teacher_mix)
-    return torch.tensor(logs, dtype=torch.float64, device=device)[:, None, None]
-
-
-def mixture(logs_kbv: Tensor, shares_k11: Tensor, out_kbv: Tensor | None = None) -> Tensor:
-    """Compute log p̃ = log(α p + (1 - α) q) from log q and log p, (2, ...), elementwise.
-
-    Args:
-        out_kbv: memory for the computation, (2, ...); the result is its first half.
-    """
-    # a mixture of probabilities, not of logits, and computed from logarithms: a token that both
-    # models find unlikely keeps its digits
-    student_bv, teacher_bv = torch.add(logs_kbv, shares_k11, out=out_kbv)
-    return torch.logaddexp(teacher_bv, student_bv, out=student_bv)
-
-
-def speculative(logs_kbv: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Compute the distribution of tokens that a student proposes and its teacher replaces.
-
-    A proposal from q is kept if fewer than k tokens are likelier under p, so that ties of the k-th
-    are kept too; else the token comes from p (SKD, arXiv 2410.11325, algorithm 1). Both draws
-    together are one from r(v) = q(v) [v in the top k] + Q p(v), where Q is the probability under q
-    of all tokens outside of the top k. So a token needs one value of noise, as any other does.
-
-    Args:
-        logs_kbv: log q and log p, (2, rows, vocabulary).
-
-    Returns:
-        log r, (rows, vocabulary), and log Q, (rows,).
-    """
-    student_bv, teacher_bv = logs_kbv
-    outside_bv = teacher_bv < teacher_bv.topk(top_k).values[:, -1:]
-    replaced_b1 = student_bv.masked_fill(~outside_bv, -math.inf).logsumexp(-1, keepdim=True)
-    kept_bv = student_bv.masked_fill(outside_bv, -math.inf)
-    return torch.logaddexp(kept_bv, teacher_bv + replaced_b1), replaced_b1[:, 0]
 
 
 class NextTokens:
@@ -84,8 +47,14 @@ class NextTokens:
         self.device = models[0].device
         self.heads = [Head(model, vocabulary) for model in models]
         self.warpers = decoding.warpers()
+        self.shares_k11 = torch.zeros(0, 1, 1, device=self.device)
         if len(models) > 1 and not decoding.teacher_top_k:
             self.shares_k11 = shares(teacher_mix, self.device).to(self.heads[0].result)
+        self.compiled: Compiled | None = None
+        separate = self.warpers or decoding.no_repeat_ngram or decoding.teacher_top_k
+        if served(self.device) and not separate and (decoding.sample or scored):
+            kind = vocabulary, len(models), decoding.temperature, decoding.sample, scored
+            self.compiled = Compiled(Kind(*kind))
         # the words of each row's noise at all positions
         steps = decoding.max_new_tokens
         self.words_2bt = torch.zeros(2, rows, steps, dtype=torch.int32, device=self.device)
@@ -146,10 +115,48 @@ class NextTokens:
             hidden: last hidden states of each model, (rows, hidden size).
             banned: rows with tokens that may not follow.
         """
+        self._logits(hidden)
+        if self.compiled is not None and self.compiled.ready(len(hidden[0])):
+            self._compiled(step)
+        else:
+            self._one_by_one(step, banned)
+        return self.now.found.tokens_kb[step]
+
+    def compile(self, hidden: Sequence[Tensor]) -> bool:
+        """Compile what is behind the logits once that is worth it, and check it for each number of rows.
+
+        Returns:
+            whether `sample` runs other kernels than before.
+        """
+        now = self.now
+        if self.compiled is None or not self.compiled.due(len(now.rows_b), self.ahead):
+            return False
+        self._logits(hidden)
+        noisy_bv = self._one_by_one(0, ()).clone()
+        now.noise_used = now.positions
+        self._logits(hidden)
+        found = now.found.tokens_kb[0], now.found.scores_k4b[0]
+        self.compiled.compare(lambda: self._compiled(0), noisy_bv, *found)
+        return True
+
+    def _logits(self, hidden: Sequence[Tensor]) -> None:
+        logits_kbv = self.now.logits_kbv
+        for head, hidden_bh, logits_bv in zip(self.heads, hidden, logits_kbv, strict=True):
+            head(hidden_bh, logits_bv)
+
+    def _compiled(self, step: int) -> None:
+        assert self.compiled is not None
+        now = self.now
+        words_2b = self.words_2bt[:, now.rows_b, now.drawn_pb[step]]
+        tokens_b, scores_3b = self.compiled(now.logits_kbv, self.shares_k11, words_2b)
+        now.found.tokens_kb[step].copy_(tokens_b)
+        if scores_3b is not None:
+            now.found.scores_k4b[step, :3].copy_(scores_3b)
+
+    def _one_by_one(self, step: int, banned: Sequence[tuple[int, list[int]]]) -> Tensor:
+        """Find tokens and scores from logits; return what the tokens are the argmax of."""
         now = self.now
         logs_kbv = now.logits_kbv
-        for head, hidden_bh, logits_bv in zip(self.heads, hidden, logs_kbv, strict=True):
-            head(hidden_bh, logits_bv)
         if self.decoding.temperature != 1:
             logs_kbv.div_(self.decoding.temperature)
         if self.scored:
@@ -180,7 +187,7 @@ class NextTokens:
             torch.gather(mixed_bv, -1, next_b[:, None], out=scores_4b1[2])
             if replaced_b is not None:
                 torch.exp(replaced_b, out=scores_4b1[3, :, 0])
-        return next_b
+        return noisy_bv
 
     def negative_noise(self, step: int) -> Tensor:
         """Return the negative noise of a step, (rows, vocabulary)."""
@@ -228,7 +235,7 @@ class _Tensors:
         length = max(of.ahead, self.positions)
         self.drawn_pb = torch.zeros(length, rows, dtype=torch.long, device=device)
         self.rows_b = torch.arange(rows, device=device)
-        self.found = Found(of.ahead, rows, device)
+        self.found = Found(of.ahead, rows, device, kind)
 
 
 class Found:
@@ -241,17 +248,23 @@ class Found:
     """
 
     def __init__(
-        self, steps: int, rows: int, device: torch.device, buffer: Tensor | None = None
+        self,
+        steps: int,
+        rows: int,
+        device: torch.device,
+        kind: torch.dtype,
+        buffer: Tensor | None = None,
     ) -> None:
-        self.shape, split = (steps, rows), 8 * steps * rows
+        self.shape, self.kind, split = (steps, rows), kind, 8 * steps * rows
         if buffer is None:
-            buffer = torch.zeros(split + 16 * steps * rows, dtype=torch.uint8, device=device)
+            size = split + 4 * kind.itemsize * steps * rows
+            buffer = torch.zeros(size, dtype=torch.uint8, device=device)
         self.buffer = buffer
         self.tokens_kb = buffer[:split].view(torch.long).view(steps, rows)
-        self.scores_k4b = buffer[split:].view(torch.float32).view(steps, 4, rows)
+        self.scores_k4b = buffer[split:].view(kind).view(steps, 4, rows)
 
     def on_host(self) -> "Found":
         """Copy the buffer to the host, if it is not there."""
         if self.buffer.device.type == "cpu":
             return self
-        return Found(*self.shape, torch.device("cpu"), self.buffer.cpu())
+        return Found(*self.shape, torch.device("cpu"), self.kind, self.buffer.cpu())

@@ -14,7 +14,7 @@ class Decoding:
 
     Attributes:
         teacher_top_k: k, if a teacher replaces tokens of the student that are not among its k
-            likeliest ones (`takd.decoding.next_tokens.speculative`); 0 if it replaces none.
+            likeliest ones (`takd.decoding.mixing.speculative`); 0 if it replaces none.
     """
 
     max_new_tokens: int

@@ -138,7 +138,7 @@ class _Recorder(TorchDispatchMode):
         found = func(*args, **kwargs)
         leaves, results = tree_leaves((args, kwargs)), tree_leaves(found)
         self.kept += [*leaves, *results]
-        if _unknown(func, args, kwargs) or not all(isinstance(x, Tensor) for x in results):
+        if unknown(func, args, kwargs) or not all(isinstance(x, Tensor) for x in results):
             self.known = False
             return found
         read = [x for x in leaves if isinstance(x, Tensor)]
@@ -189,29 +189,7 @@ class _Recorder(TorchDispatchMode):
         self.calls.append(call)
 
 
-class Watch(TorchDispatchMode):
-    """Notes the first operation, if any, whose results depend on more than addresses, or leave a device.
-
-    Attributes:
-        waits: its name.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits = ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        if not self.waits:
-            tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
-            devices = {x.device for x in tensors if x.dim()}
-            if len(devices) > 1 or _unknown(func, args, kwargs):
-                self.waits = str(func)
-        return found
-
-
-def _unknown(func: Any, args: Any, kwargs: Any) -> bool:
+def unknown(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether the results of an operation depend on more than a recording knows."""
     tags = UNKNOWN & set(func.tags)
     if tags == {torch.Tag.dynamic_output_shape} and func.overloadpacket is torch.ops.aten.index:

@@ -4,6 +4,7 @@ A stage is a function `run(stage)` in a module of this package. It does not depe
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -160,6 +161,7 @@ class Stage:
         return digests(paths, record.parent, self.threads)
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
