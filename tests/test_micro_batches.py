@@ -1,7 +1,6 @@
 """How a step's rows are divided among processes and micro-batches, laid out, and given to those that need them."""
 
 import threading
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from models_for_tests import MINILLM_REFERENCE, context, tiny_gpt2
 
 from takd.decoding.prompts import Response
-from takd.losses import teacher_logits
 from takd.losses.batch import RightPadded, by_length, spans
 from takd.losses.chunked import sum_over_tokens
 from takd.losses.teacher_logits import KEPT_SHARE, kept
@@ -125,39 +123,6 @@ def test_values_of_all_tokens_at_once_are_those_of_each_response(importance):
         assert torch.equal(method.weighted_rewards(rows), rewards)
     else:
         assert torch.equal(columns["state_weight"], columns["weight"])
-
-
-def test_a_small_vocabularys_teacher_is_computed_once_in_a_round(monkeypatch):
-    """The inner epochs read its distributions again; a run that resumes in between computes the same ones."""
-    settings = {**MINILLM_REFERENCE, "inner_epochs": 3, "rollouts_per_round": 6, "batch_size": 2}
-    student, teacher = tiny_gpt2(3, 11, 32), tiny_gpt2(1, 11, 32)
-    method = MiniLLM(context(settings, teacher, 11))
-    plain, seen = teacher_logits.project, []
-    monkeypatch.setattr(
-        teacher_logits, "project", lambda model, h, v: seen.append(len(h)) or plain(model, h, v)
-    )
-    batches = [[0, 5], [3, 1], [2, 4], [4, 0], [5, 1], [3, 2]]
-
-    def values(rows, batch):
-        chosen = method.with_advantages([rows[i] for i in batch])
-        loss, sums = method.loss(7)(student, chosen)
-        (gradient,) = torch.autograd.grad(loss, [student.lm_head.weight])
-        return [loss, sums["single_step_kl"], gradient]
-
-    rows = rolled(6)
-    once = [values(rows, batch) for batch in batches]
-    assert len(seen) == len(rows)
-    # as restored from a checkpoint, which has hidden states alone
-    resumed = values([replace(row, teacher_log=[]) for row in rows], batches[-1])
-    assert len(seen) == len(rows) + 2
-    monkeypatch.setattr(teacher_logits, "KEPT_LOGS", 0)
-    each_time = [values(rows, batch) for batch in batches]
-    assert len(seen) == len(rows) + 2 + len(batches)
-    for one, other in zip(once[-1], resumed, strict=True):
-        assert torch.equal(one, other)
-    for found, expected in zip(once, each_time, strict=True):
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])

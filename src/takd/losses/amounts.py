@@ -9,9 +9,6 @@ BLOCK_BYTES = 2**18
 LEAST_BLOCK = 4  # tokens: with fewer, calls take longer than what they compute
 TILE = 64  # tokens: matrix products are fastest for multiples of it
 HEAD_ROWS = 16384  # rows of a half-precision head whose float32 gradients are computed at once
-TILE_ROWS = 4  # rows from which on a matrix product computes each as it would among more
-# most bytes of the teacher's log-probabilities that a round of responses keeps on a CPU
-KEPT_LOGS = 64 * 2**20
 # most of a card's memory that the hidden states of a round of responses take there
 KEPT_SHARE = 1 / 16
 

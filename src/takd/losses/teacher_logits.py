@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.losses.amounts import KEPT_LOGS, KEPT_SHARE, TILE_ROWS
+from takd.losses.amounts import KEPT_SHARE
 from takd.losses.batch import RightPadded, moved
 from takd.losses.divergences import coarsen, log_tail
 from takd.models.logits import project, tempered
@@ -56,13 +56,11 @@ class LiveTeacher:
     def prepared(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         # of a chunk of tokens: all logits of a batch never exist at once
         hidden_mh = columns.pop("teacher_hidden", None)
-        if hidden_mh is None:
+        if hidden_mh is None:  # the loss compares no distributions
             return columns
         return {**columns, "teacher_logits": project(self.model, hidden_mh, self.vocabulary)}
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if "teacher_log" in columns:
-            return student_nv, columns["teacher_log"]
         with torch.no_grad():
             logits_nv = tempered(columns["teacher_logits"], self.temperature)
             return student_nv, logits_nv.log_softmax(-1)
@@ -74,44 +72,14 @@ class KeptTeacher(LiveTeacher):
 
     Attributes:
         of: finds those of a row, (length, hidden size); by default its `teacher_hidden`.
-        logs: finds the list of a row that keeps its log-probabilities, (length, vocabulary), from
-            its first pass to its last; None if none are kept.
     """
 
     of: Callable[[Any], Tensor] = operator.attrgetter("teacher_hidden")
-    logs: Callable[[Any], list[Tensor]] | None = None
 
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
-        if self.logs is not None:
-            return {"teacher_log": torch.cat([self._log(row) for row in rows])}
         device = layout.ids_bt.device
         kept = [self.of(row).to(device, non_blocking=True) for row in rows]
         return {"teacher_hidden": torch.cat(kept).to(self.model.dtype)}
-
-    def read_again(self, passes: int, tokens: int) -> None:
-        """Keep a small vocabulary's log-probabilities from the first of several passes to the last.
-
-        Args:
-            tokens: of all rows of the passes, at most.
-        """
-        fits = 4 * self.vocabulary * tokens <= KEPT_LOGS
-        if passes > 1 and fits and self.model.device.type == "cpu":
-            self.logs = operator.attrgetter("teacher_log")
-
-    @torch.no_grad()
-    def _log(self, row: Any) -> Tensor:
-        # row by row, so that they do not depend on the rows of the first pass: a run that resumes
-        # computes them anew
-        assert self.logs is not None
-        kept, hidden_th = self.logs(row), self.of(row)
-        if not kept:
-            # a product of very few rows takes another kernel, whose sums differ in the last digit
-            missing = max(0, TILE_ROWS - len(hidden_th))
-            hidden_th = torch.nn.functional.pad(hidden_th, (0, 0, 0, missing))
-            hidden_th = hidden_th.to(self.model.dtype)
-            columns = self.prepared({"teacher_hidden": hidden_th})
-            kept.append(self.pair(hidden_th, columns)[1][: len(hidden_th) - missing])
-        return kept[0]
 
 
 def kept(hidden_th: Tensor, device: torch.device, size: float) -> Tensor:

@@ -64,7 +64,6 @@ class Rollout(Example):
         student, teacher, mixed: log q, log p and log p̃ of the tokens, (length,) each.
         teacher_hidden: the teacher's last hidden states that predict them, (length, hidden size).
         advantage: advantage A_t of each token, (length,).
-        teacher_log: as `KeptTeacher.logs`: log p of all tokens, (length, vocabulary).
     """
 
     student: Tensor
@@ -72,7 +71,6 @@ class Rollout(Example):
     mixed: Tensor
     teacher_hidden: Tensor
     advantage: Tensor = field(default_factory=lambda: torch.zeros(0))
-    teacher_log: list[Tensor] = field(default_factory=list)
 
 
 KEPT = ("student", "teacher", "mixed", "teacher_hidden")
@@ -186,7 +184,6 @@ class MiniLLM(Method):
         """
         s, vocabulary = self.settings, self.context.vocabulary
         teacher = KeptTeacher(self.teacher, vocabulary, s["temperature"])
-        teacher.read_again(s["inner_epochs"], s["rollouts_per_round"] * self.context.max_new_tokens)
 
         def of_tokens(logits_mv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Statistics]:
             log_q_mv = tempered(logits_mv, s["temperature"]).log_softmax(-1)
