@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from takd.losses.chunked import sum_over_tokens
 from takd.losses.divergences import reverse_kl
-from takd.models.logits import project
+from takd.losses.teacher_logits import LiveTeacher
 
 PLAIN, OURS = "plain formula", "takd"
 
@@ -122,18 +122,19 @@ def ours(
 ) -> Tensor:
     """Compute the loss with takd."""
     vocabulary = student.config.vocab_size
+    view = LiveTeacher(teacher, vocabulary)
 
     def of_tokens(
         logits_mv: Tensor, columns: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         log_q_mv = logits_mv.log_softmax(-1)
-        with torch.no_grad():
-            log_p_mv = project(teacher, columns["teacher"], vocabulary).log_softmax(-1)
         label_m = -log_q_mv.gather(-1, columns["target"][:, None])[:, 0]
-        return 0.5 * label_m + 0.5 * reverse_kl(log_q_mv, log_p_mv), {}
+        return 0.5 * label_m + 0.5 * reverse_kl(*view.pair(log_q_mv, columns)), {}
 
-    columns = {"teacher": teacher_nh, "target": targets_n}
-    total, _ = sum_over_tokens(of_tokens, student, hidden_nh, columns, vocabulary)
+    columns = {"teacher_hidden": teacher_nh, "target": targets_n}
+    total, _ = sum_over_tokens(
+        of_tokens, student, hidden_nh, columns, vocabulary, prepared=view.prepared
+    )
     return total / len(targets_n)
 
 

@@ -7,19 +7,21 @@ A round draws 16 teacher-mixed responses and trains on them for 4 inner epochs i
 reference does (`reference_schedule.py` lists its passes). With GPT-2's shapes on a CPU, where a round takes a quarter
 of an hour, it is one batch of 4 responses, and beside it a whole round of models of a quarter of the depth; both once
 and without warm-up. Random models never end a response, so both sides get the lengths: those of Dolly's rows, and all
-at the maximum. `--figure` draws where takd's round spends its time.
+at the maximum. `--figure` draws where takd's round spends its time; `--shares N` prints it, of N rounds after some that
+warm up, and runs nothing else.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from datasets import Dataset
-from harness import Report, command_line, compare, progress, start
+from harness import Report, aligned, command_line, compare, progress, start, synchronise
 from lengths import dolly_lengths
 from models import VOCABULARY, gpt2, random_prompts
 from reference_schedule import Settings, reference_optimizer, reference_round
@@ -30,8 +32,10 @@ from transformers import PreTrainedModel
 from takd.decoding import graphs, kv_cache, next_tokens
 from takd.decoding.memory import KeptDecoder
 from takd.decoding.sampling import Decoding, Prompt, Response, draw
+from takd.losses import teacher_logits
 from takd.methods import minillm
 from takd.methods.base import Context
+from takd.models import logits
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ QUICK = {
 }
 LENGTHS = ("Dolly's lengths", "all at the maximum")
 ROUND = {"batch_size": 4, "inner_epochs": 4}
+WARM_UP = 4  # rounds before shares are taken: recordings of all numbers of rows are made in them
 
 
 class Takd:
@@ -96,7 +101,6 @@ class Takd:
         """Run one round."""
         for _ in range(self.method.steps_per_round):
             self.method.prepare(self.step, self.sample)
-            self.student.train()
             optimizer_step(self.method, self.student, self.optimizer, self.step, 64)
             self.step += 1
 
@@ -124,6 +128,7 @@ def main() -> None:
         "--whole", action="store_true", help="GPT-2's shapes with 16 responses on a CPU too, once"
     )
     parser.add_argument("--figure", type=Path, metavar="FILE", help="picture of takd's round")
+    parser.add_argument("--shares", type=int, metavar="N", help="what N rounds of takd spend")
     arguments = parser.parse_args()
     device = start(arguments)
     report = Report(__doc__, arguments, device)
@@ -138,6 +143,9 @@ def main() -> None:
             case = f"{shape}, {kind}"
             progress(case)
             theirs, ours = contenders(shape, kind, device)
+            if arguments.shares:
+                print("\n".join([*aligned(share_table(ours, case, arguments.shares)), ""]))
+                continue
             found: dict[str, float] = {}
 
             def takd(ours: Takd = ours, found: dict[str, float] = found) -> None:
@@ -150,7 +158,8 @@ def main() -> None:
             whole = sum(parts[case].values())
             shares = (f"{part} {100 * took / whole:.0f} %" for part, took in parts[case].items())
             report.note(f"takd, {case}: {', '.join(shares)}.")
-    report.finish()
+    if not arguments.shares:
+        report.finish()
     if arguments.figure:
         figure(parts, arguments.figure)
 
@@ -191,48 +200,108 @@ def contenders(shape: Shape, kind: str, device: torch.device) -> tuple[Callable[
 
 
 def spent(ours: Takd) -> dict[str, float]:
-    """Run a round; return its seconds by part."""
-    seconds: dict[str, float] = {}
-    with (
-        timed(kv_cache.RaggedCache, "read", "read prompts", seconds),
-        timed(kv_cache.RaggedCache, "step", "decode: bodies", seconds),
-        timed(next_tokens.NextTokens, "sample", "decode: vocabulary", seconds),
-        # on a GPU, a graph is both
-        timed(graphs.Graphs, "__call__", "decode: steps", seconds),
-        timed(minillm, "sum_over_tokens", "loss, with its gradients", seconds),
-        timed(minillm, "laid_out", "other", seconds),
-        timed(torch.Tensor, "backward", "student backward", seconds),
-        timed(ours.student.base_model, "forward", "student forward", seconds, while_training=True),
-        timed(ours.optimizer, "step", "optimizer", seconds),
-    ):
-        before = time.perf_counter()
+    """Run a round; return its seconds by part: of the processor, or with a GPU those that pass."""
+    student, teacher = ours.student, ours.teacher
+    watch = Watch()
+    whose = {id(student): "student", id(teacher): "teacher"}
+
+    def body(cache: Any) -> str:
+        return f"decode: {whose[id(cache.model)]}'s body"
+
+    def reading(cache: Any) -> str:
+        return f"read prompts: {whose[id(cache.model)]}"
+
+    cache, tokens = kv_cache.RaggedCache, next_tokens.NextTokens
+    parts: list[tuple[Any, str, Part]] = [
+        (minillm.MiniLLM, "prepare", "decode: admission and responses"),
+        (cache, "read", reading),
+        (cache, "step", body),  # with its masks and columns
+        (minillm.MiniLLM, "parts", "advantages"),
+        (minillm, "laid_out", "layout of micro-batches"),
+        (minillm.MiniLLM, "columns", "layout of micro-batches"),
+        (minillm, "sum_over_tokens", "loss, with its gradients"),
+        (teacher_logits, "project", "loss: the teacher's head"),
+        (student.base_model, "forward", "student forward"),
+        (torch.Tensor, "backward", "student backward"),
+        (torch.nn.utils, "clip_grad_norm_", "clipping"),
+        (ours.optimizer, "step", "optimizer"),
+        (ours.optimizer, "zero_grad", "optimizer"),
+    ]
+    if student.device.type == "cpu":
+        parts += [
+            (logits.Head, "__call__", "decode: heads"),
+            (tokens, "negative_noise", "decode: noise"),
+            (tokens, "sample", "decode: mixture, argmax, scores"),
+        ]
+    else:  # a graph is both models' bodies too
+        parts.append((graphs.Graphs, "__call__", "decode: steps"))
+    with ExitStack() as stack:
+        for owner, name, part in parts:
+            stack.enter_context(watch.on(owner, name, part))
+        with watch.part("other"):
+            ours()
+    return watch.seconds
+
+
+Part = str | Callable[[Any], str]  # or what names it, from the first argument
+
+
+class Watch:
+    """Seconds of functions, without those of functions that they call and that are watched too."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.inner = [0.0]
+        # a shared machine's other work does not count; a GPU works behind the processor's back
+        on_gpu = torch.cuda.is_available()
+        self.clock = time.perf_counter if on_gpu else time.process_time
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the seconds of a block to a part."""
+        before = self.clock()
+        self.inner.append(0.0)
+        try:
+            yield
+        finally:
+            synchronise()
+            took = self.clock() - before
+            self.seconds[name] = self.seconds.get(name, 0.0) + took - self.inner.pop()
+            self.inner[-1] += took
+
+    @contextmanager
+    def on(self, owner: Any, name: str, part: Part) -> Iterator[None]:
+        """Watch a function or method."""
+        real = getattr(owner, name)
+
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            # within another part, such as a prompt's reading, a pass of the student is its own
+            if name == "forward" and not owner.training:
+                return real(*args, **kwargs)
+            with self.part(part if isinstance(part, str) else part(args[0])):
+                return real(*args, **kwargs)
+
+        setattr(owner, name, measured)
+        try:
+            yield
+        finally:
+            setattr(owner, name, real)
+
+
+def share_table(ours: Takd, case: str, rounds: int) -> list[tuple[str, ...]]:
+    """Return the rows of a table: a part's seconds in a round, median of some, and their share."""
+    for _ in range(WARM_UP):
         ours()
-        whole = time.perf_counter() - before
-    seconds["other"] = whole - sum(s for part, s in seconds.items() if part != "other")
-    return seconds
-
-
-@contextmanager
-def timed(
-    owner: Any, name: str, part: str, seconds: dict[str, float], while_training: bool = False
-) -> Iterator[None]:
-    """Add the time of a function to a part."""
-    real = getattr(owner, name)
-
-    def measured(*args: Any, **kwargs: Any) -> Any:
-        before = time.perf_counter()
-        found = real(*args, **kwargs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if not while_training or owner.training:
-            seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - before
-        return found
-
-    setattr(owner, name, measured)
-    try:
-        yield
-    finally:
-        setattr(owner, name, real)
+    found = [spent(ours) for _ in range(rounds)]
+    names = list(dict.fromkeys(name for seconds in found for name in seconds))
+    medians = {name: median(seconds.get(name, 0.0) for seconds in found) for name in names}
+    whole = sum(medians.values())
+    header = (case, "ms", f"share, n = {rounds}")
+    lines = [
+        (name, f"{1000 * took:.1f}", f"{100 * took / whole:.0f} %")
+        for name, took in sorted(medians.items(), key=lambda item: -item[1])
+    ]
+    return [header, *lines, ("all", f"{1000 * whole:.0f}", "100 %")]
 
 
 def figure(parts: dict[str, dict[str, float]], path: Path) -> None:

@@ -17,8 +17,6 @@ import pytest
 import warm_python
 import yaml
 
-# until all tests are imported: collections would search a million objects, none of them garbage
-gc.disable()
 # no test cuts the power, and each wait for the disk takes milliseconds (so in the servers that stages are forked from)
 os.fsync = lambda file: None
 # threads that wait for each other make tests far slower when workers share the cores
@@ -338,6 +336,9 @@ EACH_KIND = "test_stages"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes seconds")
+    # until all tests are imported: collections would search a million objects, none of them garbage
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -17,17 +17,20 @@ TIMED = ("training_minutes",)
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A run in which one stage of each kind, and all that comes after the student's start, is a new process."""
+    """A run in which one stage of each kind is a new process, and all that the last model takes."""
     project = really(tmp_path_factory.mktemp("real") / "project")
     quiet = ("--quiet", "rules")
-    project.run(
-        f"{RESULTS}/base/student/manifest.json", f"{RESULTS}/data/report/report.html", *quiet
-    )
-    start = [
-        f"{RESULTS}/evaluations/{name}-sft/seed1/heldout/likelihoods/likelihoods.json"
+    first = [f"{RESULTS}/{name}/manifest.json" for name in ("base/student", "data/heldout")]
+    project.run(*first, *quiet)
+    above = [
+        f"{RESULTS}/{file}"
         for name in ("teacher", "student")
+        for file in (
+            f"models/{name}-sft/seed1/card.md",
+            f"evaluations/{name}-sft/seed1/heldout/likelihoods/likelihoods.json",
+        )
     ]
-    Project(project.folder, "warm_runs").run(*start, *quiet)
+    Project(project.folder, "warm_runs").run(*above, *quiet)
     project.run(*quiet)
     return project
 

@@ -344,7 +344,7 @@ def test_stored_likeliest_tokens_are_the_live_ones_coarsened(space, models, monk
     layout = laid_out(rows, torch.device("cpu"))
     student_nv = (layout.hidden(student) @ student.lm_head.weight.T).log_softmax(-1)
     live = LiveTeacher(teacher, VOCABULARY)
-    _, teacher_nv = live.pair(student_nv, live.columns(rows, layout))
+    _, teacher_nv = live.pair(student_nv, live.prepared(live.columns(rows, layout)))
     columns = view.columns(rows, layout)
     assert torch.equal(columns["teacher_tokens"], teacher_nv.topk(TOP_K).indices)
     ours, theirs = view.pair(student_nv, columns)

@@ -263,7 +263,7 @@ def test_from_the_hub_to_the_report_in_one_command(
     environment.setenv("HF_HUB_OFFLINE", "1")
     try:
         asked = len(hub.asked)
-        Project(project.folder).run(*targets, "--quiet", "rules")
+        Project(project.folder, "warm_offline").run(*targets, "--quiet", "rules")
         assert len(hub.asked) == asked
         assert {path: path.read_bytes() for path in before} == before
         assert project.plan() == {}

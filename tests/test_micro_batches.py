@@ -37,6 +37,19 @@ def test_micro_batches_by_rows_and_by_tokens(lengths, rows, tokens, expected):
     assert [i for span in found for i in range(len(lengths))[span]] == list(range(len(lengths)))
 
 
+@pytest.mark.parametrize(
+    ("lengths", "padding", "expected"),
+    [
+        ([16, 16, 16, 32, 32, 64], 40, [3, 2, 1]),  # of 48, 64 and more tokens
+        ([16, 16, 32, 48], 40, [4]),
+        ([16, 16, 16, 48], 0, [4]),
+    ],
+)
+def test_a_longer_text_that_would_pad_many_begins_a_batch(lengths, padding, expected):
+    found = list(spans(lengths, 8, 0, padding))
+    assert [len(lengths[span]) for span in found] == expected
+
+
 def test_texts_are_laid_out_token_by_token():
     """As a loop over them does it: empty prompts, single tokens, and texts of all lengths."""
     drawn = torch.Generator().manual_seed(1)

@@ -24,6 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from takd.decoding import amounts, kv_cache
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.model_checks import check_decoding, check_projection
 from takd.models.causal_lm import (
@@ -105,6 +106,30 @@ def test_rows_of_different_lengths_decode_as_if_alone(model):
     cache.keep([0])
     hidden = cache.step(torch.tensor([texts[2][4]]))
     torch.testing.assert_close(hidden[0], alone[2][4], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_short_prompts_are_not_padded_to_a_long_one(monkeypatch):
+    model, read = tiny_gpt2(1, scale=3), []
+    plain = kv_cache.hidden_states
+
+    def spy(model, ids_bt, **more):
+        read.append(tuple(ids_bt.shape))
+        return plain(model, ids_bt, **more)
+
+    monkeypatch.setattr(kv_cache, "hidden_states", spy)
+    prompts = [[1 + (row + at) % 9 for at in range(2 + row % 4)] for row in range(8)]
+    prompts += [[1 + at % 9 for at in range(40)], [2 + at % 9 for at in range(37)]]
+    found = []
+    for padding in (amounts.PASS_TOKENS["cpu"], 0):
+        monkeypatch.setitem(amounts.PASS_TOKENS, "cpu", padding)
+        cache = RaggedCache(model, len(prompts))
+        hidden = cache.read(prompts, range(len(prompts)))
+        found.append([hidden, cache.step(torch.arange(len(prompts))).clone()])
+    # prompts of 2 to 5 tokens, and the long ones; then all of them as long as the longest
+    assert read == [(8, 16), (2, 40), (10, 40)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 # further ones of transformers: `docs/families.md` names them

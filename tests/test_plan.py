@@ -128,7 +128,7 @@ def test_work_is_what_torch_counts(space: Workspace, name: str) -> None:
     }.get(name, {})
     # drawn rows have to be many, for the lengths of dev, and few at a time, which need little padding
     steps, rows = (12, 8) if method in ("sft", "kd") else (24, 4)
-    settings |= {"steps": steps, "batch_size": 8}
+    settings |= {"steps": steps, "batch_size": 8, "evaluate_every": 8}
     found, spec, journal = counted(space, name, method, micro_batch=rows, **settings)
     student = shapes.config_of(space.folder / "student/model")
     teacher = shapes.config_of(space.folder / "trained-teacher/model")

@@ -203,6 +203,41 @@ def test_a_gradient_that_is_not_finite_stays_so(case):
     assert not hidden.grad.isfinite().all() and not model.lm_head.weight.grad.isfinite().all()
 
 
+def test_a_cpu_computes_a_chunks_losses_block_by_block(case, monkeypatch):
+    """Blocks change no bit, and what is prepared for a chunk is computed once."""
+    model, hidden, columns = case
+    chunks, blocks, found = [], [], []
+
+    def prepared(piece):
+        chunks.append(len(piece["target"]))
+        return {**piece, "teacher": piece["teacher"] + 0.5}
+
+    def spy(logits_mv, piece):
+        blocks.append(len(logits_mv))
+        assert torch.equal(
+            piece["teacher"].logsumexp(-1).round(decimals=3), torch.full((len(logits_mv),), 0.5)
+        )
+        return by_token(logits_mv, piece)
+
+    monkeypatch.setattr(amounts, "LEAST_BLOCK", 2)
+    for size in (1, 2**20):
+        monkeypatch.setattr(amounts, "BLOCK_BYTES", size)
+        how = {"chunk": 5, "prepared": prepared}
+        total, sums = sum_over_tokens(spy, model, hidden, columns, VOCABULARY, **how)
+        gradients = torch.autograd.grad(total, [hidden, model.lm_head.weight])
+        found.append([total, *sums.values(), *gradients])
+    assert blocks == [2, 2, 1, 2, 5, 2]
+    assert chunks == [5, 2, 5, 2]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_blocks_fit_into_a_cpus_cache():
+    assert 700 * 4 * amounts.block_tokens(700, "cpu") <= amounts.BLOCK_BYTES
+    assert amounts.block_tokens(50257, "cpu") == amounts.LEAST_BLOCK
+    assert amounts.block_tokens(50257, "cuda") == 0  # all of a chunk
+
+
 @pytest.mark.parametrize("chunk", [500, 2000])
 def test_a_sum_beyond_half_precision_is_scaled_before_it_is_rounded(case, chunk):
     """Float16 weights (DeepSpeed on a V100): the head's gradient of one token is 40, that of the batch 80,000."""

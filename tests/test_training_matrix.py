@@ -34,18 +34,19 @@ METHODS = {
     "minillm": ("minillm", {"lm_weight": 0.0}),
     "minillm-corpus": ("minillm", {}),
 }
+# in an order for which few combinations suffice, and few of two processes
 AXES = {
-    "method": list(METHODS),
+    "end": ["out of time", "killed", "terminated", "repeated"],
+    "recomputed": [0, 1],
+    "processes": [1, 2],
+    "lora": [None, "lora"],
     "family": list(FAMILIES),
+    "dropout": [0.1, 0.0],
+    "method": list(METHODS),
+    "micro_batch": [8, 1],
     # none; as they are saved; the result of a supervised run
     "weights": ["scratch", "bf16", "fp16", "sft"],
-    "end": ["out of time", "killed", "terminated", "repeated"],
     "precision": ["fp32", "bf16"],
-    "dropout": [0.1, 0.0],
-    "lora": [None, "lora"],
-    "processes": [1, 2],
-    "micro_batch": [8, 1],
-    "recomputed": [0, 1],
 }
 IMPOSSIBLE = [{"method": "sft", "weights": "sft"}]  # it comes first
 # every method meets every family; one of its variants does not have to

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from takd.decoding.amounts import READ_AT_ONCE, room
+from takd.decoding.amounts import LANES, PASS_TOKENS, READ_AT_ONCE, room
 from takd.decoding.replay import Replayed
 from takd.losses.batch import spans
 from takd.models.causal_lm import DecodingMasks, hidden_states
@@ -28,6 +28,7 @@ class RaggedCache(Cache):
 
     Attributes:
         lengths: number of tokens in each row; 0 for a free row.
+        lowered: the dtype to which autocast casts the model's products; None if it does not.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, columns: int = 0, ahead: int = 1) -> None:
@@ -47,11 +48,14 @@ class RaggedCache(Cache):
         self._step = _Step(0, 0, model.device)
         self._replayed = Replayed()
         self._addresses: list[int] = []
+        # asked for in each step: transformers would look through the parameters
+        self.device = model.device
         self.restart()
 
     def restart(self) -> bool:
         """Make all rows free, for other texts; return whether weights lie elsewhere than before."""
         self.lengths = [0] * self.rows
+        self.lowered = lowered_type(self.model)
         self._resized()
         addresses = [parameter.data_ptr() for parameter in self.model.parameters()]
         moved, self._addresses = addresses != self._addresses, addresses
@@ -67,7 +71,7 @@ class RaggedCache(Cache):
     def _resized(self) -> None:
         rows = len(self.lengths)
         if rows not in self._steps:
-            self._steps[rows] = _Step(rows, self.ahead, self.model.device)
+            self._steps[rows] = _Step(rows, self.ahead, self.device)
         self._step = self._steps[rows]
 
     # reading prompts
@@ -78,17 +82,19 @@ class RaggedCache(Cache):
         Prompts are padded on the right, where causal attention never reaches the padding, so no
         attention mask is needed. Equal prompts are read once.
         """
-        device = self.model.device
+        device = self.device
         # sorted by length, so that prompts that are read together need little padding
         different = sorted({tuple(prompt) for prompt in prompts}, key=len)
         places = {prompt: place for place, prompt in enumerate(different)}
         source = [places[tuple(prompt)] for prompt in prompts]
         lasts = torch.tensor([len(prompt) - 1 for prompt in different], device=device)
-        hidden = []
-        most = READ_AT_ONCE.get(device.type, READ_AT_ONCE["cuda"])
-        for span in spans(list(map(len, different)), len(different), most):
+        hidden, widths = [], list(map(len, different))
+        kind = "cpu" if device.type == "cpu" else "cuda"
+        if kind == "cpu":
+            widths = [min(-(-width // LANES) * LANES, widths[-1]) for width in widths]
+        for span in spans(widths, len(different), READ_AT_ONCE[kind], PASS_TOKENS[kind]):
             start, end, piece = span.start, span.stop, different[span]
-            width = len(piece[-1])
+            width = widths[end - 1]
             ids = [[*prompt, *prompt[-1:] * (width - len(prompt))] for prompt in piece]
             read = DynamicCache()
             hidden_bth = hidden_states(self.model, torch.tensor(ids, device=device), cache=read)
@@ -134,7 +140,7 @@ class RaggedCache(Cache):
         self._last = last
         ends = [[min(n + k, last) if n else 0 for n in self.lengths] for k in range(self.ahead)]
         self._step.ends_kb.copy_(torch.tensor(ends), non_blocking=True)
-        self.columns = columns_seen(last, self.model.device)
+        self.columns = columns_seen(last, self.device)
 
     def see(self) -> None:
         """Make the masks of the prepared steps, and the views of the columns that they attend to."""
@@ -170,7 +176,7 @@ class RaggedCache(Cache):
                 cache=self,
             )[:, 0]
 
-        if self.model.device.type != "cpu" or lowered_type(self.model) is not None:
+        if self.device.type != "cpu" or self.lowered is not None:
             now.tokens_b = tokens_b
             return body()
         # autocast keeps half-precision copies of weights, which a recording would not renew
@@ -190,7 +196,7 @@ class RaggedCache(Cache):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but the given ones."""
-        source = torch.tensor(rows, device=self.model.device)
+        source = torch.tensor(rows, device=self.device)
         self.lengths = [self.lengths[row] for row in rows]
         self._resized()
         columns = max(self.lengths)
@@ -207,12 +213,11 @@ class RaggedCache(Cache):
         if not self._keys:
             # in the dtype that attention computes in: under autocast, rotary embeddings leave keys
             # in float32
-            lowered = lowered_type(self.model)
             for layer in like:
                 for held, tensor in ((self._keys, layer.keys), (self._values, layer.values)):
                     _, heads, _, size = tensor.shape
                     shape = self.rows, heads, columns, size
-                    held.append(tensor.new_zeros(shape, dtype=lowered or tensor.dtype))
+                    held.append(tensor.new_zeros(shape, dtype=self.lowered or tensor.dtype))
             return
         for held in (self._keys, self._values):
             for index, tensor in enumerate(held):

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from takd.decoding.recorded_calls import Moving, filler, fixed, needed_results, storage, writing
+
 RECORDED_BYTES = 256 * 2**20  # most bytes of the intermediate results of one recording
 PLAIN_RUNS = 3  # before a recording, which takes as long as two of them
 ATTEMPTS = 3
@@ -101,7 +103,7 @@ class Recording:
     def __init__(self, recorder: "_Recorder", result: Tensor) -> None:
         # the tensors are kept, since others could otherwise get their addresses
         self._calls, self._kept, self._result = recorder.calls, recorder.kept, result
-        recorder.read.add(_storage(result))
+        recorder.read.add(storage(result))
         self.bytes, self.columns = recorder.bytes, recorder.columns
 
     def replay(self, moving: Sequence[Tensor], columns: int) -> Tensor:
@@ -110,13 +112,6 @@ class Recording:
         for call in self._calls:
             call(values, columns)
         return self._result
-
-
-class _Moving:
-    """The place of a tensor among the moving ones, or of the number of columns, in an argument."""
-
-    def __init__(self, place: int | None) -> None:
-        self.place = place
 
 
 class _Recorder(TorchDispatchMode):
@@ -148,18 +143,18 @@ class _Recorder(TorchDispatchMode):
             return found
         read = [x for x in leaves if isinstance(x, Tensor)]
         self.ambiguous |= any(x.shape.count(self.columns) > (id(x) in self.moving) for x in read)
-        places = set(map(_storage, read))
+        places = set(map(storage, read))
         self.read |= places
-        shared = any(_storage(x) in places for x in results)
+        shared = any(storage(x) in places for x in results)
         changes = func._schema.is_mutable
         grown = not read and any(type(x) is int and x == self.columns for x in leaves)
         if grown or any(id(x) in self.moving for x in read):
             self._note_moving(func, args, kwargs, results, shared, changes)
         elif changes:
-            self.calls.append(_fixed(functools.partial(func._op, *args, **kwargs)))
+            self.calls.append(fixed(functools.partial(func._op, *args, **kwargs)))
         elif not shared:  # a view needs nothing: it stays one of the same tensor
             self.bytes += sum(x.nbytes for x in results)
-            self.calls.append(_fixed(_into(func, args, kwargs, results)))
+            self.calls.append(fixed(writing(func, args, kwargs, results, self.read)))
         return found
 
     def _note_moving(
@@ -169,21 +164,16 @@ class _Recorder(TorchDispatchMode):
 
         def marked(x: Any) -> Any:
             if type(x) is int and x == self.columns:
-                return _Moving(None)
-            return _Moving(self.moving[id(x)]) if id(x) in self.moving else x
+                return Moving(None)
+            return Moving(self.moving[id(x)]) if id(x) in self.moving else x
 
         marked_args, marked_kwargs = tree_map(marked, (list(args), kwargs))
         grows = shared or any(self.columns in x.shape for x in results)
         if grows and not changes:
             for x in results:
                 self.moving[id(x)] = len(self.moving)
-        fill_args, fill_kwargs = _filler(marked_args), _filler(marked_kwargs)
-        run, read = func._op, self.read
-
-        @functools.cache
-        def needed() -> list[tuple[int, Tensor]]:
-            # known when all is recorded; attention also returns what a backward pass would read
-            return [(place, x) for place, x in enumerate(results) if _storage(x) in read]
+        fill_args, fill_kwargs = filler(marked_args), filler(marked_kwargs)
+        run, needed = func._op, needed_results(results, self.read)
 
         def call(values: list[Any], columns: int) -> None:
             found = run(*fill_args(values, columns), **fill_kwargs(values, columns))
@@ -211,67 +201,3 @@ def unknown(func: Any, args: Any, kwargs: Any) -> bool:
         given = dict(zip(names, args, strict=False)) | kwargs
         return given.get("dropout_p", 0.0) != 0.0
     return bool(tags)
-
-
-def _filler(marked: Any) -> Callable[[list[Any], int], Any]:
-    """Return a function that puts what moves in its places among arguments, a list or a dictionary."""
-
-    def filled(x: Any, values: list[Any], columns: int) -> Any:
-        if type(x) is list:
-            return [filled(part, values, columns) for part in x]
-        if type(x) is not _Moving:
-            return x
-        return columns if x.place is None else values[x.place]
-
-    pairs = marked.items() if type(marked) is dict else enumerate(marked)
-    # few arguments move: the others are not looked at again
-    moving = [
-        (place, x) for place, x in pairs if any(type(part) is _Moving for part in tree_leaves(x))
-    ]
-
-    def fill(values: list[Any], columns: int) -> Any:
-        now = marked.copy()
-        for place, x in moving:
-            now[place] = filled(x, values, columns)
-        return now
-
-    return fill
-
-
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
-
-
-def _fixed(run: Callable[[], Any]) -> Callable[[list[Any], int], None]:
-    return lambda values, columns: run()
-
-
-def _into(func: Any, args: Any, kwargs: Any, results: list[Tensor]) -> Callable[[], Any]:
-    """An operation that writes into its earlier results."""
-    variant, names = _out_variant(func)
-    if variant is not None:
-        outs = dict(zip(names, results, strict=True))
-        return functools.partial(variant._op, *args, **kwargs, **outs)
-
-    def run() -> None:
-        found = func._op(*args, **kwargs)
-        parts = found if isinstance(found, tuple | list) else [found]
-        for held, part in zip(results, parts, strict=True):
-            held.copy_(part)
-
-    return run
-
-
-@functools.cache
-def _out_variant(func: Any) -> tuple[Any, list[str]]:
-    """The overload of an operation that writes into given tensors, and the names of those."""
-    packet = func.overloadpacket
-    wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
-    for name in packet.overloads():
-        variant = getattr(packet, name)
-        arguments = variant._schema.arguments
-        outs = [a.name for a in arguments if a.is_out]
-        others = [(a.name, str(a.type)) for a in arguments if not a.is_out]
-        if outs and len(outs) == len(func._schema.returns) and others == wanted:
-            return variant, outs
-    return None, []

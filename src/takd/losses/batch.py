@@ -74,7 +74,9 @@ def moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def spans(lengths: Sequence[int], most_rows: int, most_tokens: int = 0) -> Iterator[slice]:
+def spans(
+    lengths: Sequence[int], most_rows: int, most_tokens: int = 0, most_padding: int = 0
+) -> Iterator[slice]:
     """Divide texts, sorted by length, into micro-batches.
 
     Args:
@@ -82,6 +84,8 @@ def spans(lengths: Sequence[int], most_rows: int, most_tokens: int = 0) -> Itera
         most_rows: texts in a micro-batch.
         most_tokens: tokens in a micro-batch, padding included; a longer text is one of its own. 0
             for no limit.
+        most_padding: tokens of padding that a longer text may add to those before it; 0 for no
+            limit.
     """
     start = 0
     for end in range(1, len(lengths) + 1):
@@ -90,6 +94,7 @@ def spans(lengths: Sequence[int], most_rows: int, most_tokens: int = 0) -> Itera
             end == len(lengths)
             or rows == most_rows
             or (most_tokens and (rows + 1) * lengths[end] > most_tokens)
+            or (most_padding and rows * (lengths[end] - lengths[end - 1]) > most_padding)
         ):
             yield slice(start, end)
             start = end

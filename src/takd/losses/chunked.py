@@ -2,7 +2,8 @@
 
 Each chunk of tokens is projected to logits, compared, and differentiated at once, which yields the
 loss and the gradients of the hidden states and of the output embedding. So logits exist for one
-chunk at a time, and nothing is computed twice. Liger's fused linear losses work the same way for a
+chunk at a time, and nothing is computed twice. On a CPU, a chunk's losses are computed block by
+block, in its cache, between products of the whole chunk. Liger's fused linear losses work the same way for a
 fixed set of losses and GPUs; this function takes any loss.
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from takd.losses.amounts import HEAD_ROWS, chunk_tokens
+from takd.losses.amounts import HEAD_ROWS, block_tokens, chunk_tokens
 from takd.models.logits import (
     autocast_type,
     cut,
@@ -25,6 +26,8 @@ from takd.models.logits import (
 
 # (logits (m, vocabulary), columns of the same tokens) -> loss and statistics of each token, (m,)
 TokenLoss = Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+# columns of a chunk -> those that the loss gets
+Prepared = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def chunk_size(vocabulary: int, device: torch.device) -> int:
@@ -40,6 +43,7 @@ def sum_over_tokens(
     vocabulary: int,
     *,
     chunk: int | None = None,
+    prepared: Prepared = dict,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum a loss and its statistics over tokens, with gradients for hidden states and head.
 
@@ -52,6 +56,8 @@ def sum_over_tokens(
         columns: other inputs of the loss, (n, ...) each.
         vocabulary: entries to which logits are cut.
         chunk: tokens per chunk; None chooses by the device.
+        prepared: computes columns for the tokens of a chunk together, such as the teacher's logits.
+            The loss gets them for a few of these tokens at a time.
 
     Returns:
         The sum of the loss and the sums of the statistics, all scalars. Sums over no tokens are 0.
@@ -66,7 +72,7 @@ def sum_over_tokens(
         dtype = autocast_type(hidden_nh.device) or head.weight.dtype
         return _Fused.apply(
             *(hidden_nh, head.weight, head.bias, head_weight(head, vocabulary, dtype)),
-            *(loss, columns, vocabulary, size, statistics, learns),
+            *(loss, columns, prepared, vocabulary, size, statistics, learns),
         )
 
     # ZeRO-3 gathers the weight only while the layer's own forward runs, so the fused loss replaces
@@ -85,8 +91,36 @@ def _pieces(columns: Mapping[str, Tensor], start: int, size: int) -> dict[str, T
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value_m in values.items():
-        value = value_m.detach().sum()
+        value = value_m.sum()
         sums[name] = sums[name] + value if name in sums else value
+
+
+def _in_blocks(
+    loss: TokenLoss, logits_mv: Tensor, columns: Mapping[str, Tensor], learns: bool
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """Compute the loss and the statistics of a chunk's tokens, and the gradients of its logits.
+
+    The gradients take the memory of the logits, unless one block holds all tokens.
+    """
+    count, vocabulary = logits_mv.shape
+    size = block_tokens(vocabulary, logits_mv.device.type) or count
+    found: list[dict[str, Tensor]] = []
+    grad_mv = None
+    for start in range(0, count, size):
+        with torch.enable_grad() if learns else torch.no_grad():
+            # a leaf tensor, so that this backward pass ends at the logits
+            block_mv = logits_mv[start : start + size].detach().requires_grad_(learns)
+            value_m, values = loss(block_mv, _pieces(columns, start, size))
+            value = value_m.sum()
+        if learns:
+            (grad_mv,) = torch.autograd.grad(value, block_mv)
+            if size < count:
+                logits_mv[start : start + size] = grad_mv
+        found.append({"": value_m.detach(), **{n: v.detach() for n, v in values.items()}})
+    whole = found[0] if len(found) == 1 else {n: torch.cat([f[n] for f in found]) for n in found[0]}
+    if learns and size < count:
+        grad_mv = logits_mv
+    return whole.pop(""), whole, grad_mv
 
 
 class _Fused(torch.autograd.Function):
@@ -101,6 +135,7 @@ class _Fused(torch.autograd.Function):
         head_vh: Tensor,
         loss: TokenLoss,
         columns: Mapping[str, Tensor],
+        prepared: Prepared,
         vocabulary: int,
         size: int,
         statistics: dict[str, Tensor],
@@ -125,13 +160,9 @@ class _Fused(torch.autograd.Function):
         for start in range(0, hidden_nh.shape[0], size):
             piece_mh = hidden_nh[start : start + size].to(dtype)
             logits_mv = vocabulary_product(piece_mh, head_vh, head_bias_v)
-            with torch.enable_grad() if learns else torch.no_grad():
-                # a leaf tensor, so that this backward pass ends at the logits
-                logits_mv.requires_grad_(learns)
-                value_m, values = loss(logits_mv, _pieces(columns, start, size))
-                value = value_m.sum()
-            if learns:
-                (grad_mv,) = torch.autograd.grad(value, logits_mv)
+            piece = prepared(_pieces(columns, start, size))
+            value_m, values, grad_mv = _in_blocks(loss, logits_mv, piece, learns)
+            if grad_mv is not None:
                 if bias_grad is not None:
                     bias_grad[:vocabulary] += grad_mv.sum(0)
                 grad_mv, unit = _in_range(grad_mv, dtype)
@@ -146,7 +177,7 @@ class _Fused(torch.autograd.Function):
                         part = slice(row, min(row + HEAD_ROWS, vocabulary))
                         product = wide_product(grad_mv[:, part].T, piece_mh)
                         weight_grad[part] += _scaled(product, unit)
-            total = total + value.detach()
+            total = total + value_m.sum()
             # returned through the dictionary: they need no gradients, and their names vary
             _add(statistics, values)
         ctx.save_for_backward(*gradients)
@@ -163,7 +194,7 @@ class _Fused(torch.autograd.Function):
             None if grad is None else (grad.mul_(scale) if scaled else grad).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
         ]
-        return *found, None, None, None, None, None, None, None
+        return *found, None, None, None, None, None, None, None, None
 
 
 def _scaled(product: Tensor, unit: Tensor | None) -> Tensor:

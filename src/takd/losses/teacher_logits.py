@@ -26,7 +26,11 @@ class TeacherView(Protocol):
     """Interface: the teacher's distributions at the response tokens of a batch."""
 
     def columns(self, rows: Sequence[Any], layout: RightPadded) -> dict[str, Tensor]:
-        """Return what `pair` needs of each token, (n, ...)."""
+        """Return what `prepared` needs of each token, (n, ...)."""
+        ...
+
+    def prepared(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `pair` needs of the tokens of a chunk, (m, ...), computed for all of them together."""
         ...
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -49,11 +53,15 @@ class LiveTeacher:
             layout = RightPadded.of(texts, layout.ids_bt.device)
         return {"teacher_hidden": layout.hidden(self.model)}
 
-    def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def prepared(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         # of a chunk of tokens: all logits of a batch never exist at once
-        logits_nv = project(self.model, columns["teacher_hidden"], self.vocabulary)
+        hidden_mh = columns.pop("teacher_hidden")
+        return {**columns, "teacher_logits": project(self.model, hidden_mh, self.vocabulary)}
+
+    def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return student_nv, tempered(logits_nv, self.temperature).log_softmax(-1)
+            logits_nv = tempered(columns["teacher_logits"], self.temperature)
+            return student_nv, logits_nv.log_softmax(-1)
 
 
 @dataclass
@@ -123,6 +131,9 @@ class StoredTeacher:
             moved([found[name]], device) for name in ("tokens", "log_probabilities")
         )
         return {"teacher_tokens": tokens_nk.long(), "teacher_log": log_nk.float()}
+
+    def prepared(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return columns
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         named_nk = columns["teacher_log"]

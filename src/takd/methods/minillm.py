@@ -210,8 +210,10 @@ class MiniLLM(Method):
             columns = {**self.columns(rows, student.device), "target": layout.targets_n}
             if s["single_step_weight"]:
                 columns |= teacher.columns(rows, layout)
+            hidden_nh = layout.hidden(student)
             total, sums = sum_over_tokens(
-                of_tokens, student, layout.hidden(student), columns, vocabulary
+                *(of_tokens, student, hidden_nh, columns, vocabulary),
+                prepared=teacher.prepared if s["single_step_weight"] else dict,
             )
             sums["reward"] = columns["reward"].sum()
             sums["importance_weight"] = columns["state_weight"].sum()

@@ -52,8 +52,9 @@ def label_and_divergence_loss(
     def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
         layout = laid_out(rows, student.device)
         columns = {"target": layout.targets_n, **teacher.columns(rows, layout)}
+        hidden_nh = layout.hidden(student)
         total, sums = sum_over_tokens(
-            of_tokens, student, layout.hidden(student), columns, vocabulary
+            of_tokens, student, hidden_nh, columns, vocabulary, prepared=teacher.prepared
         )
         return total / tokens, {name: value / tokens for name, value in sums.items()}
 

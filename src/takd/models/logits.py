@@ -76,6 +76,7 @@ class Head:
         self.result = torch.float32 if dtype in HALVES else dtype
         blocks = weight_vh.device.type == "cpu" and len(weight_vh) > 2 * VOCABULARY_BLOCK
         self.block = VOCABULARY_BLOCK if blocks else len(weight_vh)
+        self.parts = [part_vh.T for part_vh in self.weight_vh.split(self.block)]
 
     def refresh(self) -> None:
         """Take over the weights as they are now."""
@@ -84,6 +85,7 @@ class Head:
             self.weight_vh.copy_(weight_vh.to(self.operand))
         else:
             self.weight_vh = weight_vh
+            self.parts = [part_vh.T for part_vh in weight_vh.split(self.block)]
 
     def __call__(self, hidden_nh: Tensor, out_nv: Tensor) -> Tensor:
         """Compute the logits of `project`, (n, vocabulary), into a given tensor."""
@@ -91,9 +93,11 @@ class Head:
         same = self.weight_vh.dtype == self.result
         wide: dict[str, Any] = {} if same else {"out_dtype": self.result}
         with without_autocast(out_nv.device):
-            parts = zip(self.weight_vh.split(self.block), out_nv.split(self.block, -1), strict=True)
-            for part_vh, part_nv in parts:
-                torch.mm(hidden_nh, part_vh.T, out=part_nv, **wide)
+            # most vocabularies of small models are one block: each view is a call for every token
+            whole = self.block == len(self.weight_vh)
+            pieces = [out_nv] if whole else out_nv.split(self.block, -1)
+            for part_hv, part_nv in zip(self.parts, pieces, strict=True):
+                torch.mm(hidden_nh, part_hv, out=part_nv, **wide)
             if (bias_v := cut(self.layer.bias, self.vocabulary)) is not None:
                 out_nv += bias_v.to(out_nv.dtype)
         return out_nv

@@ -82,7 +82,9 @@ class Student:
 
     def train(self) -> None:
         """Switch all modules to training mode, with dropout."""
-        self.module.train()  # DeepSpeed's engine does not say whether its module trains
+        # DeepSpeed's engine does not say whether its module trains
+        if self._sharded or not (self.module.training and self.model.training):
+            self.module.train()
 
     def passes(
         self, micro_batches: Sequence[tuple[LossFunction, Sequence[Any]]]
@@ -127,7 +129,7 @@ class Student:
         self.module.eval()
         model = self.model if self._copy is None else self._refreshed(self._copy)
         with self.accelerator.autocast(), torch.no_grad(), unchanged(model):
-            yield model.eval()
+            yield model if model is self.model else model.eval()
 
     @torch.no_grad()
     def _refreshed(self, whole: PreTrainedModel) -> PreTrainedModel:
