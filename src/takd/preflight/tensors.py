@@ -194,13 +194,19 @@ def reading(shape: Shape, tokens: float, number: int) -> float:
 
 
 def sampling(
-    models: Sequence[Loaded], rows: int, texts: Texts, device: str, scored: bool
+    models: Sequence[Loaded],
+    rows: int,
+    texts: Texts,
+    device: str,
+    scored: bool,
+    extra: float = 0.0,
 ) -> dict[str, float]:
     """Bytes of decoding: caches, activations while prompts are read, and tensors of (rows, vocabulary).
 
     Args:
         models: the student, and the teacher if it decodes too.
         scored: whether log-probabilities are recorded.
+        extra: as `takd.decoding.amounts.between` returns it.
     """
     prompts = min(rows * texts.prompt, max(amounts.READ_AT_ONCE[device], texts.prompt))
     # the first prompts are read before there are caches; later ones beside these, a few at a time
@@ -215,19 +221,24 @@ def sampling(
         moments += [read, works - keys, later * works]
     found["reading prompts"] = max(moments)
     vocabulary = models[0].shape.vocabulary
-    found["next tokens"] = amounts.next_tokens(rows, vocabulary, len(models), scored, device)
+    found["next tokens"] = amounts.next_tokens(rows, vocabulary, len(models), scored, device, extra)
     for teacher, number in models[1:]:
         found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
     return found
 
 
 def decoded_rows(
-    models: Sequence[Loaded], texts: Texts, device: str, scored: bool, free: float
+    models: Sequence[Loaded],
+    texts: Texts,
+    device: str,
+    scored: bool,
+    free: float,
+    extra: float = 0.0,
 ) -> int:
     """Number of rows that are decoded together, from the free bytes; as `takd.decoding` chooses it.
 
     Args:
-        models, scored: as of `sampling`.
+        models, scored, extra: as of `sampling`.
     """
     columns = amounts.room(texts.whole)
     row = sum(cache(model, 1, columns, number) for model, number in models)
@@ -235,4 +246,4 @@ def decoded_rows(
     read = amounts.READ_AT_ONCE[device]
     free -= max(cache(model, 1, read, number) for model, number in models)
     vocabulary = models[0].shape.vocabulary
-    return amounts.fitting_rows(row, vocabulary, len(models), scored, device, free)
+    return amounts.fitting_rows(row, vocabulary, len(models), scored, device, free, extra)
