@@ -8,6 +8,7 @@ import pytest
 import torch
 from models_for_tests import END, tiny_gpt2
 from pretended_cuda import MEMORY, PretendedCard
+from test_adapters import LORA
 from test_model_checks import FAMILIES, made
 
 from takd.decoding import amounts, memory, replay
@@ -20,6 +21,7 @@ from takd.decoding.replay import Recording, Replayed, _Recorder
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.models.causal_lm import hidden_states
 from takd.models.logits import freeze
+from takd.models.lora import add_lora
 from takd.models.lowered import LoweredWeights
 
 RECORDED = ("student", "teacher", "mixed", "teacher_hidden", "replaced")
@@ -281,6 +283,53 @@ def test_captured_steps_are_the_same_in_every_bit(pair, teacher, settings, ahead
     again = drawn(pair, **teacher, kept=kept, **settings)
     with_graphs(monkeypatch, None)
     assert_same(again, drawn(pair, **teacher, **settings))
+
+
+@pytest.mark.parametrize("trained", ["adapters", "partitioned"])
+def test_captured_steps_follow_trained_weights_that_are_not_the_models_own(
+    pair, trained, ahead, monkeypatch
+):
+    """LoRA's matrices beside frozen ones, under autocast; ZeRO-3's whole copy, refilled in half precision."""
+    student, teacher = pair
+    if trained == "adapters":
+        add_lora(student, LORA, name="student", seed=1)
+        moved = [weight for name, weight in student.named_parameters() if "lora_" in name]
+    else:
+        student = copy.deepcopy(student).bfloat16()
+        moved = [*student.parameters()]
+    freeze(teacher.bfloat16())
+    runs, kept = [], KeptDecoder()
+
+    def capture(function):
+        graph = captured(function)
+
+        def run():
+            runs.append(graph)
+            graph()
+
+        return run
+
+    monkeypatch.setattr("takd.decoding.kv_cache.columns_seen", lambda last, device: 64)
+
+    def both():
+        found = []
+        for way in (capture, None):
+            with_graphs(monkeypatch, way)
+            with torch.autocast("cpu", torch.bfloat16, enabled=trained == "adapters"):
+                held = kept if way else None
+                found.append(drawn((student.eval(), teacher), 40, kept=held))
+        assert_same(*found)
+        return found[0]
+
+    first = both()
+    with torch.no_grad():
+        for weight in moved:
+            weight.add_(0.3 * torch.randn(weight.shape, generator=torch.manual_seed(2)))
+    before = len(runs)
+    second = both()
+    # a graph of the first draw, with other weights
+    assert runs[0] in runs[before:]
+    assert [x.tokens.tolist() for x in first] != [x.tokens.tolist() for x in second]
 
 
 def test_tensors_of_a_step_stay_where_they_are(pair, ahead, monkeypatch):

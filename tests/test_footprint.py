@@ -1,5 +1,6 @@
 """The memory that a plan expects against the memory that real steps take, tensor by tensor, on the CPU."""
 
+import dataclasses
 import gc
 import json
 import weakref
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from models_for_tests import tiny_gpt2
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
@@ -15,6 +17,7 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 from takd.decoding import amounts
 from takd.decoding import memory as decoding_memory
 from takd.decoding.kv_cache import RaggedCache
+from takd.decoding.next_tokens import NextTokens
 from takd.decoding.sampling import Decoding, Prompt, draw
 from takd.losses import divergences
 from takd.losses.teacher_logits import LiveTeacher
@@ -346,6 +349,43 @@ def test_peak_of_drawing_mixed_rollouts(tmp_path: Path) -> None:
         tensors.sampling([Loaded(shape, 4), Loaded(above, 4)], rows, texts, "cpu", True).values()
     )
     assert expected == pytest.approx(found, rel=0.10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize(
+    ("models", "settings"),
+    [
+        (1, {}),
+        (1, {"temperature": 0.7}),
+        (1, {"sample": False}),
+        (1, {"top_k": 9}),
+        (1, {"top_p": 0.9}),
+        (1, {"top_p": 0.9, "top_k": 9}),
+        (2, {}),
+        (2, {"teacher_top_k": 3}),
+    ],
+)
+def test_peak_between_hidden_states_and_tokens(
+    models: int, settings: dict[str, Any], rows: int, scored: bool
+) -> None:
+    """Never more than is counted, and most of it; with noise at one position at a time, and at two."""
+    vocabulary, decoding, scored = 5000, Decoding(8, **settings), scored or models > 1
+    given = [tiny_gpt2(seed, vocabulary, 8) for seed in range(models)]
+    with Live(*(weight for model in given for weight in model.parameters())) as live:
+        before = live.now
+        sampler = NextTokens(given, decoding, vocabulary, 0.3, rows, 1, scored, False)
+        sampler.restart(rows)
+        sampler.admit(torch.arange(rows), [Prompt([1], i, 1) for i in range(rows)])
+        for step in range(3):
+            sampler.prepare([step] * rows)
+            sampler.sample(0, [torch.randn(rows, model.config.n_embd) for model in given])
+    extra = amounts.between(**dataclasses.asdict(decoding))
+    counted = amounts.next_tokens(rows, vocabulary, models, scored, "cpu", extra)
+    # a greedy draw has no noise
+    least = 0.7 * decoding.sample
+    assert least * counted <= live.peak - before <= 1.01 * counted
 
 
 @pytest.mark.parametrize("family", CONFIGS)

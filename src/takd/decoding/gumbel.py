@@ -91,13 +91,13 @@ def negative_noise_(out_nv: Tensor, words_2n: Tensor) -> Tensor:
     # a CPU is ten times faster on pieces that fit into its cache
     size = max(1, CACHED_WORDS // vocabulary) if out_nv.device.type == "cpu" else rows
     for start in range(0, rows, size):
-        bits = _bits(tokens_v, words_2n[:, start : start + size, None])
+        words_2m1 = words_2n[:, start : start + size, None]
         # v is uniform in (0, 1), E = -log(1 - v) is exponential, and -log E is Gumbel noise. The
         # largest noise comes from the smallest v, where float32 is finest and log1p keeps all
         # digits
         minus_v = out_nv[start : start + size]
         # powers of two round nothing, so that one operation does for adding 0.5 and scaling
-        torch.add(HALF_A_STEP, bits, alpha=-(2.0**-31), out=minus_v)
+        torch.add(HALF_A_STEP, _bits(tokens_v, words_2m1), alpha=-(2.0**-31), out=minus_v)
         minus_v.clamp_(min=2.0**-24 - 1).log1p_().neg_().log_()
     return out_nv
 

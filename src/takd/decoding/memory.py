@@ -35,7 +35,12 @@ def free_memory(device: torch.device) -> float:
 
 
 def rows_that_fit(
-    models: Sequence[PreTrainedModel], columns: int, steps: int, vocabulary: int, scored: bool
+    models: Sequence[PreTrainedModel],
+    columns: int,
+    steps: int,
+    vocabulary: int,
+    scored: bool,
+    extra: float = 0.0,
 ) -> int:
     """Return how many rows to decode together.
 
@@ -43,6 +48,7 @@ def rows_that_fit(
         models: the student; and its teacher, if it mixes.
         columns: tokens of the longest text.
         steps: tokens of the longest response.
+        extra: as `amounts.between` returns it.
     """
     device = models[0].device
     room, row = amounts.room(columns), 0.0
@@ -56,7 +62,7 @@ def rows_that_fit(
     kind = "cpu" if device.type == "cpu" else "cuda"
     read = amounts.READ_AT_ONCE[kind]
     free -= max(read * token_bytes(model) for model in models)
-    return amounts.fitting_rows(row, vocabulary, len(models), scored, kind, free)
+    return amounts.fitting_rows(row, vocabulary, len(models), scored, kind, free, extra)
 
 
 def token_bytes(model: PreTrainedModel) -> float:

@@ -14,12 +14,13 @@ replaces what is not among its likeliest ones (speculative knowledge distillatio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import cast
 
 import torch
 from transformers import PreTrainedModel
 
-from takd.decoding.amounts import READ_AT_ONCE, WORTH
+from takd.decoding.amounts import READ_AT_ONCE, WORTH, between
 from takd.decoding.decoder import Decoder
 from takd.decoding.memory import KeptDecoder, rows_that_fit
 from takd.decoding.prompts import Decoding, Prompt, Response
@@ -75,7 +76,8 @@ def draw(
     columns = max(len(p.tokens) + min(steps, p.limit or steps) for p in prompts)
 
     def made() -> Decoder:
-        most = micro_batch or rows_that_fit(models, columns, steps, vocabulary, scored)
+        extra = between(**asdict(decoding))
+        most = micro_batch or rows_that_fit(models, columns, steps, vocabulary, scored, extra)
         rows, share = min(most, len(prompts)), teacher_mix if mixing else 0.0
         return Decoder(models, decoding, end_token, vocabulary, share, rows, columns, scored)
 

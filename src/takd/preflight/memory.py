@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from takd.decoding.amounts import between
 from takd.losses.amounts import KEPT_SHARE
 from takd.methods.registry import METHODS
 from takd.models.shapes import Shape
@@ -127,15 +128,16 @@ def training(
     found = Footprint(always)
     casts = copies | ({"the head's copy": 2.0 * student.embedding} if copies else {})
 
-    def drawing(use: str, prompts: int | None, models: Sequence[Loaded], scored: bool) -> None:
-        how = texts, gpu.device, scored
-        rows = tensors.decoded_rows(
-            models, *how, free=USABLE * total - sum((always | casts).values())
-        )
+    def drawing(
+        use: str, prompts: int | None, models: Sequence[Loaded], scored: bool, **decoding: Any
+    ) -> None:
+        how, extra = (texts, gpu.device, scored), between(**decoding)
+        free = USABLE * total - sum((always | casts).values())
+        rows = tensors.decoded_rows(models, *how, free, extra)
         found.rows[use] = rows
         if prompts:  # a process has no more rows than prompts
             rows = min(rows, math.ceil(prompts / world))
-        found.moments[f"drawing {use}"] = casts | tensors.sampling(models, rows, *how)
+        found.moments[f"drawing {use}"] = casts | tensors.sampling(models, rows, *how, extra)
 
     found.moments["training"] = {
         "activations": tensors.activations(student, 1, read, precision, dropout, checkpointing),
@@ -145,12 +147,21 @@ def training(
             models, spec, min(read, resources.micro_batch * texts.response), read, gpu.device
         ),
     }
-    drawing("dev", settings["dev_rows"], models[:1], scored=False)
+    drawing("dev", settings["dev_rows"], models[:1], scored=False, **spec.get("dev_decoding", {}))
+    top_k = settings.get("teacher_top_k", 0)
     mixing = models if facts.teacher_draws(settings) else models[:1]
     if facts.rollouts:
-        drawing("rollouts", settings["rollouts_per_round"], mixing, scored=True)
+        drawing(
+            "rollouts", settings["rollouts_per_round"], mixing, scored=True, teacher_top_k=top_k
+        )
     elif facts.on_policy and settings["on_policy"] != "off":
-        drawing("student responses", settings["batch_size"], mixing, scored=len(mixing) > 1)
+        drawing(
+            "student responses",
+            settings["batch_size"],
+            mixing,
+            scored=len(mixing) > 1,
+            teacher_top_k=top_k,
+        )
     return found
 
 
@@ -162,6 +173,7 @@ def asking(
     decodes: bool = True,
     beside: Shape | None = None,
     setting: str = "auto",
+    decoding: Mapping[str, Any] | None = None,
 ) -> Footprint:
     """Footprint of a stage that runs a trained model: evaluation, teacher generations or outputs, likelihoods.
 
@@ -169,6 +181,7 @@ def asking(
         decodes: whether the stage samples; otherwise it only reads texts.
         beside: a teacher that reads the same texts.
         setting: the stage's `precision`.
+        decoding: its settings of sampling.
     """
     models, read = loaded(gpu, setting, model, beside), resources.tokens(texts.whole)
     always = {} if gpu.on_cpu else {"PyTorch and CUDA": RUNTIME}
@@ -176,8 +189,9 @@ def asking(
         always[name] = float(shape.parameters * number)
     if decodes:
         free = math.inf if gpu.on_cpu else USABLE * GIB * gpu.gigabytes - sum(always.values())
-        rows = tensors.decoded_rows(models, texts, gpu.device, False, free)
-        sampling = tensors.sampling(models, rows, texts, gpu.device, scored=False)
+        extra = between(**(decoding or {}))
+        rows = tensors.decoded_rows(models, texts, gpu.device, False, free, extra)
+        sampling = tensors.sampling(models, rows, texts, gpu.device, False, extra)
         return Footprint(always, {"sampling": sampling}, {"responses": rows})
     number = max(each.number for each in models)
     block = max(tensors.reading(each.shape, read, number) for each in models)

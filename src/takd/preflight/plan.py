@@ -187,6 +187,8 @@ class Planner:
             decodes=job.rule in ("evaluate", "generate"),
             beside=max(beside, key=lambda teacher: teacher.parameters, default=None),
             setting=self.setting(job),
+            # what a teacher generates is not cut
+            decoding=self.settings["evaluation"]["decoding"] if job.rule == "evaluate" else None,
         )
 
     @property

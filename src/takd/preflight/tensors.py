@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from takd.decoding import amounts
-from takd.losses.amounts import HEAD_ROWS, chunk_tokens
+from takd.losses.amounts import HEAD_ROWS, block_tokens, chunk_tokens
 from takd.methods.registry import METHODS
 from takd.models.shapes import Shape
 
@@ -156,7 +156,13 @@ def loss(
         compared = "likeliest"
     (student, number), *teachers = models
     tensors = LOGITS.get(compared, COSTLIEST)
-    found = {"logits of a chunk": tensors * chunk(student, tokens, device)}
+    # on a CPU all but the logits, whose memory the gradients take, is computed of a few tokens at once
+    whole = chunk(student, tokens, device)
+    few = 4.0 * student.vocabulary * block_tokens(student.vocabulary, device)
+    if 0 < few < whole:
+        projected = len(teachers) if compared != "likeliest" else 0
+        whole, tensors = whole * (1 + projected) + few * tensors, 1
+    found = {"logits of a chunk": tensors * whole}
     if not settings.get("lora"):
         found["the head's gradient"] = 4 * student.embedding
         if number < 4:
@@ -188,13 +194,19 @@ def reading(shape: Shape, tokens: float, number: int) -> float:
 
 
 def sampling(
-    models: Sequence[Loaded], rows: int, texts: Texts, device: str, scored: bool
+    models: Sequence[Loaded],
+    rows: int,
+    texts: Texts,
+    device: str,
+    scored: bool,
+    extra: float = 0.0,
 ) -> dict[str, float]:
     """Bytes of decoding: caches, activations while prompts are read, and tensors of (rows, vocabulary).
 
     Args:
         models: the student, and the teacher if it decodes too.
         scored: whether log-probabilities are recorded.
+        extra: as `takd.decoding.amounts.between` returns it.
     """
     prompts = min(rows * texts.prompt, max(amounts.READ_AT_ONCE[device], texts.prompt))
     # the first prompts are read before there are caches; later ones beside these, a few at a time
@@ -209,19 +221,24 @@ def sampling(
         moments += [read, works - keys, later * works]
     found["reading prompts"] = max(moments)
     vocabulary = models[0].shape.vocabulary
-    found["next tokens"] = amounts.next_tokens(rows, vocabulary, len(models), scored, device)
+    found["next tokens"] = amounts.next_tokens(rows, vocabulary, len(models), scored, device, extra)
     for teacher, number in models[1:]:
         found["teacher's hidden states"] = float(rows * texts.response * teacher.width * number)
     return found
 
 
 def decoded_rows(
-    models: Sequence[Loaded], texts: Texts, device: str, scored: bool, free: float
+    models: Sequence[Loaded],
+    texts: Texts,
+    device: str,
+    scored: bool,
+    free: float,
+    extra: float = 0.0,
 ) -> int:
     """Number of rows that are decoded together, from the free bytes; as `takd.decoding` chooses it.
 
     Args:
-        models, scored: as of `sampling`.
+        models, scored, extra: as of `sampling`.
     """
     columns = amounts.room(texts.whole)
     row = sum(cache(model, 1, columns, number) for model, number in models)
@@ -229,4 +246,4 @@ def decoded_rows(
     read = amounts.READ_AT_ONCE[device]
     free -= max(cache(model, 1, read, number) for model, number in models)
     vocabulary = models[0].shape.vocabulary
-    return amounts.fitting_rows(row, vocabulary, len(models), scored, device, free)
+    return amounts.fitting_rows(row, vocabulary, len(models), scored, device, free, extra)
