@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_client
 import warm_python
 import yaml
 
@@ -77,7 +78,7 @@ class Project:
         if self.warm and not {"--dry-run", "-n", "--touch", "--report"}.intersection(arguments):
             env[warm_python.EXECUTABLE] = warm_python.stand_in(self.warm)
         with tempfile.TemporaryFile() as file:
-            status = warm_python.run(
+            status = warm_client.run(
                 warm_python.server("warm_snakemake"),
                 *(command, str(self.folder), env),
                 output=file.fileno(),

@@ -41,7 +41,7 @@ def test_micro_batches_by_rows_and_by_tokens(lengths, rows, tokens, expected):
     ("lengths", "padding", "expected"),
     [
         ([16, 16, 16, 32, 32, 64], 40, [3, 2, 1]),  # of 48, 64 and more tokens
-        ([16, 16, 32, 48], 40, [4]),
+        ([16, 16, 32, 48], 50, [4]),
         ([16, 16, 16, 48], 0, [4]),
     ],
 )

@@ -114,7 +114,8 @@ def test_short_prompts_are_not_padded_to_a_long_one(monkeypatch):
     plain = kv_cache.hidden_states
 
     def spy(model, ids_bt, **more):
-        read.append(tuple(ids_bt.shape))
+        if ids_bt.shape[1] > 1:  # a step's are one token each
+            read.append(tuple(ids_bt.shape))
         return plain(model, ids_bt, **more)
 
     monkeypatch.setattr(kv_cache, "hidden_states", spy)

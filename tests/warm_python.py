@@ -1,38 +1,17 @@
 """Run programs in processes forked from one that has imported what they need, which is most of the time of a short one.
 
-As a program it stands in for python3: `warm_python.py SOCKET script.py ...` has a server run the script.
+As a program it is such a server: `warm_python.py SOCKET MODULES`.
 """
 
 import array
 import functools
-import json
 import os
 import socket
 import sys
-from typing import NoReturn
-
-NUMBERS = array.array("i", [0, 1, 2])  # stdin, stdout, stderr
 
 SOURCE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src")
 PYTHON = sys.executable  # whatever stands in for it later
 EXECUTABLE = "TAKD_TEST_PYTHON"  # environment variable: what a program takes for its interpreter
-
-
-def run(path: str, arguments: list[str], folder: str, env: dict[str, str], output: int = 1) -> int:
-    """Run `python3 ARGUMENTS` with a server, and return its exit status.
-
-    Args:
-        path: socket of the server.
-        arguments: a script or `-m` and a module, then what these get.
-        output: file to write output and errors to.
-    """
-    files = NUMBERS if output == 1 else array.array("i", [0, output, output])
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(path)
-        server.sendmsg([b"!"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
-        server.sendall(json.dumps([arguments, folder, env]).encode())
-        server.shutdown(socket.SHUT_WR)
-        return int(server.makefile().read() or 1)
 
 
 @functools.cache
@@ -42,7 +21,7 @@ def server(*modules: str) -> str:
     import tempfile
 
     path = tempfile.mkdtemp(prefix="takd-warm-") + "/socket"
-    command = [PYTHON, __file__, "serve", path, *modules]
+    command = [PYTHON, __file__, path, *modules]
     # it ends when its standard input is closed, which any end of this process does
     pipe, env = subprocess.PIPE, {**os.environ, "PYTHONPATH": SOURCE}
     started = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env)
@@ -57,7 +36,8 @@ def stand_in(*modules: str) -> str:
 
     path = server(*modules)
     program = Path(path).with_name("python3")
-    program.write_text(f'#!/bin/sh\nexec {PYTHON} -IS {__file__} {path} "$@"\n')
+    client = Path(__file__).with_name("warm_client.py")
+    program.write_text(f'#!/bin/sh\nexec {PYTHON} -IS {client} {path} "$@"\n')
     program.chmod(0o755)
     return str(program)
 
@@ -100,9 +80,12 @@ def serve(path: str, *modules: str) -> None:
                 break
             connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _, rights, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(NUMBERS.itemsize * 3))
+    _, rights, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(3 * 4))
     files = array.array("i", rights[0][2])
-    arguments, folder, env = json.loads(connection.makefile().read())
+    text = connection.makefile("rb").read().decode(errors="surrogateescape")
+    count, *words = text.split("\0")
+    (folder, *variables), arguments = words[int(count) :], words[: int(count)]
+    env = dict(each.split("=", 1) for each in variables)
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         connection.sendall(str(os.waitstatus_to_exitcode(status) & 0xFF).encode())
@@ -131,13 +114,5 @@ def _become(arguments: list[str], folder: str, env: dict[str, str]) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-def main() -> NoReturn:
-    """Serve, or stand in for python3."""
-    if sys.argv[1] == "serve":
-        serve(*sys.argv[2:])
-        sys.exit()
-    sys.exit(run(sys.argv[1], sys.argv[2:], os.getcwd(), dict(os.environ)))
-
-
 if __name__ == "__main__":
-    main()
+    serve(*sys.argv[1:])

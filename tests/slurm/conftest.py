@@ -26,8 +26,11 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def start(cluster: Cluster) -> Iterator[Start]:
-    """Function that starts runs. After the test, their output is printed, and the cluster is reset."""
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Start]:
+    """Function that starts runs. After the test, their output is printed, and the cluster is reset.
+
+    The folder of the test is there until then.
+    """
     runs: list[Run] = []
 
     def begin(project: SlurmProject, *arguments: str) -> Run:

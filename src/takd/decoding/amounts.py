@@ -11,8 +11,8 @@ READ_AT_ONCE = {"cpu": 1024, "cuda": 16384}
 # tokens that take as long as one more pass over prompts: further padding is worth a pass. A GPU
 # computes them while the next operations are launched
 PASS_TOKENS = {"cpu": 64, "cuda": 0}
-# On a CPU, prompts that are read together are padded to a multiple of this, since its kernels add up
-# so many columns at once: which others are read with a prompt then changes no bit
+# On a CPU, prompts that are read together are padded to a multiple of this: its kernels add up so
+# many columns at once, so which other prompts a pass has should change no bit
 LANES = 16
 # steps between two looks at the tokens
 AHEAD = {"cpu": 1, "cuda": 8}

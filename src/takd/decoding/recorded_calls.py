@@ -89,7 +89,7 @@ def _python_function(func: Any, args: Any, kwargs: Any, outs: dict[str, Tensor])
     It reads its arguments in a third of the time of the operator, which accepts any schema.
     """
     name = func.overloadpacket.__name__
-    function = getattr(torch, name, None) or getattr(torch._C._nn, name, None)
+    function: Any = getattr(torch, name, None) or getattr(torch._C._nn, name, None)
     try:
         function(*args, **kwargs, **outs)
     except (TypeError, RuntimeError):

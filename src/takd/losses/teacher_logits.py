@@ -55,7 +55,9 @@ class LiveTeacher:
 
     def prepared(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         # of a chunk of tokens: all logits of a batch never exist at once
-        hidden_mh = columns.pop("teacher_hidden")
+        hidden_mh = columns.pop("teacher_hidden", None)
+        if hidden_mh is None:  # the loss compares no distributions
+            return columns
         return {**columns, "teacher_logits": project(self.model, hidden_mh, self.vocabulary)}
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -172,11 +172,8 @@ class MiniLLM(Method):
             # "slots": over responses padded to the maximum length, as in the authors' code
             padded = len(rollouts) * self.context.max_new_tokens
             flat_n = whiten(flat_n, padded if s["whitening"] == "slots" else flat_n.numel())
-        pieces = flat_n.split(lengths)
-        return [
-            replace(row, advantage=advantage)
-            for row, advantage in zip(rollouts, pieces, strict=True)
-        ]
+        pairs = zip(rollouts, flat_n.split(lengths), strict=True)
+        return [replace(row, advantage=advantage) for row, advantage in pairs]
 
     def loss(self, tokens: int, divisor: int | None = None) -> LossFunction:
         """Return the policy and single-step loss of a micro-batch, as a share of the global loss.
@@ -210,10 +207,9 @@ class MiniLLM(Method):
             columns = {**self.columns(rows, student.device), "target": layout.targets_n}
             if s["single_step_weight"]:
                 columns |= teacher.columns(rows, layout)
-            hidden_nh = layout.hidden(student)
             total, sums = sum_over_tokens(
-                *(of_tokens, student, hidden_nh, columns, vocabulary),
-                prepared=teacher.prepared if s["single_step_weight"] else dict,
+                *(of_tokens, student, layout.hidden(student), columns, vocabulary),
+                prepared=teacher.prepared,
             )
             sums["reward"] = columns["reward"].sum()
             sums["importance_weight"] = columns["state_weight"].sum()
@@ -252,9 +248,8 @@ class MiniLLM(Method):
         tokens = sum(len(block) - 1 for block in blocks)
         vocabulary, stored = self.context.vocabulary, self.context.stored.get("corpus")
         view = teacher_view(s["lm_teacher_outputs"], self.teacher, vocabulary, stored)
-        plain = label_and_divergence_loss(
-            view, forward_kl, s["lm_teacher_share"], vocabulary, tokens
-        )
+        share = s["lm_teacher_share"]
+        plain = label_and_divergence_loss(view, forward_kl, share, vocabulary, tokens)
 
         def loss(student: PreTrainedModel, rows: Sequence[Example]) -> tuple[Tensor, Statistics]:
             value, _ = plain(student, rows)

@@ -157,17 +157,25 @@ def wide_product(left_nk: Tensor, right_km: Tensor) -> Tensor:
 
 
 def vocabulary_product(hidden: Tensor, weight_vh: Tensor, bias_v: Tensor | None = None) -> Tensor:
-    """Compute logits, (..., hidden size) to (..., vocabulary), in float32 or wider.
+    """Compute logits without gradients, (..., hidden size) to (..., vocabulary), in float32 or wider.
 
     On a CPU this runs in blocks of the vocabulary, because a product of a few rows with 50,000
     columns reaches half of the library's speed.
     """
     flat_nh = hidden.reshape(-1, hidden.shape[-1])
     rows = weight_vh.shape[0]
-    in_blocks = hidden.device.type == "cpu" and rows > 2 * VOCABULARY_BLOCK
-    parts = weight_vh.split(VOCABULARY_BLOCK if in_blocks else rows)
-    pieces = [wide_product(flat_nh, part_vh.T) for part_vh in parts]
-    logits_nv = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    if hidden.device.type == "cpu" and rows > 2 * VOCABULARY_BLOCK:
+        # half precision is multiplied in float32, as `wide_product` does
+        half = flat_nh.dtype in HALVES
+        flat_nh = flat_nh.float() if half else flat_nh
+        logits_nv = flat_nh.new_empty(len(flat_nh), rows)
+        with without_autocast(hidden.device), torch.no_grad():
+            for start in range(0, rows, VOCABULARY_BLOCK):
+                part = slice(start, start + VOCABULARY_BLOCK)
+                part_vh = weight_vh[part].float() if half else weight_vh[part]
+                torch.mm(flat_nh, part_vh.T, out=logits_nv[:, part])
+    else:
+        logits_nv = wide_product(flat_nh, weight_vh.T)
     if bias_v is not None:
         logits_nv = logits_nv + bias_v.to(logits_nv.dtype)
     return logits_nv.unflatten(0, hidden.shape[:-1]) if hidden.ndim != 2 else logits_nv

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from takd.decoding import amounts
-from takd.losses.amounts import HEAD_ROWS, chunk_tokens
+from takd.losses.amounts import HEAD_ROWS, block_tokens, chunk_tokens
 from takd.methods.registry import METHODS
 from takd.models.shapes import Shape
 
@@ -156,7 +156,13 @@ def loss(
         compared = "likeliest"
     (student, number), *teachers = models
     tensors = LOGITS.get(compared, COSTLIEST)
-    found = {"logits of a chunk": tensors * chunk(student, tokens, device)}
+    # on a CPU all but the logits, whose memory the gradients take, is computed of a few tokens at once
+    whole = chunk(student, tokens, device)
+    few = 4.0 * student.vocabulary * block_tokens(student.vocabulary, device)
+    if 0 < few < whole:
+        projected = len(teachers) if compared != "likeliest" else 0
+        whole, tensors = whole * (1 + projected) + few * tensors, 1
+    found = {"logits of a chunk": tensors * whole}
     if not settings.get("lora"):
         found["the head's gradient"] = 4 * student.embedding
         if number < 4:
