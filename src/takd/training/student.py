@@ -82,9 +82,7 @@ class Student:
 
     def train(self) -> None:
         """Switch all modules to training mode, with dropout."""
-        # DeepSpeed's engine does not say whether its module trains
-        if self._sharded or not (self.module.training and self.model.training):
-            self.module.train()
+        self.module.train()  # DeepSpeed's engine does not say whether its module trains
 
     def passes(
         self, micro_batches: Sequence[tuple[LossFunction, Sequence[Any]]]
