@@ -19,7 +19,7 @@ from takd.decoding import memory as decoding_memory
 from takd.decoding.kv_cache import RaggedCache
 from takd.decoding.next_tokens import NextTokens
 from takd.decoding.sampling import Decoding, Prompt, draw
-from takd.losses import divergences
+from takd.losses import chunked, divergences
 from takd.losses.teacher_logits import LiveTeacher
 from takd.methods.base import Example
 from takd.methods.minillm import MiniLLM, Rollout
@@ -287,6 +287,39 @@ def test_peak_where_the_vocabulary_is_what_takes_memory(method: str, tmp_path: P
         tmp_path, "gpt2", method, layers=1, vocabulary=8000, texts=Texts(4, 120), rows=4
     )
     assert expected == pytest.approx(found, rel=0.10)
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("compared", ["label", "forward_kl", "reverse_kl", "jensen_shannon"])
+def test_peak_of_a_loss_in_whole_chunks(
+    compared: str, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU computes it: nothing of a chunk is left in memory when the next one begins."""
+    monkeypatch.setattr(chunked, "block_tokens", lambda vocabulary, device: 0)
+    vocabulary, count, width = 4000, 200, 8
+    student, teacher = (tiny_gpt2(seed, vocabulary, width=width) for seed in (1, 2))
+    view = LiveTeacher(teacher, vocabulary)
+
+    def of_tokens(
+        logits_mv: torch.Tensor, columns: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        log_q_mv = logits_mv.log_softmax(-1)
+        if compared == "label":
+            return -log_q_mv[:, 0], {}
+        return getattr(divergences, compared)(*view.pair(log_q_mv, columns)), {}
+
+    tokens = count * chunks
+    columns = {} if compared == "label" else {"teacher_hidden": torch.randn(tokens, width)}
+    hidden_nh = torch.randn(tokens, width, requires_grad=True)
+    with Live(*student.parameters(), *teacher.parameters()) as live:
+        before = live.now
+        chunked.sum_over_tokens(
+            *(of_tokens, student, hidden_nh, columns, vocabulary),
+            chunk=count,
+            prepared=view.prepared,
+        )
+    logits = (live.peak - before) / (4 * count * vocabulary)
+    assert tensors.LOGITS[compared] - 1 < logits <= tensors.LOGITS[compared]
 
 
 def test_peak_of_minillms_loss(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def _in_blocks(
-    loss: TokenLoss, logits_mv: Tensor, columns: Mapping[str, Tensor], learns: bool
+    loss: TokenLoss, logits_mv: Tensor, columns: dict[str, Tensor], learns: bool
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
     """Compute the loss and the statistics of a chunk's tokens, and the gradients of its logits.
 
@@ -110,7 +110,9 @@ def _in_blocks(
         with torch.enable_grad() if learns else torch.no_grad():
             # a leaf tensor, so that this backward pass ends at the logits
             block_mv = logits_mv[start : start + size].detach().requires_grad_(learns)
-            value_m, values = loss(block_mv, _pieces(columns, start, size))
+            # of one block the columns themselves, so that the loss can let go of large ones
+            piece = _pieces(columns, start, size) if size < count else columns
+            value_m, values = loss(block_mv, piece)
             value = value_m.sum()
         if learns:
             (grad_mv,) = torch.autograd.grad(value, block_mv)
@@ -180,6 +182,8 @@ class _Fused(torch.autograd.Function):
             total = total + value_m.sum()
             # returned through the dictionary: they need no gradients, and their names vary
             _add(statistics, values)
+            # gone before the next chunk needs memory
+            del logits_mv, piece, grad_mv
         ctx.save_for_backward(*gradients)
         ctx.types = [None if tensor is None else tensor.dtype for tensor in inputs]
         return total

@@ -62,7 +62,8 @@ class LiveTeacher:
 
     def pair(self, student_nv: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits_nv = tempered(columns["teacher_logits"], self.temperature)
+            # taken out, so that they are gone when the distributions are compared
+            logits_nv = tempered(columns.pop("teacher_logits"), self.temperature)
             return student_nv, logits_nv.log_softmax(-1)
 
 
